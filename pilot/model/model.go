@@ -1,0 +1,314 @@
+package model
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	meshv1 "istio.io/api/mesh/v1alpha1"
+	networking "istio.io/api/networking/v1alpha3"
+	security "istio.io/api/security/v1beta1"
+	telemetry "istio.io/api/telemetry/v1alpha1"
+)
+
+// Ref names an object and the place where it was written.
+type Ref struct {
+	Kind      string
+	Namespace string
+	Name      string
+	// File is relative to the mesh directory; Line is 1-based. Both are empty
+	// for objects that were made up from others.
+	File string
+	Line int
+}
+
+// String gives "<kind> <namespace>/<name> (<file>:<line>)".
+func (r Ref) String() string {
+	s := r.ID()
+	if r.File != "" {
+		s += fmt.Sprintf(" (%s:%d)", r.File, r.Line)
+	}
+	return s
+}
+
+// ID gives "<kind> <namespace>/<name>", the form in which refusals name a rule.
+func (r Ref) ID() string { return r.Kind + " " + r.Namespace + "/" + r.Name }
+
+// Meta is what every object carries.
+type Meta struct {
+	Ref
+	Labels      map[string]string
+	Annotations map[string]string
+	// Created is metadata.creationTimestamp, the zero time if not given. Where
+	// Istio lets the oldest object win, so does Writ, then the smaller name.
+	Created time.Time
+}
+
+// Object is an object of a kind whose specification is a message of istio.io/api.
+type Object[Spec any] struct {
+	Meta
+	Spec *Spec
+}
+
+// The kinds that are kept as their published types.
+type (
+	VirtualService        = Object[networking.VirtualService]
+	DestinationRule       = Object[networking.DestinationRule]
+	Gateway               = Object[networking.Gateway]
+	Sidecar               = Object[networking.Sidecar]
+	PeerAuthentication    = Object[security.PeerAuthentication]
+	RequestAuthentication = Object[security.RequestAuthentication]
+	AuthorizationPolicy   = Object[security.AuthorizationPolicy]
+	Telemetry             = Object[telemetry.Telemetry]
+)
+
+// Mesh is one revision of the whole configuration.
+type Mesh struct {
+	// Config is MeshConfig with Istio's defaults filled in.
+	Config *meshv1.MeshConfig
+	// TrustDomain is without scheme, for example "cluster.local".
+	TrustDomain string
+	// TrustDomainAliases are accepted wherever TrustDomain is.
+	TrustDomainAliases []string
+	// RootNamespace is where policies apply to the whole mesh.
+	RootNamespace string
+	// DomainSuffix completes host names: <service>.<namespace>.svc.<suffix>.
+	DomainSuffix string
+	// Dir is the absolute path of the mesh directory, for files that objects name.
+	Dir string
+
+	// NamespaceLabels has an entry for every namespace that an object lives in.
+	NamespaceLabels map[string]map[string]string
+
+	// Proxies are the Envoys that pilot configures, sorted by ID.
+	Proxies []*Proxy
+	// Services are sorted by Hostname, then by Namespace.
+	Services []*Service
+	// Secrets are TLS secrets by "<namespace>/<name>", for Gateway credentialName.
+	Secrets map[string]*Secret
+
+	// All lists below are sorted by creation time, then namespace, then name:
+	// the order in which Istio lets the first one win.
+	VirtualServices        []*VirtualService
+	DestinationRules       []*DestinationRule
+	Gateways               []*Gateway
+	Sidecars               []*Sidecar
+	PeerAuthentications    []*PeerAuthentication
+	RequestAuthentications []*RequestAuthentication
+	AuthorizationPolicies  []*AuthorizationPolicy
+	Telemetries            []*Telemetry
+	RegoPolicies           []*RegoPolicy
+	QuotaPolicies          []*QuotaPolicy
+
+	// Deciders are where proxies reach the services of Writ.
+	Deciders Deciders
+}
+
+// Deciders are the addresses of the services that Envoys call while deciding.
+// Each is "unix:///path" (no TLS, guarded by file mode) or "host:port" (mTLS;
+// the server's identity is spiffe://<td>/writ/authz or .../writ/ratelimit).
+// Empty means that the mesh runs without it.
+type Deciders struct {
+	Authz     string
+	RateLimit string
+}
+
+// ProxyType tells sidecars from gateways.
+type ProxyType int
+
+// The types of proxies.
+const (
+	SidecarProxy ProxyType = iota
+	GatewayProxy
+)
+
+// Interception is how traffic gets into a sidecar.
+type Interception int
+
+const (
+	// Explicit: the sidecar binds the workload's ports on the workload's own
+	// address and offers an HTTP proxy on ExplicitProxyPort; nothing is redirected.
+	Explicit Interception = iota
+	// Redirect: iptables send inbound traffic to InboundPort and outbound
+	// traffic to OutboundPort, as in an Istio pod.
+	Redirect
+)
+
+// The ports of a sidecar; Istio's where Istio has one.
+const (
+	AdminPort         = 15000
+	OutboundPort      = 15001
+	InboundPort       = 15006
+	ExplicitProxyPort = 15007
+	ReadinessPort     = 15021
+	PrometheusPort    = 15090
+)
+
+// Proxy is one Envoy: the sidecar of one workload replica, or a gateway.
+type Proxy struct {
+	// ID is the xDS node id in Istio's form: <type>~<IP>~<name>.<namespace>~<domain>.
+	ID   string
+	Type ProxyType
+	// Name is that of the replica, for example reviews-v2-1. For a gateway that
+	// is run for a Gateway object it is the object's name.
+	Name           string
+	Namespace      string
+	ServiceAccount string
+	Labels         map[string]string
+	// Node is the node whose agent serves this proxy.
+	Node         string
+	Address      netip.Addr
+	Interception Interception
+	// Ports are what the workload listens on; empty for gateways.
+	Ports []WorkloadPort
+	// GatewayPorts maps the port of a Gateway server to the port really bound,
+	// where the two differ (a privileged port without the right to bind it).
+	GatewayPorts map[uint32]uint32
+}
+
+// WorkloadPort is a port of a workload.
+type WorkloadPort struct {
+	Name     string
+	Protocol Protocol
+	// Port is the one that callers use at the workload's address.
+	Port uint32
+	// App is where the program really listens: with explicit interception the
+	// private port on AppAddress; otherwise the same as Port.
+	App uint32
+	// AppAddress is the address that the program listens on, 127.0.0.1 unless said otherwise.
+	AppAddress netip.Addr
+}
+
+// Protocol is the application protocol of a port.
+type Protocol int
+
+// The protocols, selected by a port's name (<protocol> or <protocol>-<suffix>)
+// or its appProtocol. What has no known prefix is TCP; UDP is not proxied.
+const (
+	TCP Protocol = iota
+	HTTP
+	HTTP2
+	GRPC
+	GRPCWeb
+	HTTPS
+	TLS
+	Mongo
+	Redis
+	MySQL
+	UDP
+)
+
+// IsHTTP says whether requests are seen (and not only connections).
+func (p Protocol) IsHTTP() bool { return p == HTTP || p == HTTP2 || p == GRPC || p == GRPCWeb }
+
+// IsHTTP2 says whether the program behind speaks HTTP/2 in plain text.
+func (p Protocol) IsHTTP2() bool { return p == HTTP2 || p == GRPC }
+
+// Resolution is how the endpoints of a service are found.
+type Resolution int
+
+// The resolutions, as ServiceEntry has them. DNSRoundRobin connects to one
+// answer at a time.
+const (
+	Static Resolution = iota
+	DNS
+	DNSRoundRobin
+	None
+)
+
+// Service is something that can be called by a host name.
+type Service struct {
+	// Meta is that of the Service or ServiceEntry, or of the first LocalWorkload
+	// for a service that follows from workloads alone.
+	Meta
+	// Hostname is fully qualified: reviews.default.svc.cluster.local, or what a
+	// ServiceEntry says (possibly a wildcard such as *.example.com).
+	Hostname string
+	// Addresses are virtual IPs or CIDRs, possibly none.
+	Addresses  []string
+	Ports      []ServicePort
+	Resolution Resolution
+	// External is set for ServiceEntries with location MESH_EXTERNAL: no mesh
+	// mTLS, and endpoints have no identity of the mesh.
+	External bool
+	// ExportTo as in Istio: empty or "*" is everywhere, "." the own namespace.
+	ExportTo []string
+	// SubjectAltNames from a ServiceEntry.
+	SubjectAltNames []string
+	Endpoints       []*Endpoint
+}
+
+// ServicePort is a port of a service.
+type ServicePort struct {
+	Name     string
+	Protocol Protocol
+	Port     uint32
+}
+
+// Endpoint is one address behind a service.
+type Endpoint struct {
+	// Address is an IP, or a host name with DNS resolution, or unix:///path.
+	Address string
+	// Ports maps the service's port number to the port at Address.
+	Ports          map[uint32]uint32
+	Labels         map[string]string
+	Namespace      string
+	ServiceAccount string
+	Weight         uint32
+	Locality       string
+	// Proxy is the sidecar in front of this endpoint, nil if there is none.
+	Proxy *Proxy
+}
+
+// RegoPolicy is our kind of that name.
+type RegoPolicy struct {
+	Meta
+	// Selector is empty for every workload of the namespace (of the mesh in the root namespace).
+	Selector map[string]string
+	// Module is the Rego text, empty when BundleURL is set.
+	Module        string
+	Query         string
+	BundleURL     string
+	BundleRefresh time.Duration
+	// FailOpen is whenUnavailable: Allow.
+	FailOpen bool
+	Observe  bool
+}
+
+// QuotaPolicy is our kind of that name.
+type QuotaPolicy struct {
+	Meta
+	Selector map[string]string
+	Limits   []QuotaLimit
+	// FailClosed is whenUnavailable: Deny.
+	FailClosed bool
+	Observe    bool
+}
+
+// QuotaLimit allows Requests per Every for each combination of the values of Per.
+type QuotaLimit struct {
+	Per      []Dimension
+	Requests uint32
+	Every    time.Duration
+}
+
+// Dimension is one entry of a quota limit's per: source.principal,
+// source.namespace, source.ip, request.method, request.path,
+// request.headers[NAME], request.auth.claims[NAME], destination.service, or a
+// constant.
+type Dimension struct {
+	// Text is as written, and the key of the descriptor entry.
+	Text string
+	// Kind is Text without the part in brackets; "constant" for a constant.
+	Kind string
+	// Arg is the part in brackets: a header or claim name (nested claims as
+	// [a][b] give "a.b"), or the constant's text.
+	Arg string
+}
+
+// Secret is a TLS secret.
+type Secret struct {
+	Meta
+	// Cert, Key and CA are PEM.
+	Cert, Key, CA []byte
+}
