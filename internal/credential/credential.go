@@ -1,0 +1,425 @@
+// Package credential keeps the X.509 credential of a service or node agent of
+// Writ itself: it joins the certificate authority with a one-time token, keeps
+// key and certificate on disk (mode 0600) so that a restart needs no new token,
+// renews at half life with its own certificate, follows the trust bundle, and
+// makes TLS configurations of both.
+//
+// Workloads' keys are not here: they are made in the node agent's memory and
+// never touch a disk.
+package credential
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+
+	"github.com/writ-mesh/writ/internal/atomicfile"
+	"github.com/writ-mesh/writ/internal/identity"
+	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
+)
+
+// Config says where a credential comes from.
+type Config struct {
+	// CA is the certificate authority's address, host:port.
+	CA string `yaml:"ca"`
+	// TrustBundle is a PEM file with the roots, by which the authority is known
+	// when joining.
+	TrustBundle string `yaml:"trust_bundle"`
+	// TokenFile holds the one-time join token; it is read anew at each try.
+	TokenFile string `yaml:"token_file"`
+	// Dir is where key and certificate are kept, a folder of mode 0700.
+	Dir string `yaml:"dir"`
+	// TrustDomain is without scheme.
+	TrustDomain string `yaml:"trust_domain"`
+}
+
+// Validate checks that the fields that New needs are there.
+func (c Config) Validate() error {
+	var missing []string
+	for name, v := range map[string]string{"ca": c.CA, "trust_bundle": c.TrustBundle, "dir": c.Dir, "trust_domain": c.TrustDomain} {
+		if v == "" {
+			missing = append(missing, name)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("identity: missing %s", strings.Join(missing, ", "))
+	}
+	if _, err := spiffeid.TrustDomainFromString(c.TrustDomain); err != nil {
+		return fmt.Errorf("identity: trust_domain %q: %w", c.TrustDomain, err)
+	}
+	return nil
+}
+
+// Source is a credential that renews itself. It is safe for concurrent use.
+type Source struct {
+	cfg Config
+	id  spiffeid.ID
+	td  spiffeid.TrustDomain
+	log *slog.Logger
+	now func() time.Time
+
+	mu     sync.RWMutex
+	svid   *x509svid.SVID
+	bundle *x509bundle.Bundle
+	conn   *grpc.ClientConn
+}
+
+// dialBackoff is short: services restart within a second, and what waits for
+// them is configuration and identity.
+var dialBackoff = backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}
+
+const (
+	keyFile    = "key.pem"
+	certFile   = "cert.pem"
+	bundleFile = "bundle.pem"
+	// retryMin and retryMax bound the back-off towards the authority.
+	retryMin = 100 * time.Millisecond
+	retryMax = 5 * time.Second
+)
+
+// New returns a source for id once a certificate is there: from disk if it has
+// not expired, else by joining, which is tried until ctx ends. The caller runs
+// Run to keep it fresh.
+func New(ctx context.Context, cfg Config, id spiffeid.ID, log *slog.Logger) (*Source, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	s := &Source{cfg: cfg, id: id, td: id.TrustDomain(), log: log, now: time.Now}
+	if err := s.loadBundle(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.load(); err != nil {
+		log.InfoContext(ctx, "no usable certificate on disk, joining", slog.Any("reason", err))
+		if err := s.retry(ctx, "join", s.join); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// loadBundle waits for the trust bundle, which the authority may still be about
+// to write.
+func (s *Source) loadBundle(ctx context.Context) error {
+	return s.retry(ctx, "read the trust bundle", func(context.Context) error {
+		for _, path := range []string{filepath.Join(s.cfg.Dir, bundleFile), s.cfg.TrustBundle} {
+			b, err := x509bundle.Load(s.td, path)
+			if err == nil && !b.Empty() {
+				s.setBundle(b)
+				return nil
+			}
+			if !errors.Is(err, fs.ErrNotExist) && path == s.cfg.TrustBundle {
+				return fmt.Errorf("trust bundle %s: %w", path, err)
+			}
+		}
+		return fmt.Errorf("trust bundle %s does not exist yet", s.cfg.TrustBundle)
+	})
+}
+
+func (s *Source) load() error {
+	svid, err := x509svid.Load(filepath.Join(s.cfg.Dir, certFile), filepath.Join(s.cfg.Dir, keyFile))
+	if err != nil {
+		return err
+	}
+	if svid.ID != s.id {
+		return fmt.Errorf("the certificate in %s is for %s", s.cfg.Dir, svid.ID)
+	}
+	if !s.now().Before(svid.Certificates[0].NotAfter) {
+		return fmt.Errorf("the certificate in %s has expired", s.cfg.Dir)
+	}
+	if _, _, err := x509svid.Verify(svid.Certificates, s, x509svid.WithTime(s.now())); err != nil {
+		return err
+	}
+	s.setSVID(svid)
+	return nil
+}
+
+// retry calls f until it works, ctx ends, or the authority's answer is final.
+func (s *Source) retry(ctx context.Context, what string, f func(context.Context) error) error {
+	for wait := retryMin; ; wait = min(2*wait, retryMax) {
+		err := f(ctx)
+		if err == nil {
+			return nil
+		}
+		s.log.DebugContext(ctx, "will try again", slog.String("what", what), slog.Any("error", err))
+		if wait >= retryMax {
+			s.log.WarnContext(ctx, "cannot "+what+" yet", slog.Any("error", err))
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("identity: %s: %w (gave up: %w)", what, err, ctx.Err())
+		case <-time.After(wait/2 + mathrand.N(wait)):
+		}
+	}
+}
+
+func (s *Source) join(ctx context.Context) error {
+	token, err := os.ReadFile(s.cfg.TokenFile)
+	if err != nil {
+		return fmt.Errorf("join token: %w", err)
+	}
+	ca, err := identity.Service(s.td, identity.CA)
+	if err != nil {
+		return err
+	}
+	conn, err := grpc.NewClient(s.cfg.CA, grpc.WithTransportCredentials(credentials.NewTLS(tls13(tlsconfig.TLSClientConfig(s, tlsconfig.AuthorizeID(ca))))))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return s.obtain(ctx, func(ctx context.Context, csr []byte) (*capb.CertificateResponse, error) {
+		return capb.NewCertificateAuthorityClient(conn).Join(ctx, &capb.JoinRequest{Token: strings.TrimSpace(string(token)), Csr: csr})
+	})
+}
+
+func (s *Source) renew(ctx context.Context) error {
+	conn, err := s.caConn()
+	if err != nil {
+		return err
+	}
+	return s.obtain(ctx, func(ctx context.Context, csr []byte) (*capb.CertificateResponse, error) {
+		return capb.NewCertificateAuthorityClient(conn).Renew(ctx, &capb.RenewRequest{Csr: csr})
+	})
+}
+
+func (s *Source) caConn() (*grpc.ClientConn, error) {
+	ca, err := identity.Service(s.td, identity.CA)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn == nil {
+		s.conn, err = s.Dial(s.cfg.CA, ca)
+	}
+	return s.conn, err
+}
+
+// obtain makes a new key, asks for its certificate, checks it and keeps both.
+func (s *Source) obtain(ctx context.Context, ask func(context.Context, []byte) (*capb.CertificateResponse, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		return err
+	}
+	resp, err := ask(ctx, csr)
+	if err != nil {
+		return err
+	}
+	if err := s.takeBundle(resp.GetBundle()); err != nil {
+		return err
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	var der []byte
+	for _, c := range resp.GetChain() {
+		der = append(der, c...)
+	}
+	svid, err := x509svid.ParseRaw(der, keyDER)
+	if err != nil {
+		return err
+	}
+	if svid.ID != s.id {
+		return fmt.Errorf("the authority answered with a certificate for %s instead of %s", svid.ID, s.id)
+	}
+	certPEM, keyPEM, err := svid.Marshal()
+	if err != nil {
+		return err
+	}
+	// Written before it is used: after a crash the key on disk and the
+	// certificate on disk may differ, which load finds and answers by joining.
+	if err := atomicfile.Write(filepath.Join(s.cfg.Dir, keyFile), keyPEM, 0o600); err != nil {
+		return err
+	}
+	if err := atomicfile.Write(filepath.Join(s.cfg.Dir, certFile), certPEM, 0o600); err != nil {
+		return err
+	}
+	s.setSVID(svid)
+	return nil
+}
+
+func (s *Source) takeBundle(b *capb.Bundle) error {
+	bundle := x509bundle.New(s.td)
+	for _, der := range b.GetRoots() {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return fmt.Errorf("trust bundle from the authority: %w", err)
+		}
+		bundle.AddX509Authority(c)
+	}
+	if bundle.Empty() {
+		return errors.New("trust bundle from the authority is empty")
+	}
+	if s.currentBundle().Equal(bundle) {
+		return nil
+	}
+	data, err := bundle.Marshal()
+	if err != nil {
+		return err
+	}
+	if err := atomicfile.Write(filepath.Join(s.cfg.Dir, bundleFile), data, 0o644); err != nil {
+		return err
+	}
+	s.setBundle(bundle)
+	return nil
+}
+
+// Run renews the certificate at half of its life, give or take a tenth, and
+// follows the trust bundle, until ctx ends.
+func (s *Source) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { s.followBundle(ctx) })
+	defer wg.Wait()
+	for {
+		leaf := s.current().Certificates[0]
+		life := leaf.NotAfter.Sub(leaf.NotBefore)
+		jitter := time.Duration((mathrand.Float64() - 0.5) * 0.2 * float64(life))
+		wait := max(leaf.NotBefore.Add(life/2+jitter).Sub(s.now()), 0)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+		if err := s.retry(ctx, "renew the certificate", s.renewOrJoin); err != nil {
+			return err
+		}
+	}
+}
+
+// renewOrJoin falls back to the token when the certificate has expired meanwhile.
+func (s *Source) renewOrJoin(ctx context.Context) error {
+	if s.now().Before(s.current().Certificates[0].NotAfter) {
+		return s.renew(ctx)
+	}
+	return s.join(ctx)
+}
+
+func (s *Source) followBundle(ctx context.Context) {
+	_ = s.retry(ctx, "follow the trust bundle", func(ctx context.Context) error {
+		conn, err := s.caConn()
+		if err != nil {
+			return err
+		}
+		stream, err := capb.NewCertificateAuthorityClient(conn).WatchBundle(ctx, &capb.WatchBundleRequest{})
+		if err != nil {
+			return err
+		}
+		for {
+			b, err := stream.Recv()
+			if status.Code(err) == codes.Canceled && ctx.Err() != nil {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			if err := s.takeBundle(b); err != nil {
+				return err
+			}
+		}
+	})
+}
+
+// ServerTLS is for servers: a client certificate of the trust domain is
+// required; which identity may do what is for rpc.Methods to say.
+func (s *Source) ServerTLS() *tls.Config {
+	return tls13(tlsconfig.MTLSServerConfig(s, s, tlsconfig.AuthorizeMemberOf(s.td)))
+}
+
+// ClientTLS is for clients of the server with exactly that identity.
+func (s *Source) ClientTLS(server spiffeid.ID) *tls.Config {
+	return tls13(tlsconfig.MTLSClientConfig(s, s, tlsconfig.AuthorizeID(server)))
+}
+
+// Dial connects to a service of Writ. addr is host:port.
+func (s *Source) Dial(addr string, server spiffeid.ID) (*grpc.ClientConn, error) {
+	return grpc.NewClient(addr,
+		grpc.WithTransportCredentials(credentials.NewTLS(s.ClientTLS(server))),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: dialBackoff, MinConnectTimeout: 2 * time.Second}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),
+	)
+}
+
+// GetX509SVID implements x509svid.Source.
+func (s *Source) GetX509SVID() (*x509svid.SVID, error) {
+	if svid := s.current(); svid != nil {
+		return svid, nil
+	}
+	return nil, errors.New("identity: no certificate yet")
+}
+
+// GetX509BundleForTrustDomain implements x509bundle.Source.
+func (s *Source) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	return s.currentBundle().GetX509BundleForTrustDomain(td)
+}
+
+// Bundle returns the roots of the trust domain.
+func (s *Source) Bundle() []*x509.Certificate { return s.currentBundle().X509Authorities() }
+
+// ID is the identity that the source is for.
+func (s *Source) ID() spiffeid.ID { return s.id }
+
+// NotAfter is when the current certificate expires.
+func (s *Source) NotAfter() time.Time { return s.current().Certificates[0].NotAfter }
+
+func (s *Source) current() *x509svid.SVID {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.svid
+}
+
+func (s *Source) setSVID(svid *x509svid.SVID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.svid = svid
+}
+
+func (s *Source) currentBundle() *x509bundle.Bundle {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.bundle
+}
+
+func (s *Source) setBundle(b *x509bundle.Bundle) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bundle = b
+}
+
+func tls13(c *tls.Config) *tls.Config {
+	c.MinVersion = tls.VersionTLS13
+	return c
+}

@@ -1,0 +1,96 @@
+// Package listen opens the sockets that Writ's services listen on, TCP or unix,
+// from one form of address.
+package listen
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// UnixMode is the mode of unix sockets: only the user that runs the service (and
+// root) may connect.
+const UnixMode fs.FileMode = 0o600
+
+// Listen listens on "unix:///path" or "host:port". A unix socket gets mode
+// UnixMode; one that a dead process left behind is replaced, one that somebody
+// listens on is refused.
+func Listen(addr string) (net.Listener, error) { return WithMode(addr, UnixMode) }
+
+// WithMode is Listen with the mode that a unix socket gets.
+func WithMode(addr string, mode fs.FileMode) (net.Listener, error) {
+	path, ok := Unix(addr)
+	if !ok {
+		l, err := net.Listen("tcp", addr)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return nil, fmt.Errorf("listen on %s: the port is in use by another process; stop it or choose another port", addr)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("listen on %s: %w", addr, err)
+		}
+		return l, nil
+	}
+	if err := removeStale(path); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", addr, err)
+	}
+	if err := os.Chmod(path, mode); err != nil {
+		_ = l.Close()
+		return nil, fmt.Errorf("listen on %s: %w", addr, err)
+	}
+	return l, nil
+}
+
+// Unix returns the path of a "unix:///path" address.
+func Unix(addr string) (path string, ok bool) {
+	path, ok = strings.CutPrefix(addr, "unix://")
+	return path, ok && strings.HasPrefix(path, "/")
+}
+
+// Valid checks an address without opening it.
+func Valid(addr string) error {
+	if strings.HasPrefix(addr, "unix:") {
+		path, ok := Unix(addr)
+		if !ok {
+			return fmt.Errorf("address %q: want unix:///absolute/path", addr)
+		}
+		// sun_path has 108 bytes with the final zero, unix(7).
+		if len(path) > 107 {
+			return fmt.Errorf("address %q: the path of a unix socket has at most 107 bytes, this one has %d", addr, len(path))
+		}
+		return nil
+	}
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		return fmt.Errorf("address %q: want host:port or unix:///path", addr)
+	}
+	return nil
+}
+
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("listen on unix://%s: %w", path, err)
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("listen on unix://%s: the path exists and is no socket; remove it or choose another", path)
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		_ = c.Close()
+		return fmt.Errorf("listen on unix://%s: another process listens there; stop it or choose another path", path)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("listen on unix://%s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,23 @@
+// Package version says which build this is.
+package version
+
+import (
+	"runtime/debug"
+)
+
+// Number is the released version that this source becomes.
+const Number = "0.1.0"
+
+// String gives the number and, if the build knows it, the source revision.
+func String() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return Number
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
+			return Number + "+" + s.Value[:12]
+		}
+	}
+	return Number
+}
