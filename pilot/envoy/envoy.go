@@ -73,7 +73,14 @@ func SDS(name string) *tlsv3.SdsSecretConfig {
 				TransportApiVersion:       corev3.ApiVersion_V3,
 				SetNodeOnFirstMessageOnly: true,
 				GrpcServices: []*corev3.GrpcService{{
-					TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: AgentCluster}},
+					TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{
+						ClusterName: AgentCluster,
+						// Envoy's own maximum of 30 s is longer than a certificate may live.
+						RetryPolicy: &corev3.RetryPolicy{RetryBackOff: &corev3.BackoffStrategy{
+							BaseInterval: durationpb.New(100 * time.Millisecond),
+							MaxInterval:  durationpb.New(time.Second),
+						}},
+					}},
 				}},
 			}},
 		},
