@@ -1,0 +1,260 @@
+package limit
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+var epoch = time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC)
+
+func mustNew(t testing.TB, a Algorithm, requests uint32, window time.Duration) Limit {
+	t.Helper()
+	l, err := New(a, requests, window)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func TestNewRefusesWhatIsNoLimit(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		alg    Algorithm
+		window time.Duration
+		ok     bool
+	}{
+		{"no algorithm", 0, time.Second, false},
+		{"unknown algorithm", 9, time.Second, false},
+		{"no window", Sliding, 0, false},
+		{"negative window", Sliding, -time.Second, false},
+		{"below the shortest", Fixed, MinWindow - 1, false},
+		{"shortest", Fixed, MinWindow, true},
+		{"longest", Sliding, MaxWindow, true},
+		{"above the longest", Sliding, MaxWindow + 1, false},
+		{"the greatest duration", Sliding, math.MaxInt64, false},
+	} {
+		if _, err := New(c.alg, 1, c.window); (err == nil) != c.ok {
+			t.Errorf("%s: error %v, want ok %v", c.name, err, c.ok)
+		}
+	}
+	if got := mustNew(t, Sliding, 1, time.Millisecond+1).Window(); got != time.Millisecond+time.Microsecond {
+		t.Errorf("window is rounded to %s, want up to the next microsecond", got)
+	}
+}
+
+// TestNeverMoreThanTheLimitInAnyWindow plays random traffic and looks at every
+// window that begins with an admitted use: those are the fullest ones.
+func TestNeverMoreThanTheLimitInAnyWindow(t *testing.T) {
+	for seed := range uint64(300) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		l := mustNew(t, Sliding, uint32(rng.IntN(200)), time.Duration(1+rng.IntN(100_000_000))*time.Microsecond+MinWindow)
+		type admitted struct {
+			at   time.Time
+			hits uint64
+		}
+		var (
+			w    Window
+			past []admitted
+			now  = epoch
+		)
+		for range 600 {
+			now = now.Add(time.Duration(rng.Int64N(int64(l.Window())/20 + 1)))
+			hits := uint64(1)
+			if rng.IntN(5) == 0 {
+				hits = uint64(rng.IntN(20))
+			}
+			if w.Check(l, now, hits, 0).Over {
+				continue
+			}
+			w.Add(l, now, hits)
+			past = append(past, admitted{now, hits})
+		}
+		for i, first := range past {
+			sum := uint64(0)
+			for _, a := range past[i:] {
+				// Both ends are cut to microseconds, so that is how exact the promise is.
+				if a.at.UnixMicro()-first.at.UnixMicro() >= l.window {
+					break
+				}
+				sum += a.hits
+			}
+			if sum > uint64(l.Requests()) {
+				t.Fatalf("seed %d: %d passed within %s of %s, limit %d", seed, sum, l.Window(), first.at, l.Requests())
+			}
+		}
+	}
+}
+
+// TestNoStarvation: what was admitted is given back after one window and one step
+// at the latest, however much is refused meanwhile.
+func TestNoStarvation(t *testing.T) {
+	for _, requests := range []uint32{1, 2, 10, Steps, Steps + 1, 100, 10_000} {
+		l := mustNew(t, Sliding, requests, 10*time.Second)
+		var w Window
+		for i := range requests {
+			now := epoch.Add(time.Duration(i) * 5 * time.Second / time.Duration(requests))
+			if w.Check(l, now, 1, 0).Over {
+				t.Fatalf("limit %d: use %d refused", requests, i)
+			}
+			w.Add(l, now, 1)
+		}
+		for i := range 1000 { // hammering moves nothing
+			if !w.Check(l, epoch.Add(5*time.Second+time.Duration(i)*time.Microsecond), 1, 0).Over {
+				t.Fatalf("limit %d: more than the limit passed", requests)
+			}
+		}
+		if w.Check(l, epoch.Add(l.Window()+l.Window()/Steps), 1, 0).Over {
+			t.Errorf("limit %d: still refused a window and a step after the first use", requests)
+		}
+		if end := epoch.Add(5*time.Second + l.Window()); w.Check(l, end, uint64(requests), 0).Over || !w.Idle(l, end) {
+			t.Errorf("limit %d: not wholly free a window after the last use", requests)
+		}
+	}
+}
+
+// TestRetryAfterIsTrue: at the time that a refusal names the use passes, and not
+// a microsecond earlier.
+func TestRetryAfterIsTrue(t *testing.T) {
+	for seed := range uint64(200) {
+		rng := rand.New(rand.NewPCG(seed, 2))
+		l := mustNew(t, Sliding, uint32(1+rng.IntN(100)), time.Duration(1+rng.IntN(60))*time.Second)
+		var w Window
+		now := epoch
+		for range 300 {
+			now = now.Add(time.Duration(rng.Int64N(int64(l.Window()) / 30))).Truncate(time.Microsecond)
+			hits := uint64(1 + rng.IntN(int(min(l.Requests(), 5))))
+			out := w.Check(l, now, hits, 0)
+			if !out.Over {
+				w.Add(l, now, hits)
+				continue
+			}
+			if out.RetryAfter <= 0 || out.RetryAfter > l.Window() || out.RetryAfter > out.Reset {
+				t.Fatalf("seed %d: retry after %s, window %s, reset %s", seed, out.RetryAfter, l.Window(), out.Reset)
+			}
+			early := Window{entries: append([]entry(nil), w.entries...), used: w.used}
+			if !early.Check(l, now.Add(out.RetryAfter-time.Microsecond), hits, 0).Over {
+				t.Fatalf("seed %d: passes before the time that was named", seed)
+			}
+			later := Window{entries: append([]entry(nil), w.entries...), used: w.used}
+			if later.Check(l, now.Add(out.RetryAfter), hits, 0).Over {
+				t.Fatalf("seed %d: refused at the time that was named", seed)
+			}
+		}
+	}
+}
+
+func TestRefusedTakesNothing(t *testing.T) {
+	l := mustNew(t, Sliding, 10, time.Minute)
+	var w Window
+	w.Add(l, epoch, 8)
+	for range 50 {
+		if out := w.Check(l, epoch, 3, 0); !out.Over || out.Remaining != 2 {
+			t.Fatalf("got %+v, want over with 2 remaining", out)
+		}
+	}
+	if out := w.Check(l, epoch, 2, 0); out.Over {
+		t.Error("what is left does not pass after refusals")
+	}
+	if out := w.Check(l, epoch, 2, 1); !out.Over {
+		t.Error("pending hits of the same decision are not counted")
+	}
+}
+
+// TestRaisedLimit: 50 refused, then 10 more allowed: exactly 10 more pass.
+func TestRaisedLimit(t *testing.T) {
+	l := mustNew(t, Sliding, 5, time.Minute)
+	var w Window
+	pass := func(l Limit, n int) (passed int) {
+		for range n {
+			if !w.Check(l, epoch, 1, 0).Over {
+				w.Add(l, epoch, 1)
+				passed++
+			}
+		}
+		return passed
+	}
+	if got := pass(l, 55); got != 5 {
+		t.Fatalf("%d passed, want 5", got)
+	}
+	if got := pass(mustNew(t, Sliding, 15, time.Minute), 50); got != 10 {
+		t.Errorf("%d more passed after raising the limit by 10", got)
+	}
+}
+
+func TestHugeAndZeroHits(t *testing.T) {
+	l := mustNew(t, Sliding, math.MaxUint32, time.Second)
+	var w Window
+	if out := w.Check(l, epoch, math.MaxUint64, 0); !out.Over || out.RetryAfter != time.Second {
+		t.Errorf("2^64-1 hits: %+v", out)
+	}
+	if out := w.Check(l, epoch, math.MaxUint32, 0); out.Over {
+		t.Errorf("the whole of the greatest limit at once: %+v", out)
+	}
+	w.Add(l, epoch, math.MaxUint64)
+	w.Add(l, epoch, 0)
+	if len(w.entries) != 1 {
+		t.Errorf("taking nothing left an entry")
+	}
+	none := mustNew(t, Sliding, 0, time.Second)
+	if out := new(Window).Check(none, epoch, 0, 0); !out.Over || out.RetryAfter != time.Second {
+		t.Errorf("a limit of nothing: %+v", out)
+	}
+}
+
+func TestMemoryOfAWindowIsBounded(t *testing.T) {
+	l := mustNew(t, Sliding, 3, time.Hour)
+	var w Window
+	for i := range 100_000 {
+		w.Add(l, epoch.Add(time.Duration(i)*time.Microsecond), 1)
+	}
+	if len(w.entries) > maxEntries || w.used != 100_000 {
+		t.Errorf("%d entries for %d uses, want at most %d", len(w.entries), w.used, maxEntries)
+	}
+}
+
+func TestClockSetBack(t *testing.T) {
+	for _, back := range []time.Duration{time.Second, time.Minute, 24 * time.Hour} {
+		l := mustNew(t, Sliding, 2, time.Second)
+		var w Window
+		w.Add(l, epoch, 2)
+		now := epoch.Add(-back)
+		if !w.Check(l, now, 1, 0).Over {
+			t.Errorf("back by %s: the limit is forgotten", back)
+		}
+		if w.Check(l, now.Add(l.Window()), 1, 0).Over {
+			t.Errorf("back by %s: still refused a window later", back)
+		}
+	}
+}
+
+func TestFixedCountsLikeTheIncumbent(t *testing.T) {
+	l := mustNew(t, Fixed, 2, time.Minute)
+	at := epoch.Add(12300 * time.Millisecond)
+	var c Counter
+	for i, want := range []Outcome{
+		{Remaining: 1, Reset: 47700 * time.Millisecond},
+		{Remaining: 0, Reset: 47700 * time.Millisecond},
+		{Over: true, Reset: 47700 * time.Millisecond, RetryAfter: 47700 * time.Millisecond},
+	} {
+		if got := c.Count(l, at, 1); got != want {
+			t.Errorf("use %d: %+v, want %+v", i+1, got, want)
+		}
+	}
+	if got := c.Count(l, epoch.Add(time.Minute), 0); got.Over || got.Remaining != 2 {
+		t.Errorf("next window, asked only: %+v", got)
+	}
+	if got := c.Count(l, epoch.Add(time.Minute), 3); !got.Over || got.Remaining != 0 {
+		t.Errorf("three at once: %+v", got)
+	}
+	for range 3 {
+		c.Count(l, epoch.Add(time.Minute), math.MaxUint64)
+	}
+	if got := c.Count(l, epoch.Add(time.Minute), math.MaxUint64); !got.Over {
+		t.Errorf("the count ran over: %+v", got)
+	}
+	if c.Idle(l, epoch.Add(119*time.Second)) || !c.Idle(l, epoch.Add(2*time.Minute)) {
+		t.Error("idle is not the end of the window")
+	}
+}
