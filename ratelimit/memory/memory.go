@@ -1,0 +1,262 @@
+// Package memory keeps the counters of rate limits in this process.
+//
+// The keys are spread over shards with a lock each; a decision over several keys
+// holds the locks of all their shards, taken in order, so that it is atomic. The
+// memory is bounded by a number of keys. When a shard is full the counter used
+// longest ago goes, idle or not: evicting one that still counts forgets its uses
+// and errs on the open side, which Evicted makes visible.
+package memory
+
+import (
+	"container/list"
+	"context"
+	"hash/maphash"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/writ-mesh/writ/ratelimit/limit"
+)
+
+// DefaultMaxKeys bounds the counters at about 150 MiB in the worst case: a key of
+// 100 bytes and a window with all its entries take some 750 bytes.
+const DefaultMaxKeys = 200_000
+
+// shardCount is a power of two well above the number of cores that contend.
+const shardCount = 64
+
+// Store is a set of counters. It is safe for concurrent use.
+type Store struct {
+	seed    maphash.Seed
+	perkeys int
+	shards  [shardCount]shard
+	evicted atomic.Uint64
+}
+
+type shard struct {
+	mu    sync.Mutex
+	cells map[string]*list.Element // of *cell
+	order *list.List               // most recently used first
+	_     [32]byte                 // keeps the locks of neighbours in different cache lines
+}
+
+type cell struct {
+	key     string
+	limit   limit.Limit // as last used, to tell whether the cell is idle
+	window  limit.Window
+	fixed   limit.Counter
+	pending uint64 // hits of uses of the same key in the decision being made
+}
+
+// New returns a store that holds at most maxKeys counters (0: DefaultMaxKeys),
+// rounded up to a multiple of the number of shards.
+func New(maxKeys int) *Store {
+	if maxKeys <= 0 {
+		maxKeys = DefaultMaxKeys
+	}
+	s := &Store{seed: maphash.MakeSeed(), perkeys: (maxKeys + shardCount - 1) / shardCount}
+	for i := range s.shards {
+		s.shards[i].cells = make(map[string]*list.Element)
+		s.shards[i].order = list.New()
+	}
+	return s
+}
+
+// Decide makes one decision over all uses at the time now and puts what became
+// of each into outcomes, which is as long as uses. Sliding limits are taken from
+// only if no enforced one of them is over. It never fails; the error is there to
+// fit the interface of stores.
+func (s *Store) Decide(_ context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
+	var l locked
+	l.lock(s, uses, true)
+	defer l.unlock(s, now)
+	refused := l.check(now, uses, outcomes)
+	for i := range uses {
+		u := &uses[i]
+		if u.Limit.Algorithm() == limit.Fixed {
+			continue
+		}
+		c := l.cells[i]
+		c.pending = 0
+		if !refused && !outcomes[i].Over {
+			c.window.Add(u.Limit, now, u.Hits)
+		}
+	}
+	for i := range uses {
+		if uses[i].Limit.Algorithm() == limit.Sliding {
+			outcomes[i].Remaining, outcomes[i].Reset = l.cells[i].window.After(uses[i].Limit, now)
+		}
+	}
+	return nil
+}
+
+// Peek is Decide without taking anything. It leaves fixed limits out and looks at
+// each use by itself, so that it may let pass what Decide would refuse, never the
+// other way round.
+func (s *Store) Peek(now time.Time, uses []limit.Use, outcomes []limit.Outcome) (refused bool) {
+	var l locked
+	l.lock(s, uses, false)
+	defer l.unlock(s, now)
+	for i := range uses {
+		u, c := &uses[i], l.cells[i]
+		if u.Limit.Algorithm() == limit.Fixed {
+			outcomes[i] = limit.Outcome{}
+			continue
+		}
+		if c == nil {
+			c = new(cell) // never used
+		}
+		outcomes[i] = c.window.Check(u.Limit, now, u.Hits, 0)
+		refused = refused || outcomes[i].Over && !u.Observe
+	}
+	return refused
+}
+
+// Record takes the hits of uses that are not over in outcomes, because somebody
+// else has admitted them.
+func (s *Store) Record(now time.Time, uses []limit.Use, outcomes []limit.Outcome) {
+	var l locked
+	l.lock(s, uses, true)
+	defer l.unlock(s, now)
+	for i := range uses {
+		switch u := &uses[i]; {
+		case u.Limit.Algorithm() == limit.Fixed:
+			l.cells[i].fixed.Count(u.Limit, now, u.Hits)
+		case !outcomes[i].Over:
+			l.cells[i].window.Add(u.Limit, now, u.Hits)
+		}
+	}
+}
+
+// Sweep forgets the counters that are idle at now. Run it now and then: without
+// it memory stays at its greatest until new keys push the old ones out.
+func (s *Store) Sweep(now time.Time) {
+	for i := range s.shards {
+		sh := &s.shards[i]
+		sh.mu.Lock()
+		for _, e := range sh.cells {
+			if c := of(e); c.idle(now) {
+				sh.remove(e)
+			}
+		}
+		sh.mu.Unlock()
+	}
+}
+
+// Len is the number of counters held.
+func (s *Store) Len() int {
+	n := 0
+	for i := range s.shards {
+		s.shards[i].mu.Lock()
+		n += len(s.shards[i].cells)
+		s.shards[i].mu.Unlock()
+	}
+	return n
+}
+
+// Evicted is how many counters were forgotten before they were idle.
+func (s *Store) Evicted() uint64 { return s.evicted.Load() }
+
+// locked is a decision's hold on its shards and its cells, one per use.
+type locked struct {
+	shards []uint8 // sorted, each once
+	cells  []*cell
+	// Room for the usual decision, so that it does not allocate.
+	shardRoom [8]uint8
+	cellRoom  [8]*cell
+}
+
+// lock takes the shards of uses and finds their cells; those that are not there
+// are made, or stay nil.
+func (l *locked) lock(s *Store, uses []limit.Use, create bool) {
+	l.shards, l.cells = l.shardRoom[:0], l.cellRoom[:0]
+	for i := range uses {
+		l.shards = append(l.shards, s.index(uses[i].Key))
+	}
+	if len(uses) > 1 {
+		slices.Sort(l.shards)
+		l.shards = slices.Compact(l.shards)
+	}
+	for _, i := range l.shards {
+		s.shards[i].mu.Lock()
+	}
+	for i := range uses {
+		l.cells = append(l.cells, s.cell(&uses[i], create))
+	}
+}
+
+func (l *locked) unlock(s *Store, now time.Time) {
+	// Only now: a cell of this very decision must not go while it is used.
+	for _, i := range l.shards {
+		s.trim(&s.shards[i], now)
+		s.shards[i].mu.Unlock()
+	}
+}
+
+// check counts fixed uses and says which sliding ones fit.
+func (l *locked) check(now time.Time, uses []limit.Use, outcomes []limit.Outcome) (refused bool) {
+	for i := range uses {
+		u, c := &uses[i], l.cells[i]
+		if u.Limit.Algorithm() == limit.Fixed {
+			outcomes[i] = c.fixed.Count(u.Limit, now, u.Hits)
+			continue
+		}
+		outcomes[i] = c.window.Check(u.Limit, now, u.Hits, c.pending)
+		if !outcomes[i].Over {
+			c.pending += u.Bounded()
+		} else if !u.Observe {
+			refused = true
+		}
+	}
+	return refused
+}
+
+func (s *Store) index(key string) uint8 {
+	return uint8(maphash.String(s.seed, key) % shardCount) //nolint:gosec // below shardCount
+}
+
+// cell finds or makes the cell of a use; its shard is locked.
+func (s *Store) cell(u *limit.Use, create bool) *cell {
+	sh := &s.shards[s.index(u.Key)]
+	if e, ok := sh.cells[u.Key]; ok {
+		sh.order.MoveToFront(e)
+		c := of(e)
+		c.limit = u.Limit
+		return c
+	}
+	if !create {
+		return nil
+	}
+	c := &cell{key: u.Key, limit: u.Limit}
+	sh.cells[u.Key] = sh.order.PushFront(c)
+	return c
+}
+
+// trim brings a shard back to its bound. The counter used longest ago is the
+// likeliest to be idle.
+func (s *Store) trim(sh *shard, now time.Time) {
+	for len(sh.cells) > s.perkeys {
+		e := sh.order.Back()
+		if !of(e).idle(now) {
+			s.evicted.Add(1)
+		}
+		sh.remove(e)
+	}
+}
+
+func (sh *shard) remove(e *list.Element) {
+	delete(sh.cells, of(e).key)
+	sh.order.Remove(e)
+}
+
+func of(e *list.Element) *cell {
+	return e.Value.(*cell) //nolint:forcetypeassert // nothing else is put into order
+}
+
+func (c *cell) idle(now time.Time) bool {
+	if c.limit.Algorithm() == limit.Fixed {
+		return c.fixed.Idle(c.limit, now)
+	}
+	return c.window.Idle(c.limit, now)
+}

@@ -1,0 +1,103 @@
+package memory_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/writ-mesh/writ/ratelimit/limit"
+	"github.com/writ-mesh/writ/ratelimit/memory"
+	"github.com/writ-mesh/writ/ratelimit/storetest"
+)
+
+var epoch = time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC)
+
+func TestConformance(t *testing.T) {
+	storetest.Run(t, func(*testing.T) storetest.Store { return memory.New(0) })
+}
+
+func use(t testing.TB, s *memory.Store, now time.Time, key string, l limit.Limit) limit.Outcome {
+	t.Helper()
+	var out [1]limit.Outcome
+	if err := s.Decide(t.Context(), now, []limit.Use{{Key: key, Limit: l, Hits: 1}}, out[:]); err != nil {
+		t.Fatal(err)
+	}
+	return out[0]
+}
+
+func TestMemoryIsBounded(t *testing.T) {
+	s := memory.New(640)
+	l := storetest.Sliding(t, 1, time.Minute)
+	for i := range 10_000 {
+		use(t, s, epoch, fmt.Sprint("key-", i), l)
+	}
+	if n := s.Len(); n > 640 {
+		t.Errorf("%d counters are held, want at most 640", n)
+	}
+	if s.Evicted() != 10_000-uint64(s.Len()) {
+		t.Errorf("evicted says %d of 10000, %d are left", s.Evicted(), s.Len())
+	}
+	if !use(t, s, epoch, "key-9999", l).Over {
+		t.Error("the newest counter was evicted")
+	}
+}
+
+func TestIdleCountersGoFirst(t *testing.T) {
+	// Of 60 places in each of 64 shards about 34 are taken each time, so that most
+	// shards run full only in the second round.
+	s := memory.New(64 * 60)
+	for i := range 2200 {
+		use(t, s, epoch, fmt.Sprint("short-", i), storetest.Sliding(t, 1, time.Second))
+	}
+	later := epoch.Add(2 * time.Second)
+	for i := range 2200 {
+		use(t, s, later, fmt.Sprint("long-", i), storetest.Sliding(t, 1, time.Hour))
+	}
+	if s.Evicted() > 0 {
+		t.Errorf("%d counters that still counted were evicted", s.Evicted())
+	}
+	s.Sweep(later)
+	if n := s.Len(); n != 2200 {
+		t.Errorf("%d counters after a sweep, want the 2200 that count", n)
+	}
+	s.Sweep(later.Add(time.Hour))
+	if n := s.Len(); n != 0 {
+		t.Errorf("%d counters after all windows", n)
+	}
+}
+
+func TestPeekAndRecord(t *testing.T) {
+	s := memory.New(0)
+	uses := []limit.Use{{Key: "k", Limit: storetest.Sliding(t, 2, time.Minute), Hits: 1}}
+	out := make([]limit.Outcome, 1)
+	for range 5 {
+		if s.Peek(epoch, uses, out) {
+			t.Fatal("peeking took something")
+		}
+	}
+	if s.Len() != 0 {
+		t.Error("peeking made a counter")
+	}
+	for range 3 { // somebody else admitted one more than the limit
+		s.Record(epoch, uses, []limit.Outcome{{}})
+	}
+	if !s.Peek(epoch, uses, out) || out[0].RetryAfter != time.Minute {
+		t.Errorf("after recording 3 of 2: %+v", out[0])
+	}
+	s.Record(epoch, []limit.Use{{Key: "other", Limit: uses[0].Limit, Hits: 1}}, []limit.Outcome{{Over: true}})
+	if out := use(t, s, epoch, "other", uses[0].Limit); out.Remaining != 1 {
+		t.Errorf("recording took for a use that was over: %+v", out)
+	}
+}
+
+func BenchmarkDecide(b *testing.B) {
+	s := memory.New(0)
+	uses := []limit.Use{{Key: "default/q:0:source.principal=spiffe://cluster.local/ns/default/sa/x", Limit: storetest.Sliding(b, 1_000_000_000, time.Minute), Hits: 1}}
+	out := make([]limit.Outcome, 1)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := s.Decide(b.Context(), time.Now(), uses, out); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
