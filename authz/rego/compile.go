@@ -1,0 +1,211 @@
+package rego
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/loader"
+	oparego "github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/storage"
+	"github.com/open-policy-agent/opa/v1/storage/inmem"
+	"github.com/open-policy-agent/opa/v1/topdown/cache"
+)
+
+// Source says where the text of a policy comes from. The parts add up.
+type Source struct {
+	// Modules are Rego texts by file name; the name appears in errors.
+	Modules map[string]string
+	// Paths are files (.rego, .json, .yaml, .tar.gz) and directories, with the
+	// meaning that the arguments of `opa run` have.
+	Paths []string
+	// Bundles are directories or gzipped tarballs in OPA's bundle format.
+	Bundles []string
+}
+
+// Options change how a policy is compiled.
+type Options struct {
+	// Network allows http.send and net.lookup_ip_addr. Without it a policy that
+	// names them does not compile.
+	Network bool
+	// V0 reads modules as Rego of OPA before 1.0.
+	V0 bool
+	// Undefined accepts a query that names no rule and no data. It always
+	// denies, so it is only for callers whose users expect that to start.
+	Undefined bool
+}
+
+// networkBuiltins reach out of the process.
+var networkBuiltins = []string{"http.send", "net.lookup_ip_addr"}
+
+// Program is a compiled policy with its data and its prepared query.
+type Program struct {
+	prepared oparego.PreparedEvalQuery
+	// txn is one read transaction for the life of the program: nothing writes
+	// to the store after Compile, so no request needs its own.
+	txn    storage.Transaction
+	values cache.InterQueryValueCache
+	web    cache.InterQueryCache
+}
+
+// Compile parses and compiles a policy and prepares its query, for example
+// "data.office.allow". The error gives file and line as Rego does, on one line.
+func Compile(ctx context.Context, src Source, query string, o Options) (*Program, error) {
+	body, err := ast.ParseBody(query)
+	if err != nil {
+		return nil, fmt.Errorf("query %q: %w", query, oneLine(err))
+	}
+	store := inmem.NewWithOpts(inmem.OptRoundTripOnWrite(false), inmem.OptReturnASTValuesOnRead(true))
+	load, err := store.NewTransaction(ctx, storage.WriteParams)
+	if err != nil {
+		return nil, fmt.Errorf("open the policy's data: %w", err)
+	}
+	var compiler *ast.Compiler
+	r := oparego.New(append(sourceOptions(src, o),
+		oparego.ParsedQuery(body),
+		oparego.Store(store),
+		oparego.Transaction(load),
+		oparego.CompilerHook(func(c *ast.Compiler) { compiler = c }),
+		oparego.StoreReadAST(true))...)
+	prepared, err := r.PrepareForEval(ctx)
+	if err != nil {
+		store.Abort(ctx, load)
+		return nil, oneLine(err)
+	}
+	if err := store.Commit(ctx, load); err != nil {
+		return nil, fmt.Errorf("load the policy's data: %w", err)
+	}
+	p := &Program{
+		prepared: prepared,
+		values:   cache.NewInterQueryValueCache(ctx, nil),
+	}
+	if o.Network {
+		p.web = cache.NewInterQueryCache(nil)
+	}
+	if p.txn, err = store.NewTransaction(ctx); err != nil {
+		return nil, fmt.Errorf("open the policy's data: %w", err)
+	}
+	if !o.Undefined {
+		if err := p.defined(ctx, compiler, store, body); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// Check compiles module under the file name name and its query, and returns
+// what Compile would: nil, or an error with file and line. It is for validation
+// without a running service.
+func Check(name, module, query string) error {
+	_, err := Compile(context.Background(), Source{Modules: map[string]string{name: module}}, query, Options{})
+	return err
+}
+
+// QueryOfPath turns a decision's path, for example envoy/authz/allow, into the
+// query data["envoy"]["authz"]["allow"].
+func QueryOfPath(path string) string {
+	var b strings.Builder
+	b.WriteString("data")
+	for part := range strings.SplitSeq(path, "/") {
+		if part != "" {
+			fmt.Fprintf(&b, "[%s]", ast.String(part).String())
+		}
+	}
+	return b.String()
+}
+
+func sourceOptions(src Source, o Options) []func(*oparego.Rego) {
+	version := ast.RegoV1
+	if o.V0 {
+		version = ast.RegoV0
+	}
+	opts := []func(*oparego.Rego){
+		oparego.SetRegoVersion(version),
+		oparego.Capabilities(capabilities(o)),
+	}
+	for name, text := range src.Modules {
+		opts = append(opts, oparego.Module(name, text))
+	}
+	if len(src.Paths) > 0 {
+		opts = append(opts, oparego.Load(src.Paths, nil))
+	}
+	for _, b := range src.Bundles {
+		opts = append(opts, oparego.LoadBundle(b))
+	}
+	return opts
+}
+
+// capabilities lists the built-in functions that a policy may name.
+func capabilities(o Options) *ast.Capabilities {
+	c := ast.CapabilitiesForThisVersion(ast.CapabilitiesRegoVersion(ast.RegoV1))
+	if o.V0 {
+		c = ast.CapabilitiesForThisVersion(ast.CapabilitiesRegoVersion(ast.RegoV0))
+	}
+	if !o.Network {
+		c.Builtins = slices.DeleteFunc(slices.Clone(c.Builtins), func(b *ast.Builtin) bool {
+			return slices.Contains(networkBuiltins, b.Name)
+		})
+	}
+	return c
+}
+
+// defined refuses a query that is a plain reference to nothing: such a policy
+// denies every request, which is hardly ever what was meant.
+func (p *Program) defined(ctx context.Context, compiler *ast.Compiler, store storage.Store, query ast.Body) error {
+	if len(query) != 1 {
+		return nil
+	}
+	term, ok := query[0].Terms.(*ast.Term)
+	if !ok {
+		return nil
+	}
+	ref, ok := term.Value.(ast.Ref)
+	if !ok || !ref.HasPrefix(ast.DefaultRootRef) || !ref.IsGround() {
+		return nil
+	}
+	for _, module := range compiler.Modules {
+		for _, rule := range module.Rules {
+			full := rule.Ref().GroundPrefix() // the compiler has put the package in front
+			if full.HasPrefix(ref) || ref.HasPrefix(full) {
+				return nil
+			}
+		}
+	}
+	if path, err := storage.NewPathForRef(ref); err == nil {
+		if _, err := store.Read(ctx, p.txn, path); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("query %s: the policy has no such rule and no such data", ref)
+}
+
+// oneLine joins Rego's list of errors, which has a line for each, into one.
+func oneLine(err error) error {
+	var list ast.Errors
+	if !errors.As(err, &list) {
+		var loaded loader.Errors
+		if errors.As(err, &loaded) && len(loaded) > 0 {
+			return errors.New(flatten(loaded[0].Error(), len(loaded)-1))
+		}
+		return errors.New(flatten(err.Error(), 0))
+	}
+	if len(list) == 0 {
+		return err
+	}
+	return errors.New(flatten(list[0].Error(), len(list)-1))
+}
+
+func flatten(first string, more int) string {
+	lines := strings.Split(strings.TrimSpace(first), "\n")
+	for i := range lines {
+		lines[i] = strings.TrimSpace(lines[i])
+	}
+	s := strings.Join(lines, " ")
+	if more > 0 {
+		s += fmt.Sprintf(" (and %d more)", more)
+	}
+	return s
+}
