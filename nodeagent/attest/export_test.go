@@ -1,0 +1,7 @@
+package attest
+
+// StartTime and ParseStartTime are for tests.
+var (
+	StartTime      = startTime
+	ParseStartTime = parseStartTime
+)
