@@ -1,0 +1,38 @@
+package svid
+
+import "time"
+
+const (
+	// minRenew keeps an authority that hands out nearly expired certificates
+	// from being asked in a tight loop.
+	minRenew = time.Second
+	retryMin = 100 * time.Millisecond
+	// retryMax bounds the back-off while a valid certificate is at hand, and
+	// retryMaxNone while a proxy waits for its first one.
+	retryMax     = 5 * time.Second
+	retryMaxNone = time.Second
+)
+
+// renewIn says how long to use a certificate that was received now: half of the
+// life that is left, give or take a tenth of that life. jitter is in [0, 1).
+func renewIn(notBefore, notAfter, now time.Time, jitter float64) time.Duration {
+	life := notAfter.Sub(now)
+	// With a clock behind the authority's, more seems to be left than there is.
+	if whole := notAfter.Sub(notBefore); whole < life {
+		life = whole
+	}
+	return max(time.Duration(float64(life)*(0.4+0.2*jitter)), minRenew)
+}
+
+// retryIn says how long to wait after the attempt-th failure, counted from 0. left
+// is how long the certificate at hand is still valid, not positive if none is.
+// jitter is in [0, 1).
+func retryIn(attempt int, left time.Duration, jitter float64) time.Duration {
+	limit := retryMaxNone
+	if left > 0 {
+		// Ten more tries before it expires, if it is that short.
+		limit = min(retryMax, max(left/10, retryMin))
+	}
+	wait := min(retryMin<<min(attempt, 10), limit)
+	return time.Duration(float64(wait) * (0.5 + jitter))
+}

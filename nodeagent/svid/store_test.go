@@ -1,0 +1,279 @@
+package svid_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-mesh/writ/nodeagent/svid"
+)
+
+var reviews = spiffeid.RequireFromString("spiffe://cluster.local/ns/default/sa/reviews")
+
+// fakeCA signs with a root of its own.
+type fakeCA struct {
+	mu     sync.Mutex
+	life   time.Duration
+	away   error
+	change func(*x509.Certificate) // what a wrong authority does to a certificate
+	key    *ecdsa.PrivateKey
+	root   *x509.Certificate
+	asked  []time.Time
+	keys   []any
+}
+
+func newFakeCA(t *testing.T, life time.Duration) *fakeCA {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "root"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(1000 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
+		URIs: []*url.URL{{Scheme: "spiffe", Host: "cluster.local"}},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &fakeCA{life: life, key: key, root: root}
+}
+
+func (f *fakeCA) Issue(_ context.Context, id spiffeid.ID, csr []byte) (svid.Issued, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked = append(f.asked, time.Now())
+	if f.away != nil {
+		return svid.Issued{}, f.away
+	}
+	req, err := x509.ParseCertificateRequest(csr)
+	if err != nil {
+		return svid.Issued{}, err
+	}
+	if len(req.URIs) != 1 || req.URIs[0].String() != id.String() {
+		return svid.Issued{}, fmt.Errorf("request is for %v", req.URIs)
+	}
+	now := time.Now()
+	leaf := &x509.Certificate{
+		SerialNumber: big.NewInt(int64(len(f.asked) + 0xabc000)), NotBefore: now.Add(-time.Minute), NotAfter: now.Add(f.life),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+		URIs: []*url.URL{id.URL()}, BasicConstraintsValid: true,
+	}
+	if f.change != nil {
+		f.change(leaf)
+	}
+	public := req.PublicKey
+	if leaf.PublicKey != nil {
+		public = leaf.PublicKey
+	}
+	der, err := x509.CreateCertificate(rand.Reader, leaf, f.root, public, f.key)
+	f.keys = append(f.keys, req.PublicKey)
+	return svid.Issued{Chain: [][]byte{der}, Roots: [][]byte{f.root.Raw}}, err
+}
+
+func (f *fakeCA) set(away error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.away = away
+}
+
+func (f *fakeCA) times() []time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]time.Time(nil), f.asked...)
+}
+
+type counts struct{ issued, failed atomic.Int64 }
+
+func (c *counts) SVIDIssued() { c.issued.Add(1) }
+func (c *counts) SVIDFailed() { c.failed.Add(1) }
+
+func newStore(ca svid.Issuer, c *counts) *svid.Store {
+	return svid.NewStore(svid.Config{Issuer: ca, Observer: c, Log: slog.New(slog.DiscardHandler)})
+}
+
+// next waits for the next certificate.
+func next(t *testing.T, sub *svid.Subscription, old *svid.SVID) *svid.SVID {
+	t.Helper()
+	for {
+		v, changed := sub.Current()
+		if v != nil && v != old {
+			return v
+		}
+		select {
+		case <-changed:
+		case <-time.After(24 * time.Hour):
+			t.Fatal("no new certificate within a day")
+		}
+	}
+}
+
+func TestRenewalAtHalfLife(t *testing.T) {
+	for _, life := range []time.Duration{10 * time.Second, time.Hour} {
+		t.Run(life.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ca, c := newFakeCA(t, life), new(counts)
+				s := newStore(ca, c)
+				defer s.Close()
+				synctest.Wait()
+				if n := len(ca.times()); n != 0 {
+					t.Fatalf("%d certificates before anybody asked", n)
+				}
+				sub := s.Subscribe("p", reviews)
+				defer sub.Close()
+				var v *svid.SVID
+				seen := map[string]bool{}
+				for range 20 {
+					v = next(t, sub, v)
+					if seen[string(v.KeyPEM())] {
+						t.Fatal("a key was used twice")
+					}
+					seen[string(v.KeyPEM())] = true
+				}
+				times := ca.times()
+				for i := 1; i < len(times); i++ {
+					// Certificates count whole seconds.
+					if gap := times[i].Sub(times[i-1]); gap < life*4/10-time.Second || gap > life*6/10+time.Second {
+						t.Errorf("renewal %d after %s of %s", i, gap, life)
+					}
+				}
+				if c.issued.Load() != 20 || c.failed.Load() != 0 {
+					t.Errorf("counted %d issued, %d failed", c.issued.Load(), c.failed.Load())
+				}
+			})
+		})
+	}
+}
+
+func TestAuthorityAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca, c := newFakeCA(t, 10*time.Second), new(counts)
+		s := newStore(ca, c)
+		defer s.Close()
+		sub := s.Subscribe("p", reviews)
+		defer sub.Close()
+		first := next(t, sub, nil)
+		ca.set(errors.New("away"))
+		time.Sleep(8 * time.Second)
+		if v, _ := sub.Current(); v != first {
+			t.Fatal("the unexpired certificate is not served while the authority is away")
+		}
+		time.Sleep(4 * time.Second)
+		if v, _ := sub.Current(); v != nil {
+			t.Fatal("an expired certificate is served")
+		}
+		time.Sleep(time.Minute)
+		// At most one try each 50 ms at first and each 0.5 s later.
+		if n := len(ca.times()); n < 40 || n > 200 {
+			t.Fatalf("%d tries in about 66 s", n)
+		}
+		ca.set(nil)
+		back := time.Now()
+		s.Wake()
+		next(t, sub, first)
+		if took := time.Since(back); took > 100*time.Millisecond {
+			t.Fatalf("a certificate came %s after the authority was back", took)
+		}
+	})
+}
+
+func TestUnusedIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca, c := newFakeCA(t, 10*time.Second), new(counts)
+		s := newStore(ca, c)
+		defer s.Close()
+		sub := s.Subscribe("p", reviews)
+		first := next(t, sub, nil)
+		sub.Close()
+		sub.Close()
+		again := s.Subscribe("p", reviews)
+		if v, _ := again.Current(); v != first {
+			t.Fatal("a proxy that comes back soon does not get the same certificate")
+		}
+		again.Close()
+		time.Sleep(time.Minute)
+		if st := s.Status(); len(st) != 0 {
+			t.Fatalf("still held: %+v", st)
+		}
+		if n := len(ca.times()); n != 1 {
+			t.Fatalf("%d certificates for nobody", n-1)
+		}
+	})
+}
+
+func TestAnswersThatAreRefused(t *testing.T) {
+	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*x509.Certificate){
+		"other identity": func(c *x509.Certificate) {
+			c.URIs[0] = &url.URL{Scheme: "spiffe", Host: "cluster.local", Path: "/ns/default/sa/admin"}
+		},
+		"foreign domain": func(c *x509.Certificate) {
+			c.URIs[0] = &url.URL{Scheme: "spiffe", Host: "example.org", Path: "/ns/default/sa/reviews"}
+		},
+		"expired":      func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) },
+		"other key":    func(c *x509.Certificate) { c.PublicKey = &other.PublicKey },
+		"an authority": func(c *x509.Certificate) { c.IsCA, c.KeyUsage = true, x509.KeyUsageCertSign },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ca, c := newFakeCA(t, time.Hour), new(counts)
+				ca.change = change
+				s := newStore(ca, c)
+				defer s.Close()
+				sub := s.Subscribe("p", reviews)
+				defer sub.Close()
+				time.Sleep(10 * time.Second)
+				if v, _ := sub.Current(); v != nil || c.issued.Load() != 0 || c.failed.Load() == 0 {
+					t.Fatalf("served %v after %d failures", v, c.failed.Load())
+				}
+			})
+		})
+	}
+}
+
+func TestSVIDDoesNotShowItsKey(t *testing.T) {
+	ca, c := newFakeCA(t, time.Hour), new(counts)
+	s := newStore(ca, c)
+	defer s.Close()
+	sub := s.Subscribe("p", reviews)
+	defer sub.Close()
+	v := next(t, sub, nil)
+	block, _ := pem.Decode(v.KeyPEM())
+	if block == nil {
+		t.Fatal("no key")
+	}
+	var out strings.Builder
+	slog.New(slog.NewJSONHandler(&out, nil)).Info("x", slog.Any("svid", v))
+	fmt.Fprint(&out, v)
+	if s := out.String(); strings.Contains(s, "PRIVATE") || !strings.Contains(s, v.Serial()) {
+		t.Fatalf("shown: %s", s)
+	}
+	if st := s.Status(); len(st) != 1 || st[0].SVID != v || st[0].Issued != 1 || st[0].ProxyID != "p" {
+		t.Fatalf("status %+v", st)
+	}
+}
