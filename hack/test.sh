@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Runs every test: once with the race detector for everything but the tests
+# with whole meshes, which measure time and run alone afterwards.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mapfile -t unit < <(go list ./... | grep -v '/e2e$')
+CGO_ENABLED=1 go test -race -shuffle=on -timeout 20m "${unit[@]}"
+go test -shuffle=on -count=1 -timeout 30m ./e2e
