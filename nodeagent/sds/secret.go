@@ -1,0 +1,67 @@
+package sds
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/writ-mesh/writ/nodeagent/svid"
+)
+
+// The names of the secrets, as in Istio.
+const (
+	// NameDefault is the workload's key and certificate chain.
+	NameDefault = "default"
+	// NameRoot is the trust bundle as a validation context.
+	NameRoot = "ROOTCA"
+)
+
+// TypeURL is that of every resource served here.
+const TypeURL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+
+// known tells whether a secret of that name exists or will.
+func known(name string) bool { return name == NameDefault || name == NameRoot }
+
+// secret is a resource in the form that is sent.
+type secret struct {
+	version string
+	body    *anypb.Any
+}
+
+// secrets are the ones that can be sent now, by name.
+type secrets map[string]secret
+
+func certificateSecret(v *svid.SVID) (secret, error) {
+	return newSecret(v.Serial(), &tlsv3.Secret{
+		Name: NameDefault,
+		Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
+			CertificateChain: inline(v.ChainPEM()),
+			PrivateKey:       inline(v.KeyPEM()),
+		}},
+	})
+}
+
+// rootSecret is for a trust bundle in PEM.
+func rootSecret(bundle []byte) (secret, error) {
+	sum := sha256.Sum256(bundle)
+	return newSecret(hex.EncodeToString(sum[:8]), &tlsv3.Secret{
+		Name: NameRoot,
+		Type: &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: inline(bundle)}},
+	})
+}
+
+func newSecret(version string, m *tlsv3.Secret) (secret, error) {
+	body, err := anypb.New(m)
+	if err != nil {
+		return secret{}, fmt.Errorf("secret %s: %w", m.GetName(), err)
+	}
+	return secret{version: version, body: body}, nil
+}
+
+func inline(b []byte) *corev3.DataSource {
+	return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: b}}
+}

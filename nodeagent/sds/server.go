@@ -1,0 +1,291 @@
+package sds
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/writ-mesh/writ/nodeagent/attest"
+	"github.com/writ-mesh/writ/nodeagent/latest"
+	"github.com/writ-mesh/writ/nodeagent/svid"
+)
+
+// Attestor says which workload the caller of a method is.
+type Attestor interface {
+	// AttestCaller returns a lease or a gRPC status error.
+	AttestCaller(ctx context.Context) (*attest.Lease, error)
+}
+
+// SVIDs are the certificates of workloads.
+type SVIDs interface {
+	// Subscribe makes the certificate be obtained and renewed.
+	Subscribe(proxyID string, id spiffeid.ID) *svid.Subscription
+}
+
+// Observer hears what happens, for metrics. It must not block.
+type Observer interface {
+	// SDSStream is called with 1 when a stream begins and -1 when it ends.
+	SDSStream(change int)
+	// SDSPush is called for each response that a client has answered.
+	SDSPush(accepted bool)
+}
+
+// Config is what New needs.
+type Config struct {
+	Attestor Attestor
+	SVIDs    SVIDs
+	// Bundle is the trust bundle in PEM, empty while there is none.
+	Bundle *latest.Value[[]byte]
+	// Stopping is closed when streams have to end.
+	Stopping <-chan struct{}
+	Observer Observer
+	Log      *slog.Logger
+}
+
+// Server implements the secret discovery service.
+type Server struct {
+	secretv3.UnimplementedSecretDiscoveryServiceServer
+	cfg Config
+
+	mu     sync.Mutex
+	counts map[string]Counts
+}
+
+// Counts are the pushes to one proxy.
+type Counts struct{ Acked, Nacked uint64 }
+
+// New returns a server.
+func New(cfg Config) *Server { return &Server{cfg: cfg, counts: make(map[string]Counts)} }
+
+// Counts returns how many pushes a proxy has acknowledged and refused since the
+// agent started.
+func (s *Server) Counts(proxyID string) Counts {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.counts[proxyID]
+}
+
+// Forget drops the counts of proxies that keep does not want.
+func (s *Server) Forget(keep func(proxyID string) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id := range s.counts {
+		if !keep(id) {
+			delete(s.counts, id)
+		}
+	}
+}
+
+// machine is delta or sotw: the protocol without its I/O.
+type machine[Q, P any] interface {
+	request(req Q) event
+	wants(name string) bool
+	respond(have secrets) P
+}
+
+// request is what both kinds of request have.
+type request interface {
+	GetTypeUrl() string
+	GetErrorDetail() *statuspb.Status
+}
+
+// DeltaSecrets implements the incremental variant.
+func (s *Server) DeltaSecrets(stream secretv3.SecretDiscoveryService_DeltaSecretsServer) error {
+	return serve(s, stream, new(delta), func(r *discoveryv3.DeltaDiscoveryResponse) bool { return r != nil })
+}
+
+// StreamSecrets implements the state-of-the-world variant.
+func (s *Server) StreamSecrets(stream secretv3.SecretDiscoveryService_StreamSecretsServer) error {
+	return serve(s, stream, new(sotw), func(r *discoveryv3.DiscoveryResponse) bool { return r != nil })
+}
+
+// FetchSecrets answers once, when all known secrets that are asked for are there.
+func (s *Server) FetchSecrets(ctx context.Context, req *discoveryv3.DiscoveryRequest) (*discoveryv3.DiscoveryResponse, error) {
+	if err := checkType(req); err != nil {
+		return nil, err
+	}
+	lease, err := s.cfg.Attestor.AttestCaller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer lease.Release()
+	m := new(sotw)
+	m.request(req)
+	w := watch{cfg: s.cfg, lease: lease}
+	defer w.close()
+	for {
+		have, err := w.look(m.wants)
+		if err != nil {
+			return nil, err
+		}
+		if (!m.wants(NameDefault) || have[NameDefault].body != nil) && (!m.wants(NameRoot) || have[NameRoot].body != nil) {
+			if resp := m.respond(have); resp != nil {
+				return resp, nil
+			}
+			return &discoveryv3.DiscoveryResponse{TypeUrl: TypeURL}, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, status.FromContextError(ctx.Err()).Err()
+		case <-w.svidChanged:
+		case <-w.bundleChanged:
+		case <-lease.Done():
+			return nil, errGone(lease)
+		case <-s.cfg.Stopping:
+			return nil, errStopping()
+		}
+	}
+}
+
+// serve runs one stream.
+func serve[Q, P any, R interface {
+	*Q
+	request
+}](s *Server, stream grpc.BidiStreamingServer[Q, P], m machine[R, *P], some func(*P) bool) error {
+	ctx := stream.Context()
+	lease, err := s.cfg.Attestor.AttestCaller(ctx)
+	if err != nil {
+		return err
+	}
+	defer lease.Release()
+	s.cfg.Observer.SDSStream(1)
+	defer s.cfg.Observer.SDSStream(-1)
+	w := watch{cfg: s.cfg, lease: lease}
+	defer w.close()
+	requests := receive[Q](ctx, stream.Recv)
+	for {
+		have, err := w.look(m.wants)
+		if err != nil {
+			return err
+		}
+		if resp := m.respond(have); some(resp) {
+			if err := stream.Send(resp); err != nil {
+				return err
+			}
+		}
+		select {
+		case req, ok := <-requests:
+			if !ok {
+				return nil // the client has gone
+			}
+			if err := checkType(R(req)); err != nil {
+				return err
+			}
+			s.answered(ctx, lease.ProxyID, m.request(R(req)), R(req).GetErrorDetail())
+		case <-w.svidChanged:
+		case <-w.bundleChanged:
+		case <-lease.Done():
+			return errGone(lease)
+		case <-s.cfg.Stopping:
+			return errStopping()
+		}
+	}
+}
+
+// receive reads requests until the stream ends, which it does when its handler
+// returns.
+func receive[Q any](ctx context.Context, recv func() (*Q, error)) <-chan *Q {
+	out := make(chan *Q)
+	go func() {
+		defer close(out)
+		for {
+			req, err := recv()
+			if err != nil {
+				return
+			}
+			select {
+			case out <- req:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out
+}
+
+func (s *Server) answered(ctx context.Context, proxyID string, ev event, detail *statuspb.Status) {
+	if ev == none {
+		return
+	}
+	s.cfg.Observer.SDSPush(ev == acked)
+	if ev == nacked {
+		s.cfg.Log.WarnContext(ctx, "proxy refused a secret", slog.String("proxy", proxyID), slog.String("detail", detail.GetMessage()))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.counts[proxyID]
+	if ev == acked {
+		c.Acked++
+	} else {
+		c.Nacked++
+	}
+	s.counts[proxyID] = c
+}
+
+// watch is one stream's view of the secrets. A certificate is asked for when the
+// client wants it and not before.
+type watch struct {
+	cfg           Config
+	lease         *attest.Lease
+	sub           *svid.Subscription
+	svidChanged   <-chan struct{}
+	bundleChanged <-chan struct{}
+}
+
+func (w *watch) look(wants func(string) bool) (secrets, error) {
+	have := make(secrets, 2)
+	bundle, changed := w.cfg.Bundle.Get()
+	w.bundleChanged = changed
+	if wants(NameRoot) && len(bundle) > 0 {
+		v, err := rootSecret(bundle)
+		if err != nil {
+			return nil, status.Error(codes.Internal, err.Error())
+		}
+		have[NameRoot] = v
+	}
+	if !wants(NameDefault) {
+		w.close()
+		return have, nil
+	}
+	if w.sub == nil {
+		w.sub = w.cfg.SVIDs.Subscribe(w.lease.ProxyID, w.lease.ID)
+	}
+	v, changed := w.sub.Current()
+	w.svidChanged = changed
+	if v != nil {
+		s, err := certificateSecret(v)
+		if err != nil {
+			return nil, status.Error(codes.Internal, "the certificate cannot be sent")
+		}
+		have[NameDefault] = s
+	}
+	return have, nil
+}
+
+func (w *watch) close() {
+	if w.sub != nil {
+		w.sub.Close()
+	}
+	w.sub, w.svidChanged = nil, nil
+}
+
+func checkType(req interface{ GetTypeUrl() string }) error {
+	if t := req.GetTypeUrl(); t != "" && t != TypeURL {
+		return status.Errorf(codes.InvalidArgument, "type %q: only %s is served here", t, TypeURL)
+	}
+	return nil
+}
+
+func errGone(l *attest.Lease) error {
+	return status.Errorf(codes.PermissionDenied, "the caller is no longer %s on this node", l.ProxyID)
+}
+
+func errStopping() error { return status.Error(codes.Unavailable, "the node agent is stopping") }
