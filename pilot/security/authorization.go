@@ -1,0 +1,200 @@
+package security
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	rbachttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	rbactcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/writ-mesh/writ/pilot/envoy"
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// Names of the filters, under which virtual hosts bring their content.
+const (
+	FilterCustom         = "writ.custom"
+	FilterCustomExtAuthz = "writ.custom.ext_authz"
+	FilterJWT            = "writ.jwt"
+	FilterAudit          = "writ.audit"
+	FilterDeny           = "writ.deny"
+	FilterAllow          = "writ.allow"
+	FilterRego           = "writ.rego"
+	FilterRegoOpen       = "writ.rego.open"
+	FilterQuota          = "writ.quota"
+	FilterQuotaClosed    = "writ.quota.closed"
+	filterDeniedBy       = "writ.denied_by"
+)
+
+// Prefixes of the keys that the RBAC filters leave in the dynamic metadata
+// envoy.filters.http.rbac and in statistics. Those of dry runs are Istio's.
+const (
+	denyStatPrefix        = "writ_deny_"
+	allowStatPrefix       = "writ_allow_"
+	customStatPrefix      = "writ_custom_"
+	dryRunDenyStatPrefix  = "istio_dry_run_deny_"
+	dryRunAllowStatPrefix = "istio_dry_run_allow_"
+	rbacHTTPMetadata      = "envoy.filters.http.rbac"
+	rbacTCPMetadata       = "envoy.filters.network.rbac"
+)
+
+// dryRunAnnotation makes a policy decide and record, and refuse nothing.
+const dryRunAnnotation = "istio.io/dry-run"
+
+func dryRun(p *model.AuthorizationPolicy) bool {
+	on, err := strconv.ParseBool(p.Annotations[dryRunAnnotation])
+	return err == nil && on
+}
+
+// ruleSet is the enforced and the dry-run policies of one action. A side is nil
+// when no policy is on it.
+type ruleSet struct {
+	enforced, shadow *rbacv3.RBAC
+	// refs are the policies of the enforced side.
+	refs []model.Ref
+}
+
+// compileSet compiles the policies of one action as a list.
+func (c *Compiler) compileSet(policies []*model.AuthorizationPolicy, action rbacv3.RBAC_Action, tcp bool) (ruleSet, error) {
+	var set ruleSet
+	for _, pol := range policies {
+		side := &set.enforced
+		if dryRun(pol) {
+			side = &set.shadow
+		} else {
+			set.refs = append(set.refs, pol.Ref)
+		}
+		if *side == nil {
+			*side = &rbacv3.RBAC{Action: action, Policies: map[string]*rbacv3.Policy{}}
+		}
+		r := ruleCompiler{trustDomains: c.trustDomains, namespace: pol.Namespace, tcp: tcp, narrow: action == rbacv3.RBAC_ALLOW}
+		for i, rule := range pol.Spec.GetRules() {
+			compiled, err := r.policy(rule)
+			if err != nil {
+				return ruleSet{}, fmt.Errorf("%s: rules[%d]: %w", pol.Ref, i, err)
+			}
+			if compiled != nil {
+				(*side).Policies[policyID(pol, i)] = compiled
+			}
+		}
+	}
+	return set, nil
+}
+
+// addAuthorization adds the filters for AUDIT, DENY and ALLOW and their content.
+func (c *Compiler) addAuthorization(b *httpBuilder, s selection) error {
+	for _, f := range []string{FilterAudit, FilterDeny, FilterAllow} {
+		b.addGeneric(f, &rbachttpv3.RBAC{})
+	}
+	audit, err := c.compileSet(s.audit, rbacv3.RBAC_LOG, false)
+	if err != nil {
+		return err
+	}
+	if audit.enforced != nil {
+		b.enable(FilterAudit, perRoute(&rbachttpv3.RBAC{Rules: audit.enforced}))
+	}
+	deny, err := c.compileSet(s.deny, rbacv3.RBAC_DENY, false)
+	if err != nil {
+		return err
+	}
+	c.denyWithoutAuthz(&deny, s.rego)
+	if deny.enforced != nil || deny.shadow != nil {
+		b.enable(FilterDeny, perRoute(c.httpRBAC(deny, denyStatPrefix, dryRunDenyStatPrefix)))
+	}
+	allow, err := c.compileSet(s.allow, rbacv3.RBAC_ALLOW, false)
+	if err != nil {
+		return err
+	}
+	if allow.enforced != nil || allow.shadow != nil {
+		b.enable(FilterAllow, perRoute(c.httpRBAC(allow, allowStatPrefix, dryRunAllowStatPrefix)))
+	}
+	if len(allow.refs) > 0 {
+		b.name(nameAllow, noRuleAllows(allow.refs))
+	}
+	return nil
+}
+
+func (c *Compiler) httpRBAC(set ruleSet, prefix, shadowPrefix string) *rbachttpv3.RBAC {
+	out := &rbachttpv3.RBAC{}
+	if set.enforced != nil {
+		out.RulesStatPrefix = prefix
+		if tree := tree(set.enforced, c.treeThreshold); tree != nil {
+			out.Matcher = tree
+		} else {
+			out.Rules = set.enforced
+		}
+	}
+	if set.shadow != nil {
+		out.ShadowRules = set.shadow
+		out.ShadowRulesStatPrefix = shadowPrefix
+	}
+	return out
+}
+
+func perRoute(rbac *rbachttpv3.RBAC) *rbachttpv3.RBACPerRoute {
+	return &rbachttpv3.RBACPerRoute{Rbac: rbac}
+}
+
+// noRuleAllows says that there are ALLOW policies and none of them lets the
+// request through.
+func noRuleAllows(refs []model.Ref) string {
+	return "AuthorizationPolicy " + nameList(refs) + " no rule allows"
+}
+
+// maxNames bounds how many policies one text names.
+const maxNames = 8
+
+// nameList gives "<namespace>/<name>,..." without kinds.
+func nameList(refs []model.Ref) string {
+	var names []string
+	for i, r := range refs {
+		if i == maxNames {
+			names = append(names, fmt.Sprintf("and %d more", len(refs)-i))
+			break
+		}
+		names = append(names, r.Namespace+"/"+r.Name)
+	}
+	return strings.Join(names, ",")
+}
+
+// addTCP adds the network filters: CUSTOM, AUDIT, DENY, ALLOW.
+func (c *Compiler) addTCP(out *TCP, p *model.Proxy, s selection) error {
+	if err := c.addCustomTCP(out, p, s); err != nil {
+		return err
+	}
+	for _, group := range []struct {
+		name         string
+		policies     []*model.AuthorizationPolicy
+		action       rbacv3.RBAC_Action
+		shadowPrefix string
+	}{
+		{FilterAudit, s.audit, rbacv3.RBAC_LOG, ""},
+		{FilterDeny, s.deny, rbacv3.RBAC_DENY, dryRunDenyStatPrefix},
+		{FilterAllow, s.allow, rbacv3.RBAC_ALLOW, dryRunAllowStatPrefix},
+	} {
+		set, err := c.compileSet(group.policies, group.action, true)
+		if err != nil {
+			return err
+		}
+		if set.enforced == nil && set.shadow == nil {
+			continue
+		}
+		filter := &rbactcpv3.RBAC{StatPrefix: "tcp.", Rules: set.enforced, ShadowRules: set.shadow}
+		if set.shadow != nil {
+			filter.ShadowRulesStatPrefix = group.shadowPrefix
+		}
+		out.add(group.name, filter)
+	}
+	return nil
+}
+
+func (t *TCP) add(name string, config proto.Message) {
+	t.Filters = append(t.Filters, &listenerv3.Filter{
+		Name:       name,
+		ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: envoy.Any(config)},
+	})
+}

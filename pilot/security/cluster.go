@@ -1,0 +1,163 @@
+package security
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/writ-mesh/writ/pilot/envoy"
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// SystemCA is where the proxies find the certificates of public authorities, for
+// jwksUri with https.
+const SystemCA = "/etc/ssl/certs/ca-certificates.crt"
+
+// upstreamConnectTimeout bounds a connection to a provider or a JWKS server.
+const upstreamConnectTimeout = 5 * time.Second
+
+// upstream is a server that a filter calls.
+type upstream struct {
+	// host is a service of the mesh ("[namespace/]name"), a DNS name or an IP.
+	host string
+	port uint32
+	// namespace is that of the object that names the host.
+	namespace string
+	// tls verifies the server by the system's authorities.
+	tls bool
+	// http2 is for gRPC.
+	http2 bool
+}
+
+// clusterFor makes a cluster of its own for the upstream, not shared with
+// traffic, since policies must hold whatever a DestinationRule says.
+func (c *Compiler) clusterFor(u upstream) (*clusterv3.Cluster, error) {
+	namespace, host := u.namespace, u.host
+	if ns, h, ok := strings.Cut(host, "/"); ok {
+		namespace, host = ns, h
+	}
+	scheme := "http"
+	if u.http2 {
+		scheme = "grpc"
+	}
+	if u.tls {
+		scheme += "s"
+	}
+	out := &clusterv3.Cluster{
+		Name:                 fmt.Sprintf("writ-%s|%s|%d", scheme, u.host, u.port),
+		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
+		ConnectTimeout:       durationpb.New(upstreamConnectTimeout),
+	}
+	service := c.mesh.ServiceByHost(model.ResolveHost(host, namespace, c.mesh.DomainSuffix), namespace)
+	http2 := u.http2
+	switch {
+	case service != nil && len(service.Endpoints) > 0:
+		allMesh, err := c.meshEndpoints(out, service, u.port)
+		if err != nil {
+			return nil, err
+		}
+		// The hop between sidecars is HTTP/2 whatever the program speaks.
+		http2 = http2 || allMesh
+	case service != nil && !strings.HasPrefix(service.Hostname, "*") && service.Resolution == model.Static:
+		return nil, fmt.Errorf("service %s has no endpoints", service.Hostname)
+	default:
+		addEndpoint(out, host, u.port)
+	}
+	if http2 {
+		out.TypedExtensionProtocolOptions = envoy.HTTP2Upstream(false)
+	}
+	if u.tls {
+		out.TransportSocket = envoy.TransportSocket(systemTLS(host))
+		out.TransportSocketMatches = nil
+	}
+	return out, nil
+}
+
+// meshEndpoints fills the cluster with the endpoints of a service; those behind
+// a sidecar are reached by mesh mTLS. It tells whether all of them are.
+func (c *Compiler) meshEndpoints(out *clusterv3.Cluster, service *model.Service, port uint32) (bool, error) {
+	var sans []string
+	count := 0
+	for _, e := range service.Endpoints {
+		target, ok := e.Ports[port]
+		if !ok {
+			continue
+		}
+		count++
+		endpoint := addEndpoint(out, e.Address, target)
+		if e.Proxy == nil || service.External || c.ServerMode(e.Namespace, e.Labels, target) == ModeDisable {
+			continue
+		}
+		for _, td := range c.trustDomains {
+			sans = append(sans, spiffeScheme+td+"/ns/"+e.Namespace+"/sa/"+e.ServiceAccount)
+		}
+		endpoint.Metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{
+			"envoy.transport_socket_match": {Fields: map[string]*structpb.Value{"writ": structpb.NewStringValue("mtls")}},
+		}}
+	}
+	if count == 0 {
+		return false, fmt.Errorf("service %s has no endpoint with port %d", service.Hostname, port)
+	}
+	if len(sans) == 0 {
+		return false, nil
+	}
+	allMesh := len(sans) == count*len(c.trustDomains)
+	slices.Sort(sans)
+	alpn := []string{envoy.ALPN}
+	if allMesh {
+		alpn = append(alpn, "h2")
+	}
+	out.TransportSocketMatches = []*clusterv3.Cluster_TransportSocketMatch{{
+		Name:            "mtls",
+		Match:           &structpb.Struct{Fields: map[string]*structpb.Value{"writ": structpb.NewStringValue("mtls")}},
+		TransportSocket: envoy.TransportSocket(envoy.UpstreamTLS(c.mesh, slices.Compact(sans), alpn)),
+	}}
+	return allMesh, nil
+}
+
+func addEndpoint(c *clusterv3.Cluster, host string, port uint32) *endpointv3.LbEndpoint {
+	addr := envoy.SocketAddress(host, port)
+	if path, ok := strings.CutPrefix(host, "unix://"); ok {
+		addr = envoy.PipeAddress(path)
+	} else if _, err := netip.ParseAddr(host); err != nil {
+		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}
+	}
+	if c.LoadAssignment == nil {
+		c.LoadAssignment = &endpointv3.ClusterLoadAssignment{ClusterName: c.GetName(), Endpoints: []*endpointv3.LocalityLbEndpoints{{}}}
+	}
+	endpoint := &endpointv3.LbEndpoint{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: addr}}}
+	locality := c.LoadAssignment.GetEndpoints()[0]
+	locality.LbEndpoints = append(locality.LbEndpoints, endpoint)
+	return endpoint
+}
+
+// systemTLS checks the server's name and its chain.
+func systemTLS(host string) *tlsv3.UpstreamTlsContext {
+	san := &tlsv3.SubjectAltNameMatcher{SanType: tlsv3.SubjectAltNameMatcher_DNS, Matcher: &matcherv3.StringMatcher{
+		MatchPattern: &matcherv3.StringMatcher_Exact{Exact: host},
+	}}
+	sni := host
+	if _, err := netip.ParseAddr(host); err == nil {
+		san.SanType, sni = tlsv3.SubjectAltNameMatcher_IP_ADDRESS, ""
+	}
+	return &tlsv3.UpstreamTlsContext{
+		Sni: sni,
+		CommonTlsContext: &tlsv3.CommonTlsContext{
+			TlsParams: &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2, TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3},
+			ValidationContextType: &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
+				TrustedCa:                 &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: SystemCA}},
+				MatchTypedSubjectAltNames: []*tlsv3.SubjectAltNameMatcher{san},
+			}},
+		},
+	}
+}

@@ -1,0 +1,99 @@
+package security
+
+import (
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	celv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
+	headertometadatav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_to_metadata/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/writ-mesh/writ/pilot/envoy"
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// DeniedByHeader is the response header of a refusal: "<Kind> <namespace>/<name>"
+// and then " rule N", " limit N", " no rule allows" or, for a token, the reason
+// in parentheses.
+const DeniedByHeader = "x-writ-denied-by"
+
+// Access log operators that give what DeniedByHeader says; "-" for requests that
+// no policy refused. A gateway takes the header away from the response, so it
+// has it from metadata.
+const (
+	DeniedByOperator        = "%RESP(X-WRIT-DENIED-BY)%"
+	DeniedByGatewayOperator = "%DYNAMIC_METADATA(writ:denied_by)%"
+)
+
+// DeniedByAnnotation, "true" on a Gateway object, lets its clients see
+// DeniedByHeader.
+const DeniedByAnnotation = "policy.writ.mesh/denied-by"
+
+// What virtual hosts leave for the local replies under metadataNamespace.
+const (
+	metadataNamespace = "writ"
+	nameAllow         = "allow"
+	nameJWT           = "jwt"
+	nameCustom        = "custom"
+	nameRego          = "rego"
+	nameQuota         = "quota"
+)
+
+// localReply names the policy behind each refusal of this proxy. RBAC writes its
+// decision to metadata only after the reply is made, so the rule is read out of
+// the response code details, where spaces have become underscores; no Kind,
+// namespace or name has one of its own. The first mapper that fits is used.
+//
+// It depends on nothing, so that no policy changes a listener with it.
+func localReply(model.ProxyType) *hcmv3.LocalReplyConfig {
+	const denied = "^rbac_access_denied_matched_policy.([A-Za-z]+)_([^_]+)"
+	always := corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
+	absent := corev3.HeaderValueOption_ADD_IF_ABSENT
+	return &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{
+		// The ALLOW filter found nothing.
+		mapper(`response.code_details == 'rbac_access_denied_matched_policy[none]'`, always,
+			"%METADATA(VIRTUAL_HOST:writ:allow)%"),
+		mapper(`response.code_details.matches('`+denied+`_rule_[0-9]+.$')`, always,
+			`%CEL(re.extract(response.code_details, '`+denied+`_rule_([0-9]+).$', '\\1 \\2 rule \\3'))%`),
+		mapper(`response.code_details.matches('`+denied+`.$')`, always,
+			`%CEL(re.extract(response.code_details, '`+denied+`.$', '\\1 \\2'))%`),
+		mapper(`response.code_details.startsWith('jwt_authn_access_denied')`, always,
+			"%METADATA(VIRTUAL_HOST:writ:jwt)% (%CEL(re.extract(response.code_details, '^jwt_authn_access_denied.(.*).$', '\\\\1'))%)"),
+		// A decider that answers gives the header itself.
+		mapper(`response.code_details.startsWith('ext_authz_') && '`+rbacHTTPMetadata+`' in metadata.filter_metadata && '`+customStatPrefix+`shadow_effective_policy_id' in metadata.filter_metadata['`+rbacHTTPMetadata+`']`, absent,
+			"%DYNAMIC_METADATA("+rbacHTTPMetadata+":"+customStatPrefix+"shadow_effective_policy_id)%"),
+		mapper(`response.code_details.startsWith('ext_authz_')`, absent, "%METADATA(VIRTUAL_HOST:writ:rego)%"),
+		mapper(`response.code_details == 'request_rate_limited' || response.code_details.startsWith('rate_limit')`, absent,
+			"%METADATA(VIRTUAL_HOST:writ:quota)%"),
+	}}
+}
+
+func mapper(expression string, action corev3.HeaderValueOption_HeaderAppendAction, value string) *hcmv3.ResponseMapper {
+	return &hcmv3.ResponseMapper{
+		Filter: &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ExtensionFilter{ExtensionFilter: &accesslogv3.ExtensionFilter{
+			Name:       "envoy.access_loggers.extension_filters.cel",
+			ConfigType: &accesslogv3.ExtensionFilter_TypedConfig{TypedConfig: envoy.Any(&celv3.ExpressionFilter{Expression: expression})},
+		}}},
+		HeadersToAdd: []*corev3.HeaderValueOption{{
+			Header:       &corev3.HeaderValue{Key: DeniedByHeader, Value: value},
+			AppendAction: action,
+		}},
+	}
+}
+
+// stripDeniedBy moves the header of a refusal, the gateway's own or a sidecar's,
+// into metadata for the access log. It is the first filter and so sees responses
+// last. With the annotation the header stays on the response as well.
+func stripDeniedBy(m *model.Mesh, p *model.Proxy) (string, proto.Message) {
+	show := false
+	for _, g := range m.Gateways {
+		if g.Annotations[DeniedByAnnotation] == "true" && model.SelectorMatches(g.Spec.GetSelector(), p.Labels) {
+			show = true
+		}
+	}
+	return filterDeniedBy, &headertometadatav3.Config{ResponseRules: []*headertometadatav3.Config_Rule{{
+		Header:          DeniedByHeader,
+		OnHeaderPresent: &headertometadatav3.Config_KeyValuePair{MetadataNamespace: metadataNamespace, Key: "denied_by"},
+		Remove:          !show,
+	}}}
+}

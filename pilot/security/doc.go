@@ -1,0 +1,23 @@
+// Package security compiles the policies that apply to one workload or gateway
+// into Envoy configuration: PeerAuthentication into a mode per port,
+// RequestAuthentication into jwt_authn, AuthorizationPolicy into RBAC and (for
+// CUSTOM) ext_authz, RegoPolicy into ext_authz towards writ-authz, and
+// QuotaPolicy into rate limits decided by writ-ratelimit. It is pure: one
+// revision of the mesh in, configuration out.
+//
+// The meaning of Istio's kinds is Istio's. Where an AuthorizationPolicy meets a
+// TCP port, an ALLOW rule with a condition that only HTTP has matches nothing,
+// and any other rule is taken without that condition.
+//
+// HTTP filters are generic: they stand in the listener, disabled, and the
+// virtual host brings the content under the filter's name. A policy that is
+// written, changed or removed therefore alters a route configuration only, so no
+// connection drains and the next request on an old connection meets the new
+// rule. Two kinds cannot be had that way in Envoy and change the listener:
+// RequestAuthentication and the provider of a CUSTOM policy.
+//
+// The filters run in this order: CUSTOM, JWT, AUDIT, DENY, ALLOW, Rego, quota.
+// As in Istio, CUSTOM comes before JWT, so that a provider may log the user in.
+//
+// Every refusal says who refused: see DeniedByHeader.
+package security

@@ -1,0 +1,201 @@
+package security
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	ratelimitconfigv3 "github.com/envoyproxy/go-control-plane/envoy/config/ratelimit/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ratelimit/v3"
+	exprv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/rate_limit_descriptors/expr/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/writ-mesh/writ/pilot/envoy"
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// What requests to ratelimit say: the domain, and the first two entries of each
+// descriptor, "<namespace>/<name>" of the QuotaPolicy and the index of the limit.
+// One entry per dimension follows, its key being Dimension.Text.
+const (
+	QuotaDomain    = "writ"
+	QuotaPolicyKey = "writ.policy"
+	QuotaLimitKey  = "writ.limit"
+	// QuotaNoValue is the value of a dimension that the request does not have;
+	// such requests share one count.
+	QuotaNoValue = "-"
+)
+
+// QuotaTimeout is how long Envoy waits for ratelimit; then whenUnavailable holds.
+const QuotaTimeout = 50 * time.Millisecond
+
+// Rate limits of open policies are of stage 0, of closed ones of stage 1, each
+// with a filter of its own.
+const (
+	stageOpen   = 0
+	stageClosed = 1
+)
+
+// addQuota adds the call to ratelimit.
+func (c *Compiler) addQuota(b *httpBuilder, p *model.Proxy, port model.WorkloadPort, s selection) error {
+	if c.mesh.Deciders.RateLimit == "" {
+		return nil
+	}
+	cluster, err := envoy.GRPCCluster(c.mesh, RateLimitCluster, c.mesh.Deciders.RateLimit, "ratelimit")
+	if err != nil {
+		return err
+	}
+	b.addCluster(cluster)
+	b.addGeneric(FilterQuota, quotaFilter(stageOpen))
+	b.addGeneric(FilterQuotaClosed, quotaFilter(stageClosed))
+	var refs []model.Ref
+	for _, pol := range s.quota {
+		filter, stage := FilterQuota, uint32(stageOpen)
+		if pol.FailClosed && !pol.Observe {
+			filter, stage = FilterQuotaClosed, stageClosed
+		}
+		for i, limit := range pol.Limits {
+			actions, err := c.actions(p, port, pol, i, limit)
+			if err != nil {
+				return fmt.Errorf("%s: limits[%d]: %w", pol.Ref, i, err)
+			}
+			b.RateLimits = append(b.RateLimits, &routev3.RateLimit{Stage: wrapperspb.UInt32(stage), Actions: actions})
+			b.enable(filter, &ratelimitv3.RateLimitPerRoute{VhRateLimits: ratelimitv3.RateLimitPerRoute_INCLUDE})
+		}
+		refs = append(refs, pol.Ref)
+	}
+	if len(refs) > 0 {
+		b.name(nameQuota, "QuotaPolicy "+nameList(refs))
+	}
+	return nil
+}
+
+func quotaFilter(stage uint32) *ratelimitv3.RateLimit {
+	return &ratelimitv3.RateLimit{
+		Domain:          QuotaDomain,
+		Stage:           stage,
+		Timeout:         durationpb.New(QuotaTimeout),
+		FailureModeDeny: stage == stageClosed,
+		StatusOnError:   &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
+		RateLimitService: &ratelimitconfigv3.RateLimitServiceConfig{
+			TransportApiVersion: corev3.ApiVersion_V3,
+			GrpcService: &corev3.GrpcService{
+				TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: RateLimitCluster}},
+				Timeout:         durationpb.New(QuotaTimeout),
+			},
+		},
+		StatPrefix: "quota",
+	}
+}
+
+func (c *Compiler) actions(p *model.Proxy, port model.WorkloadPort, pol *model.QuotaPolicy, index int, limit model.QuotaLimit) ([]*routev3.RateLimit_Action, error) {
+	out := []*routev3.RateLimit_Action{
+		constant(QuotaPolicyKey, pol.Namespace+"/"+pol.Name),
+		constant(QuotaLimitKey, strconv.Itoa(index)),
+	}
+	for _, d := range limit.Per {
+		a, err := c.dimension(p, port, d)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}
+
+func constant(key, value string) *routev3.RateLimit_Action {
+	return &routev3.RateLimit_Action{ActionSpecifier: &routev3.RateLimit_Action_GenericKey_{
+		GenericKey: &routev3.RateLimit_Action_GenericKey{DescriptorKey: key, DescriptorValue: value},
+	}}
+}
+
+// dimension gives the entry for one dimension. The expressions always come to a
+// string that is not empty, since Envoy would leave the whole limit out otherwise.
+func (c *Compiler) dimension(p *model.Proxy, port model.WorkloadPort, d model.Dimension) (*routev3.RateLimit_Action, error) {
+	switch d.Kind {
+	case "constant":
+		return constant(d.Text, d.Arg), nil
+	case "source.principal":
+		return expression(d, spiffePart("^spiffe://(.+)$")), nil
+	case "source.namespace":
+		return expression(d, spiffePart("^spiffe://[^/]+/ns/([^/]+)/.*$")), nil
+	case "source.ip":
+		return expression(d, `re.extract(source.address, '^\\[?([^\\]]+?)\\]?:[0-9]+$', '\\1')`), nil
+	case "request.method":
+		return expression(d, "request.method"), nil
+	case "request.path":
+		return expression(d, present("request.url_path")), nil
+	case "request.headers":
+		name := celString(strings.ToLower(d.Arg))
+		return expression(d, name+" in request.headers ? ("+present("request.headers["+name+"]")+") : '"+QuotaNoValue+"'"), nil
+	case "request.auth.claims":
+		return expression(d, claimExpression(strings.Split(d.Arg, "."))), nil
+	case "destination.service":
+		if name := c.serviceOf(p, port); name != "" {
+			return constant(d.Text, name), nil
+		}
+		return expression(d, present("request.host")), nil
+	}
+	return nil, fmt.Errorf("per: unknown dimension %q", d.Text)
+}
+
+// spiffePart takes a part of the caller's SPIFFE ID.
+func spiffePart(re string) string {
+	const id = "connection.uri_san_peer_certificate"
+	return "connection.mtls && " + id + ".matches('" + re + "') ? re.extract(" + id + ", '" + re + `', '\\1') : '` + QuotaNoValue + "'"
+}
+
+func present(value string) string {
+	return value + " != '' ? " + value + " : '" + QuotaNoValue + "'"
+}
+
+// claimExpression walks down the verified token, testing each step.
+func claimExpression(names []string) string {
+	at := "metadata.filter_metadata"
+	var tests []string
+	for _, name := range append([]string{jwtMetadata, jwtPayload}, names...) {
+		tests = append(tests, celString(name)+" in "+at)
+		at += "[" + celString(name) + "]"
+	}
+	return strings.Join(tests, " && ") + " ? " + at + " : '" + QuotaNoValue + "'"
+}
+
+// celString is a string literal of CEL.
+func celString(s string) string {
+	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`, "\n", `\n`, "\r", `\r`).Replace(s) + "'"
+}
+
+func expression(d model.Dimension, text string) *routev3.RateLimit_Action {
+	return &routev3.RateLimit_Action{ActionSpecifier: &routev3.RateLimit_Action_Extension{Extension: extension("envoy.rate_limit_descriptors.expr", &exprv3.Descriptor{
+		DescriptorKey: d.Text,
+		ExprSpecifier: &exprv3.Descriptor_Text{Text: text},
+	})}}
+}
+
+func extension(name string, config proto.Message) *corev3.TypedExtensionConfig {
+	return &corev3.TypedExtensionConfig{Name: name, TypedConfig: envoy.Any(config)}
+}
+
+// serviceOf gives the host name under which callers know a port of a workload,
+// "" for gateways and ports of no service.
+func (c *Compiler) serviceOf(p *model.Proxy, port model.WorkloadPort) string {
+	for _, s := range c.mesh.Services {
+		for _, e := range s.Endpoints {
+			if e.Proxy != p {
+				continue
+			}
+			for _, target := range e.Ports {
+				if target == port.Port {
+					return s.Hostname
+				}
+			}
+		}
+	}
+	return ""
+}

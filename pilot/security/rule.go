@@ -1,0 +1,381 @@
+package security
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	uritemplatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/path/match/uri_template/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	security "istio.io/api/security/v1beta1"
+
+	"github.com/writ-mesh/writ/pilot/envoy"
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// errHTTPOnly is what a condition on requests gives for a TCP port.
+var errHTTPOnly = errors.New("only HTTP has it")
+
+// ruleCompiler turns rules of one AuthorizationPolicy into RBAC policies.
+type ruleCompiler struct {
+	trustDomains []string
+	namespace    string
+	// tcp is set for ports where no requests are seen.
+	tcp bool
+	// narrow drops a rule with a condition that cannot be had (ALLOW); otherwise
+	// the condition is dropped and the rule is the wider for it (DENY and the rest).
+	narrow bool
+}
+
+// policy compiles one rule; nil without error for a rule that can match nothing.
+func (r ruleCompiler) policy(rule *security.Rule) (*rbacv3.Policy, error) {
+	principals, err := r.from(rule)
+	if err == nil {
+		var permissions []*rbacv3.Permission
+		if permissions, err = r.to(rule); err == nil {
+			return &rbacv3.Policy{Permissions: permissions, Principals: principals}, nil
+		}
+	}
+	if errors.Is(err, errHTTPOnly) {
+		return nil, nil
+	}
+	return nil, err
+}
+
+// clause is a field or condition: one of values (if any), and none of notValues.
+type clause struct {
+	key               string
+	values, notValues []string
+}
+
+func (r ruleCompiler) from(rule *security.Rule) ([]*rbacv3.Principal, error) {
+	var when []clause
+	for _, w := range rule.GetWhen() {
+		if isPrincipalKey(w.GetKey()) {
+			when = append(when, clause{w.GetKey(), w.GetValues(), w.GetNotValues()})
+		} else if !isPermissionKey(w.GetKey()) {
+			return nil, fmt.Errorf("when: unknown key %q", w.GetKey())
+		}
+	}
+	sources := rule.GetFrom()
+	if len(sources) == 0 {
+		sources = []*security.Rule_From{{}}
+	}
+	var out []*rbacv3.Principal
+	for _, from := range sources {
+		s := from.GetSource()
+		fields := []clause{
+			{"source.principal", s.GetPrincipals(), s.GetNotPrincipals()},
+			{"request.auth.principal", s.GetRequestPrincipals(), s.GetNotRequestPrincipals()},
+			{"source.serviceAccount", s.GetServiceAccounts(), s.GetNotServiceAccounts()},
+			{"source.trustDomain", s.GetTrustDomains(), s.GetNotTrustDomains()},
+			{"source.namespace", s.GetNamespaces(), s.GetNotNamespaces()},
+			{"remote.ip", s.GetRemoteIpBlocks(), s.GetNotRemoteIpBlocks()},
+			{"source.ip", s.GetIpBlocks(), s.GetNotIpBlocks()},
+		}
+		id, err := conjunction(append(fields, when...), r.narrow, r.principal, notID, andIDs)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, id)
+	}
+	return out, nil
+}
+
+func (r ruleCompiler) to(rule *security.Rule) ([]*rbacv3.Permission, error) {
+	var when []clause
+	for _, w := range rule.GetWhen() {
+		if isPermissionKey(w.GetKey()) {
+			when = append(when, clause{w.GetKey(), w.GetValues(), w.GetNotValues()})
+		}
+	}
+	operations := rule.GetTo()
+	if len(operations) == 0 {
+		operations = []*security.Rule_To{{}}
+	}
+	var out []*rbacv3.Permission
+	for _, to := range operations {
+		o := to.GetOperation()
+		fields := []clause{
+			{hostKey, o.GetHosts(), o.GetNotHosts()},
+			{methodKey, o.GetMethods(), o.GetNotMethods()},
+			{pathKey, o.GetPaths(), o.GetNotPaths()},
+			{"destination.port", o.GetPorts(), o.GetNotPorts()},
+		}
+		p, err := conjunction(append(fields, when...), r.narrow, r.permission, notRule, andRules)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// conjunction requires every clause. match gives the alternative of the values.
+func conjunction[M any](clauses []clause, narrow bool, match func(key string, values []string) (M, error), not func(M) M, and func([]M) M) (M, error) {
+	var all []M
+	var none M
+	for _, c := range clauses {
+		for _, side := range []struct {
+			values  []string
+			negated bool
+		}{{c.values, false}, {c.notValues, true}} {
+			if len(side.values) == 0 {
+				continue
+			}
+			m, err := match(c.key, side.values)
+			if errors.Is(err, errHTTPOnly) && !narrow {
+				continue
+			}
+			if err != nil {
+				return none, fmt.Errorf("%s: %w", c.key, err)
+			}
+			if side.negated {
+				m = not(m)
+			}
+			all = append(all, m)
+		}
+	}
+	return and(all), nil
+}
+
+// Keys for the fields of an operation that no condition has.
+const (
+	hostKey   = "hosts"
+	methodKey = "methods"
+	pathKey   = "paths"
+)
+
+const (
+	headersKey      = "request.headers["
+	claimsKey       = "request.auth.claims["
+	envoyFiltersKey = "experimental.envoy.filters."
+)
+
+func isPermissionKey(key string) bool {
+	switch key {
+	case "destination.ip", "destination.port", "connection.sni":
+		return true
+	}
+	return strings.HasPrefix(key, envoyFiltersKey)
+}
+
+func isPrincipalKey(key string) bool {
+	switch key {
+	case "source.ip", "remote.ip", "source.namespace", "source.trustDomain", "source.principal", "source.serviceAccount",
+		"request.auth.principal", "request.auth.audiences", "request.auth.presenter":
+		return true
+	}
+	return strings.HasPrefix(key, headersKey) || strings.HasPrefix(key, claimsKey)
+}
+
+// principal matches a key that tells who calls.
+func (r ruleCompiler) principal(key string, values []string) (*rbacv3.Principal, error) {
+	if r.tcp && strings.HasPrefix(key, "request.") {
+		return nil, errHTTPOnly
+	}
+	switch key {
+	case "request.auth.audiences":
+		return metadataID(claim([]string{"aud"}, values)), nil
+	case "request.auth.presenter":
+		return metadataID(claim([]string{"azp"}, values)), nil
+	}
+	if rest, ok := strings.CutPrefix(key, claimsKey); ok {
+		path, err := bracketed("[" + rest)
+		if err != nil {
+			return nil, err
+		}
+		return metadataID(claim(path, values)), nil
+	}
+	var out []*rbacv3.Principal
+	for _, v := range r.aliases(key, values) {
+		id, err := r.principalValue(key, v)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, id)
+	}
+	return orIDs(out), nil
+}
+
+func (r ruleCompiler) principalValue(key, value string) (*rbacv3.Principal, error) {
+	switch key {
+	case "source.principal":
+		return peer(peerPrincipal(value)), nil
+	case "source.namespace":
+		return peer(peerNamespace(value)), nil
+	case "source.serviceAccount":
+		return peer(peerServiceAccount(r.namespace, value)), nil
+	case "source.trustDomain":
+		return peer(peerTrustDomain(value)), nil
+	case "request.auth.principal":
+		return requestPrincipal(value), nil
+	case "source.ip", "remote.ip":
+		block, err := cidr(value)
+		if err != nil {
+			return nil, err
+		}
+		if key == "source.ip" {
+			return &rbacv3.Principal{Identifier: &rbacv3.Principal_DirectRemoteIp{DirectRemoteIp: block}}, nil
+		}
+		return &rbacv3.Principal{Identifier: &rbacv3.Principal_RemoteIp{RemoteIp: block}}, nil
+	}
+	if rest, ok := strings.CutPrefix(key, headersKey); ok && strings.HasSuffix(rest, "]") {
+		return &rbacv3.Principal{Identifier: &rbacv3.Principal_Header{Header: header(strings.TrimSuffix(rest, "]"), value, false)}}, nil
+	}
+	return nil, fmt.Errorf("unknown key")
+}
+
+// aliases writes each value out for every trust domain it may mean.
+func (r ruleCompiler) aliases(key string, values []string) []string {
+	expand := principalAliases
+	switch key {
+	case "source.principal":
+	case "source.trustDomain":
+		expand = trustDomainAliases
+	default:
+		return values
+	}
+	var out []string
+	for _, v := range values {
+		out = append(out, expand(r.trustDomains, v)...)
+	}
+	return out
+}
+
+// permission matches a key that tells what is called.
+func (r ruleCompiler) permission(key string, values []string) (*rbacv3.Permission, error) {
+	if rest, ok := strings.CutPrefix(key, envoyFiltersKey); ok {
+		return envoyFilterMetadata("envoy.filters."+rest, values)
+	}
+	var out []*rbacv3.Permission
+	for _, v := range values {
+		p, err := r.permissionValue(key, v)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	return orRules(out), nil
+}
+
+func (r ruleCompiler) permissionValue(key, value string) (*rbacv3.Permission, error) {
+	switch key {
+	case "destination.ip":
+		block, err := cidr(value)
+		if err != nil {
+			return nil, err
+		}
+		return &rbacv3.Permission{Rule: &rbacv3.Permission_DestinationIp{DestinationIp: block}}, nil
+	case "destination.port":
+		port, err := strconv.ParseUint(value, 10, 16)
+		if err != nil {
+			return nil, fmt.Errorf("%q is not a port", value)
+		}
+		return &rbacv3.Permission{Rule: &rbacv3.Permission_DestinationPort{DestinationPort: uint32(port)}}, nil
+	case "connection.sni":
+		return &rbacv3.Permission{Rule: &rbacv3.Permission_RequestedServerName{RequestedServerName: pattern(value)}}, nil
+	}
+	if r.tcp {
+		return nil, errHTTPOnly
+	}
+	switch key {
+	case hostKey:
+		return &rbacv3.Permission{Rule: &rbacv3.Permission_Header{Header: header(":authority", value, true)}}, nil
+	case methodKey:
+		return &rbacv3.Permission{Rule: &rbacv3.Permission_Header{Header: header(":method", value, false)}}, nil
+	case pathKey:
+		return path(value), nil
+	}
+	return nil, fmt.Errorf("unknown key")
+}
+
+// path matches the path without its query, by pattern or by URI template.
+func path(value string) *rbacv3.Permission {
+	if !strings.Contains(value, "{*}") && !strings.Contains(value, "{**}") {
+		return &rbacv3.Permission{Rule: &rbacv3.Permission_UrlPath{UrlPath: &matcherv3.PathMatcher{Rule: &matcherv3.PathMatcher_Path{Path: pattern(value)}}}}
+	}
+	template := strings.NewReplacer("{*}", "*", "{**}", "**").Replace(value)
+	return &rbacv3.Permission{Rule: &rbacv3.Permission_UriTemplate{UriTemplate: &corev3.TypedExtensionConfig{
+		Name:        "envoy.path.match.uri_template.uri_template_matcher",
+		TypedConfig: envoy.Any(&uritemplatev3.UriTemplateMatchConfig{PathTemplate: template}),
+	}}}
+}
+
+// envoyFilterMetadata matches dynamic metadata: envoy.filters.a.b[key], where a
+// value "[x]" means a list that has x.
+func envoyFilterMetadata(key string, values []string) (*rbacv3.Permission, error) {
+	filter, name, ok := strings.Cut(strings.TrimSuffix(key, "]"), "[")
+	if !ok {
+		return nil, fmt.Errorf("want filter[name]")
+	}
+	var ms []*matcherv3.ValueMatcher
+	for _, v := range values {
+		if strings.HasPrefix(v, "[") && strings.HasSuffix(v, "]") {
+			ms = append(ms, listWith(stringValue(pattern(strings.Trim(v, "[]")))))
+		} else {
+			ms = append(ms, stringValue(pattern(v)))
+		}
+	}
+	return &rbacv3.Permission{Rule: &rbacv3.Permission_Metadata{Metadata: metadata(filter, []string{name}, anyValueOf(ms...))}}, nil
+}
+
+func peer(m *matcherv3.StringMatcher) *rbacv3.Principal {
+	return &rbacv3.Principal{Identifier: &rbacv3.Principal_Authenticated_{Authenticated: &rbacv3.Principal_Authenticated{PrincipalName: m}}}
+}
+
+func metadataID(m *matcherv3.MetadataMatcher) *rbacv3.Principal {
+	return &rbacv3.Principal{Identifier: &rbacv3.Principal_Metadata{Metadata: m}}
+}
+
+func notID(id *rbacv3.Principal) *rbacv3.Principal {
+	return &rbacv3.Principal{Identifier: &rbacv3.Principal_NotId{NotId: id}}
+}
+
+// andIDs of nothing is anybody.
+func andIDs(ids []*rbacv3.Principal) *rbacv3.Principal {
+	switch len(ids) {
+	case 0:
+		return &rbacv3.Principal{Identifier: &rbacv3.Principal_Any{Any: true}}
+	case 1:
+		return ids[0]
+	}
+	return &rbacv3.Principal{Identifier: &rbacv3.Principal_AndIds{AndIds: &rbacv3.Principal_Set{Ids: ids}}}
+}
+
+func orIDs(ids []*rbacv3.Principal) *rbacv3.Principal {
+	if len(ids) == 1 {
+		return ids[0]
+	}
+	return &rbacv3.Principal{Identifier: &rbacv3.Principal_OrIds{OrIds: &rbacv3.Principal_Set{Ids: ids}}}
+}
+
+func notRule(p *rbacv3.Permission) *rbacv3.Permission {
+	return &rbacv3.Permission{Rule: &rbacv3.Permission_NotRule{NotRule: p}}
+}
+
+// andRules of nothing is anything.
+func andRules(ps []*rbacv3.Permission) *rbacv3.Permission {
+	switch len(ps) {
+	case 0:
+		return &rbacv3.Permission{Rule: &rbacv3.Permission_Any{Any: true}}
+	case 1:
+		return ps[0]
+	}
+	return &rbacv3.Permission{Rule: &rbacv3.Permission_AndRules{AndRules: &rbacv3.Permission_Set{Rules: ps}}}
+}
+
+func orRules(ps []*rbacv3.Permission) *rbacv3.Permission {
+	if len(ps) == 1 {
+		return ps[0]
+	}
+	return &rbacv3.Permission{Rule: &rbacv3.Permission_OrRules{OrRules: &rbacv3.Permission_Set{Rules: ps}}}
+}
+
+// policyID names a rule in Envoy's metadata, statistics and response details.
+func policyID(p *model.AuthorizationPolicy, rule int) string {
+	return fmt.Sprintf("%s rule %d", p.ID(), rule)
+}
