@@ -1,0 +1,276 @@
+package token
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+// MaxToken is the size of a token in bytes that Verify looks at when
+// Options.MaxSize does not say otherwise. Envoy takes headers up to 60 KiB.
+const MaxToken = 16 << 10
+
+// maxDate is the end of the year 9999 in seconds since 1970. What is above does
+// not fit the conversion to a time, whose result then depends on the machine.
+const maxDate = 253402300799
+
+// The reasons for refusal. Verify's errors wrap exactly one of them.
+var (
+	ErrTooLarge   = errors.New("token is too large")
+	ErrMalformed  = errors.New("token is malformed")
+	ErrAlgorithm  = errors.New("token's algorithm is not accepted")
+	ErrIssuer     = errors.New("token's issuer is not accepted")
+	ErrAudience   = errors.New("token's audience is not accepted")
+	ErrUnknownKey = errors.New("token is signed with an unknown key")
+	ErrSignature  = errors.New("token's signature is wrong")
+	ErrExpired    = errors.New("token is expired")
+	ErrNotYet     = errors.New("token is not valid yet")
+)
+
+// Issuer is somebody whose tokens are believed.
+type Issuer struct {
+	// Issuer has to equal the claim "iss".
+	Issuer string
+	// Audiences has to contain one value of the claim "aud"; empty is any.
+	Audiences []string
+	Keys      *KeySet
+}
+
+// Options are the parts of verification that operators choose.
+type Options struct {
+	// Leeway is granted on exp and nbf for clocks that differ.
+	Leeway time.Duration
+	// MaxSize bounds a token in bytes; 0 means MaxToken.
+	MaxSize int
+	// RequireExpiry refuses tokens without exp.
+	RequireExpiry bool
+}
+
+// Verified is a token whose signature and claims hold.
+type Verified struct {
+	// Issuer is the index of the one in the list that vouches for it.
+	Issuer int
+	// Claims is the payload as it was signed, a JSON object.
+	Claims []byte
+}
+
+// methods are all algorithms there are.
+var methods = map[string]jwt.SigningMethod{
+	"RS256": jwt.SigningMethodRS256, "RS384": jwt.SigningMethodRS384, "RS512": jwt.SigningMethodRS512,
+	"PS256": jwt.SigningMethodPS256, "PS384": jwt.SigningMethodPS384, "PS512": jwt.SigningMethodPS512,
+	"ES256": jwt.SigningMethodES256, "ES384": jwt.SigningMethodES384, "ES512": jwt.SigningMethodES512,
+	"EdDSA": jwt.SigningMethodEdDSA,
+}
+
+// Verify decides whether a token holds at now. The issuers are those with the
+// token's iss; if several have the same name, one whose keys and audiences fit
+// is enough.
+func Verify(raw string, issuers []Issuer, now time.Time, o Options) (Verified, error) {
+	h, claims, err := parse(raw, o)
+	if err != nil {
+		return Verified{}, err
+	}
+	best := ErrIssuer
+	for i, issuer := range issuers {
+		if issuer.Issuer != claims.Issuer {
+			continue
+		}
+		// Of several reasons the one that got furthest says most.
+		if err := h.verify(issuer, claims, now, o); err == nil {
+			return Verified{Issuer: i, Claims: h.payload}, nil
+		} else if errors.Is(best, ErrIssuer) || errors.Is(best, ErrUnknownKey) {
+			best = err
+		}
+	}
+	return Verified{}, best
+}
+
+// Peek reads the unverified iss and kid of a token, to find out which keys are
+// worth fetching. Nothing else may be done with them.
+func Peek(raw string, o Options) (issuer, kid string, err error) {
+	h, claims, err := parse(raw, o)
+	if err != nil {
+		return "", "", err
+	}
+	return claims.Issuer, h.kid, nil
+}
+
+// parsed is a token that is well-formed and not verified.
+type parsed struct {
+	alg       string
+	kid       string
+	hasKid    bool
+	signed    string
+	signature []byte
+	payload   []byte
+}
+
+func parse(raw string, o Options) (*parsed, *jwt.RegisteredClaims, error) {
+	limit := o.MaxSize
+	if limit <= 0 {
+		limit = MaxToken
+	}
+	if len(raw) > limit {
+		return nil, nil, ErrTooLarge
+	}
+	head, rest, ok1 := strings.Cut(raw, ".")
+	body, sig, ok2 := strings.Cut(rest, ".")
+	if !ok1 || !ok2 || strings.Contains(sig, ".") {
+		return nil, nil, fmt.Errorf("%w: it does not have three parts", ErrMalformed)
+	}
+	p := &parsed{signed: raw[:len(head)+1+len(body)]}
+	header, err := decode(head)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: header", ErrMalformed)
+	}
+	if p.payload, err = decode(body); err != nil {
+		return nil, nil, fmt.Errorf("%w: payload", ErrMalformed)
+	}
+	if err := p.header(header); err != nil {
+		return nil, nil, err
+	}
+	if p.signature, err = decode(sig); err != nil {
+		return nil, nil, fmt.Errorf("%w: signature", ErrMalformed)
+	}
+	if err := strictObject(p.payload); err != nil {
+		return nil, nil, fmt.Errorf("%w: payload: %w", ErrMalformed, err)
+	}
+	claims := new(jwt.RegisteredClaims)
+	if err := exactClaims(p.payload, claims); err != nil {
+		return nil, nil, fmt.Errorf("%w: payload: %w", ErrMalformed, err)
+	}
+	return p, claims, nil
+}
+
+// header reads the JOSE header. A map, and not a struct, because Go's decoder
+// takes "ALG" for "alg" in a struct.
+func (p *parsed) header(b []byte) error {
+	if err := strictObject(b); err != nil {
+		return fmt.Errorf("%w: header: %w", ErrMalformed, err)
+	}
+	var m map[string]any
+	if err := json.Unmarshal(b, &m); err != nil {
+		return fmt.Errorf("%w: header", ErrMalformed)
+	}
+	var ok bool
+	if p.alg, ok = m["alg"].(string); !ok {
+		return fmt.Errorf("%w: none is named", ErrAlgorithm)
+	}
+	if _, known := methods[p.alg]; !known {
+		return fmt.Errorf("%w: %q", ErrAlgorithm, clip(p.alg))
+	}
+	if kid, there := m["kid"]; there {
+		if p.kid, ok = kid.(string); !ok {
+			return fmt.Errorf("%w: kid is not a string", ErrMalformed)
+		}
+		p.hasKid = true
+	}
+	// RFC 7515 section 4.1.11: what is critical and not understood is refused;
+	// no extension is understood here (b64 of RFC 7797 is one of them).
+	if _, there := m["crit"]; there {
+		return fmt.Errorf("%w: critical extensions are not understood", ErrMalformed)
+	}
+	return nil
+}
+
+func (p *parsed) verify(issuer Issuer, claims *jwt.RegisteredClaims, now time.Time, o Options) error {
+	keys := issuer.Keys.find(p.kid, p.hasKid)
+	if len(keys) == 0 {
+		return ErrUnknownKey
+	}
+	method := methods[p.alg]
+	err := fmt.Errorf("%w: %s is not for the issuer's key", ErrAlgorithm, p.alg)
+	for _, k := range keys {
+		if !slices.Contains(k.Algorithms, p.alg) {
+			continue
+		}
+		if method.Verify(p.signed, p.signature, k.public) == nil {
+			return checkClaims(issuer, claims, now, o)
+		}
+		err = ErrSignature
+	}
+	return err
+}
+
+func checkClaims(issuer Issuer, claims *jwt.RegisteredClaims, now time.Time, o Options) error {
+	opts := []jwt.ParserOption{jwt.WithLeeway(o.Leeway), jwt.WithTimeFunc(func() time.Time { return now }), jwt.WithIssuer(issuer.Issuer)}
+	if len(issuer.Audiences) > 0 {
+		opts = append(opts, jwt.WithAudience(issuer.Audiences...))
+	}
+	if o.RequireExpiry {
+		opts = append(opts, jwt.WithExpirationRequired())
+	}
+	err := jwt.NewValidator(opts...).Validate(claims)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, jwt.ErrTokenExpired):
+		return ErrExpired
+	case errors.Is(err, jwt.ErrTokenNotValidYet):
+		return ErrNotYet
+	case errors.Is(err, jwt.ErrTokenInvalidAudience):
+		return ErrAudience
+	case errors.Is(err, jwt.ErrTokenRequiredClaimMissing) && len(issuer.Audiences) > 0 && len(claims.Audience) == 0:
+		return ErrAudience
+	case errors.Is(err, jwt.ErrTokenRequiredClaimMissing):
+		return fmt.Errorf("%w: it has no exp", ErrExpired)
+	case errors.Is(err, jwt.ErrTokenInvalidIssuer):
+		return ErrIssuer
+	}
+	return fmt.Errorf("%w: %w", ErrMalformed, err)
+}
+
+// exactClaims reads the registered claims by their exact names.
+func exactClaims(payload []byte, into *jwt.RegisteredClaims) error {
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(payload, &all); err != nil {
+		return err
+	}
+	exact := make(map[string]json.RawMessage, 5)
+	for _, name := range []string{"iss", "aud", "exp", "nbf"} {
+		if v, ok := all[name]; ok {
+			if string(v) == "null" {
+				return fmt.Errorf("%s is null", name)
+			}
+			exact[name] = v
+		}
+	}
+	for _, name := range []string{"exp", "nbf"} {
+		var n json.Number
+		if v, ok := exact[name]; ok {
+			if err := json.Unmarshal(v, &n); err != nil || v[0] == '"' {
+				return fmt.Errorf("%s is not a number", name)
+			}
+			if f, err := n.Float64(); err != nil || f < 0 || f > maxDate {
+				return fmt.Errorf("%s is not a date", name)
+			}
+		}
+	}
+	b, err := json.Marshal(exact)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, into)
+}
+
+// decode is base64url without padding and without spare bits, so that a token
+// has one spelling only.
+func decode(s string) ([]byte, error) {
+	if strings.ContainsAny(s, "\r\n") {
+		return nil, ErrMalformed
+	}
+	return base64.RawURLEncoding.Strict().DecodeString(s)
+}
+
+func clip(s string) string {
+	if len(s) > 16 {
+		return s[:16] + "..."
+	}
+	return s
+}
