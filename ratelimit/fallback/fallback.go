@@ -1,0 +1,211 @@
+// Package fallback keeps quotas enforced when the shared store is away.
+//
+// A Guard asks the shared store (Redis) and, when that fails or is too slow,
+// decides from counters of its own process. After a few failures it asks no more
+// (the circuit is open) until probes have been answered again, so that an outage
+// costs nobody a wait. What this replica admits is recorded in its own counters
+// all the time; they refuse by themselves what is over already by this replica's
+// own doing. So in a window that touches an outage, whether Redis died, hung or
+// came back empty, one replica admits at most a sliding limit and what was on its
+// way at the moment of failure, and n replicas at most n times that.
+package fallback
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/writ-mesh/writ/ratelimit/limit"
+)
+
+// Shared is the store that all replicas count in. Decide returns within a few
+// milliseconds, with an error if it could not decide.
+type Shared interface {
+	Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error
+}
+
+// Local is a store in this process.
+type Local interface {
+	Shared
+	Peek(now time.Time, uses []limit.Use, outcomes []limit.Outcome) (refused bool)
+	Record(now time.Time, uses []limit.Use, outcomes []limit.Outcome)
+}
+
+const (
+	// A failure weighs two, a success takes one away, and at openAt the circuit
+	// opens: five failures in a row, or soon if more than a third fail.
+	failureWeight = 2
+	openAt        = 10
+	// goodProbes in a row close the circuit.
+	goodProbes = 3
+	minPause   = 50 * time.Millisecond
+	maxPause   = time.Second
+)
+
+// Guard is a store that always decides. It is safe for concurrent use.
+type Guard struct {
+	shared  Shared
+	local   Local
+	log     *slog.Logger
+	metrics metrics
+
+	score    atomic.Int64
+	degraded atomic.Bool
+	tripped  chan struct{} // wakes Run
+	change   sync.Mutex    // orders changes of degraded with their gauge
+}
+
+type metrics struct {
+	degraded prometheus.Gauge
+	errors   prometheus.Counter
+	local    prometheus.Counter
+}
+
+// New returns a guard. Run must be running for it to come back from an outage.
+func New(shared Shared, local Local, log *slog.Logger, reg prometheus.Registerer) *Guard {
+	g := &Guard{shared: shared, local: local, log: log, tripped: make(chan struct{}, 1), metrics: metrics{
+		degraded: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "writ_ratelimit_store_degraded",
+			Help: "1 while the shared store is away and this replica enforces the limits by itself.",
+		}),
+		errors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "writ_ratelimit_store_errors_total",
+			Help: "Decisions and probes that the shared store failed or did not answer in time.",
+		}),
+		local: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "writ_ratelimit_local_decisions_total",
+			Help: "Decisions made without the shared store because it was away.",
+		}),
+	}}
+	reg.MustRegister(g.metrics.degraded, g.metrics.errors, g.metrics.local)
+	return g
+}
+
+// Degraded tells whether the shared store is taken to be away.
+func (g *Guard) Degraded() bool { return g.degraded.Load() }
+
+// Decide makes one decision over all uses. It fails only if ctx ends.
+func (g *Guard) Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
+	sliding := allSliding(uses)
+	// What this replica admitted alone is over the limit: so is the sum of all.
+	if sliding && g.local.Peek(now, uses, outcomes) {
+		return nil
+	}
+	if !g.degraded.Load() {
+		err := g.shared.Decide(ctx, now, uses, outcomes)
+		if err == nil {
+			g.succeeded()
+			if !sliding || !limit.Refused(uses, outcomes) { // fixed limits count refused uses too
+				g.local.Record(now, uses, outcomes)
+			}
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		g.failed(err)
+	}
+	g.metrics.local.Inc()
+	return g.local.Decide(ctx, now, uses, outcomes)
+}
+
+// Run brings the guard back after outages, until ctx ends.
+func (g *Guard) Run(ctx context.Context) error {
+	if err := g.probe(ctx); err != nil { // a store that is away from the start
+		g.open(err)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-g.tripped:
+		}
+		if err := g.recover(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// recover probes until the store is well again.
+func (g *Guard) recover(ctx context.Context) error {
+	pause, good := minPause, 0
+	for good < goodProbes {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause/2 + rand.N(pause)):
+		}
+		if err := g.probe(ctx); err != nil {
+			good, pause = 0, min(2*pause, maxPause)
+			continue
+		}
+		good, pause = good+1, minPause
+	}
+	g.close()
+	return nil
+}
+
+// probe does what a decision does, a write included: a store that only answers
+// is not yet one that counts.
+func (g *Guard) probe(ctx context.Context) error {
+	l, err := limit.New(limit.Sliding, 1_000_000, time.Second)
+	if err != nil {
+		return err
+	}
+	err = g.shared.Decide(ctx, time.Now(), []limit.Use{{Key: "writ:probe", Limit: l, Hits: 1}}, make([]limit.Outcome, 1))
+	if err != nil && !errors.Is(err, context.Canceled) {
+		g.metrics.errors.Inc()
+	}
+	return err
+}
+
+func (g *Guard) succeeded() {
+	if n := g.score.Load(); n > 0 {
+		g.score.CompareAndSwap(n, n-1) // losing the race forgets one success
+	}
+}
+
+func (g *Guard) failed(err error) {
+	g.metrics.errors.Inc()
+	if g.score.Add(failureWeight) >= openAt {
+		g.open(err)
+	}
+}
+
+func (g *Guard) open(cause error) {
+	g.change.Lock()
+	defer g.change.Unlock()
+	if g.degraded.Swap(true) {
+		return
+	}
+	g.metrics.degraded.Set(1)
+	g.log.Error("shared store is away: limits are enforced by this replica alone", slog.Any("error", cause))
+	select {
+	case g.tripped <- struct{}{}:
+	default:
+	}
+}
+
+func (g *Guard) close() {
+	g.change.Lock()
+	defer g.change.Unlock()
+	g.score.Store(0)
+	g.degraded.Store(false)
+	g.metrics.degraded.Set(0)
+	g.log.Info("shared store is back: limits are shared again")
+}
+
+func allSliding(uses []limit.Use) bool {
+	for i := range uses {
+		if uses[i].Limit.Algorithm() != limit.Sliding {
+			return false
+		}
+	}
+	return true
+}

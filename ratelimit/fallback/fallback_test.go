@@ -1,0 +1,295 @@
+package fallback_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/writ-mesh/writ/ratelimit/fallback"
+	"github.com/writ-mesh/writ/ratelimit/limit"
+	"github.com/writ-mesh/writ/ratelimit/memory"
+	"github.com/writ-mesh/writ/ratelimit/redisstore"
+	"github.com/writ-mesh/writ/ratelimit/redistest"
+	"github.com/writ-mesh/writ/ratelimit/storetest"
+)
+
+// TestConformance: with the shared store well and with it away.
+func TestConformance(t *testing.T) {
+	for _, err := range []error{nil, errors.New("away")} {
+		storetest.Run(t, func(*testing.T) storetest.Store {
+			return fallback.New(&shared{store: memory.New(0), err: err}, memory.New(0), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		})
+	}
+}
+
+// shared is a store that can be made to fail.
+type shared struct {
+	mu    sync.Mutex
+	store *memory.Store
+	err   error
+	asked int
+}
+
+func (s *shared) Decide(ctx context.Context, now time.Time, uses []limit.Use, out []limit.Outcome) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked++
+	if s.err != nil {
+		return s.err
+	}
+	return s.store.Decide(ctx, now, uses, out)
+}
+
+func (s *shared) set(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+}
+
+func (s *shared) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked
+}
+
+func TestCircuit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &shared{store: memory.New(0)}
+		reg := prometheus.NewRegistry()
+		g := fallback.New(store, memory.New(0), slog.New(slog.DiscardHandler), reg)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- g.Run(ctx) }()
+		synctest.Wait()
+
+		uses := []limit.Use{{Key: "k", Limit: storetest.Sliding(t, 20, time.Hour), Hits: 1}}
+		passed := 0
+		ask := func() {
+			out := make([]limit.Outcome, 1)
+			if err := g.Decide(ctx, time.Now(), uses, out); err != nil {
+				t.Fatal(err)
+			}
+			if !out[0].Over {
+				passed++
+			}
+		}
+		for range 8 {
+			ask()
+		}
+		store.set(errors.New("connection refused"))
+		for range 5 {
+			if g.Degraded() {
+				t.Fatal("degraded before five failures")
+			}
+			ask()
+		}
+		if !g.Degraded() || gauge(t, reg) != 1 {
+			t.Fatal("not degraded after five failures, or the gauge does not say so")
+		}
+		before := store.count()
+		for range 100 {
+			ask()
+		}
+		if store.count() != before {
+			t.Error("the store is asked while the circuit is open")
+		}
+		if passed != 20 {
+			t.Errorf("%d passed of a limit of 20 across the outage", passed)
+		}
+		time.Sleep(time.Minute) // the bubble's time: probes fail meanwhile
+		if !g.Degraded() {
+			t.Error("came back to a store that fails")
+		}
+		store.mu.Lock()
+		store.err, store.store = nil, memory.New(0) // back, and empty
+		store.mu.Unlock()
+		time.Sleep(3 * time.Second)
+		if g.Degraded() || gauge(t, reg) != 0 {
+			t.Error("did not come back within three seconds")
+		}
+		for range 50 {
+			ask()
+		}
+		if passed != 20 {
+			t.Errorf("%d passed of a limit of 20 after the store came back empty", passed)
+		}
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("run: %v", err)
+		}
+	})
+}
+
+func gauge(t *testing.T, reg *prometheus.Registry) float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "writ_ratelimit_store_degraded" {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatal("no gauge writ_ratelimit_store_degraded")
+	return 0
+}
+
+func TestAwayFromTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := fallback.New(&shared{err: errors.New("away")}, memory.New(0), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { _ = g.Run(ctx) }()
+		synctest.Wait()
+		if !g.Degraded() {
+			t.Error("not degraded with a store that is away from the start")
+		}
+		cancel()
+		synctest.Wait()
+	})
+}
+
+func TestCallerWhoLeavesIsNoFailure(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	g := fallback.New(&shared{err: context.Canceled}, memory.New(0), slog.New(slog.DiscardHandler), reg)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 20 {
+		if err := g.Decide(ctx, time.Now(), []limit.Use{{Key: "k", Limit: storetest.Sliding(t, 1, time.Hour), Hits: 1}}, make([]limit.Outcome, 1)); !errors.Is(err, context.Canceled) {
+			t.Fatalf("got %v", err)
+		}
+	}
+	if g.Degraded() {
+		t.Error("callers who left opened the circuit")
+	}
+}
+
+// load runs workers against a guard over a real Redis and keeps the score.
+type load struct {
+	passed, asked atomic.Int64
+	slowest       atomic.Int64 // nanoseconds, since it was last cleared
+	slow          atomic.Int64 // decisions above bound
+}
+
+// TestRealRedisAway kills and freezes a real Redis under load. The bound on one
+// answer is 5 ms; the test allows for a busy machine by counting how many answers
+// are above four times that, which waiting for Redis would make all of them.
+func TestRealRedisAway(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	for name, away := range map[string]struct {
+		goes, returns func(testing.TB, *redistest.Server)
+	}{
+		"killed": {func(t testing.TB, s *redistest.Server) { s.Kill(t) }, func(t testing.TB, s *redistest.Server) { s.Restart(t) }},
+		"frozen": {func(t testing.TB, s *redistest.Server) { s.Freeze(t) }, func(t testing.TB, s *redistest.Server) { s.Thaw(t) }},
+		"read-only": {
+			func(t testing.TB, s *redistest.Server) { s.Command(t, "REPLICAOF", "127.0.0.1", "1") },
+			func(t testing.TB, s *redistest.Server) { s.Command(t, "REPLICAOF", "NO", "ONE") },
+		},
+		"full": {
+			func(t testing.TB, s *redistest.Server) { s.Command(t, "CONFIG", "SET", "maxmemory", "1") },
+			func(t testing.TB, s *redistest.Server) { s.Command(t, "CONFIG", "SET", "maxmemory", "0") },
+		},
+	} {
+		t.Run(name, func(t *testing.T) { realRedisAway(t, away.goes, away.returns) })
+	}
+}
+
+func realRedisAway(t *testing.T, goes, returns func(testing.TB, *redistest.Server)) {
+	const limited, workers = 300, 16
+	server := redistest.Start(t)
+	store, err := redisstore.New(redisstore.Options{Address: server.Address()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := fallback.New(store, memory.New(0), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	ctx, cancel := context.WithCancel(context.Background())
+	var tasks sync.WaitGroup
+	tasks.Go(func() { _ = store.Run(ctx) })
+	tasks.Go(func() { _ = g.Run(ctx) })
+	t.Cleanup(func() { cancel(); tasks.Wait() })
+
+	var score load
+	uses := []limit.Use{{Key: "k", Limit: storetest.Sliding(t, limited, time.Hour), Hits: 1}, {Key: "wide", Limit: storetest.Sliding(t, 1<<31, time.Hour), Hits: 1}}
+	for range workers {
+		tasks.Go(func() { drive(ctx, t, g, uses, &score) })
+	}
+	redistest.Eventually(t, 10*time.Second, "the first decisions", func() error { return atLeast(&score, 100) })
+	before := runtime.NumGoroutine()
+	goes(t, server)
+	redistest.Eventually(t, 5*time.Second, "degraded", func() error {
+		if !g.Degraded() {
+			return errors.New("not degraded")
+		}
+		return nil
+	})
+	score.slow.Store(0)
+	asked := score.asked.Load()
+	redistest.Eventually(t, 10*time.Second, "decisions while away", func() error { return atLeast(&score, asked+1000) })
+	if slow := score.slow.Load(); slow > 50 {
+		t.Errorf("%d of 1000 decisions took more than 20 ms with the store away", slow)
+	}
+	if n := runtime.NumGoroutine(); n > before+10 {
+		t.Errorf("%d goroutines, %d before the store went away", n, before)
+	}
+	if !g.Degraded() {
+		t.Error("not degraded while the store is away")
+	}
+	returns(t, server)
+	redistest.Eventually(t, 10*time.Second, "back", func() error {
+		if g.Degraded() {
+			return errors.New("still degraded")
+		}
+		return nil
+	})
+	asked = score.asked.Load()
+	redistest.Eventually(t, 10*time.Second, "decisions after it came back", func() error { return atLeast(&score, asked+500) })
+	// More only by what was on its way when the store went away: one per worker.
+	if got := score.passed.Load(); got < limited || got > limited+workers {
+		t.Errorf("%d passed of a limit of %d", got, limited)
+	}
+}
+
+func atLeast(score *load, n int64) error {
+	if got := score.asked.Load(); got < n {
+		return errors.New("too few decisions so far")
+	}
+	return nil
+}
+
+// drive asks until ctx ends, about a thousand times a second.
+func drive(ctx context.Context, t *testing.T, g *fallback.Guard, uses []limit.Use, score *load) {
+	out := make([]limit.Outcome, len(uses))
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		begin := time.Now()
+		if err := g.Decide(ctx, begin, uses, out); err != nil {
+			if ctx.Err() == nil {
+				t.Errorf("decide: %v", err)
+			}
+			return
+		}
+		if time.Since(begin) > 20*time.Millisecond {
+			score.slow.Add(1)
+		}
+		if !limit.Refused(uses, out) {
+			score.passed.Add(1)
+		}
+		score.asked.Add(1)
+	}
+}

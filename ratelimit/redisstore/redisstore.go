@@ -1,0 +1,297 @@
+// Package redisstore keeps the counters of rate limits in Redis, so that any
+// number of replicas count as one. It is the only package that knows go-redis.
+//
+// A decision over several limits is one call of one script (decide.lua), hence
+// one round trip and atomic. A few workers carry the decisions to Redis in
+// pipelines of whatever waits; the number of goroutines and of connections does
+// not grow with the load, and nobody waits longer than Options.Timeout.
+//
+// Whose clock: sliding limits are counted by the clock of Redis, so that replicas
+// whose clocks differ still share one window. Fixed limits are counted by the
+// clock of the caller, because the window's start is part of the key's name, as
+// envoyproxy/ratelimit has it; running beside it both count in the same keys.
+//
+// One Redis is spoken to; all keys of one script must be on it. The callers' keys
+// carry a hash tag per policy, so that counters of one policy stay together on a
+// cluster.
+package redisstore
+
+import (
+	"context"
+	"crypto/tls"
+	_ "embed" // decide.lua
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/writ-mesh/writ/internal/listen"
+	"github.com/writ-mesh/writ/ratelimit/limit"
+)
+
+//go:embed decide.lua
+var source string
+
+// Errors of Decide beside those of Redis itself. In each case Redis may or may
+// not have counted the uses.
+var (
+	// ErrTimeout: no answer within Options.Timeout.
+	ErrTimeout = errors.New("redis did not answer in time")
+	// ErrBusy: more decisions wait than the queue holds.
+	ErrBusy = errors.New("too many decisions wait for redis")
+)
+
+const (
+	// DefaultTimeout leaves a millisecond of the five in which a decision must be
+	// made when Redis is away.
+	DefaultTimeout = 4 * time.Millisecond
+	// DefaultWorkers: two keep one pipeline on the way while the next gathers.
+	DefaultWorkers = 2
+	// queueLength bounds the decisions that wait; at 10 us each in Redis this is
+	// more than can be answered within the timeout.
+	queueLength = 1024
+	maxBatch    = 128
+	// ioTimeout is how long a worker waits for Redis. Callers do not: it only
+	// has to end, and to be short enough that a worker is back soon.
+	ioTimeout = 250 * time.Millisecond
+)
+
+// Options say where Redis is and how long to wait for it.
+type Options struct {
+	// Address is host:port or unix:///path.
+	Address  string
+	Username string
+	Password string
+	DB       int
+	// TLS is nil for plain text.
+	TLS *tls.Config
+	// Timeout is how long one decision waits; 0 is DefaultTimeout.
+	Timeout time.Duration
+	// Workers is the number of pipelines; 0 is DefaultWorkers.
+	Workers int
+	// CallersClock counts sliding limits by the time that Decide is given. It is
+	// for tests: replicas would disagree about when a window ends.
+	CallersClock bool
+}
+
+// Store is a set of counters in Redis. It is safe for concurrent use.
+type Store struct {
+	client  *redis.Client
+	sha     string // of source, by which Redis knows it
+	options Options
+	queue   chan *job
+	jobs    sync.Pool
+}
+
+// New returns a store. It does not connect; Decide needs Run to be running.
+func New(o Options) (*Store, error) {
+	if err := listen.Valid(o.Address); err != nil {
+		return nil, fmt.Errorf("redis address: %w", err)
+	}
+	if o.Timeout <= 0 {
+		o.Timeout = DefaultTimeout
+	}
+	if o.Workers <= 0 {
+		o.Workers = DefaultWorkers
+	}
+	network, addr := "tcp", o.Address
+	if path, ok := listen.Unix(o.Address); ok {
+		network, addr = "unix", path
+	}
+	// go-redis logs each failed dial to standard error by itself; what matters
+	// comes back as an error and is counted and logged by the caller.
+	redis.SetLogger(silent{})
+	client := redis.NewClient(&redis.Options{
+		Network: network, Addr: addr, Username: o.Username, Password: o.Password, DB: o.DB, TLSConfig: o.TLS,
+		DialTimeout: time.Second, ReadTimeout: ioTimeout, WriteTimeout: ioTimeout, PoolTimeout: ioTimeout,
+		DialerRetries: 1, MaxRetries: -1, // trying again is for who decides what a failure means
+		PoolSize: o.Workers, DisableIdentity: true,
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+	})
+	s := &Store{client: client, sha: redis.NewScript(source).Hash(), options: o, queue: make(chan *job, queueLength)}
+	s.jobs.New = func() any { return &job{done: make(chan error, 1)} }
+	return s, nil
+}
+
+// Run carries decisions to Redis until ctx ends; then it closes the connections.
+func (s *Store) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for range s.options.Workers {
+		g.Go(func() error { return s.work(ctx) })
+	}
+	err := g.Wait()
+	return errors.Join(err, s.client.Close())
+}
+
+// Decide makes one decision over all uses and puts what became of each into
+// outcomes, which is as long as uses. Sliding limits are taken from only if no
+// enforced one of them is over. With an error outcomes are not set.
+func (s *Store) Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
+	j := s.jobs.Get().(*job) //nolint:forcetypeassert // see New
+	j.now = now
+	j.uses = append(j.uses[:0], uses...) // the caller may go before the worker does
+	j.outcomes = append(j.outcomes[:0], outcomes...)
+	if j.timer == nil {
+		j.timer = time.NewTimer(s.options.Timeout)
+	} else {
+		j.timer.Reset(s.options.Timeout)
+	}
+	select {
+	case s.queue <- j:
+	default:
+		j.timer.Stop()
+		return ErrBusy
+	}
+	select {
+	case err := <-j.done:
+		j.timer.Stop()
+		copy(outcomes, j.outcomes)
+		s.jobs.Put(j)
+		return err
+	case <-j.timer.C:
+		j.abandoned.Store(true)
+		return ErrTimeout
+	case <-ctx.Done():
+		j.timer.Stop()
+		j.abandoned.Store(true)
+		return ctx.Err()
+	}
+}
+
+// job is one decision on its way. Who gave it up sets abandoned and leaves it to
+// the worker; only a finished one is used again.
+type job struct {
+	now       time.Time
+	uses      []limit.Use
+	outcomes  []limit.Outcome
+	abandoned atomic.Bool
+	done      chan error
+	timer     *time.Timer
+	cmd       *redis.Cmd
+}
+
+func (s *Store) work(ctx context.Context) error {
+	batch := make([]*job, 0, maxBatch)
+	for {
+		batch = batch[:0]
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case j := <-s.queue:
+			batch = append(batch, j)
+		}
+		for more := true; more && len(batch) < maxBatch; {
+			select {
+			case j := <-s.queue:
+				batch = append(batch, j)
+			default:
+				more = false
+			}
+		}
+		s.carry(ctx, batch)
+	}
+}
+
+// carry sends a batch; if Redis does not know the script (it restarted empty),
+// once more with the script before it.
+func (s *Store) carry(ctx context.Context, batch []*job) {
+	rest := batch[:0]
+	for _, j := range batch {
+		if !j.abandoned.Load() {
+			rest = append(rest, j)
+		}
+	}
+	rest = s.send(ctx, rest, false)
+	if len(rest) > 0 {
+		s.send(ctx, rest, true)
+	}
+}
+
+// send returns the jobs that found no script.
+func (s *Store) send(ctx context.Context, jobs []*job, load bool) (again []*job) {
+	if len(jobs) == 0 {
+		return nil
+	}
+	pipe := s.client.Pipeline()
+	if load {
+		pipe.ScriptLoad(ctx, source)
+	}
+	for _, j := range jobs {
+		keys, args := s.arguments(j)
+		j.cmd = pipe.EvalSha(ctx, s.sha, keys, args...)
+	}
+	// The first failed command's error; each has its own.
+	_, _ = pipe.Exec(ctx)
+	for _, j := range jobs {
+		values, err := j.cmd.Int64Slice()
+		j.cmd = nil
+		if !load && err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
+			again = append(again, j)
+			continue
+		}
+		if err == nil {
+			err = j.fill(values)
+		}
+		j.done <- err
+	}
+	return again
+}
+
+func (s *Store) arguments(j *job) (keys []string, args []any) {
+	keys = make([]string, 0, len(j.uses))
+	args = make([]any, 0, 1+5*len(j.uses))
+	var now int64
+	if s.options.CallersClock {
+		now = j.now.UnixMicro()
+	}
+	args = append(args, now)
+	for i := range j.uses {
+		u := &j.uses[i]
+		key, algorithm, observe := u.Key, "s", "0"
+		if u.Limit.Algorithm() == limit.Fixed {
+			algorithm = "f"
+			key += "_" + strconv.FormatInt(u.Limit.WindowStart(j.now).Unix(), 10)
+		}
+		if u.Observe {
+			observe = "1"
+		}
+		keys = append(keys, key)
+		args = append(args, algorithm, u.Limit.Requests(), u.Limit.Window().Microseconds(), u.Bounded(), observe)
+	}
+	return keys, args
+}
+
+// fill turns the script's answer into outcomes.
+func (j *job) fill(values []int64) error {
+	const each = 4
+	if len(values) != each*len(j.uses) {
+		return fmt.Errorf("redis script answered %d numbers for %d limits", len(values), len(j.uses))
+	}
+	for i := range j.uses {
+		u, v := &j.uses[i], values[each*i:each*(i+1)]
+		used := uint64(max(v[1], 0)) //nolint:gosec // not negative
+		if u.Limit.Algorithm() == limit.Fixed {
+			j.outcomes[i] = limit.FixedOutcome(u.Limit, j.now, used)
+			continue
+		}
+		left := uint64(u.Limit.Requests()) - min(used, uint64(u.Limit.Requests()))
+		j.outcomes[i] = limit.Outcome{
+			Over:       v[0] == 1,
+			Remaining:  uint32(min(left, math.MaxUint32)), //nolint:gosec // bounded
+			RetryAfter: time.Duration(v[2]) * time.Microsecond,
+			Reset:      time.Duration(v[3]) * time.Microsecond,
+		}
+	}
+	return nil
+}
+
+type silent struct{}
+
+func (silent) Printf(context.Context, string, ...any) {}
