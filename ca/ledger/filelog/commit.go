@@ -1,0 +1,120 @@
+package filelog
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/writ-mesh/writ/ca/ledger"
+)
+
+// probeSize is what a check writes: a block, since a full disk may still have
+// room for a few bytes in the block that is begun.
+const probeSize = 4096
+
+// run commits what is queued until the queue is closed and empty.
+func (l *Log) run() {
+	defer close(l.done)
+	batch := make([]*pending, 0, maxBatch)
+	for p := range l.queue {
+		batch = append(batch[:0], p)
+		batch = l.fill(batch)
+		l.commit(batch)
+	}
+}
+
+// fill adds what has queued up meanwhile. It does not wait for more: while one
+// batch is being synced the next gathers by itself.
+func (l *Log) fill(batch []*pending) []*pending {
+	for len(batch) < maxBatch {
+		select {
+		case p, ok := <-l.queue:
+			if !ok {
+				return batch
+			}
+			batch = append(batch, p)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// commit makes a batch durable and tells the waiting. If it fails, everybody in
+// the batch is told that, also who was kept out: what kept him out was undone.
+func (l *Log) commit(batch []*pending) {
+	begin := time.Now()
+	buf, records, probe := l.encode(batch)
+	err := l.write(buf, probe)
+	if err != nil {
+		err = fmt.Errorf("%w: %s: %w", ledger.ErrUnavailable, l.path, err)
+		for i := len(batch) - 1; i >= 0; i-- {
+			if p := batch[i]; p.err == nil && p.undo != nil {
+				p.undo()
+			}
+		}
+	} else {
+		l.next += uint64(records)
+		l.size.Add(int64(len(buf)))
+	}
+	l.committed(records, time.Since(begin), err)
+	for _, p := range batch {
+		if err != nil {
+			p.err = err
+		}
+		p.done <- p.err
+	}
+}
+
+// encode admits the records of a batch in their order and lays them out.
+func (l *Log) encode(batch []*pending) (buf []byte, records int, probe bool) {
+	for _, p := range batch {
+		if p.kind == "" {
+			probe = true
+			continue
+		}
+		if p.admit != nil {
+			if p.err = p.admit(); p.err != nil {
+				continue
+			}
+		}
+		buf = appendLine(buf, line{index: l.next + uint64(records), batch: l.next, kind: p.kind, body: p.body})
+		records++
+	}
+	return buf, records, probe
+}
+
+// write puts buf at the end of the file and syncs it. After a failure, also of
+// the sync, whose effect is unknown, the file is cut back to what is durable
+// before anything else is written.
+func (l *Log) write(buf []byte, probe bool) error {
+	if l.dirty {
+		if err := l.f.Truncate(l.size.Load()); err != nil {
+			return err
+		}
+		l.dirty = false
+	}
+	if len(buf) == 0 && !probe {
+		return nil
+	}
+	l.dirty = true
+	out := buf
+	if len(buf) == 0 {
+		out = make([]byte, probeSize)
+	}
+	if _, err := l.f.WriteAt(out, l.size.Load()); err != nil {
+		// At once, so that the file has no torn end if this process dies now; if
+		// it does not work, the next write does it.
+		if l.f.Truncate(l.size.Load()) == nil {
+			l.dirty = false
+		}
+		return err
+	}
+	if err := l.f.Sync(); err != nil {
+		return err
+	}
+	l.dirty = false
+	if len(buf) == 0 {
+		l.dirty = l.f.Truncate(l.size.Load()) != nil
+	}
+	return nil
+}
