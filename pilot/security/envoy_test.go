@@ -1,0 +1,444 @@
+package security
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/writ-mesh/writ/pilot/envoy"
+)
+
+// envoys finds the Envoys to test with: $ENVOY, else every version under .tools,
+// else the one on PATH.
+func envoys(t testing.TB) []string {
+	t.Helper()
+	if bin := os.Getenv("ENVOY"); bin != "" {
+		return []string{bin}
+	}
+	found, err := filepath.Glob("../../.tools/envoy-*/bin/envoy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(found) == 0 {
+		if bin, err := exec.LookPath("envoy"); err == nil {
+			found = []string{bin}
+		}
+	}
+	if len(found) == 0 {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("no envoy: set ENVOY, or run make tools")
+		}
+		t.Skip("no envoy: set ENVOY, or run make tools")
+	}
+	return found
+}
+
+// newestEnvoy is for tests that need one version only.
+func newestEnvoy(t testing.TB) string {
+	all := envoys(t)
+	return all[len(all)-1]
+}
+
+// eachEnvoy runs a test with every version.
+func eachEnvoy(t *testing.T, test func(t *testing.T, bin string)) {
+	for _, bin := range envoys(t) {
+		t.Run(filepath.Base(filepath.Dir(filepath.Dir(bin))), func(t *testing.T) { test(t, bin) })
+	}
+}
+
+// proxy is a running Envoy in front of nothing: every request that gets through
+// the filters is answered with 200 and the path that was seen.
+type proxy struct {
+	t         testing.TB
+	listeners map[string]string
+	admin     string
+	authority authority
+	clients   map[string]*http.Client
+	log       string
+}
+
+// inbound is one listener of the proxy under test.
+type inbound struct {
+	http *HTTP
+	// vhosts overrides http's content by domain, with http's filters.
+	vhosts map[string]*HTTP
+	tcp    *TCP
+}
+
+// start runs Envoy with the listeners "plain" and "mtls" for each of the given
+// inbounds, named "<name>.plain" and "<name>.mtls".
+func start(t testing.TB, bin string, inbounds map[string]inbound, more ...*clusterv3.Cluster) *proxy {
+	t.Helper()
+	dir := t.TempDir()
+	p := &proxy{t: t, listeners: map[string]string{}, authority: newAuthority(t), clients: map[string]*http.Client{}, log: filepath.Join(dir, "access.log")}
+	config := filepath.Join(dir, "envoy.json")
+	b := bootstrap(t, p, inbounds, more)
+	raw, err := protojson.Marshal(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(config, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	validate := exec.Command(bin, "--mode", "validate", "-c", config, "-l", "error")
+	if out, err := validate.CombinedOutput(); err != nil {
+		t.Fatalf("envoy refuses the configuration: %v\n%s", err, out)
+	}
+	adminFile := filepath.Join(dir, "admin")
+	var errors strings.Builder
+	cmd := exec.Command(bin, "-c", config, "-l", "warning", "--disable-hot-restart", "--concurrency", "1", "--admin-address-path", adminFile)
+	cmd.Stderr = &errors
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(done) }()
+	t.Cleanup(func() {
+		for _, c := range p.clients {
+			c.CloseIdleConnections()
+		}
+		_ = cmd.Process.Kill()
+		<-done
+		if t.Failed() {
+			t.Logf("envoy said:\n%s", errors.String())
+			if text, err := os.ReadFile(p.log); err == nil {
+				t.Logf("access log:\n%s", tail(string(text), 40))
+			}
+		}
+	})
+	p.waitReady(adminFile, done, &errors)
+	return p
+}
+
+func tail(text string, lines int) string {
+	all := strings.Split(text, "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+func (p *proxy) waitReady(adminFile string, done <-chan struct{}, errors *strings.Builder) {
+	p.t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for time.Now().Before(deadline) {
+		select {
+		case <-done:
+			p.t.Fatalf("envoy ended:\n%s", errors.String())
+		case <-time.After(20 * time.Millisecond):
+		}
+		admin, err := os.ReadFile(adminFile)
+		if err != nil || len(admin) == 0 {
+			continue
+		}
+		p.admin = "http://" + string(admin)
+		if body, err := get(p.admin + "/ready"); err != nil || !strings.HasPrefix(body, "LIVE") {
+			continue
+		}
+		body, err := get(p.admin + "/listeners?format=json")
+		if err != nil {
+			continue
+		}
+		var list struct {
+			ListenerStatuses []struct {
+				Name         string
+				LocalAddress struct {
+					SocketAddress struct {
+						Address   string
+						PortValue int `json:"port_value"`
+					} `json:"socket_address"`
+				} `json:"local_address"`
+			} `json:"listener_statuses"`
+		}
+		if err := json.Unmarshal([]byte(body), &list); err != nil {
+			p.t.Fatal(err)
+		}
+		for _, l := range list.ListenerStatuses {
+			p.listeners[l.Name] = fmt.Sprintf("%s:%d", l.LocalAddress.SocketAddress.Address, l.LocalAddress.SocketAddress.PortValue)
+		}
+		return
+	}
+	p.t.Fatal("envoy is not ready after 30 s")
+}
+
+func get(url string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	return string(body), err
+}
+
+func bootstrap(t testing.TB, p *proxy, inbounds map[string]inbound, clusters []*clusterv3.Cluster) *bootstrapv3.Bootstrap {
+	static := &bootstrapv3.Bootstrap_StaticResources{}
+	seen := map[string]bool{}
+	for _, c := range clusters {
+		seen[c.GetName()] = true
+		static.Clusters = append(static.Clusters, c)
+	}
+	add := func(list []*clusterv3.Cluster) {
+		for _, c := range list {
+			if !seen[c.GetName()] {
+				seen[c.GetName()] = true
+				static.Clusters = append(static.Clusters, c)
+			}
+		}
+	}
+	for name, in := range inbounds {
+		var filters []*listenerv3.Filter
+		if in.http != nil {
+			filters = []*listenerv3.Filter{p.httpManager(in)}
+			add(in.http.Clusters)
+			for _, v := range in.vhosts {
+				add(v.Clusters)
+			}
+		} else {
+			filters = append(append(filters, in.tcp.Filters...), directTCP())
+			add(in.tcp.Clusters)
+		}
+		for _, kind := range []string{"plain", "mtls"} {
+			chain := &listenerv3.FilterChain{Filters: filters}
+			if kind == "mtls" {
+				chain.TransportSocket = envoy.TransportSocket(p.authority.server(t))
+			}
+			static.Listeners = append(static.Listeners, &listenerv3.Listener{
+				Name: name + "." + kind, Address: envoy.SocketAddress("127.0.0.1", 0), FilterChains: []*listenerv3.FilterChain{chain},
+			})
+		}
+	}
+	return &bootstrapv3.Bootstrap{
+		StaticResources: static,
+		Admin:           &bootstrapv3.Admin{Address: envoy.SocketAddress("127.0.0.1", 0)},
+	}
+}
+
+func (p *proxy) httpManager(in inbound) *listenerv3.Filter {
+	routes := &routev3.RouteConfiguration{Name: "inbound"}
+	vhost := func(name string, domains []string, h *HTTP) {
+		routes.VirtualHosts = append(routes.VirtualHosts, &routev3.VirtualHost{
+			Name: name, Domains: domains, Metadata: h.Metadata, RateLimits: h.RateLimits, TypedPerFilterConfig: h.PerFilterConfig,
+			Routes: []*routev3.Route{{
+				Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
+				Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 200, Body: inline("passed\n")}},
+			}},
+		})
+	}
+	vhost("all", []string{"*"}, in.http)
+	for domain, h := range in.vhosts {
+		vhost(domain, []string{domain, "*." + domain}, h)
+	}
+	manager := &hcmv3.HttpConnectionManager{
+		StatPrefix:       "inbound",
+		RouteSpecifier:   &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: routes},
+		LocalReplyConfig: in.http.LocalReply,
+		AccessLog:        fileLog(p.log),
+	}
+	manager.HttpFilters = append(append(manager.HttpFilters, in.http.Filters...), &hcmv3.HttpFilter{
+		Name: "envoy.filters.http.router", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: envoy.Any(&routerv3.Router{})},
+	})
+	return &listenerv3.Filter{Name: "hcm", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: envoy.Any(manager)}}
+}
+
+func inline(text string) *corev3.DataSource {
+	return &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: text}}
+}
+
+// request is one request to the proxy.
+type request struct {
+	method, path, host string
+	header             map[string]string
+	// identity is the caller's SPIFFE ID; empty is plain text.
+	identity string
+	// from is the address to call from, 127.0.0.1 if empty.
+	from string
+}
+
+// answer is what came back.
+type answer struct {
+	status   int
+	deniedBy string
+	body     string
+	header   http.Header
+}
+
+func (p *proxy) do(name string, r request) answer {
+	p.t.Helper()
+	scheme, address := "http", p.listeners[name+".plain"]
+	if r.identity != "" {
+		scheme, address = "https", p.listeners[name+".mtls"]
+	}
+	if r.method == "" {
+		r.method = http.MethodGet
+	}
+	if r.path == "" {
+		r.path = "/"
+	}
+	req, err := http.NewRequestWithContext(p.t.Context(), r.method, scheme+"://"+address+r.path, nil)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	req.Host = r.host
+	if req.Host == "" {
+		req.Host = "httpbin.default"
+	}
+	for k, v := range r.header {
+		req.Header[http.CanonicalHeaderKey(k)] = []string{v}
+	}
+	resp, err := p.client(r).Do(req)
+	if err != nil {
+		p.t.Fatalf("%+v: %v", r, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return answer{resp.StatusCode, resp.Header.Get(DeniedByHeader), string(body), resp.Header}
+}
+
+func (p *proxy) client(r request) *http.Client {
+	key := r.identity + "|" + r.from
+	if c := p.clients[key]; c != nil {
+		return c
+	}
+	dialer := &net.Dialer{Timeout: 5 * time.Second}
+	if r.from != "" {
+		dialer.LocalAddr = &net.TCPAddr{IP: net.ParseIP(r.from)}
+	}
+	c := &http.Client{
+		Transport: &http.Transport{
+			DialContext:        dialer.DialContext,
+			TLSClientConfig:    p.authority.client(p.t, r.identity),
+			DisableCompression: true,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Timeout:       10 * time.Second,
+	}
+	p.clients[key] = c
+	return c
+}
+
+// authority signs the certificates of a test.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pem  string
+}
+
+func newAuthority(t testing.TB) authority {
+	t.Helper()
+	key := newKey(t)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test root"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return authority{cert: cert, key: key, pem: encode("CERTIFICATE", der)}
+}
+
+func newKey(t testing.TB) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func encode(kind string, der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+}
+
+func (a authority) issue(t testing.TB, spiffeID string) (certPEM, keyPEM string) {
+	t.Helper()
+	id, err := url.Parse(spiffeID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := newKey(t)
+	template := &x509.Certificate{
+		SerialNumber: serial, URIs: []*url.URL{id}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return encode("CERTIFICATE", der), encode("PRIVATE KEY", keyDER)
+}
+
+func (a authority) server(t testing.TB) *tlsv3.DownstreamTlsContext {
+	cert, key := a.issue(t, "spiffe://cluster.local/ns/default/sa/httpbin")
+	return &tlsv3.DownstreamTlsContext{
+		RequireClientCertificate: wrapperspb.Bool(true),
+		CommonTlsContext: &tlsv3.CommonTlsContext{
+			TlsCertificates: []*tlsv3.TlsCertificate{{CertificateChain: inline(cert), PrivateKey: inline(key)}},
+			ValidationContextType: &tlsv3.CommonTlsContext_ValidationContext{
+				ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: inline(a.pem)},
+			},
+		},
+	}
+}
+
+func (a authority) client(t testing.TB, identity string) *tls.Config {
+	t.Helper()
+	if identity == "" {
+		return nil
+	}
+	cert, key := a.issue(t, identity)
+	pair, err := tls.X509KeyPair([]byte(cert), []byte(key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The tests look at what the server makes of the caller, not the reverse.
+	return &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true, ServerName: "httpbin.default"} //nolint:gosec // the server's name is not under test
+}
