@@ -1,0 +1,433 @@
+package descriptors
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+
+	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/writ-mesh/writ/ratelimit/limit"
+)
+
+const (
+	// MaxFile bounds a file in bytes, and maxNodes the values in it once aliases
+	// are followed: a small file can name a large tree by them.
+	MaxFile  = 16 << 20
+	maxNodes = 1_000_000
+	maxDepth = 32
+	// maxPath bounds keys and values from the domain to a descriptor, in bytes.
+	maxPath = 1024
+)
+
+// Parse reads the domains of one file; name stands for it in errors, which have
+// the form "<file>:<line>: ...". Of a file with a mistake nothing is taken.
+func Parse(name string, data []byte) ([]*Domain, error) {
+	if len(data) > MaxFile {
+		return nil, fmt.Errorf("%s: has %d bytes, at most %d are read", name, len(data), MaxFile)
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	var domains []*Domain
+	for {
+		var doc yaml.Node
+		err := dec.Decode(&doc)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s%s", name, yamlError(err))
+		}
+		p := &parser{file: name}
+		d, err := p.domain(&doc)
+		if err != nil {
+			return nil, err
+		}
+		if d != nil {
+			domains = append(domains, d)
+		}
+	}
+	for i, d := range domains {
+		for _, e := range domains[:i] {
+			if e.Name == d.Name {
+				return nil, fmt.Errorf("%s: domain %q is already at %s", d.At(), d.Name, e.At())
+			}
+		}
+	}
+	return domains, nil
+}
+
+// yamlError turns "yaml: line 3: ..." into ":3: ...".
+func yamlError(err error) string {
+	text := strings.TrimPrefix(err.Error(), "yaml: ")
+	if rest, ok := strings.CutPrefix(text, "line "); ok {
+		return ":" + rest
+	}
+	return ": " + text
+}
+
+type parser struct {
+	file  string
+	nodes int
+	depth int          // of mappings within merges: an anchor may contain itself
+	open  []*yaml.Node // the lists of descriptors being read, outermost first
+}
+
+func (p *parser) errorf(n *yaml.Node, format string, args ...any) error {
+	return fmt.Errorf("%s:%d: %s", p.file, n.Line, fmt.Sprintf(format, args...))
+}
+
+// field is one key of a mapping and its value, aliases followed.
+type field struct {
+	name       string
+	key, value *yaml.Node
+}
+
+// fields gives a mapping's fields with merge keys ("<<") resolved. Keys that are
+// not in known, or are there twice, are errors.
+func (p *parser) fields(n *yaml.Node, what string, known ...string) ([]field, error) {
+	n, err := p.follow(n)
+	if err != nil {
+		return nil, err
+	}
+	if p.depth++; p.depth > maxDepth {
+		return nil, p.errorf(n, "merges are nested too deep")
+	}
+	defer func() { p.depth-- }()
+	if n.Kind != yaml.MappingNode {
+		return nil, p.errorf(n, "%s must be a mapping", what)
+	}
+	var out, merged []field
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		k, err := p.follow(n.Content[i])
+		if err != nil {
+			return nil, err
+		}
+		v, err := p.follow(n.Content[i+1])
+		if err != nil {
+			return nil, err
+		}
+		if k.Kind == yaml.ScalarNode && k.Tag == "!!merge" {
+			more, err := p.merge(v, what, known)
+			if err != nil {
+				return nil, err
+			}
+			merged = append(merged, more...)
+			continue
+		}
+		if k.Kind != yaml.ScalarNode || k.Tag != "!!str" || !slices.Contains(known, k.Value) {
+			return nil, p.errorf(k, "unknown key %q in %s; known are %s", k.Value, what, strings.Join(known, ", "))
+		}
+		if has(out, k.Value) {
+			return nil, p.errorf(k, "%s is there twice", k.Value)
+		}
+		out = append(out, field{k.Value, k, v})
+	}
+	for _, f := range merged { // what stands in the mapping itself wins
+		if !has(out, f.name) {
+			out = append(out, f)
+		}
+	}
+	return out, nil
+}
+
+func (p *parser) merge(v *yaml.Node, what string, known []string) ([]field, error) {
+	if v.Kind != yaml.SequenceNode {
+		return p.fields(v, what, known...)
+	}
+	var out []field
+	for _, m := range v.Content {
+		more, err := p.fields(m, what, known...)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, more...)
+	}
+	return out, nil
+}
+
+func has(fields []field, name string) bool {
+	return slices.ContainsFunc(fields, func(f field) bool { return f.name == name })
+}
+
+// follow resolves an alias and counts what is read.
+func (p *parser) follow(n *yaml.Node) (*yaml.Node, error) {
+	for range maxDepth {
+		if n.Kind != yaml.AliasNode {
+			if p.nodes++; p.nodes > maxNodes {
+				return nil, p.errorf(n, "the file holds more than %d values", maxNodes)
+			}
+			return n, nil
+		}
+		n = n.Alias
+	}
+	return nil, p.errorf(n, "aliases are nested too deep")
+}
+
+func (p *parser) domain(doc *yaml.Node) (*Domain, error) {
+	if doc.Kind != yaml.DocumentNode || len(doc.Content) == 0 || doc.Content[0].Tag == "!!null" {
+		return nil, nil // an empty document, for example only comments
+	}
+	fields, err := p.fields(doc.Content[0], "the file", "domain", "descriptors")
+	if err != nil {
+		return nil, err
+	}
+	d := &Domain{File: p.file, Line: doc.Content[0].Line, root: &node{}}
+	var list *yaml.Node
+	for _, f := range fields {
+		switch f.name {
+		case "domain":
+			d.Line = f.key.Line
+			if d.Name, err = p.text(f); err != nil {
+				return nil, err
+			}
+		case "descriptors":
+			list = f.value
+		}
+	}
+	if d.Name == "" {
+		return nil, p.errorf(doc.Content[0], "domain is missing or empty")
+	}
+	if list == nil {
+		return d, nil
+	}
+	return d, p.descriptors(d, d.root, list, d.Name, 0)
+}
+
+func (p *parser) descriptors(d *Domain, parent *node, list *yaml.Node, path string, depth int) error {
+	if list.Tag == "!!null" {
+		return nil
+	}
+	if list.Kind != yaml.SequenceNode {
+		return p.errorf(list, "descriptors must be a list")
+	}
+	if depth > maxDepth {
+		return p.errorf(list, "descriptors are nested deeper than %d", maxDepth)
+	}
+	if slices.Contains(p.open, list) {
+		return p.errorf(list, "descriptors contain themselves")
+	}
+	p.open = append(p.open, list)
+	defer func() { p.open = p.open[:len(p.open)-1] }()
+	for _, item := range list.Content {
+		if err := p.descriptor(d, parent, item, path, depth); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var descriptorKeys = []string{
+	"key", "value", "rate_limit", "descriptors", "shadow_mode", "quota_mode",
+	"detailed_metric", "value_to_metric", "share_threshold", "metadata",
+}
+
+// descriptor is the file's shape of one descriptor.
+type descriptor struct {
+	key, value           string
+	shadow, quota, share bool
+	rateLimit, children  *yaml.Node
+}
+
+func (p *parser) descriptor(d *Domain, parent *node, item *yaml.Node, path string, depth int) error {
+	c, at, err := p.readDescriptor(item)
+	if err != nil {
+		return err
+	}
+	composite := c.key
+	if c.value != "" {
+		composite += "_" + c.value
+	}
+	if path += "." + composite; len(path) > maxPath {
+		return p.errorf(at, "keys and values down to this descriptor have more than %d bytes", maxPath)
+	}
+	if parent.children == nil {
+		parent.children = make(map[string]*node)
+	}
+	if parent.children[composite] != nil {
+		return p.errorf(at, "descriptor %s is there twice", path)
+	}
+	n := &node{}
+	star := strings.Contains(composite, "*")
+	if c.share {
+		if !star {
+			return p.errorf(at, "share_threshold needs a value with a *")
+		}
+		n.share = strings.TrimPrefix(composite, c.key+"_")
+	}
+	if c.rateLimit != nil {
+		if n.rule, err = p.rateLimit(c.rateLimit, path); err != nil {
+			return err
+		}
+		n.rule.Shadow, n.rule.Quota = c.shadow, c.quota
+		d.rules = append(d.rules, n.rule)
+	}
+	parent.children[composite] = n
+	if star {
+		parent.wildcards = append(parent.wildcards, wildcard{strings.Split(composite, "*"), n})
+	}
+	if c.children == nil {
+		return nil
+	}
+	return p.descriptors(d, n, c.children, path, depth+1)
+}
+
+func (p *parser) readDescriptor(item *yaml.Node) (c descriptor, at *yaml.Node, err error) {
+	fields, err := p.fields(item, "a descriptor", descriptorKeys...)
+	if err != nil {
+		return c, nil, err
+	}
+	at = item
+	for _, f := range fields {
+		var ignored bool
+		switch f.name {
+		case "key":
+			at = f.key
+			c.key, err = p.text(f)
+		case "value":
+			c.value, err = p.text(f)
+		case "shadow_mode":
+			c.shadow, err = p.boolean(f)
+		case "quota_mode":
+			c.quota, err = p.boolean(f)
+		case "share_threshold":
+			c.share, err = p.boolean(f)
+		case "detailed_metric", "value_to_metric":
+			ignored, err = p.boolean(f)
+		case "rate_limit":
+			if f.value.Tag != "!!null" {
+				c.rateLimit = f.value
+			}
+		case "descriptors":
+			c.children = f.value
+		}
+		_ = ignored // checked, and without effect here
+		if err != nil {
+			return c, at, err
+		}
+	}
+	if c.key == "" {
+		return c, at, p.errorf(at, "a descriptor has no key")
+	}
+	return c, at, nil
+}
+
+func (p *parser) rateLimit(n *yaml.Node, path string) (*Rule, error) {
+	fields, err := p.fields(n, "rate_limit", "unit", "requests_per_unit", "unlimited", "name", "replaces")
+	if err != nil {
+		return nil, err
+	}
+	r := &Rule{ID: path}
+	var requests uint32
+	var unit *field
+	for i, f := range fields {
+		switch f.name {
+		case "unit":
+			unit = &fields[i]
+			r.Unit, err = p.unit(f)
+		case "requests_per_unit":
+			requests, err = p.number(f)
+		case "unlimited":
+			r.Unlimited, err = p.boolean(f)
+		case "name":
+			r.Name, err = p.text(f)
+		case "replaces":
+			r.Replaces, err = p.replaces(f)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case slices.Contains(r.Replaces, r.Name):
+		return nil, p.errorf(n, "a rate_limit replaces itself: %q", r.Name)
+	case r.Unlimited && unit != nil && r.Unit != rlsv3.RateLimitResponse_RateLimit_UNKNOWN:
+		return nil, p.errorf(unit.key, "an unlimited rate_limit has no unit")
+	case r.Unlimited:
+		return r, nil
+	}
+	every, ok := window(r.Unit)
+	if !ok {
+		return nil, p.errorf(n, "rate_limit needs a unit: second, minute, hour, day, week, month or year")
+	}
+	if r.Limit, err = limit.New(limit.Fixed, requests, every); err != nil {
+		return nil, p.errorf(n, "rate_limit: %v", err)
+	}
+	return r, nil
+}
+
+func (p *parser) unit(f field) (Unit, error) {
+	name, err := p.text(f)
+	if err != nil {
+		return 0, err
+	}
+	u, ok := rlsv3.RateLimitResponse_RateLimit_Unit_value[strings.ToUpper(name)]
+	if name == "" {
+		return 0, nil
+	}
+	if !ok || u == 0 {
+		return 0, p.errorf(f.value, "unit %q: want second, minute, hour, day, week, month or year", name)
+	}
+	return Unit(u), nil
+}
+
+func (p *parser) replaces(f field) ([]string, error) {
+	if f.value.Tag == "!!null" {
+		return nil, nil
+	}
+	if f.value.Kind != yaml.SequenceNode {
+		return nil, p.errorf(f.value, "replaces must be a list of names")
+	}
+	var out []string
+	for _, item := range f.value.Content {
+		fields, err := p.fields(item, "an entry of replaces", "name")
+		if err != nil {
+			return nil, err
+		}
+		name := ""
+		for _, f := range fields {
+			if name, err = p.text(f); err != nil {
+				return nil, err
+			}
+		}
+		if name == "" {
+			return nil, p.errorf(item, "an entry of replaces has no name")
+		}
+		out = append(out, name)
+	}
+	return out, nil
+}
+
+// text reads any scalar as it is written, a number or a boolean too.
+func (p *parser) text(f field) (string, error) {
+	switch {
+	case f.value.Kind != yaml.ScalarNode:
+		return "", p.errorf(f.value, "%s must be text", f.name)
+	case f.value.Tag == "!!null":
+		return "", nil
+	}
+	return f.value.Value, nil
+}
+
+func (p *parser) boolean(f field) (b bool, err error) {
+	if f.value.Tag == "!!null" {
+		return false, nil
+	}
+	if err := f.value.Decode(&b); err != nil || f.value.Kind != yaml.ScalarNode {
+		return false, p.errorf(f.value, "%s must be true or false", f.name)
+	}
+	return b, nil
+}
+
+func (p *parser) number(f field) (uint32, error) {
+	if f.value.Kind == yaml.ScalarNode && f.value.Tag == "!!int" {
+		if v, err := strconv.ParseUint(strings.ReplaceAll(f.value.Value, "_", ""), 0, 32); err == nil {
+			return uint32(v), nil
+		}
+	}
+	return 0, p.errorf(f.value, "%s must be a whole number from 0 to 4294967295, not %q", f.name, f.value.Value)
+}
