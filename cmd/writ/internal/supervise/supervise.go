@@ -170,3 +170,6 @@ func LogFile(path string, limit int64) (*os.File, error) {
 	}
 	return os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 }
+
+// Name is the process's name.
+func (h *Handle) Name() string { return h.p.Name }

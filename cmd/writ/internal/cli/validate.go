@@ -1,0 +1,62 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/writ-mesh/writ/pilot/meshdir"
+)
+
+// validation is the answer of `writ validate -o json`.
+type validation struct {
+	Valid    bool              `json:"valid"`
+	Problems []meshdir.Problem `json:"problems"`
+}
+
+func validateCommand() *cobra.Command {
+	var o output
+	c := &cobra.Command{
+		Use:   "validate DIR",
+		Short: "Check a mesh directory without running it",
+		Long: `Check every file of a mesh directory with the code that pilot reads it with:
+unknown fields, wrong types, references to nothing, Rego that does not compile.
+Exit code 0: valid (warnings allowed); 1: not; 2: cannot tell.`,
+		Example: "  writ validate examples/bookinfo",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			problems, err := meshdir.Validate(args[0], checkRego)
+			if err != nil {
+				return err
+			}
+			v := validation{Valid: len(meshdir.Errors(problems)) == 0, Problems: problems}
+			if v.Problems == nil {
+				v.Problems = []meshdir.Problem{}
+			}
+			err = o.print(cmd.OutOrStdout(), v, func(w io.Writer) error { return printValidation(w, args[0], v) })
+			if err == nil && !v.Valid {
+				return errNo
+			}
+			return err
+		},
+	}
+	o.register(c)
+	return c
+}
+
+func printValidation(w io.Writer, dir string, v validation) error {
+	for _, p := range v.Problems {
+		p.File = filepath.Join(dir, p.File)
+		if _, err := fmt.Fprintln(w, p.String()); err != nil {
+			return err
+		}
+	}
+	if !v.Valid {
+		_, err := fmt.Fprintf(w, "%d errors\n", len(meshdir.Errors(v.Problems)))
+		return err
+	}
+	_, err := fmt.Fprintf(w, "%s is valid\n", dir)
+	return err
+}

@@ -1,0 +1,131 @@
+package stack
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/writ-mesh/writ/internal/listen"
+)
+
+// Options are what `writ up` was asked for.
+type Options struct {
+	// Dir is the mesh directory.
+	Dir string
+	// State is where everything that outlives a run is kept; empty means Dir/.writ.
+	State string
+	// ReadyFile is written when every sidecar has acknowledged the first
+	// revision; empty means none.
+	ReadyFile string
+	// Redis is the address of a Redis for quota counters; empty keeps them in process.
+	Redis string
+	// CertificateLife is the life of workload certificates.
+	CertificateLife time.Duration
+	// Envoy is the path of the Envoy to run.
+	Envoy string
+	// EnvoyLogLevel is Envoy's --log-level.
+	EnvoyLogLevel string
+}
+
+// paths are the files of one run.
+type paths struct {
+	dir, state string
+	// sockets is a short private folder: the path of a unix socket has at most
+	// 107 bytes, and state directories may lie deep.
+	sockets string
+	// bin is where the binaries of Writ lie: beside this one.
+	bin  string
+	lock *os.File
+}
+
+func openPaths(o Options) (*paths, error) {
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		return nil, fmt.Errorf("%s is no mesh directory: give a folder with workloads.yaml, such as examples/bookinfo", o.Dir)
+	}
+	p := &paths{dir: dir, state: filepath.Join(dir, ".writ")}
+	if o.State != "" {
+		if p.state, err = filepath.Abs(o.State); err != nil {
+			return nil, err
+		}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	p.bin = filepath.Dir(self)
+	for _, sub := range []string{"", "logs", "ca", "pilot", "authz", "ratelimit", "nodeagent", "envoy"} {
+		if err := os.MkdirAll(filepath.Join(p.state, sub), 0o700); err != nil {
+			return nil, fmt.Errorf("state directory: %w; make it writable or give another with --state", err)
+		}
+	}
+	if err := p.acquire(); err != nil {
+		return nil, err
+	}
+	return p, p.makeSockets()
+}
+
+// acquire takes the state directory for this process alone; the lock goes with
+// the process, however that ends.
+func (p *paths) acquire() error {
+	f, err := os.OpenFile(p.file("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("state directory: %w; make it writable or give another with --state", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return fmt.Errorf("a mesh is running from %s already; stop it or give another --state", p.state)
+		}
+		return fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	p.lock = f
+	return nil
+}
+
+// makeSockets makes the folder for sockets. Its name follows from the state
+// directory, so that a restarted service finds what it had.
+func (p *paths) makeSockets() error {
+	sum := sha256.Sum256([]byte(p.state))
+	p.sockets = filepath.Join(os.TempDir(), fmt.Sprintf("writ-%d-%s", os.Geteuid(), hex.EncodeToString(sum[:6])))
+	if err := listen.Valid("unix://" + p.socket("nodeagent-admin")); err != nil {
+		p.sockets = filepath.Join("/tmp", filepath.Base(p.sockets))
+	}
+	if err := os.Mkdir(p.sockets, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("folder for sockets: %w", err)
+	}
+	info, err := os.Lstat(p.sockets)
+	if err != nil {
+		return err
+	}
+	// In a shared /tmp somebody else may have been first.
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || !info.IsDir() || int(st.Uid) != os.Geteuid() || info.Mode().Perm() != 0o700 {
+		return fmt.Errorf("folder for sockets: %s is not a private folder of this user; remove it", p.sockets)
+	}
+	return nil
+}
+
+func (p *paths) close() {
+	_ = os.Remove(p.file(runFile))
+	_ = os.RemoveAll(p.sockets)
+	_ = p.lock.Close()
+}
+
+// file gives a path below the state directory.
+func (p *paths) file(elem ...string) string {
+	return filepath.Join(append([]string{p.state}, elem...)...)
+}
+
+// socket gives the path of a socket; unix gives its address.
+func (p *paths) socket(name string) string { return filepath.Join(p.sockets, name+".sock") }
+
+func (p *paths) unix(name string) string { return "unix://" + p.socket(name) }

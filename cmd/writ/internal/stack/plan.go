@@ -1,0 +1,239 @@
+package stack
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/writ-mesh/writ/internal/atomicfile"
+	"github.com/writ-mesh/writ/pilot/meshdir"
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// plan is what should run.
+type plan struct {
+	replicas []replica
+}
+
+// replica is one proxy with, for a sidecar, the program beside it.
+type replica struct {
+	instance meshdir.Instance
+	// workload is the LocalWorkload, empty for a gateway.
+	workload string
+	// admin is the address of the proxy's own listeners (administration,
+	// readiness, Prometheus): for a sidecar that of the replica.
+	admin   netip.Addr
+	command []string
+	env     map[string]string
+	// address is that of the instance: where its service ports are bound.
+	address netip.Addr
+	// url is where a gateway is reached, ports what it binds.
+	url   string
+	ports []uint32
+	// where names the object that brought it about, for messages.
+	where string
+}
+
+func (r *replica) gateway() bool { return r.instance.Spec.Type == "gateway" }
+
+func (r *replica) key() string { return r.instance.Namespace + "/" + r.instance.Name }
+
+func (p plan) equal(o plan) bool { return reflect.DeepEqual(p, o) }
+
+// plan reads the mesh directory and gives every replica its addresses. A
+// mistake in the workloads or in mesh.yaml is an error: what to run would be a
+// guess. Mistakes elsewhere are pilot's to report.
+func (s *Stack) plan() (plan, error) {
+	w, problems := meshdir.ReadWorkloads(s.p.dir)
+	if w == nil {
+		return plan{}, joinProblems(problems)
+	}
+	if s.trustDomain == "" {
+		s.trustDomain = w.TrustDomain
+	}
+	if w.TrustDomain != s.trustDomain {
+		return plan{}, fmt.Errorf("mesh.yaml: trustDomain has changed from %s to %s: stop the mesh and start it with a new --state", s.trustDomain, w.TrustDomain)
+	}
+	var out plan
+	for i := range w.Workloads {
+		if err := s.planWorkload(&out, &w.Workloads[i]); err != nil {
+			return plan{}, err
+		}
+	}
+	if err := s.planGateways(&out, w); err != nil {
+		return plan{}, err
+	}
+	slices.SortFunc(out.replicas, func(a, b replica) int { return cmp.Compare(a.key(), b.key()) })
+	return out, s.addr.save()
+}
+
+func joinProblems(problems []meshdir.Problem) error {
+	var all []error
+	for _, p := range problems {
+		all = append(all, errors.New(p.String()))
+	}
+	if len(all) == 0 {
+		return errors.New("the mesh directory cannot be read")
+	}
+	return errors.Join(all...)
+}
+
+func (s *Stack) planWorkload(out *plan, w *meshdir.LocalWorkload) error {
+	for i := range int(*w.Spec.Replicas) {
+		name := fmt.Sprintf("%s-%d", w.Name, i+1)
+		key := w.Namespace + "/" + name
+		addr, err := s.addr.host(key)
+		if err != nil {
+			return err
+		}
+		r := replica{workload: w.Name, admin: addr, command: w.Spec.Command, env: w.Spec.Env, where: w.Ref.String()}
+		r.address = addr
+		r.instance = meshdir.Instance{
+			Name: name, Namespace: w.Namespace, Labels: w.Labels,
+			Spec: meshdir.InstanceSpec{ServiceAccount: w.Spec.ServiceAccount, Node: node, Address: addr.String(), Type: "sidecar"},
+		}
+		for _, p := range w.Spec.Ports {
+			app := p.App
+			if app == 0 {
+				if app, err = s.addr.app(fmt.Sprintf("%s/%d", key, p.Port)); err != nil {
+					return err
+				}
+			}
+			r.instance.Spec.Ports = append(r.instance.Spec.Ports, meshdir.InstancePort{
+				Name: p.Name, Protocol: cmp.Or(p.AppProtocol, p.Protocol), Port: p.Port, App: app,
+			})
+		}
+		out.replicas = append(out.replicas, r)
+	}
+	return nil
+}
+
+// planGateways makes one proxy for each Gateway object. The first to use a port
+// gets it on 127.0.0.1, which is what people type; another Gateway with the same
+// port gets an address of its own.
+func (s *Stack) planGateways(out *plan, w *meshdir.Workloads) error {
+	taken := make(map[uint32]bool)
+	for _, g := range w.Gateways {
+		admin, err := s.addr.host(w.RootNamespace + "/" + g.Name)
+		if err != nil {
+			return err
+		}
+		listen := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+		bound := bindable(g, listen)
+		for _, port := range bound {
+			if taken[port] {
+				listen = admin
+			}
+		}
+		if listen != admin {
+			for _, port := range bound {
+				taken[port] = true
+			}
+		}
+		r := replica{admin: admin, where: g.Ref.String()}
+		r.address, r.ports = listen, slices.Sorted(maps.Values(bound))
+		r.instance = meshdir.Instance{
+			Name: g.Name, Namespace: w.RootNamespace, Labels: g.Spec.GetSelector(),
+			Spec: meshdir.InstanceSpec{ServiceAccount: gatewayAccount(g), Node: node, Address: listen.String(), Type: "gateway"},
+		}
+		for port, real := range bound {
+			if port != real {
+				if r.instance.Spec.GatewayPorts == nil {
+					r.instance.Spec.GatewayPorts = make(map[uint32]uint32)
+				}
+				r.instance.Spec.GatewayPorts[port] = real
+			}
+		}
+		r.url = gatewayURL(g, listen, bound)
+		out.replicas = append(out.replicas, r)
+	}
+	return nil
+}
+
+// gatewayAccount is the service account under which a gateway runs. Istio's own
+// gateways run as istio-ingressgateway-service-account and the like, which
+// policies name; they are known by the label istio.
+func gatewayAccount(g *model.Gateway) string {
+	if kind := g.Spec.GetSelector()["istio"]; kind != "" {
+		return "istio-" + kind + "-service-account"
+	}
+	return g.Name
+}
+
+// bindable maps the port of each server to the one that is bound: the same, or
+// 8000 higher for a privileged port that this user may not bind.
+func bindable(g *model.Gateway, addr netip.Addr) map[uint32]uint32 {
+	out := make(map[uint32]uint32)
+	for _, s := range g.Spec.GetServers() {
+		port := s.GetPort().GetNumber()
+		out[port] = port
+		if port >= 1024 {
+			continue
+		}
+		l, err := net.Listen("tcp", fmt.Sprintf("%s:%d", addr, port))
+		if err == nil {
+			_ = l.Close()
+			continue
+		}
+		if errors.Is(err, os.ErrPermission) {
+			out[port] = port + 8000
+		}
+	}
+	return out
+}
+
+func gatewayURL(g *model.Gateway, addr netip.Addr, bound map[uint32]uint32) string {
+	if len(g.Spec.GetServers()) == 0 {
+		return ""
+	}
+	first := g.Spec.GetServers()[0]
+	scheme := strings.ToLower(first.GetPort().GetProtocol())
+	switch {
+	case first.GetTls() != nil && !first.GetTls().GetHttpsRedirect(), scheme == "https":
+		scheme = "https"
+	case strings.HasPrefix(scheme, "http"), strings.HasPrefix(scheme, "grpc"):
+		scheme = "http"
+	default:
+		scheme = "tcp"
+	}
+	return fmt.Sprintf("%s://%s:%d", scheme, addr, bound[first.GetPort().GetNumber()])
+}
+
+// checkGatewayPorts finds out before anything is started whether somebody else
+// has a gateway's port.
+func (s *Stack) checkGatewayPorts(want plan) error {
+	for _, r := range want.replicas {
+		for _, port := range r.ports {
+			l, err := net.Listen("tcp", fmt.Sprintf("%s:%d", r.address, port))
+			if errors.Is(err, syscall.EADDRINUSE) {
+				return fmt.Errorf("%s: port %d of %s is in use by another process; stop it or change the server's port", r.where, port, r.address)
+			}
+			if err == nil {
+				_ = l.Close()
+			}
+		}
+	}
+	return nil
+}
+
+// writeInstances tells pilot what runs.
+func (s *Stack) writeInstances(want plan) error {
+	instances := make([]meshdir.Instance, 0, len(want.replicas))
+	for _, r := range want.replicas {
+		instances = append(instances, r.instance)
+	}
+	data, err := meshdir.MarshalInstances(instances)
+	if err != nil {
+		return err
+	}
+	s.last = want
+	return atomicfile.Write(s.p.file("instances.yaml"), data, 0o600)
+}
