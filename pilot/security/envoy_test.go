@@ -29,6 +29,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -115,7 +116,7 @@ func start(t testing.TB, bin string, inbounds map[string]inbound, more ...*clust
 	}
 	adminFile := filepath.Join(dir, "admin")
 	var errors strings.Builder
-	cmd := exec.Command(bin, "-c", config, "-l", "warning", "--disable-hot-restart", "--concurrency", "1", "--admin-address-path", adminFile)
+	cmd := exec.Command(bin, "-c", config, "-l", "warning", "--disable-hot-restart", "--concurrency", "1", "--file-flush-interval-msec", "50", "--admin-address-path", adminFile)
 	cmd.Stderr = &errors
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -236,7 +237,13 @@ func bootstrap(t testing.TB, p *proxy, inbounds map[string]inbound, clusters []*
 				chain.TransportSocket = envoy.TransportSocket(p.authority.server(t))
 			}
 			static.Listeners = append(static.Listeners, &listenerv3.Listener{
-				Name: name + "." + kind, Address: envoy.SocketAddress("127.0.0.1", 0), FilterChains: []*listenerv3.FilterChain{chain},
+				Name:    name + "." + kind,
+				Address: envoy.SocketAddress("127.0.0.1", 0), FilterChains: []*listenerv3.FilterChain{chain},
+				// The SNI that rules see comes from here.
+				ListenerFilters: []*listenerv3.ListenerFilter{{
+					Name:       "tls_inspector",
+					ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: envoy.Any(&tlsinspectorv3.TlsInspector{})},
+				}},
 			})
 		}
 	}
@@ -441,4 +448,18 @@ func (a authority) client(t testing.TB, identity string) *tls.Config {
 	}
 	// The tests look at what the server makes of the caller, not the reverse.
 	return &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true, ServerName: "httpbin.default"} //nolint:gosec // the server's name is not under test
+}
+
+// accessLog waits until the log has that many lines.
+func (p *proxy) accessLog(lines int) string {
+	p.t.Helper()
+	var text []byte
+	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
+		var err error
+		if text, err = os.ReadFile(p.log); err == nil && strings.Count(string(text), "\n") >= lines {
+			return string(text)
+		}
+	}
+	p.t.Fatalf("access log has not %d lines:\n%s", lines, text)
+	return ""
 }

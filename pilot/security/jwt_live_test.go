@@ -75,7 +75,9 @@ func (s signer) document(name, issuer, more string) string {
 	return fmt.Sprintf("kind: RequestAuthentication\nmetadata: {name: %s}\nspec:\n  selector: {matchLabels: {app: httpbin}}\n  jwtRules:\n  - issuer: %q\n    jwks: %s\n%s", name, issuer, jwks, more)
 }
 
-func bearer(token string) map[string]string { return map[string]string{"Authorization": "Bearer " + token} }
+func bearer(token string) map[string]string {
+	return map[string]string{"Authorization": "Bearer " + token}
+}
 
 func TestJWTLive(t *testing.T) {
 	s, other := newSigner(t), newSigner(t)

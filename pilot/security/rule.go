@@ -320,7 +320,9 @@ func envoyFilterMetadata(key string, values []string) (*rbacv3.Permission, error
 			ms = append(ms, stringValue(pattern(v)))
 		}
 	}
-	return &rbacv3.Permission{Rule: &rbacv3.Permission_Metadata{Metadata: metadata(filter, []string{name}, anyValueOf(ms...))}}, nil
+	return &rbacv3.Permission{Rule: &rbacv3.Permission_SourcedMetadata{SourcedMetadata: &rbacv3.SourcedMetadata{
+		MetadataMatcher: metadata(filter, []string{name}, anyValueOf(ms...)),
+	}}}, nil
 }
 
 func peer(m *matcherv3.StringMatcher) *rbacv3.Principal {
@@ -328,7 +330,7 @@ func peer(m *matcherv3.StringMatcher) *rbacv3.Principal {
 }
 
 func metadataID(m *matcherv3.MetadataMatcher) *rbacv3.Principal {
-	return &rbacv3.Principal{Identifier: &rbacv3.Principal_Metadata{Metadata: m}}
+	return &rbacv3.Principal{Identifier: &rbacv3.Principal_SourcedMetadata{SourcedMetadata: &rbacv3.SourcedMetadata{MetadataMatcher: m}}}
 }
 
 func notID(id *rbacv3.Principal) *rbacv3.Principal {
