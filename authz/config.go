@@ -1,0 +1,232 @@
+package authz
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-mesh/writ/authz/token"
+	"github.com/writ-mesh/writ/internal/config"
+	"github.com/writ-mesh/writ/internal/credential"
+	"github.com/writ-mesh/writ/internal/listen"
+	"github.com/writ-mesh/writ/internal/service"
+)
+
+// Config is the configuration file of writ-authz in the mesh. Alone the service
+// takes an OPA configuration instead, see [Standalone].
+type Config struct {
+	service.Common `yaml:",inline"`
+	// Listen is where Envoys call: "unix:///path", guarded by the socket's mode
+	// and the caller's user, or "host:port" with mTLS.
+	Listen string `yaml:"listen"`
+	// SocketMode is the mode of the unix socket in octal, 0600 if empty: only
+	// this user's processes may call. Any wider mode means that whoever can open
+	// the socket may.
+	SocketMode string `yaml:"socket_mode"`
+	// Pilot is pilot's address, host:port (mTLS).
+	Pilot string `yaml:"pilot"`
+	// NodeID is the name under which pilot knows this instance.
+	NodeID string `yaml:"node_id"`
+	// Credential is where this service's own identity comes from.
+	Credential credential.Config `yaml:"credential"`
+	// State is a folder for the last good configuration and key sets.
+	State string `yaml:"state"`
+	// RootNamespace is where token issuers count for every workload.
+	RootNamespace string         `yaml:"root_namespace"`
+	Decision      DecisionConfig `yaml:"decision"`
+	Token         TokenConfig    `yaml:"token"`
+
+	// Alone is set by flags only.
+	Alone *Standalone `yaml:"-"`
+}
+
+// DecisionConfig bounds and records decisions.
+type DecisionConfig struct {
+	// Timeout bounds all policies of one check together.
+	Timeout config.Duration `yaml:"timeout"`
+	// MaxRequestBytes bounds headers, path and body of a check together; what is
+	// larger is denied.
+	MaxRequestBytes int `yaml:"max_request_bytes"`
+	// Log says which decisions are logged: all, refusals or none.
+	Log string `yaml:"log"`
+	// NetworkBuiltins lets policies call http.send and net.lookup_ip_addr.
+	NetworkBuiltins bool `yaml:"network_builtins"`
+	// UnknownPolicyWait is how long a check waits for a policy that is named and
+	// not known: the proxy may have got a revision a moment before this service.
+	UnknownPolicyWait config.Duration `yaml:"unknown_policy_wait"`
+	// Retire is how long a policy that was removed still decides for proxies that
+	// name it, because they have not got the revision yet.
+	Retire config.Duration `yaml:"retire"`
+}
+
+// TokenConfig is for tokens that this service verifies itself.
+type TokenConfig struct {
+	// Leeway is granted on exp and nbf. The default is Envoy's (jwt_authn
+	// clock_skew_seconds), so that both say the same about a token.
+	Leeway config.Duration `yaml:"leeway"`
+	// MaxBytes bounds a token.
+	MaxBytes int `yaml:"max_bytes"`
+	// RequireExpiry refuses tokens without exp.
+	RequireExpiry bool `yaml:"require_expiry"`
+}
+
+// The values of DecisionConfig.Log.
+const (
+	LogAll      = "all"
+	LogRefusals = "refusals"
+	LogNone     = "none"
+)
+
+// DefaultConfig has the defaults filled in.
+func DefaultConfig() Config {
+	return Config{
+		Listen:        "127.0.0.1:9191",
+		NodeID:        "writ-authz",
+		RootNamespace: "istio-system",
+		Decision: DecisionConfig{
+			Timeout:           config.Duration(250 * time.Millisecond),
+			MaxRequestBytes:   1 << 20,
+			Log:               LogAll,
+			UnknownPolicyWait: config.Duration(200 * time.Millisecond),
+			Retire:            config.Duration(30 * time.Second),
+		},
+		Token: TokenConfig{Leeway: config.Duration(time.Minute), MaxBytes: token.MaxToken},
+	}
+}
+
+// Validate checks everything that can be checked without starting.
+func (c *Config) Validate() error {
+	var errs []error
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.Monitoring != "" {
+		if err := listen.Valid(c.Monitoring); err != nil {
+			fail("monitoring: %w", err)
+		}
+	}
+	if c.Alone != nil {
+		return errors.Join(append(errs, c.Alone.Validate())...)
+	}
+	if err := listen.Valid(c.Listen); err != nil {
+		fail("listen: %w", err)
+	}
+	if _, err := c.socketMode(); err != nil {
+		errs = append(errs, err)
+	}
+	if c.Pilot == "" {
+		fail("pilot: missing; give pilot's address, or -opa-config and policy files to run alone")
+	}
+	if c.NodeID == "" {
+		fail("node_id: missing")
+	}
+	if err := c.Credential.Validate(); err != nil {
+		errs = append(errs, err)
+	}
+	errs = append(errs, c.Decision.validate()...)
+	if c.Token.Leeway < 0 || c.Token.Leeway.D() > 10*time.Minute {
+		fail("token.leeway %s: want 0s to 10m", c.Token.Leeway)
+	}
+	if c.Token.MaxBytes < 256 || c.Token.MaxBytes > 1<<20 {
+		fail("token.max_bytes %d: want 256 to 1048576", c.Token.MaxBytes)
+	}
+	return errors.Join(errs...)
+}
+
+func (d *DecisionConfig) validate() (errs []error) {
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if d.Timeout.D() < time.Millisecond || d.Timeout.D() > time.Minute {
+		fail("decision.timeout %s: want 1ms to 1m", d.Timeout)
+	}
+	if d.MaxRequestBytes < 1024 || d.MaxRequestBytes > 64<<20 {
+		fail("decision.max_request_bytes %d: want 1024 to 67108864", d.MaxRequestBytes)
+	}
+	switch d.Log {
+	case LogAll, LogRefusals, LogNone:
+	default:
+		fail("decision.log %q: want all, refusals or none", d.Log)
+	}
+	if d.UnknownPolicyWait < 0 || d.UnknownPolicyWait > d.Timeout {
+		fail("decision.unknown_policy_wait %s: want 0s to decision.timeout (%s)", d.UnknownPolicyWait, d.Timeout)
+	}
+	if d.Retire < 0 || d.Retire.D() > time.Hour {
+		fail("decision.retire %s: want 0s to 1h", d.Retire)
+	}
+	return errs
+}
+
+func (c *Config) socketMode() (fs.FileMode, error) {
+	if c.SocketMode == "" {
+		return listen.UnixMode, nil
+	}
+	n, err := strconv.ParseUint(c.SocketMode, 8, 32)
+	if err != nil || n > 0o777 || n&0o600 != 0o600 {
+		return 0, fmt.Errorf("socket_mode %q: want octal from 0600 to 0777", c.SocketMode)
+	}
+	return fs.FileMode(n), nil
+}
+
+func (c *Config) trustDomain() (spiffeid.TrustDomain, error) {
+	return spiffeid.TrustDomainFromString(c.Credential.TrustDomain)
+}
+
+// loopback says whether only processes of this machine can reach an address.
+func loopback(addr string) bool {
+	if strings.HasPrefix(addr, "unix:") {
+		return true
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// Flags binds the command's flags. Those that run the service alone make c.Alone.
+func (c *Config) Flags(fs *flag.FlagSet) {
+	fs.StringVar(&c.Listen, "listen", c.Listen, "in the mesh: `address` for Envoys, unix:///path or host:port")
+	fs.StringVar(&c.Monitoring, "monitoring", c.Monitoring, "`address` of /healthz, /readyz and /metrics")
+	alone := func() *Standalone {
+		if c.Alone == nil {
+			c.Alone = &Standalone{}
+		}
+		return c.Alone
+	}
+	fs.Func("opa-config", "run alone with this `file` of `opa run --config-file`; policies are the arguments", func(s string) error {
+		alone().ConfigFile = s
+		return nil
+	})
+	flagFunc := func(name, usage string, set func(*Standalone)) {
+		fs.BoolFunc(name, usage, func(s string) error {
+			on, err := strconv.ParseBool(s)
+			if err == nil && on {
+				set(alone())
+			}
+			return err
+		})
+	}
+	flagFunc("b", "alone: the arguments are bundles", func(s *Standalone) { s.Bundle = true })
+	flagFunc("bundle", "the same as -b", func(s *Standalone) { s.Bundle = true })
+	flagFunc("v0-compatible", "alone: read Rego as OPA before 1.0", func(s *Standalone) { s.V0 = true })
+	flagFunc("plaintext-anywhere", "alone: allow plain text on addresses that are not of this machine", func(s *Standalone) { s.PlainTextAnywhere = true })
+}
+
+// Args takes the positional arguments: policies, to run alone.
+func (c *Config) Args(args []string) error {
+	if len(args) > 0 && c.Alone == nil {
+		c.Alone = &Standalone{}
+	}
+	if c.Alone != nil {
+		c.Alone.Paths = args
+	}
+	return nil
+}

@@ -1,0 +1,235 @@
+package authz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+
+	"github.com/writ-mesh/writ/authz/rego"
+)
+
+// PoliciesKey is the context extension with the RegoPolicies to decide,
+// "<namespace>/<name>" each, separated by commas.
+const PoliciesKey = "writ.policies"
+
+// callMargin is kept of the caller's deadline for the answer's way back.
+const callMargin = 5 * time.Millisecond
+
+// maxPolicies bounds the policies that one check may name.
+const maxPolicies = 100
+
+// What clients are told of a denial that is no policy's decision.
+const (
+	saidNotDecided = "the request could not be decided"
+	saidMalformed  = "the request is malformed"
+)
+
+// server answers checks in the mesh.
+type server struct {
+	authv3.UnimplementedAuthorizationServer
+	policies *policies
+	tokens   *tokens
+	decision DecisionConfig
+	metrics  *metrics
+	record   decisionLog
+	log      *slog.Logger
+}
+
+// Check implements envoy.service.auth.v3.Authorization. It never returns an
+// error: a denial has to hold where the caller is open when calls fail.
+func (s *server) Check(ctx context.Context, req *authv3.CheckRequest) (resp *authv3.CheckResponse, _ error) {
+	start := time.Now()
+	v := s.decideSafely(ctx, req, start)
+	resp = respond(req, v)
+	v.took = time.Since(start)
+	s.metrics.counted(v)
+	s.record.record(ctx, req, v)
+	return resp, nil
+}
+
+// counted counts a verdict.
+func (m *metrics) counted(v *verdict) {
+	result := resultAllow
+	switch {
+	case v.failed:
+		result = resultError
+	case !v.allow:
+		result = resultDeny
+	}
+	m.decisions.WithLabelValues(result).Inc()
+	m.seconds.Observe(v.took.Seconds())
+}
+
+func (s *server) decideSafely(ctx context.Context, req *authv3.CheckRequest, start time.Time) (v *verdict) {
+	v = &verdict{id: newID()}
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.ErrorContext(ctx, "panic in a decision", slog.String("decision_id", v.id), slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+			*v = verdict{id: v.id, revision: v.revision}
+			v.fail("", saidNotDecided, "panic")
+		}
+	}()
+	deadline := start.Add(s.decision.Timeout.D())
+	if d, ok := ctx.Deadline(); ok && d.Add(-callMargin).Before(deadline) {
+		deadline = d.Add(-callMargin)
+	}
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	s.decide(ctx, req, start, v)
+	return v
+}
+
+// fail makes the verdict a denial that no policy decided.
+func (v *verdict) fail(policy, public, detail string) {
+	v.allow, v.failed, v.policy, v.public, v.detail = false, true, policy, public, detail
+}
+
+func (s *server) decide(ctx context.Context, req *authv3.CheckRequest, now time.Time, v *verdict) {
+	set := s.policies.current.Load()
+	v.revision = set.revision
+	names := splitNames(req.GetAttributes().GetContextExtensions()[PoliciesKey])
+	if len(names) == 0 || len(names) > maxPolicies {
+		v.fail("", saidNotDecided, fmt.Sprintf("the check names %d policies in %s, want 1 to %d", len(names), PoliciesKey, maxPolicies))
+		return
+	}
+	if size := requestSize(req); size > s.decision.MaxRequestBytes {
+		v.fail(names[0], "the request is too large to be decided", fmt.Sprintf("the request has %d bytes, more than %d", size, s.decision.MaxRequestBytes))
+		v.status = http.StatusRequestEntityTooLarge
+		return
+	}
+	set, list, missing := s.find(ctx, names, now)
+	v.revision = set.revision
+	if missing != "" {
+		v.fail(missing, saidNotDecided, "the policy is not known at this revision")
+		return
+	}
+	opts := rego.InputOptions{}
+	opts.Token, opts.TokenError = s.tokens.find(ctx, req, set.issuers, names, now)
+	v.tokens = opts.TokenError
+	in, err := rego.NewInput(req, opts)
+	if err != nil {
+		v.fail(names[0], saidMalformed, err.Error())
+		v.status = http.StatusBadRequest
+		return
+	}
+	s.evaluate(ctx, list, in, v)
+}
+
+// evaluate asks all policies until one refuses.
+func (s *server) evaluate(ctx context.Context, list []*policy, in *rego.Input, v *verdict) {
+	v.allow = true
+	for _, p := range list {
+		if p.observe || v.allow {
+			s.ask(ctx, p, in, v)
+		}
+	}
+}
+
+func (s *server) ask(ctx context.Context, p *policy, in *rego.Input, v *verdict) {
+	d, err := p.program.Eval(ctx, in, s.decision.Timeout.D())
+	reason := d.Reason
+	switch {
+	case errors.Is(err, rego.ErrUndefined):
+		// A rule without default that does not hold: the usual way to say no.
+		p.counts.deny.Inc()
+		reason = err.Error()
+	case err != nil:
+		p.counts.fail.Inc()
+		reason = err.Error()
+		s.explainFailure(ctx, p, v.id, err)
+	case d.Allowed:
+		p.counts.allow.Inc()
+		// What an observing policy wants done with the request is not done.
+		if !p.observe {
+			v.decisions = append(v.decisions, d)
+		}
+		return
+	default:
+		p.counts.deny.Inc()
+	}
+	switch {
+	case p.observe:
+		p.counts.observed.Inc()
+		v.observed = append(v.observed, observation{p.name, reason})
+	case errors.Is(err, rego.ErrUndefined):
+		v.allow, v.policy, v.detail, v.decisions = false, p.name, reason, nil
+	case err != nil:
+		v.decisions = nil
+		v.fail(p.name, saidNotDecided, reason)
+	default:
+		v.allow, v.policy, v.public, v.detail = false, p.name, d.Reason, reason
+		v.decisions = []rego.Decision{d}
+	}
+}
+
+// explainFailure logs what only operators may see.
+func (s *server) explainFailure(ctx context.Context, p *policy, id string, err error) {
+	var panicked *rego.PanicError
+	if errors.As(err, &panicked) {
+		s.log.ErrorContext(ctx, "a policy panicked", slog.String("policy", p.name), slog.String("decision_id", id), slog.Any("error", err), slog.String("stack", string(panicked.Stack)))
+	}
+}
+
+// find gives the policies by name, from one set. A policy that is not known is
+// waited for: the proxy may be a moment ahead.
+func (s *server) find(ctx context.Context, names []string, now time.Time) (set *policySet, list []*policy, missing string) {
+	var wait <-chan time.Time
+	for {
+		set = s.policies.current.Load()
+		list, missing = list[:0], ""
+		for _, n := range names {
+			p := set.find(n, now)
+			if p == nil {
+				missing = n
+				break
+			}
+			list = append(list, p)
+		}
+		if missing == "" || s.decision.UnknownPolicyWait <= 0 {
+			return set, list, missing
+		}
+		if wait == nil {
+			t := time.NewTimer(s.decision.UnknownPolicyWait.D())
+			defer t.Stop()
+			wait = t.C
+		}
+		select {
+		case <-set.changed:
+		case <-wait:
+			return set, nil, missing
+		case <-ctx.Done():
+			return set, nil, missing
+		}
+	}
+}
+
+func splitNames(s string) []string {
+	if s == "" {
+		return nil
+	}
+	names := strings.Split(s, ",")
+	for i := range names {
+		names[i] = strings.TrimSpace(names[i])
+	}
+	return names
+}
+
+// requestSize is what of a request a policy's time and memory depend on, in bytes.
+func requestSize(req *authv3.CheckRequest) int {
+	h := req.GetAttributes().GetRequest().GetHttp()
+	n := len(h.GetPath()) + len(h.GetBody()) + len(h.GetRawBody())
+	for k, v := range h.GetHeaders() {
+		n += len(k) + len(v)
+	}
+	for _, e := range h.GetHeaderMap().GetHeaders() {
+		n += len(e.GetKey()) + len(e.GetValue()) + len(e.GetRawValue())
+	}
+	return n
+}
