@@ -102,6 +102,7 @@ func (c *Compiler) addAuthorization(b *httpBuilder, s selection) error {
 		return err
 	}
 	c.denyWithoutAuthz(&deny, s.rego)
+	c.denyWithoutRateLimit(&deny, s.quota)
 	if deny.enforced != nil || deny.shadow != nil {
 		b.enable(FilterDeny, perRoute(c.httpRBAC(deny, denyStatPrefix, dryRunDenyStatPrefix)))
 	}

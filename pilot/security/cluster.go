@@ -57,6 +57,7 @@ func (c *Compiler) clusterFor(u upstream) (*clusterv3.Cluster, error) {
 		Name:                 fmt.Sprintf("writ-%s|%s|%d", scheme, u.host, u.port),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		ConnectTimeout:       durationpb.New(upstreamConnectTimeout),
+		DnsLookupFamily:      clusterv3.Cluster_V4_PREFERRED,
 	}
 	service := c.mesh.ServiceByHost(model.ResolveHost(host, namespace, c.mesh.DomainSuffix), namespace)
 	http2 := u.http2

@@ -15,6 +15,8 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -33,6 +35,7 @@ import (
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/writ-mesh/writ/pilot/envoy"
@@ -76,8 +79,8 @@ func eachEnvoy(t *testing.T, test func(t *testing.T, bin string)) {
 	}
 }
 
-// proxy is a running Envoy in front of nothing: every request that gets through
-// the filters is answered with 200 and the path that was seen.
+// proxy is a running Envoy in front of a program that answers every request
+// that gets through the filters with 200 and "passed".
 type proxy struct {
 	t         testing.TB
 	listeners map[string]string
@@ -116,7 +119,7 @@ func start(t testing.TB, bin string, inbounds map[string]inbound, more ...*clust
 	}
 	adminFile := filepath.Join(dir, "admin")
 	var errors strings.Builder
-	cmd := exec.Command(bin, "-c", config, "-l", "warning", "--disable-hot-restart", "--concurrency", "1", "--file-flush-interval-msec", "50", "--admin-address-path", adminFile)
+	cmd := exec.Command(bin, "-c", config, "-l", "error", "--disable-hot-restart", "--concurrency", "1", "--file-flush-interval-msec", "50", "--admin-address-path", adminFile)
 	cmd.Stderr = &errors
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -205,7 +208,7 @@ func get(url string) (string, error) {
 }
 
 func bootstrap(t testing.TB, p *proxy, inbounds map[string]inbound, clusters []*clusterv3.Cluster) *bootstrapv3.Bootstrap {
-	static := &bootstrapv3.Bootstrap_StaticResources{}
+	static := &bootstrapv3.Bootstrap_StaticResources{Clusters: []*clusterv3.Cluster{backend(t)}}
 	seen := map[string]bool{}
 	for _, c := range clusters {
 		seen[c.GetName()] = true
@@ -260,7 +263,7 @@ func (p *proxy) httpManager(in inbound) *listenerv3.Filter {
 			Name: name, Domains: domains, Metadata: h.Metadata, RateLimits: h.RateLimits, TypedPerFilterConfig: h.PerFilterConfig,
 			Routes: []*routev3.Route{{
 				Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
-				Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 200, Body: inline("passed\n")}},
+				Action: &routev3.Route_Route{Route: &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: "backend"}}},
 			}},
 		})
 	}
@@ -278,6 +281,22 @@ func (p *proxy) httpManager(in inbound) *listenerv3.Filter {
 		Name: "envoy.filters.http.router", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: envoy.Any(&routerv3.Router{})},
 	})
 	return &listenerv3.Filter{Name: "hcm", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: envoy.Any(manager)}}
+}
+
+// backend runs the program behind the proxy.
+func backend(t testing.TB) *clusterv3.Cluster {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for _, name := range []string{"X-Sub", "Authorization", "X-Payload"} {
+			w.Header()["Saw-"+name] = r.Header[name]
+		}
+		_, _ = io.WriteString(w, "passed\n")
+	}))
+	t.Cleanup(server.Close)
+	address := netip.MustParseAddrPort(server.Listener.Addr().String())
+	c := &clusterv3.Cluster{Name: "backend", ConnectTimeout: durationpb.New(5 * time.Second)}
+	addEndpoint(c, address.Addr().String(), uint32(address.Port()))
+	return c
 }
 
 func inline(text string) *corev3.DataSource {

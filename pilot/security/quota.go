@@ -68,7 +68,9 @@ func (c *Compiler) addQuota(b *httpBuilder, p *model.Proxy, port model.WorkloadP
 			b.RateLimits = append(b.RateLimits, &routev3.RateLimit{Stage: wrapperspb.UInt32(stage), Actions: actions})
 			b.enable(filter, &ratelimitv3.RateLimitPerRoute{VhRateLimits: ratelimitv3.RateLimitPerRoute_INCLUDE})
 		}
-		refs = append(refs, pol.Ref)
+		if pol.FailClosed && !pol.Observe {
+			refs = append(refs, pol.Ref)
+		}
 	}
 	if len(refs) > 0 {
 		b.name(nameQuota, "QuotaPolicy "+nameList(refs))
