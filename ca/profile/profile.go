@@ -131,10 +131,17 @@ func CheckRoot(c *x509.Certificate, td spiffeid.TrustDomain, now time.Time) erro
 		return errors.New("certificate may not sign others (keyUsage lacks keyCertSign)")
 	case len(c.URIs) != 1 || c.URIs[0].String() != td.IDString():
 		return fmt.Errorf("certificate is the root of %v, the configured trust domain is %s", c.URIs, td.IDString())
+	}
+	return CheckTime(c, now)
+}
+
+// CheckTime says whether a root is valid now.
+func CheckTime(c *x509.Certificate, now time.Time) error {
+	switch {
 	case now.Before(c.NotBefore):
 		return fmt.Errorf("certificate is valid from %s on, this machine's clock says %s; set the clock", stamp(c.NotBefore), stamp(now))
 	case !now.Before(c.NotAfter):
-		return fmt.Errorf("certificate expired at %s, this machine's clock says %s; set the clock, or make a new root", stamp(c.NotAfter), stamp(now))
+		return fmt.Errorf("certificate expired at %s, this machine's clock says %s; set the clock, or begin with a new root", stamp(c.NotAfter), stamp(now))
 	}
 	return nil
 }

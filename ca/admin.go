@@ -1,0 +1,177 @@
+package ca
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
+	istiopb "istio.io/api/security/v1alpha1"
+
+	"github.com/writ-mesh/writ/ca/join"
+	"github.com/writ-mesh/writ/ca/ledger"
+	"github.com/writ-mesh/writ/internal/identity"
+	"github.com/writ-mesh/writ/internal/rpc"
+	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
+)
+
+// maxTokenTTL bounds how long a join token may be used.
+const maxTokenTTL = 24 * time.Hour
+
+var (
+	errTokenSecret  = errors.New("the token's secret does not match")
+	errTokenExpired = errors.New("the token has expired")
+)
+
+// admin implements writ.ca.v1.Admin.
+type admin struct {
+	capb.UnimplementedAdminServer
+
+	a *Authority
+}
+
+// adminMethods says who may call what on the admin socket.
+func adminMethods() rpc.Methods {
+	return rpc.Methods{
+		capb.Admin_CreateJoinToken_FullMethodName:                        rpc.SameUser(),
+		capb.Admin_Mint_FullMethodName:                                   rpc.SameUser(),
+		capb.Admin_ListCertificates_FullMethodName:                       rpc.SameUser(),
+		capb.Admin_GetBundle_FullMethodName:                              rpc.SameUser(),
+		istiopb.IstioCertificateService_CreateCertificate_FullMethodName: rpc.SameUser(),
+	}
+}
+
+// administrator names the caller for the ledger.
+func administrator(ctx context.Context) string {
+	if c := rpc.CallerFrom(ctx); c.Cred != nil {
+		return fmt.Sprintf("admin uid=%d", c.Cred.UID)
+	}
+	return "admin"
+}
+
+// audit logs a call of the admin service other than those that issue, which
+// Authority.answer logs.
+func (s *admin) audit(ctx context.Context, method string, err error, attrs ...slog.Attr) {
+	c := rpc.CallerFrom(ctx)
+	attrs = append(attrs, slog.String("method", method), slog.String("caller", c.String()))
+	if err != nil {
+		s.a.log.LogAttrs(ctx, slog.LevelWarn, "admin call refused", append(attrs, slog.Any("error", err))...)
+		return
+	}
+	s.a.log.LogAttrs(ctx, slog.LevelInfo, "admin call", attrs...)
+}
+
+// CreateJoinToken implements writ.ca.v1.Admin.
+func (s *admin) CreateJoinToken(ctx context.Context, req *capb.CreateJoinTokenRequest) (*capb.CreateJoinTokenResponse, error) {
+	resp, id, err := s.createJoinToken(ctx, req)
+	s.audit(ctx, "CreateJoinToken", err, slog.String("spiffe_id", req.GetSpiffeId()), slog.String("token_id", id))
+	if err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+func (s *admin) createJoinToken(ctx context.Context, req *capb.CreateJoinTokenRequest) (*capb.CreateJoinTokenResponse, string, error) {
+	id, err := s.joinable(req.GetSpiffeId())
+	if err != nil {
+		return nil, "", err
+	}
+	ttl, err := wantedTTL(req.GetTtl())
+	if err != nil {
+		return nil, "", err
+	}
+	if ttl == 0 {
+		ttl = s.a.life.token
+	}
+	if ttl > maxTokenTTL {
+		return nil, "", refuse(invalid, "a join token may be used for %s at most", maxTokenTTL)
+	}
+	token, err := join.New()
+	if err != nil {
+		return nil, "", refuse(internal, "no token could be made; see the authority's log").because(err)
+	}
+	now := s.a.now().UTC()
+	kept := ledger.Token{
+		ID: token.ID, Hash: token.Hash(), SPIFFEID: id.String(), Creator: administrator(ctx),
+		CreatedAt: now, ExpiresAt: now.Add(ttl),
+	}
+	if err := s.a.store.AddToken(ctx, kept); err != nil {
+		return nil, "", recording(err)
+	}
+	return &capb.CreateJoinTokenResponse{Token: token.Reveal(), ExpiresAt: timestamppb.New(kept.ExpiresAt)}, token.ID, nil
+}
+
+// joinable reads an identity that a token can be made for.
+func (s *admin) joinable(raw string) (spiffeid.ID, error) {
+	id, err := parseID(raw)
+	if err != nil {
+		return spiffeid.ID{}, err
+	}
+	if !id.MemberOf(s.a.td) {
+		return spiffeid.ID{}, refuse(invalid, "%s is not in the trust domain %s", id, s.a.td.Name())
+	}
+	_, node := identity.NodeOf(id)
+	name, svc := identity.ServiceOf(id)
+	if !node && !svc || name == identity.CA {
+		return spiffeid.ID{}, refuse(invalid, "%s cannot join; tokens are for node agents (%s/writ/node/NAME) and services of Writ (%s/writ/NAME)", id, s.a.td.IDString(), s.a.td.IDString())
+	}
+	return id, nil
+}
+
+// Mint implements writ.ca.v1.Admin.
+func (s *admin) Mint(ctx context.Context, req *capb.MintRequest) (*capb.CertificateResponse, error) {
+	begin, o := s.a.now(), order{kind: kindMint, requester: administrator(ctx)}
+	cert, err := s.mint(ctx, &o, req)
+	s.a.answer(ctx, o, begin, cert, err)
+	if err != nil {
+		return nil, err
+	}
+	return s.a.response(cert), nil
+}
+
+func (s *admin) mint(ctx context.Context, o *order, req *capb.MintRequest) (*x509.Certificate, error) {
+	var err error
+	if o.id, err = parseID(req.GetSpiffeId()); err != nil {
+		return nil, err
+	}
+	if o.ttl, err = wantedTTL(req.GetTtl()); err != nil {
+		return nil, err
+	}
+	if o.csr, err = parseCSR(req.GetCsr()); err != nil {
+		return nil, err
+	}
+	return s.a.issue(ctx, *o)
+}
+
+// GetBundle implements writ.ca.v1.Admin.
+func (s *admin) GetBundle(ctx context.Context, _ *capb.GetBundleRequest) (*capb.Bundle, error) {
+	s.audit(ctx, "GetBundle", nil)
+	return s.a.bundleProto(), nil
+}
+
+// ListCertificates implements writ.ca.v1.Admin.
+func (s *admin) ListCertificates(req *capb.ListCertificatesRequest, stream grpc.ServerStreamingServer[capb.CertificateRecord]) error {
+	now := s.a.now()
+	err := s.a.store.Each(stream.Context(), func(c ledger.Certificate) error {
+		if req.GetLive() && !now.Before(c.NotAfter) || req.GetSpiffeId() != "" && req.GetSpiffeId() != c.SPIFFEID {
+			return nil
+		}
+		return stream.Send(&capb.CertificateRecord{
+			Serial: c.Serial, SpiffeId: c.SPIFFEID, Requester: c.Requester,
+			NotBefore: timestamppb.New(c.NotBefore), NotAfter: timestamppb.New(c.NotAfter), IssuedAt: timestamppb.New(c.IssuedAt),
+		})
+	})
+	s.audit(stream.Context(), "ListCertificates", err)
+	switch {
+	case err == nil:
+		return nil
+	case stream.Context().Err() != nil:
+		return refuse(gone, "the caller went away").because(err)
+	}
+	return refuse(internal, "the ledger cannot be read; see the authority's log").because(err)
+}

@@ -1,0 +1,162 @@
+package ca
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"log/slog"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-mesh/writ/ca/csr"
+	"github.com/writ-mesh/writ/ca/ledger"
+	"github.com/writ-mesh/writ/ca/profile"
+	"github.com/writ-mesh/writ/ca/signer"
+	"github.com/writ-mesh/writ/internal/identity"
+)
+
+// The kinds of requests, as in the metrics.
+const (
+	kindJoin  = "join"
+	kindRenew = "renew"
+	kindIssue = "issue"
+	kindMint  = "mint"
+	kindIstio = "istio"
+	kindSelf  = "self"
+)
+
+// lifetimes are the checked times of a Config.
+type lifetimes struct {
+	workload, service, max, skew, token time.Duration
+}
+
+// Authority is the core: it turns an order, whose right was checked by the
+// caller, into a certificate that is in the ledger. It is safe for concurrent use.
+type Authority struct {
+	td      spiffeid.TrustDomain
+	signer  *signer.Signer
+	bundle  *x509bundle.Bundle
+	store   ledger.Store
+	life    lifetimes
+	now     func() time.Time
+	log     *slog.Logger
+	metrics *metrics
+}
+
+// order is a certificate that somebody may have.
+type order struct {
+	kind string
+	id   spiffeid.ID
+	csr  csr.Request
+	// ttl is the wanted life; zero means the default.
+	ttl       time.Duration
+	requester string
+	// tokenID is the join token that the certificate uses up; empty for none.
+	tokenID string
+}
+
+// issue signs and records a certificate. Errors are refusals.
+func (a *Authority) issue(ctx context.Context, o order) (*x509.Certificate, error) {
+	if !o.csr.ID.IsZero() && o.csr.ID != o.id {
+		return nil, refuse(invalid, "the certificate request asks for %s, the call for %s", o.csr.ID, o.id)
+	}
+	if !o.id.MemberOf(a.td) {
+		return nil, refuse(denied, "%s is not in the trust domain %s", o.id, a.td.Name())
+	}
+	ttl, err := a.ttl(o)
+	if err != nil {
+		return nil, err
+	}
+	now := a.now()
+	cert, err := a.sign(o, now, ttl)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.record(ctx, o, cert, now); err != nil {
+		return nil, recording(err)
+	}
+	return cert, nil
+}
+
+// ttl gives the life of an ordered certificate.
+func (a *Authority) ttl(o order) (time.Duration, error) {
+	switch {
+	case o.ttl == 0:
+		return a.defaultTTL(o.id), nil
+	case o.ttl < MinTTL:
+		return 0, refuse(invalid, "a life of %s is too short, it has to be %s at least", o.ttl, MinTTL)
+	}
+	return min(o.ttl, a.life.max), nil
+}
+
+func (a *Authority) defaultTTL(id spiffeid.ID) time.Duration {
+	_, node := identity.NodeOf(id)
+	_, svc := identity.ServiceOf(id)
+	if node || svc {
+		return a.life.service
+	}
+	return a.life.workload
+}
+
+// sign makes the certificate and compares it with the order.
+func (a *Authority) sign(o order, now time.Time, ttl time.Duration) (*x509.Certificate, error) {
+	issuer := a.signer.Issuer()
+	if err := profile.CheckTime(issuer, now); err != nil {
+		return nil, refuse(unavailable, "the authority's certificate is not valid now; see its log").because(err)
+	}
+	notBefore, notAfter := profile.Window(now, ttl, a.life.skew, issuer)
+	template, err := profile.Leaf(o.id, o.csr.PublicKey, notBefore, notAfter)
+	if err != nil {
+		return nil, refuse(internal, "the certificate could not be made; see the authority's log").because(err)
+	}
+	cert, err := a.signer.Sign(template)
+	if err != nil {
+		return nil, refuse(internal, "the certificate could not be signed; see the authority's log").because(err)
+	}
+	if err := profile.CheckLeaf(cert, o.id, o.csr.PublicKey, issuer); err != nil {
+		return nil, refuse(internal, "the signed certificate is not what was ordered; see the authority's log").because(err)
+	}
+	return cert, nil
+}
+
+// record returns once the certificate is durable in the ledger.
+func (a *Authority) record(ctx context.Context, o order, cert *x509.Certificate, now time.Time) error {
+	sum := sha256.Sum256(cert.Raw)
+	rec := ledger.Certificate{
+		Serial:    hex.EncodeToString(cert.SerialNumber.Bytes()),
+		SPIFFEID:  o.id.String(),
+		Requester: o.requester,
+		NotBefore: cert.NotBefore,
+		NotAfter:  cert.NotAfter,
+		IssuedAt:  now.UTC(),
+		SHA256:    hex.EncodeToString(sum[:]),
+	}
+	if o.tokenID != "" {
+		return a.store.RecordJoin(ctx, o.tokenID, rec)
+	}
+	return a.store.Record(ctx, rec)
+}
+
+// answer counts and logs how a request ended. Refusals and what an administrator
+// or a token got are always logged; the rest is in the ledger.
+func (a *Authority) answer(ctx context.Context, o order, begin time.Time, cert *x509.Certificate, err error) {
+	a.metrics.answered(o.kind, begin, a.now(), err)
+	attrs := []slog.Attr{slog.String("kind", o.kind), slog.String("requester", o.requester), slog.String("spiffe_id", o.id.String())}
+	if err != nil {
+		attrs = append(attrs, slog.String("result", string(reasonOf(err))), slog.Any("error", err))
+		a.log.LogAttrs(ctx, slog.LevelWarn, "certificate refused", attrs...)
+		return
+	}
+	level := slog.LevelDebug
+	switch o.kind {
+	case kindJoin, kindMint, kindIstio:
+		level = slog.LevelInfo
+	}
+	if a.log.Enabled(ctx, level) {
+		attrs = append(attrs, slog.String("serial", hex.EncodeToString(cert.SerialNumber.Bytes())), slog.Time("not_after", cert.NotAfter))
+		a.log.LogAttrs(ctx, level, "certificate issued", attrs...)
+	}
+}

@@ -1,0 +1,215 @@
+package ca
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	istiopb "istio.io/api/security/v1alpha1"
+
+	"github.com/writ-mesh/writ/ca/csr"
+	"github.com/writ-mesh/writ/ca/ledger"
+	"github.com/writ-mesh/writ/ca/ledger/filelog"
+	"github.com/writ-mesh/writ/ca/placement"
+	"github.com/writ-mesh/writ/ca/root"
+	"github.com/writ-mesh/writ/ca/signer"
+	"github.com/writ-mesh/writ/internal/atomicfile"
+	"github.com/writ-mesh/writ/internal/peercred"
+	"github.com/writ-mesh/writ/internal/rpc"
+	"github.com/writ-mesh/writ/internal/service"
+	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
+)
+
+// subsystemLedger is the authority's only condition for being ready once it runs.
+// Pilot is none: it needs the authority to start, and placements are kept.
+const subsystemLedger = "ledger"
+
+const (
+	// ledgerCheck is how often a ledger that fails is tried again.
+	ledgerCheck = time.Second
+	// maxMessage bounds a request: the certificate request and some names.
+	maxMessage = csr.MaxSize + 16<<10
+	// maxStreams bounds the calls that one connection has under way.
+	maxStreams = 256
+)
+
+// Run runs the authority until ctx ends. c has been validated.
+func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
+	rt.Health.Register(subsystemLedger)
+	dir, err := root.OpenDir(c.State)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	m := newMetrics(rt.Metrics)
+	store, err := filelog.Open(filepath.Join(c.State, ledgerFile), filelog.Options{
+		Log: rt.Log,
+		Committed: func(records int, took time.Duration, err error) {
+			m.committed(records, took, err)
+			rt.Health.Set(subsystemLedger, err)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	a, err := open(ctx, c, store, !store.Empty(), m, rt.Log)
+	if err != nil {
+		return err
+	}
+	own, err := newOwn(ctx, a)
+	if err != nil {
+		return fmt.Errorf("the authority's own certificate: %w", err)
+	}
+	tasks := []func(context.Context) error{own.run, func(ctx context.Context) error { return keepChecking(ctx, store, rt) }}
+	serving, err := listeners(ctx, c, a, own, rt)
+	if err != nil {
+		return err
+	}
+	return service.RunTasks(ctx, append(tasks, serving...)...)
+}
+
+// open loads or makes the root and writes the trust bundle.
+func open(ctx context.Context, c Config, store ledger.Store, inUse bool, m *metrics, log *slog.Logger) (*Authority, error) {
+	td, err := spiffeid.TrustDomainFromString(c.TrustDomain)
+	if err != nil {
+		return nil, err
+	}
+	r, err := root.Open(ctx, c.State, root.Spec{TrustDomain: td, Life: c.RootTTL.D(), Skew: c.ClockSkew.D(), InUse: inUse}, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	log.InfoContext(ctx, "root certificate", slog.String("trust_domain", td.Name()), slog.Bool("new", r.New),
+		slog.String("serial", r.Cert.SerialNumber.Text(16)), slog.Time("not_after", r.Cert.NotAfter))
+	sign, err := signer.New(ctx, []*x509.Certificate{r.Cert}, r.Key)
+	if err != nil {
+		return nil, err
+	}
+	bundle := x509bundle.New(td)
+	bundle.AddX509Authority(r.Cert)
+	if err := atomicfile.Write(c.trustBundle(), root.PEM(bundle.X509Authorities()...), 0o644); err != nil {
+		return nil, fmt.Errorf("trust bundle: %w", err)
+	}
+	m.notAfter.WithLabelValues("root").Set(float64(r.Cert.NotAfter.Unix()))
+	return &Authority{
+		td: td, signer: sign, bundle: bundle, store: store, now: time.Now, log: log, metrics: m,
+		life: lifetimes{
+			workload: c.WorkloadTTL.D(), service: c.ServiceTTL.D(), max: c.MaxTTL.D(),
+			skew: c.ClockSkew.D(), token: c.JoinTokenTTL.D(),
+		},
+	}, nil
+}
+
+// keepChecking tries a ledger that failed again, so that the authority gets ready
+// by itself when, say, the disk has room again.
+func keepChecking(ctx context.Context, store ledger.Store, rt *service.Runtime) error {
+	tick := time.NewTicker(ledgerCheck)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		if rt.Health.Ready() == nil {
+			continue
+		}
+		if err := store.Check(ctx); err != nil {
+			rt.Log.ErrorContext(ctx, "the ledger cannot record, nothing is issued; make room on its disk or make it writable", slog.Any("error", err))
+		}
+	}
+}
+
+// listeners opens everything that is served; no task runs before all are open.
+func listeners(ctx context.Context, c Config, a *Authority, own *own, rt *service.Runtime) ([]func(context.Context) error, error) {
+	var tasks []func(context.Context) error
+	if c.Admin != "" {
+		task, err := serveAdmin(c.Admin, a, rt)
+		if err != nil {
+			return nil, err
+		}
+		tasks = append(tasks, task)
+	}
+	if c.Listen == "" {
+		return tasks, nil
+	}
+	table := placement.NewTable(loadPlacements(ctx, c, a))
+	task, err := serveIssuing(c, a, own, table, rt)
+	if err != nil {
+		return nil, err
+	}
+	tasks = append(tasks, task)
+	if c.Pilot != "" {
+		follow, err := followPlacements(c, a, own, table)
+		if err != nil {
+			return nil, err
+		}
+		tasks = append(tasks, follow)
+	}
+	return tasks, nil
+}
+
+func serveAdmin(addr string, a *Authority, rt *service.Runtime) (func(context.Context) error, error) {
+	s := rpc.NewServer(peercred.Credentials(), adminMethods(), rt, grpc.MaxRecvMsgSize(maxMessage))
+	capb.RegisterAdminServer(s, &admin{a: a})
+	istiopb.RegisterIstioCertificateServiceServer(s, &istio{a: a})
+	if err := rpc.CheckMethods(s, adminMethods()); err != nil {
+		return nil, err
+	}
+	l, err := rpc.Listen(addr)
+	if err != nil {
+		return nil, fmt.Errorf("admin: %w", err)
+	}
+	return func(ctx context.Context) error { return rpc.Serve(ctx, s, l) }, nil
+}
+
+func serveIssuing(c Config, a *Authority, own *own, table *placement.Table, rt *service.Runtime) (func(context.Context) error, error) {
+	srv := &server{a: a, placed: table, wait: c.PlacementWait.D()}
+	if c.Pilot == "" {
+		srv.wait = 0 // no placement will ever come
+	}
+	s := rpc.NewServer(credentials.NewTLS(own.serverTLS()), srv.methods(), rt,
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxConcurrentStreams(maxStreams),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: 30 * time.Second, Timeout: 10 * time.Second,
+			// Callers connect anew while their certificate is valid, so that a
+			// connection does not outlive it (see server.fresh). Renewed at half life, it
+			// has another quarter left then. Streams of the old connection go on.
+			MaxConnectionAge: max(c.ServiceTTL.D()/4, time.Second),
+		}))
+	capb.RegisterCertificateAuthorityServer(s, srv)
+	if err := rpc.CheckMethods(s, srv.methods()); err != nil {
+		return nil, err
+	}
+	l, err := rpc.Listen(c.Listen)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) error {
+		srv.stopping = ctx.Done()
+		return rpc.Serve(ctx, s, l)
+	}, nil
+}
+
+// loadPlacements gives the placements known last. A damaged file is no reason not
+// to start: pilot has them too.
+func loadPlacements(ctx context.Context, c Config, a *Authority) placement.Set {
+	set, err := placement.Load(filepath.Join(c.State, placementFile), a.td)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			a.log.WarnContext(ctx, "kept placements are not used; nodes get no workload certificates until pilot sends them again", slog.Any("error", err))
+		}
+		return nil
+	}
+	return set
+}

@@ -1,0 +1,112 @@
+package ca
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/writ-mesh/writ/ca/csr"
+	"github.com/writ-mesh/writ/internal/identity"
+)
+
+// ownRetry is how long to wait after a failed renewal.
+const ownRetry = time.Second
+
+// own is the authority's own X.509-SVID. Key and certificate live in memory only:
+// a new process makes new ones.
+type own struct {
+	a    *Authority
+	id   spiffeid.ID
+	svid atomic.Pointer[x509svid.SVID]
+}
+
+// newOwn returns once there is a certificate.
+func newOwn(ctx context.Context, a *Authority) (*own, error) {
+	id, err := identity.Service(a.td, identity.CA)
+	if err != nil {
+		return nil, err
+	}
+	o := &own{a: a, id: id}
+	return o, o.renew(ctx)
+}
+
+func (o *own) renew(ctx context.Context) error {
+	begin := o.a.now()
+	ord := order{kind: kindSelf, id: o.id, requester: o.id.String()}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	ord.csr = csr.Request{PublicKey: key.Public()}
+	cert, err := o.a.issue(ctx, ord)
+	o.a.answer(ctx, ord, begin, cert, err)
+	if err != nil {
+		return err
+	}
+	chain := append([]*x509.Certificate{cert}, o.a.signer.Intermediates()...)
+	o.svid.Store(&x509svid.SVID{ID: o.id, Certificates: chain, PrivateKey: key})
+	o.a.metrics.notAfter.WithLabelValues("server").Set(float64(cert.NotAfter.Unix()))
+	return nil
+}
+
+// run renews at half life until ctx ends.
+func (o *own) run(ctx context.Context) error {
+	for {
+		cert := o.svid.Load().Certificates[0]
+		half := cert.NotBefore.Add(cert.NotAfter.Sub(cert.NotBefore) / 2)
+		wait := half.Sub(o.a.now())
+		for {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(wait):
+			}
+			err := o.renew(ctx)
+			if err == nil {
+				break
+			}
+			o.a.log.WarnContext(ctx, "cannot renew the server certificate, will try again", slog.Any("error", err))
+			wait = ownRetry
+		}
+	}
+}
+
+// GetX509SVID implements x509svid.Source.
+func (o *own) GetX509SVID() (*x509svid.SVID, error) { return o.svid.Load(), nil }
+
+// serverTLS asks for a client certificate and takes a connection without one,
+// because who joins has none yet; rpc.Methods says which methods need one. A
+// certificate that is given has to be a valid X.509-SVID of the trust domain.
+func (o *own) serverTLS() *tls.Config {
+	verify := tlsconfig.VerifyPeerCertificate(o.a.bundle, tlsconfig.AuthorizeMemberOf(o.a.td))
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS13,
+		GetCertificate: tlsconfig.GetCertificate(o),
+		ClientAuth:     tls.RequestClientCert,
+		VerifyPeerCertificate: func(raw [][]byte, chains [][]*x509.Certificate) error {
+			if len(raw) == 0 {
+				return nil
+			}
+			return verify(raw, chains)
+		},
+		// A resumed session would not be verified again.
+		SessionTicketsDisabled: true,
+	}
+}
+
+// clientTLS is for calling the service of Writ with that identity.
+func (o *own) clientTLS(service spiffeid.ID) *tls.Config {
+	c := tlsconfig.MTLSClientConfig(o, o.a.bundle, tlsconfig.AuthorizeID(service))
+	c.MinVersion = tls.VersionTLS13
+	return c
+}
