@@ -156,7 +156,10 @@ type Proxy struct {
 	ServiceAccount string
 	Labels         map[string]string
 	// Node is the node whose agent serves this proxy.
-	Node         string
+	Node string
+	// UID is the user that the proxy runs as, by which the node agent recognizes
+	// it; nil if it is recognized otherwise.
+	UID          *uint32
 	Address      netip.Addr
 	Interception Interception
 	// Ports are what the workload listens on; empty for gateways.

@@ -143,17 +143,20 @@ func NewBuilder(earlier ...*Snapshot) *Builder {
 			continue
 		}
 		for _, c := range s.Proxies {
-			b.learn(c)
+			b.Learn(c)
 		}
-		b.learn(s.Services)
+		b.Learn(s.Services)
 	}
 	return b
 }
 
-func (b *Builder) learn(c *Config) {
+// Learn makes the builder share what is in c.
+func (b *Builder) Learn(c *Config) {
 	if c == nil {
 		return
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	for url, set := range c.sets {
 		key := url + "\x00" + set.Hash
 		if b.sets[key] != nil {

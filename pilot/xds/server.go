@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -351,6 +352,13 @@ func (s *Server) Adopt(id string, c *Config, revision uint64) {
 	}
 }
 
+// Adopted lists the configurations of the dynamic proxies that are connected.
+func (s *Server) Adopted() []*Config {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Values(s.adopted))
+}
+
 // serviceConfig is the part of the snapshot that a service may have.
 func (s *Server) serviceConfig(client Client) *Config {
 	c := &Config{sets: map[string]*Set{}}
@@ -442,6 +450,9 @@ func (s *Server) Stop() {
 	}
 	s.stop(errStopped)
 }
+
+// Stopped is closed by Stop.
+func (s *Server) Stopped() <-chan struct{} { return s.life.Done() }
 
 func (s *Server) emit(e Event) { s.events.put(e) }
 

@@ -1,0 +1,114 @@
+package pilot
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/writ-mesh/writ/internal/credential"
+	"github.com/writ-mesh/writ/internal/listen"
+	"github.com/writ-mesh/writ/internal/service"
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// Config is the configuration file of writ-pilot.
+type Config struct {
+	service.Common `yaml:",inline"`
+
+	// Mesh is the directory with the configuration of the mesh.
+	Mesh string `yaml:"mesh"`
+	// Instances is the file that lists the running replicas; without it the mesh
+	// has the services and policies of Mesh alone.
+	Instances string `yaml:"instances"`
+	// Listen is where node agents and the services of Writ get their
+	// configuration over mTLS: host:port or unix:///path. Needs Credential.
+	Listen string `yaml:"listen"`
+	// Plaintext is where any xDS client gets its configuration without TLS. Only
+	// a loopback address is taken.
+	Plaintext string `yaml:"plaintext"`
+	// Admin is the unix socket of the status service, mode 0600; empty for none.
+	Admin string `yaml:"admin"`
+	// State is the directory that keeps the number of the revision; without it
+	// numbers begin with 1 at each start.
+	State string `yaml:"state"`
+	// Deciders are where Envoys reach the services that decide.
+	Deciders Deciders `yaml:"deciders"`
+	// Credential says where the service's own certificate comes from.
+	Credential credential.Config `yaml:"credential"`
+}
+
+// Deciders are addresses of services, unix:///path or host:port; empty for none.
+type Deciders struct {
+	Authz     string `yaml:"authz"`
+	RateLimit string `yaml:"ratelimit"`
+}
+
+// Model gives the deciders as the translation needs them.
+func (d Deciders) Model() model.Deciders {
+	return model.Deciders{Authz: d.Authz, RateLimit: d.RateLimit}
+}
+
+// Default returns the configuration before file and flags.
+func Default() Config { return Config{} }
+
+// Validate checks a configuration with its cross-field rules.
+func (c *Config) Validate() error {
+	if c.Mesh == "" {
+		return errors.New("mesh: the directory with the configuration is not set; give mesh in the file or -mesh DIR")
+	}
+	info, err := os.Stat(c.Mesh)
+	if err != nil {
+		return fmt.Errorf("mesh: %w", err)
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("mesh: %s is not a directory", c.Mesh)
+	}
+	if c.Listen == "" && c.Plaintext == "" {
+		return errors.New("listen: nobody could be served; set listen (mTLS) or plaintext (loopback only)")
+	}
+	return errors.Join(c.validateListeners()...)
+}
+
+func (c *Config) validateListeners() []error {
+	var errs []error
+	for _, a := range []struct{ field, addr string }{
+		{"listen", c.Listen}, {"admin", c.Admin}, {"deciders.authz", c.Deciders.Authz}, {"deciders.ratelimit", c.Deciders.RateLimit},
+	} {
+		if a.addr == "" {
+			continue
+		}
+		if err := listen.Valid(a.addr); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", a.field, err))
+		}
+	}
+	if _, unix := listen.Unix(c.Admin); c.Admin != "" && !unix {
+		errs = append(errs, fmt.Errorf("admin: %s: the status service is only for this machine; use unix:///path", c.Admin))
+	}
+	if c.Plaintext != "" {
+		if err := loopback(c.Plaintext); err != nil {
+			errs = append(errs, fmt.Errorf("plaintext: %w", err))
+		}
+	}
+	if c.Listen != "" {
+		if err := c.Credential.Validate(); err != nil {
+			errs = append(errs, fmt.Errorf("credential: %w", err))
+		}
+	}
+	return errs
+}
+
+// loopback checks that addr is IP:port with a loopback IP. Names are not taken:
+// what they resolve to may change after the check.
+func loopback(addr string) error {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("%q: want IP:port", addr)
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil || !ip.Unmap().IsLoopback() {
+		return fmt.Errorf("%q: plain text is served on loopback addresses only, such as 127.0.0.1:15010; for others use listen", addr)
+	}
+	return nil
+}

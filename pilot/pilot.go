@@ -1,0 +1,326 @@
+package pilot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/writ-mesh/writ/internal/service"
+	"github.com/writ-mesh/writ/pilot/meshdir"
+	"github.com/writ-mesh/writ/pilot/model"
+	"github.com/writ-mesh/writ/pilot/revision"
+	"github.com/writ-mesh/writ/pilot/xds"
+)
+
+// settleTime is how long the files must rest after a change before they are
+// read: editors and scripts write several times in a row. It is part of the
+// second that a change may take.
+const settleTime = 20 * time.Millisecond
+
+// Source is where configuration comes from.
+type Source interface {
+	// Read returns the configuration as it is now, whether it differs from what
+	// was returned before, and everything that is wrong with it. Where something
+	// is wrong, the mesh has what was last good. The mesh is nil if there is
+	// nothing to go by; it must not be changed after it was returned.
+	Read() (mesh *model.Mesh, changed bool, problems []meshdir.Problem)
+	// Watch has a value soon after something may have changed, until ctx ends.
+	Watch(ctx context.Context) <-chan struct{}
+}
+
+// Options are what a Pilot needs.
+type Options struct {
+	Source Source
+	// State is the directory for what survives a restart; empty for none.
+	State   string
+	Log     *slog.Logger
+	Metrics prometheus.Registerer
+	Health  *service.Health
+	// XDS overrides timings; Identify, Log and Observer are set by New.
+	XDS xds.Options
+}
+
+// Pilot reads, translates and distributes. Run drives it.
+type Pilot struct {
+	source  Source
+	xds     *xds.Server
+	log     *slog.Logger
+	metrics *metrics
+	health  *service.Health
+	// file keeps the tracker's state; empty for none.
+	file string
+
+	mu      sync.Mutex
+	tracker *revision.Tracker
+	saved   revision.Saved
+	// current is being distributed; good was the last that everybody acknowledged.
+	// Both nil before the first.
+	current, good *compiled
+	problems      []meshdir.Problem
+	// failed is why the files as they stand cannot be translated, nil if they can.
+	failed *meshdir.Problem
+	// changed is closed, and replaced, when the status changes.
+	changed chan struct{}
+}
+
+// New returns a Pilot that has read its state and nothing else.
+func New(o Options) (*Pilot, error) {
+	p := &Pilot{source: o.Source, log: o.Log, health: o.Health, metrics: newMetrics(o.Metrics), changed: make(chan struct{})}
+	if o.State != "" {
+		p.file = filepath.Join(o.State, "revision.json")
+		saved, err := revision.Load(p.file)
+		var corrupt *revision.CorruptError
+		if errors.As(err, &corrupt) {
+			o.Log.Warn("state file is damaged", "error", err)
+		} else if err != nil {
+			return nil, err
+		}
+		p.saved = saved
+	}
+	p.tracker = revision.New(p.saved)
+	o.XDS.Identify, o.XDS.Log, o.XDS.Observer = identify, o.Log, p.metrics
+	p.xds = xds.New(o.XDS)
+	p.health.Register("configuration")
+	return p, nil
+}
+
+// Run reads and distributes until ctx ends.
+func (p *Pilot) Run(ctx context.Context) error {
+	defer p.xds.Stop()
+	watch := p.source.Watch(ctx)
+	p.read(time.Now())
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-watch:
+			written := time.Now()
+			p.settle(ctx, watch)
+			p.read(written)
+		case <-p.xds.Ready():
+			p.handle(p.xds.Events())
+		}
+	}
+}
+
+// settle waits until the files rest, serving clients meanwhile, at most ten times settleTime.
+func (p *Pilot) settle(ctx context.Context, watch <-chan struct{}) {
+	end := time.NewTimer(10 * settleTime)
+	defer end.Stop()
+	rest := time.NewTimer(settleTime)
+	defer rest.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-end.C:
+			return
+		case <-rest.C:
+			return
+		case <-watch:
+			rest.Reset(settleTime)
+		case <-p.xds.Ready():
+			p.handle(p.xds.Events())
+		}
+	}
+}
+
+// read takes what the files say now and distributes it if it is new.
+func (p *Pilot) read(written time.Time) {
+	mesh, changed, problems := p.source.Read()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.problems = problems
+	if mesh == nil {
+		p.health.Set("configuration", errors.New("there is no configuration that can be used yet; see the problems in writ status"))
+	} else if changed || p.current == nil {
+		p.compile(mesh, written)
+	}
+	p.metrics.setProblems(p.allProblems())
+	p.notify()
+}
+
+func (p *Pilot) compile(mesh *model.Mesh, written time.Time) {
+	start := time.Now()
+	c, err := compile(mesh, p.builder())
+	p.metrics.since(p.metrics.compile, start)
+	if err != nil {
+		p.log.Error("the configuration cannot be translated; the last good one stays", "error", err)
+		p.failed = &meshdir.Problem{Message: "cannot be translated: " + err.Error(), Severity: meshdir.Error}
+		if p.current == nil {
+			p.health.Set("configuration", err)
+		}
+		return
+	}
+	p.failed = nil
+	now := time.Now()
+	rev, publish := p.tracker.Propose(c.snapshot.Hash, written, now)
+	if !publish {
+		return
+	}
+	c.snapshot.Revision = rev.Number
+	p.current = c
+	p.save()
+	p.log.Info("new revision", "revision", rev.Number, "proxies", len(mesh.Proxies), "compile", now.Sub(start))
+	p.publish()
+	p.tracker.Expect(len(mesh.Proxies) > 0, now)
+	p.becomeLive(now)
+	p.health.Set("configuration", nil)
+}
+
+// builder shares what clients have now.
+func (p *Pilot) builder() *xds.Builder {
+	var earlier []*xds.Snapshot
+	for _, c := range []*compiled{p.good, p.current} {
+		if c != nil {
+			earlier = append(earlier, c.snapshot)
+		}
+	}
+	b := xds.NewBuilder(earlier...)
+	for _, c := range p.xds.Adopted() {
+		b.Learn(c)
+	}
+	return b
+}
+
+func (p *Pilot) publish() {
+	p.metrics.revision.Set(float64(p.current.snapshot.Revision))
+	p.xds.Publish(p.current.snapshot)
+}
+
+// becomeLive takes note if the revision being distributed has gone live.
+func (p *Pilot) becomeLive(now time.Time) {
+	r, ok := p.tracker.Serving()
+	if !ok || r.State != revision.Live || p.good == p.current {
+		return
+	}
+	p.good = p.current
+	p.metrics.live.Set(float64(r.Number))
+	p.metrics.changeToAck.Observe(r.TimeToLive.Seconds())
+	p.log.Info("revision is live", "revision", r.Number, "time_to_live", r.TimeToLive, "at", now)
+}
+
+func (p *Pilot) save() {
+	s := p.tracker.Saved()
+	if p.file == "" || s == p.saved {
+		return
+	}
+	if err := revision.Save(p.file, s); err != nil {
+		p.log.Error("the number of the revision is not saved; after a restart it may be given again", "error", err)
+		return
+	}
+	p.saved = s
+}
+
+// handle follows what clients did.
+func (p *Pilot) handle(events []xds.Event) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var wanted []xds.Event
+	now := time.Now()
+	for _, e := range events {
+		switch e.Kind {
+		case xds.Connected:
+			p.tracker.Connected(e.Session)
+			p.metrics.clients.WithLabelValues(string(e.Client.Kind)).Inc()
+			p.log.Info("client connected", "client", e.Client.ID, "version", e.Client.Version)
+		case xds.Disconnected:
+			p.tracker.Disconnected(e.Session, now)
+			p.metrics.clients.WithLabelValues(string(e.Client.Kind)).Dec()
+			p.log.Info("client disconnected", "client", e.Client.ID)
+			p.forget(e)
+		case xds.Acked:
+			p.tracker.Acked(e.Session, e.Revision, now)
+		case xds.Refused:
+			p.refused(e)
+		case xds.Wanted:
+			wanted = append(wanted, e)
+		}
+		p.becomeLive(now)
+	}
+	p.adopt(wanted)
+	p.notify()
+}
+
+// refused takes a revision back that a client does not accept.
+func (p *Pilot) refused(e xds.Event) {
+	why := revision.Rejection{Client: e.Client.ID, TypeURL: e.TypeURL, Detail: e.Detail}
+	if p.current != nil && e.Revision == p.current.snapshot.Revision {
+		good := p.good
+		if good == p.current {
+			good = nil
+		}
+		why.Objects = blame(e, p.current, good)
+	} else {
+		why.Objects = blame(e, nil, nil)
+	}
+	p.log.Error("a client refused its configuration", "client", e.Client.ID, "revision", e.Revision,
+		"type", shortType(e.TypeURL), "detail", e.Detail, "objects", why.Objects)
+	back, ok := p.tracker.Refused(e.Revision, why)
+	if !ok {
+		return
+	}
+	p.metrics.rejected.Inc()
+	p.log.Warn("revision rejected, the last good one is distributed again", "rejected", e.Revision, "serving", back.Number)
+	p.current = p.good
+	p.publish()
+}
+
+// adopt translates for proxies that the mesh does not place.
+func (p *Pilot) adopt(events []xds.Event) {
+	c := p.current
+	if c == nil {
+		return
+	}
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for _, e := range events {
+		g.Go(func() error {
+			config, err := c.dynamic(e)
+			if err != nil {
+				p.log.Error("a proxy gets no configuration", "client", e.Client.ID, "error", err)
+				return nil
+			}
+			p.xds.Adopt(e.Client.ID, config, c.snapshot.Revision)
+			return nil
+		})
+	}
+	_ = g.Wait() // the functions return no errors
+}
+
+func (c *compiled) dynamic(e xds.Event) (*xds.Config, error) {
+	proxy, err := proxyOf(e.Metadata)
+	if err != nil {
+		return nil, fmt.Errorf("node metadata: %w", err)
+	}
+	return c.config(c.builder, withPorts(proxy, c.mesh))
+}
+
+// forget lets go of what was made for dynamic proxies when the last has gone.
+func (p *Pilot) forget(e xds.Event) {
+	if e.Client.Dynamic && p.current != nil && len(p.xds.Adopted()) == 0 {
+		p.current.builder = xds.NewBuilder(p.current.snapshot)
+	}
+}
+
+// notify tells who watches the status.
+func (p *Pilot) notify() {
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// allProblems is what is wrong with the files as they stand.
+func (p *Pilot) allProblems() []meshdir.Problem {
+	if p.failed == nil {
+		return p.problems
+	}
+	return append([]meshdir.Problem{*p.failed}, p.problems...)
+}
