@@ -1,0 +1,236 @@
+package meshdir
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	networking "istio.io/api/networking/v1alpha3"
+	security "istio.io/api/security/v1beta1"
+	telemetry "istio.io/api/telemetry/v1alpha1"
+
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// input is what a mesh is made of.
+type input struct {
+	// files are sorted by name.
+	files []*parsedFile
+	// instances is nil if it is not known what runs.
+	instances *parsedFile
+}
+
+// finding is a problem that shows only when all objects are seen together.
+type finding struct {
+	Problem
+	object *object
+}
+
+// assembler makes one mesh of many objects.
+type assembler struct {
+	input
+	options  *Options
+	mesh     *model.Mesh
+	objects  map[string][]*object
+	byID     map[string]*object
+	findings []finding
+}
+
+// assemble joins the objects, connects them and checks their references. The
+// mesh is usable only if no finding is an error.
+func assemble(in input, options *Options) (*model.Mesh, []finding) {
+	a := &assembler{input: in, options: options, objects: map[string][]*object{}, byID: map[string]*object{}}
+	a.mesh = &model.Mesh{
+		Config: DefaultMeshConfig(), DomainSuffix: domainSuffix, Dir: options.Dir, Deciders: options.Deciders,
+		NamespaceLabels: map[string]map[string]string{}, Secrets: map[string]*model.Secret{},
+	}
+	for _, f := range in.files {
+		if f.mesh != nil {
+			a.mesh.Config = f.mesh
+		}
+	}
+	a.mesh.TrustDomain, a.mesh.TrustDomainAliases = a.mesh.Config.TrustDomain, a.mesh.Config.TrustDomainAliases
+	a.mesh.RootNamespace = a.mesh.Config.RootNamespace
+	a.collect()
+	a.namespaces()
+	a.proxies()
+	a.services()
+	a.lists()
+	a.crossCheck()
+	return a.mesh, a.findings
+}
+
+// report runs check with a list of problems about o.
+func (a *assembler) report(o *object, check func(*checker)) {
+	c := &checker{report: o.report(), object: o, options: a.options}
+	check(c)
+	for _, p := range c.problems {
+		a.findings = append(a.findings, finding{p, o})
+	}
+}
+
+// collect sorts the objects by kind and refuses those that are there twice.
+func (a *assembler) collect() {
+	files := a.files
+	if a.instances != nil {
+		files = append(slices.Clone(files), a.instances)
+	}
+	for _, f := range files {
+		for _, o := range f.objects {
+			id := o.id()
+			if first, ok := a.byID[id]; ok {
+				a.report(o, func(c *checker) {
+					c.errorf("metadata.name", "is already defined in %s:%d: remove one", first.meta.File, first.meta.Line)
+				})
+				continue
+			}
+			a.byID[id] = o
+			a.objects[o.meta.Kind] = append(a.objects[o.meta.Kind], o)
+		}
+	}
+	for _, list := range a.objects {
+		slices.SortStableFunc(list, func(a, b *object) int {
+			return cmp.Or(a.meta.Created.Compare(b.meta.Created), cmp.Compare(a.meta.Namespace, b.meta.Namespace), cmp.Compare(a.meta.Name, b.meta.Name))
+		})
+	}
+}
+
+func (a *assembler) namespaces() {
+	add := func(name string, labels map[string]string) {
+		if name == "" {
+			return
+		}
+		if a.mesh.NamespaceLabels[name] == nil {
+			// Kubernetes gives every namespace this label.
+			a.mesh.NamespaceLabels[name] = map[string]string{"kubernetes.io/metadata.name": name}
+		}
+		maps.Copy(a.mesh.NamespaceLabels[name], labels)
+	}
+	add(a.mesh.RootNamespace, nil)
+	for _, list := range a.objects {
+		for _, o := range list {
+			add(o.meta.Namespace, nil)
+		}
+	}
+	for _, o := range a.objects["Namespace"] {
+		add(o.meta.Name, o.meta.Labels)
+	}
+}
+
+func (a *assembler) proxies() {
+	for _, o := range a.objects[instanceKind] {
+		a.mesh.Proxies = append(a.mesh.Proxies, proxyOf(o, a.mesh.DomainSuffix))
+	}
+	slices.SortFunc(a.mesh.Proxies, func(a, b *model.Proxy) int { return cmp.Compare(a.ID, b.ID) })
+}
+
+// lists fills the mesh with the objects that are kept as they are.
+func (a *assembler) lists() {
+	m := a.mesh
+	m.VirtualServices = typed[networking.VirtualService](a, "VirtualService")
+	m.DestinationRules = typed[networking.DestinationRule](a, "DestinationRule")
+	m.Gateways = typed[networking.Gateway](a, "Gateway")
+	m.Sidecars = typed[networking.Sidecar](a, "Sidecar")
+	m.PeerAuthentications = typed[security.PeerAuthentication](a, "PeerAuthentication")
+	m.RequestAuthentications = typed[security.RequestAuthentication](a, "RequestAuthentication")
+	m.AuthorizationPolicies = typed[security.AuthorizationPolicy](a, "AuthorizationPolicy")
+	m.Telemetries = typed[telemetry.Telemetry](a, "Telemetry")
+	for _, o := range a.objects["Secret"] {
+		m.Secrets[o.meta.Namespace+"/"+o.meta.Name] = secretOf(o)
+	}
+	for _, o := range a.objects["RegoPolicy"] {
+		m.RegoPolicies = append(m.RegoPolicies, a.regoPolicy(o))
+	}
+	for _, o := range a.objects["QuotaPolicy"] {
+		m.QuotaPolicies = append(m.QuotaPolicies, quotaPolicyOf(o))
+	}
+	a.defaultVisibility()
+}
+
+func typed[Spec any](a *assembler, kind string) []*model.Object[Spec] {
+	var out []*model.Object[Spec]
+	for _, o := range a.objects[kind] {
+		out = append(out, &model.Object[Spec]{Meta: o.meta, Spec: o.spec.(*Spec)})
+	}
+	return out
+}
+
+// defaultVisibility writes MeshConfig's defaults into the objects that do not
+// say to whom they are exported.
+func (a *assembler) defaultVisibility() {
+	if to := a.mesh.Config.DefaultVirtualServiceExportTo; !isEverywhere(to) {
+		for _, vs := range a.mesh.VirtualServices {
+			if len(vs.Spec.ExportTo) == 0 {
+				vs.Spec = vs.Spec.DeepCopy()
+				vs.Spec.ExportTo = to
+			}
+		}
+	}
+	if to := a.mesh.Config.DefaultDestinationRuleExportTo; !isEverywhere(to) {
+		for _, dr := range a.mesh.DestinationRules {
+			if len(dr.Spec.ExportTo) == 0 {
+				dr.Spec = dr.Spec.DeepCopy()
+				dr.Spec.ExportTo = to
+			}
+		}
+	}
+}
+
+func isEverywhere(to []string) bool { return len(to) == 0 || slices.Contains(to, "*") }
+
+func (a *assembler) regoPolicy(o *object) *model.RegoPolicy {
+	s := o.spec.(*regoSpec)
+	p := &model.RegoPolicy{Meta: o.meta, Selector: s.Selector.labels(), Module: s.Module, Query: s.Query,
+		FailOpen: s.WhenUnavailable == "Allow", Observe: s.Mode == "observe"}
+	if s.ModuleFile != "" {
+		a.report(o, func(c *checker) {
+			data := a.rego(s.ModuleFile)
+			if data == nil {
+				c.errorf("spec.moduleFile", "there is no file %q in the mesh directory: write a path such as policies/office.rego", shorten(s.ModuleFile))
+				return
+			}
+			p.Module = string(data)
+			c.compile("spec.moduleFile", p.Module, s.Query)
+		})
+	}
+	if s.Bundle != nil {
+		p.BundleURL = s.Bundle.URL
+		if s.Bundle.Refresh != nil {
+			p.BundleRefresh = s.Bundle.Refresh.value()
+		}
+	}
+	return p
+}
+
+// rego gives the contents of a .rego file, nil if there is none.
+func (a *assembler) rego(name string) []byte {
+	for _, f := range a.files {
+		if f.name == name && f.rego != nil {
+			return f.rego
+		}
+	}
+	return nil
+}
+
+func quotaPolicyOf(o *object) *model.QuotaPolicy {
+	s := o.spec.(*quotaSpec)
+	p := &model.QuotaPolicy{Meta: o.meta, Selector: s.Selector.labels(), FailClosed: s.WhenUnavailable == "Deny", Observe: s.Mode == "observe"}
+	for _, limit := range s.Limits {
+		l := model.QuotaLimit{Requests: *limit.Requests, Every: limit.Every.value()}
+		for _, text := range limit.Per {
+			d, _ := parseDimension(text) // checked before
+			l.Per = append(l.Per, d)
+		}
+		p.Limits = append(p.Limits, l)
+	}
+	return p
+}
+
+// workloadsOf gives the LocalWorkloads among objects.
+func workloadsOf(objects []*object) []LocalWorkload {
+	var out []LocalWorkload
+	for _, o := range objects {
+		out = append(out, LocalWorkload{Meta: o.meta, Spec: *o.spec.(*LocalWorkloadSpec)})
+	}
+	return out
+}

@@ -1,0 +1,360 @@
+package meshdir
+
+import (
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"strings"
+
+	networking "istio.io/api/networking/v1alpha3"
+	security "istio.io/api/security/v1beta1"
+	telemetry "istio.io/api/telemetry/v1alpha1"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// crossCheck checks what objects say of each other.
+func (a *assembler) crossCheck() {
+	checks := map[string]func(*checker){
+		"VirtualService":        a.checkRoutes,
+		"DestinationRule":       a.checkRule,
+		"Gateway":               a.checkGatewayFiles,
+		"Service":               a.checkServiceSelector,
+		"AuthorizationPolicy":   a.checkAuthorizationReferences,
+		"PeerAuthentication":    a.checkPolicySelector,
+		"RequestAuthentication": a.checkPolicySelector,
+		"RegoPolicy":            a.checkPolicySelector,
+		"QuotaPolicy":           a.checkPolicySelector,
+		"Telemetry":             a.checkTelemetryReferences,
+		instanceKind:            a.checkAddress,
+	}
+	for kind, check := range checks {
+		for _, o := range a.objects[kind] {
+			a.report(o, check)
+		}
+	}
+	slices.SortStableFunc(a.findings, func(x, y finding) int {
+		return strings.Compare(fmt.Sprintf("%s:%09d", x.File, x.Line), fmt.Sprintf("%s:%09d", y.File, y.Line))
+	})
+}
+
+// hostNames lists the services that a namespace sees, for suggestions.
+func (a *assembler) hostNames(namespace string) []string {
+	var out []string
+	for _, s := range a.mesh.Services {
+		if model.ExportedTo(s.ExportTo, s.Namespace, namespace) {
+			out = append(out, s.Hostname)
+		}
+	}
+	return out
+}
+
+func (a *assembler) checkRoutes(c *checker) {
+	vs := c.object.spec.(*networking.VirtualService)
+	a.gatewaysExist(c, "spec.gateways", vs.Gateways)
+	for i, r := range vs.Http {
+		at := index("spec.http", i)
+		for j, m := range r.Match {
+			a.gatewaysExist(c, index(at+".match", j)+".gateways", m.Gateways)
+		}
+		for j, d := range r.Route {
+			a.destinationExists(c, index(at+".route", j)+".destination", d.Destination)
+		}
+		a.destinationExists(c, at+".mirror", r.Mirror)
+		for j, m := range r.Mirrors {
+			a.destinationExists(c, index(at+".mirrors", j)+".destination", m.Destination)
+		}
+	}
+	for i, r := range vs.Tls {
+		at := index("spec.tls", i)
+		for j, d := range r.Route {
+			a.destinationExists(c, index(at+".route", j)+".destination", d.Destination)
+		}
+	}
+	for i, r := range vs.Tcp {
+		at := index("spec.tcp", i)
+		for j, d := range r.Route {
+			a.destinationExists(c, index(at+".route", j)+".destination", d.Destination)
+		}
+	}
+}
+
+func (a *assembler) gatewaysExist(c *checker, at string, names []string) {
+	for i, name := range names {
+		full := model.ResolveGateway(name, c.object.meta.Namespace)
+		if full == model.MeshGateway || a.byID["Gateway "+full] != nil {
+			continue
+		}
+		var known []string
+		for _, o := range a.objects["Gateway"] {
+			known = append(known, o.meta.Namespace+"/"+o.meta.Name)
+		}
+		c.errorf(index(at, i), "there is no Gateway %s%s", full, didYouMean(full, known))
+	}
+}
+
+// destinationExists checks host, port and subset of a destination.
+func (a *assembler) destinationExists(c *checker, at string, d *networking.Destination) {
+	if d == nil {
+		return
+	}
+	namespace := c.object.meta.Namespace
+	host := model.ResolveHost(d.Host, namespace, a.mesh.DomainSuffix)
+	service := a.mesh.ServiceByHost(host, namespace)
+	if service == nil {
+		c.errorf(at+".host", "there is no service %s%s", host, a.suggestHost(d.Host, host, namespace))
+		return
+	}
+	if port := d.Port.GetNumber(); port != 0 && !slices.ContainsFunc(service.Ports, func(p model.ServicePort) bool { return p.Port == port }) {
+		c.errorf(at+".port.number", "service %s has no port %d%s", host, port, portList(service))
+	}
+	if d.Subset == "" {
+		return
+	}
+	var known []string
+	for _, rule := range a.mesh.DestinationRules {
+		if model.HostMatches(model.ResolveHost(rule.Spec.Host, rule.Namespace, a.mesh.DomainSuffix), host) {
+			for _, s := range rule.Spec.Subsets {
+				known = append(known, s.Name)
+			}
+		}
+	}
+	if !slices.Contains(known, d.Subset) {
+		hint := ": write a DestinationRule that defines it"
+		if len(known) > 0 {
+			hint = didYouMean(d.Subset, known)
+		}
+		c.errorf(at+".subset", "no DestinationRule defines subset %q of %s%s", d.Subset, host, hint)
+	}
+}
+
+func (a *assembler) suggestHost(written, host, namespace string) string {
+	names := a.hostNames(namespace)
+	// name.namespace is what a resolver completes, but configuration does not.
+	if full := written + ".svc." + a.mesh.DomainSuffix; slices.Contains(names, full) {
+		return ", did you mean \"" + full + "\"?"
+	}
+	if near := nearest(host, names); near != "" {
+		return ", did you mean \"" + near + "\"?"
+	}
+	return ": write a Service or ServiceEntry for it"
+}
+
+func portList(s *model.Service) string {
+	var ports []string
+	for _, p := range s.Ports {
+		ports = append(ports, fmt.Sprint(p.Port))
+	}
+	if len(ports) == 0 {
+		return ""
+	}
+	return ": it has " + strings.Join(ports, ", ")
+}
+
+func (a *assembler) checkRule(c *checker) {
+	rule := c.object.spec.(*networking.DestinationRule)
+	host := model.ResolveHost(rule.Host, c.object.meta.Namespace, a.mesh.DomainSuffix)
+	if !slices.ContainsFunc(a.hostNames(c.object.meta.Namespace), func(h string) bool { return model.HostsOverlap(host, h) }) {
+		c.warnf("spec.host", "there is no service %s%s", host, a.suggestHost(rule.Host, host, c.object.meta.Namespace))
+	}
+	policy := func(at string, t *networking.ClientTLSSettings) {
+		if t.GetCredentialName() != "" {
+			a.credentialExists(c, at+".credentialName", t.CredentialName)
+		} else if t.GetMode() == networking.ClientTLSSettings_SIMPLE || t.GetMode() == networking.ClientTLSSettings_MUTUAL {
+			c.certificateFiles(at, "clientCertificate", t.ClientCertificate, t.PrivateKey, t.CaCertificates)
+		}
+	}
+	traffic := func(at string, p *networking.TrafficPolicy) {
+		policy(at+".tls", p.GetTls())
+		for i, port := range p.GetPortLevelSettings() {
+			policy(index(at+".portLevelSettings", i)+".tls", port.Tls)
+		}
+	}
+	traffic("spec.trafficPolicy", rule.TrafficPolicy)
+	for i, s := range rule.Subsets {
+		traffic(index("spec.subsets", i)+".trafficPolicy", s.TrafficPolicy)
+	}
+}
+
+func (a *assembler) checkGatewayFiles(c *checker) {
+	gw := c.object.spec.(*networking.Gateway)
+	for _, o := range a.objects["Gateway"] {
+		if o.meta.Name == c.object.meta.Name && o.meta.Namespace < c.object.meta.Namespace {
+			c.warnf("metadata.name", "%s has the same name: one gateway proxy is run for both", o.id())
+		}
+	}
+	for i, s := range gw.Servers {
+		at, t := index("spec.servers", i)+".tls", s.Tls
+		if t == nil || t.Mode == networking.ServerTLSSettings_PASSTHROUGH || t.Mode == networking.ServerTLSSettings_AUTO_PASSTHROUGH || t.Mode == networking.ServerTLSSettings_ISTIO_MUTUAL {
+			continue
+		}
+		if t.CredentialName != "" {
+			a.credentialExists(c, at+".credentialName", t.CredentialName)
+		}
+		for j, name := range t.CredentialNames {
+			a.credentialExists(c, index(at+".credentialNames", j), name)
+		}
+		c.certificateFiles(at, "serverCertificate", t.ServerCertificate, t.PrivateKey, t.CaCertificates)
+		for j, pair := range t.TlsCertificates {
+			c.certificateFiles(index(at+".tlsCertificates", j), "serverCertificate", pair.ServerCertificate, pair.PrivateKey, "")
+		}
+	}
+}
+
+// credentialExists: a gateway takes secrets from the namespace that it runs in,
+// the root namespace; one beside the object is taken as well.
+func (a *assembler) credentialExists(c *checker, at, name string) {
+	name = strings.TrimPrefix(name, "kubernetes://")
+	candidates := []string{name}
+	if !strings.Contains(name, "/") {
+		candidates = []string{a.mesh.RootNamespace + "/" + name, c.object.meta.Namespace + "/" + name}
+	}
+	for _, full := range candidates {
+		if a.byID["Secret "+full] != nil {
+			return
+		}
+	}
+	c.errorf(at, "there is no Secret %s: write one, or give certificate files", strings.Join(slices.Compact(candidates), " or "))
+}
+
+// certificateFiles checks files that an object names: they exist, parse, and
+// certificate and key go together. Without a file reader nothing is checked.
+func (c *checker) certificateFiles(at, certField, cert, key, ca string) {
+	read := func(field, name string) []byte {
+		if name == "" || c.options.ReadFile == nil {
+			return nil
+		}
+		data, err := c.options.ReadFile(name)
+		if err != nil {
+			c.errorf(at+"."+field, "the file %q cannot be read: %s", shorten(name), fileProblem(err))
+		}
+		return data
+	}
+	certPEM, keyPEM, caPEM := read(certField, cert), read("privateKey", key), read("caCertificates", ca)
+	if certPEM != nil && keyPEM != nil {
+		if problem := keyPairProblem(certPEM, keyPEM); problem != "" {
+			c.errorf(at+"."+certField, "%s", problem)
+		}
+	}
+	if caPEM != nil && !x509.NewCertPool().AppendCertsFromPEM(caPEM) {
+		c.errorf(at+".caCertificates", "the file %q has no certificate in PEM", shorten(ca))
+	}
+}
+
+func (a *assembler) checkServiceSelector(c *checker) {
+	s := c.object.spec.(*corev1.Service)
+	if len(s.Spec.Selector) > 0 && a.knowsWorkloads() && !a.anyWorkload(c.object.meta.Namespace, s.Spec.Selector) {
+		c.warnf("spec.selector", "no workload of namespace %s has these labels", c.object.meta.Namespace)
+	}
+}
+
+func (a *assembler) knowsWorkloads() bool {
+	return len(a.objects["LocalWorkload"])+len(a.objects[instanceKind]) > 0
+}
+
+// anyWorkload says whether something has the labels; namespace "" is every one.
+func (a *assembler) anyWorkload(namespace string, selector map[string]string) bool {
+	for _, kind := range []string{"LocalWorkload", instanceKind, "WorkloadEntry"} {
+		for _, o := range a.objects[kind] {
+			labels := o.meta.Labels
+			if w, ok := o.spec.(*networking.WorkloadEntry); ok {
+				labels = mergeLabels(w.Labels, labels)
+			}
+			if (namespace == "" || o.meta.Namespace == namespace) && model.SelectorMatches(selector, labels) {
+				return true
+			}
+		}
+	}
+	for _, o := range a.objects["Gateway"] {
+		if (namespace == "" || namespace == a.mesh.RootNamespace) && model.SelectorMatches(selector, o.spec.(*networking.Gateway).Selector) {
+			return true
+		}
+	}
+	return false
+}
+
+func (a *assembler) checkPolicySelector(c *checker) {
+	selector := selectorOf(c.object.spec)
+	namespace := c.object.meta.Namespace
+	if namespace == a.mesh.RootNamespace {
+		namespace = ""
+	}
+	if len(selector) > 0 && a.knowsWorkloads() && !a.anyWorkload(namespace, selector) {
+		c.warnf("spec.selector", "no workload has these labels: the policy is not used")
+	}
+}
+
+func selectorOf(spec any) map[string]string {
+	switch s := spec.(type) {
+	case *security.AuthorizationPolicy:
+		return s.Selector.GetMatchLabels()
+	case *security.PeerAuthentication:
+		return s.Selector.GetMatchLabels()
+	case *security.RequestAuthentication:
+		return s.Selector.GetMatchLabels()
+	case *telemetry.Telemetry:
+		return s.Selector.GetMatchLabels()
+	case *regoSpec:
+		return s.Selector.labels()
+	case *quotaSpec:
+		return s.Selector.labels()
+	}
+	return nil
+}
+
+func (a *assembler) checkAuthorizationReferences(c *checker) {
+	a.checkPolicySelector(c)
+	p := c.object.spec.(*security.AuthorizationPolicy)
+	if p.Action != security.AuthorizationPolicy_CUSTOM {
+		return
+	}
+	var known []string
+	for _, e := range a.mesh.Config.ExtensionProviders {
+		if e.GetEnvoyExtAuthzGrpc() == nil && e.GetEnvoyExtAuthzHttp() == nil {
+			continue
+		}
+		if e.Name == p.GetProvider().GetName() {
+			return
+		}
+		known = append(known, e.Name)
+	}
+	hint := ": write one with envoyExtAuthzGrpc or envoyExtAuthzHttp"
+	if len(known) > 0 {
+		hint = didYouMean(p.GetProvider().GetName(), known)
+	}
+	c.errorf("spec.provider.name", "extensionProviders in mesh.yaml has no authorizer %q%s", shorten(p.GetProvider().GetName()), hint)
+}
+
+func (a *assembler) checkTelemetryReferences(c *checker) {
+	a.checkPolicySelector(c)
+	t := c.object.spec.(*telemetry.Telemetry)
+	check := func(at string, providers []*telemetry.ProviderRef) {
+		for i, p := range providers {
+			if !slices.ContainsFunc(a.mesh.Config.ExtensionProviders, func(e *meshProvider) bool { return e.Name == p.Name }) {
+				c.warnf(index(at+".providers", i)+".name", "extensionProviders in mesh.yaml has no %q", shorten(p.Name))
+			}
+		}
+	}
+	for i, l := range t.AccessLogging {
+		check(index("spec.accessLogging", i), l.Providers)
+	}
+	for i, l := range t.Tracing {
+		check(index("spec.tracing", i), l.Providers)
+	}
+	for i, l := range t.Metrics {
+		check(index("spec.metrics", i), l.Providers)
+	}
+}
+
+// checkAddress refuses two replicas on one address of their own.
+func (a *assembler) checkAddress(c *checker) {
+	s := c.object.spec.(*InstanceSpec)
+	for _, o := range a.objects[instanceKind] {
+		other := o.spec.(*InstanceSpec)
+		before := o.meta.Line < c.object.meta.Line
+		if before && other.Address == s.Address && s.Type != "gateway" && other.Type != "gateway" && s.Interception != "redirect" {
+			c.errorf("spec.address", "%s has the same address", o.id())
+		}
+	}
+}

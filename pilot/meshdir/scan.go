@@ -1,0 +1,130 @@
+package meshdir
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+)
+
+// Bounds of a mesh directory.
+const (
+	// MaxFileSize is the largest configuration file, in bytes.
+	MaxFileSize = 1 << 20
+	// MaxFiles is how many configuration files a directory may have.
+	MaxFiles = 10_000
+	// MaxFolders is how deep folders may be nested.
+	MaxFolders = 16
+)
+
+const tooLarge = "the file is larger than 1 MiB: split it"
+
+// ReadDir reads the configuration files of a mesh directory by their names,
+// relative to it and with slashes. What cannot be read is a problem of that
+// file. Hidden files and folders are skipped; symbolic links are followed to
+// files within the directory only. The error is about the directory as a whole.
+func ReadDir(dir string) (map[string][]byte, []Problem, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open mesh directory: %w", err)
+	}
+	defer root.Close()
+	s := scanner{root: root, files: map[string][]byte{}}
+	if err := fs.WalkDir(root.FS(), ".", s.visit); err != nil {
+		return nil, nil, fmt.Errorf("read mesh directory %s: %w", dir, err)
+	}
+	return s.files, s.problems, nil
+}
+
+type scanner struct {
+	root     *os.Root
+	files    map[string][]byte
+	problems []Problem
+}
+
+func (s *scanner) problem(name, format string, args ...any) {
+	s.problems = append(s.problems, Problem{File: name, Message: fmt.Sprintf(format, args...)})
+}
+
+func (s *scanner) visit(name string, entry fs.DirEntry, err error) error {
+	switch {
+	case name == "." && err != nil:
+		return err
+	case name == ".":
+		return nil
+	case strings.HasPrefix(path.Base(name), "."):
+		if entry != nil && entry.IsDir() {
+			return fs.SkipDir
+		}
+		return nil
+	case errors.Is(err, fs.ErrNotExist): // removed while we look
+		return nil
+	case err != nil:
+		s.problem(name, "cannot be read: %s", fileProblem(err))
+		return nil
+	case entry.IsDir():
+		if strings.Count(name, "/") >= MaxFolders {
+			s.problem(name, "folders are nested deeper than %d levels: flatten them", MaxFolders)
+			return fs.SkipDir
+		}
+		return nil
+	case !isConfiguration(name):
+		return nil
+	case len(s.files) >= MaxFiles:
+		s.problem(name, "more than %d configuration files: the rest is not read", MaxFiles)
+		return fs.SkipAll
+	}
+	data, err := readBounded(s.root, name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && entry.Type()&fs.ModeSymlink == 0:
+	case err != nil:
+		s.problem(name, "cannot be read: %s", fileProblem(err))
+	default:
+		s.files[name] = data
+	}
+	return nil
+}
+
+func readBounded(root *os.Root, name string) ([]byte, error) {
+	info, err := root.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, errors.New("it is not a regular file")
+	}
+	if info.Size() > MaxFileSize {
+		return nil, errors.New(tooLarge)
+	}
+	f, err := root.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, MaxFileSize+1))
+	if err == nil && len(data) > MaxFileSize {
+		err = errors.New(tooLarge)
+	}
+	return data, err
+}
+
+// readNamed reads a file that an object names: relative to dir, or absolute.
+func readNamed(dir, name string) ([]byte, error) {
+	if !filepath.IsAbs(name) {
+		name = filepath.Join(dir, filepath.FromSlash(name))
+	}
+	info, err := os.Stat(name)
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, errors.New("it is not a regular file")
+	case info.Size() > MaxFileSize:
+		return nil, errors.New(tooLarge)
+	}
+	return os.ReadFile(name)
+}

@@ -1,0 +1,138 @@
+package meshdir
+
+import (
+	"strings"
+
+	networking "istio.io/api/networking/v1alpha3"
+)
+
+// checkServiceEntry follows the rules of Istio's validation of the kind.
+func checkServiceEntry(c *checker) {
+	se := c.object.spec.(*networking.ServiceEntry)
+	if len(se.Hosts) == 0 {
+		c.errorf("spec.hosts", "a ServiceEntry needs at least one host")
+	}
+	for i, h := range se.Hosts {
+		at := index("spec.hosts", i)
+		if h == "*" {
+			c.errorf(at, "the host * is not allowed: name the hosts")
+		} else if c.host(at, h) && strings.HasPrefix(h, "*") && !strings.HasPrefix(h, "*.") {
+			c.warnf(at, "%q is a wildcard within a name", h)
+		}
+	}
+	for i, a := range se.Addresses {
+		c.network(index("spec.addresses", i), a)
+		if strings.Contains(a, "/") && se.Resolution != networking.ServiceEntry_NONE && se.Resolution != networking.ServiceEntry_STATIC {
+			c.errorf(index("spec.addresses", i), "a CIDR block needs resolution NONE or STATIC")
+		}
+	}
+	if se.WorkloadSelector != nil {
+		c.selector("spec.workloadSelector.labels", se.WorkloadSelector.Labels)
+		if len(se.Endpoints) > 0 {
+			c.errorf("spec.endpoints", "only one of endpoints and workloadSelector can be given")
+		}
+	}
+	ports := c.entryPorts(se)
+	c.resolution(se, ports)
+	c.exportTo(se.ExportTo, false, true)
+}
+
+func (c *checker) entryPorts(se *networking.ServiceEntry) map[string]bool {
+	names, numbers := map[string]bool{}, map[uint32]bool{}
+	for i, p := range se.Ports {
+		at := index("spec.ports", i)
+		switch {
+		case !isAnyLabel(p.Name):
+			c.errorf(at+".name", "%q is not a port name: use letters, digits and '-'", shorten(p.Name))
+		case names[p.Name]:
+			c.errorf(at+".name", "the port name %q is given twice", p.Name)
+		case numbers[p.Number]:
+			c.errorf(at+".number", "the port %d is given twice", p.Number)
+		}
+		names[p.Name], numbers[p.Number] = true, true
+		c.port(at+".number", p.Number)
+		if p.TargetPort != 0 {
+			c.port(at+".targetPort", p.TargetPort)
+		}
+		protocol, known := protocolOf(p.Protocol)
+		if p.Protocol != "" && !known {
+			c.errorf(at+".protocol", "unknown protocol %q: it is one of %s", shorten(p.Protocol), protocolNames)
+		}
+		encrypted := strings.EqualFold(p.Protocol, "HTTPS") || strings.EqualFold(p.Protocol, "TLS")
+		if se.Resolution != networking.ServiceEntry_NONE && len(se.Hosts) > 1 && !protocol.IsHTTP() && !encrypted {
+			c.errorf(at+".protocol", "several hosts need a protocol that names the host, such as HTTP or TLS: write one ServiceEntry for each host")
+		}
+	}
+	return names
+}
+
+func (c *checker) resolution(se *networking.ServiceEntry, ports map[string]bool) {
+	switch se.Resolution {
+	case networking.ServiceEntry_NONE:
+		if len(se.Endpoints) > 0 {
+			c.errorf("spec.endpoints", "resolution NONE goes to the address that the caller asked for: remove endpoints, or write resolution STATIC")
+		}
+	case networking.ServiceEntry_STATIC:
+		for i, e := range se.Endpoints {
+			c.workloadEntry(index("spec.endpoints", i), e, ports, false)
+		}
+	case networking.ServiceEntry_DNS, networking.ServiceEntry_DNS_ROUND_ROBIN:
+		if len(se.Endpoints) == 0 && se.WorkloadSelector == nil {
+			c.resolvableHosts(se)
+		}
+		if se.Resolution == networking.ServiceEntry_DNS_ROUND_ROBIN && len(se.Endpoints) > 1 {
+			c.errorf("spec.endpoints", "resolution DNS_ROUND_ROBIN takes at most one endpoint")
+		}
+		for i, e := range se.Endpoints {
+			c.workloadEntry(index("spec.endpoints", i), e, ports, true)
+		}
+	default:
+		c.errorf("spec.resolution", "%s is not supported by this version: write STATIC, DNS, DNS_ROUND_ROBIN or NONE", se.Resolution)
+	}
+}
+
+func (c *checker) resolvableHosts(se *networking.ServiceEntry) {
+	for i, h := range se.Hosts {
+		if problem := hostProblem(h, false); problem != "" {
+			c.errorf(index("spec.hosts", i), "%q cannot be resolved: with resolution %s and no endpoints the host must be a full name", shorten(h), se.Resolution)
+		}
+	}
+}
+
+func checkWorkloadEntryObject(c *checker) {
+	c.workloadEntry("spec", c.object.spec.(*networking.WorkloadEntry), nil, true)
+}
+
+// workloadEntry checks an endpoint; ports are those of the service, nil if
+// unknown, and names says whether the address may be a host name.
+func (c *checker) workloadEntry(at string, e *networking.WorkloadEntry, ports map[string]bool, names bool) {
+	unix, isUnix := strings.CutPrefix(e.Address, unixPrefix)
+	switch {
+	case e.Address == "" && e.Network == "":
+		c.errorf(at+".address", "an address is missing")
+	case e.Address == "":
+		c.warnf(at+".address", "without an address nothing is sent here")
+	case isUnix:
+		c.unixPath(at+".address", unix)
+		if len(e.Ports) > 0 {
+			c.errorf(at+".ports", "a unix socket has no ports: remove them")
+		}
+		if ports != nil && len(ports) != 1 {
+			c.errorf(at+".address", "a unix socket needs a service with exactly one port")
+		}
+	case !isIP(e.Address) && (!names || hostProblem(e.Address, false) != ""):
+		want := "an IP address"
+		if names {
+			want = "an IP address or a host name"
+		}
+		c.errorf(at+".address", "%q is not %s", shorten(e.Address), want)
+	}
+	for name, port := range e.Ports {
+		place := at + ".ports[" + name + "]"
+		c.port(place, port)
+		if ports != nil && !ports[name] {
+			c.errorf(place, "the service has no port named %q", shorten(name))
+		}
+	}
+	c.labels(at+".labels", e.Labels)
+}

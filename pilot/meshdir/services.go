@@ -1,0 +1,303 @@
+package meshdir
+
+import (
+	"cmp"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+
+	networking "istio.io/api/networking/v1alpha3"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// services makes the registry: Service objects, ServiceEntries, and a service
+// for each app of the workloads that neither of them describes.
+func (a *assembler) services() {
+	taken := map[string]bool{}
+	for _, o := range a.objects["Service"] {
+		s := a.kubernetesService(o)
+		taken[s.Hostname+"/"+s.Namespace] = true
+		a.mesh.Services = append(a.mesh.Services, s)
+	}
+	for _, o := range a.objects["ServiceEntry"] {
+		for _, s := range a.entryServices(o) {
+			taken[s.Hostname+"/"+s.Namespace] = true
+			a.mesh.Services = append(a.mesh.Services, s)
+		}
+	}
+	for _, s := range a.impliedServices() {
+		if !taken[s.Hostname+"/"+s.Namespace] {
+			a.mesh.Services = append(a.mesh.Services, s)
+		}
+	}
+	slices.SortStableFunc(a.mesh.Services, func(a, b *model.Service) int {
+		return cmp.Or(cmp.Compare(a.Hostname, b.Hostname), cmp.Compare(a.Namespace, b.Namespace))
+	})
+}
+
+func (a *assembler) serviceExportTo(own []string) []string {
+	if len(own) == 0 {
+		own = a.mesh.Config.DefaultServiceExportTo
+	}
+	if isEverywhere(own) {
+		return nil
+	}
+	return own
+}
+
+// sidecars gives the proxies of workloads in a namespace that have all labels.
+func (a *assembler) sidecars(namespace string, selector map[string]string) []*model.Proxy {
+	var out []*model.Proxy
+	for _, p := range a.mesh.Proxies {
+		if p.Type == model.SidecarProxy && p.Namespace == namespace && model.SelectorMatches(selector, p.Labels) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func proxyEndpoint(p *model.Proxy) *model.Endpoint {
+	return &model.Endpoint{
+		Address: p.Address.String(), Ports: map[uint32]uint32{}, Labels: p.Labels, Namespace: p.Namespace,
+		ServiceAccount: p.ServiceAccount, Weight: 1, Locality: localityOf(p.Labels), Proxy: p,
+	}
+}
+
+// localityOf reads the labels that Kubernetes and Istio give to nodes and pods.
+func localityOf(labels map[string]string) string {
+	if l := labels["istio-locality"]; l != "" {
+		return strings.ReplaceAll(l, ".", "/")
+	}
+	parts := []string{labels["topology.kubernetes.io/region"], labels["topology.kubernetes.io/zone"], labels["topology.istio.io/subzone"]}
+	return strings.TrimRight(strings.Join(parts, "/"), "/")
+}
+
+// target is the port behind a service's port: by name, or by number.
+type target struct {
+	name   string
+	number uint32
+}
+
+// portOf finds the target among a workload's ports: by number the one that
+// callers use, else the one that the program listens on. With redirection any
+// number reaches the workload.
+func portOf(p *model.Proxy, t target) (uint32, bool) {
+	for _, w := range p.Ports {
+		if t.name != "" && w.Name == t.name || t.name == "" && w.Port == t.number {
+			return w.Port, true
+		}
+	}
+	if t.name != "" {
+		return 0, false
+	}
+	for _, w := range p.Ports {
+		if w.App == t.number {
+			return w.Port, true
+		}
+	}
+	return t.number, p.Interception == model.Redirect
+}
+
+func (a *assembler) kubernetesService(o *object) *model.Service {
+	k := o.spec.(*corev1.Service)
+	s := &model.Service{Meta: o.meta, Hostname: model.ResolveHost(k.Name, o.meta.Namespace, a.mesh.DomainSuffix)}
+	if text := o.meta.Annotations["networking.istio.io/exportTo"]; text != "" {
+		for e := range strings.SplitSeq(text, ",") {
+			s.ExportTo = append(s.ExportTo, strings.TrimSpace(e))
+		}
+	}
+	s.ExportTo = a.serviceExportTo(s.ExportTo)
+	for _, ip := range append([]string{k.Spec.ClusterIP}, k.Spec.ClusterIPs...) {
+		if isIP(ip) && !slices.Contains(s.Addresses, ip) {
+			s.Addresses = append(s.Addresses, ip)
+		}
+	}
+	targets := map[uint32]target{}
+	for _, p := range k.Spec.Ports {
+		number := uint32(p.Port)
+		var named string
+		if p.AppProtocol != nil {
+			named = *p.AppProtocol
+		}
+		s.Ports = append(s.Ports, model.ServicePort{Name: p.Name, Protocol: portProtocol(p.Name, named, string(p.Protocol)), Port: number})
+		targets[number] = target{number: number}
+		if p.TargetPort.Type == intstr.String {
+			targets[number] = target{name: p.TargetPort.StrVal}
+		} else if p.TargetPort.IntVal != 0 {
+			targets[number] = target{number: uint32(p.TargetPort.IntVal)}
+		}
+	}
+	if len(k.Spec.Selector) > 0 {
+		a.selectEndpoints(s, k.Spec.Selector, targets)
+	}
+	return s
+}
+
+// selectEndpoints adds the workloads that have the labels: replicas, and
+// WorkloadEntries of the namespace.
+func (a *assembler) selectEndpoints(s *model.Service, selector map[string]string, targets map[uint32]target) {
+	for _, p := range a.sidecars(s.Namespace, selector) {
+		e := proxyEndpoint(p)
+		for number, t := range targets {
+			if port, ok := portOf(p, t); ok {
+				e.Ports[number] = port
+			}
+		}
+		if len(e.Ports) > 0 {
+			s.Endpoints = append(s.Endpoints, e)
+		}
+	}
+	for _, o := range a.objects["WorkloadEntry"] {
+		w := o.spec.(*networking.WorkloadEntry)
+		labels := mergeLabels(w.Labels, o.meta.Labels)
+		if o.meta.Namespace != s.Namespace || !model.SelectorMatches(selector, labels) {
+			continue
+		}
+		s.Endpoints = append(s.Endpoints, a.entryEndpoint(s, w, labels, targets))
+	}
+}
+
+func mergeLabels(a, b map[string]string) map[string]string {
+	out := maps.Clone(a)
+	if out == nil {
+		out = map[string]string{}
+	}
+	maps.Copy(out, b)
+	return out
+}
+
+// entryEndpoint: the entry's own port of that name wins, then the target port,
+// then the service's number.
+func (a *assembler) entryEndpoint(s *model.Service, w *networking.WorkloadEntry, labels map[string]string, targets map[uint32]target) *model.Endpoint {
+	e := &model.Endpoint{
+		Address: w.Address, Ports: map[uint32]uint32{}, Labels: labels, Namespace: s.Namespace,
+		ServiceAccount: w.ServiceAccount, Weight: max(1, w.Weight), Locality: w.Locality,
+	}
+	for _, p := range s.Ports {
+		e.Ports[p.Port] = p.Port
+		if t, ok := targets[p.Port]; ok && t.number != 0 {
+			e.Ports[p.Port] = t.number
+		}
+		if own, ok := w.Ports[p.Name]; ok {
+			e.Ports[p.Port] = own
+		}
+	}
+	if !s.External {
+		for _, p := range a.mesh.Proxies {
+			if p.Type == model.SidecarProxy && p.Address.String() == w.Address {
+				e.Proxy, e.ServiceAccount = p, cmp.Or(w.ServiceAccount, p.ServiceAccount)
+			}
+		}
+	}
+	return e
+}
+
+func (a *assembler) entryServices(o *object) []*model.Service {
+	se := o.spec.(*networking.ServiceEntry)
+	resolutions := map[networking.ServiceEntry_Resolution]model.Resolution{
+		networking.ServiceEntry_NONE: model.None, networking.ServiceEntry_STATIC: model.Static,
+		networking.ServiceEntry_DNS: model.DNS, networking.ServiceEntry_DNS_ROUND_ROBIN: model.DNSRoundRobin,
+	}
+	var out []*model.Service
+	for _, host := range se.Hosts {
+		s := &model.Service{
+			Meta: o.meta, Hostname: strings.ToLower(host), Addresses: se.Addresses, Resolution: resolutions[se.Resolution],
+			External: se.Location == networking.ServiceEntry_MESH_EXTERNAL, ExportTo: a.serviceExportTo(se.ExportTo), SubjectAltNames: se.SubjectAltNames,
+		}
+		targets := map[uint32]target{}
+		for _, p := range se.Ports {
+			protocol, _ := protocolOf(p.Protocol)
+			if p.Protocol == "" {
+				protocol = portProtocol(p.Name, "", "")
+			}
+			s.Ports = append(s.Ports, model.ServicePort{Name: p.Name, Protocol: protocol, Port: p.Number})
+			targets[p.Number] = target{number: cmp.Or(p.TargetPort, p.Number)}
+		}
+		a.entryEndpoints(s, se, targets)
+		out = append(out, s)
+	}
+	return out
+}
+
+func (a *assembler) entryEndpoints(s *model.Service, se *networking.ServiceEntry, targets map[uint32]target) {
+	switch {
+	case s.Resolution == model.None:
+	case se.WorkloadSelector != nil:
+		a.selectEndpoints(s, se.WorkloadSelector.Labels, targets)
+	case len(se.Endpoints) > 0:
+		for _, w := range se.Endpoints {
+			s.Endpoints = append(s.Endpoints, a.entryEndpoint(s, w, w.Labels, targets))
+		}
+	case s.Resolution != model.Static:
+		s.Endpoints = append(s.Endpoints, a.entryEndpoint(s, &networking.WorkloadEntry{Address: s.Hostname}, nil, targets))
+	}
+}
+
+var replicaForm = regexp.MustCompile(`^(.+)-[0-9]+$`)
+
+// impliedName is the service that a workload without a Service object offers:
+// its app label, else its name without the replica's number.
+func impliedName(name string, labels map[string]string, replica bool) string {
+	if app := labels["app"]; app != "" {
+		return app
+	}
+	if m := replicaForm.FindStringSubmatch(name); replica && m != nil {
+		return m[1]
+	}
+	return name
+}
+
+// impliedServices gives a service for each app of LocalWorkloads and instances.
+func (a *assembler) impliedServices() []*model.Service {
+	services := map[string]*model.Service{}
+	add := func(meta model.Meta, name string, ports []model.ServicePort) *model.Service {
+		name = strings.ToLower(name)
+		if !isLabel(name) || len(ports) == 0 {
+			return nil
+		}
+		key := meta.Namespace + "/" + name
+		s := services[key]
+		if s == nil {
+			s = &model.Service{Meta: meta, Hostname: model.ResolveHost(name, meta.Namespace, a.mesh.DomainSuffix), ExportTo: a.serviceExportTo(nil)}
+			services[key] = s
+		}
+		for _, p := range ports {
+			if !slices.ContainsFunc(s.Ports, func(q model.ServicePort) bool { return q.Port == p.Port }) {
+				s.Ports = append(s.Ports, p)
+			}
+		}
+		return s
+	}
+	for _, w := range workloadsOf(a.objects["LocalWorkload"]) {
+		var ports []model.ServicePort
+		for _, p := range w.Spec.Ports {
+			ports = append(ports, model.ServicePort{Name: p.Name, Protocol: p.Model(), Port: p.Port})
+		}
+		add(w.Meta, impliedName(w.Name, w.Labels, false), ports)
+	}
+	for _, o := range a.objects[instanceKind] {
+		p := proxyOf(o, a.mesh.DomainSuffix)
+		i := slices.IndexFunc(a.mesh.Proxies, func(q *model.Proxy) bool { return q.ID == p.ID })
+		if p.Type != model.SidecarProxy || i < 0 {
+			continue
+		}
+		var ports []model.ServicePort
+		e := proxyEndpoint(a.mesh.Proxies[i])
+		for _, w := range p.Ports {
+			ports = append(ports, model.ServicePort{Name: w.Name, Protocol: w.Protocol, Port: w.Port})
+			e.Ports[w.Port] = w.Port
+		}
+		if s := add(o.meta, impliedName(p.Name, p.Labels, true), ports); s != nil {
+			s.Endpoints = append(s.Endpoints, e)
+		}
+	}
+	out := make([]*model.Service, 0, len(services))
+	for _, key := range slices.Sorted(maps.Keys(services)) {
+		out = append(out, services[key])
+	}
+	return out
+}

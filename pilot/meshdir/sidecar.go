@@ -1,0 +1,137 @@
+package meshdir
+
+import (
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+
+	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// checkSidecar follows the rules of Istio's validation of the kind.
+func checkSidecar(c *checker) {
+	s := c.object.spec.(*networking.Sidecar)
+	c.selector("spec.workloadSelector.labels", s.WorkloadSelector.GetLabels())
+	if len(s.Egress)+len(s.Ingress) == 0 && s.OutboundTrafficPolicy == nil && s.InboundConnectionPool == nil {
+		c.errorf("spec", "the Sidecar says nothing: give ingress, egress, outboundTrafficPolicy or inboundConnectionPool")
+	}
+	seen := map[uint32]bool{}
+	for i, in := range s.Ingress {
+		at := index("spec.ingress", i)
+		c.ingress(at, in)
+		if n := in.Port.GetNumber(); seen[n] {
+			c.errorf(at+".port.number", "port %d is given twice", n)
+		}
+		seen[in.Port.GetNumber()] = true
+	}
+	c.connectionPool("spec.inboundConnectionPool", s.InboundConnectionPool)
+	c.egressListeners(s.Egress)
+	c.outboundTrafficPolicy(s.OutboundTrafficPolicy)
+}
+
+func (c *checker) ingress(at string, in *networking.IstioIngressListener) {
+	if in.Port == nil {
+		c.errorf(at+".port", "a port is missing")
+		return
+	}
+	c.sidecarPort(at, in.Port, in.Bind)
+	if e := in.DefaultEndpoint; e != "" {
+		if unix, ok := strings.CutPrefix(e, unixPrefix); ok {
+			c.unixPath(at+".defaultEndpoint", unix)
+		} else if host, port, err := net.SplitHostPort(e); err != nil || !slices.Contains([]string{"", "127.0.0.1", "0.0.0.0", "::1", "::"}, host) || !validPort(port) {
+			c.errorf(at+".defaultEndpoint", "%q is not 127.0.0.1:PORT, 0.0.0.0:PORT or unix:///PATH", shorten(e))
+		}
+	}
+	if t := in.Tls; t != nil {
+		protocol, _ := protocolOf(in.Port.Protocol)
+		switch {
+		case protocol != model.HTTPS && protocol != model.TLS:
+			c.errorf(at+".tls", "a listener of protocol %s cannot have tls settings: use TLS or HTTPS", in.Port.Protocol)
+		case t.HttpsRedirect || t.CredentialName != "" || len(t.CredentialNames)+len(t.TlsCertificates)+len(t.SubjectAltNames) > 0:
+			c.errorf(at+".tls", "a sidecar takes mode, serverCertificate, privateKey and caCertificates only")
+		case t.Mode == networking.ServerTLSSettings_ISTIO_MUTUAL || t.Mode == networking.ServerTLSSettings_AUTO_PASSTHROUGH:
+			c.errorf(at+".tls.mode", "%s cannot be set in a Sidecar", t.Mode)
+		}
+		c.serverTLS(at+".tls", t)
+	}
+	c.connectionPool(at+".connectionPool", in.ConnectionPool)
+}
+
+func validPort(s string) bool {
+	p, err := strconv.Atoi(s)
+	return err == nil && p >= 1 && p <= 65535
+}
+
+func (c *checker) sidecarPort(at string, p *networking.SidecarPort, bind string) {
+	if p.Name != "" && !isAnyLabel(p.Name) {
+		c.errorf(at+".port.name", "%q is not a port name", shorten(p.Name))
+	}
+	if _, known := protocolOf(p.Protocol); p.Protocol != "" && !known {
+		c.errorf(at+".port.protocol", "unknown protocol %q: it is one of %s", shorten(p.Protocol), protocolNames)
+	}
+	if p.TargetPort != 0 { //nolint:staticcheck // deprecated by Istio, refused there too
+		c.errorf(at+".port.targetPort", "has no effect on a Sidecar: remove it")
+	}
+	if unix, ok := strings.CutPrefix(bind, unixPrefix); ok && p.Number == 0 {
+		c.unixPath(at+".bind", unix)
+		return
+	}
+	c.port(at+".port.number", p.Number)
+	if bind != "" && !isIP(bind) {
+		c.errorf(at+".bind", "%q is not an IP address", shorten(bind))
+	}
+}
+
+func (c *checker) egressListeners(egress []*networking.IstioEgressListener) {
+	seen := map[uint32]bool{}
+	for i, e := range egress {
+		at := index("spec.egress", i)
+		if e.Port == nil {
+			if i != len(egress)-1 {
+				c.errorf(at, "a listener without a port takes all that the others do not: it must be the last one")
+			}
+		} else {
+			c.sidecarPort(at, e.Port, e.Bind)
+			if seen[e.Port.Number] && e.Port.Number != 0 {
+				c.errorf(at+".port.number", "port %d is given twice", e.Port.Number)
+			}
+			seen[e.Port.Number] = true
+		}
+		if len(e.Hosts) == 0 {
+			c.errorf(at+".hosts", "a listener needs at least one host; \"*/*\" is all")
+		}
+		for j, h := range e.Hosts {
+			c.egressHost(index(at+".hosts", j), h)
+		}
+	}
+}
+
+// egressHost: namespace/host, where namespace may be *, . or ~.
+func (c *checker) egressHost(at, host string) {
+	ns, name, ok := strings.Cut(host, "/")
+	if !ok || ns == "" || name == "" {
+		c.errorf(at, "%q is not namespace/host: write for example ./* or */reviews.default.svc.cluster.local", shorten(host))
+		return
+	}
+	if n := strings.TrimPrefix(ns, "~"); n != "" && n != "*" && n != "." && !isLabel(n) {
+		c.errorf(at, "%q is not a namespace, \".\", \"*\" or \"~\"", shorten(ns))
+	}
+	c.fullHost(at, name)
+}
+
+func (c *checker) outboundTrafficPolicy(p *networking.OutboundTrafficPolicy) {
+	if p == nil || p.EgressProxy == nil {
+		return
+	}
+	const at = "spec.outboundTrafficPolicy.egressProxy"
+	if p.Mode != networking.OutboundTrafficPolicy_ALLOW_ANY {
+		c.errorf(at, "needs mode ALLOW_ANY")
+	}
+	if p.EgressProxy.Port == nil {
+		c.errorf(at+".port", "a port is missing")
+	}
+	c.destination(at, p.EgressProxy)
+}

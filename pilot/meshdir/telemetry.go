@@ -1,0 +1,46 @@
+package meshdir
+
+import (
+	telemetry "istio.io/api/telemetry/v1alpha1"
+)
+
+// checkTelemetry follows the rules of Istio's validation of the kind.
+func checkTelemetry(c *checker) {
+	t := c.object.spec.(*telemetry.Telemetry)
+	c.policyTarget(t.Selector, t.TargetRef, t.TargetRefs)
+	for i, l := range t.AccessLogging {
+		c.telemetryProviders(index("spec.accessLogging", i), l.Providers)
+	}
+	for i, l := range t.Tracing {
+		at := index("spec.tracing", i)
+		c.telemetryProviders(at, l.Providers)
+		c.percent(at+".randomSamplingPercentage", l.RandomSamplingPercentage.GetValue())
+	}
+	for i, l := range t.Metrics {
+		at := index("spec.metrics", i)
+		c.telemetryProviders(at, l.Providers)
+		for j, o := range l.Overrides {
+			c.tagOverrides(index(at+".overrides", j), o)
+		}
+	}
+}
+
+func (c *checker) telemetryProviders(at string, providers []*telemetry.ProviderRef) {
+	for i, p := range providers {
+		if p.Name == "" {
+			c.errorf(index(at+".providers", i)+".name", "a name is missing: name one of extensionProviders in mesh.yaml")
+		}
+	}
+}
+
+func (c *checker) tagOverrides(at string, o *telemetry.MetricsOverrides) {
+	for name, tag := range o.TagOverrides {
+		place := at + ".tagOverrides[" + name + "]"
+		switch upsert := tag.Operation == telemetry.MetricsOverrides_TagOverride_UPSERT; {
+		case upsert && tag.Value == "":
+			c.errorf(place+".value", "a value is missing")
+		case !upsert && tag.Value != "":
+			c.errorf(place+".value", "a tag that is removed has no value")
+		}
+	}
+}
