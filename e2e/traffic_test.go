@@ -1,0 +1,204 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func (m *mesh) accessLog(replica string) string {
+	m.t.Helper()
+	data, err := os.ReadFile(filepath.Join(m.dir, ".writ", "logs", "envoy-default-"+replica+".log"))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return string(data)
+}
+
+const reviewSubsets = `
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: b}
+spec:
+  host: b
+  subsets:
+  - {name: v1, labels: {version: v1}}
+  - {name: v2, labels: {version: v2}}
+  - {name: v3, labels: {version: v3}}
+`
+
+func threeVersions(t *testing.T) string {
+	t.Helper()
+	return workload("a", "a", newEcho(t, "a")) + workload("b-v1", "b", newEcho(t, "v1"), "version: v1") +
+		workload("b-v2", "b", newEcho(t, "v2"), "version: v2") + workload("b-v3", "b", newEcho(t, "v3"), "version: v3")
+}
+
+func TestCanary(t *testing.T) {
+	t.Parallel()
+	m := up(t, writeFiles(t, map[string]string{
+		"workloads.yaml": threeVersions(t),
+		"routes.yaml": reviewSubsets + `---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: b}
+spec:
+  hosts: [b]
+  http:
+  - route:
+    - {destination: {host: b, subset: v1}, weight: 90}
+    - {destination: {host: b, subset: v2}, weight: 10}
+`,
+	}))
+	c := client(m.proxyOf("a-1"))
+	count := map[string]int{}
+	for range 1000 {
+		count[do(c, request{url: "http://b:8000/"}).saw(t).Name]++
+	}
+	if v2 := count["v2"]; v2 < 70 || v2 > 130 || count["v1"]+v2 != 1000 {
+		t.Errorf("of 1000 requests: %v", count)
+	}
+}
+
+func TestRouteByUser(t *testing.T) {
+	t.Parallel()
+	m := up(t, writeFiles(t, map[string]string{
+		"workloads.yaml": threeVersions(t),
+		"routes.yaml": reviewSubsets + `---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: b}
+spec:
+  hosts: [b]
+  http:
+  - {match: [{headers: {end-user: {exact: john}}}], route: [{destination: {host: b, subset: v2}}]}
+  - {match: [{headers: {end-user: {prefix: jo}}}], route: [{destination: {host: b, subset: v1}}]}
+  - {match: [{headers: {end-user: {exact: mary}}}], route: [{destination: {host: b, subset: v3}}]}
+  - {match: [{headers: {end-user: {exact: john}}}], route: [{destination: {host: b, subset: v3}}]}
+  - route: [{destination: {host: b, subset: v1}}]
+`,
+	}))
+	for user, want := range map[string]string{"john": "v2", "mary": "v3", "John": "v1", "johnny": "v1", "somebody": "v1", "": "v1"} {
+		var headers []string
+		if user != "" {
+			headers = []string{"end-user: " + user}
+		}
+		for range 5 {
+			if got := m.get("a-1", "http://b:8000/", headers...).saw(t).Name; got != want {
+				t.Errorf("user %q was answered by %s, want %s", user, got, want)
+			}
+		}
+	}
+}
+
+// TestEditIsLiveWithinASecond edits a policy again and again under load.
+func TestEditIsLiveWithinASecond(t *testing.T) {
+	a, b := newEcho(t, "a"), newEcho(t, "b")
+	policy := func(path string) string {
+		return fmt.Sprintf(`
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: b}
+spec:
+  action: DENY
+  selector: {matchLabels: {app: b}}
+  rules: [{to: [{operation: {paths: [%q]}}]}]
+`, path)
+	}
+	route := func(timeout string) string {
+		return fmt.Sprintf(`
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: b}
+spec:
+  hosts: [b]
+  http: [{route: [{destination: {host: b}}], timeout: %s, headers: {response: {set: {x-timeout: %q}}}}]
+`, timeout, timeout)
+	}
+	m := up(t, writeFiles(t, map[string]string{"workloads.yaml": workload("a", "a", a) + workload("b", "b", b), "policy.yaml": policy("/0"), "route.yaml": route("10s")}))
+	l := startLoad(t, m.proxyOf("a-1"), "http://b:8000/free", 500)
+	for i := range 10 {
+		write(t, m.dir, "policy.yaml", policy(fmt.Sprintf("/%d", i+1)))
+		eventually(t, time.Second, func() error {
+			if got := m.get("a-1", fmt.Sprintf("http://b:8000/%d", i+1)); got.status != http.StatusForbidden {
+				return fmt.Errorf("edit %d of the policy: %s", i, got)
+			}
+			return nil
+		})
+		timeout := fmt.Sprintf("%ds", 11+i)
+		write(t, m.dir, "route.yaml", route(timeout))
+		eventually(t, time.Second, func() error {
+			if got := m.get("a-1", "http://b:8000/free"); got.header.Get("x-timeout") != timeout {
+				return fmt.Errorf("edit %d of the route: %s %v", i, got, got.header)
+			}
+			return nil
+		})
+	}
+	sent, failed, failures := l.stop()
+	if failed > 0 || sent < 1000 {
+		t.Errorf("%d of %d requests failed:\n%s", failed, sent, failures)
+	}
+
+	before, _ := m.writ("status", m.dir)
+	write(t, m.dir, "policy.yaml", strings.Replace(policy("/x"), "operation", "operatoin", 1))
+	eventually(t, 2*time.Second, func() error {
+		out, code := m.writ("status", m.dir)
+		if code != 1 || !strings.Contains(out, "policy.yaml:8") || !strings.Contains(out, "operatoin") {
+			return fmt.Errorf("status (exit code %d) does not show the broken edit:\n%s", code, out)
+		}
+		return nil
+	})
+	if got := m.get("a-1", "http://b:8000/10"); got.status != http.StatusForbidden {
+		t.Errorf("after a broken edit the last good policy should hold: %s\nbefore:\n%s", got, before)
+	}
+	// A change in another file goes through all the same.
+	write(t, m.dir, "route.yaml", route("55s"))
+	eventually(t, time.Second, func() error {
+		if got := m.get("a-1", "http://b:8000/free"); got.header.Get("x-timeout") != "55s" {
+			return fmt.Errorf("a good edit beside a broken one: %s %v", got, got.header)
+		}
+		return nil
+	})
+}
+
+// TestRejectedByEnvoy: what no validation can know, Envoy does; then the
+// revision is taken back everywhere and the object is named.
+func TestRejectedByEnvoy(t *testing.T) {
+	t.Parallel()
+	a, b := newEcho(t, "a"), newEcho(t, "b")
+	route := func(value string) string {
+		return fmt.Sprintf(`
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: greeting}
+spec:
+  hosts: [b]
+  http: [{route: [{destination: {host: b}}], headers: {response: {set: {x-value: %q}}}}]
+`, value)
+	}
+	m := up(t, writeFiles(t, map[string]string{"workloads.yaml": workload("a", "a", a) + workload("b", "b", b), "route.yaml": route("one")}))
+	if got := m.get("a-1", "http://b:8000/"); got.header.Get("x-value") != "one" {
+		t.Fatalf("got %v", got.header)
+	}
+	write(t, m.dir, "route.yaml", route("%NO_SUCH_OPERATOR(x)%"))
+	eventually(t, 5*time.Second, func() error {
+		out, code := m.writ("status", m.dir)
+		if code != 1 || !strings.Contains(out, "rejected") || !strings.Contains(out, "VirtualService default/greeting (route.yaml:2)") {
+			return fmt.Errorf("status (exit code %d) does not name the object:\n%s", code, out)
+		}
+		return nil
+	})
+	if got := m.get("a-1", "http://b:8000/"); got.status != 200 || got.header.Get("x-value") != "one" {
+		t.Errorf("after the rejection: %s %v", got, got.header)
+	}
+	write(t, m.dir, "route.yaml", route("two"))
+	eventually(t, 2*time.Second, func() error {
+		if got := m.get("a-1", "http://b:8000/"); got.header.Get("x-value") != "two" {
+			return fmt.Errorf("after mending: %s %v", got, got.header)
+		}
+		return nil
+	})
+}
