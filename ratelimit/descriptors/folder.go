@@ -1,6 +1,7 @@
 package descriptors
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -75,6 +76,21 @@ func Load(dir string, previous *Set) (*Set, error) {
 		}
 	}
 	return set, errors.Join(problems...)
+}
+
+// fingerprint is a hash of the names and contents of a folder's files.
+func fingerprint(dir string) ([sha256.Size]byte, error) {
+	files, err := list(dir)
+	if err != nil {
+		return [sha256.Size]byte{}, err
+	}
+	h := sha256.New()
+	for _, f := range files {
+		data, err := os.ReadFile(f) //nolint:gosec // the operator's own folder
+		_, _ = fmt.Fprintf(h, "%s\x00%d\x00%v\x00", f, len(data), err)
+		_, _ = h.Write(data)
+	}
+	return [sha256.Size]byte(h.Sum(nil)), nil
 }
 
 func readFile(path string) ([]*Domain, error) {

@@ -1,0 +1,270 @@
+// Package quota turns the mesh's QuotaPolicies into limits and finds the one that
+// a descriptor names.
+//
+// Envoy sends a descriptor per limit: the entries "writ.policy" with
+// "<namespace>/<name>" and "writ.limit" with the limit's index, then one entry
+// per dimension with the dimension's text as key. The counter is kept under
+// policy, limit, and the dimensions with their values.
+package quota
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	commonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
+	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/writ-mesh/writ/internal/atomicfile"
+	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
+	"github.com/writ-mesh/writ/ratelimit/limit"
+)
+
+// The domain and the keys of the entries that pilot puts into Envoy's actions.
+const (
+	Domain    = "writ"
+	PolicyKey = "writ.policy"
+	LimitKey  = "writ.limit"
+)
+
+const (
+	maxLimits = 64
+	// maxKey is from where on a key is replaced by its hash, in bytes: what
+	// callers send must not decide how much memory a counter takes.
+	maxKey = 512
+)
+
+// Table is the policies in force. It is not changed once made.
+type Table struct {
+	limits map[string][]*Limit // by resource name
+}
+
+// Limit is one limit of a policy.
+type Limit struct {
+	// Rule is what may pass.
+	Rule limit.Limit
+	// ID names the limit in refusals: "QuotaPolicy <namespace>/<name> limit <index>".
+	ID string
+	// Policy is "<namespace>/<name>", Index the limit's place in it.
+	Policy string
+	Index  int
+	// Observe: count, refuse nothing.
+	Observe bool
+	// Described is what answers tell about the limit. Do not change it.
+	Described *rlsv3.RateLimitResponse_RateLimit
+
+	prefix string // of the counters' keys
+}
+
+// New compiles policies by resource name. The error names the policy and its
+// source; nothing of the set is taken then.
+func New(policies map[string]*configpb.QuotaPolicy) (*Table, error) {
+	t := &Table{limits: make(map[string][]*Limit, len(policies))}
+	var problems []error
+	for resource, p := range policies {
+		limits, err := compile(p)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("QuotaPolicy %s/%s (%s): %w", p.GetNamespace(), p.GetName(), p.GetSource(), err))
+			continue
+		}
+		if name := p.GetNamespace() + "/" + p.GetName(); name != resource {
+			problems = append(problems, fmt.Errorf("QuotaPolicy %s has the resource name %q", name, resource))
+			continue
+		}
+		t.limits[resource] = limits
+	}
+	if len(problems) > 0 {
+		slices.SortFunc(problems, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+		return nil, errors.Join(problems...)
+	}
+	return t, nil
+}
+
+func compile(p *configpb.QuotaPolicy) ([]*Limit, error) {
+	if n := len(p.GetLimits()); n > maxLimits {
+		return nil, fmt.Errorf("has %d limits, at most %d are kept", n, maxLimits)
+	}
+	policy := p.GetNamespace() + "/" + p.GetName()
+	var out []*Limit
+	for i, l := range p.GetLimits() {
+		if err := l.GetEvery().CheckValid(); err != nil {
+			return nil, fmt.Errorf("limits[%d].every: %w", i, err)
+		}
+		rule, err := limit.New(limit.Sliding, l.GetRequests(), l.GetEvery().AsDuration())
+		if err != nil {
+			return nil, fmt.Errorf("limits[%d].every: %w", i, err)
+		}
+		id := fmt.Sprintf("QuotaPolicy %s limit %d", policy, i)
+		out = append(out, &Limit{
+			Rule: rule, ID: id, Policy: policy, Index: i, Observe: p.GetObserve(),
+			Described: describe(rule, id),
+			// The hash tag keeps one policy's counters together on a Redis cluster.
+			prefix: "writ:{" + policy + "}:" + strconv.Itoa(i),
+		})
+	}
+	return out, nil
+}
+
+// describe writes a window in the greatest unit that measures it. A window with
+// a fraction of a second has none.
+func describe(l limit.Limit, name string) *rlsv3.RateLimitResponse_RateLimit {
+	d := &rlsv3.RateLimitResponse_RateLimit{Name: name, RequestsPerUnit: l.Requests()}
+	for _, u := range []struct {
+		unit   rlsv3.RateLimitResponse_RateLimit_Unit
+		length time.Duration
+	}{
+		{rlsv3.RateLimitResponse_RateLimit_DAY, 24 * time.Hour},
+		{rlsv3.RateLimitResponse_RateLimit_HOUR, time.Hour},
+		{rlsv3.RateLimitResponse_RateLimit_MINUTE, time.Minute},
+		{rlsv3.RateLimitResponse_RateLimit_SECOND, time.Second},
+	} {
+		if l.Window()%u.length == 0 {
+			d.Unit = u.unit
+			if n := l.Window() / u.length; n > 1 {
+				d.UnitMultiplier = wrapperspb.UInt32(uint32(n)) //nolint:gosec // at most MaxWindow in seconds
+			}
+			return d
+		}
+	}
+	return d
+}
+
+// Len is the number of policies.
+func (t *Table) Len() int { return len(t.limits) }
+
+// Match finds the limit that a descriptor names and the key of its counter; nil
+// if the table does not have it.
+func (t *Table) Match(d *commonv3.RateLimitDescriptor) (*Limit, string) {
+	entries := d.GetEntries()
+	if len(entries) < 2 || entries[0].GetKey() != PolicyKey || entries[1].GetKey() != LimitKey {
+		return nil, ""
+	}
+	limits := t.limits[entries[0].GetValue()]
+	i, err := strconv.ParseUint(entries[1].GetValue(), 10, 16)
+	if err != nil || i >= uint64(len(limits)) {
+		return nil, ""
+	}
+	return limits[i], limits[i].key(entries[2:])
+}
+
+// key appends the dimensions to the prefix, so that no two lists give one key.
+func (l *Limit) key(entries []*commonv3.RateLimitDescriptor_Entry) string {
+	n := len(l.prefix)
+	for _, e := range entries {
+		n += 2 + len(e.GetKey()) + len(e.GetValue())
+	}
+	var b strings.Builder
+	b.Grow(n + 8)
+	b.WriteString(l.prefix)
+	for _, e := range entries {
+		b.WriteByte('&')
+		escape(&b, e.GetKey())
+		b.WriteByte('=')
+		escape(&b, e.GetValue())
+	}
+	if b.Len() <= maxKey {
+		return b.String()
+	}
+	sum := sha256.Sum256([]byte(b.String()))
+	return l.prefix + "#" + hex.EncodeToString(sum[:])
+}
+
+// separators, and the sign that escapes them. Identities and addresses have none
+// of them, so that keys stay readable.
+const separators = "%=&"
+
+func escape(b *strings.Builder, s string) {
+	if !strings.ContainsAny(s, separators) {
+		b.WriteString(s)
+		return
+	}
+	for _, c := range []byte(s) {
+		if strings.IndexByte(separators, c) >= 0 {
+			fmt.Fprintf(b, "%%%02x", c)
+			continue
+		}
+		b.WriteByte(c)
+	}
+}
+
+// Save keeps policies in a file, for a start while pilot is away.
+func Save(path string, policies map[string]*configpb.QuotaPolicy) error {
+	names := make([]string, 0, len(policies))
+	for name := range policies {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	list := make([]json.RawMessage, 0, len(names))
+	for _, name := range names {
+		one, err := protojson.Marshal(policies[name])
+		if err != nil {
+			return fmt.Errorf("save %s: %w", name, err)
+		}
+		list = append(list, one)
+	}
+	data, err := json.MarshalIndent(list, "", " ")
+	if err != nil {
+		return fmt.Errorf("save policies: %w", err)
+	}
+	return atomicfile.Write(path, append(data, '\n'), 0o600)
+}
+
+// Restore reads what Save wrote; nil if there is no such file. A file that cannot
+// be read is an error, and the caller goes on without it.
+func Restore(path string) (map[string]*configpb.QuotaPolicy, error) {
+	data, err := os.ReadFile(path) //nolint:gosec // the service's own state
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("restore policies: %w", err)
+	}
+	var list []json.RawMessage
+	if err := json.Unmarshal(data, &list); err != nil {
+		return nil, fmt.Errorf("restore policies from %s: %w", path, err)
+	}
+	out := make(map[string]*configpb.QuotaPolicy, len(list))
+	for _, one := range list {
+		p := &configpb.QuotaPolicy{}
+		if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(one, p); err != nil {
+			return nil, fmt.Errorf("restore policies from %s: %w", path, err)
+		}
+		out[p.GetNamespace()+"/"+p.GetName()] = p
+	}
+	return out, nil
+}
+
+// FromResources takes what the subscription gives.
+func FromResources(resources map[string]proto.Message) (map[string]*configpb.QuotaPolicy, error) {
+	out := make(map[string]*configpb.QuotaPolicy, len(resources))
+	for name, m := range resources {
+		p, ok := m.(*configpb.QuotaPolicy)
+		if !ok {
+			return nil, fmt.Errorf("resource %s is a %T, not a QuotaPolicy", name, m)
+		}
+		out[name] = p
+	}
+	return out, nil
+}
+
+// IDs are the IDs of all limits.
+func (t *Table) IDs() map[string]bool {
+	ids := make(map[string]bool)
+	for _, limits := range t.limits {
+		for _, l := range limits {
+			ids[l.ID] = true
+		}
+	}
+	return ids
+}

@@ -1,0 +1,287 @@
+package ratelimit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/writ-mesh/writ/internal/credential"
+	"github.com/writ-mesh/writ/internal/identity"
+	"github.com/writ-mesh/writ/internal/listen"
+	"github.com/writ-mesh/writ/internal/peercred"
+	"github.com/writ-mesh/writ/internal/rpc"
+	"github.com/writ-mesh/writ/internal/service"
+	"github.com/writ-mesh/writ/internal/xdsclient"
+	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
+	"github.com/writ-mesh/writ/ratelimit/descriptors"
+	"github.com/writ-mesh/writ/ratelimit/fallback"
+	"github.com/writ-mesh/writ/ratelimit/memory"
+	"github.com/writ-mesh/writ/ratelimit/quota"
+	"github.com/writ-mesh/writ/ratelimit/redisstore"
+)
+
+const (
+	// sweepEvery is how often idle counters are forgotten.
+	sweepEvery = 30 * time.Second
+	// stateFile is the last good policies, in Config.State.
+	stateFile = "quota-policies.json"
+	// maxMessage bounds a request in bytes; Envoy bounds its headers at 60 KiB,
+	// and each may stand in several descriptors.
+	maxMessage = 1 << 20
+	// subsystemPolicies is ready once limits are there, from whatever source.
+	subsystemPolicies = "policies"
+)
+
+// Service is a quota service that is ready to run.
+type Service struct {
+	config Config
+	rt     *service.Runtime
+	log    *slog.Logger
+
+	server *Server
+	local  *memory.Store
+	tasks  []func(context.Context) error
+}
+
+// New makes a service from a configuration that Validate accepted. It reads the
+// last good policies or the descriptors; nothing is served yet.
+func New(c Config, rt *service.Runtime) (*Service, error) {
+	s := &Service{config: c, rt: rt, log: rt.Log, local: memory.New(c.Memory.MaxKeys)}
+	rt.Health.Register(subsystemPolicies)
+	store, err := s.store()
+	if err != nil {
+		return nil, err
+	}
+	s.server = &Server{store: store, now: time.Now, metrics: newMetrics(rt.Metrics, s.local), descriptorHeaders: c.DescriptorHeaders}
+	s.tasks = append(s.tasks, s.sweep)
+	if c.Descriptors != "" {
+		return s, s.openDescriptors()
+	}
+	return s, s.openQuotas()
+}
+
+// store makes the counters: in process, or in Redis with those in process to
+// fall back to.
+func (s *Service) store() (Store, error) {
+	if s.config.Redis.Address == "" {
+		return s.local, nil
+	}
+	o, err := s.config.Redis.options()
+	if err != nil {
+		return nil, err
+	}
+	shared, err := redisstore.New(o)
+	if err != nil {
+		return nil, err
+	}
+	guard := fallback.New(shared, s.local, s.log, s.rt.Metrics)
+	s.tasks = append(s.tasks, shared.Run, guard.Run)
+	return guard, nil
+}
+
+func (s *Service) openDescriptors() error {
+	watcher, err := descriptors.NewWatcher(s.config.Descriptors)
+	if err != nil {
+		return err
+	}
+	set, err := watcher.Load()
+	if err != nil && len(set.Names()) == 0 {
+		return errors.Join(err, watcher.Close())
+	}
+	s.takeDescriptors(set, err)
+	s.tasks = append(s.tasks, func(ctx context.Context) error { return watcher.Run(ctx, s.takeDescriptors) })
+	return nil
+}
+
+func (s *Service) takeDescriptors(set *descriptors.Set, err error) {
+	if err != nil {
+		s.server.metrics.rejected.Inc()
+		s.log.Error("descriptors refused, the last good ones stay", slog.Any("error", err))
+	}
+	ids := make(map[string]bool)
+	for _, name := range set.Names() {
+		ids[name+".override"] = true
+		for _, r := range set.Domain(name).Rules() {
+			ids[r.ID] = true
+		}
+	}
+	s.server.domains.Store(set)
+	s.server.metrics.keep(ids)
+	s.rt.Health.Set(subsystemPolicies, nil)
+	s.log.Info("descriptors in force", slog.Int("domains", len(set.Names())))
+}
+
+func (s *Service) openQuotas() error {
+	s.server.quotas.Store(&quota.Table{})
+	if s.config.State == "" {
+		return nil
+	}
+	if err := os.MkdirAll(s.config.State, 0o700); err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	policies, err := quota.Restore(filepath.Join(s.config.State, stateFile))
+	if err == nil && policies != nil {
+		err = s.takeQuotas(policies)
+	}
+	if err != nil { // pilot will bring them again
+		s.log.Error("last good policies cannot be used, waiting for pilot", slog.Any("error", err))
+	}
+	return nil
+}
+
+func (s *Service) takeQuotas(policies map[string]*configpb.QuotaPolicy) error {
+	table, err := quota.New(policies)
+	if err != nil {
+		s.server.metrics.rejected.Inc()
+		return err
+	}
+	s.server.quotas.Store(table)
+	s.server.metrics.keep(table.IDs())
+	s.rt.Health.Set(subsystemPolicies, nil)
+	s.log.Info("policies in force", slog.Int("policies", table.Len()))
+	return nil
+}
+
+// apply takes a set from pilot and keeps it for a start without pilot.
+func (s *Service) apply(resources map[string]proto.Message) error {
+	policies, err := quota.FromResources(resources)
+	if err != nil {
+		return err
+	}
+	if err := s.takeQuotas(policies); err != nil {
+		return err
+	}
+	if s.config.State == "" {
+		return nil
+	}
+	if err := quota.Save(filepath.Join(s.config.State, stateFile), policies); err != nil {
+		// In force all the same: pilot must not take a revision back for our disk.
+		s.log.Error("last good policies cannot be kept", slog.Any("error", err))
+	}
+	return nil
+}
+
+func (s *Service) sweep(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case now := <-tick.C:
+			s.local.Sweep(now)
+		}
+	}
+}
+
+// Run serves until ctx ends and drains then.
+func (s *Service) Run(ctx context.Context) error {
+	unix := false
+	if _, ok := listen.Unix(s.config.Listen); ok {
+		unix = true
+	}
+	if !s.config.hasCredential() {
+		return s.run(ctx, s.plain(unix))
+	}
+	td, err := s.config.trustDomain()
+	if err != nil {
+		return err
+	}
+	id, err := identity.Service(td, identity.RateLimit)
+	if err != nil {
+		return err
+	}
+	if unix {
+		// Counting needs no identity of our own; only pilot has to wait for it.
+		return s.run(ctx, s.plain(true), func(ctx context.Context) error {
+			source, err := credential.New(ctx, s.config.Credential, id, s.log)
+			if err != nil {
+				return err
+			}
+			return service.RunTasks(ctx, s.withSource(source)...)
+		})
+	}
+	source, err := credential.New(ctx, s.config.Credential, id, s.log)
+	if err != nil {
+		return err
+	}
+	serve := func(ctx context.Context) error {
+		return s.serve(ctx, credentials.NewTLS(source.ServerTLS()), rpc.AnyWorkload())
+	}
+	return s.run(ctx, serve, s.withSource(source)...)
+}
+
+func (s *Service) run(ctx context.Context, serve func(context.Context) error, more ...func(context.Context) error) error {
+	return service.RunTasks(ctx, append(append([]func(context.Context) error{serve}, s.tasks...), more...)...)
+}
+
+// withSource is what a credential makes possible and asks for.
+func (s *Service) withSource(source *credential.Source) []func(context.Context) error {
+	tasks := []func(context.Context) error{source.Run}
+	if s.config.Pilot != "" {
+		tasks = append(tasks, func(ctx context.Context) error { return s.subscribe(ctx, source) })
+	}
+	return tasks
+}
+
+func (s *Service) subscribe(ctx context.Context, source *credential.Source) error {
+	pilot, err := identity.Service(source.ID().TrustDomain(), identity.Pilot)
+	if err != nil {
+		return err
+	}
+	conn, err := source.Dial(s.config.Pilot, pilot)
+	if err != nil {
+		return fmt.Errorf("pilot: %w", err)
+	}
+	defer func() { _ = conn.Close() }()
+	return xdsclient.Run(ctx, conn, s.config.NodeID, s.log, xdsclient.Subscription{Message: &configpb.QuotaPolicy{}, Apply: s.apply})
+}
+
+// plain serves without TLS: on a unix socket, or alone on a loopback address.
+func (s *Service) plain(unix bool) func(context.Context) error {
+	if !unix {
+		return func(ctx context.Context) error { return s.serve(ctx, insecure.NewCredentials(), rpc.Anyone()) }
+	}
+	allow := rpc.SameUser()
+	if mode, err := s.config.socketMode(); err == nil && mode != listen.UnixMode {
+		allow = rpc.Anyone() // the socket's mode says who
+	}
+	return func(ctx context.Context) error { return s.serve(ctx, peercred.Credentials(), allow) }
+}
+
+func (s *Service) serve(ctx context.Context, creds credentials.TransportCredentials, allow rpc.Allow) error {
+	mode, err := s.config.socketMode()
+	if err != nil {
+		return err
+	}
+	l, err := listen.WithMode(s.config.Listen, mode)
+	if err != nil {
+		return err
+	}
+	methods := rpc.Methods{rlsv3.RateLimitService_ShouldRateLimit_FullMethodName: allow}
+	g := rpc.NewServer(creds, methods, s.rt, grpc.MaxRecvMsgSize(maxMessage))
+	rlsv3.RegisterRateLimitServiceServer(g, s.server)
+	if err := rpc.CheckMethods(g, methods); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	s.log.InfoContext(ctx, "serving", slog.String("listen", address(l)))
+	return rpc.Serve(ctx, g, l)
+}
+
+func address(l net.Listener) string {
+	if l.Addr().Network() == "unix" {
+		return "unix://" + l.Addr().String()
+	}
+	return l.Addr().String()
+}
