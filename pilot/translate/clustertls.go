@@ -1,0 +1,248 @@
+package translate
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	rawbufferv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
+	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/writ-mesh/writ/pilot/envoy"
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// systemRoots is the trust bundle of Debian, Alpine and most others, for servers
+// outside of the mesh whose rule names none.
+const systemRoots = "/etc/ssl/certs/ca-certificates.crt"
+
+// tls chooses the transport: what the DestinationRule says, else mesh mTLS to
+// those endpoints that take it.
+func (b *clusterBuilder) tls() error {
+	settings := b.policy.GetTls()
+	if settings == nil {
+		b.autoTLS()
+		return nil
+	}
+	switch settings.GetMode() {
+	case networking.ClientTLSSettings_DISABLE:
+		return nil
+	case networking.ClientTLSSettings_ISTIO_MUTUAL:
+		sans := settings.GetSubjectAltNames()
+		if len(sans) == 0 {
+			sans = b.peers.identities
+		}
+		b.out.TransportSocket = b.meshTLS(sans, settings.GetSni())
+		return nil
+	}
+	ctx, err := b.originate(settings)
+	if err != nil {
+		return err
+	}
+	b.out.TransportSocket = envoy.TransportSocket(ctx)
+	return nil
+}
+
+// autoTLS is mesh mTLS for the endpoints that take it. With endpoints of both
+// kinds each endpoint's metadata chooses.
+func (b *clusterBuilder) autoTLS() {
+	if b.peers.mesh == 0 {
+		return
+	}
+	mesh := b.meshTLS(b.peers.identities, "")
+	if b.peers.plain == 0 {
+		b.out.TransportSocket = mesh
+		return
+	}
+	b.out.TransportSocketMatches = []*clusterv3.Cluster_TransportSocketMatch{
+		{
+			Name:            "mesh",
+			Match:           &structpb.Struct{Fields: map[string]*structpb.Value{tlsModeKey: structpb.NewStringValue(tlsModeMesh)}},
+			TransportSocket: mesh,
+		},
+		{
+			Name:  "plain",
+			Match: &structpb.Struct{},
+			TransportSocket: &corev3.TransportSocket{
+				Name:       "envoy.transport_sockets.raw_buffer",
+				ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: envoy.Any(&rawbufferv3.RawBuffer{})},
+			},
+		},
+	}
+}
+
+// meshTLS offers our ALPN and the HTTP version that the cluster will speak; the
+// server takes the version from it.
+func (b *clusterBuilder) meshTLS(sans []string, sni string) *corev3.TransportSocket {
+	alpn := []string{envoy.ALPN}
+	switch b.httpProtocol() {
+	case http2, http2Mesh:
+		alpn = append(alpn, "h2")
+	case http1:
+		alpn = append(alpn, "http/1.1")
+	case sameAsClient:
+		// With no list of its own Envoy offers the protocol of each connection.
+		alpn = nil
+	}
+	ctx := envoy.UpstreamTLS(b.t.mesh, sans, alpn)
+	ctx.Sni = sni
+	if sni == "" {
+		ctx.Sni = serverNameOf(b.key.port, b.key.subset, b.key.svc.Hostname)
+	}
+	return envoy.TransportSocket(ctx)
+}
+
+// originate is TLS to a server that is not of the mesh.
+func (b *clusterBuilder) originate(in *networking.ClientTLSSettings) (*tlsv3.UpstreamTlsContext, error) {
+	common := &tlsv3.CommonTlsContext{TlsParams: &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2}}
+	ctx := &tlsv3.UpstreamTlsContext{CommonTlsContext: common, Sni: in.GetSni()}
+	sans := in.GetSubjectAltNames()
+	if len(sans) == 0 && b.key.svc.Kind == "ServiceEntry" {
+		sans = b.key.svc.SubjectAltNames
+	}
+	insecure := in.GetInsecureSkipVerify().GetValue()
+	ca, secret, err := b.roots(in)
+	if err != nil {
+		return nil, err
+	}
+	if in.GetMode() == networking.ClientTLSSettings_MUTUAL {
+		cert, err := b.clientCertificate(in, secret)
+		if err != nil {
+			return nil, err
+		}
+		common.TlsCertificates = []*tlsv3.TlsCertificate{cert}
+	}
+	if !insecure {
+		common.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
+			TrustedCa: ca, MatchTypedSubjectAltNames: sanMatchers(sans), Crl: b.t.optionalFile(in.GetCaCrl()),
+		}}
+	}
+	b.serverNames(ctx, sans, insecure)
+	if p := b.httpProtocol(); p == http2 || p == http2Mesh {
+		common.AlpnProtocols = []string{"h2"}
+	}
+	return ctx, nil
+}
+
+// serverNames sends the request's host as SNI where the rule gives none, and
+// checks it where the rule gives no subject alternative names.
+func (b *clusterBuilder) serverNames(ctx *tlsv3.UpstreamTlsContext, sans []string, insecure bool) {
+	if ctx.Sni != "" {
+		return
+	}
+	if !b.port.Protocol.IsHTTP() && !b.dynamic() {
+		// No request whose host could be taken: the service's own name.
+		ctx.Sni = b.key.svc.Hostname
+		if len(sans) == 0 && !insecure {
+			v := ctx.GetCommonTlsContext().GetValidationContext()
+			v.MatchTypedSubjectAltNames = sanMatchers([]string{b.key.svc.Hostname})
+		}
+		return
+	}
+	b.options.UpstreamHttpProtocolOptions = &corev3.UpstreamHttpProtocolOptions{AutoSni: true, AutoSanValidation: len(sans) == 0 && !insecure}
+}
+
+// roots are the CAs that vouch for the server: a file of the rule, those of the
+// named secret, or the system's.
+func (b *clusterBuilder) roots(in *networking.ClientTLSSettings) (*corev3.DataSource, *model.Secret, error) {
+	if name := in.GetCredentialName(); name != "" {
+		secret := b.t.secret(b.ruleNamespace(), name)
+		if secret == nil {
+			return nil, nil, fmt.Errorf("%s: no secret %s/%s", b.ruleName(), b.ruleNamespace(), name)
+		}
+		if len(secret.CA) > 0 {
+			return inlineBytes(secret.CA), secret, nil
+		}
+		return fileSource(systemRoots), secret, nil
+	}
+	if file := in.GetCaCertificates(); file != "" && file != "system" {
+		return fileSource(b.t.file(file)), nil, nil
+	}
+	return fileSource(systemRoots), nil, nil
+}
+
+func (b *clusterBuilder) clientCertificate(in *networking.ClientTLSSettings, secret *model.Secret) (*tlsv3.TlsCertificate, error) {
+	if secret != nil {
+		return &tlsv3.TlsCertificate{CertificateChain: inlineBytes(secret.Cert), PrivateKey: inlineBytes(secret.Key)}, nil
+	}
+	if in.GetClientCertificate() == "" || in.GetPrivateKey() == "" {
+		return nil, fmt.Errorf("%s: tls mode MUTUAL needs clientCertificate and privateKey", b.ruleName())
+	}
+	return &tlsv3.TlsCertificate{
+		CertificateChain: fileSource(b.t.file(in.GetClientCertificate())),
+		PrivateKey:       fileSource(b.t.file(in.GetPrivateKey())),
+	}, nil
+}
+
+func (b *clusterBuilder) ruleNamespace() string {
+	if b.key.rule == nil {
+		return b.key.svc.Namespace
+	}
+	return b.key.rule.namespace
+}
+
+func (b *clusterBuilder) ruleName() string {
+	if b.key.rule == nil {
+		return b.key.svc.Ref.String()
+	}
+	return b.key.rule.sources[0].String()
+}
+
+// secret finds a TLS secret; names may carry Istio's kubernetes:// prefix.
+func (t *Translator) secret(namespace, name string) *model.Secret {
+	return t.mesh.Secrets[namespace+"/"+name]
+}
+
+// file completes a path that an object names: relative ones are in the mesh
+// directory.
+func (t *Translator) file(path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(t.mesh.Dir, path)
+}
+
+func (t *Translator) optionalFile(path string) *corev3.DataSource {
+	if path == "" {
+		return nil
+	}
+	return fileSource(t.file(path))
+}
+
+func fileSource(path string) *corev3.DataSource {
+	return &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: path}}
+}
+
+func inlineBytes(b []byte) *corev3.DataSource {
+	return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: b}}
+}
+
+// sanMatchers match names exactly; a name may be a DNS name, a URI or an address.
+func sanMatchers(names []string) []*tlsv3.SubjectAltNameMatcher {
+	var out []*tlsv3.SubjectAltNameMatcher
+	for _, n := range names {
+		for _, kind := range []tlsv3.SubjectAltNameMatcher_SanType{tlsv3.SubjectAltNameMatcher_DNS, tlsv3.SubjectAltNameMatcher_URI, tlsv3.SubjectAltNameMatcher_IP_ADDRESS} {
+			out = append(out, &tlsv3.SubjectAltNameMatcher{SanType: kind, Matcher: &matcherv3.StringMatcher{
+				MatchPattern: &matcherv3.StringMatcher_Exact{Exact: n},
+			}})
+		}
+	}
+	return out
+}
+
+func packOptions(o *httpv3.HttpProtocolOptions) map[string]*anypb.Any {
+	return map[string]*anypb.Any{envoy.HTTPOptionsKey: envoy.Any(o)}
+}
+
+func sortedCopy(in []string) []string {
+	out := slices.Clone(in)
+	slices.Sort(out)
+	return out
+}

@@ -1,0 +1,184 @@
+package translate
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// destinationRule is a DestinationRule with its host completed. Several of one
+// namespace for the same host count as one: the oldest gives the policy and all
+// of them give subsets.
+type destinationRule struct {
+	host      string
+	namespace string
+	exportTo  []string
+	selector  map[string]string
+	policy    *networking.TrafficPolicy
+	subsets   []*networking.Subset
+	sources   []model.Ref
+}
+
+func (ix *index) addDestinationRules(m *model.Mesh) {
+	for _, obj := range m.DestinationRules {
+		dr := &destinationRule{
+			host:      model.ResolveHost(obj.Spec.GetHost(), obj.Namespace, m.DomainSuffix),
+			namespace: obj.Namespace,
+			exportTo:  exportTo(obj.Spec.GetExportTo(), m.Config.GetDefaultDestinationRuleExportTo()),
+			selector:  obj.Spec.GetWorkloadSelector().GetMatchLabels(),
+			policy:    obj.Spec.GetTrafficPolicy(),
+			subsets:   slices.Clone(obj.Spec.GetSubsets()),
+			sources:   []model.Ref{obj.Ref},
+		}
+		if older := ix.sameRule(dr); older != nil {
+			older.merge(dr)
+			continue
+		}
+		ix.destinationRules[obj.Namespace] = append(ix.destinationRules[obj.Namespace], dr)
+	}
+}
+
+func (ix *index) sameRule(dr *destinationRule) *destinationRule {
+	for _, other := range ix.destinationRules[dr.namespace] {
+		if other.host == dr.host && slices.Equal(other.exportTo, dr.exportTo) && maps.Equal(other.selector, dr.selector) {
+			return other
+		}
+	}
+	return nil
+}
+
+func (dr *destinationRule) merge(younger *destinationRule) {
+	for _, s := range younger.subsets {
+		if dr.subset(s.GetName()) == nil {
+			dr.subsets = append(dr.subsets, s)
+		}
+	}
+	if dr.policy == nil {
+		dr.policy = younger.policy
+	}
+	dr.sources = append(dr.sources, younger.sources...)
+}
+
+func (dr *destinationRule) subset(name string) *networking.Subset {
+	if dr == nil || name == "" {
+		return nil
+	}
+	for _, s := range dr.subsets {
+		if s.GetName() == name {
+			return s
+		}
+	}
+	return nil
+}
+
+// destinationRule finds the rule for a service as seen from the scope: first in
+// the client's namespace, then in the service's, then in the root namespace;
+// within a namespace the longest host, and a rule that selects the client
+// before one for everybody. Nil if there is none.
+func (s *scope) destinationRule(svc *model.Service) *destinationRule {
+	seen := map[string]bool{}
+	for _, ns := range []string{s.namespace, svc.Namespace, s.t.mesh.RootNamespace} {
+		// The rules of the root namespace are the mesh's defaults and come last
+		// also for clients that live there.
+		if ns == s.t.mesh.RootNamespace && ns == s.namespace && ns != svc.Namespace && !seen[svc.Namespace] {
+			if dr := s.ruleIn(svc.Namespace, svc.Hostname); dr != nil {
+				return dr
+			}
+			seen[svc.Namespace] = true
+		}
+		if seen[ns] {
+			continue
+		}
+		seen[ns] = true
+		if dr := s.ruleIn(ns, svc.Hostname); dr != nil {
+			return dr
+		}
+	}
+	return nil
+}
+
+func (s *scope) ruleIn(namespace, host string) *destinationRule {
+	var best *destinationRule
+	better := func(dr *destinationRule) bool {
+		if best == nil {
+			return true
+		}
+		if dr.host != best.host {
+			if strings.HasPrefix(dr.host, "*") != strings.HasPrefix(best.host, "*") {
+				return !strings.HasPrefix(dr.host, "*")
+			}
+			return len(dr.host) > len(best.host)
+		}
+		return len(dr.selector) > 0 && len(best.selector) == 0
+	}
+	for _, dr := range s.t.index.destinationRules[namespace] {
+		if !model.HostMatches(dr.host, host) || !model.SelectorMatches(dr.selector, s.labels) {
+			continue
+		}
+		// A rule with a selector never leaves its namespace.
+		if namespace != s.namespace && (len(dr.selector) > 0 || !model.ExportedTo(dr.exportTo, dr.namespace, s.namespace)) {
+			continue
+		}
+		if better(dr) {
+			best = dr
+		}
+	}
+	return best
+}
+
+// trafficPolicy is what holds for one port and subset: the rule's own policy,
+// overlaid by the subset's field by field; a port's settings replace, whole,
+// those of the level that they are written at.
+func (dr *destinationRule) trafficPolicy(port uint32, subset string) *networking.TrafficPolicy {
+	if dr == nil {
+		return &networking.TrafficPolicy{}
+	}
+	out := overlay(&networking.TrafficPolicy{}, dr.policy, port)
+	if s := dr.subset(subset); s != nil {
+		out = overlay(out, s.GetTrafficPolicy(), port)
+	}
+	return out
+}
+
+func overlay(base, over *networking.TrafficPolicy, port uint32) *networking.TrafficPolicy {
+	if over == nil {
+		return base
+	}
+	out := &networking.TrafficPolicy{
+		ConnectionPool: base.ConnectionPool, LoadBalancer: base.LoadBalancer, OutlierDetection: base.OutlierDetection,
+		Tls: base.Tls, Tunnel: base.Tunnel, ProxyProtocol: base.ProxyProtocol, RetryBudget: base.RetryBudget,
+	}
+	if over.ConnectionPool != nil {
+		out.ConnectionPool = over.ConnectionPool
+	}
+	if over.LoadBalancer != nil {
+		out.LoadBalancer = over.LoadBalancer
+	}
+	if over.OutlierDetection != nil {
+		out.OutlierDetection = over.OutlierDetection
+	}
+	if over.Tls != nil {
+		out.Tls = over.Tls
+	}
+	if over.Tunnel != nil {
+		out.Tunnel = over.Tunnel
+	}
+	if over.ProxyProtocol != nil {
+		out.ProxyProtocol = over.ProxyProtocol
+	}
+	if over.RetryBudget != nil {
+		out.RetryBudget = over.RetryBudget
+	}
+	for _, p := range over.GetPortLevelSettings() {
+		if p.GetPort().GetNumber() == port {
+			out.ConnectionPool, out.LoadBalancer = p.GetConnectionPool(), p.GetLoadBalancer()
+			out.OutlierDetection, out.Tls = p.GetOutlierDetection(), p.GetTls()
+			break
+		}
+	}
+	return out
+}

@@ -1,0 +1,297 @@
+package translate
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+
+	"github.com/writ-mesh/writ/pilot/envoy"
+	"github.com/writ-mesh/writ/pilot/model"
+	"github.com/writ-mesh/writ/pilot/security"
+)
+
+// explicitRoutes is the route configuration of the explicit proxy.
+const explicitRoutes = "outbound|15007"
+
+// connectUpgrade is the method that asks for a tunnel.
+const connectUpgrade = "CONNECT"
+
+// outbound adds what p shares with its scope and the listeners on its own address.
+func (s *scope) outbound(p *model.Proxy, out *collector) error {
+	out.add(s.shared)
+	l := &listenerv3.Listener{
+		Name:             explicitRoutes,
+		Address:          envoy.SocketAddress(s.explicitAddress(p), model.ExplicitProxyPort),
+		TrafficDirection: corev3.TrafficDirection_OUTBOUND,
+		FilterChains:     []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{packedFilter(hcmFilter, s.explicit)}}},
+	}
+	put(out.listeners, Resource{Name: l.Name, Message: l, Sources: s.explicitSources})
+	return nil
+}
+
+// explicitAddress is the workload's own address; with redirection the proxy is
+// only for the pod itself.
+func (s *scope) explicitAddress(p *model.Proxy) string {
+	if p.Interception == model.Redirect {
+		return "127.0.0.1"
+	}
+	return p.Address.String()
+}
+
+// buildOutbound makes the resources that all sidecars of the scope share.
+func (s *scope) buildOutbound() error {
+	s.shared = newCollector()
+	for _, v := range s.services {
+		if err := s.serviceClusters(v); err != nil {
+			return err
+		}
+	}
+	if err := s.explicitProxy(); err != nil {
+		return err
+	}
+	if s.interception == model.Redirect {
+		return s.redirected()
+	}
+	return nil
+}
+
+// serviceClusters adds the clusters of all ports of a service, with the subsets
+// that its DestinationRule defines.
+func (s *scope) serviceClusters(v visibleService) error {
+	dr := s.destinationRule(v.Service)
+	for _, p := range v.ports {
+		if _, err := s.addCluster(s.shared, v.Service, p.Port, ""); err != nil {
+			return err
+		}
+		if dr == nil {
+			continue
+		}
+		for _, subset := range dr.subsets {
+			if _, err := s.addCluster(s.shared, v.Service, p.Port, subset.GetName()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// explicitProxy makes the connection manager and the one route configuration of
+// the explicit proxy.
+func (s *scope) explicitProxy() error {
+	m := s.t.connectionManager("outbound_0.0.0.0_15007", explicitRoutes, security.DeniedByOperator)
+	m.UpgradeConfigs = append(m.UpgradeConfigs, &hcmv3.HttpConnectionManager_UpgradeConfig{UpgradeType: connectUpgrade})
+	m.HttpFilters = routeFilters()
+	m.HttpFilters = slices.Insert(m.HttpFilters, len(m.HttpFilters)-1, dynamicForwardProxyFilter())
+	s.explicit = envoy.Any(m)
+	if s.sidecar != nil {
+		s.explicitSources = []model.Ref{s.sidecar.Ref}
+	}
+	var src sources
+	src.add(s.explicitSources...)
+	rc, err := s.explicitRouteConfiguration(&src)
+	if err != nil {
+		return err
+	}
+	put(s.shared.routes, Resource{Name: rc.Name, Message: rc, Sources: src.list})
+	return nil
+}
+
+func (s *scope) explicitRouteConfiguration(src *sources) (*routev3.RouteConfiguration, error) {
+	hosts := newVirtualHosts()
+	for _, v := range s.services {
+		for _, p := range v.ports {
+			vh, err := s.serviceHost(v.Service, p, src)
+			if err != nil {
+				return nil, err
+			}
+			hosts.add(vh, s.explicitDomains(v.Service, p.Port))
+		}
+	}
+	if err := s.unregisteredHosts(hosts, src); err != nil {
+		return nil, err
+	}
+	hosts.add(s.unknownHost(), []string{"*"})
+	return &routev3.RouteConfiguration{Name: explicitRoutes, VirtualHosts: hosts.list, ValidateClusters: no()}, nil
+}
+
+// explicitDomains are the authorities of absolute-form requests and CONNECT for
+// one port: with the port, and without it where it is HTTP's own.
+func (s *scope) explicitDomains(svc *model.Service, port uint32) []string {
+	var out []string
+	for _, h := range s.hostForms(svc) {
+		out = append(out, fmt.Sprintf("%s:%d", h, port))
+		if port == 80 {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
+// serviceHost has the routes of one port of a service: those of requests and
+// those of tunnels.
+func (s *scope) serviceHost(svc *model.Service, port model.ServicePort, src *sources) (*routev3.VirtualHost, error) {
+	b := &routeBuilder{s: s, gateway: model.MeshGateway, port: port.Port, out: s.shared, src: src}
+	vh := s.virtualHost(fmt.Sprintf("%s:%d", svc.Hostname, port.Port))
+	vs := s.virtualServiceFor(svc.Hostname)
+	l4, err := b.l4Destinations(vs, svc, port)
+	if err != nil {
+		return nil, err
+	}
+	vh.Routes = append(vh.Routes, connectRoute(l4))
+	if !port.Protocol.IsHTTP() {
+		// Requests to a port of which nothing is known but bytes: pass them on.
+		vh.Routes = append(vh.Routes, opaqueRoute(l4))
+		return vh, nil
+	}
+	routes, err := b.httpRoutes(vs, svc)
+	vh.Routes = append(vh.Routes, routes...)
+	return vh, err
+}
+
+// httpRoutes are the rules of the VirtualService, or the way to the service
+// itself if there is none with HTTP rules.
+func (b *routeBuilder) httpRoutes(vs *virtualService, svc *model.Service) ([]*routev3.Route, error) {
+	if vs != nil && len(vs.http) > 0 {
+		routes, _, err := b.virtualService(vs)
+		return routes, err
+	}
+	r, err := b.defaultRoute(svc)
+	if err != nil {
+		return nil, err
+	}
+	return []*routev3.Route{r}, nil
+}
+
+// virtualHost starts a virtual host of the client side.
+func (s *scope) virtualHost(name string) *routev3.VirtualHost {
+	return &routev3.VirtualHost{Name: name, IncludeRequestAttemptCount: true}
+}
+
+// connectRoute carries a tunnel to the destinations as bytes.
+func connectRoute(to *l4Destinations) *routev3.Route {
+	a := to.action()
+	a.UpgradeConfigs = []*routev3.RouteAction_UpgradeConfig{{
+		UpgradeType: connectUpgrade, ConnectConfig: &routev3.RouteAction_UpgradeConfig_ConnectConfig{},
+	}}
+	return &routev3.Route{
+		Name:   "connect",
+		Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}},
+		Action: &routev3.Route_Route{Route: a},
+	}
+}
+
+func opaqueRoute(to *l4Destinations) *routev3.Route {
+	return &routev3.Route{Name: "default", Match: routeMatch(nil), Action: &routev3.Route_Route{Route: to.action()}}
+}
+
+// unregisteredHosts are those that a VirtualService names and no service has:
+// they exist on port 80 and on every HTTP port of the scope.
+func (s *scope) unregisteredHosts(hosts *virtualHosts, src *sources) error {
+	ports := s.httpPorts()
+	for _, vs := range s.virtualServices {
+		if len(vs.http) == 0 {
+			continue
+		}
+		for _, host := range vs.hosts {
+			if host == "*" || s.byHost[host] != nil {
+				continue
+			}
+			for _, port := range ports {
+				b := &routeBuilder{s: s, gateway: model.MeshGateway, port: port, out: s.shared, src: src}
+				vh := s.virtualHost(fmt.Sprintf("%s:%d", host, port))
+				routes, _, err := b.virtualService(vs)
+				if err != nil {
+					return err
+				}
+				if len(routes) == 0 {
+					continue
+				}
+				vh.Routes = routes
+				domains := []string{fmt.Sprintf("%s:%d", host, port)}
+				if port == 80 {
+					domains = append(domains, host)
+				}
+				hosts.add(vh, domains)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *scope) httpPorts() []uint32 {
+	ports := map[uint32]bool{80: true}
+	for _, v := range s.services {
+		for _, p := range v.ports {
+			if p.Protocol.IsHTTP() {
+				ports[p.Port] = true
+			}
+		}
+	}
+	out := make([]uint32, 0, len(ports))
+	for p := range ports {
+		out = append(out, p)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// unknownHost is for names that the mesh does not know: passed through by the
+// name in the request, or refused.
+func (s *scope) unknownHost() *routev3.VirtualHost {
+	if !s.allowAny {
+		return s.blockedHost()
+	}
+	vh := s.virtualHost("allow_any")
+	s.shared.cluster(s.t.dynamicPassthrough(), nil)
+	to := &l4Destinations{clusters: []weightedTarget{{cluster: passthroughCluster}}}
+	vh.Routes = []*routev3.Route{connectRoute(to), opaqueRoute(to)}
+	return vh
+}
+
+// blockedHost answers 502 to everything, as Istio does with REGISTRY_ONLY.
+func (s *scope) blockedHost() *routev3.VirtualHost {
+	vh := s.virtualHost("block_all")
+	refuse := func(m *routev3.RouteMatch) *routev3.Route {
+		return &routev3.Route{Name: "block_all", Match: m, Action: &routev3.Route_DirectResponse{
+			DirectResponse: &routev3.DirectResponseAction{Status: http.StatusBadGateway},
+		}}
+	}
+	vh.Routes = []*routev3.Route{
+		refuse(&routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}}),
+		refuse(routeMatch(nil)),
+	}
+	return vh
+}
+
+// virtualHosts collects virtual hosts; a domain belongs to the first that has it,
+// because Envoy refuses a route configuration with a domain twice.
+type virtualHosts struct {
+	list    []*routev3.VirtualHost
+	domains map[string]bool
+	names   map[string]bool
+}
+
+func newVirtualHosts() *virtualHosts {
+	return &virtualHosts{domains: map[string]bool{}, names: map[string]bool{}}
+}
+
+func (h *virtualHosts) add(vh *routev3.VirtualHost, domains []string) {
+	for _, d := range domains {
+		d = strings.ToLower(d)
+		if !h.domains[d] {
+			h.domains[d] = true
+			vh.Domains = append(vh.Domains, d)
+		}
+	}
+	if len(vh.Domains) == 0 || h.names[vh.Name] {
+		return
+	}
+	h.names[vh.Name] = true
+	h.list = append(h.list, vh)
+}

@@ -1,0 +1,67 @@
+package translate
+
+import (
+	"net/netip"
+	"strings"
+
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// protocolNamed reads the protocol of a Gateway server or a Sidecar listener.
+// What has no name that we know is TCP.
+func protocolNamed(name string) model.Protocol {
+	switch strings.ToUpper(name) {
+	case "HTTP", "HTTP_PROXY":
+		return model.HTTP
+	case "HTTP2", "H2C":
+		return model.HTTP2
+	case "GRPC":
+		return model.GRPC
+	case "GRPC-WEB":
+		return model.GRPCWeb
+	case "HTTPS":
+		return model.HTTPS
+	case "TLS":
+		return model.TLS
+	case "MONGO":
+		return model.Mongo
+	case "REDIS":
+		return model.Redis
+	case "MYSQL":
+		return model.MySQL
+	case "UDP":
+		return model.UDP
+	}
+	return model.TCP
+}
+
+// inboundPorts are the workload's ports, or those that a Sidecar's ingress
+// lists instead.
+func inboundPorts(p *model.Proxy, sidecar *model.Sidecar) []model.WorkloadPort {
+	if sidecar == nil || len(sidecar.Spec.GetIngress()) == 0 {
+		return p.Ports
+	}
+	var out []model.WorkloadPort
+	for _, in := range sidecar.Spec.GetIngress() {
+		wp := model.WorkloadPort{
+			Name: in.GetPort().GetName(), Protocol: protocolNamed(in.GetPort().GetProtocol()),
+			Port: in.GetPort().GetNumber(), App: in.GetPort().GetNumber(), AppAddress: netip.MustParseAddr("127.0.0.1"),
+		}
+		// Where the program is started by us it listens where we told it to.
+		for _, own := range p.Ports {
+			if own.Port == wp.Port {
+				wp.App, wp.AppAddress = own.App, own.AppAddress
+			}
+		}
+		if addr, err := netip.ParseAddrPort(in.GetDefaultEndpoint()); err == nil {
+			wp.App = uint32(addr.Port())
+			for _, own := range p.Ports {
+				if own.Port == wp.App {
+					wp.App, wp.AppAddress = own.App, own.AppAddress
+				}
+			}
+		}
+		out = append(out, wp)
+	}
+	return out
+}

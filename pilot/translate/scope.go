@@ -1,0 +1,263 @@
+package translate
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	anypb "google.golang.org/protobuf/types/known/anypb"
+	meshv1 "istio.io/api/mesh/v1alpha1"
+	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// scopeKey tells clients apart as far as any object of the mesh does.
+type scopeKey struct {
+	namespace    string
+	labels       string
+	gateway      bool
+	interception model.Interception
+}
+
+// scope is the mesh as the clients of one namespace (with alike labels) see it,
+// and, for sidecars, the outbound resources that they share.
+type scope struct {
+	t            *Translator
+	namespace    string
+	labels       map[string]string
+	isGateway    bool
+	interception model.Interception
+	sidecar      *model.Sidecar
+	allowAny     bool
+
+	services        []visibleService
+	byHost          map[string][]*model.Service
+	virtualServices []*virtualService // bound to the mesh and visible
+
+	// What sidecars of this scope share.
+	shared *collector
+	// explicit is the connection manager of the explicit proxy.
+	explicit        *anypb.Any
+	explicitSources []model.Ref
+}
+
+// visibleService is a service with those ports that the scope may call.
+type visibleService struct {
+	*model.Service
+	ports []model.ServicePort
+}
+
+func (t *Translator) scope(p *model.Proxy) (*scope, error) {
+	labels, text := t.relevantLabels(p.Labels)
+	key := scopeKey{namespace: p.Namespace, labels: text, gateway: p.Type == model.GatewayProxy, interception: p.Interception}
+	return t.scopes.get(key, func() (*scope, error) {
+		s := &scope{t: t, namespace: p.Namespace, labels: labels, isGateway: key.gateway, interception: p.Interception}
+		s.sidecar = t.sidecarFor(s)
+		s.allowAny = t.allowAny(s.sidecar)
+		s.selectServices()
+		s.selectVirtualServices()
+		if s.isGateway {
+			return s, nil
+		}
+		return s, s.buildOutbound()
+	})
+}
+
+func (t *Translator) relevantLabels(all map[string]string) (map[string]string, string) {
+	labels := map[string]string{}
+	var text strings.Builder
+	for _, k := range t.index.labelKeys {
+		if v, ok := all[k]; ok {
+			labels[k] = v
+			fmt.Fprintf(&text, "%q=%q,", k, v)
+		}
+	}
+	return labels, text.String()
+}
+
+// sidecarFor finds the Sidecar that applies: one of the namespace that selects
+// the workload, else the namespace's own, else that of the root namespace.
+// Sidecars say nothing to gateways.
+func (t *Translator) sidecarFor(s *scope) *model.Sidecar {
+	if s.isGateway {
+		return nil
+	}
+	for _, c := range t.index.sidecars[s.namespace] {
+		if l := c.Spec.GetWorkloadSelector().GetLabels(); len(l) > 0 && model.SelectorMatches(l, s.labels) {
+			return c
+		}
+	}
+	for _, ns := range []string{s.namespace, t.mesh.RootNamespace} {
+		for _, c := range t.index.sidecars[ns] {
+			if len(c.Spec.GetWorkloadSelector().GetLabels()) == 0 {
+				return c
+			}
+		}
+	}
+	return nil
+}
+
+func (t *Translator) allowAny(sidecar *model.Sidecar) bool {
+	if p := sidecarPolicy(sidecar); p != nil {
+		return p.GetMode() == networking.OutboundTrafficPolicy_ALLOW_ANY
+	}
+	if p := t.mesh.Config.GetOutboundTrafficPolicy(); p != nil {
+		return p.GetMode() == meshv1.MeshConfig_OutboundTrafficPolicy_ALLOW_ANY
+	}
+	return true
+}
+
+func sidecarPolicy(s *model.Sidecar) *networking.OutboundTrafficPolicy {
+	if s == nil {
+		return nil
+	}
+	return s.Spec.GetOutboundTrafficPolicy()
+}
+
+// selectServices keeps what is exported to the namespace and imported by the
+// Sidecar. Of services with the same name in several namespaces the client's own
+// counts, else the first.
+func (s *scope) selectServices() {
+	s.byHost = map[string][]*model.Service{}
+	chosen := map[string]string{}
+	for _, svc := range s.t.mesh.Services {
+		if !s.sees(svc) {
+			continue
+		}
+		if _, taken := chosen[svc.Hostname]; !taken || svc.Namespace == s.namespace {
+			chosen[svc.Hostname] = svc.Namespace
+		}
+	}
+	for _, svc := range s.t.mesh.Services {
+		if !s.sees(svc) || chosen[svc.Hostname] != svc.Namespace {
+			continue
+		}
+		s.byHost[svc.Hostname] = append(s.byHost[svc.Hostname], svc)
+		v := visibleService{Service: svc}
+		for _, p := range svc.Ports {
+			if p.Protocol != model.UDP && s.imports(svc.Namespace, svc.Hostname, p.Port) {
+				v.ports = append(v.ports, p)
+			}
+		}
+		if len(v.ports) > 0 {
+			s.services = append(s.services, v)
+		}
+	}
+}
+
+func (s *scope) sees(svc *model.Service) bool {
+	return model.ExportedTo(exportTo(svc.ExportTo, s.t.mesh.Config.GetDefaultServiceExportTo()), svc.Namespace, s.namespace)
+}
+
+// imports says whether the Sidecar's egress lets the scope call host, which
+// lives in namespace, on port; port 0 asks for any port.
+func (s *scope) imports(namespace, host string, port uint32) bool {
+	if s.sidecar == nil || len(s.sidecar.Spec.GetEgress()) == 0 {
+		return true
+	}
+	for _, e := range s.sidecar.Spec.GetEgress() {
+		if n := e.GetPort().GetNumber(); n != 0 && port != 0 && n != port {
+			continue
+		}
+		for _, pattern := range e.GetHosts() {
+			ns, name, ok := strings.Cut(pattern, "/")
+			if !ok {
+				ns, name = "*", pattern
+			}
+			if ns == "." {
+				ns = s.sidecar.Namespace
+				if s.sidecar.Namespace == s.t.mesh.RootNamespace {
+					ns = s.namespace // the mesh's default Sidecar speaks for each namespace
+				}
+			}
+			if (ns == "*" || ns == namespace) && model.HostsOverlap(model.ResolveHost(name, namespace, s.t.mesh.DomainSuffix), host) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (s *scope) selectVirtualServices() {
+	for _, vs := range s.t.index.virtualServices {
+		if !vs.bound(model.MeshGateway) || !model.ExportedTo(vs.exportTo, vs.Namespace, s.namespace) {
+			continue
+		}
+		if slices.ContainsFunc(vs.hosts, func(h string) bool { return s.imports(vs.Namespace, h, 0) || s.byHost[h] != nil }) {
+			s.virtualServices = append(s.virtualServices, vs)
+		}
+	}
+}
+
+// virtualServiceFor finds the VirtualService of the mesh for host: one that
+// names it, else the one with the longest wildcard; the oldest of equals.
+func (s *scope) virtualServiceFor(host string) *virtualService {
+	var best *virtualService
+	bestHost := ""
+	for _, vs := range s.virtualServices {
+		h, ok := model.MostSpecificHost(host, vs.hosts)
+		if !ok {
+			continue
+		}
+		if h == host {
+			return vs
+		}
+		if best == nil || len(h) > len(bestHost) {
+			best, bestHost = vs, h
+		}
+	}
+	return best
+}
+
+// service finds what a destination names, also if the Sidecar does not import
+// it: a VirtualService that is visible brings its destinations along. The port
+// decides between ServiceEntries of the same host; 0 is any.
+func (s *scope) service(host string, port uint32) *model.Service {
+	candidates := s.byHost[host]
+	if candidates == nil {
+		return s.t.mesh.ServiceByHost(host, s.namespace)
+	}
+	for _, svc := range candidates {
+		if _, ok := servicePort(svc, port); ok {
+			return svc
+		}
+	}
+	return candidates[0]
+}
+
+func servicePort(svc *model.Service, port uint32) (model.ServicePort, bool) {
+	for _, p := range svc.Ports {
+		if p.Port == port {
+			return p, true
+		}
+	}
+	return model.ServicePort{}, false
+}
+
+// hostForms are the names under which a client of the scope may call svc,
+// without port. Addresses are those that are no ranges, in brackets for IPv6.
+func (s *scope) hostForms(svc *model.Service) []string {
+	out := []string{svc.Hostname}
+	suffix := "." + svc.Namespace + ".svc." + s.t.mesh.DomainSuffix
+	if name, ok := strings.CutSuffix(svc.Hostname, suffix); ok && name != "" && !strings.Contains(name, "*") {
+		out = append(out, name+"."+svc.Namespace+".svc", name+"."+svc.Namespace)
+		if svc.Namespace == s.namespace {
+			out = append(out, name)
+		}
+	}
+	for _, a := range svc.Addresses {
+		if addr, err := netip.ParseAddr(strings.TrimSuffix(a, "/32")); err == nil {
+			out = append(out, bracket(addr))
+		}
+	}
+	return out
+}
+
+func bracket(addr netip.Addr) string {
+	if addr.Is6() && !addr.Is4In6() {
+		return "[" + addr.String() + "]"
+	}
+	return addr.String()
+}

@@ -1,0 +1,155 @@
+package translate
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/writ-mesh/writ/pilot/envoy"
+)
+
+// toJSON gives a message as JSON values, nested Anys included.
+func toJSON(tb testing.TB, m proto.Message) map[string]any {
+	tb.Helper()
+	raw, err := protojson.Marshal(m)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	var out map[string]any
+	if err := json.Unmarshal(raw, &out); err != nil {
+		tb.Fatal(err)
+	}
+	return out
+}
+
+// staticBootstrap turns a snapshot into a bootstrap without any server: routes
+// go into their connection managers, endpoints into their clusters. secrets are
+// static TLS secrets; with none, SDS stays as it is.
+func staticBootstrap(tb testing.TB, s *Snapshot, admin string, secrets []any) map[string]any {
+	tb.Helper()
+	routes, endpoints := map[string]any{}, map[string]any{}
+	for _, r := range s.Routes {
+		routes[r.Name] = toJSON(tb, r.Message)
+	}
+	for _, r := range s.Endpoints {
+		endpoints[r.Name] = toJSON(tb, r.Message)
+	}
+	var clusters, listeners []any
+	for _, r := range s.Clusters {
+		c := toJSON(tb, r.Message)
+		if _, ok := c["edsClusterConfig"]; ok {
+			delete(c, "edsClusterConfig")
+			c["type"] = "STATIC"
+			c["loadAssignment"] = endpoints[r.Name]
+			if c["loadAssignment"] == nil {
+				tb.Errorf("cluster %s has no endpoints resource", r.Name)
+			}
+		}
+		clusters = append(clusters, c)
+	}
+	for _, r := range s.Listeners {
+		listeners = append(listeners, toJSON(tb, r.Message))
+	}
+	clusters = append(clusters, map[string]any{
+		"name": envoy.AgentCluster, "type": "STATIC", "connectTimeout": "1s",
+		"loadAssignment": map[string]any{"clusterName": envoy.AgentCluster, "endpoints": []any{map[string]any{"lbEndpoints": []any{
+			map[string]any{"endpoint": map[string]any{"address": map[string]any{"pipe": map[string]any{"path": "/nonexistent/agent.sock"}}}},
+		}}}},
+		"typedExtensionProtocolOptions": map[string]any{envoy.HTTPOptionsKey: toJSON(tb, envoy.HTTP2Upstream(false)[envoy.HTTPOptionsKey])},
+	})
+	resources := map[string]any{"clusters": clusters, "listeners": listeners}
+	if secrets != nil {
+		resources["secrets"] = secrets
+	}
+	inline(tb, resources, routes, secrets != nil)
+	host, port := splitAddress(tb, admin)
+	return map[string]any{
+		"node":            map[string]any{"id": "test", "cluster": "test"},
+		"admin":           map[string]any{"address": map[string]any{"socketAddress": map[string]any{"address": host, "portValue": port}}},
+		"staticResources": resources,
+	}
+}
+
+// inline replaces, in place, references to RDS and (with static secrets) to SDS.
+func inline(tb testing.TB, v any, routes map[string]any, secrets bool) {
+	switch v := v.(type) {
+	case []any:
+		for _, e := range v {
+			inline(tb, e, routes, secrets)
+		}
+	case map[string]any:
+		if rds, ok := v["rds"].(map[string]any); ok {
+			name := rds["routeConfigName"].(string)
+			if routes[name] == nil {
+				tb.Errorf("route configuration %s is referred to but not there", name)
+			}
+			delete(v, "rds")
+			v["routeConfig"] = routes[name]
+		}
+		if secrets {
+			delete(v, "sdsConfig")
+		}
+		for _, e := range v {
+			inline(tb, e, routes, secrets)
+		}
+	}
+}
+
+func writeJSON(tb testing.TB, path string, v any) {
+	tb.Helper()
+	raw, err := json.MarshalIndent(v, "", " ")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := os.WriteFile(path, raw, 0o600); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// envoys finds the Envoys to test with: $ENVOY, else those of the repository,
+// else the one on PATH.
+func envoys(tb testing.TB) []string {
+	tb.Helper()
+	if e := os.Getenv("ENVOY"); e != "" {
+		return []string{e}
+	}
+	var out []string
+	for _, v := range []string{"1.40.0", "1.36.2"} {
+		path, err := filepath.Abs("../../.tools/envoy-" + v + "/bin/envoy")
+		if err == nil {
+			if _, err := os.Stat(path); err == nil {
+				out = append(out, path)
+			}
+		}
+	}
+	if len(out) == 0 {
+		if path, err := exec.LookPath("envoy"); err == nil {
+			out = append(out, path)
+		}
+	}
+	if len(out) == 0 {
+		if os.Getenv("CI") == "true" {
+			tb.Fatal("no Envoy: set $ENVOY or fetch it into .tools")
+		}
+		tb.Skip("no Envoy: set $ENVOY or fetch it into .tools")
+	}
+	return out
+}
+
+// validate runs both Envoys over the snapshot in validate mode.
+func validate(t *testing.T, s *Snapshot) {
+	t.Helper()
+	for _, bin := range envoys(t) {
+		path := filepath.Join(t.TempDir(), "bootstrap.json")
+		writeJSON(t, path, staticBootstrap(t, s, "127.0.0.1:0", nil))
+		out, err := exec.CommandContext(t.Context(), bin, "--mode", "validate", "-c", path, "--log-level", "error", "--disable-hot-restart").CombinedOutput()
+		if err != nil {
+			t.Errorf("%s refuses the configuration: %v\n%s", bin, err, out)
+		}
+	}
+}
