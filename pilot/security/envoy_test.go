@@ -208,7 +208,7 @@ func get(url string) (string, error) {
 }
 
 func bootstrap(t testing.TB, p *proxy, inbounds map[string]inbound, clusters []*clusterv3.Cluster) *bootstrapv3.Bootstrap {
-	static := &bootstrapv3.Bootstrap_StaticResources{Clusters: []*clusterv3.Cluster{backend(t)}}
+	static := &bootstrapv3.Bootstrap_StaticResources{Clusters: []*clusterv3.Cluster{backend(t), lineServer(t)}}
 	seen := map[string]bool{}
 	for _, c := range clusters {
 		seen[c.GetName()] = true
@@ -231,7 +231,7 @@ func bootstrap(t testing.TB, p *proxy, inbounds map[string]inbound, clusters []*
 				add(v.Clusters)
 			}
 		} else {
-			filters = append(append(filters, in.tcp.Filters...), directTCP())
+			filters = append(append(filters, in.tcp.Filters...), forwardTCP())
 			add(in.tcp.Clusters)
 		}
 		for _, kind := range []string{"plain", "mtls"} {
