@@ -31,6 +31,9 @@ const (
 	silentWait = 10 * time.Second
 	// refusedWait is the same after pilot said that it is not ready.
 	refusedWait = time.Second
+	// maxEarly bounds how many requests are remembered until the first answer; a
+	// proxy with a thousand clusters sends about as many.
+	maxEarly = 10_000
 )
 
 // Attestor says which workload the caller of a method is.
@@ -246,6 +249,9 @@ func (f *flow[Q, P]) next(ctx context.Context, stop <-chan struct{}) (*Q, error)
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		if !f.answered {
+			if len(f.early) >= maxEarly {
+				return nil, status.Errorf(codes.ResourceExhausted, "%d requests came before there was an answer", maxEarly)
+			}
 			f.early = append(f.early, req)
 		}
 		return req, nil

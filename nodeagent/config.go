@@ -1,0 +1,132 @@
+package nodeagent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-mesh/writ/internal/config"
+	"github.com/writ-mesh/writ/internal/credential"
+	"github.com/writ-mesh/writ/internal/identity"
+	"github.com/writ-mesh/writ/internal/listen"
+	"github.com/writ-mesh/writ/internal/service"
+)
+
+// Config is the configuration file of writ-nodeagent.
+type Config struct {
+	service.Common `yaml:",inline"`
+
+	// Node is the name of this node, as in pilot's placement.
+	Node string `yaml:"node"`
+	// Socket is where proxies find SDS and ADS: unix:///path.
+	Socket string `yaml:"socket"`
+	// SocketMode is the mode of Socket in octal, 0600 if empty. With 0666 proxies
+	// of other users can connect; who they are is attested in any case.
+	SocketMode string `yaml:"socket_mode"`
+	// Admin is where the supervisor registers processes: unix:///path, mode 0600.
+	// Empty means that proxies are recognized by their user id alone.
+	Admin string `yaml:"admin"`
+	// State is the directory that holds placement, registrations and the last
+	// good configurations, mode 0700.
+	State string `yaml:"state"`
+	// Pilot is pilot's address, host:port (mTLS).
+	Pilot string `yaml:"pilot"`
+	// Identity says where the agent's own certificate comes from; the authority
+	// that it names also issues those of the workloads.
+	Identity credential.Config `yaml:"identity"`
+	// SVIDTTL is the life of workload certificates that is asked for; 0 leaves it
+	// to the authority.
+	SVIDTTL config.Duration `yaml:"svid_ttl"`
+	// AttestWait is how long a caller that is not known yet waits to become so.
+	AttestWait config.Duration `yaml:"attest_wait"`
+}
+
+// The bounds of SVIDTTL; the lower one is what renewal is tested with.
+const (
+	minTTL = 10 * time.Second
+	maxTTL = 90 * 24 * time.Hour
+)
+
+// DefaultConfig has the defaults filled in.
+func DefaultConfig() Config {
+	return Config{
+		Socket:     "unix:///run/writ/nodeagent.sock",
+		SocketMode: "0600",
+		Admin:      "unix:///run/writ/nodeagent-admin.sock",
+		State:      "/var/lib/writ/nodeagent",
+		AttestWait: config.Duration(5 * time.Second),
+	}
+}
+
+// Validate checks a configuration with its cross-field rules.
+func (c *Config) Validate() error {
+	var errs []error
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if err := c.Identity.Validate(); err != nil {
+		errs = append(errs, err)
+	} else if _, err := c.id(); err != nil {
+		fail("node: %w", err)
+	}
+	if c.Node == "" {
+		fail("node: the name of this node is not set")
+	}
+	for _, s := range []struct{ field, addr string }{{"socket", c.Socket}, {"admin", c.Admin}} {
+		if s.addr == "" && s.field == "admin" {
+			continue
+		}
+		if _, ok := listen.Unix(s.addr); !ok {
+			fail("%s: %q is no unix socket; want unix:///absolute/path", s.field, s.addr)
+		} else if err := listen.Valid(s.addr); err != nil {
+			fail("%s: %w", s.field, err)
+		}
+	}
+	if c.Socket == c.Admin {
+		fail("admin: it must not be the same as socket: registering processes is for the supervisor alone")
+	}
+	if _, err := c.mode(); err != nil {
+		errs = append(errs, err)
+	}
+	if c.State == "" {
+		fail("state: the directory for the agent's state is not set")
+	}
+	if _, _, err := net.SplitHostPort(c.Pilot); err != nil {
+		fail("pilot: address %q: want host:port", c.Pilot)
+	}
+	if ttl := c.SVIDTTL.D(); ttl != 0 && (ttl < minTTL || ttl > maxTTL) {
+		fail("svid_ttl: %s is not between %s and %s", ttl, minTTL, maxTTL)
+	}
+	if w := c.AttestWait.D(); w <= 0 || w > time.Minute {
+		fail("attest_wait: %s is not between 0 and 1m", w)
+	}
+	return errors.Join(errs...)
+}
+
+// mode is SocketMode as a number.
+func (c *Config) mode() (fs.FileMode, error) {
+	if c.SocketMode == "" {
+		return listen.UnixMode, nil
+	}
+	m, err := strconv.ParseUint(c.SocketMode, 8, 32)
+	if err != nil || m&^0o666 != 0 || m&0o600 != 0o600 {
+		return 0, fmt.Errorf("socket_mode: %q: want an octal mode from 0600 to 0666", c.SocketMode)
+	}
+	return fs.FileMode(m), nil
+}
+
+func (c *Config) trustDomain() (spiffeid.TrustDomain, error) {
+	return spiffeid.TrustDomainFromString(c.Identity.TrustDomain)
+}
+
+// id is the agent's own identity.
+func (c *Config) id() (spiffeid.ID, error) {
+	td, err := c.trustDomain()
+	if err != nil {
+		return spiffeid.ID{}, err
+	}
+	return identity.Node(td, c.Node)
+}
