@@ -119,7 +119,7 @@ func (a *assembler) namespaces() {
 
 func (a *assembler) proxies() {
 	for _, o := range a.objects[instanceKind] {
-		a.mesh.Proxies = append(a.mesh.Proxies, proxyOf(o, a.mesh.DomainSuffix))
+		a.mesh.Proxies = append(a.mesh.Proxies, proxyOf(o))
 	}
 	slices.SortFunc(a.mesh.Proxies, func(a, b *model.Proxy) int { return cmp.Compare(a.ID, b.ID) })
 }

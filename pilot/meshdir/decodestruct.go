@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"math"
 	"reflect"
+	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -155,12 +156,14 @@ func (r *report) decodeGoMap(n *yaml.Node, v reflect.Value, at string) {
 			r.decodeReflect(value, element, place)
 			out.SetMapIndex(k, element)
 		default:
-			before := len(r.problems)
-			r.decodeBasic(key, k, place)
-			r.decodeReflect(value, element, place)
-			if len(r.problems) == before {
-				out.SetMapIndex(k, element)
+			u, err := strconv.ParseUint(key.Value, 10, k.Type().Bits())
+			if err != nil {
+				r.at(key, place, "the key must be a number, got %q", shorten(key.Value))
+				continue
 			}
+			k.SetUint(u)
+			r.decodeReflect(value, element, place)
+			out.SetMapIndex(k, element)
 		}
 	}
 	v.Set(out)

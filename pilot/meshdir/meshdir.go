@@ -6,10 +6,6 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
-	"strings"
-
-	meshv1 "istio.io/api/mesh/v1alpha1"
-	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/writ-mesh/writ/pilot/model"
 )
@@ -122,76 +118,6 @@ func (in input) without(bad map[*object]bool) input {
 	}
 	out.instances = prune(in.instances)
 	return out
-}
-
-// Plan is what the supervisor of a local mesh has to run.
-type Plan struct {
-	Config    *meshv1.MeshConfig
-	Workloads []LocalWorkload
-	Gateways  []GatewayPlan
-}
-
-// GatewayPlan is a gateway proxy to run for a Gateway object: named after it, in
-// the root namespace, with the labels of its selector.
-type GatewayPlan struct {
-	Name      string
-	Namespace string
-	Labels    map[string]string
-	// Object is the Gateway object.
-	Object model.Ref
-	// Ports are the ports of its servers in the order of servers, each once.
-	Ports []GatewayPort
-}
-
-// GatewayPort is a port on which a gateway proxy listens.
-type GatewayPort struct {
-	Number   uint32
-	Protocol model.Protocol
-	// Bind is the IP address that the server asks for, empty for all.
-	Bind string
-	// TLS says that clients have to speak TLS.
-	TLS bool
-}
-
-// PlanOf gives what has to run for a mesh directory's contents, and its problems.
-func PlanOf(files map[string][]byte, options Options) (Plan, []Problem) {
-	in, mesh, problems := parseAndSettle(files, nil, &options)
-	return planOf(in, mesh), problems
-}
-
-func planOf(in input, mesh *model.Mesh) Plan {
-	plan := Plan{Config: mesh.Config}
-	for _, f := range in.files {
-		for _, o := range f.objects {
-			if o.meta.Kind == "LocalWorkload" {
-				plan.Workloads = append(plan.Workloads, workloadsOf([]*object{o})...)
-			}
-		}
-	}
-	seen := map[string]bool{}
-	for _, gw := range mesh.Gateways {
-		if seen[gw.Name] {
-			continue
-		}
-		seen[gw.Name] = true
-		plan.Gateways = append(plan.Gateways, gatewayPlanOf(gw, mesh.RootNamespace))
-	}
-	return plan
-}
-
-func gatewayPlanOf(gw *model.Gateway, rootNamespace string) GatewayPlan {
-	plan := GatewayPlan{Name: gw.Name, Namespace: rootNamespace, Labels: gw.Spec.Selector, Object: gw.Ref}
-	for _, s := range gw.Spec.Servers {
-		if strings.HasPrefix(s.Bind, unixPrefix) || slices.ContainsFunc(plan.Ports, func(p GatewayPort) bool { return p.Number == s.Port.Number }) {
-			continue
-		}
-		protocol, _ := protocolOf(s.Port.Protocol)
-		plan.Ports = append(plan.Ports, GatewayPort{
-			Number: s.Port.Number, Protocol: protocol, Bind: s.Bind,
-			TLS: s.Tls != nil && !(s.Tls.HttpsRedirect && s.Tls.Mode == networking.ServerTLSSettings_PASSTHROUGH),
-		})
-	}
-	return plan
 }
 
 // fileProblem shortens an error of the file system: the path is said already.

@@ -287,21 +287,14 @@ func (r *Reader) fingerprint(v version) [sha256.Size]byte {
 	return out
 }
 
-// ReadPlan reads a mesh directory once and gives what has to run.
-func ReadPlan(options Options) (Plan, []Problem) {
-	r := NewReader(options)
-	files, unreadable, err := ReadDir(r.options.Dir)
+// Validate reads a mesh directory once and gives its problems, as pilot would
+// find them; no replicas are known. compile checks a Rego module, nil leaves
+// modules unchecked. The error is about the directory as a whole.
+func Validate(dir string, compile func(name, module, query string) error) ([]Problem, error) {
+	_, unreadable, err := ReadDir(dir)
 	if err != nil {
-		return Plan{Config: DefaultMeshConfig()}, []Problem{{Message: err.Error()}}
+		return nil, err
 	}
-	plan, problems := PlanOf(files, r.options)
-	return plan, unique(append(problems, unreadable...))
-}
-
-// Validate reads a mesh directory once, as `writ validate` does: no instances,
-// all problems.
-func Validate(options Options) (*model.Mesh, []Problem) {
-	options.InstancesFile = ""
-	mesh, _, problems := NewReader(options).Read()
-	return mesh, problems
+	_, _, problems := NewReader(Options{Dir: dir, CompileRego: compile}).Read()
+	return unique(append(problems, unreadable...)), nil
 }

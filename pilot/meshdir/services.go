@@ -280,7 +280,7 @@ func (a *assembler) impliedServices() []*model.Service {
 		add(w.Meta, impliedName(w.Name, w.Labels, false), ports)
 	}
 	for _, o := range a.objects[instanceKind] {
-		p := proxyOf(o, a.mesh.DomainSuffix)
+		p := proxyOf(o)
 		i := slices.IndexFunc(a.mesh.Proxies, func(q *model.Proxy) bool { return q.ID == p.ID })
 		if p.Type != model.SidecarProxy || i < 0 {
 			continue

@@ -154,7 +154,8 @@ type InstanceSpec struct {
 // InstancePort is a port of a replica.
 type InstancePort struct {
 	Name string `json:"name,omitempty"`
-	// Protocol names the application protocol; without it the port's name does.
+	// Protocol names the application protocol, as appProtocol of a Service does;
+	// without it the port's name does.
 	Protocol string `json:"protocol,omitempty"`
 	Port     uint32 `json:"port"`
 	// App is where the program listens; the same as Port if not given.
@@ -188,9 +189,6 @@ func checkInstance(c *checker) {
 		}
 		if p.AppAddress != "" && !isIP(p.AppAddress) {
 			c.errorf(at+".appAddress", "%q is not an IP address", shorten(p.AppAddress))
-		}
-		if _, known := protocolOf(p.Protocol); p.Protocol != "" && !known {
-			c.errorf(at+".protocol", "unknown protocol %q: it is one of %s", shorten(p.Protocol), protocolNames)
 		}
 	}
 	for from, to := range s.GatewayPorts {
@@ -243,22 +241,31 @@ func ParseInstances(name string, data []byte) ([]Instance, []Problem) {
 	return out, f.problems
 }
 
+// ProxyID gives the xDS node id of an instance's proxy, in Istio's form:
+// <sidecar or router>~<IP>~<name>.<namespace>~<namespace>.svc.cluster.local.
+func ProxyID(in Instance) string {
+	role := "sidecar"
+	if in.Spec.Type == "gateway" {
+		role = "router"
+	}
+	return fmt.Sprintf("%s~%s~%s.%s~%s.svc.%s", role, in.Spec.Address, in.Name, in.Namespace, in.Namespace, domainSuffix)
+}
+
 // proxyOf gives the proxy of an instance.
-func proxyOf(o *object, suffix string) *model.Proxy {
+func proxyOf(o *object) *model.Proxy {
 	s := o.spec.(*InstanceSpec)
 	address, _ := netip.ParseAddr(s.Address) // checked before
 	p := &model.Proxy{
 		Name: o.meta.Name, Namespace: o.meta.Namespace, ServiceAccount: s.ServiceAccount, Labels: maps.Clone(o.meta.Labels),
 		Node: s.Node, Address: address, GatewayPorts: s.GatewayPorts,
 	}
-	role := "sidecar"
 	if s.Type == "gateway" {
-		p.Type, role = model.GatewayProxy, "router"
+		p.Type = model.GatewayProxy
 	}
 	if s.Interception == "redirect" {
 		p.Interception = model.Redirect
 	}
-	p.ID = fmt.Sprintf("%s~%s~%s.%s~%s.svc.%s", role, s.Address, p.Name, p.Namespace, p.Namespace, suffix)
+	p.ID = ProxyID(Instance{Name: p.Name, Namespace: p.Namespace, Spec: *s})
 	for _, port := range s.Ports {
 		w := model.WorkloadPort{Name: port.Name, Port: port.Port, App: port.App, AppAddress: netip.AddrFrom4([4]byte{127, 0, 0, 1})}
 		w.Protocol = LocalWorkloadPort{Name: port.Name, Protocol: port.Protocol}.Model()
