@@ -104,10 +104,10 @@ func (s *server) decide(ctx context.Context, req *authv3.CheckRequest, now time.
 		v.status = http.StatusRequestEntityTooLarge
 		return
 	}
-	set, list, missing := s.find(ctx, names, now)
+	set, list := s.find(ctx, names, now)
 	v.revision = set.revision
-	if missing != "" {
-		v.fail(missing, saidNotDecided, "the policy is not known at this revision")
+	if len(list) != len(names) {
+		v.fail(names[len(list)], saidNotDecided, "the policy is not known at this revision")
 		return
 	}
 	opts := rego.InputOptions{}
@@ -177,23 +177,16 @@ func (s *server) explainFailure(ctx context.Context, p *policy, id string, err e
 	}
 }
 
-// find gives the policies by name, from one set. A policy that is not known is
-// waited for: the proxy may be a moment ahead.
-func (s *server) find(ctx context.Context, names []string, now time.Time) (set *policySet, list []*policy, missing string) {
+// find gives the policies by name, from one set: all of them, or those before
+// the first that is not known. A policy that is not known is waited for: the
+// proxy may be a moment ahead.
+func (s *server) find(ctx context.Context, names []string, now time.Time) (*policySet, []*policy) {
 	var wait <-chan time.Time
 	for {
-		set = s.policies.current.Load()
-		list, missing = list[:0], ""
-		for _, n := range names {
-			p := set.find(n, now)
-			if p == nil {
-				missing = n
-				break
-			}
-			list = append(list, p)
-		}
-		if missing == "" || s.decision.UnknownPolicyWait <= 0 {
-			return set, list, missing
+		set := s.policies.current.Load()
+		list := set.list(names, now)
+		if len(list) == len(names) || s.decision.UnknownPolicyWait <= 0 {
+			return set, list
 		}
 		if wait == nil {
 			t := time.NewTimer(s.decision.UnknownPolicyWait.D())
@@ -203,11 +196,24 @@ func (s *server) find(ctx context.Context, names []string, now time.Time) (set *
 		select {
 		case <-set.changed:
 		case <-wait:
-			return set, nil, missing
+			return set, list
 		case <-ctx.Done():
-			return set, nil, missing
+			return set, list
 		}
 	}
+}
+
+// list gives the named policies up to the first that is not known.
+func (s *policySet) list(names []string, now time.Time) []*policy {
+	list := make([]*policy, 0, len(names))
+	for _, n := range names {
+		p := s.find(n, now)
+		if p == nil {
+			break
+		}
+		list = append(list, p)
+	}
+	return list
 }
 
 func splitNames(s string) []string {

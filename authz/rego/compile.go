@@ -54,6 +54,9 @@ type Program struct {
 // Compile parses and compiles a policy and prepares its query, for example
 // "data.office.allow". The error gives file and line as Rego does, on one line.
 func Compile(ctx context.Context, src Source, query string, o Options) (*Program, error) {
+	if strings.TrimSpace(query) == "" {
+		return nil, errors.New("query: missing")
+	}
 	body, err := ast.ParseBody(query)
 	if err != nil {
 		return nil, fmt.Errorf("query %q: %w", query, oneLine(err))
@@ -182,30 +185,43 @@ func (p *Program) defined(ctx context.Context, compiler *ast.Compiler, store sto
 	return fmt.Errorf("query %s: the policy has no such rule and no such data", ref)
 }
 
-// oneLine joins Rego's list of errors, which has a line for each, into one.
+// oneLine turns the lists of errors of Rego and its loader, which have several
+// lines, into one: the first error and how many more there are.
 func oneLine(err error) error {
-	var list ast.Errors
-	if !errors.As(err, &list) {
-		var loaded loader.Errors
-		if errors.As(err, &loaded) && len(loaded) > 0 {
-			return errors.New(flatten(loaded[0].Error(), len(loaded)-1))
-		}
-		return errors.New(flatten(err.Error(), 0))
-	}
-	if len(list) == 0 {
-		return err
-	}
-	return errors.New(flatten(list[0].Error(), len(list)-1))
-}
-
-func flatten(first string, more int) string {
-	lines := strings.Split(strings.TrimSpace(first), "\n")
+	list := leaves(err)
+	lines := strings.Split(strings.TrimSpace(list[0].Error()), "\n")
 	for i := range lines {
 		lines[i] = strings.TrimSpace(lines[i])
 	}
-	s := strings.Join(lines, " ")
-	if more > 0 {
-		s += fmt.Sprintf(" (and %d more)", more)
+	text := strings.Join(lines, " ")
+	if more := len(list) - 1; more > 0 {
+		text += fmt.Sprintf(" (and %d more)", more)
 	}
-	return s
+	return errors.New(text)
+}
+
+// leaves are the errors in a list, or the error itself; never empty.
+func leaves(err error) []error {
+	var all []error
+	var asRego oparego.Errors
+	var asLoader loader.Errors
+	var asAST ast.Errors
+	switch {
+	case errors.As(err, &asRego):
+		for _, e := range asRego {
+			all = append(all, leaves(e)...)
+		}
+	case errors.As(err, &asLoader):
+		for _, e := range asLoader {
+			all = append(all, leaves(e)...)
+		}
+	case errors.As(err, &asAST):
+		for _, e := range asAST {
+			all = append(all, e)
+		}
+	}
+	if len(all) == 0 {
+		return []error{err}
+	}
+	return all
 }
