@@ -199,44 +199,37 @@ func TestPolicies(t *testing.T) {
 	}
 }
 
-func TestReadWorkloads(t *testing.T) {
-	w, problems := ReadWorkloads("testdata/mesh")
+func TestPlan(t *testing.T) {
+	plan, problems := ReadPlan(Options{Dir: "testdata/mesh"})
 	if len(problems) > 0 {
-		t.Fatal(problems)
+		t.Error(problems)
 	}
 	var names []string
-	for _, x := range w.Workloads {
-		names = append(names, x.Name)
+	for _, w := range plan.Workloads {
+		names = append(names, w.Name)
 	}
-	if want := []string{"details", "productpage", "reviews-v1", "reviews-v2"}; !slices.Equal(names, want) {
-		t.Errorf("workloads %v, want %v", names, want)
+	if want := []string{"productpage", "reviews-v1", "reviews-v2", "details"}; !slices.Equal(names, want) {
+		t.Errorf("workloads %v, want %v in the order of the file", names, want)
 	}
-	v2 := w.Workloads[3].Spec
-	if *v2.Replicas != 2 || v2.ServiceAccount != "bookinfo-reviews" || v2.Ports[0].App != 18080 || *w.Workloads[1].Spec.Replicas != 1 ||
-		w.Workloads[0].Spec.ServiceAccount != "default" {
-		t.Errorf("%+v", w.Workloads)
+	w := plan.Workloads[2].Spec
+	if *w.Replicas != 2 || w.ServiceAccount != "bookinfo-reviews" || w.Ports[0].App != 18080 || *plan.Workloads[0].Spec.Replicas != 1 ||
+		plan.Workloads[3].Spec.ServiceAccount != "default" || plan.Config.TrustDomain != "example.org" {
+		t.Errorf("%+v", plan.Workloads)
 	}
-	if w.TrustDomain != "example.org" || w.RootNamespace != "istio-system" || len(w.Gateways) != 1 || w.Gateways[0].Name != "ingress" {
-		t.Errorf("%+v", w)
+	want := []GatewayPlan{{
+		Name: "ingress", Namespace: "istio-system", Labels: map[string]string{"istio": "ingressgateway"},
+		Object: model.Ref{Kind: "Gateway", Namespace: "default", Name: "ingress", File: "traffic.yaml", Line: 17},
+		Ports:  []GatewayPort{{Number: 8080, Protocol: model.HTTP}, {Number: 8443, Protocol: model.HTTPS, TLS: true}},
+	}}
+	if diff := cmp.Diff(want, plan.Gateways); diff != "" {
+		t.Error(diff)
 	}
 }
 
-func TestReadWorkloadsDoesNotGuess(t *testing.T) {
-	for name, text := range map[string]string{
-		"mesh.yaml":   "trustDomian: example.org",
-		"web.yaml":    "apiVersion: local.writ.mesh/v1alpha1\nkind: LocalWorkload\nmetadata: {name: web}\nspec: {replica: 2}",
-		"syntax.yaml": "apiVersion: local.writ.mesh/v1alpha1\nkind: LocalWorkload\nmetadata: {name: web\n",
-	} {
-		dir := t.TempDir()
-		write(t, dir, name, text)
-		if w, problems := ReadWorkloads(dir); w != nil || len(problems) == 0 {
-			t.Errorf("%s: got %+v and %v", name, w, problems)
-		}
-	}
-	dir := t.TempDir()
-	write(t, dir, "policy.yaml", "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: web}\nspec: {mtsl: {}}")
-	if w, problems := ReadWorkloads(dir); w == nil || len(problems) != 1 {
-		t.Errorf("a mistake in a policy: got %+v and %v", w, problems)
+func TestPlanOfNoDirectory(t *testing.T) {
+	plan, problems := ReadPlan(Options{Dir: filepath.Join(t.TempDir(), "nowhere")})
+	if plan.Config == nil || len(problems) != 1 || problems[0].File != "" {
+		t.Errorf("%+v %v", plan, problems)
 	}
 }
 

@@ -1,71 +1,87 @@
 package meshdir
 
 import (
-	"bytes"
 	"slices"
 	"strings"
 
 	meshv1 "istio.io/api/mesh/v1alpha1"
+	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
-// Workloads is what a mesh directory says about what has to run.
-type Workloads struct {
-	Config        *meshv1.MeshConfig
-	TrustDomain   string
-	RootNamespace string
-	// Workloads are sorted by namespace, then name.
+// Plan is what the supervisor of a local mesh has to run.
+type Plan struct {
+	// Config is never nil.
+	Config *meshv1.MeshConfig
+	// Workloads are in the order of files and lines.
 	Workloads []LocalWorkload
-	// Gateways each need one gateway proxy: named after the object, in the root
-	// namespace, with the labels of its selector. Of several with one name only
-	// the first is here.
-	Gateways []*model.Gateway
+	// Gateways are sorted as in model.Mesh. Of several with one name only the
+	// first is here.
+	Gateways []GatewayPlan
 }
 
-// ReadWorkloads reads what has to run. The result is nil where that would be a
-// guess: the directory cannot be read, or there is an error in mesh.yaml, in a
-// LocalWorkload or in a file that holds some; the problems are then those
-// errors. Other mistakes leave out what they concern, and are for a Reader to
-// report; the problems are then all of the directory.
-func ReadWorkloads(dir string) (*Workloads, []Problem) {
-	files, unreadable, err := ReadDir(dir)
+// GatewayPlan is a gateway proxy to run for a Gateway object: named after it, in
+// the root namespace, with the labels of its selector.
+type GatewayPlan struct {
+	Name      string
+	Namespace string
+	Labels    map[string]string
+	// Object is the Gateway object.
+	Object model.Ref
+	// Ports are the ports of its servers in the order of servers, each once.
+	Ports []GatewayPort
+}
+
+// GatewayPort is a port on which a gateway proxy listens.
+type GatewayPort struct {
+	Number   uint32
+	Protocol model.Protocol
+	// Bind is the IP address that the server asks for, empty for all.
+	Bind string
+	// TLS says that clients have to speak TLS.
+	TLS bool
+}
+
+// ReadPlan reads a mesh directory once and gives what has to run, and all
+// problems of the directory; one without a file is about the directory as a
+// whole. What has errors is left out.
+func ReadPlan(options Options) (Plan, []Problem) {
+	r := NewReader(options)
+	files, unreadable, err := ReadDir(r.options.Dir)
 	if err != nil {
-		return nil, []Problem{{Message: err.Error()}}
+		return Plan{Config: DefaultMeshConfig()}, []Problem{{Message: err.Error()}}
 	}
-	in, mesh, problems := parseAndSettle(files, nil, &NewReader(Options{Dir: dir}).options)
-	problems = unique(append(problems, unreadable...))
-	if fatal := fatalProblems(files, problems); len(fatal) > 0 {
-		return nil, fatal
-	}
-	out := &Workloads{Config: mesh.Config, TrustDomain: mesh.TrustDomain, RootNamespace: mesh.RootNamespace}
-	var objects []*object
+	in, mesh, problems := parseAndSettle(files, nil, &r.options)
+	return planOf(in, mesh), unique(append(problems, unreadable...))
+}
+
+func planOf(in input, mesh *model.Mesh) Plan {
+	plan := Plan{Config: mesh.Config}
 	for _, f := range in.files {
 		for _, o := range f.objects {
 			if o.meta.Kind == "LocalWorkload" {
-				objects = append(objects, o)
+				plan.Workloads = append(plan.Workloads, workloadsOf([]*object{o})...)
 			}
 		}
 	}
-	out.Workloads = workloadsOf(objects)
-	slices.SortStableFunc(out.Workloads, func(a, b LocalWorkload) int {
-		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
-	})
 	for _, gw := range mesh.Gateways {
-		if !slices.ContainsFunc(out.Gateways, func(g *model.Gateway) bool { return g.Name == gw.Name }) {
-			out.Gateways = append(out.Gateways, gw)
+		if !slices.ContainsFunc(plan.Gateways, func(g GatewayPlan) bool { return g.Name == gw.Name }) {
+			plan.Gateways = append(plan.Gateways, gatewayPlanOf(gw, mesh.RootNamespace))
 		}
 	}
-	return out, problems
+	return plan
 }
 
-func fatalProblems(files map[string][]byte, problems []Problem) []Problem {
-	var out []Problem
-	for _, p := range Errors(problems) {
-		unknown := p.Object == "" && (files[p.File] == nil || bytes.Contains(files[p.File], []byte("LocalWorkload")))
-		if p.File == meshFile || strings.HasPrefix(p.Object, "LocalWorkload") || unknown {
-			out = append(out, p)
+func gatewayPlanOf(gw *model.Gateway, rootNamespace string) GatewayPlan {
+	plan := GatewayPlan{Name: gw.Name, Namespace: rootNamespace, Labels: gw.Spec.Selector, Object: gw.Ref}
+	for _, s := range gw.Spec.Servers {
+		if strings.HasPrefix(s.Bind, unixPrefix) || slices.ContainsFunc(plan.Ports, func(p GatewayPort) bool { return p.Number == s.Port.Number }) {
+			continue
 		}
+		protocol, _ := protocolOf(s.Port.Protocol)
+		redirects := s.Tls.GetHttpsRedirect() && s.Tls.GetMode() == networking.ServerTLSSettings_PASSTHROUGH
+		plan.Ports = append(plan.Ports, GatewayPort{Number: s.Port.Number, Protocol: protocol, Bind: s.Bind, TLS: s.Tls != nil && !redirects})
 	}
-	return out
+	return plan
 }

@@ -287,14 +287,10 @@ func (r *Reader) fingerprint(v version) [sha256.Size]byte {
 	return out
 }
 
-// Validate reads a mesh directory once and gives its problems, as pilot would
-// find them; no replicas are known. compile checks a Rego module, nil leaves
-// modules unchecked. The error is about the directory as a whole.
-func Validate(dir string, compile func(name, module, query string) error) ([]Problem, error) {
-	_, unreadable, err := ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
-	_, _, problems := NewReader(Options{Dir: dir, CompileRego: compile}).Read()
-	return unique(append(problems, unreadable...)), nil
+// Validate reads a mesh directory once and gives its mesh and its problems, as
+// pilot would find them; no replicas are known.
+func Validate(options Options) (*model.Mesh, []Problem) {
+	options.InstancesFile = ""
+	mesh, _, problems := NewReader(options).Read()
+	return mesh, problems
 }

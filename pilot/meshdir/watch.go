@@ -41,15 +41,6 @@ func (r *Reader) Watch(ctx context.Context) <-chan struct{} {
 	return out
 }
 
-// Watch tells when the configuration files of a mesh directory may have changed,
-// until ctx ends; then the channel is closed.
-func Watch(ctx context.Context, dir string) (<-chan struct{}, error) {
-	if _, err := os.ReadDir(dir); err != nil {
-		return nil, fmt.Errorf("watch mesh directory: %w", err)
-	}
-	return NewReader(Options{Dir: dir}).Watch(ctx), nil
-}
-
 type watch struct {
 	reader *Reader
 	out    chan struct{}
