@@ -67,16 +67,19 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 	if err != nil {
 		return err
 	}
-	own, err := newOwn(ctx, a)
-	if err != nil {
-		return fmt.Errorf("the authority's own certificate: %w", err)
+	if end := store.LastIssued(); end.After(a.now().Add(c.ClockSkew.D())) {
+		rt.Log.WarnContext(ctx, "this machine's clock is behind the last issued certificate; set the clock, or peers will find new certificates expired",
+			slog.Time("last_issued", end), slog.Time("now", a.now()))
 	}
-	tasks := []func(context.Context) error{own.run, func(ctx context.Context) error { return keepChecking(ctx, store, rt) }}
-	serving, err := listeners(ctx, c, a, own, rt)
+	if err := store.Check(ctx); err != nil {
+		rt.Log.ErrorContext(ctx, "nothing is issued until the ledger can record; make room on its disk or make it writable", slog.Any("error", err))
+	}
+	tasks, err := listeners(ctx, c, a, rt)
 	if err != nil {
 		return err
 	}
-	return service.RunTasks(ctx, append(tasks, serving...)...)
+	tasks = append(tasks, func(ctx context.Context) error { return keepChecking(ctx, store, rt) })
+	return service.RunTasks(ctx, tasks...)
 }
 
 // open loads or makes the root and writes the trust bundle.
@@ -131,7 +134,7 @@ func keepChecking(ctx context.Context, store ledger.Store, rt *service.Runtime) 
 }
 
 // listeners opens everything that is served; no task runs before all are open.
-func listeners(ctx context.Context, c Config, a *Authority, own *own, rt *service.Runtime) ([]func(context.Context) error, error) {
+func listeners(ctx context.Context, c Config, a *Authority, rt *service.Runtime) ([]func(context.Context) error, error) {
 	var tasks []func(context.Context) error
 	if c.Admin != "" {
 		task, err := serveAdmin(c.Admin, a, rt)
@@ -143,12 +146,16 @@ func listeners(ctx context.Context, c Config, a *Authority, own *own, rt *servic
 	if c.Listen == "" {
 		return tasks, nil
 	}
+	own, err := newOwn(a)
+	if err != nil {
+		return nil, err
+	}
 	table := placement.NewTable(loadPlacements(ctx, c, a))
 	task, err := serveIssuing(c, a, own, table, rt)
 	if err != nil {
 		return nil, err
 	}
-	tasks = append(tasks, task)
+	tasks = append(tasks, own.run, task)
 	if c.Pilot != "" {
 		follow, err := followPlacements(c, a, own, table)
 		if err != nil {

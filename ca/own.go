@@ -7,7 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"log/slog"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -30,14 +30,13 @@ type own struct {
 	svid atomic.Pointer[x509svid.SVID]
 }
 
-// newOwn returns once there is a certificate.
-func newOwn(ctx context.Context, a *Authority) (*own, error) {
+// newOwn returns one without a certificate; run gets it.
+func newOwn(a *Authority) (*own, error) {
 	id, err := identity.Service(a.td, identity.CA)
 	if err != nil {
 		return nil, err
 	}
-	o := &own{a: a, id: id}
-	return o, o.renew(ctx)
+	return &own{a: a, id: id}, nil
 }
 
 func (o *own) renew(ctx context.Context) error {
@@ -59,30 +58,30 @@ func (o *own) renew(ctx context.Context) error {
 	return nil
 }
 
-// run renews at half life until ctx ends.
+// run gets a certificate and renews it at half life until ctx ends. What fails is
+// tried again: the ledger may be unable to record for a while.
 func (o *own) run(ctx context.Context) error {
 	for {
-		cert := o.svid.Load().Certificates[0]
-		half := cert.NotBefore.Add(cert.NotAfter.Sub(cert.NotBefore) / 2)
-		wait := half.Sub(o.a.now())
-		for {
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(wait):
-			}
-			err := o.renew(ctx)
-			if err == nil {
-				break
-			}
-			o.a.log.WarnContext(ctx, "cannot renew the server certificate, will try again", slog.Any("error", err))
-			wait = ownRetry
+		wait := ownRetry
+		if err := o.renew(ctx); err == nil {
+			cert := o.svid.Load().Certificates[0]
+			wait = cert.NotBefore.Add(cert.NotAfter.Sub(cert.NotBefore) / 2).Sub(o.a.now())
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
 		}
 	}
 }
 
 // GetX509SVID implements x509svid.Source.
-func (o *own) GetX509SVID() (*x509svid.SVID, error) { return o.svid.Load(), nil }
+func (o *own) GetX509SVID() (*x509svid.SVID, error) {
+	if svid := o.svid.Load(); svid != nil {
+		return svid, nil
+	}
+	return nil, errors.New("the authority has no certificate of its own yet")
+}
 
 // serverTLS asks for a client certificate and takes a connection without one,
 // because who joins has none yet; rpc.Methods says which methods need one. A

@@ -23,6 +23,9 @@ import (
 // them does not wait for ever.
 const maxBatch = 1024
 
+// forget is how long after its expiry an unused token is forgotten.
+const forget = time.Hour
+
 // file is what a Log needs of its file; tests make it fail.
 type file interface {
 	WriteAt(b []byte, off int64) (int, error)
@@ -52,7 +55,8 @@ type Log struct {
 	closing sync.RWMutex
 	closed  bool
 
-	size atomic.Int64 // end of the durable records
+	size       atomic.Int64 // end of the durable records
+	lastIssued time.Time    // as it was at the start
 
 	mu     sync.Mutex
 	tokens map[string]ledger.Token
@@ -127,12 +131,20 @@ func start(path string, f file, c contents, opts Options) *Log {
 		l.committed = func(int, time.Duration, error) {}
 	}
 	l.size.Store(c.size)
+	// What cannot be read there is found by Each; here it only serves a warning.
+	if last, ok, err := c.last.certificate(); ok && err == nil {
+		l.lastIssued = last.IssuedAt
+	}
 	go l.run()
 	return l
 }
 
 // Empty tells whether nothing was ever recorded.
 func (l *Log) Empty() bool { return l.size.Load() == 0 }
+
+// LastIssued is when the last certificate was issued before this process, by the
+// clock of that time; zero if the file does not end in one.
+func (l *Log) LastIssued() time.Time { return l.lastIssued }
 
 // Record implements ledger.Certificates.
 func (l *Log) Record(ctx context.Context, c ledger.Certificate) error {
@@ -147,6 +159,12 @@ func (l *Log) AddToken(ctx context.Context, t ledger.Token) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.tokens[t.ID] = t
+	// Those that were never used: nobody can tell them from unknown ones.
+	for id, old := range l.tokens {
+		if t.CreatedAt.Sub(old.ExpiresAt) > forget {
+			delete(l.tokens, id)
+		}
+	}
 	return nil
 }
 

@@ -18,6 +18,8 @@ type contents struct {
 	// next is the index of the next record.
 	next   uint64
 	tokens map[string]ledger.Token
+	// last is the last record; its body is a copy.
+	last line
 }
 
 // scan reads the whole file. Damage that a crash cannot have caused is an error.
@@ -39,6 +41,7 @@ func scan(f io.Reader, name string) (contents, error) {
 		if err := c.take(l); err != nil {
 			return contents{}, fmt.Errorf("ledger: %s, offset %d: %w; restore the file from a backup", name, c.size, err)
 		}
+		c.last.kind, c.last.body = l.kind, append(c.last.body[:0], l.body...)
 		c.size += int64(len(b))
 		c.next++
 	}
@@ -77,7 +80,7 @@ func (c *contents) take(l line) error {
 // was told so: that is damage. Else it is the torn end of the last write.
 func checkTorn(r *bufio.Reader, bad []byte, c contents, name string) error {
 	for b := bad; ; {
-		if l, ok := whole(b); ok && l.batch > c.next {
+		if l, ok := anywhere(b); ok && l.batch > c.next {
 			return fmt.Errorf("ledger: %s is damaged at offset %d, where record %d should be (record %d follows); restore the file from a backup", name, c.size, c.next, l.index)
 		} else if ok && l.index < c.next {
 			return fmt.Errorf("ledger: %s is damaged at offset %d: record %d stands there again instead of record %d; restore the file from a backup", name, c.size, l.index, c.next)
@@ -91,6 +94,20 @@ func checkTorn(r *bufio.Reader, bad []byte, c contents, name string) error {
 			return fmt.Errorf("ledger: read %s: %w", name, err)
 		}
 	}
+}
+
+// anywhere looks for a record in b that ends where b ends, also behind garbage: a
+// newline that is damaged makes one line of two.
+func anywhere(b []byte) (line, bool) {
+	for i := range b {
+		// Eight digits, a space and the index; the rest is left to parseLine.
+		if i+9 < len(b) && b[i+8] == ' ' && b[i+9] >= '0' && b[i+9] <= '9' {
+			if l, ok := whole(b[i:]); ok {
+				return l, true
+			}
+		}
+	}
+	return line{}, false
 }
 
 // keepTorn copies what follows size to a file beside, for whoever wants to look.
