@@ -1,0 +1,412 @@
+package nodeagent_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"net/url"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/writ-mesh/writ/nodeagent/latest"
+	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
+)
+
+const domain = "cluster.local"
+
+// fakeRoot signs certificates of the trust domain.
+type fakeRoot struct {
+	mu     sync.Mutex
+	key    *ecdsa.PrivateKey
+	cert   *x509.Certificate
+	serial int64
+}
+
+func newFakeRoot(t testing.TB) *fakeRoot {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test root"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
+		URIs: []*url.URL{{Scheme: "spiffe", Host: domain}},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &fakeRoot{key: key, cert: cert, serial: 1000}
+}
+
+func (r *fakeRoot) sign(id string, public any, life time.Duration) ([]byte, error) {
+	uri, err := url.Parse(id)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	r.serial++
+	serial := r.serial
+	r.mu.Unlock()
+	now := time.Now()
+	return x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(serial), NotBefore: now.Add(-time.Minute), NotAfter: now.Add(life), BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+		URIs: []*url.URL{uri},
+	}, r.cert, public, r.key)
+}
+
+// identity makes a TLS certificate for an identity of the trust domain.
+func (r *fakeRoot) identity(t testing.TB, path string) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := r.sign("spiffe://"+domain+path, &key.PublicKey, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+func (r *fakeRoot) pool() *x509.CertPool {
+	p := x509.NewCertPool()
+	p.AddCert(r.cert)
+	return p
+}
+
+func (r *fakeRoot) pem() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: r.cert.Raw})
+}
+
+func (r *fakeRoot) serverTLS(t testing.TB, path string, client tls.ClientAuthType) credentials.TransportCredentials {
+	return credentials.NewTLS(&tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{r.identity(t, path)}, ClientAuth: client, ClientCAs: r.pool(),
+	})
+}
+
+// onOff is a gRPC server that can be stopped and started at one address.
+type onOff struct {
+	addr  string
+	build func() *grpc.Server
+	srv   *grpc.Server
+}
+
+func newOnOff(t testing.TB, build func() *grpc.Server) *onOff {
+	t.Helper()
+	o := &onOff{addr: "127.0.0.1:0", build: build}
+	o.start(t)
+	t.Cleanup(o.stop)
+	return o
+}
+
+func (o *onOff) start(t testing.TB) {
+	t.Helper()
+	var l net.Listener
+	eventually(t, "listen on "+o.addr, func() (err error) { l, err = net.Listen("tcp", o.addr); return err })
+	o.addr = l.Addr().String()
+	o.srv = o.build()
+	go func(s *grpc.Server) { _ = s.Serve(l) }(o.srv)
+}
+
+func (o *onOff) stop() {
+	if o.srv != nil {
+		o.srv.Stop()
+		o.srv = nil
+	}
+}
+
+// fakeCA issues what is asked for.
+type fakeCA struct {
+	capb.UnimplementedCertificateAuthorityServer
+	*onOff
+	root   *fakeRoot
+	node   string
+	life   time.Duration
+	bundle latest.Value[[][]byte]
+
+	mu     sync.Mutex
+	issued map[string]int
+}
+
+func newFakeCA(t testing.TB, root *fakeRoot, node string, life time.Duration) *fakeCA {
+	f := &fakeCA{root: root, node: node, life: life, issued: make(map[string]int)}
+	f.bundle.Set([][]byte{root.cert.Raw})
+	f.onOff = newOnOff(t, func() *grpc.Server {
+		s := grpc.NewServer(grpc.Creds(root.serverTLS(t, "/writ/ca", tls.VerifyClientCertIfGiven)))
+		capb.RegisterCertificateAuthorityServer(s, f)
+		return s
+	})
+	return f
+}
+
+func (f *fakeCA) answer(id string, der []byte, life time.Duration) (*capb.CertificateResponse, error) {
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := f.root.sign(id, csr.PublicKey, life)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	f.issued[id]++
+	f.mu.Unlock()
+	roots, _ := f.bundle.Get()
+	return &capb.CertificateResponse{Chain: [][]byte{cert}, Bundle: &capb.Bundle{TrustDomain: domain, Roots: roots}}, nil
+}
+
+func (f *fakeCA) Join(_ context.Context, r *capb.JoinRequest) (*capb.CertificateResponse, error) {
+	if r.GetToken() != "one-time" {
+		return nil, status.Error(codes.PermissionDenied, "token")
+	}
+	return f.answer("spiffe://"+domain+"/writ/node/"+f.node, r.GetCsr(), time.Hour)
+}
+
+func (f *fakeCA) Issue(_ context.Context, r *capb.IssueRequest) (*capb.CertificateResponse, error) {
+	return f.answer(r.GetSpiffeId(), r.GetCsr(), f.life)
+}
+
+func (f *fakeCA) count(id string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.issued[id]
+}
+
+func (f *fakeCA) WatchBundle(_ *capb.WatchBundleRequest, s grpc.ServerStreamingServer[capb.Bundle]) error {
+	for seq := uint64(1); ; seq++ {
+		roots, changed := f.bundle.Get()
+		if err := s.Send(&capb.Bundle{TrustDomain: domain, Roots: roots, Sequence: seq}); err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-s.Context().Done():
+			return s.Context().Err()
+		}
+	}
+}
+
+// fakePilot serves the same resources to everybody, in both variants, and
+// remembers who asked.
+type fakePilot struct {
+	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
+	*onOff
+	changed latest.Value[int]
+
+	mu        sync.Mutex
+	resources map[string]map[string]*discoveryv3.Resource
+	nodes     map[string]string // node id -> name of the node in its metadata
+	nonces    int
+}
+
+func newFakePilot(t testing.TB, root *fakeRoot) *fakePilot {
+	f := &fakePilot{resources: make(map[string]map[string]*discoveryv3.Resource), nodes: make(map[string]string)}
+	f.onOff = newOnOff(t, func() *grpc.Server {
+		s := grpc.NewServer(grpc.Creds(root.serverTLS(t, "/writ/pilot", tls.RequireAndVerifyClientCert)))
+		discoveryv3.RegisterAggregatedDiscoveryServiceServer(s, f)
+		return s
+	})
+	return f
+}
+
+func (f *fakePilot) set(t testing.TB, name string, m proto.Message) {
+	t.Helper()
+	body := new(anypb.Any)
+	if err := anypb.MarshalFrom(body, m, proto.MarshalOptions{Deterministic: true}); err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock()
+	if f.resources[body.GetTypeUrl()] == nil {
+		f.resources[body.GetTypeUrl()] = make(map[string]*discoveryv3.Resource)
+	}
+	f.resources[body.GetTypeUrl()][name] = &discoveryv3.Resource{Name: name, Version: fmt.Sprintf("%x", len(body.GetValue())) + shortHash(body.GetValue()), Resource: body}
+	f.mu.Unlock()
+	f.changed.Set(0)
+}
+
+func shortHash(b []byte) string {
+	h := uint64(14695981039346656037) // FNV-1a
+	for _, c := range b {
+		h = (h ^ uint64(c)) * 1099511628211
+	}
+	return fmt.Sprintf("-%016x", h)
+}
+
+func (f *fakePilot) saw(node string) (agent string, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	agent, ok = f.nodes[node]
+	return agent, ok
+}
+
+type fakeSub struct {
+	all  bool
+	told map[string]string
+	want map[string]bool
+	new  bool
+}
+
+func (f *fakePilot) DeltaAggregatedResources(s discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	requests := make(chan *discoveryv3.DeltaDiscoveryRequest)
+	go func() {
+		defer close(requests)
+		for {
+			r, err := s.Recv()
+			if err != nil {
+				return
+			}
+			requests <- r
+		}
+	}()
+	subs := make(map[string]*fakeSub)
+	for {
+		_, changed := f.changed.Get()
+		for url, sub := range subs {
+			if resp := f.diff(url, sub); resp != nil {
+				if err := s.Send(resp); err != nil {
+					return err
+				}
+			}
+		}
+		select {
+		case r, ok := <-requests:
+			if !ok {
+				return nil
+			}
+			f.take(subs, r)
+		case <-changed:
+		case <-s.Context().Done():
+			return s.Context().Err()
+		}
+	}
+}
+
+func (f *fakePilot) take(subs map[string]*fakeSub, r *discoveryv3.DeltaDiscoveryRequest) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r.GetNode() != nil {
+		f.nodes[r.GetNode().GetId()] = r.GetNode().GetMetadata().GetFields()["WRIT_NODE"].GetStringValue()
+	}
+	sub := subs[r.GetTypeUrl()]
+	if sub == nil {
+		sub = &fakeSub{told: map[string]string{}, want: map[string]bool{}, new: true, all: len(r.GetResourceNamesSubscribe()) == 0}
+		for n, v := range r.GetInitialResourceVersions() {
+			sub.told[n] = v
+		}
+		subs[r.GetTypeUrl()] = sub
+	}
+	for _, n := range r.GetResourceNamesSubscribe() {
+		sub.all = sub.all || n == "*"
+		sub.want[n] = true
+	}
+	for _, n := range r.GetResourceNamesUnsubscribe() {
+		delete(sub.want, n)
+	}
+}
+
+func (f *fakePilot) diff(url string, sub *fakeSub) *discoveryv3.DeltaDiscoveryResponse {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	resp := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: url}
+	for name, r := range f.resources[url] {
+		if (sub.all || sub.want[name]) && sub.told[name] != r.GetVersion() {
+			sub.told[name] = r.GetVersion()
+			resp.Resources = append(resp.Resources, r)
+		}
+	}
+	if len(resp.GetResources()) == 0 && (!sub.new || !sub.all) {
+		return nil
+	}
+	sub.new = false
+	f.nonces++
+	resp.Nonce = fmt.Sprint("n", f.nonces)
+	return resp
+}
+
+// StreamAggregatedResources answers first requests and nothing else.
+func (f *fakePilot) StreamAggregatedResources(s discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
+	for {
+		r, err := s.Recv()
+		if err != nil {
+			return nil
+		}
+		if r.GetResponseNonce() != "" {
+			continue
+		}
+		resp := &discoveryv3.DiscoveryResponse{TypeUrl: r.GetTypeUrl(), VersionInfo: "v1"}
+		f.mu.Lock()
+		f.nodes[r.GetNode().GetId()] = r.GetNode().GetMetadata().GetFields()["WRIT_NODE"].GetStringValue()
+		for _, res := range f.resources[r.GetTypeUrl()] {
+			resp.Resources = append(resp.Resources, res.GetResource())
+		}
+		f.nonces++
+		resp.Nonce = fmt.Sprint("n", f.nonces)
+		f.mu.Unlock()
+		if err := s.Send(resp); err != nil {
+			return err
+		}
+	}
+}
+
+// eventually polls until f gives nil.
+func eventually(t testing.TB, what string, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
+// output collects what a process writes.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if os.Getenv("WRIT_TEST_VERBOSE") != "" {
+		_, _ = os.Stderr.Write(p)
+	}
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
