@@ -30,7 +30,8 @@ type peers struct {
 // meshPeer says whether a client may use mesh mTLS towards an endpoint: it has a
 // sidecar, and the sidecar's port takes it.
 func (t *Translator) meshPeer(svc *model.Service, e *model.Endpoint, port uint32) bool {
-	if e.Proxy == nil || svc.External {
+	// A gateway's ports speak what its servers say, never mesh mTLS by themselves.
+	if e.Proxy == nil || e.Proxy.Type == model.GatewayProxy || svc.External {
 		return false
 	}
 	if auto := t.mesh.Config.GetEnableAutoMtls(); auto != nil && !auto.GetValue() {

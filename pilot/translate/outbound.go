@@ -9,7 +9,10 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	filterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
+	setfilterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/writ-mesh/writ/pilot/envoy"
 	"github.com/writ-mesh/writ/pilot/model"
@@ -87,7 +90,7 @@ func (s *scope) explicitProxy() error {
 	m := s.t.connectionManager("outbound_0.0.0.0_15007", explicitRoutes, security.DeniedByOperator)
 	m.UpgradeConfigs = append(m.UpgradeConfigs, &hcmv3.HttpConnectionManager_UpgradeConfig{UpgradeType: connectUpgrade})
 	m.HttpFilters = routeFilters()
-	m.HttpFilters = slices.Insert(m.HttpFilters, len(m.HttpFilters)-1, dynamicForwardProxyFilter())
+	m.HttpFilters = slices.Insert(m.HttpFilters, len(m.HttpFilters)-1, setFilterState(), dynamicForwardProxyFilter())
 	s.explicit = envoy.Any(m)
 	if s.sidecar != nil {
 		s.explicitSources = []model.Ref{s.sidecar.Ref}
@@ -143,7 +146,11 @@ func (s *scope) serviceHost(svc *model.Service, port model.ServicePort, src *sou
 	if err != nil {
 		return nil, err
 	}
-	vh.Routes = append(vh.Routes, connectRoute(l4))
+	tunnel := connectRoute(l4)
+	if port.Protocol == model.HTTP {
+		tunnel.TypedPerFilterConfig = map[string]*anypb.Any{setFilterStateFilter: envoy.Any(offerHTTP1())}
+	}
+	vh.Routes = append(vh.Routes, tunnel)
 	if !port.Protocol.IsHTTP() {
 		// Requests to a port of which nothing is known but bytes: pass them on.
 		vh.Routes = append(vh.Routes, opaqueRoute(l4))
@@ -171,6 +178,24 @@ func (b *routeBuilder) httpRoutes(vs *virtualService, svc *model.Service) ([]*ro
 // virtualHost starts a virtual host of the client side.
 func (s *scope) virtualHost(name string) *routev3.VirtualHost {
 	return &routev3.VirtualHost{Name: name, IncludeRequestAttemptCount: true}
+}
+
+const setFilterStateFilter = "envoy.filters.http.set_filter_state"
+
+// setFilterState does nothing but where a route says what.
+func setFilterState() *hcmv3.HttpFilter {
+	return httpFilter(setFilterStateFilter, &setfilterstatev3.Config{})
+}
+
+// offerHTTP1 overrides the ALPN that the cluster of an HTTP port offers. Inside
+// a tunnel the application speaks HTTP/1.1, while requests go as HTTP/2.
+func offerHTTP1() *setfilterstatev3.Config {
+	return &setfilterstatev3.Config{OnRequestHeaders: []*filterstatev3.FilterStateValue{{
+		Key: &filterstatev3.FilterStateValue_ObjectKey{ObjectKey: "envoy.network.application_protocols"},
+		Value: &filterstatev3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
+			Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: inlineString(envoy.ALPN + ",http/1.1")},
+		}},
+	}}}
 }
 
 // connectRoute carries a tunnel to the destinations as bytes.

@@ -17,6 +17,7 @@ type routeBuilder struct {
 	s       *scope
 	gateway string // model.MeshGateway, or namespace/name
 	port    uint32 // the port that callers use
+	bound   uint32 // the port that is really bound, where it differs; 0 for the same
 	tls     bool   // whether callers come by TLS
 	out     *collector
 	src     *sources

@@ -31,11 +31,13 @@ const retriableCodes = "retriable-status-codes"
 // setTimeout sets the timeout of the whole request; none if the rule says none.
 func setTimeout(a *routev3.RouteAction, d *durationpb.Duration) {
 	a.Timeout = dur(0)
-	if d != nil {
+	if d.AsDuration() > 0 {
 		a.Timeout = d
+		return
 	}
-	//nolint:staticcheck // its replacement also cuts streams without a grpc-timeout header
-	a.MaxGrpcTimeout = a.Timeout
+	// A gRPC client's own deadline counts. Envoy ignores timeout beside this, so
+	// a rule's timeout goes without.
+	a.MaxStreamDuration = &routev3.RouteAction_MaxStreamDuration{GrpcTimeoutHeaderMax: dur(0)}
 }
 
 // retryPolicy is nil where retries are switched off. With a hash the same
@@ -131,6 +133,9 @@ func (b *routeBuilder) redirect(in *networking.HTTPRedirect) *routev3.Route_Redi
 	case *networking.HTTPRedirect_DerivePort:
 		if p.DerivePort == networking.HTTPRedirect_FROM_REQUEST_PORT {
 			out.PortRedirect = b.port
+			if b.bound != 0 {
+				out.PortRedirect = b.bound
+			}
 		}
 	}
 	if out.PortRedirect == 80 && scheme == "http" || out.PortRedirect == 443 && scheme == "https" {

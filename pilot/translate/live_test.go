@@ -1,0 +1,304 @@
+package translate
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// authority makes certificates for the sidecars of a test.
+type authority struct {
+	key  *ecdsa.PrivateKey
+	cert *x509.Certificate
+	pem  []byte
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	key := newKey(t)
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test root"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &authority{key: key, cert: cert, pem: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}
+}
+
+func newKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// issue makes a certificate with a SPIFFE ID, or a server certificate for DNS names.
+func (a *authority) issue(t *testing.T, spiffe string, dns ...string) (cert, key []byte) {
+	t.Helper()
+	k := newKey(t)
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}, DNSNames: dns,
+	}
+	if spiffe != "" {
+		u, err := url.Parse(spiffe)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tmpl.URIs = []*url.URL{u}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, k.Public(), a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rawKey, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: rawKey})
+}
+
+func (a *authority) secrets(t *testing.T, p *model.Proxy) []any {
+	cert, key := a.issue(t, "spiffe://cluster.local/ns/"+p.Namespace+"/sa/"+p.ServiceAccount)
+	inlined := func(b []byte) map[string]any { return map[string]any{"inlineString": string(b)} }
+	return []any{
+		map[string]any{"name": "default", "tlsCertificate": map[string]any{"certificateChain": inlined(cert), "privateKey": inlined(key)}},
+		map[string]any{"name": "ROOTCA", "validationContext": map[string]any{"trustedCa": inlined(a.pem)}},
+	}
+}
+
+// liveMesh runs a real Envoy for each proxy of a mesh.
+type liveMesh struct {
+	*meshBuilder
+	t    *testing.T
+	ca   *authority
+	logs map[string]*lockedBuffer
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// start runs an Envoy for every proxy and waits until each is live.
+func (m *liveMesh) start() {
+	m.t.Helper()
+	bin := envoys(m.t)[0]
+	tr := m.translator()
+	m.logs = map[string]*lockedBuffer{}
+	for _, p := range m.mesh.Proxies {
+		s, err := tr.Proxy(p)
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		path := filepath.Join(m.t.TempDir(), p.Name+".json")
+		writeJSON(m.t, path, staticBootstrap(m.t, s, fmt.Sprintf("%s:%d", p.Address, model.AdminPort), m.ca.secrets(m.t, p)))
+		m.run(bin, path, p)
+	}
+	for _, p := range m.mesh.Proxies {
+		m.waitReady(p)
+	}
+}
+
+func (m *liveMesh) run(bin, path string, p *model.Proxy) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, bin, "-c", path, "--log-level", "warning", "--disable-hot-restart", "--concurrency", "1")
+	log := &lockedBuffer{}
+	cmd.Stdout, cmd.Stderr = log, log
+	m.logs[p.Name] = log
+	if err := cmd.Start(); err != nil {
+		cancel()
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() {
+		cancel()
+		_ = cmd.Wait()
+		if m.t.Failed() {
+			m.t.Logf("the end of %s's log:\n%s", p.Name, tail(log.String(), 3000))
+		}
+	})
+}
+
+func tail(s string, n int) string { return s[max(0, len(s)-n):] }
+
+func (m *liveMesh) waitReady(p *model.Proxy) {
+	m.t.Helper()
+	poll(m.t, p.Name+" is ready", func() bool {
+		resp, err := http.Get(fmt.Sprintf("http://%s:%d/ready", p.Address, model.AdminPort))
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+}
+
+// poll waits, at most 15 s, until cond holds.
+func poll(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(15 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited too long until %s", what)
+		}
+		<-tick.C
+	}
+}
+
+// echo is the program behind a sidecar: it says who it is and what it saw.
+func (m *liveMesh) echo(p *model.Proxy, h http.HandlerFunc) {
+	m.t.Helper()
+	if h == nil {
+		h = func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("x-app", p.Name)
+			fmt.Fprintf(w, "%s %s %s host=%s\n", p.Name, r.Method, r.URL.RequestURI(), r.Host)
+			_ = r.Header.Write(w)
+		}
+	}
+	for _, wp := range p.Ports {
+		if wp.Protocol.IsHTTP() {
+			l := m.listen(wp)
+			srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: h}}
+			srv.Start()
+			m.t.Cleanup(srv.Close)
+		}
+	}
+}
+
+func (m *liveMesh) listen(wp model.WorkloadPort) net.Listener {
+	m.t.Helper()
+	l, err := net.Listen("tcp", fmt.Sprintf("%s:%d", wp.AppAddress, wp.App))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return l
+}
+
+// tcpEcho answers each line with the name of the proxy before it.
+func (m *liveMesh) tcpEcho(p *model.Proxy, wp model.WorkloadPort) {
+	l := m.listen(wp)
+	m.t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				lines := bufio.NewScanner(c)
+				for lines.Scan() {
+					fmt.Fprintf(c, "%s %s\n", p.Name, lines.Text())
+				}
+			}()
+		}
+	}()
+}
+
+// response is what came back, with the body read.
+type response struct {
+	*http.Response
+	body string
+	took time.Duration
+}
+
+// via sends a request through the explicit proxy of p. headers are pairs.
+func (m *liveMesh) via(p *model.Proxy, method, target string, headers ...string) response {
+	m.t.Helper()
+	proxy, _ := url.Parse(fmt.Sprintf("http://%s:%d", p.Address, model.ExplicitProxyPort))
+	return m.request(&http.Transport{Proxy: http.ProxyURL(proxy), DisableKeepAlives: true}, method, target, headers...)
+}
+
+func (m *liveMesh) request(tr *http.Transport, method, target string, headers ...string) response {
+	m.t.Helper()
+	req, err := http.NewRequestWithContext(m.t.Context(), method, target, nil)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for i := 0; i+1 < len(headers); i += 2 {
+		if strings.EqualFold(headers[i], "host") {
+			req.Host = headers[i+1]
+		}
+		req.Header.Set(headers[i], headers[i+1])
+	}
+	began := time.Now()
+	resp, err := tr.RoundTrip(req)
+	if err != nil {
+		m.t.Fatalf("%s %s: %v", method, target, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return response{Response: resp, body: string(body), took: time.Since(began)}
+}
+
+func newLive(t *testing.T, net byte) *liveMesh {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("runs real Envoys")
+	}
+	b := newMesh(t)
+	b.net = net
+	return &liveMesh{meshBuilder: b, t: t, ca: newAuthority(t)}
+}
+
+// freePort keeps tests of several packages apart.
+func freePort(t *testing.T) uint32 {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return uint32(l.Addr().(*net.TCPAddr).Port)
+}
+
+// port writes a workload port with a free private port behind it.
+func port(t *testing.T, name string, number int) string {
+	return fmt.Sprintf("%s:%d:%d", name, number, freePort(t))
+}
