@@ -20,11 +20,6 @@ import (
 	"github.com/writ-mesh/writ/pilot/xds"
 )
 
-// settleTime is how long the files must rest after a change before they are
-// read: editors and scripts write several times in a row. It is part of the
-// second that a change may take.
-const settleTime = 20 * time.Millisecond
-
 // Source is where configuration comes from.
 type Source interface {
 	// Read returns the configuration as it is now, whether it differs from what
@@ -32,13 +27,17 @@ type Source interface {
 	// is wrong, the mesh has what was last good. The mesh is nil if there is
 	// nothing to go by; it must not be changed after it was returned.
 	Read() (mesh *model.Mesh, changed bool, problems []meshdir.Problem)
-	// Watch has a value soon after something may have changed, until ctx ends.
+	// Watch has a value soon after something may have changed and the files have
+	// come to rest; it is closed when ctx ends.
 	Watch(ctx context.Context) <-chan struct{}
 }
 
 // Options are what a Pilot needs.
 type Options struct {
 	Source Source
+	// Modified tells when the files were last written, from which the time to
+	// live of a revision counts; nil: when Watch told.
+	Modified func() time.Time
 	// State is the directory for what survives a restart; empty for none.
 	State   string
 	Log     *slog.Logger
@@ -50,11 +49,12 @@ type Options struct {
 
 // Pilot reads, translates and distributes. Run drives it.
 type Pilot struct {
-	source  Source
-	xds     *xds.Server
-	log     *slog.Logger
-	metrics *metrics
-	health  *service.Health
+	source   Source
+	modified func() time.Time
+	xds      *xds.Server
+	log      *slog.Logger
+	metrics  *metrics
+	health   *service.Health
 	// file keeps the tracker's state; empty for none.
 	file string
 
@@ -73,7 +73,7 @@ type Pilot struct {
 
 // New returns a Pilot that has read its state and nothing else.
 func New(o Options) (*Pilot, error) {
-	p := &Pilot{source: o.Source, log: o.Log, health: o.Health, metrics: newMetrics(o.Metrics), changed: make(chan struct{})}
+	p := &Pilot{source: o.Source, modified: o.Modified, log: o.Log, health: o.Health, metrics: newMetrics(o.Metrics), changed: make(chan struct{})}
 	if o.State != "" {
 		p.file = filepath.Join(o.State, "revision.json")
 		saved, err := revision.Load(p.file)
@@ -101,36 +101,27 @@ func (p *Pilot) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-watch:
-			written := time.Now()
-			p.settle(ctx, watch)
-			p.read(written)
+		case _, ok := <-watch:
+			if !ok {
+				return nil
+			}
+			p.read(p.written(time.Now()))
 		case <-p.xds.Ready():
 			p.handle(p.xds.Events())
 		}
 	}
 }
 
-// settle waits until the files rest, serving clients meanwhile, at most ten times settleTime.
-func (p *Pilot) settle(ctx context.Context, watch <-chan struct{}) {
-	end := time.NewTimer(10 * settleTime)
-	defer end.Stop()
-	rest := time.NewTimer(settleTime)
-	defer rest.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-end.C:
-			return
-		case <-rest.C:
-			return
-		case <-watch:
-			rest.Reset(settleTime)
-		case <-p.xds.Ready():
-			p.handle(p.xds.Events())
-		}
+// written is when the change happened that was told of now: what the files say,
+// if that can be true.
+func (p *Pilot) written(now time.Time) time.Time {
+	if p.modified == nil {
+		return now
 	}
+	if t := p.modified(); t.Before(now) && now.Sub(t) < time.Minute {
+		return t
+	}
+	return now
 }
 
 // read takes what the files say now and distributes it if it is new.

@@ -38,6 +38,7 @@ func (s *session) CreateDeltaWatch(req *cache.DeltaRequest, sub cache.Subscripti
 	c, first := s.conversation(url)
 	if first {
 		c.begin(req.GetInitialResourceVersions())
+		s.returning = s.returning || !c.fresh
 		c.want(req.GetResourceNamesSubscribe())
 	} else {
 		c.ask(req.GetResourceNamesSubscribe())

@@ -27,6 +27,9 @@ type session struct {
 	target   *Config // nil until the client's configuration is known
 	revision uint64  // of target
 	types    map[string]*conversation
+	// returning: the client has configuration already, from an earlier stream or
+	// an earlier target, so that changes have to come in order.
+	returning bool
 	// acked is the revision that the client has entirely, valid if ackedAny.
 	acked    uint64
 	ackedAny bool
@@ -77,6 +80,7 @@ func (s *session) setTarget(c *Config, revision uint64) {
 	if s.target == c && s.revision == revision {
 		return
 	}
+	s.returning = s.returning || s.target != nil && len(s.types) > 0
 	s.target, s.revision = c, revision
 	s.warmAfter, s.needsUntil, s.removeAfter = time.Time{}, time.Time{}, time.Time{}
 	for _, t := range s.types {
@@ -114,15 +118,17 @@ func (s *session) answered(url, nonce string, failure *status.Status) {
 	s.refuse(c, p, failure.GetMessage())
 }
 
+// refuse takes note of a refusal. If it concerns an earlier target, it says
+// nothing about the present one, from which the client is sent the resources again.
 func (s *session) refuse(c *conversation, p *push, detail string) {
-	c.refuse(p, s.target.Set(c.url).Resources())
-	revision := p.revision
-	if c.failed() {
-		revision = s.revision
+	var target []*Resource
+	if p.revision == s.revision {
+		target = s.target.Set(c.url).Resources()
 	}
+	c.refuse(p, target)
 	s.lastError = detail
 	s.srv.opt.Observer.Refused(c.url)
-	s.srv.emit(Event{Kind: Refused, Client: s.client, Session: s, Revision: revision, TypeURL: c.url, Detail: detail, Resources: p.set})
+	s.srv.emit(Event{Kind: Refused, Client: s.client, Session: s, Revision: p.revision, TypeURL: c.url, Detail: detail, Resources: p.set})
 }
 
 // report tells when the client has acknowledged all of its target.

@@ -121,11 +121,14 @@ func (s *session) push(c *conversation, g gate, removals bool) {
 	target := s.target.Set(c.url).Resources()
 	sel := c.selection(removals)
 	first := c.fresh
-	if !first {
+	if !first || s.returning {
 		switch g {
 		case waiting:
 			return
 		case broken:
+			if c.wildcard {
+				return
+			}
 			sel.newOnly = true
 		}
 	}

@@ -1,0 +1,67 @@
+package pilot
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/writ-mesh/writ/internal/service"
+	"github.com/writ-mesh/writ/pilot/meshdir"
+)
+
+// Run is the whole service: it reads c.Mesh and serves what c says until ctx ends.
+func Run(ctx context.Context, c Config, rt *service.Runtime) error {
+	if c.State != "" {
+		if err := os.MkdirAll(c.State, 0o700); err != nil {
+			return fmt.Errorf("state: %w", err)
+		}
+	}
+	p, err := New(Options{
+		Source:   meshdir.NewReader(meshdir.Options{Dir: c.Mesh, InstancesFile: c.Instances, Deciders: c.Deciders.Model()}),
+		Modified: func() time.Time { return newest(c.Mesh, c.Instances) },
+		State:    c.State, Log: rt.Log, Metrics: rt.Metrics, Health: rt.Health,
+	})
+	if err != nil {
+		return err
+	}
+	tasks := []func(context.Context) error{p.Run}
+	if c.Listen != "" {
+		tasks = append(tasks, func(ctx context.Context) error { return p.ServeADS(ctx, c.Listen, c.Credential, rt) })
+	}
+	if c.Plaintext != "" {
+		tasks = append(tasks, func(ctx context.Context) error { return p.ServePlaintext(ctx, c.Plaintext, rt) })
+	}
+	if c.Admin != "" {
+		tasks = append(tasks, func(ctx context.Context) error { return p.ServeAdmin(ctx, c.Admin, rt) })
+	}
+	return service.RunTasks(ctx, tasks...)
+}
+
+// newest is when the newest of the configuration files was written; the zero time if none can be seen.
+func newest(dir, instances string) time.Time {
+	var t time.Time
+	see := func(info fs.FileInfo) {
+		if info.ModTime().After(t) {
+			t = info.ModTime()
+		}
+	}
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return nil // what cannot be seen does not count
+		case d.IsDir() && path != dir && d.Name()[0] == '.':
+			return fs.SkipDir
+		}
+		if info, err := d.Info(); err == nil {
+			see(info)
+		}
+		return nil
+	})
+	if info, err := os.Stat(instances); err == nil {
+		see(info)
+	}
+	return t
+}
