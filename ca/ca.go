@@ -146,7 +146,7 @@ func listeners(ctx context.Context, c Config, a *Authority, rt *service.Runtime)
 	if c.Listen == "" {
 		return tasks, nil
 	}
-	own, err := newOwn(a)
+	own, err := newOwn(ctx, a)
 	if err != nil {
 		return nil, err
 	}

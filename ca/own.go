@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -30,13 +31,18 @@ type own struct {
 	svid atomic.Pointer[x509svid.SVID]
 }
 
-// newOwn returns one without a certificate; run gets it.
-func newOwn(a *Authority) (*own, error) {
+// newOwn gets a certificate if it can; if the ledger cannot record now, run goes
+// on trying.
+func newOwn(ctx context.Context, a *Authority) (*own, error) {
 	id, err := identity.Service(a.td, identity.CA)
 	if err != nil {
 		return nil, err
 	}
-	return &own{a: a, id: id}, nil
+	o := &own{a: a, id: id}
+	if err := o.renew(ctx); err != nil && reasonOf(err) != unavailable {
+		return nil, fmt.Errorf("the authority's own certificate: %w", err)
+	}
+	return o, nil
 }
 
 func (o *own) renew(ctx context.Context) error {
@@ -58,21 +64,27 @@ func (o *own) renew(ctx context.Context) error {
 	return nil
 }
 
-// run gets a certificate and renews it at half life until ctx ends. What fails is
-// tried again: the ledger may be unable to record for a while.
+// run renews at half life until ctx ends. What fails is tried again soon.
 func (o *own) run(ctx context.Context) error {
+	failed := false
 	for {
-		wait := ownRetry
-		if err := o.renew(ctx); err == nil {
-			cert := o.svid.Load().Certificates[0]
-			wait = cert.NotBefore.Add(cert.NotAfter.Sub(cert.NotBefore) / 2).Sub(o.a.now())
-		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(wait):
+		case <-time.After(o.wait(failed)):
 		}
+		failed = o.renew(ctx) != nil // answer has logged it
 	}
+}
+
+// wait is how long to wait for the next renewal.
+func (o *own) wait(failed bool) time.Duration {
+	svid := o.svid.Load()
+	if failed || svid == nil {
+		return ownRetry
+	}
+	cert := svid.Certificates[0]
+	return cert.NotBefore.Add(cert.NotAfter.Sub(cert.NotBefore) / 2).Sub(o.a.now())
 }
 
 // GetX509SVID implements x509svid.Source.
