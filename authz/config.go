@@ -49,7 +49,9 @@ type Config struct {
 
 // DecisionConfig bounds and records decisions.
 type DecisionConfig struct {
-	// Timeout bounds all policies of one check together.
+	// Timeout bounds all policies of one check together. The default leaves room
+	// below the second that pilot lets Envoys wait, and is long because it is wall
+	// time: on a busy machine a decision of 50 us may wait for a processor.
 	Timeout config.Duration `yaml:"timeout"`
 	// MaxRequestBytes bounds headers, path and body of a check together; what is
 	// larger is denied.
@@ -91,7 +93,7 @@ func DefaultConfig() Config {
 		NodeID:        "writ-authz",
 		RootNamespace: "istio-system",
 		Decision: DecisionConfig{
-			Timeout:           config.Duration(250 * time.Millisecond),
+			Timeout:           config.Duration(800 * time.Millisecond),
 			MaxRequestBytes:   1 << 20,
 			Log:               LogAll,
 			UnknownPolicyWait: config.Duration(200 * time.Millisecond),
