@@ -68,7 +68,7 @@ func (c *checker) servicePort(at string, p corev1.ServicePort) {
 func checkSecret(c *checker) {
 	s := c.object.spec.(*corev1.Secret)
 	if types := []string{"", "Opaque", "kubernetes.io/tls"}; !slices.Contains(types, string(s.Type)) {
-		c.errorf("type", "a Secret of type %q is not used by a mesh: it is kubernetes.io/tls or Opaque", shorten(string(s.Type)))
+		c.warnf("type", "a Secret of type %q is not used by a mesh, only kubernetes.io/tls and Opaque", shorten(string(s.Type)))
 		return
 	}
 	secret := secretOf(c.object)

@@ -135,8 +135,18 @@ func (a *assembler) suggestHost(written, host, namespace string) string {
 	if full := written + ".svc." + a.mesh.DomainSuffix; slices.Contains(names, full) {
 		return ", did you mean \"" + full + "\"?"
 	}
-	if near := nearest(host, names); near != "" {
-		return ", did you mean \"" + near + "\"?"
+	// Of short names only the first part is compared: the rest is the same.
+	candidates, suffix := names, ""
+	if written != host {
+		candidates, suffix = nil, strings.TrimPrefix(host, strings.ToLower(written))
+		for _, name := range names {
+			if short, ok := strings.CutSuffix(name, suffix); ok {
+				candidates = append(candidates, short)
+			}
+		}
+	}
+	if near := nearest(written, candidates); near != "" {
+		return ", did you mean \"" + near + suffix + "\"?"
 	}
 	return ": write a Service or ServiceEntry for it"
 }

@@ -178,6 +178,10 @@ func (r *report) decodeMessageValue(n *yaml.Node, m protoreflect.Message, at str
 
 // decodeDuration takes what Istio takes: Go's form ("1h30m", "5s").
 func (r *report) decodeDuration(n *yaml.Node, m protoreflect.Message, at string) {
+	if n.Kind == yaml.ScalarNode && (n.ShortTag() == "!!int" || n.ShortTag() == "!!float") {
+		r.at(n, at, "want a duration, got %s: give it a unit, such as %ss", describe(n), n.Value)
+		return
+	}
 	text, ok := r.text(n, at, "a duration such as 5s")
 	if !ok {
 		return

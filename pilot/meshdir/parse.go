@@ -28,7 +28,12 @@ type object struct {
 }
 
 // id names the object among all: kind, namespace and name.
-func (o *object) id() string { return o.meta.ID() }
+func (o *object) id() string {
+	if o.meta.Namespace == "" {
+		return strings.TrimSpace(o.meta.Kind + " " + o.meta.Name)
+	}
+	return o.meta.ID()
+}
 
 // report starts a list of problems about the object.
 func (o *object) report() *report {
@@ -217,7 +222,17 @@ func (p *parser) decodeMetadata(r *report, o *object, info kindInfo) {
 		return
 	}
 	var m metav1.ObjectMeta
-	r.decodeStruct(node, &m, "metadata")
+	if name, ns := get(node, "name"), get(node, "namespace"); name != nil && !info.cluster {
+		r.object = o.meta.Kind + " " + defaultNamespace + "/" + name.Value
+		if ns != nil && ns.Value != "" {
+			r.object = o.meta.Kind + " " + ns.Value + "/" + name.Value
+		}
+	}
+	strict := r
+	if info.whole { // reading the whole object says it again
+		strict = &report{file: r.file}
+	}
+	strict.decodeStruct(node, &m, "metadata")
 	o.meta.Name, o.meta.Namespace = m.Name, m.Namespace
 	o.meta.Labels, o.meta.Annotations = m.Labels, m.Annotations
 	o.meta.Created = m.CreationTimestamp.Time

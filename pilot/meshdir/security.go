@@ -100,7 +100,7 @@ func (c *checker) jwks(at string, rule *security.JWTRule) {
 		return
 	}
 	if set.Len() == 0 {
-		c.errorf(at+".jwks", "the key set has no keys: no token can be verified")
+		c.warnf(at+".jwks", "the key set has no keys: no token can be verified")
 	}
 	for i := range set.Len() {
 		key, _ := set.Key(i)

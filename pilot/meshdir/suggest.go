@@ -30,6 +30,9 @@ func didYouMean(word string, candidates []string) string {
 		return ""
 	}
 	sorted := slices.Sorted(slices.Values(candidates))
+	if len(sorted) == 1 {
+		return ": known is " + sorted[0]
+	}
 	return ": known are " + strings.Join(sorted, ", ")
 }
 

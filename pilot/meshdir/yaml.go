@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -102,6 +103,10 @@ func decodeNode(d *yaml.Decoder) (n *yaml.Node, err error) {
 	return n, err
 }
 
+var parserError = regexp.MustCompile(`^did not find expected (key|node content|',' or|'-' indicator|<document start>)`)
+
+var unknownAnchor = regexp.MustCompile(`^unknown anchor '(.*)' referenced$`)
+
 var yamlLine = regexp.MustCompile(`^yaml: line (\d+): (.*)$`)
 
 func syntaxError(err error, c chunk) (line int, message string) {
@@ -109,8 +114,17 @@ func syntaxError(err error, c chunk) (line int, message string) {
 	if m := yamlLine.FindStringSubmatch(strings.ReplaceAll(err.Error(), "\n", " ")); m != nil {
 		n, _ := strconv.Atoi(m[1])
 		line, message = c.skipped+n, m[2]
+		// The library counts lines from 0 in the errors of its parser, and from 1
+		// in those of its scanner.
+		if parserError.MatchString(message) {
+			line = min(line+1, c.skipped+1+bytes.Count(bytes.TrimRight(c.text, " \t\r\n"), []byte("\n")))
+		}
 	}
 	lines := bytes.Split(c.text, []byte("\n"))
+	if m := unknownAnchor.FindStringSubmatch(message); m != nil {
+		message += ": define it with &" + m[1] + " above"
+		line += max(0, slices.IndexFunc(lines, func(l []byte) bool { return bytes.Contains(l, []byte("*"+m[1])) }))
+	}
 	for _, i := range []int{line - c.skipped - 1, line - c.skipped} {
 		if i >= 0 && i < len(lines) && bytes.HasPrefix(bytes.TrimLeft(lines[i], " "), []byte("\t")) {
 			return c.skipped + i + 1, "a tab is used as indentation: YAML wants spaces"

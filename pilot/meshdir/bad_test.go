@@ -1,0 +1,169 @@
+package meshdir
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// compileStub refuses modules of package broken, as a compiler would.
+func compileStub(_, module, _ string) error {
+	if strings.Contains(module, "package broken") {
+		return errors.New("1 error occurred: module.rego:1:\n rego_parse_error: broken")
+	}
+	return nil
+}
+
+// TestBadDocuments reads each file of testdata/bad together with the good mesh.
+// Every document in it has a mistake; the golden file has what is said about it.
+func TestBadDocuments(t *testing.T) {
+	files, err := filepath.Glob("testdata/bad/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	rego, err := os.ReadFile("testdata/bad/broken.rego")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			name := "zz-" + filepath.Base(file)
+			mesh := exampleFiles(t)
+			mesh[name], mesh["broken.rego"] = data, rego
+			_, problems := Parse(mesh, exampleInstances(t), Options{CompileRego: compileStub, ReadFile: func(name string) ([]byte, error) {
+				return readNamed("testdata/bad", name)
+			}})
+			var got strings.Builder
+			for _, p := range problems {
+				fmt.Fprintln(&got, p)
+			}
+			golden := strings.TrimSuffix(file, ".yaml") + ".txt"
+			if *update {
+				write(t, ".", golden, got.String())
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got.String()); diff != "" {
+				t.Error(diff)
+			}
+			everyDocumentIsRefused(t, name, data, problems)
+		})
+	}
+}
+
+func everyDocumentIsRefused(t *testing.T, name string, data []byte, problems []Problem) {
+	t.Helper()
+	chunks := splitDocuments(data)
+	for i, c := range chunks {
+		last := c.skipped + bytes.Count(c.text, []byte("\n"))
+		found := false
+		for _, p := range Errors(problems) {
+			found = found || p.File == name && p.Line > c.skipped && p.Line <= last+1
+		}
+		// Of two objects with one name the first is used.
+		if !found && !(i == len(chunks)-2 && bytes.Contains(c.text, []byte("name: twice"))) {
+			t.Errorf("nothing is said about the document in line %d:\n%s", c.skipped+1, c.text)
+		}
+	}
+}
+
+func TestMeshConfigMistakes(t *testing.T) {
+	for text, want := range map[string]string{
+		"trustDomian: a":                        `mesh.yaml:1: MeshConfig: trustDomian: unknown field "trustDomian", did you mean "trustDomain"?`,
+		"\ntrustDomain: Exa_mple/x":             `mesh.yaml:2: MeshConfig: trustDomain: "Exa_mple/x" is not a trust domain: use lower-case letters, digits, '-' and '.', such as example.org`,
+		"trustDomain: a\n---\nrootNamespace: b": `mesh.yaml:3: MeshConfig: mesh.yaml holds one bare MeshConfig: move other documents into another file`,
+		"apiVersion: v1\nkind: ConfigMap":       `mesh.yaml:2: MeshConfig: kind: mesh.yaml holds a bare MeshConfig without apiVersion and kind: move this document into another file`,
+		"rootNamespace: A.b":                    `mesh.yaml:1: MeshConfig: rootNamespace: "A.b" is not a namespace`,
+		"connectTimeout: 31s":                   `mesh.yaml:1: MeshConfig: connectTimeout: 31s is too long: at most 30s`,
+		"defaultConfig: {concurency: 2}":        `mesh.yaml:1: MeshConfig: defaultConfig.concurency: unknown field "concurency", did you mean "concurrency"?`,
+		"extensionProviders: [{name: a}]":       `mesh.yaml:1: MeshConfig: extensionProviders[0]: says nothing about the provider: give for example envoyExtAuthzGrpc`,
+		"extensionProviders:\n- name: a\n  envoyExtAuthzGrpc: {service: a b, port: 0}": `mesh.yaml:3: MeshConfig: extensionProviders[0].envoyExtAuthzGrpc.service: "a b" is not a valid host name: "a b" cannot be a part of one`,
+		"outboundTrafficPolicy: {mode: REGISTRY}":                                      `mesh.yaml:1: MeshConfig: outboundTrafficPolicy.mode: unknown value "REGISTRY": known are ALLOW_ANY, ALLOW_ANY_DYNAMIC_DNS, REGISTRY_ONLY`,
+	} {
+		mesh, problems := Parse(map[string][]byte{"mesh.yaml": []byte(text)}, nil, Options{})
+		if len(problems) == 0 || problems[0].String() != want {
+			t.Errorf("%q:\n got %v\nwant %s", text, problems, want)
+		}
+		if mesh.TrustDomain == "" || mesh.Config == nil {
+			t.Errorf("%q: no usable mesh", text)
+		}
+	}
+}
+
+// A reference that only a bad object would satisfy takes its user down too, and
+// says so; everything else stays.
+func TestOneBadObjectDoesNotHoldBackOthers(t *testing.T) {
+	files := exampleFiles(t)
+	files["traffic.yaml"] = bytes.Replace(files["traffic.yaml"], []byte("subsets:"), []byte("subsetz:"), 1)
+	mesh, problems := Parse(files, exampleInstances(t), Options{})
+	if len(mesh.DestinationRules) != 0 || len(mesh.VirtualServices) != 1 || len(mesh.AuthorizationPolicies) != 2 {
+		t.Errorf("%d %d %d", len(mesh.DestinationRules), len(mesh.VirtualServices), len(mesh.AuthorizationPolicies))
+	}
+	if len(Errors(problems)) < 2 {
+		t.Error(problems)
+	}
+}
+
+func TestRegoModuleFile(t *testing.T) {
+	files := map[string][]byte{
+		"policies/office.rego": []byte("package office\n"),
+		"p.yaml":               []byte("apiVersion: policy.writ.mesh/v1alpha1\nkind: RegoPolicy\nmetadata: {name: a}\nspec: {moduleFile: policies/office.rego, query: data.office.allow}"),
+	}
+	mesh, problems := Parse(files, nil, Options{})
+	if len(problems) > 0 || len(mesh.RegoPolicies) != 1 || mesh.RegoPolicies[0].Module != "package office\n" {
+		t.Errorf("%v %+v", problems, mesh.RegoPolicies)
+	}
+}
+
+func TestOnlyConfigurationIsRead(t *testing.T) {
+	bad := []byte("nonsense: [")
+	mesh := map[string][]byte{
+		"README.md": bad, ".writ/instances.yaml": bad, "checks.yaml": bad, "a/.hidden/b.yaml": bad, ".c.yaml": bad, "a/d.txt": bad,
+	}
+	maps.Copy(mesh, exampleFiles(t))
+	if _, problems := Parse(mesh, nil, Options{}); len(problems) > 0 {
+		t.Error(problems)
+	}
+	if _, problems := Parse(map[string][]byte{"a/checks.yaml": bad}, nil, Options{}); len(problems) == 0 {
+		t.Error("only the checks.yaml of the directory itself is left out")
+	}
+}
+
+// Aliases that expand without end, or to too much, are refused in time.
+func TestAliasBombs(t *testing.T) {
+	bomb := "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+	for c := 'b'; c <= 'i'; c++ {
+		bomb += fmt.Sprintf("%c: &%c [", c, c) + strings.Repeat(fmt.Sprintf("*%c, ", c-1), 9) + fmt.Sprintf("*%c]\n", c-1)
+	}
+	deep := strings.Repeat("[", 5000) + strings.Repeat("]", 5000)
+	for _, text := range []string{bomb, deep, "a: &a {b: *a}", strings.Repeat("{a: ", 200) + strings.Repeat("}", 200)} {
+		_, problems := Parse(map[string][]byte{"a.yaml": []byte(text)}, nil, Options{})
+		if len(problems) != 1 || problems[0].Line == 0 {
+			t.Errorf("%.40q: %v", text, problems)
+		}
+	}
+}
+
+func TestMergeKeys(t *testing.T) {
+	text := "apiVersion: v1\nkind: Namespace\nmetadata:\n  labels: &l {a: b, c: d}\n  annotations: {<<: *l, c: e}\n  name: n\n"
+	mesh, problems := Parse(map[string][]byte{"a.yaml": []byte(text)}, nil, Options{})
+	if len(problems) > 0 || mesh.NamespaceLabels["n"]["a"] != "b" {
+		t.Error(problems, mesh.NamespaceLabels)
+	}
+}
