@@ -1,0 +1,289 @@
+package pilot
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/writ-mesh/writ/internal/service"
+	"github.com/writ-mesh/writ/pilot/meshdir"
+	"github.com/writ-mesh/writ/pilot/revision"
+)
+
+// findEnvoy returns a real Envoy: $ENVOY, the repository's tools, or PATH.
+func findEnvoy(t *testing.T) string {
+	t.Helper()
+	if e := os.Getenv("ENVOY"); e != "" {
+		return e
+	}
+	if tool, err := filepath.Abs("../.tools/envoy-1.40.0/bin/envoy"); err == nil {
+		if _, err := os.Stat(tool); err == nil {
+			return tool
+		}
+	}
+	if e, err := exec.LookPath("envoy"); err == nil {
+		return e
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatal("no Envoy: set $ENVOY or put it on PATH")
+	}
+	t.Skip("no Envoy: neither $ENVOY, .tools nor PATH has one")
+	return ""
+}
+
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// poll waits until f holds.
+func poll(t testing.TB, what string, f func() bool) {
+	t.Helper()
+	end := time.Now().Add(30 * time.Second)
+	for !f() {
+		if time.Now().After(end) {
+			t.Fatalf("%s: did not happen within 30 s", what)
+		}
+		<-time.After(2 * time.Millisecond)
+	}
+}
+
+// running is a pilot over a real mesh directory.
+type running struct {
+	*Pilot
+	dir, addr string
+}
+
+func start(t *testing.T, files map[string]string) *running {
+	t.Helper()
+	dir := t.TempDir()
+	r := &running{dir: dir, addr: fmt.Sprintf("127.0.0.1:%d", freePort(t))}
+	for name, text := range files {
+		r.write(t, name, text)
+	}
+	var logs bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&logs, nil))
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(logs.String())
+		}
+	})
+	rt := &service.Runtime{Log: log, Metrics: prometheus.NewRegistry(), Health: &service.Health{}}
+	p, err := New(Options{
+		Source:   meshdir.NewReader(meshdir.Options{Dir: dir}),
+		Modified: func() time.Time { return newest(dir, "") },
+		Log:      log, Metrics: rt.Metrics, Health: rt.Health,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Pilot = p
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- service.RunTasks(ctx, p.Run, func(ctx context.Context) error { return p.ServePlaintext(ctx, r.addr, rt) })
+	}()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Errorf("pilot: %v", err)
+		}
+	})
+	return r
+}
+
+func (r *running) write(t testing.TB, name, text string) {
+	t.Helper()
+	path := filepath.Join(r.dir, name)
+	if err := os.WriteFile(path+".tmp", []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".tmp", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// serving is the state of the revision that clients are given.
+func (r *running) serving() (uint64, revision.State) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rev, _ := r.tracker.Serving()
+	return rev.Number, rev.State
+}
+
+func (r *running) awaitLive(t testing.TB, number uint64) {
+	t.Helper()
+	poll(t, fmt.Sprintf("revision %d is live", number), func() bool {
+		n, s := r.serving()
+		return n == number && s == revision.Live
+	})
+}
+
+func startEnvoy(t *testing.T, pilotAddr, id, mode, api string) {
+	t.Helper()
+	envoy := findEnvoy(t)
+	host, port, _ := net.SplitHostPort(pilotAddr)
+	bootstrap := fmt.Sprintf(`
+node:
+  id: %s
+  cluster: test
+  metadata: {LABELS: {app: client}, INTERCEPTION_MODE: %s}
+admin: {address: {socket_address: {address: 127.0.0.1, port_value: %d}}}
+dynamic_resources:
+  ads_config: {api_type: %s, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: writ-agent}}]}
+  cds_config: {ads: {}, resource_api_version: V3}
+  lds_config: {ads: {}, resource_api_version: V3}
+static_resources:
+  clusters:
+  - name: writ-agent
+    type: STATIC
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: {http2_protocol_options: {}}
+    load_assignment: {cluster_name: writ-agent, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: %s, port_value: %s}}}}]}]}
+`, id, mode, freePort(t), api, host, port)
+	file := filepath.Join(t.TempDir(), "bootstrap.yaml")
+	if err := os.WriteFile(file, []byte(bootstrap), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	cmd := exec.Command(envoy, "-c", file, "--disable-hot-restart", "--concurrency", "1", "--log-level", "warning")
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("Envoy:\n%s", out.String())
+		}
+	})
+}
+
+func backend(t *testing.T, answer string) string {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, answer) }))
+	t.Cleanup(s.Close)
+	return strings.TrimPrefix(s.URL, "http://127.0.0.1:")
+}
+
+func entry(host, port string) string {
+	return fmt.Sprintf(`apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: %s, namespace: default}
+spec:
+  hosts: [%s.example]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  endpoints: [{address: 127.0.0.1, ports: {http: %s}}]
+`, host, host, port)
+}
+
+func routeTo(host, to string) string {
+	return fmt.Sprintf(`apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: %s, namespace: default}
+spec:
+  hosts: [%s.example]
+  http: [{route: [{destination: {host: %s.example}}]}]
+`, host, host, to)
+}
+
+// TestEnvoyFollowsEdits lets a real Envoy follow edits of files while requests
+// flow: a route moves to a service that did not exist before and back, and the
+// service goes, a dozen times; no request fails, and each edit is live within 1 s.
+func TestEnvoyFollowsEdits(t *testing.T) {
+	for i, api := range []string{"DELTA_GRPC", "GRPC"} {
+		t.Run(api, func(t *testing.T) { followEdits(t, api, fmt.Sprintf("127.9.77.%d", i+1)) })
+	}
+}
+
+func followEdits(t *testing.T, api, address string) {
+	one, two := backend(t, "one"), backend(t, "two")
+	r := start(t, map[string]string{"one.yaml": entry("one", one), "route.yaml": routeTo("one", "one")})
+	startEnvoy(t, r.addr, "sidecar~"+address+"~client-1.default~default.svc.cluster.local", "NONE", api)
+	proxy := &url.URL{Scheme: "http", Host: address + ":15007"}
+	client := &http.Client{Transport: &http.Transport{Proxy: http.ProxyURL(proxy)}, Timeout: 10 * time.Second}
+	get := func() (string, error) {
+		resp, err := client.Get("http://one.example/")
+		if err != nil {
+			return "", err
+		}
+		defer func() { _ = resp.Body.Close() }()
+		body, err := io.ReadAll(resp.Body)
+		if resp.StatusCode != http.StatusOK {
+			return "", fmt.Errorf("%s: %s", resp.Status, body)
+		}
+		return string(body), err
+	}
+	poll(t, "the first answer", func() bool { s, err := get(); return err == nil && s == "one" })
+	poll(t, "the first revision is live", func() bool { _, s := r.serving(); return s == revision.Live })
+
+	stop, done := make(chan struct{}), make(chan struct{})
+	var failures, requests atomic.Int64
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			requests.Add(1)
+			if _, err := get(); err != nil {
+				failures.Add(1)
+				t.Errorf("request failed: %v", err)
+			}
+		}
+	}()
+	var slowest time.Duration
+	edit := func(want string, change func()) {
+		before := time.Now()
+		change()
+		poll(t, "the edit is in effect", func() bool { s, err := get(); return err == nil && s == want })
+		slowest = max(slowest, time.Since(before))
+	}
+	for range 12 {
+		edit("two", func() {
+			r.write(t, "two.yaml", entry("two", two))
+			r.write(t, "route.yaml", routeTo("one", "two"))
+		})
+		edit("one", func() {
+			r.write(t, "route.yaml", routeTo("one", "one"))
+			if err := os.Remove(filepath.Join(r.dir, "two.yaml")); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	close(stop)
+	<-done
+	n, _ := r.serving()
+	r.awaitLive(t, n)
+	t.Logf("%d requests, %d failures, slowest edit %v, revision %d", requests.Load(), failures.Load(), slowest, n)
+	if slowest > time.Second {
+		t.Errorf("an edit took %v", slowest)
+	}
+}
