@@ -2,6 +2,7 @@ package security
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 
@@ -86,7 +87,12 @@ func (c *Compiler) compileSet(policies []*model.AuthorizationPolicy, action rbac
 }
 
 // addAuthorization adds the filters for AUDIT, DENY and ALLOW and their content.
-func (c *Compiler) addAuthorization(b *httpBuilder, s selection) error {
+func (c *Compiler) addAuthorization(b *httpBuilder, p *model.Proxy, s selection) error {
+	threshold := c.treeThreshold
+	if p.Type == model.GatewayProxy {
+		// Its callers may bring certificates of any shape, see tree.
+		threshold = math.MaxInt
+	}
 	for _, f := range []string{FilterAudit, FilterDeny, FilterAllow} {
 		b.addGeneric(f, &rbachttpv3.RBAC{})
 	}
@@ -104,14 +110,14 @@ func (c *Compiler) addAuthorization(b *httpBuilder, s selection) error {
 	c.denyWithoutAuthz(&deny, s.rego)
 	c.denyWithoutRateLimit(&deny, s.quota)
 	if deny.enforced != nil || deny.shadow != nil {
-		b.enable(FilterDeny, perRoute(c.httpRBAC(deny, denyStatPrefix, dryRunDenyStatPrefix)))
+		b.enable(FilterDeny, perRoute(httpRBAC(deny, denyStatPrefix, dryRunDenyStatPrefix, threshold)))
 	}
 	allow, err := c.compileSet(s.allow, rbacv3.RBAC_ALLOW, false)
 	if err != nil {
 		return err
 	}
 	if allow.enforced != nil || allow.shadow != nil {
-		b.enable(FilterAllow, perRoute(c.httpRBAC(allow, allowStatPrefix, dryRunAllowStatPrefix)))
+		b.enable(FilterAllow, perRoute(httpRBAC(allow, allowStatPrefix, dryRunAllowStatPrefix, threshold)))
 	}
 	if len(allow.refs) > 0 {
 		b.name(nameAllow, noRuleAllows(allow.refs))
@@ -119,11 +125,11 @@ func (c *Compiler) addAuthorization(b *httpBuilder, s selection) error {
 	return nil
 }
 
-func (c *Compiler) httpRBAC(set ruleSet, prefix, shadowPrefix string) *rbachttpv3.RBAC {
+func httpRBAC(set ruleSet, prefix, shadowPrefix string, threshold int) *rbachttpv3.RBAC {
 	out := &rbachttpv3.RBAC{}
 	if set.enforced != nil {
 		out.RulesStatPrefix = prefix
-		if tree := tree(set.enforced, c.treeThreshold); tree != nil {
+		if tree := tree(set.enforced, threshold); tree != nil {
 			out.Matcher = tree
 		} else {
 			out.Rules = set.enforced

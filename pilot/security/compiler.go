@@ -99,7 +99,7 @@ func (c *Compiler) HTTP(p *model.Proxy, port model.WorkloadPort) (*HTTP, error) 
 	if err := c.addJWT(out, p, s); err != nil {
 		return nil, err
 	}
-	if err := c.addAuthorization(out, s); err != nil {
+	if err := c.addAuthorization(out, p, s); err != nil {
 		return nil, err
 	}
 	if err := c.addRego(out, s); err != nil {

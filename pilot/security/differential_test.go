@@ -1,0 +1,263 @@
+package security
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"testing"
+
+	rbachttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	security "istio.io/api/security/v1beta1"
+
+	"github.com/writ-mesh/writ/pilot/model"
+	"github.com/writ-mesh/writ/pilot/security/eval"
+)
+
+// What random policies and requests are made of: few values, so that they meet.
+var (
+	diffPrincipals = []string{"cluster.local/ns/a/sa/x", "cluster.local/ns/a/sa/y", "cluster.local/ns/b/sa/x", "old-td/ns/a/sa/x", "other-td/ns/b/sa/y", "cluster.local/ns/ab/sa/xy"}
+	diffPatterns   = []string{"*", "cluster.local/ns/a/*", "*/sa/x", "cluster.local/*"}
+	diffPaths      = []string{"/", "/a", "/a/b", "/ab", "/a/b/c", "/x.html"}
+	diffPathRules  = []string{"/a", "/a/b", "/a*", "*b", "/a/*", "*.html", "/"}
+	diffTemplates  = []string{"/a/{*}", "/{*}/b", "/a/{**}", "/{**}/c"}
+	diffMethods    = []string{"GET", "POST", "PUT"}
+	diffSources    = []string{"127.0.0.1", "127.0.0.2", "127.0.1.3"}
+	diffBlocks     = []string{"127.0.0.2", "127.0.0.0/24", "127.0.1.0/24", "10.0.0.0/8"}
+	diffHeader     = []string{"one", "two", "onetwo", ""}
+	diffGroups     = []string{"g1", "g2"}
+)
+
+// generator makes random policies and requests.
+type generator struct {
+	*rand.Rand
+	// plain leaves out what a tree cannot say.
+	plain bool
+}
+
+func (g generator) some(from []string) []string {
+	out := []string{from[g.IntN(len(from))]}
+	for g.IntN(3) == 0 {
+		out = append(out, from[g.IntN(len(from))])
+	}
+	return out
+}
+
+// field fills values or notValues or neither.
+func (g generator) field(oneIn int, from []string, values, notValues *[]string) {
+	switch g.IntN(oneIn) {
+	case 0:
+		*values = g.some(from)
+	case 1:
+		if g.IntN(2) == 0 {
+			*notValues = g.some(from)
+		}
+	}
+}
+
+func (g generator) rule(host string) *security.Rule {
+	out := &security.Rule{}
+	for range 1 + g.IntN(2) {
+		s := &security.Source{Principals: g.some(diffPrincipals)}
+		if g.IntN(8) == 0 {
+			s.Principals = nil
+			g.field(3, diffPatterns, &s.Principals, &s.NotPrincipals)
+		}
+		g.field(6, []string{"a", "b", "a*", "*b"}, &s.Namespaces, &s.NotNamespaces)
+		g.field(8, diffBlocks, &s.IpBlocks, &s.NotIpBlocks)
+		g.field(8, diffBlocks, &s.RemoteIpBlocks, &s.NotRemoteIpBlocks)
+		g.field(8, []string{"a/x", "b/x", "y"}, &s.ServiceAccounts, &s.NotServiceAccounts)
+		g.field(8, []string{testIssuer + "/alice", "*", testIssuer + "/*", "*/bob"}, &s.RequestPrincipals, &s.NotRequestPrincipals)
+		out.From = append(out.From, &security.Rule_From{Source: s})
+	}
+	for range g.IntN(3) {
+		o := &security.Operation{}
+		paths := diffPathRules
+		if !g.plain && g.IntN(2) == 0 {
+			paths = append(append([]string{"*"}, diffTemplates...), paths...)
+		}
+		g.field(3, paths, &o.Paths, &o.NotPaths)
+		g.field(3, diffMethods, &o.Methods, &o.NotMethods)
+		g.field(6, []string{"A." + host, "*.test", "b.*", "nothing"}, &o.Hosts, &o.NotHosts)
+		g.field(12, []string{"1", "2"}, &o.Ports, &o.NotPorts)
+		out.To = append(out.To, &security.Rule_To{Operation: o})
+	}
+	if g.IntN(4) == 0 {
+		w := &security.Condition{Key: "request.headers[X-Test]"}
+		values := []string{"one", "one*", "*two"}
+		if !g.plain {
+			values = append(values, "*")
+		}
+		g.field(2, values, &w.Values, &w.NotValues)
+		out.When = append(out.When, w)
+	}
+	if g.IntN(4) == 0 {
+		w := &security.Condition{Key: "request.auth.claims[groups]"}
+		g.field(2, []string{"g1", "g2", "g*"}, &w.Values, &w.NotValues)
+		out.When = append(out.When, w)
+	}
+	return out
+}
+
+func (g generator) policies(host string) []*model.AuthorizationPolicy {
+	var out []*model.AuthorizationPolicy
+	for i := range 3 + g.IntN(12) {
+		p := &model.AuthorizationPolicy{
+			Meta: model.Meta{Ref: model.Ref{Kind: "AuthorizationPolicy", Namespace: "default", Name: fmt.Sprintf("p%02d", i)}},
+			Spec: &security.AuthorizationPolicy{},
+		}
+		if g.IntN(3) == 0 {
+			p.Spec.Action = security.AuthorizationPolicy_DENY
+		}
+		for range 1 + g.IntN(2) {
+			p.Spec.Rules = append(p.Spec.Rules, g.rule(host))
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// call makes one request in both forms: to send, and to evaluate.
+func (g generator) call(t testing.TB, host string, tokens map[string]string) (request, eval.Request) {
+	pick := func(from []string) string { return from[g.IntN(len(from))] }
+	path, source := pick(diffPaths), pick(diffSources)
+	r := request{method: pick(diffMethods), path: path, host: pick([]string{"a.", "b."}) + host, from: source, header: map[string]string{}}
+	want := eval.Request{
+		Method: r.method, Path: path, Host: r.host, Headers: map[string]string{},
+		Source: netip.MustParseAddr(source), Remote: netip.MustParseAddr(source), Destination: netip.MustParseAddr("127.0.0.1"),
+	}
+	if g.IntN(3) == 0 {
+		r.path += pick([]string{"?q=/a", "?x.html", "?b"})
+	}
+	if g.IntN(5) > 0 {
+		want.Principal = pick(diffPrincipals)
+		r.identity = spiffeScheme + want.Principal
+		want.SNI = "httpbin.default"
+	}
+	if g.IntN(2) == 0 {
+		v := pick(diffHeader)
+		r.header["X-Test"], want.Headers["x-test"] = v, v
+	}
+	if g.IntN(4) == 0 {
+		want.Remote = netip.MustParseAddr("10.1.2.3")
+		r.header["X-Forwarded-For"] = "10.1.2.3"
+	}
+	if g.IntN(2) == 0 {
+		sub := pick([]string{"alice", "bob"})
+		r.header["Authorization"] = "Bearer " + tokens[sub]
+		want.Claims = map[string]any{"iss": testIssuer, "sub": sub, "groups": groupsOf(sub)}
+	}
+	return r, want
+}
+
+func groupsOf(sub string) []string {
+	if sub == "alice" {
+		return diffGroups
+	}
+	return diffGroups[1:]
+}
+
+// TestDifferential compares three opinions on random policies and requests: the
+// evaluator, Envoy with lists, and Envoy with trees.
+func TestDifferential(t *testing.T) {
+	sets, requests := 60, 60
+	if testing.Short() {
+		sets, requests = 15, 20
+	}
+	eachEnvoy(t, func(t *testing.T, bin string) {
+		seed := rand.Uint64()
+		t.Logf("seed %d", seed)
+		g := generator{Rand: rand.New(rand.NewPCG(seed, 0))} //nolint:gosec // repeatable, not secret
+		s := newSigner(t)
+		jwt := s.document("jwt", testIssuer, "")
+		tokens := map[string]string{}
+		for _, sub := range []string{"alice", "bob"} {
+			tokens[sub] = s.token(t, map[string]any{"sub": sub, "groups": groupsOf(sub)})
+		}
+		base := compileHTTP(t, newMesh(t, jwt), workload())
+		list, tree := inbound{http: base, vhosts: map[string]*HTTP{}}, inbound{http: base, vhosts: map[string]*HTTP{}}
+		policies := map[string][]*model.AuthorizationPolicy{}
+		trees := 0
+		for i := range sets {
+			host := fmt.Sprintf("set%d.test", i)
+			g.plain = i%4 != 0
+			policies[host] = g.policies(host)
+			list.vhosts[host] = compileAt(t, jwt, policies[host], math.MaxInt)
+			tree.vhosts[host] = compileAt(t, jwt, policies[host], 1)
+			trees += countTrees(t, tree.vhosts[host])
+		}
+		if trees < sets {
+			t.Errorf("%d trees in %d sets: the test does not test them", trees, sets)
+		}
+		p := start(t, bin, map[string]inbound{"list": list, "tree": tree})
+		compareOpinions(t, p, g, policies, tokens, requests)
+	})
+}
+
+func compareOpinions(t *testing.T, p *proxy, g generator, policies map[string][]*model.AuthorizationPolicy, tokens map[string]string, requests int) {
+	passed, refused := 0, 0
+	for i := range len(policies) {
+		host := fmt.Sprintf("set%d.test", i)
+		for range requests {
+			r, asked := g.call(t, host, tokens)
+			want := eval.Authorize([]string{"cluster.local", "old-td"}, policies[host], asked)
+			byList, byTree := p.do("list", r), p.do("tree", r)
+			if byList.deniedBy != byTree.deniedBy || byList.status != byTree.status {
+				t.Errorf("list says %d %q, tree %d %q", byList.status, byList.deniedBy, byTree.status, byTree.deniedBy)
+			}
+			named := want.Allowed || want.Policy == nil == strings.HasSuffix(byList.deniedBy, "no rule allows")
+			if (byList.status == 200) != want.Allowed || !named {
+				t.Errorf("evaluator says %+v, list %d %q", want, byList.status, byList.deniedBy)
+			}
+			if want.Allowed {
+				passed++
+			} else {
+				refused++
+			}
+			if t.Failed() {
+				text := ""
+				for _, pol := range policies[host] {
+					rules, _ := json.Marshal(pol.Spec)
+					text += fmt.Sprintf("%s %s\n", pol.Name, rules)
+				}
+				t.Fatalf("request %+v\nas %+v\npolicies\n%s", r, asked, text)
+			}
+		}
+	}
+	t.Logf("%d requests passed, %d were refused", passed, refused)
+	if least := len(policies) * requests / 20; passed < least || refused < least {
+		t.Errorf("the requests are too much alike to test anything")
+	}
+}
+
+func compileAt(t testing.TB, documents string, policies []*model.AuthorizationPolicy, threshold int) *HTTP {
+	t.Helper()
+	m := newMesh(t, documents)
+	m.TrustDomainAliases, m.AuthorizationPolicies = []string{"old-td"}, policies
+	c := compiler(t, m)
+	c.treeThreshold = threshold
+	out, err := c.HTTP(workload(), httpPort())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func countTrees(t testing.TB, h *HTTP) int {
+	t.Helper()
+	n := 0
+	for _, name := range []string{FilterDeny, FilterAllow} {
+		if packed := h.PerFilterConfig[name]; packed != nil {
+			var per rbachttpv3.RBACPerRoute
+			if err := packed.UnmarshalTo(&per); err != nil {
+				t.Fatal(err)
+			}
+			if per.GetRbac().GetMatcher() != nil {
+				n++
+			}
+		}
+	}
+	return n
+}
