@@ -19,6 +19,7 @@ import (
 	"github.com/writ-mesh/writ/internal/credential"
 	"github.com/writ-mesh/writ/internal/listen"
 	"github.com/writ-mesh/writ/internal/service"
+	"github.com/writ-mesh/writ/ratelimit/descriptors"
 	"github.com/writ-mesh/writ/ratelimit/memory"
 	"github.com/writ-mesh/writ/ratelimit/redisstore"
 )
@@ -161,6 +162,9 @@ func (c *Config) validateSource() (errs []error) {
 	if c.Descriptors != "" {
 		if info, err := os.Stat(c.Descriptors); err != nil || !info.IsDir() {
 			fail("descriptors %s: is not a folder", c.Descriptors)
+		} else if set, err := descriptors.Load(c.Descriptors, nil); err != nil && len(set.Names()) == 0 {
+			// One good domain is worth starting for; the others are logged and counted.
+			errs = append(errs, err)
 		}
 	}
 	return errs
