@@ -396,6 +396,100 @@ func TestRelayInTheStateOfTheWorldVariant(t *testing.T) {
 	}
 }
 
+// deltaClusters opens an ADS stream as a proxy that starts.
+func deltaClusters(t *testing.T, r *rig) discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient {
+	t.Helper()
+	s, err := discoveryv3.NewAggregatedDiscoveryServiceClient(r.dial(t)).DeltaAggregatedResources(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: clusterURL, ResourceNamesSubscribe: []string{"*"}}); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestStreamWithoutAnAnswerGoesLiveAsItIs(t *testing.T) {
+	r := newRig(t, time.Hour)
+	uid := uint32(os.Getuid())
+	r.place(t, proxyID, &uid)
+	r.pilot.set(t, "one", &clusterv3.Cluster{Name: "one"})
+	r.start(t)
+	r.connected(t)
+	r.pilot.stop()
+	r.status(t, "pilot is away", func(st *nodeagentpb.GetStatusResponse) bool { return !st.GetPilotConnected() })
+	s := deltaClusters(t, r)
+	eventually(t, "the stream is offline", func() error {
+		if v := r.metric(t, `writ_nodeagent_ads_streams{mode="offline"}`); v != "1" {
+			return fmt.Errorf("offline streams: %s", v)
+		}
+		return nil
+	})
+	r.pilot.start(t)
+	resp, err := s.Recv()
+	if err != nil || len(resp.GetResources()) != 1 {
+		t.Fatalf("on the same stream: %v, %v", resp, err)
+	}
+	if live, off := r.metric(t, `writ_nodeagent_ads_streams{mode="live"}`), r.metric(t, `writ_nodeagent_ads_streams{mode="offline"}`); live != "1" || off != "0" {
+		t.Errorf("live %s, offline %s", live, off)
+	}
+}
+
+func TestPilotThatHangsIsNoReasonToWait(t *testing.T) {
+	r := newRig(t, time.Hour)
+	uid := uint32(os.Getuid())
+	r.place(t, proxyID, &uid)
+	r.pilot.set(t, "one", &clusterv3.Cluster{Name: "one"})
+	r.start(t)
+	r.connected(t)
+	s := deltaClusters(t, r)
+	resp, err := s.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: clusterURL, ResponseNonce: resp.GetNonce()}); err != nil {
+		t.Fatal(err)
+	}
+	onDisk(t, r, "one")
+	if err := s.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	r.pilot.mu.Lock()
+	r.pilot.mute = true
+	r.pilot.mu.Unlock()
+	kept, err := deltaClusters(t, r).Recv()
+	if err != nil || len(kept.GetResources()) != 1 || !strings.HasPrefix(kept.GetNonce(), "kept-") {
+		t.Fatalf("from disk: %v, %v", kept, err)
+	}
+}
+
+func TestAuthorityAwayAfterARestart(t *testing.T) {
+	r := newRig(t, time.Hour)
+	uid := uint32(os.Getuid())
+	r.place(t, proxyID, &uid)
+	r.start(t)
+	r.connected(t)
+	r.ca.stop()
+	r.kill()
+	r.start(t)
+	s, err := secretv3.NewSecretDiscoveryServiceClient(r.dial(t)).DeltaSecrets(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Send(&discoveryv3.DeltaDiscoveryRequest{ResourceNamesSubscribe: []string{"default", "ROOTCA"}}); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"ROOTCA", "default"} {
+		resp, err := s.Recv()
+		if err != nil || len(resp.GetResources()) != 1 || resp.GetResources()[0].GetName() != want {
+			t.Fatalf("response %d: %v, want %s", i, err, want)
+		}
+		if i == 0 {
+			r.ca.start(t)
+		}
+	}
+}
+
 func TestAgentStopsCleanly(t *testing.T) {
 	r := newRig(t, time.Hour)
 	uid := uint32(os.Getuid())

@@ -223,6 +223,7 @@ type fakePilot struct {
 	resources map[string]map[string]*discoveryv3.Resource
 	nodes     map[string]string // node id -> name of the node in its metadata
 	nonces    int
+	mute      bool // answers no proxy
 }
 
 func newFakePilot(t testing.TB, root *fakeRoot) *fakePilot {
@@ -333,6 +334,9 @@ func (f *fakePilot) take(subs map[string]*fakeSub, r *discoveryv3.DeltaDiscovery
 func (f *fakePilot) diff(url string, sub *fakeSub) *discoveryv3.DeltaDiscoveryResponse {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.mute {
+		return nil
+	}
 	resp := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: url}
 	for name, r := range f.resources[url] {
 		if (sub.all || sub.want[name]) && sub.told[name] != r.GetVersion() {

@@ -1,0 +1,62 @@
+package nodeagent
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/writ-mesh/writ/internal/config"
+	"github.com/writ-mesh/writ/internal/credential"
+)
+
+func valid() Config {
+	c := DefaultConfig()
+	c.Node, c.Pilot = "n1", "127.0.0.1:15012"
+	c.Identity = credential.Config{CA: "127.0.0.1:8443", TrustBundle: "/b.pem", TokenFile: "/t", Dir: "/d", TrustDomain: "cluster.local"}
+	return c
+}
+
+func TestConfig(t *testing.T) {
+	c := valid()
+	if err := c.Validate(); err != nil {
+		t.Fatalf("defaults with what must be given: %v", err)
+	}
+	for name, tc := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"no node":          {func(c *Config) { c.Node = "" }, "node:"},
+		"node is no name":  {func(c *Config) { c.Node = "a/b" }, "node:"},
+		"tcp socket":       {func(c *Config) { c.Socket = "127.0.0.1:1" }, "socket:"},
+		"relative socket":  {func(c *Config) { c.Socket = "unix://a.sock" }, "socket:"},
+		"long socket":      {func(c *Config) { c.Socket = "unix:///" + strings.Repeat("x", 120) }, "socket:"},
+		"admin is socket":  {func(c *Config) { c.Admin = c.Socket }, "admin:"},
+		"tcp admin":        {func(c *Config) { c.Admin = "127.0.0.1:1" }, "admin:"},
+		"mode":             {func(c *Config) { c.SocketMode = "rw" }, "socket_mode:"},
+		"executable mode":  {func(c *Config) { c.SocketMode = "0777" }, "socket_mode:"},
+		"mode without us":  {func(c *Config) { c.SocketMode = "0066" }, "socket_mode:"},
+		"no state":         {func(c *Config) { c.State = "" }, "state:"},
+		"no pilot":         {func(c *Config) { c.Pilot = "" }, "pilot:"},
+		"short life":       {func(c *Config) { c.SVIDTTL = config.Duration(9 * time.Second) }, "svid_ttl:"},
+		"no wait":          {func(c *Config) { c.AttestWait = 0 }, "attest_wait:"},
+		"no authority":     {func(c *Config) { c.Identity.CA = "" }, "identity:"},
+		"bad trust domain": {func(c *Config) { c.Identity.TrustDomain = "A b" }, "identity:"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := valid()
+			tc.change(&c)
+			err := c.Validate()
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Fatalf("got %v, want an error that names %q", err, tc.want)
+			}
+		})
+	}
+	c = valid()
+	c.Admin, c.SocketMode, c.SVIDTTL = "", "0666", config.Duration(10*time.Second)
+	if err := c.Validate(); err != nil {
+		t.Fatalf("without supervisor, for all users, shortest life: %v", err)
+	}
+	if m, err := c.mode(); err != nil || m != 0o666 {
+		t.Fatalf("mode is %v, %v", m, err)
+	}
+}
