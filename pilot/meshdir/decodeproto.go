@@ -238,10 +238,10 @@ func (r *report) decodeScalar(n *yaml.Node, kind protoreflect.Kind, at string) (
 		i, ok := r.integer(n, at, 0, math.MaxUint32)
 		return protoreflect.ValueOfUint32(uint32(i)), ok
 	case protoreflect.Int64Kind, protoreflect.Sint64Kind, protoreflect.Sfixed64Kind:
-		i, ok := r.integer(n, at, math.MinInt64, math.MaxInt64)
+		i, ok := r.integer(unquoted(n), at, math.MinInt64, math.MaxInt64)
 		return protoreflect.ValueOfInt64(i), ok
 	case protoreflect.Uint64Kind, protoreflect.Fixed64Kind:
-		i, ok := r.integer(n, at, 0, math.MaxInt64)
+		i, ok := r.integer(unquoted(n), at, 0, math.MaxInt64)
 		return protoreflect.ValueOfUint64(uint64(i)), ok
 	}
 	r.at(n, at, "a field of type %s cannot be read", kind)
@@ -260,9 +260,6 @@ func (r *report) text(n *yaml.Node, at, want string) (string, bool) {
 		return n.Value, true
 	case "!!null":
 		return "", true
-	case "!!binary":
-		b, ok := r.bytes(n, at)
-		return string(b), ok
 	}
 	r.at(n, at, "want %s, got %s: put it in quotes", want, describe(n))
 	return "", false
@@ -298,6 +295,17 @@ func (r *report) integer(n *yaml.Node, at string, least, most int64) (int64, boo
 		return 0, false
 	}
 	return i, true
+}
+
+// unquoted lets a 64-bit number be a text of digits, which is how the JSON form
+// of protocol buffers writes them.
+func unquoted(n *yaml.Node) *yaml.Node {
+	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!str" {
+		return n
+	}
+	plain := *n
+	plain.Tag, plain.Style = "", 0
+	return &plain
 }
 
 func (r *report) float(n *yaml.Node, at string) (float64, bool) {
