@@ -38,7 +38,7 @@ type Config struct {
 	Pilot string `yaml:"pilot"`
 	// Identity says where the agent's own certificate comes from; the authority
 	// that it names also issues those of the workloads.
-	Identity credential.Config `yaml:"identity"`
+	Identity credential.Config `yaml:"credential"`
 	// SVIDTTL is the life of workload certificates that is asked for; 0 leaves it
 	// to the authority.
 	SVIDTTL config.Duration `yaml:"svid_ttl"`

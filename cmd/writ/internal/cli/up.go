@@ -69,11 +69,7 @@ func up(ctx context.Context, o stack.Options, checks bool, stdout, stderr io.Wri
 		return runChecks(ctx, ready, filepath.Join(o.Dir, "checks.yaml"), "table", stdout)
 	}
 	announce(stdout, o, ready, time.Since(began))
-	changes, err := meshdir.Watch(ctx, o.Dir)
-	if err != nil {
-		return failed(err)
-	}
-	s.Follow(ctx, changes)
+	s.Follow(ctx, meshdir.NewReader(meshdir.Options{Dir: o.Dir}).Watch(ctx))
 	fmt.Fprintln(stdout, "\nstopping")
 	return nil
 }
@@ -176,4 +172,3 @@ func checkCommand() *cobra.Command {
 	c.Flags().StringVar(&file, "file", "", "the checks to run instead of DIR/checks.yaml")
 	return c
 }
-

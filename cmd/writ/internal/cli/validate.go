@@ -3,10 +3,12 @@ package cli
 import (
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 
+	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/pilot/meshdir"
 )
 
@@ -27,15 +29,15 @@ Exit code 0: valid (warnings allowed); 1: not; 2: cannot tell.`,
 		Example: "  writ validate examples/bookinfo",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			problems, err := meshdir.Validate(args[0], checkRego)
-			if err != nil {
-				return err
+			if info, err := os.Stat(args[0]); err != nil || !info.IsDir() {
+				return fmt.Errorf("%s is no mesh directory", args[0])
 			}
+			_, problems := meshdir.Validate(meshdir.Options{Dir: args[0], CompileRego: rego.Check})
 			v := validation{Valid: len(meshdir.Errors(problems)) == 0, Problems: problems}
 			if v.Problems == nil {
 				v.Problems = []meshdir.Problem{}
 			}
-			err = o.print(cmd.OutOrStdout(), v, func(w io.Writer) error { return printValidation(w, args[0], v) })
+			err := o.print(cmd.OutOrStdout(), v, func(w io.Writer) error { return printValidation(w, args[0], v) })
 			if err == nil && !v.Valid {
 				return errNo
 			}

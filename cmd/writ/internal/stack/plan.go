@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -52,15 +51,18 @@ func (p plan) equal(o plan) bool { return reflect.DeepEqual(p, o) }
 // mistake in the workloads or in mesh.yaml is an error: what to run would be a
 // guess. Mistakes elsewhere are pilot's to report.
 func (s *Stack) plan() (plan, error) {
-	w, problems := meshdir.ReadWorkloads(s.p.dir)
-	if w == nil {
-		return plan{}, joinProblems(problems)
+	w, problems := meshdir.ReadPlan(meshdir.Options{Dir: s.p.dir})
+	if err := blocking(problems); err != nil {
+		return plan{}, err
 	}
 	if s.trustDomain == "" {
-		s.trustDomain = w.TrustDomain
+		s.trustDomain, s.rootNamespace = w.Config.GetTrustDomain(), w.Config.GetRootNamespace()
 	}
-	if w.TrustDomain != s.trustDomain {
-		return plan{}, fmt.Errorf("mesh.yaml: trustDomain has changed from %s to %s: stop the mesh and start it with a new --state", s.trustDomain, w.TrustDomain)
+	if td := w.Config.GetTrustDomain(); td != s.trustDomain {
+		return plan{}, fmt.Errorf("mesh.yaml: trustDomain has changed from %s to %s: stop the mesh and start it with a new --state", s.trustDomain, td)
+	}
+	if len(w.Workloads) == 0 && len(w.Gateways) == 0 {
+		return plan{}, fmt.Errorf("%s has nothing to run: write a LocalWorkload, as examples/bookinfo/workloads.yaml does", s.p.dir)
 	}
 	var out plan
 	for i := range w.Workloads {
@@ -68,20 +70,22 @@ func (s *Stack) plan() (plan, error) {
 			return plan{}, err
 		}
 	}
-	if err := s.planGateways(&out, w); err != nil {
+	if err := s.planGateways(&out, w.Gateways); err != nil {
 		return plan{}, err
 	}
 	slices.SortFunc(out.replicas, func(a, b replica) int { return cmp.Compare(a.key(), b.key()) })
 	return out, s.addr.save()
 }
 
-func joinProblems(problems []meshdir.Problem) error {
+// blocking picks the problems without whose solution it is unknown what to run:
+// those of mesh.yaml, of LocalWorkloads, and of files that cannot be read as a
+// whole and are named as workloads are.
+func blocking(problems []meshdir.Problem) error {
 	var all []error
-	for _, p := range problems {
-		all = append(all, errors.New(p.String()))
-	}
-	if len(all) == 0 {
-		return errors.New("the mesh directory cannot be read")
+	for _, p := range meshdir.Errors(problems) {
+		if p.File == "" || p.File == "mesh.yaml" || strings.HasPrefix(p.Object, "LocalWorkload ") || p.Object == "" && strings.HasPrefix(p.File, "workloads.") {
+			all = append(all, errors.New(p.String()))
+		}
 	}
 	return errors.Join(all...)
 }
@@ -119,40 +123,34 @@ func (s *Stack) planWorkload(out *plan, w *meshdir.LocalWorkload) error {
 // planGateways makes one proxy for each Gateway object. The first to use a port
 // gets it on 127.0.0.1, which is what people type; another Gateway with the same
 // port gets an address of its own.
-func (s *Stack) planGateways(out *plan, w *meshdir.Workloads) error {
+func (s *Stack) planGateways(out *plan, gateways []meshdir.GatewayPlan) error {
 	taken := make(map[uint32]bool)
-	for _, g := range w.Gateways {
-		admin, err := s.addr.host(w.RootNamespace + "/" + g.Name)
+	for _, g := range gateways {
+		admin, err := s.addr.host(g.Namespace + "/" + g.Name)
 		if err != nil {
 			return err
 		}
 		listen := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-		bound := bindable(g, listen)
-		for _, port := range bound {
-			if taken[port] {
-				listen = admin
+		moved := movedPorts(g.Ports, listen)
+		r := replica{admin: admin, where: g.Object.String()}
+		for _, p := range g.Ports {
+			r.ports = append(r.ports, cmp.Or(moved[p.Number], p.Number))
+		}
+		if slices.ContainsFunc(r.ports, func(p uint32) bool { return taken[p] }) {
+			listen = admin
+		} else {
+			for _, p := range r.ports {
+				taken[p] = true
 			}
 		}
-		if listen != admin {
-			for _, port := range bound {
-				taken[port] = true
-			}
-		}
-		r := replica{admin: admin, where: g.Ref.String()}
-		r.address, r.ports = listen, slices.Sorted(maps.Values(bound))
+		r.address = listen
 		r.instance = meshdir.Instance{
-			Name: g.Name, Namespace: w.RootNamespace, Labels: g.Spec.GetSelector(),
-			Spec: meshdir.InstanceSpec{ServiceAccount: gatewayAccount(g), Node: node, Address: listen.String(), Type: "gateway"},
+			Name: g.Name, Namespace: g.Namespace, Labels: g.Labels,
+			Spec: meshdir.InstanceSpec{ServiceAccount: gatewayAccount(g), Node: node, Address: listen.String(), Type: "gateway", GatewayPorts: moved},
 		}
-		for port, real := range bound {
-			if port != real {
-				if r.instance.Spec.GatewayPorts == nil {
-					r.instance.Spec.GatewayPorts = make(map[uint32]uint32)
-				}
-				r.instance.Spec.GatewayPorts[port] = real
-			}
+		if len(g.Ports) > 0 {
+			r.url = fmt.Sprintf("%s://%s:%d", gatewayScheme(g.Ports[0]), listen, r.ports[0])
 		}
-		r.url = gatewayURL(g, listen, bound)
 		out.replicas = append(out.replicas, r)
 	}
 	return nil
@@ -161,50 +159,45 @@ func (s *Stack) planGateways(out *plan, w *meshdir.Workloads) error {
 // gatewayAccount is the service account under which a gateway runs. Istio's own
 // gateways run as istio-ingressgateway-service-account and the like, which
 // policies name; they are known by the label istio.
-func gatewayAccount(g *model.Gateway) string {
-	if kind := g.Spec.GetSelector()["istio"]; kind != "" {
+func gatewayAccount(g meshdir.GatewayPlan) string {
+	if kind := g.Labels["istio"]; kind != "" {
 		return "istio-" + kind + "-service-account"
 	}
 	return g.Name
 }
 
-// bindable maps the port of each server to the one that is bound: the same, or
-// 8000 higher for a privileged port that this user may not bind.
-func bindable(g *model.Gateway, addr netip.Addr) map[uint32]uint32 {
-	out := make(map[uint32]uint32)
-	for _, s := range g.Spec.GetServers() {
-		port := s.GetPort().GetNumber()
-		out[port] = port
-		if port >= 1024 {
+// movedPorts maps privileged ports that this user may not bind to ports 8000
+// higher, which it may.
+func movedPorts(ports []meshdir.GatewayPort, addr netip.Addr) map[uint32]uint32 {
+	var out map[uint32]uint32
+	for _, p := range ports {
+		if p.Number >= 1024 {
 			continue
 		}
-		l, err := net.Listen("tcp", fmt.Sprintf("%s:%d", addr, port))
+		l, err := net.Listen("tcp", fmt.Sprintf("%s:%d", addr, p.Number))
 		if err == nil {
 			_ = l.Close()
 			continue
 		}
 		if errors.Is(err, os.ErrPermission) {
-			out[port] = port + 8000
+			if out == nil {
+				out = make(map[uint32]uint32)
+			}
+			out[p.Number] = p.Number + 8000
 		}
 	}
 	return out
 }
 
-func gatewayURL(g *model.Gateway, addr netip.Addr, bound map[uint32]uint32) string {
-	if len(g.Spec.GetServers()) == 0 {
-		return ""
-	}
-	first := g.Spec.GetServers()[0]
-	scheme := strings.ToLower(first.GetPort().GetProtocol())
+func gatewayScheme(p meshdir.GatewayPort) string {
 	switch {
-	case first.GetTls() != nil && !first.GetTls().GetHttpsRedirect(), scheme == "https":
-		scheme = "https"
-	case strings.HasPrefix(scheme, "http"), strings.HasPrefix(scheme, "grpc"):
-		scheme = "http"
+	case p.TLS || p.Protocol == model.HTTPS:
+		return "https"
+	case p.Protocol.IsHTTP():
+		return "http"
 	default:
-		scheme = "tcp"
+		return "tcp"
 	}
-	return fmt.Sprintf("%s://%s:%d", scheme, addr, bound[first.GetPort().GetNumber()])
 }
 
 // checkGatewayPorts finds out before anything is started whether somebody else

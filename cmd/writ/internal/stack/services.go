@@ -70,7 +70,7 @@ func (s *Stack) daemons() []daemon {
 	for i, d := range all {
 		d.config["monitoring"] = fmt.Sprintf("%s:%d", s.addr.at(0, 2+i), monitoringPort)
 		if d.identity != "" {
-			d.config["identity"] = map[string]any{
+			d.config["credential"] = map[string]any{
 				"ca": s.caAddr, "trust_bundle": s.p.file("ca", "bundle.pem"), "token_file": s.p.file(d.name, "join-token"),
 				"dir": s.p.file(d.name, "identity"), "trust_domain": s.trustDomain,
 			}

@@ -20,11 +20,12 @@ import (
 
 // Stack is a running mesh.
 type Stack struct {
-	opts        Options
-	log         *slog.Logger
-	p           *paths
-	addr        *addresses
-	trustDomain string
+	opts Options
+	log  *slog.Logger
+	p    *paths
+	addr *addresses
+	// trustDomain and rootNamespace are from mesh.yaml.
+	trustDomain, rootNamespace string
 
 	caAddr, pilotAddr string
 	conns             []*grpc.ClientConn
