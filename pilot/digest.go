@@ -1,9 +1,12 @@
 package pilot
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -40,14 +43,34 @@ func digest(m *model.Mesh) (digests, error) {
 		q.Meta = model.Meta{}
 		d.object(&p.Meta, fmt.Appendf(nil, "%q", fmt.Sprint(q)))
 	}
+	for _, s := range m.Services {
+		d.object(&s.Meta, serviceContent(s))
+	}
+	for _, s := range m.Secrets {
+		d.objects[s.ID()] = sha256.Sum256(bytes.Join([][]byte{s.Cert, s.Key, s.CA}, []byte{0}))
+	}
 	if d.err != nil {
 		return digests{}, fmt.Errorf("hash the configuration: %w", d.err)
 	}
-	sum := sha256.Sum256(d.order)
-	for _, s := range m.Services { // these are in the compiled resources
-		d.object(&s.Meta, fmt.Appendf(nil, "%v %v %v", s.Ports, s.Addresses, s.Resolution))
+	for _, name := range slices.Sorted(maps.Keys(m.Secrets)) {
+		sum := d.objects[m.Secrets[name].ID()]
+		d.order = append(d.order, sum[:]...)
 	}
+	d.order = fmt.Append(d.order, m.NamespaceLabels, m.TrustDomain, m.TrustDomainAliases, m.Deciders)
+	sum := sha256.Sum256(d.order)
 	return digests{all: hex.EncodeToString(sum[:16]), objects: d.objects}, nil
+}
+
+// serviceContent gives everything of a service that proxies may be told.
+func serviceContent(s *model.Service) []byte {
+	b := fmt.Appendf(nil, "%q %q %v %d %t %q %q", s.Hostname, s.Addresses, s.Ports, s.Resolution, s.External, s.ExportTo, s.SubjectAltNames)
+	for _, e := range s.Endpoints {
+		b = fmt.Appendf(b, "\n%q %v %v %q %q %d %q", e.Address, e.Ports, e.Labels, e.Namespace, e.ServiceAccount, e.Weight, e.Locality)
+		if e.Proxy != nil {
+			b = fmt.Append(b, e.Proxy.ID)
+		}
+	}
+	return b
 }
 
 type digester struct {

@@ -69,9 +69,11 @@ type Revision struct {
 
 // Saved is what survives a restart.
 type Saved struct {
-	// Number and Hash are those of the newest revision; 0 if there was none.
+	// Number and Hash are those of the content proposed last; 0 if there was none.
 	Number uint64 `json:"number"`
 	Hash   string `json:"hash"`
+	// Highest is the highest number ever given, if that is another.
+	Highest uint64 `json:"highest,omitempty"`
 }
 
 // Tracker is the state machine. Its methods are not safe for concurrent use.
@@ -94,15 +96,20 @@ func New(saved Saved) *Tracker { return &Tracker{saved: saved, clients: map[any]
 // proposed again: not if it is being served, and not if it was rejected.
 func (t *Tracker) Propose(hash string, written, now time.Time) (Revision, bool) {
 	if n := len(t.revisions); n > 0 && hash == t.saved.Hash {
+		for _, r := range t.revisions {
+			if r.Number == t.saved.Number {
+				return *r, false
+			}
+		}
 		return *t.revisions[n-1], false
 	}
 	if t.serving != nil && t.serving.Hash == hash && t.serving.State == Live {
 		// back to what is being served
-		t.saved.Hash = hash
+		t.saved = Saved{Number: t.serving.Number, Hash: hash, Highest: max(t.saved.Highest, t.saved.Number)}
 		return *t.serving, false
 	}
 	if hash != t.saved.Hash || t.saved.Number == 0 {
-		t.saved = Saved{Number: t.saved.Number + 1, Hash: hash}
+		t.saved = Saved{Number: max(t.saved.Number, t.saved.Highest) + 1, Hash: hash}
 	}
 	r := &Revision{Number: t.saved.Number, Hash: hash, State: Pending, Created: now, Written: written}
 	if s := t.serving; s != nil && s.State == Pending {
