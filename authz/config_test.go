@@ -1,0 +1,61 @@
+package authz
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/writ-mesh/writ/internal/config"
+)
+
+const goodConfig = `
+listen: unix:///run/writ/authz.sock
+pilot: 127.0.0.1:15012
+credential: {ca: "127.0.0.1:8443", trust_bundle: /b.pem, dir: /d, trust_domain: cluster.local}
+`
+
+func TestConfig(t *testing.T) {
+	for name, c := range map[string]struct{ text, want string }{
+		"good":           {goodConfig, ""},
+		"mode":           {goodConfig + "socket_mode: '0666'", ""},
+		"everything":     {goodConfig + "monitoring: 127.0.0.1:15014\nstate: /s\nnode_id: n\nroot_namespace: r\ndecision: {timeout: 1s, max_request_bytes: 2048, log: none, network_builtins: true, unknown_policy_wait: 0s, retire: 0s}\ntoken: {leeway: 0s, max_bytes: 256, require_expiry: true}", ""},
+		"unknown key":    {goodConfig + "listn: x", "listn"},
+		"unknown deep":   {goodConfig + "decision: {time: 1s}", "time"},
+		"wrong type":     {goodConfig + "decision: {timeout: 5}", "duration"},
+		"no pilot":       {strings.Replace(goodConfig, "pilot: 127.0.0.1:15012", "", 1), "pilot: missing"},
+		"no credential":  {"pilot: x:1", "missing"},
+		"address":        {strings.Replace(goodConfig, "unix:///run", "unix://run", 1), "listen"},
+		"mode too small": {goodConfig + "socket_mode: '0400'", "socket_mode"},
+		"mode no octal":  {goodConfig + "socket_mode: rw", "socket_mode"},
+		"timeout":        {goodConfig + "decision: {timeout: 2m}", "decision.timeout"},
+		"timeout zero":   {goodConfig + "decision: {timeout: 0s}", "decision.timeout"},
+		"size":           {goodConfig + "decision: {max_request_bytes: 1}", "decision.max_request_bytes"},
+		"log":            {goodConfig + "decision: {log: some}", "decision.log"},
+		"wait":           {goodConfig + "decision: {unknown_policy_wait: 5s}", "decision.unknown_policy_wait"},
+		"retire":         {goodConfig + "decision: {retire: 2h}", "decision.retire"},
+		"leeway":         {goodConfig + "token: {leeway: 1h}", "token.leeway"},
+		"token size":     {goodConfig + "token: {max_bytes: 1}", "token.max_bytes"},
+		"monitoring":     {goodConfig + "monitoring: nowhere", "monitoring"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := DefaultConfig()
+			err := config.Decode("authz.yaml", []byte(c.text), &cfg)
+			if err == nil {
+				err = cfg.Validate()
+			}
+			if (c.want == "") != (err == nil) || (err != nil && !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("error %v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+func TestLoopback(t *testing.T) {
+	for addr, want := range map[string]bool{
+		"127.0.0.1:1": true, "127.9.9.9:1": true, "[::1]:1": true, "localhost:1": true, "unix:///a": true,
+		"0.0.0.0:1": false, ":1": false, "10.0.0.1:1": false, "[::]:1": false, "localhost.evil:1": false, "127.0.0.1": false, "": false,
+	} {
+		if loopback(addr) != want {
+			t.Errorf("%q: %v", addr, !want)
+		}
+	}
+}
