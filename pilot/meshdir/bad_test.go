@@ -131,6 +131,13 @@ func TestRegoModuleFile(t *testing.T) {
 	}
 }
 
+func TestOwnKindsNeedNoVersion(t *testing.T) {
+	text := "kind: QuotaPolicy\nmetadata: {name: a}\nspec: {limits: [{requests: 1, every: 1m}]}"
+	if mesh, problems := Parse(map[string][]byte{"a.yaml": []byte(text)}, nil, Options{}); len(problems) > 0 || len(mesh.QuotaPolicies) != 1 {
+		t.Error(problems)
+	}
+}
+
 func TestOnlyConfigurationIsRead(t *testing.T) {
 	bad := []byte("nonsense: [")
 	mesh := map[string][]byte{
@@ -142,6 +149,33 @@ func TestOnlyConfigurationIsRead(t *testing.T) {
 	}
 	if _, problems := Parse(map[string][]byte{"a/checks.yaml": bad}, nil, Options{}); len(problems) == 0 {
 		t.Error("only the checks.yaml of the directory itself is left out")
+	}
+}
+
+func TestDelegates(t *testing.T) {
+	const head = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: "
+	root := head + "{name: root}\nspec: {hosts: [web], http: [{delegate: {name: leaf, namespace: team}}]}\n"
+	leaf := func(more string) string {
+		return head + "{name: leaf, namespace: team}\nspec: {" + more + "http: [{route: [{destination: {host: web.default.svc.cluster.local}}]}]}\n"
+	}
+	for name, c := range map[string]struct{ leaf, want string }{
+		"good":         {leaf(""), ""},
+		"missing":      {"", "there is no VirtualService team/leaf"},
+		"with hosts":   {leaf("hosts: [web.default.svc.cluster.local], "), "has hosts, so it is no delegate"},
+		"not exported": {leaf("exportTo: [.], "), "is not exported to namespace default"},
+		"cycle":        {head + "{name: leaf, namespace: team}\nspec: {http: [{delegate: {name: leaf}}]}", "a delegate cannot delegate further"},
+	} {
+		_, problems := Parse(map[string][]byte{"w.yaml": []byte(workloadText), "root.yaml": []byte(root), "leaf.yaml": []byte(c.leaf)}, nil, Options{})
+		switch {
+		case c.want == "" && len(problems) > 0:
+			t.Errorf("%s: %v", name, problems)
+		case c.want != "" && (len(problems) == 0 || !strings.Contains(fmt.Sprint(problems), c.want)):
+			t.Errorf("%s: %v, want %q", name, problems, c.want)
+		}
+	}
+	_, problems := Parse(map[string][]byte{"w.yaml": []byte(workloadText), "leaf.yaml": []byte(leaf(""))}, nil, Options{})
+	if len(problems) != 1 || problems[0].Severity != Warning {
+		t.Errorf("a delegate that nobody uses: %v", problems)
 	}
 }
 

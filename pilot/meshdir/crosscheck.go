@@ -1,6 +1,7 @@
 package meshdir
 
 import (
+	"cmp"
 	"crypto/x509"
 	"fmt"
 	"slices"
@@ -53,8 +54,12 @@ func (a *assembler) hostNames(namespace string) []string {
 func (a *assembler) checkRoutes(c *checker) {
 	vs := c.object.spec.(*networking.VirtualService)
 	a.gatewaysExist(c, "spec.gateways", vs.Gateways)
+	if len(vs.Hosts) == 0 && !a.delegatedTo(c.object) {
+		c.warnf("spec.hosts", "without hosts this is a delegate, and no VirtualService delegates to it: it is not used")
+	}
 	for i, r := range vs.Http {
 		at := index("spec.http", i)
+		a.delegateExists(c, at+".delegate", r.Delegate)
 		for j, m := range r.Match {
 			a.gatewaysExist(c, index(at+".match", j)+".gateways", m.Gateways)
 		}
@@ -78,6 +83,49 @@ func (a *assembler) checkRoutes(c *checker) {
 			a.destinationExists(c, index(at+".route", j)+".destination", d.Destination)
 		}
 	}
+}
+
+// delegateID names the VirtualService that a route of o delegates to.
+func delegateID(o *object, d *networking.Delegate) string {
+	return "VirtualService " + cmp.Or(d.Namespace, o.meta.Namespace) + "/" + d.Name
+}
+
+// delegateExists: a delegate has no hosts of its own, and does not delegate
+// further, so that there can be no cycle.
+func (a *assembler) delegateExists(c *checker, at string, d *networking.Delegate) {
+	if d == nil {
+		return
+	}
+	id := delegateID(c.object, d)
+	o := a.byID[id]
+	if o == nil {
+		var known []string
+		for _, other := range a.objects["VirtualService"] {
+			if len(other.spec.(*networking.VirtualService).Hosts) == 0 {
+				known = append(known, other.meta.Name)
+			}
+		}
+		c.errorf(at, "there is no %s%s", id, didYouMean(d.Name, known))
+		return
+	}
+	target := o.spec.(*networking.VirtualService)
+	switch {
+	case len(target.Hosts) > 0:
+		c.errorf(at, "%s (%s:%d) has hosts, so it is no delegate: remove its hosts", id, o.meta.File, o.meta.Line)
+	case !model.ExportedTo(target.ExportTo, o.meta.Namespace, c.object.meta.Namespace):
+		c.errorf(at, "%s is not exported to namespace %s: extend its exportTo", id, c.object.meta.Namespace)
+	}
+}
+
+func (a *assembler) delegatedTo(target *object) bool {
+	for _, o := range a.objects["VirtualService"] {
+		for _, r := range o.spec.(*networking.VirtualService).Http {
+			if r.Delegate != nil && delegateID(o, r.Delegate) == target.id() {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (a *assembler) gatewaysExist(c *checker, at string, names []string) {

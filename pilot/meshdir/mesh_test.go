@@ -249,6 +249,47 @@ func TestInstancesRoundTrip(t *testing.T) {
 	}
 }
 
+// A Service finds the ports of its replicas by number, by name, or by what the
+// program listens on.
+func TestTargetPorts(t *testing.T) {
+	instances, err := MarshalInstances([]Instance{{Name: "web-1", Namespace: "default", Labels: map[string]string{"app": "web"},
+		Spec: InstanceSpec{Address: "127.0.0.5", Ports: []InstancePort{{Name: "http", Port: 8080, App: 20001}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		port string
+		want map[uint32]uint32
+	}{
+		{"{port: 8080}", map[uint32]uint32{8080: 8080}},
+		{"{port: 80, targetPort: 8080}", map[uint32]uint32{80: 8080}},
+		{"{port: 80, targetPort: http}", map[uint32]uint32{80: 8080}},
+		{"{port: 80, targetPort: 20001}", map[uint32]uint32{80: 8080}}, // the port that the program listens on
+		{"{port: 80, targetPort: other}", nil},
+		{"{port: 80}", nil},
+	} {
+		for _, interception := range []string{"explicit", "redirect"} {
+			text := "apiVersion: v1\nkind: Service\nmetadata: {name: front}\nspec: {selector: {app: web}, ports: [" + c.port + "]}"
+			data := strings.Replace(string(instances), "address:", "interception: "+interception+"\n  address:", 1)
+			mesh, problems := Parse(map[string][]byte{"a.yaml": []byte(text)}, []byte(data), Options{})
+			if len(problems) > 0 {
+				t.Fatal(problems)
+			}
+			want := c.want
+			if interception == "redirect" && c.port == "{port: 80}" {
+				want = map[uint32]uint32{80: 80} // reaches the workload whatever listens
+			}
+			var got map[uint32]uint32
+			for _, e := range mesh.ServiceByHost("front.default.svc.cluster.local", "default").Endpoints {
+				got = e.Ports
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%s with %s: %s", c.port, interception, diff)
+			}
+		}
+	}
+}
+
 func TestPortProtocol(t *testing.T) {
 	for _, c := range []struct {
 		name, app, transport string

@@ -279,14 +279,17 @@ func (a *assembler) impliedServices() []*model.Service {
 		}
 		add(w.Meta, impliedName(w.Name, w.Labels, false), ports)
 	}
+	proxies := map[string]*model.Proxy{}
+	for _, p := range a.mesh.Proxies {
+		proxies[p.ID] = p
+	}
 	for _, o := range a.objects[instanceKind] {
-		p := proxyOf(o)
-		i := slices.IndexFunc(a.mesh.Proxies, func(q *model.Proxy) bool { return q.ID == p.ID })
-		if p.Type != model.SidecarProxy || i < 0 {
+		p := proxies[proxyOf(o).ID]
+		if p.Type != model.SidecarProxy {
 			continue
 		}
 		var ports []model.ServicePort
-		e := proxyEndpoint(a.mesh.Proxies[i])
+		e := proxyEndpoint(p)
 		for _, w := range p.Ports {
 			ports = append(ports, model.ServicePort{Name: w.Name, Protocol: w.Protocol, Port: w.Port})
 			e.Ports[w.Port] = w.Port
