@@ -192,7 +192,7 @@ func (a *agent) connect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	source, err := credential.New(ctx, a.cfg.Identity, id, a.rt.Log)
+	source, err := credential.New(ctx, a.cfg.Credential, id, a.rt.Log)
 	if err != nil {
 		return err
 	}
@@ -204,7 +204,7 @@ func (a *agent) connect(ctx context.Context) error {
 	if err := a.authority.setBundle(roots); err != nil {
 		return err
 	}
-	ca, err := a.dial(source, identity.CA, a.cfg.Identity.CA)
+	ca, err := a.dial(source, identity.CA, a.cfg.Credential.CA)
 	if err != nil {
 		return err
 	}

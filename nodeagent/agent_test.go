@@ -73,7 +73,7 @@ func newRig(t *testing.T, life time.Duration) *rig {
 	config, err := yaml.Marshal(map[string]any{
 		"node": nodeName, "socket": "unix://" + r.socket(), "socket_mode": "0666", "admin": "unix://" + r.path("admin.sock"),
 		"state": r.path("state"), "pilot": r.pilot.addr, "attest_wait": "1s", "monitoring": "unix://" + r.path("mon.sock"), "log": map[string]any{"level": "debug"},
-		"identity": map[string]any{"ca": r.ca.addr, "trust_bundle": r.path("bundle.pem"), "token_file": r.path("token"), "dir": r.path("identity"), "trust_domain": domain},
+		"credential": map[string]any{"ca": r.ca.addr, "trust_bundle": r.path("bundle.pem"), "token_file": r.path("token"), "dir": r.path("identity"), "trust_domain": domain},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -36,9 +36,9 @@ type Config struct {
 	State string `yaml:"state"`
 	// Pilot is pilot's address, host:port (mTLS).
 	Pilot string `yaml:"pilot"`
-	// Identity says where the agent's own certificate comes from; the authority
+	// Credential says where the agent's own certificate comes from; the authority
 	// that it names also issues those of the workloads.
-	Identity credential.Config `yaml:"credential"`
+	Credential credential.Config `yaml:"credential"`
 	// SVIDTTL is the life of workload certificates that is asked for; 0 leaves it
 	// to the authority.
 	SVIDTTL config.Duration `yaml:"svid_ttl"`
@@ -67,7 +67,7 @@ func DefaultConfig() Config {
 func (c *Config) Validate() error {
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if err := c.Identity.Validate(); err != nil {
+	if err := c.Credential.Validate(); err != nil {
 		errs = append(errs, err)
 	} else if _, err := c.id(); err != nil {
 		fail("node: %w", err)
@@ -119,7 +119,7 @@ func (c *Config) mode() (fs.FileMode, error) {
 }
 
 func (c *Config) trustDomain() (spiffeid.TrustDomain, error) {
-	return spiffeid.TrustDomainFromString(c.Identity.TrustDomain)
+	return spiffeid.TrustDomainFromString(c.Credential.TrustDomain)
 }
 
 // id is the agent's own identity.

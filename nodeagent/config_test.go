@@ -12,7 +12,7 @@ import (
 func valid() Config {
 	c := DefaultConfig()
 	c.Node, c.Pilot = "n1", "127.0.0.1:15012"
-	c.Identity = credential.Config{CA: "127.0.0.1:8443", TrustBundle: "/b.pem", TokenFile: "/t", Dir: "/d", TrustDomain: "cluster.local"}
+	c.Credential = credential.Config{CA: "127.0.0.1:8443", TrustBundle: "/b.pem", TokenFile: "/t", Dir: "/d", TrustDomain: "cluster.local"}
 	return c
 }
 
@@ -39,8 +39,8 @@ func TestConfig(t *testing.T) {
 		"no pilot":         {func(c *Config) { c.Pilot = "" }, "pilot:"},
 		"short life":       {func(c *Config) { c.SVIDTTL = config.Duration(9 * time.Second) }, "svid_ttl:"},
 		"no wait":          {func(c *Config) { c.AttestWait = 0 }, "attest_wait:"},
-		"no authority":     {func(c *Config) { c.Identity.CA = "" }, "identity:"},
-		"bad trust domain": {func(c *Config) { c.Identity.TrustDomain = "A b" }, "identity:"},
+		"no authority":     {func(c *Config) { c.Credential.CA = "" }, "identity:"},
+		"bad trust domain": {func(c *Config) { c.Credential.TrustDomain = "A b" }, "identity:"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := valid()
