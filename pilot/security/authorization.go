@@ -29,6 +29,7 @@ const (
 	FilterQuota          = "writ.quota"
 	FilterQuotaClosed    = "writ.quota.closed"
 	filterDeniedBy       = "writ.denied_by"
+	filterPeerAddress    = "writ.peer_address"
 )
 
 // Prefixes of the keys that the RBAC filters leave in the dynamic metadata

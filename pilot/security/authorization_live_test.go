@@ -108,6 +108,7 @@ rules:
 			[]liveRequest{pass(request{})}},
 		{"root namespace applies everywhere", strings.Replace(policy("r", "action: DENY\nrules: [{}]"), "{name: r}", "{name: r, namespace: istio-system}", 1),
 			[]liveRequest{deny(request{}, "AuthorizationPolicy istio-system/r rule 0")}},
+		{"odd name", policy("odd_name_rule_7", "action: DENY\nrules: [{}]"), []liveRequest{deny(request{}, "AuthorizationPolicy default/odd_name_rule_7 rule 0")}},
 		{"another namespace does not", strings.Replace(policy("r", "action: DENY\nrules: [{}]"), "{name: r}", "{name: r, namespace: other}", 1),
 			[]liveRequest{pass(request{})}},
 

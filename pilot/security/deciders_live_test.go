@@ -213,7 +213,7 @@ func TestQuotaLive(t *testing.T) {
 	}{
 		{request{identity: curlFoo, path: "/p?q=1", header: map[string]string{"Authorization": "Bearer " + token, "x-it's": "v"}},
 			[]string{"cluster.local/ns/foo/sa/curl", "foo", "127.0.0.1", "GET", "/p", "v", "alice", "7", "httpbin.default.svc.cluster.local", "gold"}},
-		{request{method: "POST", from: "127.0.0.7"}, []string{"-", "-", "127.0.0.7", "POST", "/", "-", "-", "-", "httpbin.default.svc.cluster.local", "gold"}},
+		{request{method: "POST", from: "127.0.0.7", header: map[string]string{"x-forwarded-for": "10.0.0.1"}}, []string{"-", "-", "127.0.0.7", "POST", "/", "-", "-", "-", "httpbin.default.svc.cluster.local", "gold"}},
 		{request{identity: "spiffe://cluster.local/writ/authz", header: map[string]string{"x-it's": ""}},
 			[]string{"cluster.local/writ/authz", "-", "127.0.0.1", "GET", "/", "-", "-", "-", "httpbin.default.svc.cluster.local", "gold"}},
 	}
@@ -238,6 +238,24 @@ func TestQuotaLive(t *testing.T) {
 			got := server.lastDescriptors()
 			if len(got) != 2 || !slices.Equal(got[0], want) {
 				t.Errorf("descriptors\n got %q\nwant %q", got, want)
+			}
+		}
+		m := newMesh(t, "")
+		m.Deciders.RateLimit = server.serve(t)
+		m.QuotaPolicies = []*model.QuotaPolicy{quotaPolicy("q", false, per(dim("source.ip"), dim("destination.service")))}
+		gateway := workload()
+		gateway.Type = model.GatewayProxy
+		atGateway := start(t, bin, map[string]inbound{"in": {http: compileHTTP(t, m, gateway)}})
+		for _, c := range []struct {
+			request
+			want string
+		}{
+			{request{header: map[string]string{"x-forwarded-for": "10.0.0.1"}, host: "shop.example"}, "source.ip=10.0.0.1 destination.service=shop.example"},
+			{request{header: map[string]string{"x-forwarded-for": "fd00::1"}, host: "shop.example"}, "source.ip=fd00::1 destination.service=shop.example"},
+		} {
+			atGateway.do("in", c.request)
+			if got := strings.Join(server.lastDescriptors()[0][2:], " "); got != c.want {
+				t.Errorf("at the gateway: %q, want %q", got, c.want)
 			}
 		}
 		got := p.do("in", request{header: map[string]string{"who": "refuse"}})

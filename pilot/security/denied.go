@@ -41,12 +41,12 @@ const (
 
 // localReply names the policy behind each refusal of this proxy. RBAC writes its
 // decision to metadata only after the reply is made, so the rule is read out of
-// the response code details, where spaces have become underscores; no Kind,
-// namespace or name has one of its own. The first mapper that fits is used.
+// the response code details, where spaces have become underscores. The first
+// mapper that fits is used.
 //
 // It depends on nothing, so that no policy changes a listener with it.
 func localReply(model.ProxyType) *hcmv3.LocalReplyConfig {
-	const denied = "^rbac_access_denied_matched_policy.([A-Za-z]+)_([^_]+)"
+	const denied = "^rbac_access_denied_matched_policy.([A-Za-z]+)_(.+)"
 	always := corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
 	absent := corev3.HeaderValueOption_ADD_IF_ABSENT
 	return &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{

@@ -261,6 +261,8 @@ func (p *proxy) httpManager(in inbound) *listenerv3.Filter {
 	vhost := func(name string, domains []string, h *HTTP) {
 		routes.VirtualHosts = append(routes.VirtualHosts, &routev3.VirtualHost{
 			Name: name, Domains: domains, Metadata: h.Metadata, RateLimits: h.RateLimits, TypedPerFilterConfig: h.PerFilterConfig,
+			// As inbound routes have it; refusals must come through nevertheless.
+			ResponseHeadersToRemove: []string{DeniedByHeader},
 			Routes: []*routev3.Route{{
 				Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
 				Action: &routev3.Route_Route{Route: &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: "backend"}}},

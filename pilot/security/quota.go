@@ -2,6 +2,7 @@ package security
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -9,7 +10,9 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	ratelimitconfigv3 "github.com/envoyproxy/go-control-plane/envoy/config/ratelimit/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	setcommonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ratelimit/v3"
+	setfilterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	exprv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/rate_limit_descriptors/expr/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
@@ -52,6 +55,9 @@ func (c *Compiler) addQuota(b *httpBuilder, p *model.Proxy, port model.WorkloadP
 		return err
 	}
 	b.addCluster(cluster)
+	if p.Type != model.GatewayProxy {
+		b.addGeneric(filterPeerAddress, peerAddress())
+	}
 	b.addGeneric(FilterQuota, quotaFilter(stageOpen))
 	b.addGeneric(FilterQuotaClosed, quotaFilter(stageClosed))
 	var refs []model.Ref
@@ -67,6 +73,9 @@ func (c *Compiler) addQuota(b *httpBuilder, p *model.Proxy, port model.WorkloadP
 			}
 			b.RateLimits = append(b.RateLimits, &routev3.RateLimit{Stage: wrapperspb.UInt32(stage), Actions: actions})
 			b.enable(filter, &ratelimitv3.RateLimitPerRoute{VhRateLimits: ratelimitv3.RateLimitPerRoute_INCLUDE})
+			if p.Type != model.GatewayProxy && slices.ContainsFunc(limit.Per, func(d model.Dimension) bool { return d.Kind == "source.ip" }) {
+				b.enable(filterPeerAddress, peerAddress())
+			}
 		}
 		if pol.FailClosed && !pol.Observe {
 			refs = append(refs, pol.Ref)
@@ -76,6 +85,24 @@ func (c *Compiler) addQuota(b *httpBuilder, p *model.Proxy, port model.WorkloadP
 		b.name(nameQuota, "QuotaPolicy "+nameList(refs))
 	}
 	return nil
+}
+
+// peerAddressKey is where peerAddress leaves the address.
+const peerAddressKey = "writ.peer.address"
+
+// peerAddress keeps the address of the connection's other end, which expressions
+// can see only as X-Forwarded-For tells it. A gateway's clients are meant to be
+// told apart by that, a sidecar's callers could choose theirs with it.
+func peerAddress() *setfilterstatev3.Config {
+	return &setfilterstatev3.Config{OnRequestHeaders: []*setcommonv3.FilterStateValue{{
+		Key:        &setcommonv3.FilterStateValue_ObjectKey{ObjectKey: peerAddressKey},
+		FactoryKey: "envoy.string",
+		Value: &setcommonv3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
+			Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{
+				Specifier: &corev3.DataSource_InlineString{InlineString: "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"},
+			}},
+		}},
+	}}}
 }
 
 func quotaFilter(stage uint32) *ratelimitv3.RateLimit {
@@ -128,7 +155,10 @@ func (c *Compiler) dimension(p *model.Proxy, port model.WorkloadPort, d model.Di
 	case "source.namespace":
 		return expression(d, spiffePart("^spiffe://[^/]+/ns/([^/]+)/.*$")), nil
 	case "source.ip":
-		return expression(d, `re.extract(source.address, '^\\[?([^\\]]+?)\\]?:[0-9]+$', '\\1')`), nil
+		if p.Type == model.GatewayProxy {
+			return expression(d, `re.extract(source.address, '^\\[?([^\\]]+?)\\]?:[0-9]+$', '\\1')`), nil
+		}
+		return expression(d, "filter_state['"+peerAddressKey+"']"), nil
 	case "request.method":
 		return expression(d, "request.method"), nil
 	case "request.path":
