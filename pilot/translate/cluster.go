@@ -20,8 +20,9 @@ import (
 
 // Clusters that are not of a service.
 const (
-	passthroughCluster = "PassthroughCluster"
-	blackHoleCluster   = "BlackHoleCluster"
+	passthroughCluster        = "PassthroughCluster"
+	dynamicPassthroughCluster = "DynamicPassthroughCluster"
+	blackHoleCluster          = "BlackHoleCluster"
 )
 
 // outboundName is Istio's name of the cluster of a service's port and subset.
@@ -204,9 +205,9 @@ func dynamicForwardProxyFilter() *hcmv3.HttpFilter {
 
 // dynamicPassthrough reaches hosts that the mesh does not know by the name in
 // the request.
-func (t *Translator) dynamicPassthrough() *clusterv3.Cluster {
+func (t *Translator) dynamicPassthrough(name string) *clusterv3.Cluster {
 	return &clusterv3.Cluster{
-		Name:                          passthroughCluster,
+		Name:                          name,
 		ClusterDiscoveryType:          dynamicForwardProxy(),
 		LbPolicy:                      clusterv3.Cluster_CLUSTER_PROVIDED,
 		ConnectTimeout:                t.connectTimeout(),

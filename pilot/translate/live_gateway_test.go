@@ -216,13 +216,13 @@ func TestLiveGateway(t *testing.T) {
 		}
 	})
 	t.Run("another Gateway's server is not here", func(t *testing.T) {
-		if c, err := net.Dial("tcp", fmt.Sprintf("%s:82", m.ingress.Address)); err == nil {
+		if c, err := net.Dial("tcp", hostPort(m.ingress.Address, 82)); err == nil {
 			c.Close()
 			t.Error("port 82 is open")
 		}
 	})
 	t.Run("tcp", func(t *testing.T) {
-		c, err := net.Dial("tcp", fmt.Sprintf("%s:3306", m.ingress.Address))
+		c, err := net.Dial("tcp", hostPort(m.ingress.Address, 3306))
 		if err != nil {
 			t.Fatal(err)
 		}

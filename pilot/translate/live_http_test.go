@@ -205,7 +205,7 @@ func TestLiveHTTP(t *testing.T) {
 		if r := get("/abort"); r.StatusCode != 555 || r.body != "fault filter abort" {
 			t.Errorf("abort: %s %s", r.Status, r.body)
 		}
-		if r := get("/delay"); r.StatusCode != 200 || r.took < 400*time.Millisecond {
+		if r := get("/delay"); r.StatusCode != 200 || r.took < 390*time.Millisecond {
 			t.Errorf("delay: %s after %v", r.Status, r.took)
 		}
 	})

@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"os/exec"
 	"path/filepath"
@@ -143,7 +144,7 @@ func (m *liveMesh) start() {
 
 func (m *liveMesh) run(bin, path string, p *model.Proxy) {
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, bin, "-c", path, "--log-level", "warning", "--disable-hot-restart", "--concurrency", "1")
+	cmd := exec.CommandContext(ctx, bin, "-c", path, "--log-level", "warning", "--disable-hot-restart", "--concurrency", "1", "--file-flush-interval-msec", "100")
 	log := &lockedBuffer{}
 	cmd.Stdout, cmd.Stderr = log, log
 	m.logs[p.Name] = log
@@ -301,4 +302,8 @@ func freePort(t *testing.T) uint32 {
 // port writes a workload port with a free private port behind it.
 func port(t *testing.T, name string, number int) string {
 	return fmt.Sprintf("%s:%d:%d", name, number, freePort(t))
+}
+
+func hostPort(addr netip.Addr, port int) string {
+	return netip.AddrPortFrom(addr, uint16(port)).String()
 }

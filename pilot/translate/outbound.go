@@ -113,10 +113,10 @@ func (s *scope) explicitRouteConfiguration(src *sources) (*routev3.RouteConfigur
 			if err != nil {
 				return nil, err
 			}
-			hosts.add(vh, s.explicitDomains(v.Service, p.Port))
+			hosts.add(vh, explicitDomains(s.hostForms(v.Service), p.Port))
 		}
 	}
-	if err := s.unregisteredHosts(hosts, src); err != nil {
+	if err := s.unregisteredHosts(hosts, src, s.httpPorts(), explicitDomains); err != nil {
 		return nil, err
 	}
 	hosts.add(s.unknownHost(), []string{"*"})
@@ -125,9 +125,9 @@ func (s *scope) explicitRouteConfiguration(src *sources) (*routev3.RouteConfigur
 
 // explicitDomains are the authorities of absolute-form requests and CONNECT for
 // one port: with the port, and without it where it is HTTP's own.
-func (s *scope) explicitDomains(svc *model.Service, port uint32) []string {
+func explicitDomains(hosts []string, port uint32) []string {
 	var out []string
-	for _, h := range s.hostForms(svc) {
+	for _, h := range hosts {
 		out = append(out, fmt.Sprintf("%s:%d", h, port))
 		if port == 80 {
 			out = append(out, h)
@@ -216,9 +216,8 @@ func opaqueRoute(to *l4Destinations) *routev3.Route {
 }
 
 // unregisteredHosts are those that a VirtualService names and no service has:
-// they exist on port 80 and on every HTTP port of the scope.
-func (s *scope) unregisteredHosts(hosts *virtualHosts, src *sources) error {
-	ports := s.httpPorts()
+// they exist on each of the ports.
+func (s *scope) unregisteredHosts(hosts *virtualHosts, src *sources, ports []uint32, domains func([]string, uint32) []string) error {
 	for _, vs := range s.virtualServices {
 		if len(vs.http) == 0 {
 			continue
@@ -238,11 +237,7 @@ func (s *scope) unregisteredHosts(hosts *virtualHosts, src *sources) error {
 					continue
 				}
 				vh.Routes = routes
-				domains := []string{fmt.Sprintf("%s:%d", host, port)}
-				if port == 80 {
-					domains = append(domains, host)
-				}
-				hosts.add(vh, domains)
+				hosts.add(vh, domains([]string{host}, port))
 			}
 		}
 	}
@@ -273,8 +268,12 @@ func (s *scope) unknownHost() *routev3.VirtualHost {
 		return s.blockedHost()
 	}
 	vh := s.virtualHost("allow_any")
-	s.shared.cluster(s.t.dynamicPassthrough(), nil)
-	to := &l4Destinations{clusters: []weightedTarget{{cluster: passthroughCluster}}}
+	name := passthroughCluster
+	if s.interception == model.Redirect {
+		name = dynamicPassthroughCluster // the other name is that of redirected traffic
+	}
+	s.shared.cluster(s.t.dynamicPassthrough(name), nil)
+	to := &l4Destinations{clusters: []weightedTarget{{cluster: name}}}
 	vh.Routes = []*routev3.Route{connectRoute(to), opaqueRoute(to)}
 	return vh
 }

@@ -2,8 +2,11 @@ package translate
 
 import (
 	"net"
+	"os"
 	"strconv"
 	"testing"
+
+	"github.com/writ-mesh/writ/pilot/model"
 )
 
 func splitAddress(tb testing.TB, addr string) (string, int) {
@@ -19,6 +22,35 @@ func splitAddress(tb testing.TB, addr string) (string, int) {
 	return host, n
 }
 
+func TestRedirectIsValid(t *testing.T) {
+	for _, policy := range []string{"ALLOW_ANY", "REGISTRY_ONLY"} {
+		b := newMesh(t)
+		client := b.workload("client-1", "default", "client", map[string]string{"app": "client"}, "http:9000", "tcp:9001")
+		db := b.workload("db-1", "default", "db", map[string]string{"app": "db"}, "mysql:3306", "tls:9443", "http:80")
+		client.Interception, db.Interception = model.Redirect, model.Redirect
+		b.service("client", "default", client)
+		b.service("db", "default", db).Addresses = []string{"10.1.2.3"}
+		b.service("headless", "default", db)
+		b.apply(rules + `
+---
+kind: ServiceEntry
+metadata: {name: outside}
+spec:
+  hosts: ["*.outside.example"]
+  location: MESH_EXTERNAL
+  resolution: NONE
+  ports: [{number: 80, name: http, protocol: HTTP}, {number: 443, name: tls, protocol: TLS}]
+---
+kind: MeshConfig
+metadata: {name: mesh}
+spec:
+  outboundTrafficPolicy: {mode: ` + policy + `}
+`)
+		validate(t, b.snapshot(client))
+		validate(t, b.snapshot(db))
+	}
+}
+
 func TestThinSlice(t *testing.T) {
 	b := newMesh(t)
 	client := b.workload("client-1", "default", "client", map[string]string{"app": "client"}, "http:9000")
@@ -28,4 +60,11 @@ func TestThinSlice(t *testing.T) {
 	b.service("reviews", "default", v1, v2)
 	validate(t, b.snapshot(client))
 	validate(t, b.snapshot(v1))
+}
+
+func writeFile(tb testing.TB, path string, data []byte) {
+	tb.Helper()
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		tb.Fatal(err)
+	}
 }
