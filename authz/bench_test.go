@@ -57,21 +57,24 @@ func BenchmarkServer(b *testing.B) {
 	methods := rpc.Methods{authv3.Authorization_Check_FullMethodName: rpc.SameUser()}
 	for _, c := range []struct {
 		name string
-		s    *grpc.Server
+		make func() *grpc.Server
 		impl authv3.AuthorizationServer
 	}{
-		{"floor", grpc.NewServer(), empty{}},
-		{"authz", rpc.NewServer(peercred.Credentials(), methods, &service.Runtime{Log: slog.New(slog.DiscardHandler)}), m.server},
+		{"floor", func() *grpc.Server { return grpc.NewServer() }, empty{}},
+		{"authz", func() *grpc.Server {
+			return rpc.NewServer(peercred.Credentials(), methods, &service.Runtime{Log: slog.New(slog.DiscardHandler)})
+		}, m.server},
 	} {
 		b.Run(c.name, func(b *testing.B) {
-			authv3.RegisterAuthorizationServer(c.s, c.impl)
+			s := c.make()
+			authv3.RegisterAuthorizationServer(s, c.impl)
 			addr := "unix://" + filepath.Join(b.TempDir(), "s")
 			l, err := listen.Listen(addr)
 			if err != nil {
 				b.Fatal(err)
 			}
-			go func() { _ = c.s.Serve(l) }()
-			b.Cleanup(c.s.Stop)
+			go func() { _ = s.Serve(l) }()
+			b.Cleanup(s.Stop)
 			conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 			if err != nil {
 				b.Fatal(err)
