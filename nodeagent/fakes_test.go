@@ -358,7 +358,7 @@ func (f *fakePilot) StreamAggregatedResources(s discoveryv3.AggregatedDiscoveryS
 	for {
 		r, err := s.Recv()
 		if err != nil {
-			return nil
+			return err
 		}
 		if r.GetResponseNonce() != "" {
 			continue

@@ -29,8 +29,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		adsStreams:   prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "writ_nodeagent_ads_streams", Help: "Open configuration streams of attested proxies: live is relayed to pilot, offline is answered from disk."}, []string{"mode"}),
 		corrected:    prometheus.NewCounter(prometheus.CounterOpts{Name: "writ_nodeagent_node_corrections_total", Help: "Configuration streams that claimed another node id than the attested one."}),
 		attestations: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "writ_nodeagent_attestations_total", Help: "Streams by whether their caller was recognized."}, []string{"result"}),
-		attestationTime: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "writ_nodeagent_attestation_seconds", Help: "How long callers waited to be recognized or refused.",
-			Buckets: []float64{.001, .01, .1, .5, 1, 2.5, 5, 10}}),
+		attestationTime: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "writ_nodeagent_attestation_seconds", Help: "How long callers waited to be recognized or refused.",
+			Buckets: []float64{.001, .01, .1, .5, 1, 2.5, 5, 10},
+		}),
 		connected: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "writ_nodeagent_connected", Help: "1 while a service is connected, else 0."}, []string{"peer"}),
 	}
 	// Present from the start, so that a rate can be computed from the first event.

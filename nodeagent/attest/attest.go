@@ -122,7 +122,7 @@ func (l *Lease) cancel() { l.once.Do(func() { close(l.done) }) }
 // PERMISSION_DENIED, RESOURCE_EXHAUSTED with too many callers waiting, or that of
 // ctx.
 func (a *Attestor) Attest(ctx context.Context, c Caller) (*Lease, error) {
-	l, reason, changed := a.try(c)
+	l, changed, reason := a.try(c)
 	if l != nil {
 		return l, nil
 	}
@@ -140,25 +140,26 @@ func (a *Attestor) Attest(ctx context.Context, c Caller) (*Lease, error) {
 			return nil, status.Errorf(codes.PermissionDenied, "caller %s is no workload of node %s: %s (waited %s)", c, a.cfg.Node, reason, a.cfg.Wait)
 		case <-changed:
 		}
-		if l, reason, changed = a.try(c); l != nil {
+		if l, changed, reason = a.try(c); l != nil {
 			return l, nil
 		}
 	}
 }
 
-func (a *Attestor) try(c Caller) (*Lease, error, <-chan struct{}) {
+// try also returns what is closed when it is worth trying again.
+func (a *Attestor) try(c Caller) (*Lease, <-chan struct{}, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.closed {
-		return nil, errors.New("the agent is stopping"), a.changed
+		return nil, a.changed, errors.New("the agent is stopping")
 	}
 	w, err := a.resolve(c)
 	if err != nil {
-		return nil, err, a.changed
+		return nil, a.changed, err
 	}
 	l := &Lease{Workload: w, caller: c, done: make(chan struct{}), owner: a}
 	a.leases[l] = struct{}{}
-	return l, nil, a.changed
+	return l, a.changed, nil
 }
 
 // resolve needs a.mu.

@@ -127,8 +127,10 @@ func TestRegisterRefusesWhatIsNoProcess(t *testing.T) {
 		proxy string
 		want  codes.Code
 	}{
-		{0, "p", codes.InvalidArgument}, {-1, "p", codes.InvalidArgument},
-		{int32(os.Getpid()), "", codes.InvalidArgument}, {int32(os.Getpid()), strings.Repeat("x", 2000), codes.InvalidArgument},
+		{0, "p", codes.InvalidArgument},
+		{-1, "p", codes.InvalidArgument},
+		{int32(os.Getpid()), "", codes.InvalidArgument},
+		{int32(os.Getpid()), strings.Repeat("x", 2000), codes.InvalidArgument},
 		{pid, "p", codes.NotFound},
 	} {
 		if err := a.Register(t.Context(), tc.pid, tc.proxy); status.Code(err) != tc.want {
@@ -150,24 +152,61 @@ func TestUnknownCallersAreRefusedWithTheFacts(t *testing.T) {
 		want     []string
 	}{
 		{"nothing known", nil, "", func() attest.Caller { return self }, []string{"pid=", "uid=1000", "node n1", "no workload of this node is recognized by uid 1000"}},
-		{"another process than the registered", []*configpb.WorkloadPlacement{workload("a", nil)}, "a",
-			func() attest.Caller { return caller(t, other, 1000) }, []string{"its process is not registered"}},
-		{"a process before the registered one had the id", []*configpb.WorkloadPlacement{workload("a", nil)}, "a",
-			func() attest.Caller { c := caller(t, pid, 1000); c.StartTime--; return c }, []string{"its process is not registered"}},
-		{"a process that had ended when it was accepted", []*configpb.WorkloadPlacement{workload("a", nil)}, "a",
-			func() attest.Caller { return attest.Caller{PID: pid, UID: 1000} }, []string{"its process cannot be seen"}},
-		{"registered but not placed", []*configpb.WorkloadPlacement{workload("b", nil)}, "a",
-			func() attest.Caller { return caller(t, pid, 1000) }, []string{"does not place on this node"}},
-		{"registered but wrong uid", []*configpb.WorkloadPlacement{workload("a", uid(7))}, "a",
-			func() attest.Caller { return caller(t, pid, 1000) }, []string{"must run as uid 7"}},
-		{"uid of two workloads", []*configpb.WorkloadPlacement{workload("a", uid(1000)), workload("b", uid(1000))}, "",
-			func() attest.Caller { return self }, []string{"uid 1000 is that of 2 workloads"}},
-		{"uid of nobody in particular", []*configpb.WorkloadPlacement{workload("a", uid(65534))}, "",
-			func() attest.Caller { return attest.Caller{UID: 65534} }, []string{"stands for every user"}},
+		{
+			"another process than the registered",
+			[]*configpb.WorkloadPlacement{workload("a", nil)},
+			"a",
+			func() attest.Caller { return caller(t, other, 1000) },
+			[]string{"its process is not registered"},
+		},
+		{
+			"a process before the registered one had the id",
+			[]*configpb.WorkloadPlacement{workload("a", nil)},
+			"a",
+			func() attest.Caller { c := caller(t, pid, 1000); c.StartTime--; return c },
+			[]string{"its process is not registered"},
+		},
+		{
+			"a process that had ended when it was accepted",
+			[]*configpb.WorkloadPlacement{workload("a", nil)},
+			"a",
+			func() attest.Caller { return attest.Caller{PID: pid, UID: 1000} },
+			[]string{"its process cannot be seen"},
+		},
+		{
+			"registered but not placed",
+			[]*configpb.WorkloadPlacement{workload("b", nil)},
+			"a",
+			func() attest.Caller { return caller(t, pid, 1000) },
+			[]string{"does not place on this node"},
+		},
+		{
+			"registered but wrong uid",
+			[]*configpb.WorkloadPlacement{workload("a", uid(7))},
+			"a",
+			func() attest.Caller { return caller(t, pid, 1000) },
+			[]string{"must run as uid 7"},
+		},
+		{
+			"uid of two workloads",
+			[]*configpb.WorkloadPlacement{workload("a", uid(1000)), workload("b", uid(1000))},
+			"",
+			func() attest.Caller { return self },
+			[]string{"uid 1000 is that of 2 workloads"},
+		},
+		{
+			"uid of nobody in particular",
+			[]*configpb.WorkloadPlacement{workload("a", uid(65534))},
+			"",
+			func() attest.Caller { return attest.Caller{UID: 65534} },
+			[]string{"stands for every user"},
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			a := attest.New(t.Context(), attest.Config{Node: "n1", TrustDomain: spiffeid.RequireTrustDomainFromString("cluster.local"),
-				Dir: t.TempDir(), Wait: time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+			a := attest.New(t.Context(), attest.Config{
+				Node: "n1", TrustDomain: spiffeid.RequireTrustDomainFromString("cluster.local"),
+				Dir: t.TempDir(), Wait: time.Millisecond, Log: slog.New(slog.DiscardHandler),
+			})
 			defer a.Close()
 			place(t, a, tc.placed...)
 			if tc.register != "" {
@@ -271,8 +310,10 @@ func TestRestartIgnoresCorruptState(t *testing.T) {
 
 func TestCallerIsParkedUntilItIsKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := attest.New(t.Context(), attest.Config{Node: "n1", TrustDomain: spiffeid.RequireTrustDomainFromString("cluster.local"),
-			Dir: t.TempDir(), Wait: wait, Log: slog.New(slog.DiscardHandler)})
+		a := attest.New(t.Context(), attest.Config{
+			Node: "n1", TrustDomain: spiffeid.RequireTrustDomainFromString("cluster.local"),
+			Dir: t.TempDir(), Wait: wait, Log: slog.New(slog.DiscardHandler),
+		})
 		defer a.Close()
 		uid := uint32(1000)
 		began := time.Now()
@@ -284,7 +325,7 @@ func TestCallerIsParkedUntilItIsKnown(t *testing.T) {
 			}
 			got <- err
 		}()
-		time.Sleep(wait - time.Second) // fake time
+		<-time.After(wait - time.Second) // fake time
 		place(t, a, workload("a", &uid))
 		if err := <-got; err != nil || time.Since(began) != wait-time.Second {
 			t.Fatalf("after %s: %v", time.Since(began), err)

@@ -145,7 +145,8 @@ func decodeType(data []byte) (string, Type, error) {
 			return "", t, err
 		}
 		data = rest
-		name, r := "", Gone()
+		var name string
+		r := Gone()
 		switch num {
 		case typeVersion:
 			t.Version = string(value)

@@ -75,7 +75,7 @@ func TestStore(t *testing.T) {
 		if files, _ := filepath.Glob(dir + "/*"); len(files) != 0 {
 			t.Fatalf("written at once: %v", files)
 		}
-		time.Sleep(2 * debounce) // fake time
+		<-time.After(2 * debounce) // fake time
 		synctest.Wait()
 		other := NewStore(dir, slog.New(slog.DiscardHandler))
 		other.Open(ctx, "p").View(clusterURL, func(ty Type, ok bool) {

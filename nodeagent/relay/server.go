@@ -324,7 +324,7 @@ func (f *flow[Q, P]) pumpUp(ctx context.Context, up grpc.BidiStreamingClient[Q, 
 	for _, req := range f.replay() {
 		if err := up.Send(s.request(req)); err != nil {
 			<-ctx.Done() // the cause comes from Recv
-			return nil
+			return err
 		}
 	}
 	for {
@@ -334,7 +334,7 @@ func (f *flow[Q, P]) pumpUp(ctx context.Context, up grpc.BidiStreamingClient[Q, 
 		}
 		if err := up.Send(s.request(req)); err != nil {
 			<-ctx.Done()
-			return nil
+			return err
 		}
 	}
 }

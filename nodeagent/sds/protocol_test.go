@@ -99,8 +99,10 @@ func TestDelta(t *testing.T) {
 			{sub(NameDefault), have("b", "s"), none, "3: default@b"},
 		},
 		"reconnect with the same": {
-			{&discoveryv3.DeltaDiscoveryRequest{ResourceNamesSubscribe: []string{NameDefault, NameRoot},
-				InitialResourceVersions: map[string]string{NameDefault: "a", NameRoot: "q"}, ResponseNonce: "9"}, have("a", "r"), none, "1: ROOTCA@r"},
+			{&discoveryv3.DeltaDiscoveryRequest{
+				ResourceNamesSubscribe:  []string{NameDefault, NameRoot},
+				InitialResourceVersions: map[string]string{NameDefault: "a", NameRoot: "q"}, ResponseNonce: "9",
+			}, have("a", "r"), none, "1: ROOTCA@r"},
 			{nil, have("b", "r"), none, "2: default@b"},
 		},
 	} {

@@ -176,15 +176,15 @@ func TestAuthorityAway(t *testing.T) {
 		defer sub.Close()
 		first := next(t, sub, nil)
 		ca.set(errors.New("away"))
-		time.Sleep(8 * time.Second)
+		<-time.After(8 * time.Second) // fake time
 		if v, _ := sub.Current(); v != first {
 			t.Fatal("the unexpired certificate is not served while the authority is away")
 		}
-		time.Sleep(4 * time.Second)
+		<-time.After(4 * time.Second) // fake time
 		if v, _ := sub.Current(); v != nil {
 			t.Fatal("an expired certificate is served")
 		}
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute) // fake time
 		// At most one try each 50 ms at first and each 0.5 s later.
 		if n := len(ca.times()); n < 40 || n > 200 {
 			t.Fatalf("%d tries in about 66 s", n)
@@ -213,7 +213,7 @@ func TestUnusedIsForgotten(t *testing.T) {
 			t.Fatal("a proxy that comes back soon does not get the same certificate")
 		}
 		again.Close()
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute) // fake time
 		if st := s.Status(); len(st) != 0 {
 			t.Fatalf("still held: %+v", st)
 		}
@@ -247,7 +247,7 @@ func TestAnswersThatAreRefused(t *testing.T) {
 				defer s.Close()
 				sub := s.Subscribe("p", reviews)
 				defer sub.Close()
-				time.Sleep(10 * time.Second)
+				<-time.After(10 * time.Second) // fake time
 				if v, _ := sub.Current(); v != nil || c.issued.Load() != 0 || c.failed.Load() == 0 {
 					t.Fatalf("served %v after %d failures", v, c.failed.Load())
 				}
