@@ -143,6 +143,7 @@ func (s *session) push(c *conversation, g gate, removals bool) {
 		return
 	}
 	s.noteResolving(c, ch)
+	s.warmAgain(c, ch)
 	p := &push{revision: s.revision, set: ch.set, before: c.told}
 	c.told = apply(c.told, ch, target)
 	c.pushes = append(c.pushes, p)
@@ -167,6 +168,25 @@ func (s *session) noteResolving(c *conversation, ch change) {
 			return
 		}
 	}
+}
+
+// warmAgain has the endpoints of clusters that are replaced sent once more, even
+// if they are the same: Envoy warms the new version of a cluster and waits for
+// endpoints, but its delta client does not ask for a name that it has asked for
+// before (https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol,
+// "How the client specifies what resources to return").
+func (s *session) warmAgain(c *conversation, ch change) {
+	eds := s.types[EndpointType]
+	if c.url != ClusterType || eds == nil {
+		return
+	}
+	told := slices.Clone(eds.told)
+	for i, r := range told {
+		if find(c.told, r.Name) != nil && find(ch.set, r.Name) != nil {
+			told[i] = unknown(r.Name)
+		}
+	}
+	eds.told = told
 }
 
 // arm looks again at the given time.
