@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -21,6 +22,7 @@ import (
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/ledger/filelog"
 	"github.com/writ-mesh/writ/ca/placement"
+	"github.com/writ-mesh/writ/ca/profile"
 	"github.com/writ-mesh/writ/ca/root"
 	"github.com/writ-mesh/writ/ca/signer"
 	"github.com/writ-mesh/writ/internal/atomicfile"
@@ -30,13 +32,18 @@ import (
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
-// subsystemLedger is the authority's only condition for being ready once it runs.
-// Pilot is none: it needs the authority to start, and placements are kept.
-const subsystemLedger = "ledger"
+// What has to be well for the authority to be ready. Pilot is not in it: it needs
+// the authority to start, and placements are kept.
+const (
+	// subsystemLedger: records can be made durable.
+	subsystemLedger = "ledger"
+	// subsystemRoot: the root is valid by this machine's clock.
+	subsystemRoot = "root"
+)
 
 const (
-	// ledgerCheck is how often a ledger that fails is tried again.
-	ledgerCheck = time.Second
+	// selfCheck is how often the subsystems are looked at.
+	selfCheck = time.Second
 	// maxMessage bounds a request: the certificate request and some names.
 	maxMessage = csr.MaxSize + 16<<10
 	// maxStreams bounds the calls that one connection has under way.
@@ -46,16 +53,19 @@ const (
 // Run runs the authority until ctx ends. c has been validated.
 func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 	rt.Health.Register(subsystemLedger)
+	rt.Health.Register(subsystemRoot)
 	dir, err := root.OpenDir(c.State)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
 	m := newMetrics(rt.Metrics)
+	var failing atomic.Bool
 	store, err := filelog.Open(filepath.Join(c.State, ledgerFile), filelog.Options{
 		Log: rt.Log,
 		Committed: func(records int, took time.Duration, err error) {
 			m.committed(records, took, err)
+			failing.Store(err != nil)
 			rt.Health.Set(subsystemLedger, err)
 		},
 	})
@@ -71,14 +81,13 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 		rt.Log.WarnContext(ctx, "this machine's clock is behind the last issued certificate; set the clock, or peers will find new certificates expired",
 			slog.Time("last_issued", end), slog.Time("now", a.now()))
 	}
-	if err := store.Check(ctx); err != nil {
-		rt.Log.ErrorContext(ctx, "nothing is issued until the ledger can record; make room on its disk or make it writable", slog.Any("error", err))
-	}
+	failing.Store(true) // until the first check, which makes the ledger ready
+	a.check(ctx, &failing, rt)
 	tasks, err := listeners(ctx, c, a, rt)
 	if err != nil {
 		return err
 	}
-	tasks = append(tasks, func(ctx context.Context) error { return keepChecking(ctx, store, rt) })
+	tasks = append(tasks, func(ctx context.Context) error { return a.keepChecking(ctx, &failing, rt) })
 	return service.RunTasks(ctx, tasks...)
 }
 
@@ -113,23 +122,33 @@ func open(ctx context.Context, c Config, store ledger.Store, inUse bool, m *metr
 	}, nil
 }
 
-// keepChecking tries a ledger that failed again, so that the authority gets ready
-// by itself when, say, the disk has room again.
-func keepChecking(ctx context.Context, store ledger.Store, rt *service.Runtime) error {
-	tick := time.NewTicker(ledgerCheck)
+// keepChecking looks after the subsystems.
+func (a *Authority) keepChecking(ctx context.Context, failing *atomic.Bool, rt *service.Runtime) error {
+	tick := time.NewTicker(selfCheck)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
+			a.check(ctx, failing, rt)
 		}
-		if rt.Health.Ready() == nil {
-			continue
-		}
-		if err := store.Check(ctx); err != nil {
-			rt.Log.ErrorContext(ctx, "the ledger cannot record, nothing is issued; make room on its disk or make it writable", slog.Any("error", err))
-		}
+	}
+}
+
+// check looks at the clock, and tries a ledger that failed again, so that the
+// authority gets ready by itself when, say, the disk has room again.
+func (a *Authority) check(ctx context.Context, failing *atomic.Bool, rt *service.Runtime) {
+	err := profile.CheckTime(a.signer.Issuer(), a.now())
+	rt.Health.Set(subsystemRoot, err)
+	if err != nil {
+		a.log.ErrorContext(ctx, "nothing is issued: the root is not valid now", slog.Any("error", err))
+	}
+	if !failing.Load() {
+		return
+	}
+	if err := a.store.Check(ctx); err != nil && ctx.Err() == nil {
+		a.log.ErrorContext(ctx, "nothing is issued: the ledger cannot record; make room on its disk or make it writable", slog.Any("error", err))
 	}
 }
 
