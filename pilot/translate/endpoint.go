@@ -102,10 +102,6 @@ func (b *clusterBuilder) selectEndpoints() []*model.Endpoint {
 			out = append(out, e)
 		}
 	}
-	dns := b.key.svc.Resolution == model.DNS || b.key.svc.Resolution == model.DNSRoundRobin
-	if dns && len(b.key.svc.Endpoints) == 0 && !strings.HasPrefix(b.key.svc.Hostname, "*") {
-		out = append(out, &model.Endpoint{Address: b.key.svc.Hostname, Ports: map[uint32]uint32{b.key.port: b.key.port}})
-	}
 	return out
 }
 

@@ -223,6 +223,13 @@ func (b *meshBuilder) serviceEntry(meta model.Meta, spec *networking.ServiceEntr
 			}
 			s.Endpoints = append(s.Endpoints, out)
 		}
+		if len(s.Endpoints) == 0 && s.Resolution != model.None && s.Resolution != model.Static {
+			e := &model.Endpoint{Address: host, Ports: map[uint32]uint32{}}
+			for _, p := range spec.Ports {
+				e.Ports[p.Number] = p.Number
+			}
+			s.Endpoints = append(s.Endpoints, e)
+		}
 		b.addService(s)
 	}
 }

@@ -378,7 +378,7 @@ func (g *gatewayBuilder) routes(name string, port uint32, servers []*gatewayServ
 		}
 	}
 	host("*")
-	rc := &routev3.RouteConfiguration{Name: name, ValidateClusters: no(), IgnorePortInHostMatching: true}
+	rc := &routev3.RouteConfiguration{Name: name, ValidateClusters: no(), MaxDirectResponseBodySizeBytes: u32(maxDirectResponse), IgnorePortInHostMatching: true}
 	for _, h := range sortedKeys(byHost) {
 		byHost[h].Routes = append(catchAllLast(byHost[h].Routes), notFound())
 		rc.VirtualHosts = append(rc.VirtualHosts, byHost[h])

@@ -197,6 +197,10 @@ func (t *Translator) explicitInbound(p *model.Proxy, ip *inboundPort) Resource {
 	if inspect {
 		l.ListenerFilters = []*listenerv3.ListenerFilter{tlsInspector()}
 		l.ContinueOnListenerFiltersTimeout = true
+		if !ip.port.Protocol.IsHTTP() {
+			// Where the server speaks first the client must not wait long for it.
+			l.ListenerFiltersTimeout = dur(inspectionTimeout)
+		}
 	}
 	return Resource{Name: l.Name, Message: l, Sources: ip.sources}
 }

@@ -120,7 +120,7 @@ func (s *scope) explicitRouteConfiguration(src *sources) (*routev3.RouteConfigur
 		return nil, err
 	}
 	hosts.add(s.unknownHost(), []string{"*"})
-	return &routev3.RouteConfiguration{Name: explicitRoutes, VirtualHosts: hosts.list, ValidateClusters: no()}, nil
+	return &routev3.RouteConfiguration{Name: explicitRoutes, VirtualHosts: hosts.list, ValidateClusters: no(), MaxDirectResponseBodySizeBytes: u32(maxDirectResponse)}, nil
 }
 
 // explicitDomains are the authorities of absolute-form requests and CONNECT for

@@ -152,7 +152,7 @@ func (s *scope) portRoutes(name string, port uint32) error {
 		unknown.Routes = []*routev3.Route{opaqueRoute(to)}
 	}
 	hosts.add(unknown, []string{"*"})
-	rc := &routev3.RouteConfiguration{Name: name, VirtualHosts: hosts.list, ValidateClusters: no()}
+	rc := &routev3.RouteConfiguration{Name: name, VirtualHosts: hosts.list, ValidateClusters: no(), MaxDirectResponseBodySizeBytes: u32(maxDirectResponse)}
 	put(s.shared.routes, Resource{Name: name, Message: rc, Sources: src.list})
 	return nil
 }

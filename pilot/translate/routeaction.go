@@ -158,6 +158,10 @@ func redirectCode(code uint32) routev3.RedirectAction_RedirectResponseCode {
 	return routev3.RedirectAction_MOVED_PERMANENTLY
 }
 
+// maxDirectResponse is how many bytes a direct response may have; Envoy's own
+// limit of 4 KiB would refuse the whole route configuration.
+const maxDirectResponse = 1 << 20
+
 func directResponse(in *networking.HTTPDirectResponse) *routev3.Route_DirectResponse {
 	out := &routev3.DirectResponseAction{Status: in.GetStatus()}
 	switch body := in.GetBody().GetSpecifier().(type) {
