@@ -163,11 +163,38 @@ func (o object) strings(key string, m map[string]string) {
 		return
 	}
 	x := ast.NewObjectWithCapacity(len(m))
+	// One allocation for all terms, and none for the names that are in every
+	// request: this is where most of the document's memory comes from.
+	terms := make([]ast.Term, 2*len(m))
 	for k, v := range m {
-		x.Insert(ast.StringTerm(k), ast.StringTerm(v))
+		name := commonHeaders[k]
+		if name == nil {
+			name, terms = &terms[0], terms[1:]
+			name.Value = ast.String(k)
+		}
+		value := &terms[0]
+		terms = terms[1:]
+		value.Value = ast.String(v)
+		x.Insert(name, value)
 	}
 	o.term(key, ast.NewTerm(x))
 }
+
+// commonHeaders are the terms of names that most requests have.
+var commonHeaders = func() map[string]*ast.Term {
+	m := make(map[string]*ast.Term)
+	for _, name := range []string{
+		":authority", ":method", ":path", ":scheme", "accept", "accept-encoding", "accept-language", "authorization", "cache-control",
+		"content-length", "content-type", "cookie", "forwarded", "grpc-timeout", "host", "origin", "referer", "te", "traceparent", "tracestate",
+		"user-agent", "x-b3-parentspanid", "x-b3-sampled", "x-b3-spanid", "x-b3-traceid", "x-envoy-attempt-count",
+		"x-envoy-auth-partial-body", "x-envoy-decorator-operation", "x-envoy-expected-rq-timeout-ms", "x-envoy-external-address",
+		"x-envoy-internal", "x-envoy-original-path", "x-envoy-peer-metadata", "x-envoy-peer-metadata-id", "x-forwarded-client-cert",
+		"x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-request-id", "writ.policies",
+	} {
+		m[name] = ast.StringTerm(name)
+	}
+	return m
+}()
 
 // attributes is written out, where a walk over the message's descriptor would
 // do, because it is on the path of every request; a test holds the two equal.
@@ -269,11 +296,12 @@ func httpRequest(h *authv3.AttributeContext_HttpRequest) *ast.Term {
 }
 
 func stringList(list []string) *ast.Term {
-	terms := make([]*ast.Term, len(list))
+	terms, refs := make([]ast.Term, len(list)), make([]*ast.Term, len(list))
 	for i, s := range list {
-		terms[i] = ast.StringTerm(s)
+		terms[i].Value = ast.String(s)
+		refs[i] = &terms[i]
 	}
-	return ast.ArrayTerm(terms...)
+	return ast.ArrayTerm(refs...)
 }
 
 func valuesObject(v map[string][]string) *ast.Term {
