@@ -133,8 +133,15 @@ spec:
 		m.kill("writ-" + s)
 	}
 	recovered()
+	// Long enough for what fails late, such as a stream that was to be kept.
+	eventually(t, 20*time.Second, func() error {
+		if n := l.sent.Load(); n < 4000 {
+			return fmt.Errorf("%d requests so far", n)
+		}
+		return nil
+	})
 	sent, failed, failures := l.stop()
-	if failed > 0 || sent < 2000 {
+	if failed > 0 || sent < 4000 {
 		t.Errorf("%d of %d requests failed:\n%s", failed, sent, failures)
 	}
 }

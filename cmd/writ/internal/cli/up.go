@@ -51,7 +51,11 @@ func up(ctx context.Context, o stack.Options, checks bool, stdout, stderr io.Wri
 		return failed(fmt.Errorf("--certificate-life %s: at least 10s", o.CertificateLife))
 	}
 	began := time.Now()
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	// While the mesh starts, what fails is the error that Up returns; warnings
+	// about attempts on the way would hide it.
+	level := new(slog.LevelVar)
+	level.Set(slog.LevelError)
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 	s, err := stack.Up(ctx, o, log)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -60,6 +64,7 @@ func up(ctx context.Context, o stack.Options, checks bool, stdout, stderr io.Wri
 		return failed(err)
 	}
 	defer s.Down()
+	level.Set(slog.LevelWarn)
 	ready, err := s.Ready(ctx)
 	if err != nil {
 		return failed(err)
