@@ -330,11 +330,18 @@ func TestDynamicProxyIsAdopted(t *testing.T) {
 func TestManyClients(t *testing.T) {
 	const clients, size = 1000, 50
 	b := newBench(t, Options{})
-	w := map[string]world{}
+	build := NewBuilder()
+	proxies := map[string]*Config{}
 	for i := range clients {
-		w[fmt.Sprint("sidecar~", i)] = simple(size, 1)
+		c := proxies["sidecar~0"]
+		if i < 10 { // the others would be equal and share their sets too
+			c = simple(size, 1).config(t, build, "n")
+		}
+		proxies[fmt.Sprint("sidecar~", i)] = c
 	}
-	b.publish(w)
+	b.num, b.snap = 1, build.Snapshot(proxies, nil, "")
+	b.snap.Revision = b.num
+	b.srv.Publish(b.snap)
 	b.shared = b.dial() // the memory of a thousand connections is not ours
 	defer func() { _ = b.shared.Close() }()
 	comeAndGo(t, b, clients, size)
