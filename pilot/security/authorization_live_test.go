@@ -146,7 +146,7 @@ rules:
 		onlyAllows("paths: any", "- to: [{operation: {paths: ['*']}}]", []request{{path: "/"}}, nil),
 		onlyAllows("notPaths", "- to: [{operation: {notPaths: ['/admin*']}}]", []request{{path: "/"}}, []request{{path: "/admin/x"}}),
 		onlyAllows("paths: templates", "- to: [{operation: {paths: ['/foo/{*}', '/bar/{*}/x/{**}']}}]",
-			[]request{{path: "/foo/1"}, {path: "/bar/1/x/2/3"}, {path: "/foo/1?q=/2"}}, []request{{path: "/foo/1/2"}, {path: "/foo"}, {path: "/bar/1/y/2"}}),
+			[]request{{path: "/foo/1"}, {path: "/bar/1/x/2/3"}, {path: "/foo/1?q=/2"}, {path: "/bar/1/x/"}}, []request{{path: "/bar/1/x"}, {path: "/foo/1/2"}, {path: "/foo"}, {path: "/bar/1/y/2"}}),
 		onlyAllows("notPaths: templates", "- to: [{operation: {notPaths: ['/foo/{*}']}}]", []request{{path: "/foo/1/2"}}, []request{{path: "/foo/1"}}),
 		onlyAllows("ports that are not this one", "- to: [{operation: {ports: ['1']}}]", nil, []request{{}}),
 		onlyAllows("notPorts", "- to: [{operation: {notPorts: ['1']}}]", []request{{}}, nil),

@@ -2,6 +2,7 @@ package security
 
 import (
 	"encoding/json"
+	"flag"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -15,6 +16,8 @@ import (
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/security/eval"
 )
+
+var differentialSeed = flag.Uint64("differential-seed", 0, "repeat a run of TestDifferential; 0 is a new one")
 
 // What random policies and requests are made of: few values, so that they meet.
 var (
@@ -162,13 +165,16 @@ func groupsOf(sub string) []string {
 // TestDifferential compares three opinions on random policies and requests: the
 // evaluator, Envoy with lists, and Envoy with trees.
 func TestDifferential(t *testing.T) {
-	sets, requests := 60, 60
+	sets, requests := 32, 100
 	if testing.Short() {
 		sets, requests = 15, 20
 	}
 	eachEnvoy(t, func(t *testing.T, bin string) {
-		seed := rand.Uint64()
-		t.Logf("seed %d", seed)
+		seed := *differentialSeed
+		if seed == 0 {
+			seed = rand.Uint64()
+		}
+		t.Logf("repeat with -differential-seed %d", seed)
 		g := generator{Rand: rand.New(rand.NewPCG(seed, 0))} //nolint:gosec // repeatable, not secret
 		s := newSigner(t)
 		jwt := s.document("jwt", testIssuer, "")

@@ -105,18 +105,7 @@ func start(t testing.TB, bin string, inbounds map[string]inbound, more ...*clust
 	dir := t.TempDir()
 	p := &proxy{t: t, listeners: map[string]string{}, authority: newAuthority(t), clients: map[string]*http.Client{}, log: filepath.Join(dir, "access.log")}
 	config := filepath.Join(dir, "envoy.json")
-	b := bootstrap(t, p, inbounds, more)
-	raw, err := protojson.Marshal(b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(config, raw, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	validate := exec.Command(bin, "--mode", "validate", "-c", config, "-l", "error")
-	if out, err := validate.CombinedOutput(); err != nil {
-		t.Fatalf("envoy refuses the configuration: %v\n%s", err, out)
-	}
+	validate(t, bin, config, bootstrap(t, p, inbounds, more))
 	adminFile := filepath.Join(dir, "admin")
 	var errors strings.Builder
 	cmd := exec.Command(bin, "-c", config, "-l", "error", "--disable-hot-restart", "--concurrency", "1", "--file-flush-interval-msec", "50", "--admin-address-path", adminFile)
@@ -141,6 +130,21 @@ func start(t testing.TB, bin string, inbounds map[string]inbound, more ...*clust
 	})
 	p.waitReady(adminFile, done, &errors)
 	return p
+}
+
+// validate writes the configuration and has Envoy check it.
+func validate(t testing.TB, bin, config string, b *bootstrapv3.Bootstrap) {
+	t.Helper()
+	raw, err := protojson.Marshal(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(config, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), bin, "--mode", "validate", "-c", config, "-l", "error").CombinedOutput(); err != nil {
+		t.Fatalf("envoy refuses the configuration: %v\n%s", err, out)
+	}
 }
 
 func tail(text string, lines int) string {

@@ -2,17 +2,24 @@ package security
 
 import (
 	"bytes"
+	"crypto/ecdh"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/writ-mesh/writ/pilot/envoy"
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
@@ -93,7 +100,7 @@ func wholeMesh(t testing.TB) *model.Mesh {
 metadata: {name: jwt}
 spec:
   jwtRules:
-  - {issuer: a, jwks: '{"keys":[]}', audiences: [x], fromHeaders: [{name: h, prefix: "p "}], fromParams: [q], fromCookies: [c], forwardOriginalToken: true, outputPayloadToHeader: x-payload, outputClaimToHeaders: [{header: x-sub, claim: sub}], spaceDelimitedClaims: [roles]}
+  - {issuer: a, audiences: [x], fromHeaders: [{name: h, prefix: "p "}], fromParams: [q], fromCookies: [c], forwardOriginalToken: true, outputPayloadToHeader: x-payload, outputClaimToHeaders: [{header: x-sub, claim: sub}], spaceDelimitedClaims: [roles]}
   - {issuer: b, jwksUri: "https://keys.example/jwks", timeout: 2s}`)
 	addDocument(t, m, policy("audit", "action: AUDIT\nrules: [{}]"))
 	addDocument(t, m, policy("allow", "rules: [{from: [{source: {principals: ['cluster.local/ns/default/sa/sleep']}}]}]"))
@@ -120,6 +127,19 @@ func TestWholeGolden(t *testing.T) {
 	golden(t, "whole", map[string]any{
 		"filters": filters, "per_filter_config": perFilter(t, h), "metadata": asJSON(t, h.Metadata),
 		"rate_limits": limits, "clusters": clusters, "local_reply": asJSON(t, h.LocalReply), "sources": h.Sources,
+	})
+}
+
+// TestWholeValidates has every Envoy check the configuration of TestWholeGolden.
+func TestWholeValidates(t *testing.T) {
+	agent, err := envoy.GRPCCluster(wholeMesh(t), envoy.AgentCluster, "unix:///nowhere", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := inbound{http: compileHTTP(t, wholeMesh(t), workload())}
+	eachEnvoy(t, func(t *testing.T, bin string) {
+		p := &proxy{t: t, authority: newAuthority(t), log: filepath.Join(t.TempDir(), "log")}
+		validate(t, bin, filepath.Join(t.TempDir(), "envoy.json"), bootstrap(t, p, map[string]inbound{"in": whole}, []*clusterv3.Cluster{agent}))
 	})
 }
 
@@ -153,10 +173,11 @@ func TestGenericListener(t *testing.T) {
 
 func TestErrorsNameThePolicy(t *testing.T) {
 	cases := map[string]string{
-		policy("p", "rules: [{from: [{source: {ipBlocks: [nonsense]}}]}]"):                                      `AuthorizationPolicy default/p: rules[0]: source.ip: "nonsense" is neither an IP address nor a CIDR`,
-		policy("p", "rules: [{}, {to: [{operation: {ports: ['99999']}}]}]"):                                     `AuthorizationPolicy default/p: rules[1]: destination.port: "99999" is not a port`,
-		policy("p", "action: DENY\nrules: [{when: [{key: bad.key, values: [x]}]}]"):                             `AuthorizationPolicy default/p: rules[0]: when: unknown key "bad.key"`,
-		"kind: RequestAuthentication\nmetadata: {name: r}\nspec: {jwtRules: [{issuer: i, jwksUri: 'ftp://x'}]}": `RequestAuthentication default/r[0]: jwksUri: "ftp://x": want http:// or https://`,
+		policy("p", "rules: [{from: [{source: {ipBlocks: [nonsense]}}]}]"):                                         `AuthorizationPolicy default/p: rules[0]: source.ip: "nonsense" is neither an IP address nor a CIDR`,
+		policy("p", "rules: [{}, {to: [{operation: {ports: ['99999']}}]}]"):                                        `AuthorizationPolicy default/p: rules[1]: destination.port: "99999" is not a port`,
+		policy("p", "action: DENY\nrules: [{when: [{key: bad.key, values: [x]}]}]"):                                `AuthorizationPolicy default/p: rules[0]: when: unknown key "bad.key"`,
+		"kind: RequestAuthentication\nmetadata: {name: r}\nspec: {jwtRules: [{issuer: i, jwks: '{\"keys\":[]}'}]}": `RequestAuthentication default/r[0]: jwks: the key set has no keys`,
+		"kind: RequestAuthentication\nmetadata: {name: r}\nspec: {jwtRules: [{issuer: i, jwksUri: 'ftp://x'}]}":    `RequestAuthentication default/r[0]: jwksUri: "ftp://x": want http:// or https://`,
 	}
 	for docs, want := range cases {
 		_, err := compiler(t, newMesh(t, docs)).HTTP(workload(), httpPort())
@@ -186,6 +207,47 @@ func TestTargetRefs(t *testing.T) {
 	} {
 		if got := build(c.namespace, c.name, c.p); got != c.want {
 			t.Errorf("%s/%s on %s: %d policies, want %d", c.namespace, c.name, c.p.Name, got, c.want)
+		}
+	}
+}
+
+// TestNobodysKey holds the comment that says how the key came about.
+func TestNobodysKey(t *testing.T) {
+	var set struct {
+		Keys []struct{ X, Y string }
+	}
+	if err := json.Unmarshal([]byte(nobodysKey), &set); err != nil {
+		t.Fatal(err)
+	}
+	want := sha256.Sum256([]byte("writ: nobody has this key 1"))
+	x, errX := base64.RawURLEncoding.DecodeString(set.Keys[0].X)
+	y, errY := base64.RawURLEncoding.DecodeString(set.Keys[0].Y)
+	if errX != nil || errY != nil || !bytes.Equal(x, want[:]) {
+		t.Errorf("x is %x, want %x (%v, %v)", x, want, errX, errY)
+	}
+	if _, err := ecdh.P256().NewPublicKey(slices.Concat([]byte{4}, x, y)); err != nil {
+		t.Errorf("not a point of P-256: %v", err)
+	}
+}
+
+// TestTreesByDefault holds when a set becomes a tree.
+func TestTreesByDefault(t *testing.T) {
+	docs := func(n int) string {
+		var all []string
+		for i := range n {
+			all = append(all, policy(fmt.Sprint("p", i), fmt.Sprintf("rules: [{from: [{source: {principals: ['cluster.local/ns/a/sa/s%d']}}]}]", i)))
+		}
+		return documents(all...)
+	}
+	gateway := workload()
+	gateway.Type = model.GatewayProxy
+	for _, c := range []struct {
+		policies int
+		p        *model.Proxy
+		trees    int
+	}{{TreeThreshold - 1, workload(), 0}, {TreeThreshold, workload(), 1}, {TreeThreshold, gateway, 0}} {
+		if got := countTrees(t, compileHTTP(t, newMesh(t, docs(c.policies)), c.p)); got != c.trees {
+			t.Errorf("%d policies, proxy type %d: %d trees, want %d", c.policies, c.p.Type, got, c.trees)
 		}
 	}
 }

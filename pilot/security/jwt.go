@@ -1,6 +1,8 @@
 package security
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -125,7 +127,11 @@ func (c *Compiler) jwtProvider(b *httpBuilder, p *model.Proxy, r namedRule) (*jw
 		out.ClaimToHeaders = append(out.ClaimToHeaders, &jwtv3.JwtClaimToHeader{HeaderName: h.GetHeader(), ClaimName: h.GetClaim()})
 	}
 	if rule.GetJwksUri() == "" || rule.GetJwks() != "" {
-		out.JwksSourceSpecifier = localJWKS(rule.GetJwks())
+		local, err := localJWKS(rule.GetJwks())
+		if err != nil {
+			return nil, fmt.Errorf("jwks: %w", err)
+		}
+		out.JwksSourceSpecifier = local
 		return out, nil
 	}
 	remote, err := c.remoteJWKS(b, r)
@@ -136,13 +142,27 @@ func (c *Compiler) jwtProvider(b *httpBuilder, p *model.Proxy, r namedRule) (*jw
 	return out, nil
 }
 
+// nobodysKey is a key set that verifies nothing: its one P-256 point has SHA-256
+// of "writ: nobody has this key 1" as its x coordinate, so its private key is
+// known to nobody. Envoy takes no key set without a key.
+const nobodysKey = `{"keys":[{"kty":"EC","crv":"P-256","alg":"ES256","kid":"none","x":"aUM2DfvEbFMkGtGRJYq0xW8LeJu8gI3HGZJ4ICH0Tp4","y":"D1bwITjXG_oAyfHAWberYrY_MjwpJfnMOLYZBVDUBy4"}]}`
+
 // localJWKS without keys accepts no token at all: a rule that says neither jwks
 // nor jwksUri would need discovery from the issuer, which Envoy cannot do.
-func localJWKS(jwks string) *jwtv3.JwtProvider_LocalJwks {
+func localJWKS(jwks string) (*jwtv3.JwtProvider_LocalJwks, error) {
 	if jwks == "" {
-		jwks = `{"keys":[]}`
+		jwks = nobodysKey
 	}
-	return &jwtv3.JwtProvider_LocalJwks{LocalJwks: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jwks}}}
+	var set struct {
+		Keys []json.RawMessage `json:"keys"`
+	}
+	if err := json.Unmarshal([]byte(jwks), &set); err != nil {
+		return nil, fmt.Errorf("not a key set in JSON: %w", err)
+	}
+	if len(set.Keys) == 0 {
+		return nil, errors.New("the key set has no keys")
+	}
+	return &jwtv3.JwtProvider_LocalJwks{LocalJwks: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jwks}}}, nil
 }
 
 func (c *Compiler) remoteJWKS(b *httpBuilder, r namedRule) (*jwtv3.RemoteJwks, error) {

@@ -79,6 +79,22 @@ func bearer(token string) map[string]string {
 	return map[string]string{"Authorization": "Bearer " + token}
 }
 
+// A rule without keys, and what the whole of golden files is made of, must at
+// least be taken by Envoy.
+func TestJWTWithoutKeysLive(t *testing.T) {
+	s := newSigner(t)
+	m := newMesh(t, "kind: RequestAuthentication\nmetadata: {name: jwt}\nspec: {jwtRules: [{issuer: '"+testIssuer+"'}]}")
+	eachEnvoy(t, func(t *testing.T, bin string) {
+		p := start(t, bin, map[string]inbound{"in": {http: compileHTTP(t, m, workload())}})
+		if got := p.do("in", request{header: bearer(s.token(t, nil))}); got.status != 401 {
+			t.Errorf("a token that nobody can verify: %d", got.status)
+		}
+		if got := p.do("in", request{}); got.status != 200 {
+			t.Errorf("no token: %d", got.status)
+		}
+	})
+}
+
 func TestJWTLive(t *testing.T) {
 	s, other := newSigner(t), newSigner(t)
 	m := newMesh(t, s.document("jwt", testIssuer, "    audiences: [bookinfo]"))

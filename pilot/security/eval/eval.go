@@ -267,14 +267,15 @@ func path(pattern, p string) bool {
 	return segments(strings.Split(pattern, "/"), strings.Split(p, "/"))
 }
 
-// segments: {*} is one segment, {**} any number of them, also none.
+// segments: {*} is one segment that is not empty, {**} one or more that may be:
+// /a/{**} takes /a/ and /a/b/c, not /a.
 func segments(pattern, p []string) bool {
 	if len(pattern) == 0 {
 		return len(p) == 0
 	}
 	if pattern[0] == "{**}" {
-		for i := range len(p) + 1 {
-			if segments(pattern[1:], p[i:]) {
+		for i := range len(p) {
+			if segments(pattern[1:], p[i+1:]) {
 				return true
 			}
 		}

@@ -1,0 +1,54 @@
+package eval_test
+
+import (
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	security "istio.io/api/security/v1beta1"
+
+	"github.com/writ-mesh/writ/pilot/model"
+	"github.com/writ-mesh/writ/pilot/security/eval"
+)
+
+// TestAuthorize has what the differential test of package security cannot have:
+// connections, templates at their edges, and names of what decided.
+func TestAuthorize(t *testing.T) {
+	const foo, bar = "cluster.local/ns/foo/sa/x", "cluster.local/ns/bar/sa/x"
+	cases := []struct {
+		name string
+		spec string
+		r    eval.Request
+		want bool
+		rule int
+	}{
+		{"no rules", `{}`, eval.Request{}, false, 0},
+		{"empty rule", `{"rules":[{}]}`, eval.Request{}, true, 0},
+		{"deny without rules", `{"action":"DENY"}`, eval.Request{}, true, 0},
+		{"second rule", `{"rules":[{"to":[{"operation":{"methods":["POST"]}}]},{}]}`, eval.Request{Method: "GET"}, true, 1},
+		{"tcp allow needs http", `{"rules":[{"to":[{"operation":{"methods":["GET"]}}]}]}`, eval.Request{TCP: true}, false, 0},
+		{"tcp allow condition", `{"rules":[{"when":[{"key":"request.headers[a]","notValues":["b"]}]}]}`, eval.Request{TCP: true}, false, 0},
+		{"tcp deny is wider", `{"action":"DENY","rules":[{"from":[{"source":{"namespaces":["foo"]}}],"to":[{"operation":{"methods":["GET"]}}]}]}`, eval.Request{TCP: true, Principal: foo}, false, 0},
+		{"tcp deny elsewhere", `{"action":"DENY","rules":[{"from":[{"source":{"namespaces":["foo"]}}],"to":[{"operation":{"methods":["GET"]}}]}]}`, eval.Request{TCP: true, Principal: bar}, true, 0},
+		{"two stars", `{"rules":[{"to":[{"operation":{"paths":["/a/{**}"]}}]}]}`, eval.Request{Path: "/a/b/c"}, true, 0},
+		{"two stars are nothing", `{"rules":[{"to":[{"operation":{"paths":["/a/{*}/b/{**}"]}}]}]}`, eval.Request{Path: "/a/x/b/"}, true, 0},
+		{"two stars need their slash", `{"rules":[{"to":[{"operation":{"paths":["/a/{**}"]}}]}]}`, eval.Request{Path: "/a"}, false, 0},
+		{"two stars within", `{"rules":[{"to":[{"operation":{"paths":["/a/{**}/"]}}]}]}`, eval.Request{Path: "/a//"}, true, 0},
+		{"one star is one segment", `{"rules":[{"to":[{"operation":{"paths":["/a/{*}"]}}]}]}`, eval.Request{Path: "/a/b/c"}, false, 0},
+		{"one star is not nothing", `{"rules":[{"to":[{"operation":{"paths":["/a/{*}"]}}]}]}`, eval.Request{Path: "/a/"}, false, 0},
+		{"account without namespace", `{"rules":[{"from":[{"source":{"serviceAccounts":["x"]}}]}]}`, eval.Request{Principal: "cluster.local/ns/default/sa/x"}, true, 0},
+		{"account of another namespace", `{"rules":[{"from":[{"source":{"serviceAccounts":["x"]}}]}]}`, eval.Request{Principal: foo}, false, 0},
+		{"alias", `{"rules":[{"from":[{"source":{"principals":["cluster.local/ns/foo/sa/x"]}}]}]}`, eval.Request{Principal: "old/ns/foo/sa/x"}, true, 0},
+		{"not an alias", `{"rules":[{"from":[{"source":{"principals":["cluster.local/ns/foo/sa/x"]}}]}]}`, eval.Request{Principal: "new/ns/foo/sa/x"}, false, 0},
+	}
+	for _, c := range cases {
+		spec := &security.AuthorizationPolicy{}
+		if err := protojson.Unmarshal([]byte(c.spec), spec); err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		pol := &model.AuthorizationPolicy{Meta: model.Meta{Ref: model.Ref{Namespace: "default", Name: "p"}}, Spec: spec}
+		got := eval.Authorize([]string{"cluster.local", "old"}, []*model.AuthorizationPolicy{pol}, c.r)
+		if got.Allowed != c.want || got.Rule != c.rule {
+			t.Errorf("%s: %+v, want allowed %v by rule %d", c.name, got, c.want, c.rule)
+		}
+	}
+}
