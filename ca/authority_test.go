@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"path/filepath"
 	"testing"
@@ -55,7 +54,7 @@ func newAuthority(t testing.TB, store ledger.Store, now func() time.Time) *Autho
 	}
 	return &Authority{
 		td: td, signer: sign, bundle: x509bundle.FromX509Authorities(td, []*x509.Certificate{cert}), store: store, now: now,
-		log: slog.New(slog.NewTextHandler(io.Discard, nil)), metrics: newMetrics(prometheus.NewRegistry()),
+		log: slog.New(slog.DiscardHandler), metrics: newMetrics(prometheus.NewRegistry()),
 		life: lifetimes{workload: time.Hour, service: time.Hour, max: 24 * time.Hour, skew: 10 * time.Second, token: 10 * time.Minute},
 	}
 }

@@ -1,7 +1,6 @@
 package ca
 
 import (
-	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -31,13 +30,8 @@ type fakePilot struct {
 
 func newFakePilot(t *testing.T) *fakePilot {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "pilot")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	p := &fakePilot{
-		t: t, addr: "unix://" + filepath.Join(dir, "s"), server: grpc.NewServer(),
+		t: t, addr: "unix://" + filepath.Join(t.TempDir(), "s"), server: grpc.NewServer(),
 		nodes: make(map[string]*configpb.NodePlacement), changed: make(chan struct{}),
 	}
 	l, err := listen.Listen(p.addr)

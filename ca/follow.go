@@ -43,7 +43,7 @@ func followPlacements(c Config, a *Authority, own *own, table *placement.Table) 
 	}
 	path := filepath.Join(c.State, placementFile)
 	return func(ctx context.Context) error {
-		defer conn.Close()
+		defer func() { _ = conn.Close() }()
 		return xdsclient.Run(ctx, conn, own.id.String(), a.log, xdsclient.Subscription{
 			Message: (*configpb.NodePlacement)(nil),
 			Apply:   func(res map[string]proto.Message) error { return a.applyPlacements(ctx, path, table, res) },

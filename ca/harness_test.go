@@ -11,7 +11,6 @@ import (
 	"io"
 	"log/slog"
 	"net/url"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -45,7 +44,6 @@ var td = spiffeid.RequireTrustDomainFromString("example.org")
 // harness is a whole authority, reached over its sockets.
 type harness struct {
 	t       testing.TB
-	dir     string
 	config  Config
 	metrics *prometheus.Registry
 	health  *service.Health
@@ -56,13 +54,8 @@ type harness struct {
 // configuration.
 func start(t testing.TB, change func(*Config)) *harness {
 	t.Helper()
-	// Not t.TempDir: the path of a unix socket is short.
-	dir, err := os.MkdirTemp("", "ca")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	h := &harness{t: t, dir: dir, config: DefaultConfig()}
+	dir := t.TempDir()
+	h := &harness{t: t, config: DefaultConfig()}
 	h.config.TrustDomain = td.Name()
 	h.config.State = filepath.Join(dir, "state")
 	h.config.Listen = "unix://" + filepath.Join(dir, "tls.sock")
@@ -85,7 +78,7 @@ func (h *harness) run() {
 		h.t.Fatal(err)
 	}
 	h.metrics, h.health = prometheus.NewRegistry(), new(service.Health)
-	rt := &service.Runtime{Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Metrics: h.metrics, Health: h.health}
+	rt := &service.Runtime{Log: slog.New(slog.DiscardHandler), Metrics: h.metrics, Health: h.health}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(h.t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- Run(ctx, h.config, rt) }()

@@ -40,7 +40,7 @@ func TestJoinThenRenew(t *testing.T) {
 		if renewed.ID != joined.ID || renewed.Certificates[0].SerialNumber.Cmp(joined.Certificates[0].SerialNumber) == 0 {
 			t.Fatalf("renewed as %s", renewed.ID)
 		}
-		if life := renewed.Certificates[0].NotAfter.Sub(time.Now()).Round(time.Minute); life != time.Hour {
+		if life := time.Until(renewed.Certificates[0].NotAfter).Round(time.Minute); life != time.Hour {
 			t.Fatalf("life is %s, want 1h", life)
 		}
 		got := h.ledger(&capb.ListCertificatesRequest{SpiffeId: id})

@@ -56,17 +56,6 @@ func command(t *testing.T, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// directory is short enough for unix sockets.
-func directory(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "ca")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
-}
-
 // launch runs writ-ca with flags only and waits until it answers.
 func launch(t *testing.T, dir string) *process {
 	t.Helper()
@@ -185,7 +174,7 @@ func request(t *testing.T) []byte {
 // The process is killed while many ask, three times over. It comes back with the
 // same root, and every certificate that anybody got is in its ledger.
 func TestKillDuringIssuance(t *testing.T) {
-	dir := directory(t)
+	dir := t.TempDir()
 	der := request(t)
 	handed := make(map[string]string)
 	var mu sync.Mutex
@@ -243,7 +232,7 @@ func TestKillDuringIssuance(t *testing.T) {
 // A full disk, played by a limit on the size of files: nothing is issued, the
 // probe turns red, and all is well again by itself when there is room.
 func TestFullDisk(t *testing.T) {
-	p := launch(t, directory(t))
+	p := launch(t, t.TempDir())
 	der := request(t)
 	mint := func() error {
 		_, err := p.admin().Mint(t.Context(), &capb.MintRequest{SpiffeId: "spiffe://example.org/a", Csr: der})
@@ -295,7 +284,7 @@ func TestFullDisk(t *testing.T) {
 }
 
 func TestStopsCleanly(t *testing.T) {
-	p := launch(t, directory(t))
+	p := launch(t, t.TempDir())
 	if err := p.cmd.Process.Signal(unix.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -337,7 +326,7 @@ func TestBadInput(t *testing.T) {
 		{"read-only state directory", readOnly, nil, "cannot be written"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			dir := directory(t)
+			dir := t.TempDir()
 			p := launch(t, dir)
 			der := request(t)
 			for range 3 {

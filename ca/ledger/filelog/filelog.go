@@ -249,7 +249,7 @@ func (l *Log) Each(ctx context.Context, f func(ledger.Certificate) error) error 
 	if err != nil {
 		return fmt.Errorf("ledger: %w", err)
 	}
-	defer in.Close()
+	defer func() { _ = in.Close() }() // read only: nothing can be lost
 	r := bufio.NewReaderSize(io.LimitReader(in, size), maxLine)
 	for off := int64(0); off < size; {
 		if err := ctx.Err(); err != nil {

@@ -47,10 +47,10 @@ func written(t testing.TB, n int) ([]byte, []int) {
 	offsets := []int{0}
 	for i := range n {
 		var err error
-		switch {
-		case i%5 == 3:
+		switch i % 5 {
+		case 3:
 			err = l.AddToken(t.Context(), ledgertest.Token(i))
-		case i%5 == 4:
+		case 4:
 			err = l.RecordJoin(t.Context(), ledgertest.Token(i-1).ID, ledgertest.Certificate(i))
 		default:
 			err = l.Record(t.Context(), ledgertest.Certificate(i))
