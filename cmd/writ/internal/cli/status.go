@@ -105,7 +105,10 @@ func printStatus(out io.Writer, st *pilotpb.GetStatusResponse) error {
 		}
 		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\n", r.GetNumber(), revisionState(r.GetState()), r.GetCreatedAt().AsTime().Local().Format(time.TimeOnly), after, why)
 	}
-	fmt.Fprintln(w, "\t\t\t\t\nCLIENT\tKIND\tREVISION\tRESOURCES\tLAST ERROR")
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(w, "\nCLIENT\tKIND\tREVISION\tRESOURCES\tLAST ERROR")
 	for _, c := range st.GetClients() {
 		var n uint32
 		for _, k := range c.GetResources() {
