@@ -38,8 +38,10 @@ type Local interface {
 }
 
 const (
-	// A failure weighs two, a success takes one away, and at openAt the circuit
-	// opens: five failures in a row, or soon if more than a third fail.
+	// Each slot of time with a failure weighs two, a success takes one away, and at
+	// openAt the circuit opens: after five slots of nothing but failures. Failures
+	// are not counted one by one, because one hiccup fails all that are on their way.
+	slot          = 5 * time.Millisecond
 	failureWeight = 2
 	openAt        = 10
 	// goodProbes in a row close the circuit.
@@ -56,6 +58,7 @@ type Guard struct {
 	metrics metrics
 
 	score    atomic.Int64
+	failedAt atomic.Int64 // the slot of the last failure
 	degraded atomic.Bool
 	tripped  chan struct{} // wakes Run
 	change   sync.Mutex    // orders changes of degraded with their gauge
@@ -109,7 +112,7 @@ func (g *Guard) Decide(ctx context.Context, now time.Time, uses []limit.Use, out
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		g.failed(err)
+		g.failed(now, err)
 	}
 	g.metrics.local.Inc()
 	return g.local.Decide(ctx, now, uses, outcomes)
@@ -171,8 +174,11 @@ func (g *Guard) succeeded() {
 	}
 }
 
-func (g *Guard) failed(err error) {
+func (g *Guard) failed(now time.Time, err error) {
 	g.metrics.errors.Inc()
+	if at := now.UnixNano() / int64(slot); g.failedAt.Swap(at) == at {
+		return
+	}
 	if g.score.Add(failureWeight) >= openAt {
 		g.open(err)
 	}

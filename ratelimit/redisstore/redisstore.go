@@ -4,7 +4,8 @@
 // A decision over several limits is one call of one script (decide.lua), hence
 // one round trip and atomic. A few workers carry the decisions to Redis in
 // pipelines of whatever waits; the number of goroutines and of connections does
-// not grow with the load, and nobody waits longer than Options.Timeout.
+// not grow with the load, and nobody waits longer than Options.Timeout for a Redis
+// that does not answer.
 //
 // Whose clock: sliding limits are counted by the clock of Redis, so that replicas
 // whose clocks differ still share one window. Fixed limits are counted by the
@@ -58,6 +59,9 @@ const (
 	// more than can be answered within the timeout.
 	queueLength = 1024
 	maxBatch    = 128
+	// maxWait times Timeout is the longest that a decision waits in a process that
+	// has more to do than it can.
+	maxWait = 5
 	// ioTimeout is how long a worker waits for Redis. Callers do not: it only
 	// has to end, and to be short enough that a worker is back soon.
 	ioTimeout = 250 * time.Millisecond
@@ -72,7 +76,7 @@ type Options struct {
 	DB       int
 	// TLS is nil for plain text.
 	TLS *tls.Config
-	// Timeout is how long one decision waits; 0 is DefaultTimeout.
+	// Timeout is how long Redis may take for one decision; 0 is DefaultTimeout.
 	Timeout time.Duration
 	// Workers is the number of pipelines; 0 is DefaultWorkers.
 	Workers int
@@ -88,6 +92,9 @@ type Store struct {
 	options Options
 	queue   chan *job
 	jobs    sync.Pool
+
+	epoch    time.Time
+	answered atomic.Int64 // when Redis last answered, by elapsed
 }
 
 // New returns a store. It does not connect; Decide needs Run to be running.
@@ -115,7 +122,7 @@ func New(o Options) (*Store, error) {
 		PoolSize: o.Workers, DisableIdentity: true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	})
-	s := &Store{client: client, sha: redis.NewScript(source).Hash(), options: o, queue: make(chan *job, queueLength)}
+	s := &Store{client: client, sha: redis.NewScript(source).Hash(), options: o, queue: make(chan *job, queueLength), epoch: time.Now()}
 	s.jobs.New = func() any { return &job{done: make(chan error, 1)} }
 	return s, nil
 }
@@ -136,6 +143,7 @@ func (s *Store) Run(ctx context.Context) error {
 func (s *Store) Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
 	j := s.jobs.Get().(*job) //nolint:forcetypeassert // see New
 	j.now = now
+	j.sent.Store(0)
 	j.uses = append(j.uses[:0], uses...) // the caller may go before the worker does
 	j.outcomes = append(j.outcomes[:0], outcomes...)
 	if j.timer == nil {
@@ -143,27 +151,50 @@ func (s *Store) Decide(ctx context.Context, now time.Time, uses []limit.Use, out
 	} else {
 		j.timer.Reset(s.options.Timeout)
 	}
+	begin := s.elapsed()
 	select {
 	case s.queue <- j:
 	default:
 		j.timer.Stop()
 		return ErrBusy
 	}
-	select {
-	case err := <-j.done:
-		j.timer.Stop()
-		copy(outcomes, j.outcomes)
-		s.jobs.Put(j)
-		return err
-	case <-j.timer.C:
-		j.abandoned.Store(true)
-		return ErrTimeout
-	case <-ctx.Done():
-		j.timer.Stop()
-		j.abandoned.Store(true)
-		return ctx.Err()
+	for {
+		select {
+		case err := <-j.done:
+			j.timer.Stop()
+			copy(outcomes, j.outcomes)
+			s.jobs.Put(j)
+			return err
+		case <-j.timer.C:
+			left := s.patience(j, begin)
+			if left <= 0 {
+				j.abandoned.Store(true)
+				return ErrTimeout
+			}
+			j.timer.Reset(left)
+		case <-ctx.Done():
+			j.timer.Stop()
+			j.abandoned.Store(true)
+			return ctx.Err()
+		}
 	}
 }
+
+// patience is for how much longer a decision may wait: Timeout from when it was
+// sent. While it stands in the queue it waits as long as Redis answers others
+// within Timeout, for then this process is busy and Redis is not away.
+func (s *Store) patience(j *job, begin time.Duration) time.Duration {
+	now, since := s.elapsed(), begin
+	if sent := time.Duration(j.sent.Load()); sent > 0 {
+		since = sent
+	} else if answered := time.Duration(s.answered.Load()); answered > begin {
+		since = answered
+	}
+	return min(since+s.options.Timeout-now, begin+maxWait*s.options.Timeout-now)
+}
+
+// elapsed is a clock for waiting; it is never 0.
+func (s *Store) elapsed() time.Duration { return time.Since(s.epoch) + 1 }
 
 // job is one decision on its way. Who gave it up sets abandoned and leaves it to
 // the worker; only a finished one is used again.
@@ -174,6 +205,7 @@ type job struct {
 	abandoned atomic.Bool
 	done      chan error
 	timer     *time.Timer
+	sent      atomic.Int64 // when, by Store.elapsed; 0 while it waits for a worker
 	cmd       *redis.Cmd
 }
 
@@ -227,8 +259,14 @@ func (s *Store) send(ctx context.Context, jobs []*job, load bool) (again []*job)
 		keys, args := s.arguments(j)
 		j.cmd = pipe.EvalSha(ctx, s.sha, keys, args...)
 	}
+	sent := int64(s.elapsed())
+	for _, j := range jobs {
+		j.sent.Store(sent)
+	}
 	// The first failed command's error; each has its own.
-	_, _ = pipe.Exec(ctx)
+	if _, err := pipe.Exec(ctx); err == nil {
+		s.answered.Store(int64(s.elapsed()))
+	}
 	for _, j := range jobs {
 		values, err := j.cmd.Int64Slice()
 		j.cmd = nil
