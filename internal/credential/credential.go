@@ -32,10 +32,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/status"
 
 	"github.com/writ-mesh/writ/internal/atomicfile"
 	"github.com/writ-mesh/writ/internal/identity"
@@ -93,9 +91,10 @@ type Source struct {
 var dialBackoff = backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}
 
 const (
-	keyFile    = "key.pem"
-	certFile   = "cert.pem"
-	bundleFile = "bundle.pem"
+	// identityFile has the key and the chain together, so that they are replaced
+	// in one step and never belong to different certificates.
+	identityFile = "identity.pem"
+	bundleFile   = "bundle.pem"
 	// retryMin and retryMax bound the back-off towards the authority.
 	retryMin = 100 * time.Millisecond
 	retryMax = 5 * time.Second
@@ -143,9 +142,21 @@ func (s *Source) loadBundle(ctx context.Context) error {
 }
 
 func (s *Source) load() error {
-	svid, err := x509svid.Load(filepath.Join(s.cfg.Dir, certFile), filepath.Join(s.cfg.Dir, keyFile))
+	path := filepath.Join(s.cfg.Dir, identityFile)
+	info, err := os.Stat(path)
 	if err != nil {
 		return err
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return fmt.Errorf("%s can be read by others (mode %04o): it is not used any more", path, info.Mode().Perm())
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	svid, err := x509svid.Parse(data, data)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	if svid.ID != s.id {
 		return fmt.Errorf("the certificate in %s is for %s", s.cfg.Dir, svid.ID)
@@ -259,12 +270,7 @@ func (s *Source) obtain(ctx context.Context, ask func(context.Context, []byte) (
 	if err != nil {
 		return err
 	}
-	// Written before it is used: after a crash the key on disk and the
-	// certificate on disk may differ, which load finds and answers by joining.
-	if err := atomicfile.Write(filepath.Join(s.cfg.Dir, keyFile), keyPEM, 0o600); err != nil {
-		return err
-	}
-	if err := atomicfile.Write(filepath.Join(s.cfg.Dir, certFile), certPEM, 0o600); err != nil {
+	if err := atomicfile.Write(filepath.Join(s.cfg.Dir, identityFile), append(certPEM, keyPEM...), 0o600); err != nil {
 		return err
 	}
 	s.setSVID(svid)
@@ -328,28 +334,34 @@ func (s *Source) renewOrJoin(ctx context.Context) error {
 }
 
 func (s *Source) followBundle(ctx context.Context) {
-	_ = s.retry(ctx, "follow the trust bundle", func(ctx context.Context) error {
-		conn, err := s.caConn()
+	for ctx.Err() == nil {
+		_ = s.retry(ctx, "follow the trust bundle", s.receiveBundles)
+	}
+}
+
+// receiveBundles takes bundles until the stream ends. An end after at least one
+// bundle is no error: the next stream is opened at once.
+func (s *Source) receiveBundles(ctx context.Context) error {
+	conn, err := s.caConn()
+	if err != nil {
+		return err
+	}
+	stream, err := capb.NewCertificateAuthorityClient(conn).WatchBundle(ctx, &capb.WatchBundleRequest{})
+	if err != nil {
+		return err
+	}
+	for received := false; ; received = true {
+		b, err := stream.Recv()
 		if err != nil {
-			return err
-		}
-		stream, err := capb.NewCertificateAuthorityClient(conn).WatchBundle(ctx, &capb.WatchBundleRequest{})
-		if err != nil {
-			return err
-		}
-		for {
-			b, err := stream.Recv()
-			if status.Code(err) == codes.Canceled && ctx.Err() != nil {
+			if received {
 				return nil
 			}
-			if err != nil {
-				return err
-			}
-			if err := s.takeBundle(b); err != nil {
-				return err
-			}
+			return err
 		}
-	})
+		if err := s.takeBundle(b); err != nil {
+			return err
+		}
+	}
 }
 
 // ServerTLS is for servers: a client certificate of the trust domain is

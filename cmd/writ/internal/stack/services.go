@@ -134,7 +134,7 @@ func (s *Stack) giveToken(ctx context.Context, d daemon) error {
 	defer cancel()
 	resp, err := s.caAdmin.CreateJoinToken(ctx, &capb.CreateJoinTokenRequest{SpiffeId: "spiffe://" + s.trustDomain + "/" + d.identity})
 	if err != nil {
-		if _, serr := os.Stat(s.p.file(d.name, "identity", "cert.pem")); serr == nil {
+		if _, serr := os.Stat(s.p.file(d.name, "identity", "identity.pem")); serr == nil {
 			return nil
 		}
 		return fmt.Errorf("join token for %s: %w", d.name, err)
