@@ -36,6 +36,9 @@ const (
 	sweepEvery = 30 * time.Second
 	// stateFile is the last good policies, in Config.State.
 	stateFile = "quota-policies.json"
+	// streamWorkers handle calls on stacks that have grown already; more calls at
+	// a time than that get goroutines of their own.
+	streamWorkers = 16
 	// maxMessage bounds a request in bytes; Envoy bounds its headers at 60 KiB,
 	// and each may stand in several descriptors.
 	maxMessage = 1 << 20
@@ -270,7 +273,7 @@ func (s *Service) serve(ctx context.Context, creds credentials.TransportCredenti
 		return err
 	}
 	methods := rpc.Methods{rlsv3.RateLimitService_ShouldRateLimit_FullMethodName: allow}
-	g := rpc.NewServer(creds, methods, s.rt, grpc.MaxRecvMsgSize(maxMessage))
+	g := rpc.NewServer(creds, methods, s.rt, grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(streamWorkers))
 	rlsv3.RegisterRateLimitServiceServer(g, s.server)
 	if err := rpc.CheckMethods(g, methods); err != nil {
 		return errors.Join(err, l.Close())
