@@ -34,6 +34,10 @@ type assembler struct {
 	objects  map[string][]*object
 	byID     map[string]*object
 	findings []finding
+	// subsets are those of each host of a DestinationRule, wildcards the hosts
+	// among them that are; both are made when first asked for.
+	subsets   map[string][]string
+	wildcards []string
 }
 
 // assemble joins the objects, connects them and checks their references. The

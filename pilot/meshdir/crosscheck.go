@@ -160,14 +160,7 @@ func (a *assembler) destinationExists(c *checker, at string, d *networking.Desti
 	if d.Subset == "" {
 		return
 	}
-	var known []string
-	for _, rule := range a.mesh.DestinationRules {
-		if model.HostMatches(model.ResolveHost(rule.Spec.Host, rule.Namespace, a.mesh.DomainSuffix), host) {
-			for _, s := range rule.Spec.Subsets {
-				known = append(known, s.Name)
-			}
-		}
-	}
+	known := a.subsetsOf(host)
 	if !slices.Contains(known, d.Subset) {
 		hint := ": write a DestinationRule that defines it"
 		if len(known) > 0 {
@@ -175,6 +168,29 @@ func (a *assembler) destinationExists(c *checker, at string, d *networking.Desti
 		}
 		c.errorf(at+".subset", "no DestinationRule defines subset %q of %s%s", d.Subset, host, hint)
 	}
+}
+
+// subsetsOf lists the subsets that DestinationRules define for a host.
+func (a *assembler) subsetsOf(host string) []string {
+	if a.subsets == nil {
+		a.subsets = map[string][]string{}
+		for _, rule := range a.mesh.DestinationRules {
+			of := model.ResolveHost(rule.Spec.Host, rule.Namespace, a.mesh.DomainSuffix)
+			for _, s := range rule.Spec.Subsets {
+				a.subsets[of] = append(a.subsets[of], s.Name)
+			}
+			if strings.HasPrefix(of, "*") && !slices.Contains(a.wildcards, of) {
+				a.wildcards = append(a.wildcards, of)
+			}
+		}
+	}
+	known := slices.Clone(a.subsets[host])
+	for _, w := range a.wildcards {
+		if w != host && model.HostMatches(w, host) {
+			known = append(known, a.subsets[w]...)
+		}
+	}
+	return known
 }
 
 func (a *assembler) suggestHost(written, host, namespace string) string {
@@ -213,7 +229,8 @@ func portList(s *model.Service) string {
 func (a *assembler) checkRule(c *checker) {
 	rule := c.object.spec.(*networking.DestinationRule)
 	host := model.ResolveHost(rule.Host, c.object.meta.Namespace, a.mesh.DomainSuffix)
-	if !slices.ContainsFunc(a.hostNames(c.object.meta.Namespace), func(h string) bool { return model.HostsOverlap(host, h) }) {
+	if a.mesh.ServiceByHost(host, c.object.meta.Namespace) == nil &&
+		!slices.ContainsFunc(a.hostNames(c.object.meta.Namespace), func(h string) bool { return model.HostsOverlap(host, h) }) {
 		c.warnf("spec.host", "there is no service %s%s", host, a.suggestHost(rule.Host, host, c.object.meta.Namespace))
 	}
 	policy := func(at string, t *networking.ClientTLSSettings) {

@@ -67,36 +67,27 @@ func replaceAt(data []byte, line, column int, from, to string) []byte {
 func TestTyposAreFound(t *testing.T) {
 	files := exampleFiles(t)
 	caught, suggested := 0, 0
+	p := newParser(&Options{}, false)
 	for name, data := range files {
-		decoder := yaml.NewDecoder(bytes.NewReader(data))
-		var keys []*yaml.Node
-		for {
+		for _, c := range splitDocuments(data) {
 			var n yaml.Node
-			if decoder.Decode(&n) != nil {
-				break
+			if err := yaml.Unmarshal(c.text, &n); err != nil {
+				t.Fatal(err)
 			}
+			var keys []*yaml.Node
 			fieldKeys(&n, "", "", &keys)
-		}
-		p := newParser(&Options{}, false)
-		for _, key := range keys {
-			for _, typo := range typos(key.Value) {
-				f := p.parse(name, replaceAt(data, key.Line, key.Column, key.Value, typo))
-				found := false
-				for _, problem := range Errors(f.problems) {
-					found = found || problem.Line == key.Line
-					if strings.Contains(problem.Message, fmt.Sprintf("did you mean %q", key.Value)) {
-						suggested++
-						break
+			for _, key := range keys {
+				for _, typo := range typos(key.Value) {
+					f := p.parse(name, replaceAt(c.text, key.Line, key.Column, key.Value, typo))
+					found, named := judge(f.problems, key)
+					if !found {
+						t.Errorf("%s:%d: %q written as %q: %v", name, c.skipped+key.Line, key.Value, typo, f.problems)
 					}
+					if named {
+						suggested++
+					}
+					caught++
 				}
-				// Without its kind or metadata a document is refused as a whole.
-				if top := []string{"kind", "apiVersion", "metadata", "name"}; slices.Contains(top, key.Value) {
-					found = len(Errors(f.problems)) > 0
-				}
-				if !found {
-					t.Errorf("%s:%d: %q written as %q: %v", name, key.Line, key.Value, typo, f.problems)
-				}
-				caught++
 			}
 		}
 	}
@@ -107,4 +98,16 @@ func TestTyposAreFound(t *testing.T) {
 		t.Errorf("only %d of %d mistakes name the right field", suggested, caught)
 	}
 	t.Logf("%d mistakes, %d with the right field named", caught, suggested)
+}
+
+// judge says whether a mistake in key was found in its line, and whether the
+// right name was suggested. Without its kind or metadata a document is refused
+// as a whole, in its first line.
+func judge(problems []Problem, key *yaml.Node) (found, named bool) {
+	top := slices.Contains([]string{"kind", "apiVersion", "metadata", "name"}, key.Value)
+	for _, p := range Errors(problems) {
+		found = found || top || p.Line == key.Line
+		named = named || strings.Contains(p.Message, fmt.Sprintf("did you mean %q", key.Value))
+	}
+	return found, named
 }
