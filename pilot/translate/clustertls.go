@@ -195,7 +195,7 @@ func (b *clusterBuilder) ruleName() string {
 	return b.key.rule.sources[0].String()
 }
 
-// secret finds a TLS secret; names may carry Istio's kubernetes:// prefix.
+// secret finds a TLS secret, nil if there is none.
 func (t *Translator) secret(namespace, name string) *model.Secret {
 	return t.mesh.Secrets[namespace+"/"+name]
 }

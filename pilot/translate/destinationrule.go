@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -34,21 +35,42 @@ func (ix *index) addDestinationRules(m *model.Mesh) {
 			subsets:   slices.Clone(obj.Spec.GetSubsets()),
 			sources:   []model.Ref{obj.Ref},
 		}
-		if older := ix.sameRule(dr); older != nil {
-			older.merge(dr)
-			continue
+		rules := ix.destinationRules[obj.Namespace]
+		if rules == nil {
+			rules = &namespaceRules{exact: map[string][]*destinationRule{}}
+			ix.destinationRules[obj.Namespace] = rules
 		}
-		ix.destinationRules[obj.Namespace] = append(ix.destinationRules[obj.Namespace], dr)
+		rules.add(dr)
+	}
+	for _, rules := range ix.destinationRules {
+		slices.SortStableFunc(rules.wildcards, func(a, b *destinationRule) int { return cmp.Compare(len(b.host), len(a.host)) })
 	}
 }
 
-func (ix *index) sameRule(dr *destinationRule) *destinationRule {
-	for _, other := range ix.destinationRules[dr.namespace] {
-		if other.host == dr.host && slices.Equal(other.exportTo, dr.exportTo) && maps.Equal(other.selector, dr.selector) {
-			return other
+// namespaceRules are the rules of one namespace.
+type namespaceRules struct {
+	exact map[string][]*destinationRule // by host, oldest first
+	// wildcards are sorted by the length of their host, longest first, then by age.
+	wildcards []*destinationRule
+}
+
+func (r *namespaceRules) add(dr *destinationRule) {
+	list := r.wildcards
+	wildcard := strings.HasPrefix(dr.host, "*")
+	if !wildcard {
+		list = r.exact[dr.host]
+	}
+	for _, older := range list {
+		if older.host == dr.host && slices.Equal(older.exportTo, dr.exportTo) && maps.Equal(older.selector, dr.selector) {
+			older.merge(dr)
+			return
 		}
 	}
-	return nil
+	if wildcard {
+		r.wildcards = append(r.wildcards, dr)
+	} else {
+		r.exact[dr.host] = append(r.exact[dr.host], dr)
+	}
 }
 
 func (dr *destinationRule) merge(younger *destinationRule) {
@@ -80,6 +102,11 @@ func (dr *destinationRule) subset(name string) *networking.Subset {
 // within a namespace the longest host, and a rule that selects the client
 // before one for everybody. Nil if there is none.
 func (s *scope) destinationRule(svc *model.Service) *destinationRule {
+	dr, _ := s.rules.get(svc, func() (*destinationRule, error) { return s.findRule(svc), nil })
+	return dr
+}
+
+func (s *scope) findRule(svc *model.Service) *destinationRule {
 	seen := map[string]bool{}
 	for _, ns := range []string{s.namespace, svc.Namespace, s.t.mesh.RootNamespace} {
 		// The rules of the root namespace are the mesh's defaults and come last
@@ -102,30 +129,41 @@ func (s *scope) destinationRule(svc *model.Service) *destinationRule {
 }
 
 func (s *scope) ruleIn(namespace, host string) *destinationRule {
-	var best *destinationRule
-	better := func(dr *destinationRule) bool {
-		if best == nil {
-			return true
-		}
-		if dr.host != best.host {
-			if strings.HasPrefix(dr.host, "*") != strings.HasPrefix(best.host, "*") {
-				return !strings.HasPrefix(dr.host, "*")
-			}
-			return len(dr.host) > len(best.host)
-		}
-		return len(dr.selector) > 0 && len(best.selector) == 0
+	rules := s.t.index.destinationRules[namespace]
+	if rules == nil {
+		return nil
 	}
-	for _, dr := range s.t.index.destinationRules[namespace] {
-		if !model.HostMatches(dr.host, host) || !model.SelectorMatches(dr.selector, s.labels) {
-			continue
+	var best *destinationRule
+	for _, dr := range rules.exact[host] {
+		best = s.prefer(best, dr, namespace)
+	}
+	if best != nil {
+		return best
+	}
+	for _, dr := range rules.wildcards {
+		if best != nil && dr.host != best.host {
+			break
 		}
-		// A rule with a selector never leaves its namespace.
-		if namespace != s.namespace && (len(dr.selector) > 0 || !model.ExportedTo(dr.exportTo, dr.namespace, s.namespace)) {
-			continue
+		if model.HostMatches(dr.host, host) {
+			best = s.prefer(best, dr, namespace)
 		}
-		if better(dr) {
-			best = dr
-		}
+	}
+	return best
+}
+
+// prefer gives dr if it holds for the scope and is closer than best: of rules
+// for the same host one that selects the client comes before one for everybody,
+// else the older one stays.
+func (s *scope) prefer(best, dr *destinationRule, namespace string) *destinationRule {
+	if !model.SelectorMatches(dr.selector, s.labels) {
+		return best
+	}
+	// A rule with a selector never leaves its namespace.
+	if namespace != s.namespace && (len(dr.selector) > 0 || !model.ExportedTo(dr.exportTo, dr.namespace, s.namespace)) {
+		return best
+	}
+	if best == nil || len(dr.selector) > 0 && len(best.selector) == 0 {
+		return dr
 	}
 	return best
 }

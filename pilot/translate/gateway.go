@@ -81,11 +81,7 @@ type gatewayBuilder struct {
 	policy *security.HTTP
 }
 
-func (t *Translator) gateway(p *model.Proxy, out *collector) error {
-	s, err := t.scope(p)
-	if err != nil {
-		return err
-	}
+func (t *Translator) gateway(p *model.Proxy, s *scope, out *collector) error {
 	policy, err := t.policy.HTTP(p, model.WorkloadPort{})
 	if err != nil {
 		return err

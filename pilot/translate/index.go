@@ -12,9 +12,9 @@ import (
 // names completed.
 type index struct {
 	virtualServices  []*virtualService
-	destinationRules map[string][]*destinationRule // by namespace, oldest first
-	gateways         map[string]*model.Gateway     // by namespace/name
-	sidecars         map[string][]*model.Sidecar   // by namespace, oldest first
+	destinationRules map[string]*namespaceRules  // by namespace
+	gateways         map[string]*model.Gateway   // by namespace/name
+	sidecars         map[string][]*model.Sidecar // by namespace, oldest first
 	// labelKeys are the labels of a client that some object looks at.
 	labelKeys []string
 }
@@ -40,7 +40,7 @@ type httpRoute struct {
 
 func newIndex(m *model.Mesh) (*index, error) {
 	ix := &index{
-		destinationRules: map[string][]*destinationRule{},
+		destinationRules: map[string]*namespaceRules{},
 		gateways:         map[string]*model.Gateway{},
 		sidecars:         map[string][]*model.Sidecar{},
 	}

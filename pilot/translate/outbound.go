@@ -25,9 +25,8 @@ const explicitRoutes = "outbound|15007"
 // connectUpgrade is the method that asks for a tunnel.
 const connectUpgrade = "CONNECT"
 
-// outbound adds what p shares with its scope and the listeners on its own address.
-func (s *scope) outbound(p *model.Proxy, out *collector) error {
-	out.add(s.shared)
+// explicitListener adds the explicit proxy on the address of p.
+func (s *scope) explicitListener(p *model.Proxy, out *collector) {
 	l := &listenerv3.Listener{
 		Name:             explicitRoutes,
 		Address:          envoy.SocketAddress(s.explicitAddress(p), model.ExplicitProxyPort),
@@ -35,7 +34,6 @@ func (s *scope) outbound(p *model.Proxy, out *collector) error {
 		FilterChains:     []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{packedFilter(hcmFilter, s.explicit)}}},
 	}
 	put(out.listeners, Resource{Name: l.Name, Message: l, Sources: s.explicitSources})
-	return nil
 }
 
 // explicitAddress is the workload's own address; with redirection the proxy is
@@ -49,7 +47,8 @@ func (s *scope) explicitAddress(p *model.Proxy) string {
 
 // buildOutbound makes the resources that all sidecars of the scope share.
 func (s *scope) buildOutbound() error {
-	s.shared = newCollector()
+	s.out = newCollector()
+	defer func() { s.shared, s.out = s.out.snapshot(), nil }()
 	for _, v := range s.services {
 		if err := s.serviceClusters(v); err != nil {
 			return err
@@ -69,14 +68,14 @@ func (s *scope) buildOutbound() error {
 func (s *scope) serviceClusters(v visibleService) error {
 	dr := s.destinationRule(v.Service)
 	for _, p := range v.ports {
-		if _, err := s.addCluster(s.shared, v.Service, p.Port, ""); err != nil {
+		if _, err := s.addCluster(s.out, v.Service, p.Port, ""); err != nil {
 			return err
 		}
 		if dr == nil {
 			continue
 		}
 		for _, subset := range dr.subsets {
-			if _, err := s.addCluster(s.shared, v.Service, p.Port, subset.GetName()); err != nil {
+			if _, err := s.addCluster(s.out, v.Service, p.Port, subset.GetName()); err != nil {
 				return err
 			}
 		}
@@ -101,7 +100,7 @@ func (s *scope) explicitProxy() error {
 	if err != nil {
 		return err
 	}
-	put(s.shared.routes, Resource{Name: rc.Name, Message: rc, Sources: src.list})
+	put(s.out.routes, Resource{Name: rc.Name, Message: rc, Sources: src.list})
 	return nil
 }
 
@@ -139,7 +138,7 @@ func explicitDomains(hosts []string, port uint32) []string {
 // serviceHost has the routes of one port of a service: those of requests and
 // those of tunnels.
 func (s *scope) serviceHost(svc *model.Service, port model.ServicePort, src *sources) (*routev3.VirtualHost, error) {
-	b := &routeBuilder{s: s, gateway: model.MeshGateway, port: port.Port, out: s.shared, src: src}
+	b := &routeBuilder{s: s, gateway: model.MeshGateway, port: port.Port, out: s.out, src: src}
 	vh := s.virtualHost(fmt.Sprintf("%s:%d", svc.Hostname, port.Port))
 	vs := s.virtualServiceFor(svc.Hostname)
 	l4, err := b.l4Destinations(vs, svc, port)
@@ -227,7 +226,7 @@ func (s *scope) unregisteredHosts(hosts *virtualHosts, src *sources, ports []uin
 				continue
 			}
 			for _, port := range ports {
-				b := &routeBuilder{s: s, gateway: model.MeshGateway, port: port, out: s.shared, src: src}
+				b := &routeBuilder{s: s, gateway: model.MeshGateway, port: port, out: s.out, src: src}
 				vh := s.virtualHost(fmt.Sprintf("%s:%d", host, port))
 				routes, _, err := b.virtualService(vs)
 				if err != nil {
@@ -272,7 +271,7 @@ func (s *scope) unknownHost() *routev3.VirtualHost {
 	if s.interception == model.Redirect {
 		name = dynamicPassthroughCluster // the other name is that of redirected traffic
 	}
-	s.shared.cluster(s.t.dynamicPassthrough(name), nil)
+	s.out.cluster(s.t.dynamicPassthrough(name), nil)
 	to := &l4Destinations{clusters: []weightedTarget{{cluster: name}}}
 	vh.Routes = []*routev3.Route{connectRoute(to), opaqueRoute(to)}
 	return vh

@@ -20,8 +20,8 @@ import (
 // one listener that hands connections over by their original destination, and
 // one for each port that some service has.
 func (s *scope) redirected() error {
-	s.shared.cluster(s.t.blackHole(), nil)
-	s.shared.cluster(s.t.originalDst(passthroughCluster), nil)
+	s.out.cluster(s.t.blackHole(), nil)
+	s.out.cluster(s.t.originalDst(passthroughCluster), nil)
 	virtual := &listenerv3.Listener{
 		Name:             virtualOutboundListener,
 		Address:          envoy.SocketAddress(anyAddress, model.OutboundPort),
@@ -32,7 +32,7 @@ func (s *scope) redirected() error {
 			{Name: "unknown", Filters: []*listenerv3.Filter{s.unknownDestination()}},
 		},
 	}
-	put(s.shared.listeners, Resource{Name: virtual.Name, Message: virtual, Sources: s.explicitSources})
+	put(s.out.listeners, Resource{Name: virtual.Name, Message: virtual, Sources: s.explicitSources})
 	for _, port := range s.ports() {
 		if err := s.portListener(port); err != nil {
 			return err
@@ -95,7 +95,7 @@ func (s *scope) portListener(port uint32) error {
 			l.FilterChains = append(l.FilterChains, c)
 		}
 	}
-	put(s.shared.listeners, Resource{Name: l.Name, Message: l, Sources: src.list})
+	put(s.out.listeners, Resource{Name: l.Name, Message: l, Sources: src.list})
 	return nil
 }
 
@@ -132,7 +132,7 @@ func (s *scope) portRoutes(name string, port uint32) error {
 			if p.Port != port || !p.Protocol.IsHTTP() {
 				continue
 			}
-			b := &routeBuilder{s: s, gateway: model.MeshGateway, port: port, out: s.shared, src: &src}
+			b := &routeBuilder{s: s, gateway: model.MeshGateway, port: port, out: s.out, src: &src}
 			vh := s.virtualHost(fmt.Sprintf("%s:%d", v.Hostname, port))
 			routes, err := b.httpRoutes(s.virtualServiceFor(v.Hostname), v.Service)
 			if err != nil {
@@ -153,7 +153,7 @@ func (s *scope) portRoutes(name string, port uint32) error {
 	}
 	hosts.add(unknown, []string{"*"})
 	rc := &routev3.RouteConfiguration{Name: name, VirtualHosts: hosts.list, ValidateClusters: no(), MaxDirectResponseBodySizeBytes: u32(maxDirectResponse)}
-	put(s.shared.routes, Resource{Name: name, Message: rc, Sources: src.list})
+	put(s.out.routes, Resource{Name: name, Message: rc, Sources: src.list})
 	return nil
 }
 
@@ -177,7 +177,7 @@ func (s *scope) l4Chains(port uint32, src *sources) ([]*listenerv3.FilterChain, 
 			if p.Port != port || p.Protocol.IsHTTP() {
 				continue
 			}
-			b := &routeBuilder{s: s, gateway: model.MeshGateway, port: port, out: s.shared, src: src}
+			b := &routeBuilder{s: s, gateway: model.MeshGateway, port: port, out: s.out, src: src}
 			to, err := b.l4Destinations(s.virtualServiceFor(v.Hostname), v.Service, p)
 			if err != nil {
 				return nil, err

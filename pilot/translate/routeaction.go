@@ -229,11 +229,8 @@ func fault(in *networking.HTTPFaultInjection) *faultv3.HTTPFault {
 		}
 	}
 	if a := in.GetAbort(); a != nil {
-		// Without a percentage an abort hits every request, as Istio documents it.
-		abort := &faultv3.FaultAbort{Percentage: percentOf(100)}
-		if a.GetPercentage() != nil {
-			abort.Percentage = percentOf(a.GetPercentage().GetValue())
-		}
+		// Without a percentage no request is aborted, as Istio documents it.
+		abort := &faultv3.FaultAbort{Percentage: percentOf(a.GetPercentage().GetValue())}
 		switch e := a.GetErrorType().(type) {
 		case *networking.HTTPFaultInjection_Abort_HttpStatus:
 			abort.ErrorType = &faultv3.FaultAbort_HttpStatus{HttpStatus: uint32(e.HttpStatus)}

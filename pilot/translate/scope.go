@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -35,9 +36,13 @@ type scope struct {
 	services        []visibleService
 	byHost          map[string][]*model.Service
 	virtualServices []*virtualService // bound to the mesh and visible
+	exactHosts      map[string]*virtualService
+	wildcardHosts   []hostRule // longest first, then oldest
+	rules           memo[*model.Service, *destinationRule]
 
-	// What sidecars of this scope share.
-	shared *collector
+	// shared is what sidecars of this scope have in common; out collects it.
+	shared *Snapshot
+	out    *collector
 	// explicit is the connection manager of the explicit proxy.
 	explicit        *anypb.Any
 	explicitSources []model.Ref
@@ -53,7 +58,7 @@ func (t *Translator) scope(p *model.Proxy) (*scope, error) {
 	labels, text := t.relevantLabels(p.Labels)
 	key := scopeKey{namespace: p.Namespace, labels: text, gateway: p.Type == model.GatewayProxy, interception: p.Interception}
 	return t.scopes.get(key, func() (*scope, error) {
-		s := &scope{t: t, namespace: p.Namespace, labels: labels, isGateway: key.gateway, interception: p.Interception}
+		s := &scope{t: t, namespace: p.Namespace, labels: labels, isGateway: key.gateway, interception: p.Interception, shared: &Snapshot{}}
 		s.sidecar = t.sidecarFor(s)
 		s.allowAny = t.allowAny(s.sidecar)
 		s.selectServices()
@@ -189,26 +194,41 @@ func (s *scope) selectVirtualServices() {
 			s.virtualServices = append(s.virtualServices, vs)
 		}
 	}
+	s.indexHosts()
+}
+
+// hostRule is a VirtualService by one of its hosts.
+type hostRule struct {
+	host string
+	vs   *virtualService
+}
+
+func (s *scope) indexHosts() {
+	s.exactHosts = map[string]*virtualService{}
+	for _, vs := range s.virtualServices {
+		for _, h := range vs.hosts {
+			if strings.HasPrefix(h, "*") {
+				s.wildcardHosts = append(s.wildcardHosts, hostRule{h, vs})
+			} else if s.exactHosts[h] == nil {
+				s.exactHosts[h] = vs
+			}
+		}
+	}
+	slices.SortStableFunc(s.wildcardHosts, func(a, b hostRule) int { return cmp.Compare(len(b.host), len(a.host)) })
 }
 
 // virtualServiceFor finds the VirtualService of the mesh for host: one that
 // names it, else the one with the longest wildcard; the oldest of equals.
 func (s *scope) virtualServiceFor(host string) *virtualService {
-	var best *virtualService
-	bestHost := ""
-	for _, vs := range s.virtualServices {
-		h, ok := model.MostSpecificHost(host, vs.hosts)
-		if !ok {
-			continue
-		}
-		if h == host {
-			return vs
-		}
-		if best == nil || len(h) > len(bestHost) {
-			best, bestHost = vs, h
+	if vs := s.exactHosts[host]; vs != nil {
+		return vs
+	}
+	for _, r := range s.wildcardHosts {
+		if model.HostMatches(r.host, host) {
+			return r.vs
 		}
 	}
-	return best
+	return nil
 }
 
 // service finds what a destination names, also if the Sidecar does not import

@@ -51,28 +51,21 @@ func New(m *model.Mesh, policy Policy) (*Translator, error) {
 // Proxy gives the resources of p. The error names the proxy and what cannot be
 // translated for it.
 func (t *Translator) Proxy(p *model.Proxy) (*Snapshot, error) {
-	out := newCollector()
-	var err error
+	s, err := t.scope(p)
+	if err != nil {
+		return nil, fmt.Errorf("proxy %s: %w", p.ID, err)
+	}
+	own := newCollector()
 	if p.Type == model.GatewayProxy {
-		err = t.gateway(p, out)
+		err = t.gateway(p, s, own)
 	} else {
-		err = t.sidecar(p, out)
+		s.explicitListener(p, own)
+		err = t.inboundResources(p, s, own)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("proxy %s: %w", p.ID, err)
 	}
-	return out.snapshot(), nil
-}
-
-func (t *Translator) sidecar(p *model.Proxy, out *collector) error {
-	s, err := t.scope(p)
-	if err != nil {
-		return err
-	}
-	if err := t.inboundResources(p, s, out); err != nil {
-		return err
-	}
-	return s.outbound(p, out)
+	return own.snapshot().with(s.shared), nil
 }
 
 // collector gathers the resources of one proxy; the first of a name stays.
@@ -99,21 +92,41 @@ func (c *collector) cluster(m *clusterv3.Cluster, sources []model.Ref) {
 	put(c.clusters, Resource{Name: m.Name, Message: m, Sources: sources})
 }
 
-func (c *collector) add(o *collector) {
-	for _, pair := range [][2]map[string]Resource{
-		{c.clusters, o.clusters}, {c.endpoints, o.endpoints}, {c.listeners, o.listeners}, {c.routes, o.routes},
-	} {
-		for _, r := range pair[1] {
-			put(pair[0], r)
-		}
-	}
-}
-
 func (c *collector) snapshot() *Snapshot {
 	return &Snapshot{
 		Clusters: sorted(c.clusters), Endpoints: sorted(c.endpoints),
 		Listeners: sorted(c.listeners), Routes: sorted(c.routes),
 	}
+}
+
+// with adds what other has. Where s or other has nothing, the slice is shared.
+func (s *Snapshot) with(other *Snapshot) *Snapshot {
+	return &Snapshot{
+		Clusters: merged(s.Clusters, other.Clusters), Endpoints: merged(s.Endpoints, other.Endpoints),
+		Listeners: merged(s.Listeners, other.Listeners), Routes: merged(s.Routes, other.Routes),
+	}
+}
+
+// merged joins two lists that are sorted by name; of equal names a's stays.
+func merged(a, b []Resource) []Resource {
+	if len(a) == 0 {
+		return b
+	}
+	if len(b) == 0 {
+		return a
+	}
+	out := make([]Resource, 0, len(a)+len(b))
+	for len(a) > 0 && len(b) > 0 {
+		switch c := strings.Compare(a[0].Name, b[0].Name); {
+		case c < 0:
+			out, a = append(out, a[0]), a[1:]
+		case c > 0:
+			out, b = append(out, b[0]), b[1:]
+		default:
+			out, a, b = append(out, a[0]), a[1:], b[1:]
+		}
+	}
+	return append(append(out, a...), b...)
 }
 
 func sorted(m map[string]Resource) []Resource {

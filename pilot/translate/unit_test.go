@@ -91,7 +91,7 @@ spec:
   - {name: a, labels: {v: a}, trafficPolicy: {connectionPool: {tcp: {maxConnections: 2}}}}
   - {name: b, labels: {v: b}, trafficPolicy: {portLevelSettings: [{port: {number: 80}, tls: {mode: DISABLE}}]}}
 `)
-	dr := b.translator().index.destinationRules["default"][0]
+	dr := b.translator().index.destinationRules["default"].exact["r.default.svc.cluster.local"][0]
 	type want struct {
 		lb    networking.LoadBalancerSettings_SimpleLB
 		conns int32
