@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -286,4 +287,47 @@ func followEdits(t *testing.T, api, address string) {
 	if slowest > time.Second {
 		t.Errorf("an edit took %v", slowest)
 	}
+}
+
+// TestRealRejection gives a real Envoy what it does not accept: the revision is
+// taken back, the status names the object, and traffic goes on.
+func TestRealRejection(t *testing.T) {
+	one := backend(t, "one")
+	r := start(t, map[string]string{"one.yaml": entry("one", one), "route.yaml": routeTo("one", "one")})
+	const address = "127.9.77.9"
+	startEnvoy(t, r.addr, "sidecar~"+address+"~client-1.default~default.svc.cluster.local", "NONE", "DELTA_GRPC")
+	r.awaitLive(t, 1)
+	poll(t, "the Envoy is live", func() bool {
+		st, _ := r.status()
+		return len(st.Clients) == 1 && st.Clients[0].AckedRevision == 1
+	})
+	r.write(t, "route.yaml", strings.Replace(routeTo("one", "one"), "http: [{", "http: [{match: [{uri: {regex: '(abc|def|ghi){60}'}}], ", 1))
+	poll(t, "the rejection", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		list := r.tracker.Revisions()
+		return len(list) == 2 && list[0].State == revision.Rejected
+	})
+	st, _ := r.status()
+	if got, want := st.Revisions[0].Rejection.Objects, []string{"VirtualService default/one (route.yaml:1)"}; !slices.Equal(got, want) {
+		t.Errorf("blamed %q, want %q", got, want)
+	}
+	if st.Serving != 1 {
+		t.Errorf("serving %d", st.Serving)
+	}
+	if st.Clients[0].AckedRevision != 1 || !strings.Contains(st.Clients[0].LastError, "RE2") {
+		t.Errorf("client: %v", st.Clients[0])
+	}
+	client := &http.Client{Transport: &http.Transport{Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: address + ":15007"})}, Timeout: 10 * time.Second}
+	resp, err := client.Get("http://one.example/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("after the rejection: %s", resp.Status)
+	}
+	r.write(t, "route.yaml", routeTo("one", "one")+"# as it was\n")
+	r.write(t, "two.yaml", entry("two", one))
+	poll(t, "the next revision is live", func() bool { n, s := r.serving(); return n >= 3 && s == revision.Live })
 }
