@@ -170,8 +170,8 @@ func nameList(refs []model.Ref) string {
 }
 
 // addTCP adds the network filters: CUSTOM, AUDIT, DENY, ALLOW.
-func (c *Compiler) addTCP(out *TCP, p *model.Proxy, s selection) error {
-	if err := c.addCustomTCP(out, p, s); err != nil {
+func (c *Compiler) addTCP(out *TCP, s selection) error {
+	if err := c.addCustomTCP(out, s); err != nil {
 		return err
 	}
 	for _, group := range []struct {

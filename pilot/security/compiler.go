@@ -1,6 +1,7 @@
 package security
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -65,9 +66,12 @@ type Compiler struct {
 // 1.40), and the tree's own steps cost about as much as eight policies.
 const TreeThreshold = 8
 
-// New prepares the policies of m. It returns an error that names the object for
-// a MeshConfig extension provider that no filter can be made of.
+// New prepares the policies of m. The error says what the mesh lacks; a policy or
+// provider at fault is reported by HTTP and TCP, or closed as Istio closes it.
 func New(m *model.Mesh) (*Compiler, error) {
+	if m.TrustDomain == "" || m.RootNamespace == "" {
+		return nil, errors.New("compile policies: the mesh has no trust domain or no root namespace")
+	}
 	c := &Compiler{
 		mesh:          m,
 		trustDomains:  envoy.TrustDomains(m),
@@ -85,7 +89,7 @@ func (c *Compiler) HTTP(p *model.Proxy, port model.WorkloadPort) (*HTTP, error) 
 	out := &httpBuilder{
 		HTTP: HTTP{
 			PerFilterConfig: map[string]*anypb.Any{},
-			LocalReply:      localReply(p.Type),
+			LocalReply:      localReply(),
 			Sources:         s.sources(),
 		},
 		names: map[string]*structpb.Value{},
@@ -93,7 +97,7 @@ func (c *Compiler) HTTP(p *model.Proxy, port model.WorkloadPort) (*HTTP, error) 
 	if p.Type == model.GatewayProxy {
 		out.add(stripDeniedBy(c.mesh, p))
 	}
-	if err := c.addCustom(out, p, s); err != nil {
+	if err := c.addCustom(out, s); err != nil {
 		return nil, err
 	}
 	if err := c.addJWT(out, p, s); err != nil {
@@ -116,7 +120,7 @@ func (c *Compiler) HTTP(p *model.Proxy, port model.WorkloadPort) (*HTTP, error) 
 func (c *Compiler) TCP(p *model.Proxy, port model.WorkloadPort) (*TCP, error) {
 	s := c.selectFor(p)
 	out := &TCP{Sources: refsOf(s.custom, s.audit, s.deny, s.allow)}
-	if err := c.addTCP(out, p, s); err != nil {
+	if err := c.addTCP(out, s); err != nil {
 		return nil, fmt.Errorf("port %d of %s: %w", port.Port, p.ID, err)
 	}
 	return out, nil

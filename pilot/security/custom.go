@@ -104,7 +104,7 @@ func enforcedCustom(s selection) []*model.AuthorizationPolicy {
 
 // addCustom adds two filters for CUSTOM: RBAC that only records whether a rule
 // matches, and ext_authz that calls the provider if so.
-func (c *Compiler) addCustom(b *httpBuilder, _ *model.Proxy, s selection) error {
+func (c *Compiler) addCustom(b *httpBuilder, s selection) error {
 	b.addGeneric(FilterCustom, &rbachttpv3.RBAC{})
 	policies := enforcedCustom(s)
 	if len(policies) == 0 {
@@ -277,7 +277,7 @@ func hostOnly(service string) string {
 
 // addCustomTCP is addCustom for connections. A provider that speaks HTTP cannot
 // decide them and is left out, as in Istio.
-func (c *Compiler) addCustomTCP(out *TCP, _ *model.Proxy, s selection) error {
+func (c *Compiler) addCustomTCP(out *TCP, s selection) error {
 	policies := enforcedCustom(s)
 	if len(policies) == 0 {
 		return nil

@@ -45,7 +45,7 @@ const (
 // mapper that fits is used.
 //
 // It depends on nothing, so that no policy changes a listener with it.
-func localReply(model.ProxyType) *hcmv3.LocalReplyConfig {
+func localReply() *hcmv3.LocalReplyConfig {
 	const denied = "^rbac_access_denied_matched_policy.([A-Za-z]+)_(.+)"
 	always := corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
 	absent := corev3.HeaderValueOption_ADD_IF_ABSENT

@@ -255,6 +255,7 @@ func bootstrap(t testing.TB, p *proxy, inbounds map[string]inbound, clusters []*
 		}
 	}
 	return &bootstrapv3.Bootstrap{
+		Node: &corev3.Node{Id: workload().ID, Cluster: "httpbin"},
 		StaticResources: static,
 		Admin:           &bootstrapv3.Admin{Address: envoy.SocketAddress("127.0.0.1", 0)},
 	}
