@@ -188,7 +188,9 @@ func TestRotation(t *testing.T) {
 		t.Fatalf("writ up ended: %s", m.err)
 	}
 	sent, failed, failures := l.stop()
-	if failed > 0 || sent < int64(duration.Seconds())*400 {
+	t.Logf("%d requests, %.0f a second", sent, float64(sent)/duration.Seconds())
+	// A busy machine may not send all 500 a second; few would prove nothing.
+	if failed > 0 || sent < int64(duration.Seconds())*150 {
 		t.Errorf("%d of %d requests failed:\n%s", failed, sent, failures)
 	}
 	for _, account := range []string{"a", "b"} {

@@ -1,4 +1,4 @@
-// Writ-authz is the ext_authz server: package authz.
+// Command writ-authz is the ext_authz server: package authz.
 package main
 
 import (

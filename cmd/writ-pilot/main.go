@@ -1,4 +1,4 @@
-// Writ-pilot reads the configuration of a mesh and distributes it to Envoys and
+// Command writ-pilot reads the configuration of a mesh and distributes it to Envoys and
 // to the other services of Writ.
 package main
 
