@@ -332,3 +332,18 @@ func write(t testing.TB, dir, name, text string) {
 		t.Fatal(err)
 	}
 }
+
+func TestInstanceUserOfTheProxy(t *testing.T) {
+	uid := uint32(20001)
+	data, err := MarshalInstances([]Instance{{Name: "web-1", Namespace: "default", Spec: InstanceSpec{Address: "10.0.0.1", Interception: "redirect", UID: &uid}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mesh, problems := Parse(nil, data, Options{})
+	if len(Errors(problems)) > 0 || len(mesh.Proxies) != 1 {
+		t.Fatal(mesh, problems)
+	}
+	if p := mesh.Proxies[0]; p.UID == nil || *p.UID != uid || p.Interception != model.Redirect {
+		t.Errorf("the proxy is %+v", p)
+	}
+}

@@ -257,7 +257,7 @@ func proxyOf(o *object) *model.Proxy {
 	address, _ := netip.ParseAddr(s.Address) // checked before
 	p := &model.Proxy{
 		Name: o.meta.Name, Namespace: o.meta.Namespace, ServiceAccount: s.ServiceAccount, Labels: maps.Clone(o.meta.Labels),
-		Node: s.Node, Address: address, GatewayPorts: s.GatewayPorts,
+		Node: s.Node, Address: address, UID: s.UID, GatewayPorts: s.GatewayPorts,
 	}
 	if s.Type == "gateway" {
 		p.Type = model.GatewayProxy
