@@ -155,13 +155,16 @@ func (p *Pilot) compile(mesh *model.Mesh, written time.Time) {
 	now := time.Now()
 	rev, publish := p.tracker.Propose(c.snapshot.Hash, written, now)
 	if !publish {
+		p.save()
 		return
 	}
 	c.snapshot.Revision = rev.Number
 	p.current = c
-	p.save()
-	p.log.Info("new revision", "revision", rev.Number, "proxies", len(mesh.Proxies), "compile", now.Sub(start))
 	p.publish()
+	p.log.Info("new revision", "revision", rev.Number, "proxies", len(mesh.Proxies), "compile", now.Sub(start))
+	// After publishing, because the disk may take longer than a change may; a
+	// crash in between at worst gives the number to two contents.
+	p.save()
 	p.tracker.Expect(len(mesh.Proxies) > 0, now)
 	p.becomeLive(now)
 	p.health.Set("configuration", nil)
