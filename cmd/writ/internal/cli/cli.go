@@ -43,7 +43,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(upCommand(), checkCommand(), validateCommand(), statusCommand(), waitCommand(), certsCommand())
+	root.AddCommand(upCommand(), checkCommand(), validateCommand(), statusCommand(), waitCommand(), certsCommand(), bootstrapCommand())
 	err := root.ExecuteContext(ctx)
 	switch {
 	case err == nil:

@@ -235,7 +235,7 @@ func certsCommand() *cobra.Command {
 	ls.Flags().StringVar(&state, "state", "", "the state folder given to `writ up`")
 	ls.Flags().StringVar(&id, "id", "", "only certificates of this SPIFFE ID")
 	ls.Flags().BoolVar(&all, "all", false, "expired ones too")
-	c.AddCommand(ls)
+	c.AddCommand(ls, joinTokenCommand())
 	return c
 }
 

@@ -107,7 +107,7 @@ func (s *Stack) proxy(r replica) (supervise.Process, error) {
 		Name: name, Dir: s.p.state, Env: os.Environ(), Grace: 2 * time.Second,
 		Command: []string{
 			s.opts.Envoy, "-c", file, "--disable-hot-restart", "--concurrency", "1", "--log-level", level,
-			"--drain-time-s", "5", "--file-flush-interval-msec", "100",
+			"--drain-time-s", "5", "--drain-strategy", "immediate", "--file-flush-interval-msec", "100",
 		},
 		Started: func(pid int) { go s.register(pid, id) },
 	}, nil
