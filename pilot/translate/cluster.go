@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -45,6 +46,10 @@ type clusterKey struct {
 	// NONE) is reached by the name in the request, because the proxy has no
 	// intercepted address to go to.
 	dynamic bool
+	// locality is the client's, if the service's endpoints have any.
+	locality string
+	// labels is the client's scope where failover goes by its labels.
+	labels *scope
 }
 
 // builtCluster is a cluster with, for EDS, its endpoints.
@@ -61,6 +66,12 @@ func (s *scope) addCluster(out *collector, svc *model.Service, port uint32, subs
 		return name, nil
 	}
 	key := clusterKey{svc: svc, port: port, subset: subset, rule: s.destinationRule(svc), dynamic: s.isGateway || s.interception == model.Explicit}
+	if slices.ContainsFunc(svc.Endpoints, func(e *model.Endpoint) bool { return e.Locality != "" }) {
+		key.locality = s.locality
+	}
+	if len(s.t.localitySetting(s.t.effectivePolicy(key)).GetFailoverPriority()) > 0 {
+		key.labels = s
+	}
 	built, err := s.t.clusters.get(key, func() (*builtCluster, error) { return s.t.buildCluster(key) })
 	if err != nil {
 		return "", err

@@ -105,21 +105,28 @@ func (b *clusterBuilder) selectEndpoints() []*model.Endpoint {
 	return out
 }
 
-// loadAssignment groups the endpoints by locality, in the order of the model.
+// loadAssignment groups the endpoints by locality and priority, in the order of
+// the model.
 func (b *clusterBuilder) loadAssignment() *endpointv3.ClusterLoadAssignment {
 	out := &endpointv3.ClusterLoadAssignment{ClusterName: b.out.Name}
-	groups := map[string]*endpointv3.LocalityLbEndpoints{}
+	type group struct {
+		locality string
+		priority uint32
+	}
+	groups := map[group]*endpointv3.LocalityLbEndpoints{}
 	for _, e := range b.endpoints {
-		g := groups[e.Locality]
+		key := group{e.Locality, b.priority(e)}
+		g := groups[key]
 		if g == nil {
-			g = &endpointv3.LocalityLbEndpoints{Locality: locality(e.Locality), LoadBalancingWeight: u32(0)}
-			groups[e.Locality] = g
+			g = &endpointv3.LocalityLbEndpoints{Locality: locality(e.Locality), Priority: key.priority, LoadBalancingWeight: u32(0)}
+			groups[key] = g
 			out.Endpoints = append(out.Endpoints, g)
 		}
 		weight := max(e.Weight, 1)
 		g.LoadBalancingWeight.Value += weight
 		g.LbEndpoints = append(g.LbEndpoints, b.lbEndpoint(e, weight))
 	}
+	b.applyLocality(out)
 	return out
 }
 

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"slices"
+	"strings"
 
 	networking "istio.io/api/networking/v1alpha3"
 
@@ -15,6 +16,8 @@ type index struct {
 	destinationRules map[string]*namespaceRules  // by namespace
 	gateways         map[string]*model.Gateway   // by namespace/name
 	sidecars         map[string][]*model.Sidecar // by namespace, oldest first
+	// localities are those of the proxies that stand before an endpoint with one.
+	localities map[*model.Proxy]string
 	// labelKeys are the labels of a client that some object looks at.
 	labelKeys []string
 }
@@ -43,6 +46,14 @@ func newIndex(m *model.Mesh) (*index, error) {
 		destinationRules: map[string]*namespaceRules{},
 		gateways:         map[string]*model.Gateway{},
 		sidecars:         map[string][]*model.Sidecar{},
+		localities:       map[*model.Proxy]string{},
+	}
+	for _, svc := range m.Services {
+		for _, e := range svc.Endpoints {
+			if e.Proxy != nil && e.Locality != "" {
+				ix.localities[e.Proxy] = e.Locality
+			}
+		}
 	}
 	for _, g := range m.Gateways {
 		ix.gateways[g.Namespace+"/"+g.Name] = g
@@ -136,8 +147,19 @@ func labelKeys(m *model.Mesh) []string {
 	for _, s := range m.Sidecars {
 		add(s.Spec.GetWorkloadSelector().GetLabels())
 	}
+	failover := func(s *networking.LocalityLoadBalancerSetting) {
+		for _, entry := range s.GetFailoverPriority() {
+			key, _, _ := strings.Cut(entry, "=")
+			keys[key] = true
+		}
+	}
+	failover(m.Config.GetLocalityLbSetting())
 	for _, dr := range m.DestinationRules {
 		add(dr.Spec.GetWorkloadSelector().GetMatchLabels())
+		failover(dr.Spec.GetTrafficPolicy().GetLoadBalancer().GetLocalityLbSetting())
+		for _, s := range dr.Spec.GetSubsets() {
+			failover(s.GetTrafficPolicy().GetLoadBalancer().GetLocalityLbSetting())
+		}
 	}
 	out := make([]string, 0, len(keys))
 	for k := range keys {

@@ -20,6 +20,7 @@ type scopeKey struct {
 	labels       string
 	gateway      bool
 	interception model.Interception
+	locality     string
 }
 
 // scope is the mesh as the clients of one namespace (with alike labels) see it,
@@ -30,6 +31,7 @@ type scope struct {
 	labels       map[string]string
 	isGateway    bool
 	interception model.Interception
+	locality     string
 	sidecar      *model.Sidecar
 	allowAny     bool
 
@@ -56,9 +58,9 @@ type visibleService struct {
 
 func (t *Translator) scope(p *model.Proxy) (*scope, error) {
 	labels, text := t.relevantLabels(p.Labels)
-	key := scopeKey{namespace: p.Namespace, labels: text, gateway: p.Type == model.GatewayProxy, interception: p.Interception}
+	key := scopeKey{namespace: p.Namespace, labels: text, gateway: p.Type == model.GatewayProxy, interception: p.Interception, locality: t.index.localities[p]}
 	return t.scopes.get(key, func() (*scope, error) {
-		s := &scope{t: t, namespace: p.Namespace, labels: labels, isGateway: key.gateway, interception: p.Interception, shared: &Snapshot{}}
+		s := &scope{t: t, namespace: p.Namespace, labels: labels, isGateway: key.gateway, interception: p.Interception, locality: key.locality, shared: &Snapshot{}}
 		s.sidecar = t.sidecarFor(s)
 		s.allowAny = t.allowAny(s.sidecar)
 		s.selectServices()

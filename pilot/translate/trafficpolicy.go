@@ -2,7 +2,6 @@ package translate
 
 import (
 	"math"
-	"slices"
 	"strconv"
 	"time"
 
@@ -15,8 +14,6 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	meshv1 "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
-
-	"github.com/writ-mesh/writ/pilot/model"
 )
 
 // defaultConnectTimeout is MeshConfig's default.
@@ -301,21 +298,13 @@ func (b *clusterBuilder) consistentHash(h *networking.LoadBalancerSettings_Consi
 	b.out.LbConfig = &clusterv3.Cluster_RingHashLbConfig_{RingHashLbConfig: &clusterv3.Cluster_RingHashLbConfig{MinimumRingSize: wrapperspb.UInt64(size)}}
 }
 
-// localityWeights balances between localities by the sum of their endpoints'
-// weights where a rule asks for locality settings. Hash rings need it off,
-// because they have one ring over all localities.
+// localityWeights balances between localities by weight where a rule gives
+// shares. Hash rings need it off, because they have one ring over all localities.
 func (b *clusterBuilder) localityWeights(lb *networking.LoadBalancerSettings) {
-	settings := lb.GetLocalityLbSetting()
-	if settings == nil {
-		settings = b.t.mesh.Config.GetLocalityLbSetting()
-	}
-	if settings == nil || (settings.GetEnabled() != nil && !settings.GetEnabled().GetValue()) || lb.GetConsistentHash() != nil {
+	if len(b.t.localitySetting(b.policy).GetDistribute()) == 0 || lb.GetConsistentHash() != nil || b.key.locality == "" {
 		return
 	}
-	located := slices.ContainsFunc(b.endpoints, func(e *model.Endpoint) bool { return e.Locality != "" })
-	if located && len(settings.GetDistribute()) > 0 {
-		b.out.CommonLbConfig.LocalityConfigSpecifier = &clusterv3.Cluster_CommonLbConfig_LocalityWeightedLbConfig_{
-			LocalityWeightedLbConfig: &clusterv3.Cluster_CommonLbConfig_LocalityWeightedLbConfig{},
-		}
+	b.out.CommonLbConfig.LocalityConfigSpecifier = &clusterv3.Cluster_CommonLbConfig_LocalityWeightedLbConfig_{
+		LocalityWeightedLbConfig: &clusterv3.Cluster_CommonLbConfig_LocalityWeightedLbConfig{},
 	}
 }
