@@ -285,3 +285,22 @@ func BenchmarkFloor(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkMint is a whole call over the admin socket, the client's share of the
+// processor time included.
+func BenchmarkMint(b *testing.B) {
+	h := start(b, func(c *Config) { c.Listen = "" })
+	client := h.admin()
+	_, der := request(b, "")
+	b.SetParallelism(8)
+	b.ResetTimer()
+	defer reportCPU(b)()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if _, err := client.Mint(b.Context(), &capb.MintRequest{SpiffeId: reviewsID, Csr: der}); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
+}
