@@ -19,7 +19,7 @@ type row struct {
 }
 
 func printHead(w io.Writer) {
-	fmt.Fprintf(w, "%-44s %10s %10s %7s %9s  %s\n", "what", "ours", "floor", "ratio", "ops/s", "")
+	_, _ = fmt.Fprintf(w, "%-44s %10s %10s %7s %9s  %s\n", "what", "ours", "floor", "ratio", "ops/s", "")
 }
 
 func (r row) print(w io.Writer) {
@@ -30,7 +30,7 @@ func (r row) print(w io.Writer) {
 	if r.rate > 0 {
 		rate = fmt.Sprintf("%.0f", r.rate)
 	}
-	fmt.Fprintf(w, "%-44s %10s %10s %7s %9s  %s\n", r.name, micro(r.ours), floor, ratio, rate, r.note)
+	_, _ = fmt.Fprintf(w, "%-44s %10s %10s %7s %9s  %s\n", r.name, micro(r.ours), floor, ratio, rate, r.note)
 }
 
 // micro writes a time in microseconds, or in milliseconds where that reads better.

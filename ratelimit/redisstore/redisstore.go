@@ -53,7 +53,7 @@ const (
 	// DefaultTimeout leaves a millisecond of the five in which a decision must be
 	// made when Redis is away.
 	DefaultTimeout = 4 * time.Millisecond
-	// DefaultWorkers: two keep one pipeline on the way while the next gathers.
+	// DefaultWorkers keep one pipeline on the way while the next gathers.
 	DefaultWorkers = 2
 	// queueLength bounds the decisions that wait; at 10 us each in Redis this is
 	// more than can be answered within the timeout.

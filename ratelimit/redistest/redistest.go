@@ -35,7 +35,7 @@ func Start(t testing.TB, args ...string) *Server {
 		}
 		t.Skip("redis-server is missing (Debian package redis-server)")
 	}
-	dir, err := os.MkdirTemp("", "redis") // t.TempDir is too long a path for a socket
+	dir, err := os.MkdirTemp("", "redis") //nolint:usetesting // t.TempDir is too long a path for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
