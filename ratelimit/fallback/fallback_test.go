@@ -90,7 +90,7 @@ func TestCircuit(t *testing.T) {
 				t.Fatal("degraded before 25 ms of failures")
 			}
 			ask()
-			ask() // at the same time: part of the same hiccup
+			ask()                              // at the same time: part of the same hiccup
 			<-time.After(5 * time.Millisecond) // the bubble's time
 		}
 		if !g.Degraded() || gauge(t, reg) != 1 {
