@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 ENVOY_NEWEST := 1.40.0
 ENVOY_OLDEST := 1.36.2
-BINARIES := writ writ-ca writ-nodeagent writ-authz writ-ratelimit writ-pilot
+BINARIES := writ writ-ca writ-nodeagent writ-authz writ-ratelimit writ-pilot writ-pod
 export CGO_ENABLED ?= 0
 
 .PHONY: help
@@ -60,7 +60,7 @@ bench: build envoy ## ours / floor / ratio for each hot path
 	go run ./bench
 
 .PHONY: images
-images: ## one container image per service (needs a Docker daemon)
+images: build envoy ## one container image per service (needs a Docker daemon)
 	deploy/images/build.sh
 
 .PHONY: clean
