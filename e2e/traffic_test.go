@@ -154,9 +154,15 @@ spec:
 	if got := m.get("a-1", "http://b:8000/10"); got.status != http.StatusForbidden {
 		t.Errorf("after a broken edit the last good policy should hold: %s\nbefore:\n%s", got, before)
 	}
+	// Not even a restart of pilot loses it.
+	m.kill("writ-pilot")
+	eventually(t, 10*time.Second, func() error { return m.readyz("pilot") })
+	if got := m.get("a-1", "http://b:8000/10"); got.status != http.StatusForbidden {
+		t.Errorf("after a broken edit and a restart the last good policy should hold: %s", got)
+	}
 	// A change in another file goes through all the same.
 	write(t, m.dir, "route.yaml", route("55s"))
-	eventually(t, time.Second, func() error {
+	eventually(t, 2*time.Second, func() error {
 		if got := m.get("a-1", "http://b:8000/free"); got.header.Get("x-timeout") != "55s" {
 			return fmt.Errorf("a good edit beside a broken one: %s %v", got, got.header)
 		}

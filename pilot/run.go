@@ -19,8 +19,12 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) error {
 			return fmt.Errorf("state: %w", err)
 		}
 	}
+	source := meshdir.Options{Dir: c.Mesh, InstancesFile: c.Instances, Deciders: c.Deciders.Model()}
+	if c.State != "" {
+		source.LastGood = filepath.Join(c.State, "last-good.json")
+	}
 	p, err := New(Options{
-		Source:   meshdir.NewReader(meshdir.Options{Dir: c.Mesh, InstancesFile: c.Instances, Deciders: c.Deciders.Model()}),
+		Source:   meshdir.NewReader(source),
 		Modified: func() time.Time { return newest(c.Mesh, c.Instances) },
 		State:    c.State, Log: rt.Log, Metrics: rt.Metrics, Health: rt.Health,
 	})

@@ -17,6 +17,9 @@ type Options struct {
 	// InstancesFile is the list of running replicas, as MarshalInstances writes
 	// it; empty or absent: no proxies are known.
 	InstancesFile string
+	// LastGood is a file in which a Reader keeps the last good content of every
+	// file for the next process; empty for none.
+	LastGood string
 	// Deciders go into the mesh as they are.
 	Deciders model.Deciders
 	// CompileRego says whether a Rego module compiles and answers the query; nil

@@ -49,8 +49,9 @@ type parsedFile struct {
 	// rego is the content of a .rego file, never nil for one.
 	rego     []byte
 	problems []Problem
-	// sum is the hash of the content.
-	sum [sha256.Size]byte
+	// data is the content, sum its hash.
+	data []byte
+	sum  [sha256.Size]byte
 }
 
 func (f *parsedFile) bad() bool { return len(Errors(f.problems)) > 0 }
@@ -88,9 +89,10 @@ func isConfiguration(name string) bool {
 
 // parse reads one file.
 func (p *parser) parse(name string, data []byte) *parsedFile {
-	f := &parsedFile{name: name, sum: sha256.Sum256(data)}
+	f := &parsedFile{name: name, data: data, sum: sha256.Sum256(data)}
 	switch {
 	case len(data) > MaxFileSize:
+		f.data = nil
 		f.problems = append(f.problems, Problem{File: name, Message: tooLarge})
 		return f
 	case path.Ext(name) == ".rego":

@@ -50,6 +50,8 @@ type Reader struct {
 	options Options
 
 	mu sync.Mutex
+	// begun is set from the first Read on.
+	begun bool
 	// parsed is the last parse of each file, to spare unchanged ones.
 	parsed version
 	// good is what the mesh was made of.
@@ -88,11 +90,16 @@ func NewReader(options Options) *Reader {
 func (r *Reader) Read() (mesh *model.Mesh, changed bool, problems []Problem) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	first := !r.begun
+	r.begun = true
+	if first && r.options.LastGood != "" {
+		problems = r.restore()
+	}
 	current, err := r.load()
 	if err != nil {
-		return r.mesh, false, []Problem{{Message: err.Error()}}
+		return r.mesh, first && r.mesh != nil, append(problems, Problem{Message: err.Error()})
 	}
-	problems = current.input().problems()
+	problems = append(problems, current.input().problems()...)
 	var chosen version
 	if r.mesh == nil {
 		var found []Problem
@@ -104,17 +111,17 @@ func (r *Reader) Read() (mesh *model.Mesh, changed bool, problems []Problem) {
 		chosen, mesh, found = r.improve(current)
 		problems = append(problems, found...)
 	}
-	problems = unique(problems)
 	if mesh == nil { // nothing better than what we have
-		return r.mesh, false, problems
+		return r.mesh, first, unique(problems)
 	}
 	print := r.fingerprint(chosen)
-	changed = r.mesh == nil || print != r.print
+	changed = first || print != r.print
 	r.good = chosen
 	if changed {
 		r.mesh, r.print = mesh, print
+		problems = append(problems, r.keep()...)
 	}
-	return r.mesh, changed, problems
+	return r.mesh, changed, unique(problems)
 }
 
 func unique(problems []Problem) []Problem {
