@@ -58,9 +58,11 @@ type Config struct {
 // Validate checks that the fields that New needs are there.
 func (c Config) Validate() error {
 	var missing []string
-	for name, v := range map[string]string{"ca": c.CA, "trust_bundle": c.TrustBundle, "dir": c.Dir, "trust_domain": c.TrustDomain} {
-		if v == "" {
-			missing = append(missing, name)
+	for _, f := range []struct{ name, value string }{
+		{"ca", c.CA}, {"dir", c.Dir}, {"trust_bundle", c.TrustBundle}, {"trust_domain", c.TrustDomain},
+	} {
+		if f.value == "" {
+			missing = append(missing, f.name)
 		}
 	}
 	if len(missing) > 0 {
@@ -98,6 +100,9 @@ const (
 	// retryMin and retryMax bound the back-off towards the authority.
 	retryMin = 100 * time.Millisecond
 	retryMax = 5 * time.Second
+	// renewMin keeps an authority that hands out nearly expired certificates, or
+	// one whose clock is far behind, from being asked in a tight loop.
+	renewMin = time.Second
 )
 
 // New returns a source for id once a certificate is there: from disk if it has
@@ -171,7 +176,8 @@ func (s *Source) load() error {
 	return nil
 }
 
-// retry calls f until it works, ctx ends, or the authority's answer is final.
+// retry calls f until it works or ctx ends. No answer is final: the next token or
+// the next bundle may be the right one.
 func (s *Source) retry(ctx context.Context, what string, f func(context.Context) error) error {
 	for wait := retryMin; ; wait = min(2*wait, retryMax) {
 		err := f(ctx)
@@ -199,7 +205,7 @@ func (s *Source) join(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	conn, err := grpc.NewClient(s.cfg.CA, grpc.WithTransportCredentials(credentials.NewTLS(tls13(tlsconfig.TLSClientConfig(s, tlsconfig.AuthorizeID(ca))))))
+	conn, err := grpc.NewClient(s.cfg.CA, grpc.WithTransportCredentials(credentials.NewTLS(tls13(tlsconfig.TLSClientConfig(s.joinBundle(), tlsconfig.AuthorizeID(ca))))))
 	if err != nil {
 		return err
 	}
@@ -207,6 +213,19 @@ func (s *Source) join(ctx context.Context) error {
 	return s.obtain(ctx, func(ctx context.Context, csr []byte) (*capb.CertificateResponse, error) {
 		return capb.NewCertificateAuthorityClient(conn).Join(ctx, &capb.JoinRequest{Token: strings.TrimSpace(string(token)), Csr: csr})
 	})
+}
+
+// joinBundle has the roots by which the authority is known when joining: those
+// that were learnt and those of the configured file, read anew, because the root
+// may have been replaced while this service had no valid certificate.
+func (s *Source) joinBundle() *x509bundle.Bundle {
+	both := s.currentBundle().Clone()
+	if configured, err := x509bundle.Load(s.td, s.cfg.TrustBundle); err == nil {
+		for _, c := range configured.X509Authorities() {
+			both.AddX509Authority(c)
+		}
+	}
+	return both
 }
 
 func (s *Source) renew(ctx context.Context) error {
@@ -230,6 +249,15 @@ func (s *Source) caConn() (*grpc.ClientConn, error) {
 		s.conn, err = s.Dial(s.cfg.CA, ca)
 	}
 	return s.conn, err
+}
+
+func (s *Source) closeConn() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != nil {
+		_ = s.conn.Close()
+		s.conn = nil
+	}
 }
 
 // obtain makes a new key, asks for its certificate, checks it and keeps both.
@@ -303,21 +331,27 @@ func (s *Source) takeBundle(b *capb.Bundle) error {
 	return nil
 }
 
-// Run renews the certificate at half of its life, give or take a tenth, and
-// follows the trust bundle, until ctx ends.
+// renewIn says how long to use a certificate from now on: half of the life that
+// is left, give or take a tenth of it, at least renewMin. jitter is in [0, 1).
+func renewIn(notBefore, notAfter, now time.Time, jitter float64) time.Duration {
+	// With a clock behind the authority's, more seems to be left than there is.
+	life := min(notAfter.Sub(now), notAfter.Sub(notBefore))
+	return max(time.Duration(float64(life)*(0.4+0.2*jitter)), renewMin)
+}
+
+// Run renews the certificate at half of the life that is left, give or take a
+// tenth, and follows the trust bundle, until ctx ends.
 func (s *Source) Run(ctx context.Context) error {
+	defer s.closeConn()
 	var wg sync.WaitGroup
 	wg.Go(func() { s.followBundle(ctx) })
 	defer wg.Wait()
 	for {
 		leaf := s.current().Certificates[0]
-		life := leaf.NotAfter.Sub(leaf.NotBefore)
-		jitter := time.Duration((mathrand.Float64() - 0.5) * 0.2 * float64(life))
-		wait := max(leaf.NotBefore.Add(life/2+jitter).Sub(s.now()), 0)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(wait):
+		case <-time.After(renewIn(leaf.NotBefore, leaf.NotAfter, s.now(), mathrand.Float64())):
 		}
 		if err := s.retry(ctx, "renew the certificate", s.renewOrJoin); err != nil {
 			return err
@@ -367,7 +401,11 @@ func (s *Source) receiveBundles(ctx context.Context) error {
 // ServerTLS is for servers: a client certificate of the trust domain is
 // required; which identity may do what is for rpc.Methods to say.
 func (s *Source) ServerTLS() *tls.Config {
-	return tls13(tlsconfig.MTLSServerConfig(s, s, tlsconfig.AuthorizeMemberOf(s.td)))
+	c := tls13(tlsconfig.MTLSServerConfig(s, s, tlsconfig.AuthorizeMemberOf(s.td)))
+	// A resumed session would not be verified again: a client of a root that is
+	// no longer trusted would get in until its certificate expires.
+	c.SessionTicketsDisabled = true
+	return c
 }
 
 // ClientTLS is for clients of the server with exactly that identity.
