@@ -152,6 +152,7 @@ func Proto(o Options) (*bootstrapv3.Bootstrap, error) {
 			Clusters:  []*clusterv3.Cluster{agent, adminCluster(o.Admin)},
 		},
 		DynamicResources: dynamicResources(),
+		ClusterManager:   clusterManager(o.Address),
 		// Statistics of a cluster take memory when it is first used and not before.
 		DeferredStatOptions: &bootstrapv3.Bootstrap_DeferredStatOptions{EnableDeferredCreationStats: true},
 		OverloadManager:     overload,
@@ -185,6 +186,18 @@ func dynamicResources() *bootstrapv3.Bootstrap_DynamicResources {
 		CdsConfig: ads,
 		LdsConfig: proto.CloneOf(ads),
 	}
+}
+
+// clusterManager lets a workload with a loopback address of its own call from
+// it, so that the address tells the caller as a pod's does. Clusters that lead
+// off the machine say otherwise; unix sockets do not mind.
+func clusterManager(own netip.Addr) *bootstrapv3.ClusterManager {
+	if !own.IsLoopback() {
+		return nil
+	}
+	return &bootstrapv3.ClusterManager{UpstreamBindConfig: &corev3.BindConfig{
+		SourceAddress: address(netip.AddrPortFrom(own, 0)).GetSocketAddress(),
+	}}
 }
 
 func agentCluster(socket string) (*clusterv3.Cluster, error) {

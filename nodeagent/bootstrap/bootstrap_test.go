@@ -45,6 +45,21 @@ func TestEnvoyTakesTheBootstrap(t *testing.T) {
 	}
 }
 
+func TestCallsFromItsOwnLoopbackAddress(t *testing.T) {
+	for address, want := range map[string]string{"127.0.16.3": "127.0.16.3", "10.0.0.1": ""} {
+		o := options()
+		o.Address = netip.MustParseAddr(address)
+		b, err := bootstrap.Proto(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		source := b.GetClusterManager().GetUpstreamBindConfig().GetSourceAddress()
+		if source.GetAddress() != want || source.GetPortValue() != 0 {
+			t.Errorf("a proxy at %s calls from %v, want %q", address, source, want)
+		}
+	}
+}
+
 func TestSameOptionsSameBytes(t *testing.T) {
 	first, err := bootstrap.Bootstrap(options())
 	if err != nil {

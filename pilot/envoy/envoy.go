@@ -6,6 +6,7 @@ package envoy
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -175,6 +176,9 @@ func GRPCCluster(m *model.Mesh, name, addr, service string) (*clusterv3.Cluster,
 		LoadAssignment:                assignment(name, endpoint),
 		TypedExtensionProtocolOptions: HTTP2Upstream(false),
 	}
+	if socket := endpoint.GetSocketAddress(); socket != nil {
+		c.UpstreamBindConfig = AnySource(socket.GetAddress())
+	}
 	if dns {
 		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}
 	}
@@ -217,6 +221,19 @@ func SocketAddress(host string, port uint32) *corev3.Address {
 		Address:       host,
 		PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: port},
 	}}}
+}
+
+// AnySource lets the system choose the address to call from, for clusters that
+// lead off the machine: a proxy with a loopback address calls from that address
+// otherwise, and gets nowhere. It is nil, the proxy's own choice, if all hosts are
+// loopback addresses or unix sockets.
+func AnySource(hosts ...string) *corev3.BindConfig {
+	for _, h := range hosts {
+		if ip, err := netip.ParseAddr(h); (err != nil || !ip.IsLoopback()) && !strings.HasPrefix(h, "unix://") {
+			return &corev3.BindConfig{}
+		}
+	}
+	return nil
 }
 
 // PipeAddress is a unix domain socket.

@@ -137,6 +137,9 @@ func addEndpoint(c *clusterv3.Cluster, host string, port uint32) *endpointv3.LbE
 		c.LoadAssignment = &endpointv3.ClusterLoadAssignment{ClusterName: c.GetName(), Endpoints: []*endpointv3.LocalityLbEndpoints{{}}}
 	}
 	endpoint := &endpointv3.LbEndpoint{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: addr}}}
+	if source := envoy.AnySource(host); source != nil {
+		c.UpstreamBindConfig = source
+	}
 	locality := c.LoadAssignment.GetEndpoints()[0]
 	locality.LbEndpoints = append(locality.LbEndpoints, endpoint)
 	return endpoint

@@ -109,6 +109,7 @@ func (t *Translator) buildCluster(key clusterKey) (*builtCluster, error) {
 		CommonLbConfig: &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: noPanic()},
 	}
 	b.discovery()
+	b.source()
 	b.connectionPool()
 	b.outlierDetection()
 	b.loadBalancer()
@@ -184,6 +185,21 @@ func (b *clusterBuilder) discovery() {
 	}
 }
 
+// source: with redirection every proxy has an address that leads anywhere.
+func (b *clusterBuilder) source() {
+	if !b.key.dynamic {
+		return
+	}
+	var hosts []string
+	for _, e := range b.endpoints {
+		hosts = append(hosts, e.Address)
+	}
+	if b.dynamic() {
+		hosts = append(hosts, b.key.svc.Hostname)
+	}
+	b.out.UpstreamBindConfig = envoy.AnySource(hosts...)
+}
+
 func singleEndpoint(a *endpointv3.ClusterLoadAssignment) bool {
 	return len(a.GetEndpoints()) == 1 && len(a.GetEndpoints()[0].GetLbEndpoints()) == 1
 }
@@ -221,6 +237,7 @@ func (t *Translator) dynamicPassthrough(name string) *clusterv3.Cluster {
 		Name:                          name,
 		ClusterDiscoveryType:          dynamicForwardProxy(),
 		LbPolicy:                      clusterv3.Cluster_CLUSTER_PROVIDED,
+		UpstreamBindConfig:            envoy.AnySource(name),
 		ConnectTimeout:                t.connectTimeout(),
 		CircuitBreakers:               unlimited(),
 		TypedExtensionProtocolOptions: protocolOptions(&httpv3.HttpProtocolOptions{}, sameAsClient),
