@@ -186,7 +186,7 @@ func (s *Source) retry(ctx context.Context, what string, f func(context.Context)
 		}
 		s.log.DebugContext(ctx, "will try again", slog.String("what", what), slog.Any("error", err))
 		if wait >= retryMax {
-			s.log.WarnContext(ctx, "cannot "+what+" yet", slog.Any("error", err))
+			s.log.WarnContext(ctx, "still trying", slog.String("what", what), slog.Any("error", err))
 		}
 		select {
 		case <-ctx.Done():
