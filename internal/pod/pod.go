@@ -78,19 +78,28 @@ func request(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err := d.Decode(&r); err != nil {
 		return fmt.Errorf("request on standard input: %w", err)
 	}
-	client := newClient(requestTimeout)
+	client := NewClient()
 	defer client.CloseIdleConnections()
+	return json.NewEncoder(out).Encode(Do(ctx, client, &r))
+}
+
+// NewClient returns a client that shows answers as they come: redirects are not
+// followed, nothing is unpacked. A request is given up after ten seconds.
+func NewClient() *http.Client { return newClient(requestTimeout) }
+
+// Do sends r as often as it says and returns the last answer.
+func Do(ctx context.Context, client *http.Client, r *Request) Answer {
 	var a Answer
 	for range max(r.Repeat, 1) {
-		a = send(ctx, client, &r)
+		a = send(ctx, client, r)
 	}
-	return json.NewEncoder(out).Encode(a)
+	return a
 }
 
 func send(ctx context.Context, client *http.Client, r *Request) Answer {
 	req, err := http.NewRequestWithContext(ctx, r.Method, r.URL, strings.NewReader(r.Body))
 	if err != nil {
-		return Answer{Error: err.Error()}
+		return failure(err)
 	}
 	for k, v := range r.Headers {
 		req.Header.Set(k, v)
@@ -100,12 +109,17 @@ func send(ctx context.Context, client *http.Client, r *Request) Answer {
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return Answer{Error: err.Error()}
+		return failure(err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
 	if err != nil {
-		return Answer{Error: err.Error()}
+		return failure(err)
 	}
 	return Answer{Status: resp.StatusCode, Header: resp.Header, Body: string(body)}
+}
+
+func failure(err error) Answer {
+	var timeout interface{ Timeout() bool }
+	return Answer{Error: err.Error(), Timeout: errors.As(err, &timeout) && timeout.Timeout()}
 }

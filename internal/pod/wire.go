@@ -20,4 +20,6 @@ type Answer struct {
 	Header http.Header `json:"header,omitempty"`
 	Body   string      `json:"body,omitempty"`
 	Error  string      `json:"error,omitempty"`
+	// Timeout says that the error is one of time.
+	Timeout bool `json:"timeout,omitempty"`
 }

@@ -1,17 +1,21 @@
 package check
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
 	"strings"
 	"time"
 
 	"github.com/writ-mesh/writ/cmd/writ/internal/stack"
+	"github.com/writ-mesh/writ/internal/pod"
 )
 
 // Result is what came of a check.
@@ -28,12 +32,8 @@ type Result struct {
 	Why string `json:"why,omitempty"`
 }
 
-const (
-	requestTimeout = 10 * time.Second
-	maxBody        = 1 << 20
-	// deniedBy is the header in which the mesh names the rule that refused.
-	deniedBy = "x-writ-denied-by"
-)
+// deniedBy is the header in which the mesh names the rule that refused.
+const deniedBy = "x-writ-denied-by"
 
 // Run runs the checks in order against a mesh.
 func Run(ctx context.Context, mesh *stack.Ready, f *File) []Result {
@@ -44,28 +44,20 @@ func Run(ctx context.Context, mesh *stack.Ready, f *File) []Result {
 	return out
 }
 
-type answer struct {
-	status int
-	header http.Header
-	body   string
-	err    error
-}
+// sender sends the request of a check, as often as it says. An error means that
+// it could not be sent at all.
+type sender func(ctx context.Context, r *pod.Request) (pod.Answer, error)
 
 func runOne(ctx context.Context, mesh *stack.Ready, c *Check) Result {
 	r := Result{Name: c.Name, Request: c.summary(), Expected: c.Expect.summary()}
-	client, target, err := dial(mesh, c)
+	a, err := ask(ctx, mesh, c)
 	if err != nil {
 		r.Got, r.Why = "not sent", err.Error()
 		return r
 	}
-	defer client.CloseIdleConnections()
-	var a answer
-	for range max(c.Repeat, 1) {
-		a = send(ctx, client, target, &c.Request)
-	}
-	r.Got = a.summary()
-	if a.err == nil {
-		r.Rule, r.Where = a.header.Get(deniedBy), where(a, c)
+	r.Got = gist(a)
+	if a.Error == "" {
+		r.Rule, r.Where = a.Header.Get(deniedBy), where(a, c)
 	}
 	if err := c.Expect.compare(a); err != nil {
 		r.Why = err.Error()
@@ -75,93 +67,134 @@ func runOne(ctx context.Context, mesh *stack.Ready, c *Check) Result {
 	return r
 }
 
-// dial gives the client and the URL for a check.
-func dial(mesh *stack.Ready, c *Check) (*http.Client, string, error) {
-	tr := &http.Transport{DisableCompression: true}
-	client := &http.Client{
-		Timeout: requestTimeout, Transport: tr,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+func ask(ctx context.Context, mesh *stack.Ready, c *Check) (pod.Answer, error) {
+	send, target, err := caller(mesh, c)
+	if err != nil {
+		return pod.Answer{}, err
 	}
+	r, err := c.Request.toSend(target)
+	if err != nil {
+		return pod.Answer{}, err
+	}
+	r.Repeat = c.Repeat
+	return send(ctx, r)
+}
+
+// caller gives what sends the request of a check, and the URL.
+func caller(mesh *stack.Ready, c *Check) (sender, string, error) {
 	switch {
 	case c.From != "":
 		w, err := mesh.Workload(c.From)
 		if err != nil {
 			return nil, "", err
 		}
+		if len(w.Exec) > 0 {
+			return elsewhere(w.Exec), c.Request.URL, nil
+		}
 		proxy, err := url.Parse(w.Proxy)
 		if err != nil {
 			return nil, "", err
 		}
-		tr.Proxy = http.ProxyURL(proxy)
-		return client, c.Request.URL, nil
+		return here(http.ProxyURL(proxy)), c.Request.URL, nil
 	case c.Gateway != "":
 		g, err := mesh.Gateway(c.Gateway)
 		if err != nil {
 			return nil, "", err
 		}
-		return client, g.URL + c.Request.Path, nil
+		return here(nil), g.URL + c.Request.Path, nil
 	default:
 		w, err := mesh.Workload(c.Direct)
 		if err != nil {
 			return nil, "", err
 		}
 		for _, port := range w.Ports {
-			return client, fmt.Sprintf("http://%s:%d%s", w.Address, port, c.Request.Path), nil
+			target := fmt.Sprintf("http://%s:%d%s", w.Address, port, c.Request.Path)
+			if len(mesh.Outside) > 0 {
+				return elsewhere(mesh.Outside), target, nil
+			}
+			return here(nil), target, nil
 		}
 		return nil, "", fmt.Errorf("workload %s has no port", w.Name)
 	}
 }
 
-func send(ctx context.Context, client *http.Client, target string, r *Request) answer {
-	req, err := http.NewRequestWithContext(ctx, r.method(), target, strings.NewReader(r.Body))
-	if err != nil {
-		return answer{err: err}
+// here sends from this process.
+func here(proxy func(*http.Request) (*url.URL, error)) sender {
+	return func(ctx context.Context, r *pod.Request) (pod.Answer, error) {
+		client := pod.NewClient()
+		client.Transport = &http.Transport{DisableCompression: true, Proxy: proxy}
+		defer client.CloseIdleConnections()
+		return pod.Do(ctx, client, r), nil
 	}
-	for k, v := range r.Headers {
-		req.Header.Set(k, v)
-		if strings.EqualFold(k, "host") {
-			req.Host = v
-		}
-	}
-	if r.Bearer != "" {
-		token, err := os.ReadFile(r.Bearer)
+}
+
+// elsewhereBound is how long a command may take to send what it was given.
+const elsewhereBound = time.Minute
+
+// elsewhere sends through a command that runs `writ-pod request` in another place.
+func elsewhere(command []string) sender {
+	return func(ctx context.Context, r *pod.Request) (pod.Answer, error) {
+		ctx, cancel := context.WithTimeout(ctx, elsewhereBound)
+		defer cancel()
+		in, err := json.Marshal(r)
 		if err != nil {
-			return answer{err: err}
+			return pod.Answer{}, err
 		}
-		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+		cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+		cmd.Stdin = bytes.NewReader(in)
+		var out, stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &stderr
+		if err := cmd.Run(); err != nil {
+			return pod.Answer{}, fmt.Errorf("%s: %w: %s", strings.Join(command, " "), err, strings.TrimSpace(stderr.String()))
+		}
+		var a pod.Answer
+		if err := json.Unmarshal(out.Bytes(), &a); err != nil {
+			return pod.Answer{}, fmt.Errorf("%s: %w", strings.Join(command, " "), err)
+		}
+		return a, nil
 	}
-	resp, err := client.Do(req)
+}
+
+// toSend is the request as it is sent to target.
+func (r *Request) toSend(target string) (*pod.Request, error) {
+	out := &pod.Request{Method: r.method(), URL: target, Headers: maps.Clone(r.Headers), Body: r.Body}
+	if r.Bearer == "" {
+		return out, nil
+	}
+	token, err := os.ReadFile(r.Bearer)
 	if err != nil {
-		return answer{err: err}
+		return nil, err
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
-	return answer{status: resp.StatusCode, header: resp.Header, body: string(body), err: err}
+	if out.Headers == nil {
+		out.Headers = make(map[string]string)
+	}
+	out.Headers["Authorization"] = "Bearer " + strings.TrimSpace(string(token))
+	return out, nil
 }
 
 // compare says what differs, nil if nothing does.
-func (e *Expect) compare(a answer) error {
+func (e *Expect) compare(a pod.Answer) error {
 	if e.Refused {
-		if a.err == nil {
-			return fmt.Errorf("an answer came: %d", a.status)
+		if a.Error == "" {
+			return fmt.Errorf("an answer came: %d", a.Status)
 		}
 		return nil
 	}
-	if a.err != nil {
-		return a.err
+	if a.Error != "" {
+		return errors.New(a.Error)
 	}
-	if a.status != e.Status {
-		return fmt.Errorf("status %d instead of %d: %.120q", a.status, e.Status, a.body)
+	if a.Status != e.Status {
+		return fmt.Errorf("status %d instead of %d: %.120q", a.Status, e.Status, a.Body)
 	}
-	if !strings.Contains(a.body, e.Body) {
+	if !strings.Contains(a.Body, e.Body) {
 		return fmt.Errorf("%q is not in the body", e.Body)
 	}
 	for k, v := range e.Headers {
-		if got := a.header.Get(k); got != v {
+		if got := a.Header.Get(k); got != v {
 			return fmt.Errorf("header %s is %q instead of %q", k, got, v)
 		}
 	}
-	if got := a.header.Get(deniedBy); !strings.HasPrefix(got, e.DeniedBy) {
+	if got := a.Header.Get(deniedBy); !strings.HasPrefix(got, e.DeniedBy) {
 		return fmt.Errorf("refused by %q instead of %q", got, e.DeniedBy)
 	}
 	return nil
@@ -197,20 +230,20 @@ func (e *Expect) summary() string {
 	return fmt.Sprint(e.Status)
 }
 
-func (a answer) summary() string {
-	if a.err != nil {
-		var ue *url.Error
-		if errors.As(a.err, &ue) && ue.Timeout() {
-			return "timeout"
-		}
+// gist is an answer in a word.
+func gist(a pod.Answer) string {
+	switch {
+	case a.Timeout:
+		return "timeout"
+	case a.Error != "":
 		return "refused"
 	}
-	return fmt.Sprint(a.status)
+	return fmt.Sprint(a.Status)
 }
 
 // where tells which process decided, from the kind of the rule.
-func where(a answer, c *Check) string {
-	rule := a.header.Get(deniedBy)
+func where(a pod.Answer, c *Check) string {
+	rule := a.Header.Get(deniedBy)
 	kind, _, _ := strings.Cut(rule, " ")
 	switch {
 	case rule == "":

@@ -154,15 +154,18 @@ func runChecks(ctx context.Context, ready *stack.Ready, file string, o output, w
 
 func checkCommand() *cobra.Command {
 	var o output
-	var state, file string
+	var state, file, target string
 	c := &cobra.Command{
-		Use:     "check [DIR]",
-		Short:   "Send the requests of checks.yaml through a running mesh and compare",
-		Example: "  writ check examples/bookinfo",
+		Use:   "check [DIR]",
+		Short: "Send the requests of checks.yaml through a running mesh and compare",
+		Long: `Send the requests of checks.yaml through a running mesh and compare the answers:
+the mesh that ` + "`writ up DIR`" + ` runs, or one that something else runs and --target
+describes, in the form of the ready file of ` + "`writ up`" + `.`,
+		Example: "  writ check examples/bookinfo\n  writ check examples/bookinfo --target deploy/compose/target.json",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := meshDir(args)
-			ready, err := stack.Running(dir, state)
+			ready, err := runningOr(target, dir, state)
 			if err != nil {
 				return err
 			}
@@ -175,5 +178,13 @@ func checkCommand() *cobra.Command {
 	o.register(c)
 	c.Flags().StringVar(&state, "state", "", "the state folder given to `writ up`")
 	c.Flags().StringVar(&file, "file", "", "the checks to run instead of DIR/checks.yaml")
+	c.Flags().StringVar(&target, "target", "", "a file that describes the mesh, instead of the one that runs from DIR")
 	return c
+}
+
+func runningOr(target, dir, state string) (*stack.Ready, error) {
+	if target != "" {
+		return stack.Target(target)
+	}
+	return stack.Running(dir, state)
 }

@@ -26,6 +26,9 @@ type Ready struct {
 	Logs string `json:"logs"`
 	// PID is that of `writ up`.
 	PID int `json:"pid"`
+	// Outside is a command that runs `writ-pod request` somewhere that can reach
+	// the workloads and is not in the mesh; empty means that this process can.
+	Outside []string `json:"outside,omitempty"`
 }
 
 // ReadyWorkload is one replica.
@@ -40,6 +43,9 @@ type ReadyWorkload struct {
 	Admin string `json:"admin"`
 	// Workload is the LocalWorkload that the replica belongs to.
 	Workload string `json:"workload"`
+	// Exec is a command that runs `writ-pod request` beside the program, where its
+	// traffic is redirected and there is no Proxy for it.
+	Exec []string `json:"exec,omitempty"`
 }
 
 // ReadyGateway is one gateway.
@@ -78,6 +84,23 @@ func Running(dir, state string) (*Ready, error) {
 	r := new(Ready)
 	if err := json.Unmarshal(data, r); err != nil {
 		return nil, fmt.Errorf("%s is corrupt (%w): start the mesh again", filepath.Join(state, runFile), err)
+	}
+	return r, nil
+}
+
+// Target reads a description of a mesh that something else runs, written by hand
+// in the form of the ready file.
+func Target(path string) (*Ready, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	r := new(Ready)
+	d := json.NewDecoder(f)
+	d.DisallowUnknownFields()
+	if err := d.Decode(r); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return r, nil
 }
