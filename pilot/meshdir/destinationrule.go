@@ -189,7 +189,8 @@ func (c *checker) consistentHash(at string, h *networking.LoadBalancerSettings_C
 			c.errorf(at+".minimumRingSize", "cannot go with ringHash or maglev")
 		}
 	}
-	if m := h.GetMaglev(); m != nil && (m.TableSize == 0 || m.TableSize >= 5_000_011 || !new(big.Int).SetUint64(m.TableSize).ProbablyPrime(0)) {
+	// Without a size the documented default of 65537 holds.
+	if m := h.GetMaglev(); m.GetTableSize() != 0 && (m.TableSize >= 5_000_011 || !new(big.Int).SetUint64(m.TableSize).ProbablyPrime(0)) {
 		c.errorf(at+".maglev.tableSize", "%d is not a prime below 5000011", m.TableSize)
 	}
 }
