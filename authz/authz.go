@@ -85,8 +85,10 @@ func runInMesh(ctx context.Context, c Config, rt *service.Runtime) error {
 	}
 	s := &server{
 		policies: ps, decision: c.Decision, metrics: m, log: rt.Log,
-		tokens: &tokens{fetcher: fetcher, root: c.RootNamespace, metrics: m,
-			options: token.Options{Leeway: c.Token.Leeway.D(), MaxSize: c.Token.MaxBytes, RequireExpiry: c.Token.RequireExpiry}},
+		tokens: &tokens{
+			fetcher: fetcher, root: c.RootNamespace, metrics: m,
+			options: token.Options{Leeway: c.Token.Leeway.D(), MaxSize: c.Token.MaxBytes, RequireExpiry: c.Token.RequireExpiry},
+		},
 		record: decisionLog{rt.Log, c.Decision.Log},
 	}
 	methods := rpc.Methods{authv3.Authorization_Check_FullMethodName: l.allow}

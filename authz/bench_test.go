@@ -115,9 +115,11 @@ func reportCPU(b *testing.B) func() {
 
 func benchRequest() *authv3.CheckRequest {
 	return checkRequest("default/bench", func(a *authv3.AttributeContext) {
-		for k, v := range map[string]string{":authority": "ratings:9080", ":method": "GET", ":path": "/ratings/7", ":scheme": "http", "accept": "*/*",
+		for k, v := range map[string]string{
+			":authority": "ratings:9080", ":method": "GET", ":path": "/ratings/7", ":scheme": "http", "accept": "*/*",
 			"user-agent": "curl/8", "x-forwarded-proto": "http", "x-request-id": "5e2c5f9e-3c4c-4a7e-9d3c-0c1b2a3d4e5f", "x-b3-traceid": "463ac35c9f6413ad48485a3953bb6124",
-			"x-b3-spanid": "a2fb4a1d1a96d312", "x-b3-sampled": "1", "content-length": "0"} {
+			"x-b3-spanid": "a2fb4a1d1a96d312", "x-b3-sampled": "1", "content-length": "0",
+		} {
 			a.Request.Http.Headers[k] = v
 		}
 	})

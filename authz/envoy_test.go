@@ -193,7 +193,7 @@ func TestRealEnvoy(t *testing.T) {
 			req.URL.Opaque = c.path // as it is
 			req.Header.Set("Content-Type", "application/json")
 			req.Header.Set("X-Drop", "me")
-			resp, err := http.DefaultClient.Do(req)
+			resp, err := (&http.Client{Timeout: 10 * time.Second}).Do(req)
 			if err != nil {
 				t.Fatal(err)
 			}

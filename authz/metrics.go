@@ -33,26 +33,36 @@ type metrics struct {
 func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "writ_authz_decisions_total", Help: "Checks answered, by result: allow, deny, or error for a denial because no decision came about."}, []string{"result"}),
+			Name: "writ_authz_decisions_total", Help: "Checks answered, by result: allow, deny, or error for a denial because no decision came about.",
+		}, []string{"result"}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "writ_authz_decision_seconds", Help: "Time to answer a check.",
-			Buckets: []float64{10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 50e-3, 250e-3, 1}}),
+			Buckets: []float64{10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 50e-3, 250e-3, 1},
+		}),
 		policy: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "writ_authz_policy_decisions_total", Help: "Decisions of each policy, by result."}, []string{"policy", "result"}),
+			Name: "writ_authz_policy_decisions_total", Help: "Decisions of each policy, by result.",
+		}, []string{"policy", "result"}),
 		observed: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "writ_authz_observed_refusals_total", Help: "Refusals that were not enforced, because the policy only observes."}, []string{"policy"}),
+			Name: "writ_authz_observed_refusals_total", Help: "Refusals that were not enforced, because the policy only observes.",
+		}, []string{"policy"}),
 		revision: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "writ_authz_revision_info", Help: "1 for the revision in force."}, []string{"revision"}),
+			Name: "writ_authz_revision_info", Help: "1 for the revision in force.",
+		}, []string{"revision"}),
 		applied: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "writ_authz_revision_applied_timestamp_seconds", Help: "When the revision in force was put in force."}),
+			Name: "writ_authz_revision_applied_timestamp_seconds", Help: "When the revision in force was put in force.",
+		}),
 		count: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "writ_authz_policies", Help: "Policies in force."}),
+			Name: "writ_authz_policies", Help: "Policies in force.",
+		}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "writ_authz_config_refused_total", Help: "Configurations refused, by type."}, []string{"type"}),
+			Name: "writ_authz_config_refused_total", Help: "Configurations refused, by type.",
+		}, []string{"type"}),
 		keyFetches: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "writ_authz_key_fetches_total", Help: "Fetches of token issuers' keys, by result: ok or error."}, []string{"result"}),
+			Name: "writ_authz_key_fetches_total", Help: "Fetches of token issuers' keys, by result: ok or error.",
+		}, []string{"result"}),
 		tokens: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "writ_authz_tokens_total", Help: "Tokens verified by this service, by result."}, []string{"result"}),
+			Name: "writ_authz_tokens_total", Help: "Tokens verified by this service, by result.",
+		}, []string{"result"}),
 	}
 	r.MustRegister(m.decisions, m.seconds, m.policy, m.observed, m.revision, m.applied, m.count, m.refused, m.keyFetches, m.tokens)
 	return m

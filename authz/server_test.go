@@ -72,9 +72,11 @@ func newMesh(t testing.TB, change ...func(*Config)) *mesh {
 	fetcher := token.NewFetcher(token.FetcherOptions{Store: st, Log: log, Fetched: metrics.fetched})
 	t.Cleanup(fetcher.Close)
 	ps := newPolicies(rego.Options{}, c.Decision.Retire.D(), fetcher, st, log, metrics.swapped)
-	m.server = &server{policies: ps, decision: c.Decision, metrics: metrics, log: log,
+	m.server = &server{
+		policies: ps, decision: c.Decision, metrics: metrics, log: log,
 		tokens: &tokens{fetcher: fetcher, root: c.RootNamespace, metrics: metrics, options: token.Options{Leeway: time.Minute}},
-		record: decisionLog{log, c.Decision.Log}}
+		record: decisionLog{log, c.Decision.Log},
+	}
 	return m
 }
 
@@ -111,7 +113,8 @@ func checkRequest(names string, change ...func(*authv3.AttributeContext)) *authv
 		Destination:       &authv3.AttributeContext_Peer{Principal: "spiffe://cluster.local/ns/default/sa/ratings"},
 		ContextExtensions: map[string]string{PoliciesKey: names},
 		Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{
-			Method: "GET", Path: "/ratings/7?access=secret", Headers: map[string]string{"x-role": "reader"}}},
+			Method: "GET", Path: "/ratings/7?access=secret", Headers: map[string]string{"x-role": "reader"},
+		}},
 	}
 	for _, f := range change {
 		f(a)
@@ -294,7 +297,8 @@ func TestApplyRefusesWhole(t *testing.T) {
 		"no query": {&configpb.RegoPolicy{Namespace: "default", Name: "b", Module: "package p"}, "query"},
 	} {
 		err := m.policies.applyPolicies(context.Background(), map[string]*configpb.RegoPolicy{
-			"default/a": regoPolicy("default/a", "allow := false"), "default/b": bad.policy})
+			"default/a": regoPolicy("default/a", "allow := false"), "default/b": bad.policy,
+		})
 		if err == nil || !strings.Contains(err.Error(), bad.want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: error %v", name, err)
 		}
@@ -351,7 +355,7 @@ func TestUnknownPolicyIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m.apply(t)
 		go func() {
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(100 * time.Millisecond) // time of the bubble
 			_ = m.policies.applyPolicies(context.Background(), map[string]*configpb.RegoPolicy{"default/a": regoPolicy("default/a", "allow := true")})
 		}()
 		start := time.Now()
@@ -494,9 +498,11 @@ func TestDecisionLog(t *testing.T) {
 				delete(r, k)
 			}
 			delete(r, "level")
-			if diff := cmp.Diff(map[string]any{"msg": "decision", "revision": m.policies.current.Load().revision, "allow": false, "policy": "default/no",
+			if diff := cmp.Diff(map[string]any{
+				"msg": "decision", "revision": m.policies.current.Load().revision, "allow": false, "policy": "default/no",
 				"principal": "spiffe://cluster.local/ns/default/sa/reviews", "destination": "spiffe://cluster.local/ns/default/sa/ratings",
-				"method": "GET", "path": "/ratings/7", "request_id": "r1", "reason": "not today"}, r); diff != "" {
+				"method": "GET", "path": "/ratings/7", "request_id": "r1", "reason": "not today",
+			}, r); diff != "" {
 				t.Error(diff)
 			}
 		}

@@ -315,7 +315,8 @@ func (a *alone) decide(ctx context.Context, req *authv3.CheckRequest, v *verdict
 		resp = refused()
 		resp.Status.Message = err.Error()
 		resp.HttpResponse = &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
-			Status: &typev3.HttpStatus{Code: typev3.StatusCode_BadRequest}, Body: err.Error()}}
+			Status: &typev3.HttpStatus{Code: typev3.StatusCode_BadRequest}, Body: err.Error(),
+		}}
 		return resp
 	}
 	d, err := a.program.Eval(ctx, in, a.timeout)
@@ -344,7 +345,8 @@ func pluginResponse(d rego.Decision) *authv3.CheckResponse {
 			code = http.StatusForbidden
 		}
 		resp.HttpResponse = &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
-			Status: &typev3.HttpStatus{Code: typev3.StatusCode(code)}, Headers: headers(d.Headers), Body: d.Body}}
+			Status: &typev3.HttpStatus{Code: typev3.StatusCode(code)}, Headers: headers(d.Headers), Body: d.Body,
+		}}
 	}
 	return resp
 }

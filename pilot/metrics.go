@@ -44,9 +44,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		acks:      counter("writ_pilot_acks_total", "Responses that clients acknowledged."),
 		nacks:     counter("writ_pilot_nacks_total", "Responses that clients refused."),
 		clients: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "writ_pilot_clients", Help: "Connected clients."}, []string{"kind"}),
+			Name: "writ_pilot_clients", Help: "Connected clients.",
+		}, []string{"kind"}),
 		problems: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "writ_pilot_config_problems", Help: "What is wrong with the configuration as it stands on disk."}, []string{"severity"}),
+			Name: "writ_pilot_config_problems", Help: "What is wrong with the configuration as it stands on disk.",
+		}, []string{"severity"}),
 		revision: prometheus.NewGauge(prometheus.GaugeOpts{Name: "writ_pilot_revision", Help: "The revision that clients are being given."}),
 		live:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "writ_pilot_revision_live", Help: "The newest revision that was acknowledged by every client."}),
 		rejected: prometheus.NewCounter(prometheus.CounterOpts{Name: "writ_pilot_revisions_rejected_total", Help: "Revisions taken back because a client refused them."}),

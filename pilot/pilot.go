@@ -79,7 +79,7 @@ func New(o Options) (*Pilot, error) {
 		saved, err := revision.Load(p.file)
 		var corrupt *revision.CorruptError
 		if errors.As(err, &corrupt) {
-			o.Log.Warn("state file is damaged", "error", err)
+			o.Log.Warn("state file is damaged", slog.Any("error", err))
 		} else if err != nil {
 			return nil, err
 		}
@@ -144,7 +144,7 @@ func (p *Pilot) compile(mesh *model.Mesh, written time.Time) {
 	c, err := compile(mesh, p.builder())
 	p.metrics.since(p.metrics.compile, start)
 	if err != nil {
-		p.log.Error("the configuration cannot be translated; the last good one stays", "error", err)
+		p.log.Error("the configuration cannot be translated; the last good one stays", slog.Any("error", err))
 		p.failed = &meshdir.Problem{Message: "cannot be translated: " + err.Error(), Severity: meshdir.Error}
 		if p.current == nil {
 			p.health.Set("configuration", err)
@@ -161,7 +161,7 @@ func (p *Pilot) compile(mesh *model.Mesh, written time.Time) {
 	c.snapshot.Revision = rev.Number
 	p.current = c
 	p.publish()
-	p.log.Info("new revision", "revision", rev.Number, "proxies", len(mesh.Proxies), "compile", now.Sub(start))
+	p.log.Info("new revision", slog.Any("revision", rev.Number), slog.Any("proxies", len(mesh.Proxies)), slog.Any("compile", now.Sub(start)))
 	// After publishing, because the disk may take longer than a change may; a
 	// crash in between at worst gives the number to two contents.
 	p.save()
@@ -199,7 +199,7 @@ func (p *Pilot) becomeLive(now time.Time) {
 	p.good = p.current
 	p.metrics.live.Set(float64(r.Number))
 	p.metrics.changeToAck.Observe(r.TimeToLive.Seconds())
-	p.log.Info("revision is live", "revision", r.Number, "time_to_live", r.TimeToLive, "at", now)
+	p.log.Info("revision is live", slog.Any("revision", r.Number), slog.Any("time_to_live", r.TimeToLive), slog.Any("at", now))
 }
 
 func (p *Pilot) save() {
@@ -208,7 +208,7 @@ func (p *Pilot) save() {
 		return
 	}
 	if err := revision.Save(p.file, s); err != nil {
-		p.log.Error("the number of the revision is not saved; after a restart it may be given again", "error", err)
+		p.log.Error("the number of the revision is not saved; after a restart it may be given again", slog.Any("error", err))
 		return
 	}
 	p.saved = s
@@ -225,11 +225,11 @@ func (p *Pilot) handle(events []xds.Event) {
 		case xds.Connected:
 			p.tracker.Connected(e.Session)
 			p.metrics.clients.WithLabelValues(string(e.Client.Kind)).Inc()
-			p.log.Info("client connected", "client", e.Client.ID, "version", e.Client.Version)
+			p.log.Info("client connected", slog.Any("client", e.Client.ID), slog.Any("version", e.Client.Version))
 		case xds.Disconnected:
 			p.tracker.Disconnected(e.Session, now)
 			p.metrics.clients.WithLabelValues(string(e.Client.Kind)).Dec()
-			p.log.Info("client disconnected", "client", e.Client.ID)
+			p.log.Info("client disconnected", slog.Any("client", e.Client.ID))
 			p.forget(e)
 		case xds.Acked:
 			p.tracker.Acked(e.Session, e.Revision, now)
@@ -256,14 +256,13 @@ func (p *Pilot) refused(e xds.Event) {
 	} else {
 		why.Objects = blame(e, nil, nil)
 	}
-	p.log.Error("a client refused its configuration", "client", e.Client.ID, "revision", e.Revision,
-		"type", shortType(e.TypeURL), "detail", e.Detail, "objects", why.Objects)
+	p.log.Error("a client refused its configuration", slog.Any("client", e.Client.ID), slog.Any("revision", e.Revision), slog.Any("type", shortType(e.TypeURL)), slog.Any("detail", e.Detail), slog.Any("objects", why.Objects))
 	back, ok := p.tracker.Refused(e.Revision, why)
 	if !ok {
 		return
 	}
 	p.metrics.rejected.Inc()
-	p.log.Warn("revision rejected, the last good one is distributed again", "rejected", e.Revision, "serving", back.Number)
+	p.log.Warn("revision rejected, the last good one is distributed again", slog.Any("rejected", e.Revision), slog.Any("serving", back.Number))
 	p.current = p.good
 	p.publish()
 }
@@ -280,7 +279,7 @@ func (p *Pilot) adopt(events []xds.Event) {
 		g.Go(func() error {
 			config, err := c.dynamic(e)
 			if err != nil {
-				p.log.Error("a proxy gets no configuration", "client", e.Client.ID, "error", err)
+				p.log.Error("a proxy gets no configuration", slog.Any("client", e.Client.ID), slog.Any("error", err))
 				return nil
 			}
 			p.xds.Adopt(e.Client.ID, config, c.snapshot.Revision)

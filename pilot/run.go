@@ -55,7 +55,7 @@ func newest(dir, instances string) time.Time {
 	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
-			return nil // what cannot be seen does not count
+			return nil //nolint:nilerr // what cannot be seen does not count
 		case d.IsDir() && path != dir && d.Name()[0] == '.':
 			return fs.SkipDir
 		}

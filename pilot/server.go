@@ -51,7 +51,7 @@ func (p *Pilot) ServeADS(ctx context.Context, addr string, cfg credential.Config
 	if err != nil {
 		_ = l.Close()
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // stopped while waiting
 		}
 		return fmt.Errorf("credential: %w", err)
 	}

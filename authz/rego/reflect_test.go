@@ -42,8 +42,11 @@ func TestAttributesAsReflected(t *testing.T) {
 // FuzzNewInput feeds any message: no panic, and what is accepted has the same
 // attributes as the walk over the message gives.
 func FuzzNewInput(f *testing.F) {
-	for _, req := range []*authv3.CheckRequest{{}, request(), request(body("application/json", `{"a": 1}`)),
-		request(body("multipart/form-data; boundary=x", "--x\r\n\r\n")), request(body("application/grpc", "12345"))} {
+	for _, req := range []*authv3.CheckRequest{
+		{},
+		request(), request(body("application/json", `{"a": 1}`)),
+		request(body("multipart/form-data; boundary=x", "--x\r\n\r\n")), request(body("application/grpc", "12345")),
+	} {
 		b, err := proto.Marshal(req)
 		if err != nil {
 			f.Fatal(err)

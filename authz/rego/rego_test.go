@@ -30,13 +30,16 @@ func compile(t testing.TB, module, query string) *Program {
 func request(change ...func(*authv3.AttributeContext)) *authv3.CheckRequest {
 	addr := func(ip string, port uint32) *corev3.Address {
 		return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
-			Address: ip, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: port}}}}
+			Address: ip, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: port},
+		}}}
 	}
 	a := &authv3.AttributeContext{
 		Source: &authv3.AttributeContext_Peer{
-			Address: addr("127.0.16.1", 40000), Principal: "spiffe://cluster.local/ns/default/sa/reviews"},
+			Address: addr("127.0.16.1", 40000), Principal: "spiffe://cluster.local/ns/default/sa/reviews",
+		},
 		Destination: &authv3.AttributeContext_Peer{
-			Address: addr("127.0.16.2", 9080), Principal: "spiffe://cluster.local/ns/default/sa/ratings"},
+			Address: addr("127.0.16.2", 9080), Principal: "spiffe://cluster.local/ns/default/sa/ratings",
+		},
 		Request: &authv3.AttributeContext_Request{
 			Time: &timestamppb.Timestamp{Seconds: 1_700_000_000, Nanos: 5},
 			Http: &authv3.AttributeContext_HttpRequest{
@@ -335,8 +338,10 @@ func TestParsedBody(t *testing.T) {
 		"bad length":       {change: []func(*authv3.AttributeContext){body("application/json", `"a"`), header("content-length", "x")}, bad: true},
 		"envoy truncated":  {change: []func(*authv3.AttributeContext){body("application/json", `{"a": 1}`), header(partialBody, "true")}, truncated: true},
 		"envoy whole":      {change: []func(*authv3.AttributeContext){body("application/json", `"a"`), header(partialBody, "false")}, want: "a"},
-		"raw": {change: []func(*authv3.AttributeContext){body("application/json", ""), func(a *authv3.AttributeContext) { a.Request.Http.RawBody = []byte(`"raw"`) }},
-			want: "raw"},
+		"raw": {
+			change: []func(*authv3.AttributeContext){body("application/json", ""), func(a *authv3.AttributeContext) { a.Request.Http.RawBody = []byte(`"raw"`) }},
+			want:   "raw",
+		},
 		"form":          {change: []func(*authv3.AttributeContext){body("application/x-www-form-urlencoded", "a=1&a=2&b=")}, want: map[string]any{"a": []any{"1", "2"}, "b": []any{""}}},
 		"form broken":   {change: []func(*authv3.AttributeContext){body("application/x-www-form-urlencoded", "a=%zz")}, bad: true},
 		"multipart":     {change: []func(*authv3.AttributeContext){body(`multipart/form-data; boundary="x"`, form)}, want: map[string]any{"a": []any{"hello", map[string]any{"n": json.Number("1")}}}},

@@ -109,7 +109,7 @@ func TestFetcherBacksOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, w := fetcher(t, nil)
 		f.Watch([]string{"https://dead/keys"})
-		time.Sleep(10 * time.Minute)
+		time.Sleep(10 * time.Minute) // fake time
 		times := w.times("https://dead/keys")
 		if first := times[1].Sub(times[0]); first < 750*time.Millisecond || first > 1250*time.Millisecond {
 			t.Errorf("second attempt after %v", first)
@@ -157,7 +157,7 @@ func TestFetcherUnknownKid(t *testing.T) {
 		if f.Refresh(t.Context(), uri, time.Now()) {
 			t.Error("fetched again within a second")
 		}
-		time.Sleep(2 * time.Second)
+		time.Sleep(2 * time.Second) // fake time
 		w.set(uri, says(second))
 		var all sync.WaitGroup
 		for range 50 {
@@ -172,7 +172,7 @@ func TestFetcherUnknownKid(t *testing.T) {
 		}
 		for range 100 {
 			f.Refresh(t.Context(), uri, time.Now())
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(100 * time.Millisecond) // fake time
 		}
 		if n := len(w.times(uri)) - 2; n > 11 {
 			t.Errorf("%d fetches in ten seconds of unknown kids", n)
@@ -182,7 +182,7 @@ func TestFetcherUnknownKid(t *testing.T) {
 		}
 		// One who waits for an issuer that hangs waits no longer than he wants to.
 		w.set(uri, func(ctx context.Context) (string, error) { <-ctx.Done(); return "", ctx.Err() })
-		time.Sleep(2 * time.Second)
+		time.Sleep(2 * time.Second) // fake time
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
 		start := time.Now()

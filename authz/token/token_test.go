@@ -315,8 +315,10 @@ func TestParseKeys(t *testing.T) {
 func TestFind(t *testing.T) {
 	r := Request{
 		Path: "/a?access_token=p1&tok=p2&access_token=p3",
-		Headers: map[string]string{"authorization": "Bearer h1", "x-jwt": "h2", "x-pre": "Token h3",
-			"cookie": `a=1; session="c1"; b=c1`},
+		Headers: map[string]string{
+			"authorization": "Bearer h1", "x-jwt": "h2", "x-pre": "Token h3",
+			"cookie": `a=1; session="c1"; b=c1`,
+		},
 	}
 	for name, c := range map[string]struct {
 		where Locations

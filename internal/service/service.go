@@ -109,7 +109,7 @@ func run[C any](ctx context.Context, s Spec[C], args []string, stdout, stderr io
 		fmt.Fprintf(stdout, "%s: configuration is valid\n", s.Name)
 		return 0
 	}
-	if err := serve(ctx, s, c, log.With("service", s.Name)); err != nil {
+	if err := serve(ctx, s, c, log.With(slog.String("service", s.Name))); err != nil {
 		fmt.Fprintf(stderr, "%s: %v\n", s.Name, err)
 		return 1
 	}

@@ -184,8 +184,10 @@ func isEverywhere(to []string) bool { return len(to) == 0 || slices.Contains(to,
 
 func (a *assembler) regoPolicy(o *object) *model.RegoPolicy {
 	s := o.spec.(*regoSpec)
-	p := &model.RegoPolicy{Meta: o.meta, Selector: s.Selector.labels(), Module: s.Module, Query: s.Query,
-		FailOpen: s.WhenUnavailable == "Allow", Observe: s.Mode == "observe"}
+	p := &model.RegoPolicy{
+		Meta: o.meta, Selector: s.Selector.labels(), Module: s.Module, Query: s.Query,
+		FailOpen: s.WhenUnavailable == "Allow", Observe: s.Mode == "observe",
+	}
 	if s.ModuleFile != "" {
 		a.report(o, func(c *checker) {
 			data := a.rego(s.ModuleFile)

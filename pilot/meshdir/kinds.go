@@ -51,8 +51,10 @@ func knownKinds() map[string]kindInfo {
 		"PeerAuthentication":    {versions: secure(), message: func() proto.Message { return &security.PeerAuthentication{} }, validate: checkPeerAuthentication},
 		"RequestAuthentication": {versions: secure(), message: func() proto.Message { return &security.RequestAuthentication{} }, validate: checkRequestAuthentication},
 		"AuthorizationPolicy":   {versions: secure(), message: func() proto.Message { return &security.AuthorizationPolicy{} }, validate: checkAuthorizationPolicy},
-		"Telemetry": {versions: versions("telemetry.istio.io", "v1", "v1alpha1"),
-			message: func() proto.Message { return &telemetry.Telemetry{} }, validate: checkTelemetry},
+		"Telemetry": {
+			versions: versions("telemetry.istio.io", "v1", "v1alpha1"),
+			message:  func() proto.Message { return &telemetry.Telemetry{} }, validate: checkTelemetry,
+		},
 		"Service":        {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.Service{} }, validate: checkService},
 		"Secret":         {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.Secret{} }, validate: checkSecret},
 		"ServiceAccount": {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.ServiceAccount{} }, validate: nothing},

@@ -30,8 +30,10 @@ func exampleFiles(t testing.TB) map[string][]byte {
 func exampleInstances(t testing.TB) []byte {
 	t.Helper()
 	replica := func(name, app, version, account, address string, ports ...InstancePort) Instance {
-		return Instance{Name: name, Namespace: "default", Labels: map[string]string{"app": app, "version": version},
-			Spec: InstanceSpec{ServiceAccount: account, Node: "local", Address: address, Ports: ports}}
+		return Instance{
+			Name: name, Namespace: "default", Labels: map[string]string{"app": app, "version": version},
+			Spec: InstanceSpec{ServiceAccount: account, Node: "local", Address: address, Ports: ports},
+		}
 	}
 	http := InstancePort{Name: "http", Port: 9080, App: 20001}
 	data, err := MarshalInstances([]Instance{
@@ -39,8 +41,10 @@ func exampleInstances(t testing.TB) []byte {
 		replica("reviews-v1-1", "reviews", "v1", "bookinfo-reviews", "127.0.16.2", http),
 		replica("productpage-1", "productpage", "v1", "bookinfo-productpage", "127.0.16.1", http),
 		replica("details-1", "details", "v1", "", "127.0.16.4", http, InstancePort{Name: "db", Protocol: "MYSQL", Port: 3306, App: 20002, AppAddress: "127.0.0.2"}),
-		{Name: "ingress", Namespace: "istio-system", Labels: map[string]string{"istio": "ingressgateway"},
-			Spec: InstanceSpec{Node: "local", Address: "127.0.16.9", Type: "gateway", GatewayPorts: map[uint32]uint32{80: 8080}}},
+		{
+			Name: "ingress", Namespace: "istio-system", Labels: map[string]string{"istio": "ingressgateway"},
+			Spec: InstanceSpec{Node: "local", Address: "127.0.16.9", Type: "gateway", GatewayPorts: map[uint32]uint32{80: 8080}},
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -252,8 +256,10 @@ func TestInstancesRoundTrip(t *testing.T) {
 // A Service finds the ports of its replicas by number, by name, or by what the
 // program listens on.
 func TestTargetPorts(t *testing.T) {
-	instances, err := MarshalInstances([]Instance{{Name: "web-1", Namespace: "default", Labels: map[string]string{"app": "web"},
-		Spec: InstanceSpec{Address: "127.0.0.5", Ports: []InstancePort{{Name: "http", Port: 8080, App: 20001}}}}})
+	instances, err := MarshalInstances([]Instance{{
+		Name: "web-1", Namespace: "default", Labels: map[string]string{"app": "web"},
+		Spec: InstanceSpec{Address: "127.0.0.5", Ports: []InstancePort{{Name: "http", Port: 8080, App: 20001}}},
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -295,11 +301,24 @@ func TestPortProtocol(t *testing.T) {
 		name, app, transport string
 		want                 model.Protocol
 	}{
-		{"http", "", "", model.HTTP}, {"http-web", "", "TCP", model.HTTP}, {"HTTP2-x", "", "", model.HTTP2}, {"grpc", "", "", model.GRPC},
-		{"grpc-web", "", "", model.GRPCWeb}, {"grpc-web-x", "", "", model.GRPCWeb}, {"grpc-webx", "", "", model.GRPC}, {"https-a", "", "", model.HTTPS},
-		{"web", "", "", model.TCP}, {"", "", "", model.TCP}, {"httpx", "", "", model.TCP}, {"http", "tcp", "", model.TCP},
-		{"web", "http", "", model.HTTP}, {"web", "kubernetes.io/h2c", "", model.HTTP2}, {"http", "example.com/own", "", model.TCP},
-		{"dns", "", "UDP", model.UDP}, {"mongo", "", "", model.Mongo}, {"tls", "", "", model.TLS},
+		{"http", "", "", model.HTTP},
+		{"http-web", "", "TCP", model.HTTP},
+		{"HTTP2-x", "", "", model.HTTP2},
+		{"grpc", "", "", model.GRPC},
+		{"grpc-web", "", "", model.GRPCWeb},
+		{"grpc-web-x", "", "", model.GRPCWeb},
+		{"grpc-webx", "", "", model.GRPC},
+		{"https-a", "", "", model.HTTPS},
+		{"web", "", "", model.TCP},
+		{"", "", "", model.TCP},
+		{"httpx", "", "", model.TCP},
+		{"http", "tcp", "", model.TCP},
+		{"web", "http", "", model.HTTP},
+		{"web", "kubernetes.io/h2c", "", model.HTTP2},
+		{"http", "example.com/own", "", model.TCP},
+		{"dns", "", "UDP", model.UDP},
+		{"mongo", "", "", model.Mongo},
+		{"tls", "", "", model.TLS},
 	} {
 		if got := portProtocol(c.name, c.app, c.transport); got != c.want {
 			t.Errorf("portProtocol(%q, %q, %q) = %v, want %v", c.name, c.app, c.transport, got, c.want)

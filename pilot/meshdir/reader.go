@@ -114,11 +114,11 @@ func (r *Reader) Read() (mesh *model.Mesh, changed bool, problems []Problem) {
 	if mesh == nil { // nothing better than what we have
 		return r.mesh, first, unique(problems)
 	}
-	print := r.fingerprint(chosen)
-	changed = first || print != r.print
+	sum := r.fingerprint(chosen)
+	changed = first || sum != r.print
 	r.good = chosen
 	if changed {
-		r.mesh, r.print = mesh, print
+		r.mesh, r.print = mesh, sum
 		problems = append(problems, r.keep()...)
 	}
 	return r.mesh, changed, unique(problems)

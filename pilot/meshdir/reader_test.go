@@ -174,8 +174,10 @@ func TestReaderReadsInstances(t *testing.T) {
 	if len(problems) > 0 || len(mesh.Proxies) != 0 || len(mesh.Services) != 1 {
 		t.Fatalf("%v %+v", problems, mesh)
 	}
-	data, err := MarshalInstances([]Instance{{Name: "web-1", Namespace: "default", Labels: map[string]string{"app": "web"},
-		Spec: InstanceSpec{Address: "127.0.0.5", Ports: []InstancePort{{Name: "http", Port: 80, App: 9000}}}}})
+	data, err := MarshalInstances([]Instance{{
+		Name: "web-1", Namespace: "default", Labels: map[string]string{"app": "web"},
+		Spec: InstanceSpec{Address: "127.0.0.5", Ports: []InstancePort{{Name: "http", Port: 80, App: 9000}}},
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -51,6 +51,8 @@ type Object[Spec any] struct {
 }
 
 // The kinds that are kept as their published types.
+//
+//nolint:revive // one comment for the group
 type (
 	VirtualService        = Object[networking.VirtualService]
 	DestinationRule       = Object[networking.DestinationRule]
@@ -126,10 +128,10 @@ const (
 type Interception int
 
 const (
-	// Explicit: the sidecar binds the workload's ports on the workload's own
+	// Explicit means that the sidecar binds the workload's ports on the workload's own
 	// address and offers an HTTP proxy on ExplicitProxyPort; nothing is redirected.
 	Explicit Interception = iota
-	// Redirect: iptables send inbound traffic to InboundPort and outbound
+	// Redirect means that iptables send inbound traffic to InboundPort and outbound
 	// traffic to OutboundPort, as in an Istio pod.
 	Redirect
 )

@@ -51,8 +51,14 @@ func TestTracker(t *testing.T) {
 		serving uint64
 	}{
 		{
-			name:    "live when every client has it",
-			do:      func(s *steps) { s.Connected("a"); s.Connected("b"); s.propose("x"); s.Acked("a", 1, s.now); s.Acked("b", 1, s.now) },
+			name: "live when every client has it",
+			do: func(s *steps) {
+				s.Connected("a")
+				s.Connected("b")
+				s.propose("x")
+				s.Acked("a", 1, s.now)
+				s.Acked("b", 1, s.now)
+			},
 			out:     []string{"1 pending publish=true"},
 			states:  "1 live",
 			serving: 1,
@@ -65,8 +71,14 @@ func TestTracker(t *testing.T) {
 			serving: 1,
 		},
 		{
-			name:    "live when the one that has not goes away",
-			do:      func(s *steps) { s.Connected("a"); s.Connected("b"); s.propose("x"); s.Acked("a", 1, s.now); s.Disconnected("b", s.now) },
+			name: "live when the one that has not goes away",
+			do: func(s *steps) {
+				s.Connected("a")
+				s.Connected("b")
+				s.propose("x")
+				s.Acked("a", 1, s.now)
+				s.Disconnected("b", s.now)
+			},
 			out:     []string{"1 pending publish=true"},
 			states:  "1 live",
 			serving: 1,
@@ -86,8 +98,14 @@ func TestTracker(t *testing.T) {
 			serving: 1,
 		},
 		{
-			name:    "superseded by a newer one",
-			do:      func(s *steps) { s.Connected("a"); s.propose("x"); s.propose("y"); s.Acked("a", 1, s.now); s.Acked("a", 2, s.now) },
+			name: "superseded by a newer one",
+			do: func(s *steps) {
+				s.Connected("a")
+				s.propose("x")
+				s.propose("y")
+				s.Acked("a", 1, s.now)
+				s.Acked("a", 2, s.now)
+			},
 			out:     []string{"1 pending publish=true", "2 pending publish=true"},
 			states:  "2 live, 1 superseded",
 			serving: 2,

@@ -70,7 +70,8 @@ func authorizationCases(s signer, t testing.TB) []liveCase {
 		{"allow all", policy("allow-all", "rules: [{}]"), []liveRequest{pass(request{})}},
 		{"deny without rules never matches", policy("d", "action: DENY"), []liveRequest{pass(request{})}},
 		{"deny all", policy("d", "action: DENY\nrules: [{}]"), []liveRequest{deny(request{}, by("d", 0))}},
-		{"docs: sleep or ns test may GET info, or POST data with a token",
+		{
+			"docs: sleep or ns test may GET info, or POST data with a token",
 			documents(jwt, policy("httpbin", `
 action: ALLOW
 rules:
@@ -92,25 +93,36 @@ rules:
 				deny(request{identity: sleep, path: "/data", header: bearer(alice)}, noneAllows("httpbin")),
 				deny(request{path: "/info", header: bearer(alice)}, noneAllows("httpbin")),
 				deny(request{identity: "spiffe://cluster.local/ns/bar/sa/sleep", path: "/info", header: bearer(alice)}, noneAllows("httpbin")),
-			}},
-		{"docs: deny goes before allow",
+			},
+		},
+		{
+			"docs: deny goes before allow",
 			documents(policy("a", "rules: [{}]"), policy("d", "action: DENY\nrules:\n- from:\n  - source: {namespaces: [dev]}\n  to:\n  - operation: {methods: [POST]}\n- to:\n  - operation: {paths: [/admin]}")),
 			[]liveRequest{
 				pass(request{}),
 				pass(request{identity: "spiffe://cluster.local/ns/dev/sa/x"}),
 				deny(request{identity: "spiffe://cluster.local/ns/dev/sa/x", method: "POST"}, by("d", 0)),
 				deny(request{path: "/admin?x"}, by("d", 1)),
-			}},
-		{"two allow policies", documents(policy("a", "rules:\n- to:\n  - operation: {paths: [/a]}"), policy("b", "rules:\n- to:\n  - operation: {paths: [/b]}")),
-			[]liveRequest{pass(request{path: "/a"}), pass(request{path: "/b"}), deny(request{path: "/c"}, noneAllows("a", "b"))}},
+			},
+		},
+		{
+			"two allow policies", documents(policy("a", "rules:\n- to:\n  - operation: {paths: [/a]}"), policy("b", "rules:\n- to:\n  - operation: {paths: [/b]}")),
+			[]liveRequest{pass(request{path: "/a"}), pass(request{path: "/b"}), deny(request{path: "/c"}, noneAllows("a", "b"))},
+		},
 		{"audit refuses nothing", policy("a", "action: AUDIT\nrules: [{}]"), []liveRequest{pass(request{})}},
-		{"dry run refuses nothing", strings.Replace(policy("d", "action: DENY\nrules: [{}]"), "{name: d}", "{name: d, annotations: {istio.io/dry-run: \"true\"}}", 1),
-			[]liveRequest{pass(request{})}},
-		{"root namespace applies everywhere", strings.Replace(policy("r", "action: DENY\nrules: [{}]"), "{name: r}", "{name: r, namespace: istio-system}", 1),
-			[]liveRequest{deny(request{}, "AuthorizationPolicy istio-system/r rule 0")}},
+		{
+			"dry run refuses nothing", strings.Replace(policy("d", "action: DENY\nrules: [{}]"), "{name: d}", "{name: d, annotations: {istio.io/dry-run: \"true\"}}", 1),
+			[]liveRequest{pass(request{})},
+		},
+		{
+			"root namespace applies everywhere", strings.Replace(policy("r", "action: DENY\nrules: [{}]"), "{name: r}", "{name: r, namespace: istio-system}", 1),
+			[]liveRequest{deny(request{}, "AuthorizationPolicy istio-system/r rule 0")},
+		},
 		{"odd name", policy("odd_name_rule_7", "action: DENY\nrules: [{}]"), []liveRequest{deny(request{}, "AuthorizationPolicy default/odd_name_rule_7 rule 0")}},
-		{"another namespace does not", strings.Replace(policy("r", "action: DENY\nrules: [{}]"), "{name: r}", "{name: r, namespace: other}", 1),
-			[]liveRequest{pass(request{})}},
+		{
+			"another namespace does not", strings.Replace(policy("r", "action: DENY\nrules: [{}]"), "{name: r}", "{name: r, namespace: other}", 1),
+			[]liveRequest{pass(request{})},
+		},
 
 		onlyAllows("principals", "- from: [{source: {principals: ['cluster.local/ns/default/sa/sleep']}}]",
 			[]request{{identity: sleep}, {identity: oldTD}}, []request{{}, {identity: curlFoo}}),

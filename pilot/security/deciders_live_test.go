@@ -211,11 +211,15 @@ func TestQuotaLive(t *testing.T) {
 		request
 		want []string
 	}{
-		{request{identity: curlFoo, path: "/p?q=1", header: map[string]string{"Authorization": "Bearer " + token, "x-it's": "v"}},
-			[]string{"cluster.local/ns/foo/sa/curl", "foo", "127.0.0.1", "GET", "/p", "v", "alice", "7", "httpbin.default.svc.cluster.local", "gold"}},
+		{
+			request{identity: curlFoo, path: "/p?q=1", header: map[string]string{"Authorization": "Bearer " + token, "x-it's": "v"}},
+			[]string{"cluster.local/ns/foo/sa/curl", "foo", "127.0.0.1", "GET", "/p", "v", "alice", "7", "httpbin.default.svc.cluster.local", "gold"},
+		},
 		{request{method: "POST", from: "127.0.0.7", header: map[string]string{"x-forwarded-for": "10.0.0.1"}}, []string{"-", "-", "127.0.0.7", "POST", "/", "-", "-", "-", "httpbin.default.svc.cluster.local", "gold"}},
-		{request{identity: "spiffe://cluster.local/writ/authz", header: map[string]string{"x-it's": ""}},
-			[]string{"cluster.local/writ/authz", "-", "127.0.0.1", "GET", "/", "-", "-", "-", "httpbin.default.svc.cluster.local", "gold"}},
+		{
+			request{identity: "spiffe://cluster.local/writ/authz", header: map[string]string{"x-it's": ""}},
+			[]string{"cluster.local/writ/authz", "-", "127.0.0.1", "GET", "/", "-", "-", "-", "httpbin.default.svc.cluster.local", "gold"},
+		},
 	}
 	eachEnvoy(t, func(t *testing.T, bin string) {
 		server := &decider{deniedBy: "QuotaPolicy default/q limit 1"}

@@ -25,8 +25,8 @@ const (
 	DeniedByGatewayOperator = "%DYNAMIC_METADATA(writ:denied_by)%"
 )
 
-// DeniedByAnnotation, "true" on a Gateway object, lets its clients see
-// DeniedByHeader.
+// DeniedByAnnotation is the annotation that, "true" on a Gateway object, lets its
+// clients see DeniedByHeader.
 const DeniedByAnnotation = "policy.writ.mesh/denied-by"
 
 // What virtual hosts leave for the local replies under metadataNamespace.

@@ -202,7 +202,7 @@ func get(url string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := (&http.Client{Timeout: 10 * time.Second}).Do(req)
 	if err != nil {
 		return "", err
 	}
@@ -255,7 +255,7 @@ func bootstrap(t testing.TB, p *proxy, inbounds map[string]inbound, clusters []*
 		}
 	}
 	return &bootstrapv3.Bootstrap{
-		Node: &corev3.Node{Id: workload().ID, Cluster: "httpbin"},
+		Node:            &corev3.Node{Id: workload().ID, Cluster: "httpbin"},
 		StaticResources: static,
 		Admin:           &bootstrapv3.Admin{Address: envoy.SocketAddress("127.0.0.1", 0)},
 	}

@@ -27,9 +27,10 @@ func fileLog(path string) []*accesslogv3.AccessLog {
 		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: envoy.Any(&filelogv3.FileAccessLog{
 			Path: path,
 			AccessLogFormat: &filelogv3.FileAccessLog_LogFormat{LogFormat: &corev3.SubstitutionFormatString{
-				Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: inline(
-					"%REQ(:METHOD)% %REQ(:PATH)% %RESPONSE_CODE% details=%RESPONSE_CODE_DETAILS% denied=" + DeniedByOperator + " gateway=" + DeniedByGatewayOperator +
-						" peer=%DOWNSTREAM_PEER_URI_SAN% rbac=%DYNAMIC_METADATA(envoy.filters.http.rbac)% jwt=%DYNAMIC_METADATA(envoy.filters.http.jwt_authn)% hint=%DYNAMIC_METADATA(envoy.common)%\n"),
+				Format: &corev3.SubstitutionFormatString_TextFormatSource{
+					TextFormatSource: inline(
+						"%REQ(:METHOD)% %REQ(:PATH)% %RESPONSE_CODE% details=%RESPONSE_CODE_DETAILS% denied=" + DeniedByOperator + " gateway=" + DeniedByGatewayOperator +
+							" peer=%DOWNSTREAM_PEER_URI_SAN% rbac=%DYNAMIC_METADATA(envoy.filters.http.rbac)% jwt=%DYNAMIC_METADATA(envoy.filters.http.jwt_authn)% hint=%DYNAMIC_METADATA(envoy.common)%\n"),
 				},
 			}},
 		})},

@@ -66,9 +66,11 @@ func TestTCPLive(t *testing.T) {
 		{"deny-only-http", policy("a", "action: DENY\nrules: [{to: [{operation: {methods: [GET]}}]}]"), []try{{"", "", false}}},
 		{"dry-run", strings.Replace(policy("a", "action: DENY\nrules: [{}]"), "{name: a}", "{name: a, annotations: {istio.io/dry-run: 'true'}}", 1), []try{{"", "", true}}},
 		{"audit", policy("a", "action: AUDIT\nrules: [{}]"), []try{{"", "", true}}},
-		{"custom", "kind: MeshConfig\nspec: {extensionProviders: [{name: my, envoyExtAuthzGrpc: {service: 127.0.0.1, port: PORT}}]}\n---\n" +
-			policy("c", "action: CUSTOM\nprovider: {name: my}\nrules: [{from: [{source: {notNamespaces: [foo]}}]}]"),
-			[]try{{sleep, "", true}, {"spiffe://cluster.local/ns/default/sa/refuse", "", false}, {"spiffe://cluster.local/ns/foo/sa/refuse", "", true}}},
+		{
+			"custom", "kind: MeshConfig\nspec: {extensionProviders: [{name: my, envoyExtAuthzGrpc: {service: 127.0.0.1, port: PORT}}]}\n---\n" +
+				policy("c", "action: CUSTOM\nprovider: {name: my}\nrules: [{from: [{source: {notNamespaces: [foo]}}]}]"),
+			[]try{{sleep, "", true}, {"spiffe://cluster.local/ns/default/sa/refuse", "", false}, {"spiffe://cluster.local/ns/foo/sa/refuse", "", true}},
+		},
 		{"custom-unknown", policy("c", "action: CUSTOM\nprovider: {name: my}\nrules: [{}]"), []try{{sleep, "", false}}},
 	}
 	eachEnvoy(t, func(t *testing.T, bin string) {

@@ -177,8 +177,9 @@ func (b *clusterBuilder) discovery() {
 		}
 		b.out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: kind}
 		b.out.DnsLookupFamily = clusterv3.Cluster_V4_PREFERRED
-		b.out.DnsRefreshRate = b.t.mesh.Config.GetDnsRefreshRate()
-		b.out.RespectDnsTtl = true
+		// The fields that replace these two are unknown to the oldest supported Envoy.
+		b.out.DnsRefreshRate = b.t.mesh.Config.GetDnsRefreshRate() //nolint:staticcheck // see above
+		b.out.RespectDnsTtl = true                                 //nolint:staticcheck // see above
 	default:
 		b.out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}
 		b.out.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: envoy.ADS(), ServiceName: b.out.Name}

@@ -190,7 +190,7 @@ func (b *clusterBuilder) ruleNamespace() string {
 
 func (b *clusterBuilder) ruleName() string {
 	if b.key.rule == nil {
-		return b.key.svc.Ref.String()
+		return b.key.svc.String()
 	}
 	return b.key.rule.sources[0].String()
 }

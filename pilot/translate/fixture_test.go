@@ -204,8 +204,10 @@ func (b *meshBuilder) applyOne(raw []byte) {
 
 func (b *meshBuilder) serviceEntry(meta model.Meta, spec *networking.ServiceEntry) {
 	for _, host := range spec.Hosts {
-		s := &model.Service{Meta: meta, Hostname: host, Addresses: spec.Addresses, External: spec.Location == networking.ServiceEntry_MESH_EXTERNAL,
-			ExportTo: spec.ExportTo, SubjectAltNames: spec.SubjectAltNames}
+		s := &model.Service{
+			Meta: meta, Hostname: host, Addresses: spec.Addresses, External: spec.Location == networking.ServiceEntry_MESH_EXTERNAL,
+			ExportTo: spec.ExportTo, SubjectAltNames: spec.SubjectAltNames,
+		}
 		s.Resolution = map[networking.ServiceEntry_Resolution]model.Resolution{
 			networking.ServiceEntry_NONE: model.None, networking.ServiceEntry_STATIC: model.Static,
 			networking.ServiceEntry_DNS: model.DNS, networking.ServiceEntry_DNS_ROUND_ROBIN: model.DNSRoundRobin,

@@ -10,7 +10,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/reflect/protoreflect"
 	"sigs.k8s.io/yaml"
 
 	"github.com/writ-mesh/writ/pilot/model"
@@ -87,7 +86,7 @@ func render(t *testing.T, title string, s *Snapshot) string {
 			if !slices.ContainsFunc(r.Sources, func(ref model.Ref) bool { return ref.File != "" }) {
 				continue
 			}
-			raw, err := protojson.Marshal(r.Message.(protoreflect.ProtoMessage))
+			raw, err := protojson.Marshal(r.Message)
 			if err != nil {
 				t.Fatal(err)
 			}

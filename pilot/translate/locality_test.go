@@ -15,16 +15,26 @@ func TestLocality(t *testing.T) {
 		want       []string
 	}{
 		{"without outlier detection nothing fails over", `{}`, []string{"eu/west/a 0 1", "eu/west/b 0 1", "eu/east/a 0 1", "us/west/a 0 1", "asia/east/a 0 1"}},
-		{"nearest first", `{outlierDetection: {consecutive5xxErrors: 1}}`,
-			[]string{"eu/west/a 0 1", "eu/west/b 1 1", "eu/east/a 2 1", "us/west/a 3 1", "asia/east/a 3 1"}},
-		{"a region to fail over to", `{outlierDetection: {consecutive5xxErrors: 1}, loadBalancer: {localityLbSetting: {failover: [{from: eu, to: asia}]}}}`,
-			[]string{"eu/west/a 0 1", "eu/west/b 1 1", "eu/east/a 2 1", "asia/east/a 3 1", "us/west/a 4 1"}},
-		{"switched off", `{outlierDetection: {consecutive5xxErrors: 1}, loadBalancer: {localityLbSetting: {enabled: false}}}`,
-			[]string{"eu/west/a 0 1", "eu/west/b 0 1", "eu/east/a 0 1", "us/west/a 0 1", "asia/east/a 0 1"}},
-		{"shares", `{loadBalancer: {localityLbSetting: {distribute: [{from: us/*, to: {us/*: 100}}, {from: eu/west/*, to: {"eu/west/*": 80, "us/west/a": 20}}]}}}`,
-			[]string{"eu/west/a 0 4000", "eu/west/b 0 4000", "us/west/a 0 2000"}},
-		{"by labels", `{outlierDetection: {consecutive5xxErrors: 1}, loadBalancer: {localityLbSetting: {failoverPriority: [app, rack]}}}`,
-			[]string{"eu/west/a 0 1", "eu/west/b 1 1", "eu/east/a 1 1", "us/west/a 1 1", "asia/east/a 1 1"}},
+		{
+			"nearest first", `{outlierDetection: {consecutive5xxErrors: 1}}`,
+			[]string{"eu/west/a 0 1", "eu/west/b 1 1", "eu/east/a 2 1", "us/west/a 3 1", "asia/east/a 3 1"},
+		},
+		{
+			"a region to fail over to", `{outlierDetection: {consecutive5xxErrors: 1}, loadBalancer: {localityLbSetting: {failover: [{from: eu, to: asia}]}}}`,
+			[]string{"eu/west/a 0 1", "eu/west/b 1 1", "eu/east/a 2 1", "asia/east/a 3 1", "us/west/a 4 1"},
+		},
+		{
+			"switched off", `{outlierDetection: {consecutive5xxErrors: 1}, loadBalancer: {localityLbSetting: {enabled: false}}}`,
+			[]string{"eu/west/a 0 1", "eu/west/b 0 1", "eu/east/a 0 1", "us/west/a 0 1", "asia/east/a 0 1"},
+		},
+		{
+			"shares", `{loadBalancer: {localityLbSetting: {distribute: [{from: us/*, to: {us/*: 100}}, {from: eu/west/*, to: {"eu/west/*": 80, "us/west/a": 20}}]}}}`,
+			[]string{"eu/west/a 0 4000", "eu/west/b 0 4000", "us/west/a 0 2000"},
+		},
+		{
+			"by labels", `{outlierDetection: {consecutive5xxErrors: 1}, loadBalancer: {localityLbSetting: {failoverPriority: [app, rack]}}}`,
+			[]string{"eu/west/a 0 1", "eu/west/b 1 1", "eu/east/a 1 1", "us/west/a 1 1", "asia/east/a 1 1"},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := newMesh(t)

@@ -145,14 +145,14 @@ type memo[K comparable, V any] struct{ m sync.Map }
 // value of the one that stored first, so that pointers stay the same.
 func (m *memo[K, V]) get(key K, build func() (V, error)) (V, error) {
 	if v, ok := m.m.Load(key); ok {
-		return v.(V), nil
+		return v.(V), nil //nolint:forcetypeassert // only get stores
 	}
 	v, err := build()
 	if err != nil {
 		return v, err
 	}
 	stored, _ := m.m.LoadOrStore(key, v)
-	return stored.(V), nil
+	return stored.(V), nil //nolint:forcetypeassert // only get stores
 }
 
 // sources is an ordered set of references.

@@ -98,10 +98,10 @@ func listener(i, generation int) *listenerv3.Listener {
 func (w world) config(t testing.TB, b *Builder, node string) *Config {
 	t.Helper()
 	var sets []*Set
-	add := func(url string, m map[int]int, make func(i, g int) (string, proto.Message)) {
+	add := func(url string, m map[int]int, build func(i, g int) (string, proto.Message)) {
 		var list []*Resource
 		for i, g := range m {
-			name, msg := make(i, g)
+			name, msg := build(i, g)
 			r, err := b.Resource(name, msg, nil)
 			if err != nil {
 				t.Fatal(err)

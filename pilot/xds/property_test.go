@@ -88,7 +88,7 @@ func sequence(t *testing.T, r *rand.Rand) {
 			}
 			connected[id] = !connected[id]
 		case 7:
-			time.Sleep(time.Duration(r.IntN(7000)) * time.Millisecond)
+			time.Sleep(time.Duration(r.IntN(7000)) * time.Millisecond) // fake time
 		}
 		if r.IntN(2) == 0 {
 			synctest.Wait()
@@ -101,7 +101,7 @@ func sequence(t *testing.T, r *rand.Rand) {
 		}
 	}
 	synctest.Wait()
-	time.Sleep(30 * time.Second)
+	time.Sleep(30 * time.Second) // fake time
 	synctest.Wait()
 	for _, id := range ids {
 		clients[id].wantState(b.snap.Proxies[id])

@@ -257,7 +257,7 @@ func (s *Server) Publish(snap *Snapshot) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.snap == snap && s.released != snap && !s.stopped {
-			s.opt.Log.Warn("proxies go on without waiting for services that have not acknowledged", "revision", snap.Revision)
+			s.opt.Log.Warn("proxies go on without waiting for services that have not acknowledged", slog.Any("revision", snap.Revision))
 			s.releaseLocked()
 		}
 	})

@@ -66,7 +66,7 @@ func TestMakeBeforeBreak(t *testing.T) {
 		if c := b.srv.Clients()[0]; c.Acked != 2 {
 			t.Errorf("revision 2 is in effect and not acknowledged: %+v", c)
 		}
-		time.Sleep(2 * time.Second)
+		time.Sleep(2 * time.Second) // fake time
 		synctest.Wait()
 		equal(t, "removal", e.responses(), []string{"Cluster -c0"})
 		e.wantState(snap.Proxies["sidecar~1"])

@@ -115,10 +115,10 @@ func TestProxiesWaitForServices(t *testing.T) {
 		b.rego["c"] = 1
 		w["sidecar~1"].routes[0] = 3
 		b.publish(w)
-		time.Sleep(499 * time.Millisecond)
+		time.Sleep(499 * time.Millisecond) // fake time
 		synctest.Wait()
 		equal(t, "before the end of the wait", e.responses(), nil)
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // fake time
 		synctest.Wait()
 		equal(t, "after the wait", e.responses(), []string{"RouteConfiguration +r0"})
 	})
@@ -277,10 +277,11 @@ func TestPilotRestartWithOtherContentIsMakeBeforeBreak(t *testing.T) {
 		snap := second.publish(map[string]world{"sidecar~1": w})
 		e.connect(second)
 		defer e.disconnect()
-		time.Sleep(10 * time.Second)
+		time.Sleep(10 * time.Second) // fake time
 		synctest.Wait()
 		equal(t, "after the restart", e.responses(), []string{
-			"Cluster +c5", "ClusterLoadAssignment +c5", "Listener -l1", "RouteConfiguration +r0", "Cluster -c1"})
+			"Cluster +c5", "ClusterLoadAssignment +c5", "Listener -l1", "RouteConfiguration +r0", "Cluster -c1",
+		})
 		e.wantState(snap.Proxies["sidecar~1"])
 	})
 }

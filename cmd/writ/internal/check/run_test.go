@@ -25,8 +25,10 @@ func TestRequestsSentElsewhere(t *testing.T) {
 		got    string
 		pass   bool
 	}{
-		"from a workload": {echo, Check{From: "web", Repeat: 3, Request: Request{URL: "http://books/1", Method: "PUT"},
-			Expect: Expect{Status: 200, Body: "{method:PUT,url:http://books/1,repeat:3}", Headers: map[string]string{"x-in": "1"}}}, "200", true},
+		"from a workload": {echo, Check{
+			From: "web", Repeat: 3, Request: Request{URL: "http://books/1", Method: "PUT"},
+			Expect: Expect{Status: 200, Body: "{method:PUT,url:http://books/1,repeat:3}", Headers: map[string]string{"x-in": "1"}},
+		}, "200", true},
 		"from outside":            {echo, Check{Direct: "web", Request: Request{Path: "/1"}, Expect: Expect{Status: 200, Body: "url:http://10.0.0.1:80/1"}}, "200", true},
 		"refused":                 {`echo '{"error":"EOF"}'`, Check{Direct: "web", Expect: Expect{Refused: true}}, "refused", true},
 		"answered, not refused":   {`echo '{"status":200}'`, Check{Direct: "web", Expect: Expect{Refused: true}}, "200", false},

@@ -98,7 +98,7 @@ func (s *Stack) planWorkload(out *plan, w *meshdir.LocalWorkload) error {
 		if err != nil {
 			return err
 		}
-		r := replica{workload: w.Name, admin: addr, command: w.Spec.Command, env: w.Spec.Env, where: w.Ref.String()}
+		r := replica{workload: w.Name, admin: addr, command: w.Spec.Command, env: w.Spec.Env, where: w.String()}
 		r.address = addr
 		r.instance = meshdir.Instance{
 			Name: name, Namespace: w.Namespace, Labels: w.Labels,

@@ -3,6 +3,7 @@ package stack
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"os"
@@ -123,7 +124,8 @@ func (s *Stack) register(pid int, proxyID string) {
 		return err
 	})
 	if err != nil {
-		s.log.WarnContext(ctx, "a proxy could not be registered with the node agent", "proxy", proxyID, "pid", pid, "error", err)
+		s.log.WarnContext(ctx, "a proxy could not be registered with the node agent",
+			slog.String("proxy", proxyID), slog.Int("pid", pid), slog.Any("error", err))
 	}
 }
 
@@ -199,8 +201,9 @@ func (s *Stack) waitForPrograms(ctx context.Context) error {
 				return c.Close()
 			})
 			if err != nil {
-				s.log.WarnContext(ctx, "a program does not listen on the port it was given in $PORT", "workload", r.instance.Name, "port", p.App,
-					"log", s.p.file("logs", "app-"+r.instance.Namespace+"-"+r.instance.Name+".log"))
+				s.log.WarnContext(ctx, "a program does not listen on the port it was given in $PORT",
+					slog.String("workload", r.instance.Name), slog.Uint64("port", uint64(p.App)),
+					slog.String("log", s.p.file("logs", "app-"+r.instance.Namespace+"-"+r.instance.Name+".log")))
 			}
 		}
 	}
