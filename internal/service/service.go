@@ -125,10 +125,16 @@ type options struct {
 // its name, and flags win over it.
 func parse[C any](s Spec[C], args []string, stderr io.Writer) (C, options, error) {
 	c, opts := s.Default(), options{}
-	fs := flagSet(s, &c, &opts, stderr)
+	fs := flagSet(s, &c, &opts)
 	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			fs.SetOutput(stderr)
+			fmt.Fprintf(stderr, "%s: %s\n\nUsage: %s [flags]\n\n", s.Name, s.About, s.Name)
+			fs.PrintDefaults()
+			return c, opts, err
+		}
 		opts.usage = true
-		return c, opts, err
+		return c, opts, fmt.Errorf("%w; -help lists the flags", err)
 	}
 	if opts.version {
 		return c, opts, nil
@@ -138,7 +144,7 @@ func parse[C any](s Spec[C], args []string, stderr io.Writer) (C, options, error
 		if err := config.Load(opts.file, &c); err != nil {
 			return c, opts, err
 		}
-		again := flagSet(s, &c, &opts, io.Discard)
+		again := flagSet(s, &c, &opts)
 		if err := again.Parse(args); err != nil {
 			return c, opts, err
 		}
@@ -159,9 +165,11 @@ func parse[C any](s Spec[C], args []string, stderr io.Writer) (C, options, error
 	return c, opts, nil
 }
 
-func flagSet[C any](s Spec[C], c *C, o *options, out io.Writer) *flag.FlagSet {
+// flagSet is silent: what is wrong is said once, by run.
+func flagSet[C any](s Spec[C], c *C, o *options) *flag.FlagSet {
 	fs := flag.NewFlagSet(s.Name, flag.ContinueOnError)
-	fs.SetOutput(out)
+	fs.SetOutput(io.Discard)
+	fs.Usage = func() {}
 	fs.StringVar(&o.file, "config", "", "the configuration `file` (YAML)")
 	fs.BoolVar(&o.validate, "validate", false, "check the configuration and exit")
 	fs.BoolVar(&o.version, "version", false, "print the version and exit")
@@ -169,10 +177,6 @@ func flagSet[C any](s Spec[C], c *C, o *options, out io.Writer) *flag.FlagSet {
 	fs.StringVar(&o.format, "log-format", "", "text or json")
 	if s.Flags != nil {
 		s.Flags(fs, c)
-	}
-	fs.Usage = func() {
-		fmt.Fprintf(out, "%s: %s\n\nUsage: %s [flags]\n\n", s.Name, s.About, s.Name)
-		fs.PrintDefaults()
 	}
 	return fs
 }
