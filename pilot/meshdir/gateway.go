@@ -67,6 +67,7 @@ func (c *checker) gatewayPort(at string, s *networking.Server) (model.Protocol, 
 	if s.Port.Name == "" {
 		c.errorf(at+".port.name", "the port needs a name")
 	}
+	c.withoutEffect(s.Bind != "", at+".bind")
 	unix, isUnix := strings.CutPrefix(s.Bind, unixPrefix)
 	switch {
 	case isUnix:

@@ -27,6 +27,7 @@ func checkSidecar(c *checker) {
 		}
 		seen[in.Port.GetNumber()] = true
 	}
+	c.withoutEffect(s.InboundConnectionPool != nil, "spec.inboundConnectionPool")
 	c.connectionPool("spec.inboundConnectionPool", s.InboundConnectionPool)
 	c.egressListeners(s.Egress)
 	c.outboundTrafficPolicy(s.OutboundTrafficPolicy)
@@ -45,6 +46,7 @@ func (c *checker) ingress(at string, in *networking.IstioIngressListener) {
 			c.errorf(at+".defaultEndpoint", "%q is not 127.0.0.1:PORT, 0.0.0.0:PORT or unix:///PATH", shorten(e))
 		}
 	}
+	c.unsupported(in.Tls != nil, at+".tls")
 	if t := in.Tls; t != nil {
 		protocol, _ := protocolOf(in.Port.Protocol)
 		switch {

@@ -7,6 +7,7 @@ import (
 // checkTelemetry follows the rules of Istio's validation of the kind.
 func checkTelemetry(c *checker) {
 	t := c.object.spec.(*telemetry.Telemetry)
+	c.withoutEffect(len(t.AccessLogging)+len(t.Tracing)+len(t.Metrics) > 0, "spec")
 	c.policyTarget(t.Selector, t.TargetRef, t.TargetRefs)
 	for i, l := range t.AccessLogging {
 		c.telemetryProviders(index("spec.accessLogging", i), l.Providers)
