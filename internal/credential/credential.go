@@ -66,10 +66,10 @@ func (c Config) Validate() error {
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("identity: missing %s", strings.Join(missing, ", "))
+		return fmt.Errorf("credential: missing %s", strings.Join(missing, ", "))
 	}
 	if _, err := spiffeid.TrustDomainFromString(c.TrustDomain); err != nil {
-		return fmt.Errorf("identity: trust_domain %q: %w", c.TrustDomain, err)
+		return fmt.Errorf("credential: trust_domain %q: %w", c.TrustDomain, err)
 	}
 	return nil
 }
@@ -205,7 +205,8 @@ func (s *Source) join(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	conn, err := grpc.NewClient(s.cfg.CA, grpc.WithTransportCredentials(credentials.NewTLS(tls13(tlsconfig.TLSClientConfig(s.joinBundle(), tlsconfig.AuthorizeID(ca))))))
+	conn, err := grpc.NewClient(s.cfg.CA, grpc.WithDisableServiceConfig(),
+		grpc.WithTransportCredentials(credentials.NewTLS(tls13(tlsconfig.TLSClientConfig(s.joinBundle(), tlsconfig.AuthorizeID(ca))))))
 	if err != nil {
 		return err
 	}
@@ -416,6 +417,9 @@ func (s *Source) ClientTLS(server spiffeid.ID) *tls.Config {
 // Dial connects to a service of Writ. addr is host:port.
 func (s *Source) Dial(addr string, server spiffeid.ID) (*grpc.ClientConn, error) {
 	return grpc.NewClient(addr,
+		// Else each connection waits for a TXT record that nobody has, which takes
+		// seconds where names of the outside cannot be resolved.
+		grpc.WithDisableServiceConfig(),
 		grpc.WithTransportCredentials(credentials.NewTLS(s.ClientTLS(server))),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: dialBackoff, MinConnectTimeout: 2 * time.Second}),

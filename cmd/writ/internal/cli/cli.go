@@ -97,6 +97,14 @@ func (o *output) print(w io.Writer, v any, table func(io.Writer) error) error {
 	return fmt.Errorf("-o %q: want table or json", string(*o))
 }
 
+// oneDir wants the mesh directory as the only argument.
+func oneDir(cmd *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return fmt.Errorf("name one mesh directory, for example:\n%s", cmd.Example)
+	}
+	return nil
+}
+
 // meshDir is the optional positional argument that names the mesh directory.
 func meshDir(args []string) string {
 	if len(args) == 0 {

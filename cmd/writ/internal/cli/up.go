@@ -26,7 +26,7 @@ func upCommand() *cobra.Command {
 real Envoys that DIR describes. No root, no container, no Kubernetes. Files are
 watched: an edit is live within a second. Ctrl-C ends everything.`,
 		Example: "  writ up examples/bookinfo",
-		Args:    cobra.ExactArgs(1),
+		Args:    oneDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.Dir, o.Redis = args[0], redis
 			return up(cmd.Context(), o, checks, cmd.OutOrStdout(), cmd.ErrOrStderr())

@@ -27,7 +27,7 @@ func validateCommand() *cobra.Command {
 unknown fields, wrong types, references to nothing, Rego that does not compile.
 Exit code 0: valid (warnings allowed); 1: not; 2: cannot tell.`,
 		Example: "  writ validate examples/bookinfo",
-		Args:    cobra.ExactArgs(1),
+		Args:    oneDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if info, err := os.Stat(args[0]); err != nil || !info.IsDir() {
 				return fmt.Errorf("%s is no mesh directory", args[0])
