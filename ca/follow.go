@@ -35,6 +35,7 @@ func followPlacements(c Config, a *Authority, own *own, table *placement.Table) 
 		creds = insecure.NewCredentials() // the socket's mode guards it
 	}
 	conn, err := grpc.NewClient(c.Pilot, grpc.WithTransportCredentials(creds),
+		grpc.WithDisableServiceConfig(), // nobody has its TXT record, and looking for it takes time
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: pilotBackoff, MinConnectTimeout: 2 * time.Second}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
