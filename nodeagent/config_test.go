@@ -39,8 +39,8 @@ func TestConfig(t *testing.T) {
 		"no pilot":         {func(c *Config) { c.Pilot = "" }, "pilot:"},
 		"short life":       {func(c *Config) { c.SVIDTTL = config.Duration(9 * time.Second) }, "svid_ttl:"},
 		"no wait":          {func(c *Config) { c.AttestWait = 0 }, "attest_wait:"},
-		"no authority":     {func(c *Config) { c.Credential.CA = "" }, "identity:"},
-		"bad trust domain": {func(c *Config) { c.Credential.TrustDomain = "A b" }, "identity:"},
+		"no authority":     {func(c *Config) { c.Credential.CA = "" }, "credential:"},
+		"bad trust domain": {func(c *Config) { c.Credential.TrustDomain = "A b" }, "credential:"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := valid()

@@ -287,7 +287,7 @@ func TestConfig(t *testing.T) {
 		{"redis by socket", func(c *Config) { c.Descriptors, c.Redis.Address = dir, "unix:///run/redis.sock" }, ""},
 		{"nothing to do", func(*Config) {}, "nothing to enforce"},
 		{"both", func(c *Config) { c.Descriptors, c.Pilot, c.Credential = dir, "p:1", full }, "both set"},
-		{"no credential", func(c *Config) { c.Pilot = "p:1" }, "identity: missing"},
+		{"no credential", func(c *Config) { c.Pilot = "p:1" }, "credential: missing"},
 		{"plain text for all", func(c *Config) { c.Descriptors, c.Listen = dir, "0.0.0.0:8081" }, "plain text"},
 		{"plain text by name", func(c *Config) { c.Descriptors, c.Listen = dir, "example.org:8081" }, "plain text"},
 		{"no folder", func(c *Config) { c.Descriptors = dir + "/none" }, "is not a folder"},
