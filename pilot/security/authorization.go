@@ -56,8 +56,8 @@ func dryRun(p *model.AuthorizationPolicy) bool {
 // when no policy is on it.
 type ruleSet struct {
 	enforced, shadow *rbacv3.RBAC
-	// refs are the policies of the enforced side.
-	refs []model.Ref
+	// refs are the policies of the enforced side, shadowRefs those of the other.
+	refs, shadowRefs []model.Ref
 }
 
 // compileSet compiles the policies of one action as a list.
@@ -67,6 +67,7 @@ func (c *Compiler) compileSet(policies []*model.AuthorizationPolicy, action rbac
 		side := &set.enforced
 		if dryRun(pol) {
 			side = &set.shadow
+			set.shadowRefs = append(set.shadowRefs, pol.Ref)
 		} else {
 			set.refs = append(set.refs, pol.Ref)
 		}
@@ -122,6 +123,9 @@ func (c *Compiler) addAuthorization(b *httpBuilder, p *model.Proxy, s selection)
 	}
 	if len(allow.refs) > 0 {
 		b.name(nameAllow, noRuleAllows(allow.refs))
+	}
+	if len(allow.shadowRefs) > 0 {
+		b.name(nameDryRunAllow, "AuthorizationPolicy "+nameList(allow.shadowRefs))
 	}
 	return nil
 }

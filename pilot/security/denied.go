@@ -25,6 +25,29 @@ const (
 	DeniedByGatewayOperator = "%DYNAMIC_METADATA(writ:denied_by)%"
 )
 
+// HTTPLogFields are access log fields, by name, for what policies recorded
+// without refusing: AUDIT and the dry runs of ALLOW and DENY. A dry run of ALLOW
+// that no rule lets pass has the result "denied" and the names of its policies.
+func HTTPLogFields() map[string]string {
+	fields := recorded(rbacHTTPMetadata)
+	fields["audit"] = "%DYNAMIC_METADATA(envoy.common:access_log_hint)%"
+	fields["dry_run_allow_policies"] = "%METADATA(VIRTUAL_HOST:" + metadataNamespace + ":" + nameDryRunAllow + ")%"
+	return fields
+}
+
+// TCPLogFields are the same for connections.
+func TCPLogFields() map[string]string { return recorded(rbacTCPMetadata) }
+
+func recorded(filter string) map[string]string {
+	operator := func(key string) string { return "%DYNAMIC_METADATA(" + filter + ":" + key + ")%" }
+	return map[string]string{
+		"dry_run_allow_result": operator(dryRunAllowStatPrefix + "shadow_engine_result"),
+		"dry_run_allow_rule":   operator(dryRunAllowStatPrefix + "shadow_effective_policy_id"),
+		"dry_run_deny_result":  operator(dryRunDenyStatPrefix + "shadow_engine_result"),
+		"dry_run_deny_rule":    operator(dryRunDenyStatPrefix + "shadow_effective_policy_id"),
+	}
+}
+
 // DeniedByAnnotation is the annotation that, "true" on a Gateway object, lets its
 // clients see DeniedByHeader.
 const DeniedByAnnotation = "policy.writ.mesh/denied-by"
@@ -33,6 +56,7 @@ const DeniedByAnnotation = "policy.writ.mesh/denied-by"
 const (
 	metadataNamespace = "writ"
 	nameAllow         = "allow"
+	nameDryRunAllow   = "dry_run_allow"
 	nameJWT           = "jwt"
 	nameCustom        = "custom"
 	nameRego          = "rego"

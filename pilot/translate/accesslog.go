@@ -50,9 +50,10 @@ func logFields() map[string]string {
 }
 
 // accessLog is the log of a connection manager or TCP proxy. deniedBy is the
-// format operator that gives the rule that refused, empty for none.
-func (t *Translator) accessLog(deniedBy string) []*accesslogv3.AccessLog {
-	format := t.logFormat(deniedBy)
+// format operator that gives the rule that refused, empty for none; recorded are
+// further fields, may be nil.
+func (t *Translator) accessLog(deniedBy string, recorded map[string]string) []*accesslogv3.AccessLog {
+	format := t.logFormat(deniedBy, recorded)
 	if file := t.mesh.Config.GetAccessLogFile(); file != "" && file != stdout {
 		return []*accesslogv3.AccessLog{logger("envoy.access_loggers.file", &filelogv3.FileAccessLog{
 			Path: file, AccessLogFormat: &filelogv3.FileAccessLog_LogFormat{LogFormat: format},
@@ -69,7 +70,7 @@ func logger(name string, config proto.Message) *accesslogv3.AccessLog {
 
 // logFormat is MeshConfig.accessLogFormat where it is given (text, or a JSON
 // object with accessLogEncoding JSON), else our fields as JSON.
-func (t *Translator) logFormat(deniedBy string) *corev3.SubstitutionFormatString {
+func (t *Translator) logFormat(deniedBy string, recorded map[string]string) *corev3.SubstitutionFormatString {
 	custom := t.mesh.Config.GetAccessLogFormat()
 	if custom != "" {
 		if t.mesh.Config.GetAccessLogEncoding() == meshv1.MeshConfig_JSON {
@@ -87,6 +88,9 @@ func (t *Translator) logFormat(deniedBy string) *corev3.SubstitutionFormatString
 	}
 	fields := map[string]*structpb.Value{}
 	for k, v := range logFields() {
+		fields[k] = structpb.NewStringValue(v)
+	}
+	for k, v := range recorded {
 		fields[k] = structpb.NewStringValue(v)
 	}
 	if deniedBy != "" {

@@ -37,7 +37,7 @@ func (t *Translator) connectionManager(statPrefix, routes, deniedBy string) *hcm
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
 			ConfigSource: envoy.ADS(), RouteConfigName: routes,
 		}},
-		AccessLog:                  t.accessLog(deniedBy),
+		AccessLog:                  t.accessLog(deniedBy, nil),
 		UseRemoteAddress:           no(),
 		StreamIdleTimeout:          dur(0),
 		Http2ProtocolOptions:       &corev3.Http2ProtocolOptions{AllowConnect: true},

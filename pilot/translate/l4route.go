@@ -46,7 +46,7 @@ func (d *l4Destinations) action() *routev3.RouteAction {
 
 // filter is a TCP proxy to these destinations.
 func (d *l4Destinations) filter(t *Translator, statPrefix string) *listenerv3.Filter {
-	p := &tcpproxyv3.TcpProxy{StatPrefix: statPrefix, AccessLog: t.accessLog(""), IdleTimeout: d.idleTimeout}
+	p := &tcpproxyv3.TcpProxy{StatPrefix: statPrefix, AccessLog: t.accessLog("", nil), IdleTimeout: d.idleTimeout}
 	if d.sourceHash {
 		p.HashPolicy = []*hashv3.HashPolicy{{PolicySpecifier: &hashv3.HashPolicy_SourceIp_{SourceIp: &hashv3.HashPolicy_SourceIp{}}}}
 	}

@@ -104,7 +104,7 @@ func (t *Translator) inboundPassthrough(p *model.Proxy) (*inboundPort, error) {
 
 func (t *Translator) tcpTo(cluster string) *listenerv3.Filter {
 	return networkFilter(tcpProxy, &tcpproxyv3.TcpProxy{
-		StatPrefix: cluster, ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: cluster}, AccessLog: t.accessLog(""),
+		StatPrefix: cluster, ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: cluster}, AccessLog: t.accessLog("", nil),
 	})
 }
 
