@@ -117,9 +117,6 @@ func (c *checker) localPort(at string, p LocalWorkloadPort, before []LocalWorklo
 		if other.Name == p.Name && p.Name != "" {
 			c.errorf(at+".name", "the port name %q is given twice", p.Name)
 		}
-		if other.App == p.App && p.App != 0 {
-			c.errorf(at+".app", "port %d is given twice", p.App)
-		}
 	}
 }
 
