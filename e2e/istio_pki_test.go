@@ -11,6 +11,8 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
+	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -120,7 +122,7 @@ func tlsApp(t *testing.T, a *app, cfg *tls.Config) int {
 	t.Helper()
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(a.serve))
 	srv.TLS = cfg
-	srv.Config.ErrorLog = nil
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
 	srv.StartTLS()
 	t.Cleanup(srv.Close)
 	return srv.Listener.Addr().(*net.TCPAddr).Port

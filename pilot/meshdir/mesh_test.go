@@ -138,8 +138,9 @@ func TestServices(t *testing.T) {
 	}
 	http := map[uint32]uint32{9080: 9080}
 	want := map[string][]endpoint{
-		"api.example.com":    {{"192.0.2.1", "", "", map[uint32]uint32{443: 9443}, 3}, {"192.0.2.2", "", "", map[uint32]uint32{443: 8443}, 1}},
-		"legacy.example.com": {{"192.0.2.9", "legacy", "", map[uint32]uint32{80: 8080}, 1}},
+		"api.example.com":                        {{"192.0.2.1", "", "", map[uint32]uint32{443: 9443}, 3}, {"192.0.2.2", "", "", map[uint32]uint32{443: 8443}, 1}},
+		"ingress.istio-system.svc.cluster.local": {{"127.0.16.9", "default", "ingress", map[uint32]uint32{8080: 8080, 8443: 8443}, 1}},
+		"legacy.example.com":                     {{"192.0.2.9", "legacy", "", map[uint32]uint32{80: 8080}, 1}},
 		"details.default.svc.cluster.local": {
 			{"127.0.16.4", "default", "details-1", map[uint32]uint32{80: 9080, 9080: 9080}, 1},
 		},

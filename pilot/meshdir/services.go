@@ -137,8 +137,42 @@ func (a *assembler) kubernetesService(o *object) *model.Service {
 	return s
 }
 
-// selectEndpoints adds the workloads that have the labels: replicas, and
-// WorkloadEntries of the namespace.
+// gatewayServers are the servers that a gateway proxy serves: those of the Gateway
+// object that it is named after, else of all that select it.
+func (a *assembler) gatewayServers(p *model.Proxy) []*networking.Server {
+	var own, selecting []*networking.Server
+	for _, o := range a.objects["Gateway"] {
+		gw := o.spec.(*networking.Gateway)
+		if !model.SelectorMatches(gw.Selector, p.Labels) {
+			continue
+		}
+		selecting = append(selecting, gw.Servers...)
+		if o.meta.Name == p.Name {
+			own = append(own, gw.Servers...)
+		}
+	}
+	if len(own) > 0 {
+		return own
+	}
+	return selecting
+}
+
+// gatewayEndpoint is a gateway proxy behind a service: of the service's ports
+// those that one of its servers has.
+func (a *assembler) gatewayEndpoint(p *model.Proxy, ports []model.ServicePort) *model.Endpoint {
+	e := proxyEndpoint(p)
+	for _, port := range ports {
+		for _, s := range a.gatewayServers(p) {
+			if s.Port.GetNumber() == port.Port {
+				e.Ports[port.Port] = cmp.Or(p.GatewayPorts[port.Port], port.Port)
+			}
+		}
+	}
+	return e
+}
+
+// selectEndpoints adds the workloads that have the labels: replicas, gateways,
+// and WorkloadEntries of the namespace.
 func (a *assembler) selectEndpoints(s *model.Service, selector map[string]string, targets map[uint32]target) {
 	for _, p := range a.sidecars(s.Namespace, selector) {
 		e := proxyEndpoint(p)
@@ -148,6 +182,14 @@ func (a *assembler) selectEndpoints(s *model.Service, selector map[string]string
 			}
 		}
 		if len(e.Ports) > 0 {
+			s.Endpoints = append(s.Endpoints, e)
+		}
+	}
+	for _, p := range a.mesh.Proxies {
+		if p.Type != model.GatewayProxy || p.Namespace != s.Namespace || !model.SelectorMatches(selector, p.Labels) {
+			continue
+		}
+		if e := a.gatewayEndpoint(p, s.Ports); len(e.Ports) > 0 {
 			s.Endpoints = append(s.Endpoints, e)
 		}
 	}
@@ -251,7 +293,23 @@ func impliedName(name string, labels map[string]string, replica bool) string {
 	return name
 }
 
-// impliedServices gives a service for each app of LocalWorkloads and instances.
+// gatewayServicePorts are the ports of the service that a gateway offers to the
+// mesh, as an egress gateway does.
+func (a *assembler) gatewayServicePorts(p *model.Proxy) []model.ServicePort {
+	var out []model.ServicePort
+	for _, s := range a.gatewayServers(p) {
+		number := s.Port.GetNumber()
+		if number == 0 || slices.ContainsFunc(out, func(q model.ServicePort) bool { return q.Port == number }) {
+			continue
+		}
+		protocol, _ := protocolOf(s.Port.GetProtocol())
+		out = append(out, model.ServicePort{Name: s.Port.GetName(), Protocol: protocol, Port: number})
+	}
+	return out
+}
+
+// impliedServices gives a service for each app of LocalWorkloads and instances,
+// and for each gateway.
 func (a *assembler) impliedServices() []*model.Service {
 	services := map[string]*model.Service{}
 	add := func(meta model.Meta, name string, ports []model.ServicePort) *model.Service {
@@ -285,7 +343,11 @@ func (a *assembler) impliedServices() []*model.Service {
 	}
 	for _, o := range a.objects[instanceKind] {
 		p := proxies[proxyOf(o).ID]
-		if p.Type != model.SidecarProxy {
+		if p.Type == model.GatewayProxy {
+			ports := a.gatewayServicePorts(p)
+			if s := add(o.meta, p.Name, ports); s != nil {
+				s.Endpoints = append(s.Endpoints, a.gatewayEndpoint(p, ports))
+			}
 			continue
 		}
 		var ports []model.ServicePort

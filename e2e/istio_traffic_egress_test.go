@@ -1,0 +1,225 @@
+package e2e
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// egressMesh has programs outside of the mesh: ext (plain) and sec (TLS), both
+// of which the test plays on 127.0.0.1.
+type egressMesh struct {
+	*mesh
+	ext, sec, mut    *app
+	secPort, mutPort int
+	ca               *publicCA
+	egress           int
+}
+
+func serviceEntry(name, spec string) string { return object("ServiceEntry", "default", name, spec) }
+
+func newEgressMesh(t *testing.T, mode string) *egressMesh {
+	t.Helper()
+	e := &egressMesh{ext: newApp(t, "ext"), sec: newApp(t, "sec"), mut: newApp(t, "mut"), ca: newPublicCA(t, "public"), egress: freePorts(t, 1)[0]}
+	e.secPort = tlsApp(t, e.sec, &tls.Config{Certificates: []tls.Certificate{e.ca.issue("sec.example.com", "sec.example.com", "localhost").tls}})
+	pool := x509.NewCertPool()
+	pool.AddCert(e.ca.cert)
+	e.mutPort = tlsApp(t, e.mut, &tls.Config{Certificates: []tls.Certificate{e.ca.issue("mut", "mut.example.com").tls}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool})
+	client := e.ca.issue("client", "client.example.com")
+	in := newApp(t, "in")
+	dr := func(name, host, policy string) string {
+		return object("DestinationRule", "default", name, "host: "+host+"\ntrafficPolicy: "+policy)
+	}
+	entry := func(name, host, port string, app int) string {
+		return serviceEntry(name, fmt.Sprintf(`
+			hosts: [%s]
+			ports: [%s]
+			location: MESH_EXTERNAL
+			resolution: STATIC
+			endpoints: [{address: 127.0.0.1, ports: {p: %d}}]`, host, port, app))
+	}
+	http80, https443 := "{number: 80, name: p, protocol: HTTP}", "{number: 443, name: p, protocol: TLS}"
+	e.mesh = up(t, writeFiles(t, map[string]string{
+		"mesh.yaml":      "outboundTrafficPolicy: {mode: " + mode + "}\n",
+		"workloads.yaml": play("default", "client", map[string]string{"app": "client"}, in.port),
+		"ca.pem":         string(e.ca.pem), "client.pem": string(client.cert), "client.key": string(client.key),
+		"secret.yaml": secret("default", "client-credential", "Opaque", map[string][]byte{"tls.crt": client.cert, "tls.key": client.key, "ca.crt": e.ca.pem}),
+		"egress.yaml": entry("static", "static.example.com", http80, e.ext.port) +
+			serviceEntry("dns", fmt.Sprintf(`
+			hosts: [dns.example.com]
+			ports: [{number: 80, name: p, protocol: HTTP}]
+			resolution: DNS
+			endpoints: [{address: localhost, ports: {p: %d}}]`, e.ext.port)) +
+			serviceEntry("target", fmt.Sprintf(`
+			hosts: [target.example.com]
+			ports: [{number: 80, name: p, protocol: HTTP, targetPort: %d}]
+			resolution: STATIC
+			endpoints: [{address: 127.0.0.1}]`, e.ext.port)) +
+			serviceEntry("ip", fmt.Sprintf(`
+			hosts: [localhost]
+			ports: [{number: %d, name: p, protocol: HTTP}]
+			resolution: DNS`, e.ext.port)) +
+			serviceEntry("none", fmt.Sprintf(`
+			hosts: ["*.localhost"]
+			ports: [{number: %d, name: p, protocol: HTTP}]
+			resolution: NONE`, e.ext.port)) +
+			entry("timeout", "timeout.example.com", http80, e.ext.port) +
+			object("VirtualService", "default", "timeout", `
+			hosts: [timeout.example.com]
+			http: [{timeout: 0.3s, route: [{destination: {host: timeout.example.com}}]}]`) +
+			entry("tls", "sec.example.com", https443, e.secPort) +
+			object("VirtualService", "default", "tls", `
+			hosts: [sec.example.com]
+			tls: [{match: [{port: 443, sniHosts: [sec.example.com]}], route: [{destination: {host: sec.example.com, port: {number: 443}}}]}]`) +
+			// TLS origination as in the task: port 80 goes to 443, where a rule adds TLS.
+			serviceEntry("origin", fmt.Sprintf(`
+			hosts: [origin.example.com]
+			ports: [{number: 80, name: http, protocol: HTTP, targetPort: %[1]d}, {number: 443, name: p, protocol: HTTPS, targetPort: %[1]d}]
+			resolution: STATIC
+			endpoints: [{address: 127.0.0.1}]`, e.secPort)) +
+			dr("origin", "origin.example.com", `{portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE, sni: sec.example.com, caCertificates: ca.pem, subjectAltNames: [sec.example.com]}}]}`) +
+			entry("hostsni", "sec2.example.com", http80, e.secPort) + dr("hostsni", "sec2.example.com", "{tls: {mode: SIMPLE, caCertificates: ca.pem}}") +
+			entry("wrongsan", "wrongsan.example.com", http80, e.secPort) + dr("wrongsan", "wrongsan.example.com", "{tls: {mode: SIMPLE, caCertificates: ca.pem, subjectAltNames: [other.example.com]}}") +
+			entry("noca", "noca.example.com", http80, e.secPort) + dr("noca", "noca.example.com", "{tls: {mode: SIMPLE, sni: sec.example.com}}") +
+			entry("skip", "skip.example.com", http80, e.secPort) + dr("skip", "skip.example.com", "{tls: {mode: SIMPLE, insecureSkipVerify: true}}") +
+			entry("mutual", "mut.example.com", http80, e.mutPort) + dr("mutual", "mut.example.com", "{tls: {mode: MUTUAL, caCertificates: ca.pem, clientCertificate: client.pem, privateKey: client.key}}") +
+			entry("mutualcred", "mutcred.example.com", http80, e.mutPort) + dr("mutualcred", "mutcred.example.com", "{tls: {mode: MUTUAL, credentialName: client-credential, sni: mut.example.com, subjectAltNames: [mut.example.com]}}") +
+			entry("nomutual", "nomut.example.com", http80, e.mutPort) + dr("nomutual", "nomut.example.com", "{tls: {mode: SIMPLE, caCertificates: ca.pem, sni: mut.example.com, subjectAltNames: [mut.example.com]}}") +
+			entry("tcp", "tcp.example.com", "{number: 9000, name: p, protocol: TCP}", tcpApp(t, "outside")) +
+			object("WorkloadEntry", "default", "vm", fmt.Sprintf("{address: 127.0.0.1, labels: {app: vm}, ports: {p: %d}}", e.ext.port)) +
+			serviceEntry("vm", `
+			hosts: [vm.example.com]
+			ports: [{number: 80, name: p, protocol: HTTP}]
+			location: MESH_INTERNAL
+			resolution: STATIC
+			workloadSelector: {labels: {app: vm}}`) +
+			e.egressGateway(entry, http80),
+	}))
+	if out, _ := e.writ("status", e.dir); strings.Contains(out, "error:") {
+		t.Errorf("status: %s", out)
+	}
+	return e
+}
+
+// egressGateway is the task's: requests go through a gateway on their way out.
+func (e *egressMesh) egressGateway(entry func(name, host, port string, app int) string, port string) string {
+	return entry("cnn", "edition.cnn.com", port, e.ext.port) +
+		object("Gateway", "istio-system", "istio-egressgateway", fmt.Sprintf(`{selector: {istio: egressgateway}, servers: [{port: {number: %d, name: http, protocol: HTTP}, hosts: [edition.cnn.com]}]}`, e.egress)) +
+		object("DestinationRule", "default", "egressgateway-for-cnn", "host: istio-egressgateway.istio-system.svc.cluster.local\nsubsets: [{name: cnn}]") +
+		object("VirtualService", "default", "direct-cnn-through-egress-gateway", fmt.Sprintf(`
+		hosts: [edition.cnn.com]
+		gateways: [istio-system/istio-egressgateway, mesh]
+		http:
+		- match: [{gateways: [mesh], port: 80}]
+		  route: [{destination: {host: istio-egressgateway.istio-system.svc.cluster.local, subset: cnn, port: {number: %[1]d}}, weight: 100}]
+		- match: [{gateways: [istio-system/istio-egressgateway], port: %[1]d}]
+		  headers: {request: {set: {x-egress: gateway}}}
+		  route: [{destination: {host: edition.cnn.com, port: {number: 80}}, weight: 100}]`, e.egress))
+}
+
+// overTLS sends a request over TLS through a tunnel.
+func (e *egressMesh) overTLS(target, name string) answer {
+	c, code, err := tunnel(e.proxyOf("client-1"), target)
+	if err != nil {
+		return answer{err: err}
+	}
+	if c == nil {
+		return answer{status: code}
+	}
+	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: e.ca.pool(), ServerName: name}, DialContext: func(context.Context, string, string) (net.Conn, error) { return c, nil }}
+	defer tr.CloseIdleConnections()
+	return do(&http.Client{Transport: tr, Timeout: 5 * time.Second}, request{url: "https://" + name + "/"})
+}
+
+func (e *egressMesh) registered(t *testing.T) {
+	for _, c := range []struct {
+		target, want string
+		headers      []string
+		check        func(*testing.T, answer)
+	}{
+		{target: "http://static.example.com/", want: "ext", check: all(sawHost("static.example.com"), sawHeader("x-forwarded-client-cert", ""))},
+		{target: "http://dns.example.com/", want: "ext"},
+		{target: "http://target.example.com/", want: "ext"},
+		{target: fmt.Sprintf("http://localhost:%d/", e.ext.port), want: "ext"},
+		{target: fmt.Sprintf("http://any.localhost:%d/", e.ext.port), want: "ext"},
+		{target: "http://vm.example.com/", want: "ext"},
+		{target: "http://timeout.example.com/", want: "ext"},
+		{target: "http://timeout.example.com/", headers: []string{"x-do: sleep=1s"}, want: "504"},
+		{target: "http://origin.example.com/", want: "sec"},
+		{target: "http://sec2.example.com/", want: "503"}, // the server has no certificate for this name
+		{target: "http://wrongsan.example.com/", want: "503"},
+		{target: "http://noca.example.com/", want: "503"},
+		{target: "http://skip.example.com/", want: "sec"},
+		{target: "http://mut.example.com/", want: "mut"},
+		{target: "http://mutcred.example.com/", want: "mut"},
+		{target: "http://nomut.example.com/", want: "503"},
+		{target: "http://edition.cnn.com/politics", want: "ext", check: all(sawHeader("x-egress", "gateway"), sawHost("edition.cnn.com"), sawPath("/politics"))},
+	} {
+		t.Run(c.target, func(t *testing.T) {
+			if strings.Contains(c.target, "any.localhost") {
+				if _, err := net.LookupHost("any.localhost"); err != nil {
+					t.Skip("any.localhost has no address here")
+				}
+			}
+			got := e.get("client-1", c.target, c.headers...)
+			if got.outcome() != c.want {
+				t.Errorf("%s, want %s", got, c.want)
+			} else if c.check != nil {
+				c.check(t, got)
+			}
+		})
+	}
+	t.Run("TLS through a tunnel", func(t *testing.T) {
+		if got := e.overTLS("sec.example.com:443", "sec.example.com"); got.outcome() != "sec" {
+			t.Errorf("%s", got)
+		}
+	})
+	t.Run("TCP through a tunnel", func(t *testing.T) {
+		if got := via(e.proxyOf("client-1"), "tcp.example.com:9000", "x"); got != "outside" {
+			t.Errorf("%s", got)
+		}
+	})
+}
+
+// TestIstioEgress goes through the egress tasks with ALLOW_ANY.
+func TestIstioEgress(t *testing.T) {
+	t.Parallel()
+	e := newEgressMesh(t, "ALLOW_ANY")
+	e.registered(t)
+	for _, target := range []string{fmt.Sprintf("http://127.0.0.1:%d/", e.ext.port)} {
+		if got := e.get("client-1", target); got.outcome() != "ext" {
+			t.Errorf("unknown host %s: %s", target, got)
+		}
+	}
+	if got := e.overTLS(fmt.Sprintf("localhost:%d", e.secPort), "localhost"); got.outcome() != "sec" {
+		t.Errorf("unknown host through a tunnel: %s", got)
+	}
+}
+
+// TestIstioEgressRegistryOnly is the same with REGISTRY_ONLY, then with ALLOW_ANY
+// by an edit of mesh.yaml.
+func TestIstioEgressRegistryOnly(t *testing.T) {
+	t.Parallel()
+	e := newEgressMesh(t, "REGISTRY_ONLY")
+	e.registered(t)
+	unknown := fmt.Sprintf("http://127.0.0.1:%d/", e.ext.port)
+	if got := e.get("client-1", unknown); got.status != http.StatusBadGateway {
+		t.Errorf("unknown host: %s", got)
+	}
+	if got := e.overTLS(fmt.Sprintf("localhost:%d", e.secPort), "localhost"); got.err == nil && got.status == http.StatusOK {
+		t.Errorf("unknown host through a tunnel: %s", got)
+	}
+	write(t, e.dir, "mesh.yaml", "outboundTrafficPolicy: {mode: ALLOW_ANY}\n")
+	eventually(t, 5*time.Second, func() error {
+		if got := e.get("client-1", unknown); got.outcome() != "ext" {
+			return fmt.Errorf("after the edit: %s", got)
+		}
+		return nil
+	})
+}
