@@ -14,8 +14,8 @@ help: ## list the targets
 .PHONY: build
 build: ## build every binary into bin/
 	@mkdir -p bin
-	go build -trimpath -ldflags '-s -w' -o bin/ $(addprefix ./cmd/,$(BINARIES))
-	@go build -trimpath -ldflags '-s -w' -o bin/bookinfo ./examples/bookinfo/app
+	go build -ldflags '-s -w' -o bin/ $(addprefix ./cmd/,$(BINARIES))
+	@go build -ldflags '-s -w' -o bin/bookinfo ./examples/bookinfo/app
 
 .PHONY: envoy
 envoy: ## fetch Envoy into .tools unless $ENVOY or PATH has a supported one
