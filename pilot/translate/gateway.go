@@ -267,7 +267,7 @@ func (g *gatewayBuilder) manager(routes string, port uint32, proto model.Protoco
 	m.ServerHeaderTransformation = hcmv3.HttpConnectionManager_OVERWRITE
 	m.ForwardClientCertDetails = forwardClientCert(topology.GetForwardClientCertDetails())
 	if m.ForwardClientCertDetails == hcmv3.HttpConnectionManager_SANITIZE_SET || m.ForwardClientCertDetails == hcmv3.HttpConnectionManager_APPEND_FORWARD {
-		m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Subject: yes(), Dns: true, Uri: true}
+		m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Subject: yes(), Cert: true, Dns: true, Uri: true}
 	}
 	m.AccessLog = g.t.accessLog(deniedBy, security.HTTPLogFields())
 	m.LocalReplyConfig = g.policy.LocalReply
@@ -291,12 +291,12 @@ func forwardClientCert(in meshv1.ForwardClientCertDetails) hcmv3.HttpConnectionM
 		return hcmv3.HttpConnectionManager_FORWARD_ONLY
 	case meshv1.ForwardClientCertDetails_APPEND_FORWARD:
 		return hcmv3.HttpConnectionManager_APPEND_FORWARD
-	case meshv1.ForwardClientCertDetails_SANITIZE_SET:
-		return hcmv3.HttpConnectionManager_SANITIZE_SET
+	case meshv1.ForwardClientCertDetails_SANITIZE:
+		return hcmv3.HttpConnectionManager_SANITIZE
 	case meshv1.ForwardClientCertDetails_ALWAYS_FORWARD_ONLY:
 		return hcmv3.HttpConnectionManager_ALWAYS_FORWARD_ONLY
 	}
-	return hcmv3.HttpConnectionManager_SANITIZE
+	return hcmv3.HttpConnectionManager_SANITIZE_SET
 }
 
 // bound are the VirtualServices bound to a server and visible to the proxy, with
