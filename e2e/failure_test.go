@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -281,5 +282,38 @@ func TestBookinfo(t *testing.T) {
 		if left := again.children(); len(left) > 0 {
 			t.Errorf("left behind: %v", left)
 		}
+	})
+}
+
+// TestFrozenPastEveryLife stops every process of Writ for longer than any
+// certificate lives, as a laptop's sleep does: all must come back by itself.
+func TestFrozenPastEveryLife(t *testing.T) {
+	t.Parallel()
+	a, b := newEcho(t, "a"), newEcho(t, "b")
+	m := up(t, writeFiles(t, map[string]string{"workloads.yaml": workload("a", "a", a) + workload("b", "b", b), "mtls.yaml": strict}),
+		"--certificate-life", "10s", "--service-certificate-life", "10s")
+	processes := m.children()
+	for _, c := range processes {
+		if err := syscall.Kill(c.pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select { // nothing happens while everything stands still
+	case <-time.After(15 * time.Second):
+	case <-m.done:
+	}
+	for _, c := range processes {
+		if err := syscall.Kill(c.pid, syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, 60*time.Second, func() error {
+		if got := m.get("a-1", "http://b:8000/"); got.status != http.StatusOK {
+			return fmt.Errorf("%s", got)
+		}
+		if out, code := m.writ("status", m.dir); code != 0 {
+			return errors.New(out)
+		}
+		return nil
 	})
 }

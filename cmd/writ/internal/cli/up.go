@@ -37,6 +37,7 @@ watched: an edit is live within a second. Ctrl-C ends everything.`,
 	f.StringVar(&o.ReadyFile, "ready-file", "", "write this file when every sidecar has acknowledged the first revision")
 	f.StringVar(&redis, "redis", "", "count quotas in the Redis at this address instead of in process")
 	f.DurationVar(&o.CertificateLife, "certificate-life", 0, "life of workload certificates, at least 10s (default 1h)")
+	f.DurationVar(&o.ServiceCertificateLife, "service-certificate-life", 0, "life of the services' own certificates, at least 10s (default 1h)")
 	f.StringVar(&o.EnvoyLogLevel, "envoy-log-level", "warning", "Envoy's log level")
 	f.BoolVar(&checks, "check", false, "run DIR/checks.yaml when ready, then end")
 	return c
@@ -47,8 +48,10 @@ func up(ctx context.Context, o stack.Options, checks bool, stdout, stderr io.Wri
 	if o.Envoy, err = stack.FindEnvoy(ctx); err != nil {
 		return failed(err)
 	}
-	if o.CertificateLife != 0 && o.CertificateLife < 10*time.Second {
-		return failed(fmt.Errorf("--certificate-life %s: at least 10s", o.CertificateLife))
+	for name, life := range map[string]time.Duration{"--certificate-life": o.CertificateLife, "--service-certificate-life": o.ServiceCertificateLife} {
+		if life != 0 && life < 10*time.Second {
+			return failed(fmt.Errorf("%s %s: at least 10s", name, life))
+		}
 	}
 	began := time.Now()
 	// While the mesh starts, what fails is the error that Up returns; warnings

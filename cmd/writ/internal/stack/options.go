@@ -26,6 +26,9 @@ type Options struct {
 	Redis string
 	// CertificateLife is the life of workload certificates.
 	CertificateLife time.Duration
+	// ServiceCertificateLife is the life of the certificates of the services
+	// and the node agent.
+	ServiceCertificateLife time.Duration
 	// Envoy is the path of the Envoy to run.
 	Envoy string
 	// EnvoyLogLevel is Envoy's --log-level.

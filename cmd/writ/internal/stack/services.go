@@ -2,9 +2,12 @@ package stack
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -25,6 +28,9 @@ const node = "local"
 // logLimit is the size in bytes from which a log file is moved aside at start.
 const logLimit = 16 << 20
 
+// tokenCheck is how often it is seen whether a service needs to join again.
+const tokenCheck = 2 * time.Second
+
 // daemon is one of the five services as the stack runs it.
 type daemon struct {
 	// name is that of the folder and the identity, for example pilot.
@@ -39,16 +45,15 @@ type daemon struct {
 func (s *Stack) daemons() []daemon {
 	listen := func(port int) string { return fmt.Sprintf("%s:%d", s.addr.at(0, 1), port) }
 	s.caAddr, s.pilotAddr = listen(8443), listen(15012)
-	life := map[string]any{}
-	if s.opts.CertificateLife > 0 {
-		life["workload_ttl"] = s.opts.CertificateLife.String()
-	}
 	ca := map[string]any{
 		"trust_domain": s.trustDomain, "state": s.p.file("ca"), "listen": s.caAddr,
 		"admin": s.p.unix("ca-admin"), "pilot": s.pilotAddr,
 	}
-	for k, v := range life {
-		ca[k] = v
+	if life := s.opts.CertificateLife; life > 0 {
+		ca["workload_ttl"] = life.String()
+	}
+	if life := s.opts.ServiceCertificateLife; life > 0 {
+		ca["service_ttl"] = life.String()
 	}
 	ratelimit := map[string]any{"listen": s.p.unix("ratelimit"), "pilot": s.pilotAddr, "state": s.p.file("ratelimit")}
 	if s.opts.Redis != "" {
@@ -140,6 +145,43 @@ func (s *Stack) giveToken(ctx context.Context, d daemon) error {
 		return fmt.Errorf("join token for %s: %w", d.name, err)
 	}
 	return atomicfile.Write(s.p.file(d.name, "join-token"), []byte(resp.GetToken()+"\n"), 0o600)
+}
+
+// renewTokens gives a token to a service whose certificate has expired, as after
+// a laptop's sleep: it cannot renew any more, only join again. It runs until ctx
+// ends.
+func (s *Stack) renewTokens(ctx context.Context) {
+	tick := time.NewTicker(tokenCheck)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, d := range s.daemons() {
+			if d.identity == "" || !expired(s.p.file(d.name, "identity", "identity.pem"), time.Now()) {
+				continue
+			}
+			if err := s.giveToken(ctx, d); err != nil {
+				s.log.WarnContext(ctx, "a service whose certificate has expired gets no token yet", slog.String("service", d.name), slog.Any("error", err))
+			}
+		}
+	}
+}
+
+// expired says that the first certificate in a PEM file is not valid any more.
+func expired(path string, now time.Time) bool {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return false
+	}
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return false
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	return err == nil && now.After(cert.NotAfter)
 }
 
 func (s *Stack) waitForCA(ctx context.Context) error {

@@ -179,6 +179,9 @@ func (s *Stack) Down() {
 
 // Follow starts and stops replicas as the mesh directory changes, until ctx ends.
 func (s *Stack) Follow(ctx context.Context, changes <-chan struct{}) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { s.renewTokens(ctx) })
 	for {
 		select {
 		case <-ctx.Done():
