@@ -53,24 +53,25 @@ func (c *Compiler) clusterFor(u upstream) (*clusterv3.Cluster, error) {
 	if u.tls {
 		scheme += "s"
 	}
+	service := c.mesh.ServiceByHost(model.ResolveHost(host, namespace, c.mesh.DomainSuffix), namespace)
+	name := host
+	if service != nil {
+		name = service.Hostname // the same short name is another service elsewhere
+	}
 	out := &clusterv3.Cluster{
-		Name:                 fmt.Sprintf("writ-%s|%s|%d", scheme, u.host, u.port),
+		Name:                 fmt.Sprintf("writ-%s|%s|%d", scheme, name, u.port),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		ConnectTimeout:       durationpb.New(upstreamConnectTimeout),
 		DnsLookupFamily:      clusterv3.Cluster_V4_PREFERRED,
 	}
-	service := c.mesh.ServiceByHost(model.ResolveHost(host, namespace, c.mesh.DomainSuffix), namespace)
 	http2 := u.http2
 	switch {
 	case service != nil && len(service.Endpoints) > 0:
-		allMesh, err := c.meshEndpoints(out, service, u.port)
-		if err != nil {
-			return nil, err
-		}
 		// The hop between sidecars is HTTP/2 whatever the program speaks.
-		http2 = http2 || allMesh
+		http2 = c.meshEndpoints(out, service, u.port) || http2
 	case service != nil && !strings.HasPrefix(service.Hostname, "*") && service.Resolution == model.Static:
-		return nil, fmt.Errorf("service %s has no endpoints", service.Hostname)
+		// Nobody is there now: calls fail, and the policy says what that means.
+		out.LoadAssignment = &endpointv3.ClusterLoadAssignment{ClusterName: out.GetName()}
 	default:
 		addEndpoint(out, host, u.port)
 	}
@@ -86,7 +87,7 @@ func (c *Compiler) clusterFor(u upstream) (*clusterv3.Cluster, error) {
 
 // meshEndpoints fills the cluster with the endpoints of a service; those behind
 // a sidecar are reached by mesh mTLS. It tells whether all of them are.
-func (c *Compiler) meshEndpoints(out *clusterv3.Cluster, service *model.Service, port uint32) (bool, error) {
+func (c *Compiler) meshEndpoints(out *clusterv3.Cluster, service *model.Service, port uint32) bool {
 	var sans []string
 	count := 0
 	for _, e := range service.Endpoints {
@@ -106,11 +107,8 @@ func (c *Compiler) meshEndpoints(out *clusterv3.Cluster, service *model.Service,
 			"envoy.transport_socket_match": {Fields: map[string]*structpb.Value{"writ": structpb.NewStringValue("mtls")}},
 		}}
 	}
-	if count == 0 {
-		return false, fmt.Errorf("service %s has no endpoint with port %d", service.Hostname, port)
-	}
 	if len(sans) == 0 {
-		return false, nil
+		return false
 	}
 	allMesh := len(sans) == count*len(c.trustDomains)
 	slices.Sort(sans)
@@ -123,7 +121,7 @@ func (c *Compiler) meshEndpoints(out *clusterv3.Cluster, service *model.Service,
 		Match:           &structpb.Struct{Fields: map[string]*structpb.Value{"writ": structpb.NewStringValue("mtls")}},
 		TransportSocket: envoy.TransportSocket(envoy.UpstreamTLS(c.mesh, slices.Compact(sans), alpn)),
 	}}
-	return allMesh, nil
+	return allMesh
 }
 
 func addEndpoint(c *clusterv3.Cluster, host string, port uint32) *endpointv3.LbEndpoint {

@@ -173,11 +173,10 @@ func TestGenericListener(t *testing.T) {
 
 func TestErrorsNameThePolicy(t *testing.T) {
 	cases := map[string]string{
-		policy("p", "rules: [{from: [{source: {ipBlocks: [nonsense]}}]}]"):                                         `AuthorizationPolicy default/p: rules[0]: source.ip: "nonsense" is neither an IP address nor a CIDR`,
-		policy("p", "rules: [{}, {to: [{operation: {ports: ['99999']}}]}]"):                                        `AuthorizationPolicy default/p: rules[1]: destination.port: "99999" is not a port`,
-		policy("p", "action: DENY\nrules: [{when: [{key: bad.key, values: [x]}]}]"):                                `AuthorizationPolicy default/p: rules[0]: when: unknown key "bad.key"`,
-		"kind: RequestAuthentication\nmetadata: {name: r}\nspec: {jwtRules: [{issuer: i, jwks: '{\"keys\":[]}'}]}": `RequestAuthentication default/r[0]: jwks: the key set has no keys`,
-		"kind: RequestAuthentication\nmetadata: {name: r}\nspec: {jwtRules: [{issuer: i, jwksUri: 'ftp://x'}]}":    `RequestAuthentication default/r[0]: jwksUri: "ftp://x": want http:// or https://`,
+		policy("p", "rules: [{from: [{source: {ipBlocks: [nonsense]}}]}]"):                                      `AuthorizationPolicy default/p: rules[0]: source.ip: "nonsense" is neither an IP address nor a CIDR`,
+		policy("p", "rules: [{}, {to: [{operation: {ports: ['99999']}}]}]"):                                     `AuthorizationPolicy default/p: rules[1]: destination.port: "99999" is not a port`,
+		policy("p", "action: DENY\nrules: [{when: [{key: bad.key, values: [x]}]}]"):                             `AuthorizationPolicy default/p: rules[0]: when: unknown key "bad.key"`,
+		"kind: RequestAuthentication\nmetadata: {name: r}\nspec: {jwtRules: [{issuer: i, jwksUri: 'ftp://x'}]}": `RequestAuthentication default/r[0]: jwksUri: "ftp://x": want http:// or https://`,
 	}
 	for docs, want := range cases {
 		_, err := compiler(t, newMesh(t, docs)).HTTP(workload(), httpPort())

@@ -2,8 +2,8 @@ package security
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"slices"
 	"sort"
@@ -26,6 +26,10 @@ const (
 	jwksTimeout = 5 * time.Second
 	// jwksLifetime is after how long a key set is fetched anew (Istio's).
 	jwksLifetime = 5 * time.Minute
+	// nearJWKSLifetime is the same for a key server in the mesh or on this
+	// machine, which may well be asked more often: Envoy does not ask again when
+	// it meets a key that it does not know.
+	nearJWKSLifetime = 10 * time.Second
 	// jwksRetry is how soon a failed fetch is tried again.
 	jwksRetry = time.Second
 	// jwtCacheSize is the number of verified tokens each worker remembers per
@@ -151,7 +155,7 @@ const nobodysKey = `{"keys":[{"kty":"EC","crv":"P-256","alg":"ES256","kid":"none
 // nor jwksUri would need discovery from the issuer, which Envoy cannot do.
 func localJWKS(jwks string) (*jwtv3.JwtProvider_LocalJwks, error) {
 	if jwks == "" {
-		jwks = nobodysKey
+		return inlineJWKS(nobodysKey), nil
 	}
 	var set struct {
 		Keys []json.RawMessage `json:"keys"`
@@ -160,9 +164,13 @@ func localJWKS(jwks string) (*jwtv3.JwtProvider_LocalJwks, error) {
 		return nil, fmt.Errorf("not a key set in JSON: %w", err)
 	}
 	if len(set.Keys) == 0 {
-		return nil, errors.New("the key set has no keys")
+		return inlineJWKS(nobodysKey), nil
 	}
-	return &jwtv3.JwtProvider_LocalJwks{LocalJwks: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jwks}}}, nil
+	return inlineJWKS(jwks), nil
+}
+
+func inlineJWKS(jwks string) *jwtv3.JwtProvider_LocalJwks {
+	return &jwtv3.JwtProvider_LocalJwks{LocalJwks: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jwks}}}
 }
 
 func (c *Compiler) remoteJWKS(b *httpBuilder, r namedRule) (*jwtv3.RemoteJwks, error) {
@@ -198,7 +206,7 @@ func (c *Compiler) remoteJWKS(b *httpBuilder, r namedRule) (*jwtv3.RemoteJwks, e
 			HttpUpstreamType: &corev3.HttpUri_Cluster{Cluster: cluster.GetName()},
 			Timeout:          timeout,
 		},
-		CacheDuration: durationpb.New(jwksLifetime),
+		CacheDuration: durationpb.New(c.jwksLifetime(u.Hostname(), r.namespace)),
 		AsyncFetch: &jwtv3.JwksAsyncFetch{
 			// The listener must not wait for somebody else's server.
 			FastListener:          true,
@@ -209,6 +217,15 @@ func (c *Compiler) remoteJWKS(b *httpBuilder, r namedRule) (*jwtv3.RemoteJwks, e
 			MaxInterval:  durationpb.New(jwksRetry),
 		}},
 	}, nil
+}
+
+func (c *Compiler) jwksLifetime(host, namespace string) time.Duration {
+	service := c.mesh.ServiceByHost(model.ResolveHost(host, namespace, c.mesh.DomainSuffix), namespace)
+	ip, err := netip.ParseAddr(host)
+	if service != nil && !service.External || err == nil && ip.IsLoopback() {
+		return nearJWKSLifetime
+	}
+	return jwksLifetime
 }
 
 // spaceDelimited adds the claims that are always lists in one string (RFC 8693
