@@ -26,6 +26,8 @@ import (
 const (
 	firstBlock, lastBlock = 16, 239
 	monitoringPort        = 15014
+	caPort                = 8443
+	pilotPort             = 15012
 	// firstAppPort and lastAppPort bound the private ports of programs: below
 	// the kernel's ephemeral range, so that no outgoing connection takes one.
 	firstAppPort, lastAppPort = 20000, 32000

@@ -43,8 +43,6 @@ type daemon struct {
 
 // daemons gives the services with their configurations.
 func (s *Stack) daemons() []daemon {
-	listen := func(port int) string { return fmt.Sprintf("%s:%d", s.addr.at(0, 1), port) }
-	s.caAddr, s.pilotAddr = listen(8443), listen(15012)
 	ca := map[string]any{
 		"trust_domain": s.trustDomain, "state": s.p.file("ca"), "listen": s.caAddr,
 		"admin": s.p.unix("ca-admin"), "pilot": s.pilotAddr,

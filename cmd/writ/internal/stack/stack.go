@@ -61,6 +61,7 @@ func (s *Stack) up(ctx context.Context) error {
 	if s.addr, err = openAddresses(s.p.file("addresses.json")); err != nil {
 		return err
 	}
+	s.caAddr, s.pilotAddr = fmt.Sprintf("%s:%d", s.addr.at(0, 1), caPort), fmt.Sprintf("%s:%d", s.addr.at(0, 1), pilotPort)
 	want, err := s.plan()
 	if err != nil {
 		return err
