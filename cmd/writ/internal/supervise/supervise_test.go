@@ -1,0 +1,127 @@
+package supervise_test
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/writ-mesh/writ/cmd/writ/internal/supervise"
+)
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func eventually(t *testing.T, f func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for !f() {
+		if time.Now().After(deadline) {
+			t.Fatal("not within 10 s")
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+func TestAProcessThatDiesIsStartedAgain(t *testing.T) {
+	var mu sync.Mutex
+	var pids []int
+	h := supervise.Start(t.Context(), supervise.Process{
+		Name: "sleep", Command: []string{"/bin/sleep", "60"}, Output: new(buffer), Grace: time.Second,
+		Started: func(pid int) { mu.Lock(); defer mu.Unlock(); pids = append(pids, pid) },
+	}, discard())
+	started := func(n int) bool { mu.Lock(); defer mu.Unlock(); return len(pids) == n }
+	eventually(t, func() bool { return started(1) })
+	if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool { return started(2) })
+	if _, restarts, exit := h.State(); restarts != 1 || !strings.Contains(exit, "killed") {
+		t.Errorf("%d restarts, last exit %q", restarts, exit)
+	}
+	h.Stop()
+	if pid, _, _ := h.State(); pid != 0 {
+		t.Errorf("process %d runs after Stop", pid)
+	}
+	if err := syscall.Kill(pids[1], 0); err == nil {
+		t.Error("the process is still there after Stop")
+	}
+}
+
+func TestStopEndsAProcessThatWillNot(t *testing.T) {
+	out := new(buffer)
+	h := supervise.Start(t.Context(), supervise.Process{
+		Name: "stubborn", Command: []string{"/bin/sh", "-c", `trap "" TERM; echo ready; while :; do sleep 1; done`}, Output: out, Grace: 200 * time.Millisecond,
+	}, discard())
+	eventually(t, func() bool { return strings.Contains(out.String(), "ready") })
+	done := make(chan struct{})
+	go func() { defer close(done); h.Stop() }()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("Stop hangs")
+	}
+}
+
+func TestBeforeDelaysTheStart(t *testing.T) {
+	var mu sync.Mutex
+	tries := 0
+	out := new(buffer)
+	h := supervise.Start(t.Context(), supervise.Process{
+		Name: "echo", Command: []string{"/bin/sh", "-c", "echo ran; sleep 60"}, Output: out, Grace: time.Second,
+		Before: func(context.Context) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if tries++; tries < 3 {
+				return context.DeadlineExceeded
+			}
+			return nil
+		},
+	}, discard())
+	defer h.Stop()
+	eventually(t, func() bool { return strings.Contains(out.String(), "ran") })
+	if mu.Lock(); tries != 3 {
+		t.Errorf("%d tries", tries)
+	}
+	mu.Unlock()
+}
+
+func TestLogFileMovesALargeOneAside(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	if err := os.WriteFile(path, []byte("0123456789"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := supervise.LogFile(path, 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || info.Size() != 0 || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+	if data, err := os.ReadFile(path + ".1"); err != nil || string(data) != "0123456789" {
+		t.Errorf("%q, %v", data, err)
+	}
+}
