@@ -1,16 +1,42 @@
 #!/usr/bin/env bash
 # Installs the servers that tests run against, where that is possible (root on
-# Debian); elsewhere says what will be skipped. With CI=true missing is an error.
+# Debian), and builds Docker Compose; elsewhere says what will be skipped. With
+# CI=true missing is an error.
 set -euo pipefail
+cd "$(dirname "$0")/.."
+PATH=$PATH:/usr/sbin:/sbin
+
+# need COMMAND PACKAGE
 missing=()
-command -v redis-server >/dev/null || missing+=(redis-server)
-[ ${#missing[@]} -eq 0 ] && exit 0
-if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+need() { command -v "$1" >/dev/null || missing+=("$2"); }
+need redis-server redis-server
+# For the mesh under Compose: deploy/compose.
+need dockerd docker.io
+need docker "$(apt-cache show docker-cli >/dev/null 2>&1 && echo docker-cli || echo docker.io)"
+need iptables-restore iptables
+need ip iproute2
+need unshare util-linux
+
+if [ ${#missing[@]} -gt 0 ]; then
+  mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "missing: ${missing[*]}; the tests that need it are skipped (install it as root to run them)" >&2
+    [ "${CI:-}" != true ]
+    exit
+  fi
   echo "installing ${missing[*]}" >&2
-  export DEBIAN_FRONTEND=noninteractive
+  # Tests start what they need by themselves: no service has to run.
+  export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
   apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null 2>&1 ||
     { apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null; }
-  exit 0
 fi
-echo "missing: ${missing[*]}; the tests that need it are skipped (install it as root to run them)" >&2
-[ "${CI:-}" != true ]
+
+# Debian's Compose is too old (up --wait); built from hack/compose it takes a
+# minute or two, once. Only root runs the tests with it.
+compose=.tools/bin/docker-compose
+if [ "$(id -u)" = 0 ] && [ ! -x $compose -o hack/compose/go.mod -nt $compose ]; then
+  echo "building Docker Compose" >&2
+  mkdir -p .tools/bin
+  (cd hack/compose && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "../../$compose" github.com/docker/compose/v2/cmd)
+  touch $compose
+fi

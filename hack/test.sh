@@ -3,6 +3,6 @@
 # with whole meshes, which measure time and run alone afterwards.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-mapfile -t unit < <(go list ./... | grep -v '/e2e$')
+mapfile -t unit < <(go list ./... | grep -v -e '/e2e$' -e '/deploy/compose$')
 CGO_ENABLED=1 go test -race -shuffle=on -timeout 20m "${unit[@]}"
-go test -shuffle=on -count=1 -timeout 30m ./e2e
+go test -shuffle=on -count=1 -timeout 30m -p 1 ./e2e ./deploy/compose
