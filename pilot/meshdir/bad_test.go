@@ -201,3 +201,19 @@ func TestMergeKeys(t *testing.T) {
 		t.Error(problems, mesh.NamespaceLabels)
 	}
 }
+
+// TestUnknownProvider: without its provider a CUSTOM policy has to stay, because
+// it refuses then, as in Istio; without the policy everything would pass.
+func TestUnknownProvider(t *testing.T) {
+	files := map[string][]byte{
+		"mesh.yaml":   []byte("extensionProviders:\n- {name: opa, envoyExtAuthzGrpc: {service: opa.example, port: \"9191\"}}\n"),
+		"policy.yaml": []byte("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec: {action: CUSTOM, provider: {name: oppa}, rules: [{}]}\n"),
+	}
+	mesh, problems := Parse(files, nil, Options{})
+	if len(Errors(problems)) > 0 || len(mesh.AuthorizationPolicies) != 1 {
+		t.Errorf("%v, %d policies", problems, len(mesh.AuthorizationPolicies))
+	}
+	if len(problems) != 1 || !strings.Contains(problems[0].String(), `policy.yaml:4: AuthorizationPolicy default/p: spec.provider.name`) || !strings.Contains(problems[0].Message, `"opa"`) {
+		t.Error(problems)
+	}
+}

@@ -408,7 +408,8 @@ func (a *assembler) checkAuthorizationReferences(c *checker) {
 	if len(known) > 0 {
 		hint = didYouMean(p.GetProvider().GetName(), known)
 	}
-	c.errorf("spec.provider.name", "extensionProviders in mesh.yaml has no authorizer %q%s", shorten(p.GetProvider().GetName()), hint)
+	// No error: without the policy everything would pass.
+	c.warnf("spec.provider.name", "extensionProviders in mesh.yaml has no authorizer %q, so all that the rules match is refused%s", shorten(p.GetProvider().GetName()), hint)
 }
 
 func (a *assembler) checkTelemetryReferences(c *checker) {

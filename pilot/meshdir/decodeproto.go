@@ -282,6 +282,9 @@ func (r *report) boolean(n *yaml.Node, at string) (bool, bool) {
 
 func (r *report) integer(n *yaml.Node, at string, least, most int64) (int64, bool) {
 	var i int64
+	if r.quoted {
+		n = unquoted(n)
+	}
 	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!int" || n.Decode(&i) != nil {
 		hint := ""
 		if _, err := strconv.ParseInt(n.Value, 10, 64); err == nil {

@@ -69,9 +69,10 @@ func defaultProviders() []*meshv1.MeshConfig_ExtensionProvider {
 func parseMeshConfig(r *report) *meshv1.MeshConfig {
 	config := DefaultMeshConfig()
 	proxy := proto.Clone(config.DefaultConfig).(*meshv1.ProxyConfig)
+	r.quoted = true // Istio's own examples write port: "9000"
 	r.decodeMessage(r.root, config.ProtoReflect(), "")
 	if node := get(r.root, "defaultConfig"); node != nil && !isNull(node) {
-		again := &report{file: r.file} // its problems are in r already
+		again := &report{file: r.file, quoted: true} // its problems are in r already
 		again.decodeMessage(node, proxy.ProtoReflect(), "defaultConfig")
 	}
 	config.DefaultConfig = proxy

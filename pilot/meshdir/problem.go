@@ -112,7 +112,9 @@ type report struct {
 	// root is the document's mapping, to find the line of a field.
 	root *yaml.Node
 	// base is put before every field, for objects inside a List: "items[2].".
-	base     string
+	base string
+	// quoted lets numbers be in quotes, as the JSON form of protocol buffers does.
+	quoted   bool
 	problems []Problem
 }
 
