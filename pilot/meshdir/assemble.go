@@ -38,12 +38,14 @@ type assembler struct {
 	// among them that are; both are made when first asked for.
 	subsets   map[string][]string
 	wildcards []string
+	// unready are the proxies that are no endpoint of any service.
+	unready map[*model.Proxy]bool
 }
 
 // assemble joins the objects, connects them and checks their references. The
 // mesh is usable only if no finding is an error.
 func assemble(in input, options *Options) (*model.Mesh, []finding) {
-	a := &assembler{input: in, options: options, objects: map[string][]*object{}, byID: map[string]*object{}}
+	a := &assembler{input: in, options: options, objects: map[string][]*object{}, byID: map[string]*object{}, unready: map[*model.Proxy]bool{}}
 	a.mesh = &model.Mesh{
 		Config: DefaultMeshConfig(), DomainSuffix: domainSuffix, Dir: options.Dir, Deciders: options.Deciders,
 		NamespaceLabels: map[string]map[string]string{}, Secrets: map[string]*model.Secret{},
@@ -123,7 +125,9 @@ func (a *assembler) namespaces() {
 
 func (a *assembler) proxies() {
 	for _, o := range a.objects[instanceKind] {
-		a.mesh.Proxies = append(a.mesh.Proxies, proxyOf(o))
+		p := proxyOf(o)
+		a.mesh.Proxies = append(a.mesh.Proxies, p)
+		a.unready[p] = o.spec.(*InstanceSpec).Unready
 	}
 	slices.SortFunc(a.mesh.Proxies, func(a, b *model.Proxy) int { return cmp.Compare(a.ID, b.ID) })
 }

@@ -49,11 +49,12 @@ func (a *assembler) serviceExportTo(own []string) []string {
 	return own
 }
 
-// sidecars gives the proxies of workloads in a namespace that have all labels.
+// sidecars gives the proxies of workloads in a namespace that are ready and have
+// all labels.
 func (a *assembler) sidecars(namespace string, selector map[string]string) []*model.Proxy {
 	var out []*model.Proxy
 	for _, p := range a.mesh.Proxies {
-		if p.Type == model.SidecarProxy && p.Namespace == namespace && model.SelectorMatches(selector, p.Labels) {
+		if p.Type == model.SidecarProxy && !a.unready[p] && p.Namespace == namespace && model.SelectorMatches(selector, p.Labels) {
 			out = append(out, p)
 		}
 	}
@@ -186,7 +187,7 @@ func (a *assembler) selectEndpoints(s *model.Service, selector map[string]string
 		}
 	}
 	for _, p := range a.mesh.Proxies {
-		if p.Type != model.GatewayProxy || p.Namespace != s.Namespace || !model.SelectorMatches(selector, p.Labels) {
+		if p.Type != model.GatewayProxy || a.unready[p] || p.Namespace != s.Namespace || !model.SelectorMatches(selector, p.Labels) {
 			continue
 		}
 		if e := a.gatewayEndpoint(p, s.Ports); len(e.Ports) > 0 {
@@ -345,7 +346,7 @@ func (a *assembler) impliedServices() []*model.Service {
 		p := proxies[proxyOf(o).ID]
 		if p.Type == model.GatewayProxy {
 			ports := a.gatewayServicePorts(p)
-			if s := add(o.meta, p.Name, ports); s != nil {
+			if s := add(o.meta, p.Name, ports); s != nil && !a.unready[p] {
 				s.Endpoints = append(s.Endpoints, a.gatewayEndpoint(p, ports))
 			}
 			continue
@@ -356,7 +357,7 @@ func (a *assembler) impliedServices() []*model.Service {
 			ports = append(ports, model.ServicePort{Name: w.Name, Protocol: w.Protocol, Port: w.Port})
 			e.Ports[w.Port] = w.Port
 		}
-		if s := add(o.meta, impliedName(p.Name, p.Labels, true), ports); s != nil {
+		if s := add(o.meta, impliedName(p.Name, p.Labels, true), ports); s != nil && !a.unready[p] {
 			s.Endpoints = append(s.Endpoints, e)
 		}
 	}

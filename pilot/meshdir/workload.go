@@ -142,8 +142,11 @@ type InstanceSpec struct {
 	// Type is sidecar (the default) or gateway.
 	Type string `json:"type,omitempty"`
 	// UID, if given, is the user id that the proxy's process must have.
-	UID   *uint32        `json:"uid,omitempty"`
-	Ports []InstancePort `json:"ports,omitempty"`
+	UID *uint32 `json:"uid,omitempty"`
+	// Unready says that the proxy is configured but that no caller is sent to it:
+	// it is not up yet, or about to go.
+	Unready bool           `json:"unready,omitempty"`
+	Ports   []InstancePort `json:"ports,omitempty"`
 	// GatewayPorts maps the port of a Gateway server to the one really bound.
 	GatewayPorts map[uint32]uint32 `json:"gatewayPorts,omitempty"`
 }

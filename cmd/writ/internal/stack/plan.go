@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -46,6 +47,26 @@ func (r *replica) gateway() bool { return r.instance.Spec.Type == "gateway" }
 func (r *replica) key() string { return r.instance.Namespace + "/" + r.instance.Name }
 
 func (p plan) equal(o plan) bool { return reflect.DeepEqual(p, o) }
+
+func (p plan) byKey() map[string]replica {
+	out := make(map[string]replica, len(p.replicas))
+	for _, r := range p.replicas {
+		out[r.key()] = r
+	}
+	return out
+}
+
+// sameProcesses says whether processes that were started for r serve o as well:
+// ports and labels reach a proxy from pilot, but a program is told its ports.
+func (r *replica) sameProcesses(o replica) bool {
+	if meshdir.ProxyID(r.instance) != meshdir.ProxyID(o.instance) || r.instance.Spec.ServiceAccount != o.instance.Spec.ServiceAccount || r.admin != o.admin {
+		return false
+	}
+	if len(r.command) == 0 && len(o.command) == 0 {
+		return true
+	}
+	return slices.Equal(r.command, o.command) && maps.Equal(r.env, o.env) && slices.Equal(r.instance.Spec.Ports, o.instance.Spec.Ports)
+}
 
 // plan reads the mesh directory and gives every replica its addresses. A
 // mistake in the workloads or in mesh.yaml is an error: what to run would be a
@@ -217,10 +238,12 @@ func (s *Stack) checkGatewayPorts(want plan) error {
 	return nil
 }
 
-// writeInstances tells pilot what runs.
-func (s *Stack) writeInstances(want plan) error {
+// writeInstances tells pilot what runs. Nobody is sent to a replica whose key is
+// in unready.
+func (s *Stack) writeInstances(want plan, unready map[string]bool) error {
 	instances := make([]meshdir.Instance, 0, len(want.replicas))
 	for _, r := range want.replicas {
+		r.instance.Spec.Unready = unready[r.key()]
 		instances = append(instances, r.instance)
 	}
 	data, err := meshdir.MarshalInstances(instances)

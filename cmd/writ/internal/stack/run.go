@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -34,28 +33,21 @@ func (r *run) stop() {
 	}
 }
 
-// reconcile makes what runs be what is wanted. A replica of which anything has
-// changed is started anew.
+// reconcile makes what runs be what is wanted.
 func (s *Stack) reconcile(ctx context.Context, want plan) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	wanted := make(map[string]bool)
-	for _, r := range want.replicas {
-		wanted[r.key()] = true
-	}
+	wanted := want.byKey()
 	for key, r := range s.runs {
-		if !wanted[key] {
+		if w, ok := wanted[key]; !ok || !r.replica.sameProcesses(w) {
 			r.stop()
 			delete(s.runs, key)
 		}
 	}
 	for _, r := range want.replicas {
-		old := s.runs[r.key()]
-		if old != nil && reflect.DeepEqual(old.replica, r) {
+		if old := s.runs[r.key()]; old != nil {
+			old.replica = r // what has changed comes to its proxy from pilot
 			continue
-		}
-		if old != nil {
-			old.stop()
 		}
 		started, err := s.startReplica(ctx, r)
 		if err != nil {

@@ -72,7 +72,7 @@ func (s *Stack) up(ctx context.Context) error {
 	if err := s.dial(); err != nil {
 		return err
 	}
-	if err := s.writeInstances(want); err != nil {
+	if err := s.writeInstances(want, nil); err != nil {
 		return err
 	}
 	if err := s.startDaemons(ctx); err != nil {
@@ -179,18 +179,17 @@ func (s *Stack) Down() {
 }
 
 // Follow starts and stops replicas as the mesh directory changes, until ctx ends.
+// It begins with a look at the directory: an edit may have come between the
+// start and the first signal of changes.
 func (s *Stack) Follow(ctx context.Context, changes <-chan struct{}) {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	wg.Go(func() { s.renewTokens(ctx) })
 	for {
+		if err := s.follow(ctx); err != nil {
+			s.log.WarnContext(ctx, "the workloads stay as they are", slog.Any("error", err))
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-changes:
-		}
-		if err := s.follow(ctx); err != nil {
-			s.log.WarnContext(ctx, "the workloads stay as they are", slog.Any("error", err))
 		}
 	}
 }
@@ -203,13 +202,7 @@ func (s *Stack) follow(ctx context.Context) error {
 	if want.equal(s.last) {
 		return nil
 	}
-	if err := s.writeInstances(want); err != nil {
-		return err
-	}
-	if err := s.reconcile(ctx, want); err != nil {
-		return err
-	}
-	if err := s.waitUntilLive(ctx); err != nil {
+	if err := s.rollOut(ctx, want); err != nil {
 		return err
 	}
 	return s.report(ctx)
