@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -95,40 +97,47 @@ func printProblems(ctx context.Context, s *stack.Stack, w io.Writer) {
 
 func announce(w io.Writer, o stack.Options, r *stack.Ready, took time.Duration) {
 	fmt.Fprintf(w, "%s is up: %d workloads, %d gateways, revision %s, in %.1f s\n", o.Dir, len(r.Workloads), len(r.Gateways), r.Revision, took.Seconds())
+	checks, err := check.Load(filepath.Join(o.Dir, "checks.yaml"))
+	if err != nil {
+		checks = new(check.File)
+	}
 	for _, g := range r.Gateways {
-		fmt.Fprintf(w, "  open     %s%s\n", g.URL, firstPath(o.Dir))
+		fmt.Fprintf(w, "  open     %s%s\n", g.URL, firstPath(checks, g.Name))
 	}
-	fmt.Fprintf(w, "  logs     %s\n  policies %s (edit one and see it work at once)\n\nFive things to try in another terminal:\n", r.Logs, o.Dir)
-	for _, s := range suggestions(o.Dir, r) {
-		fmt.Fprintf(w, "  %s\n", s)
+	fmt.Fprintf(w, "  logs     %s\n  policies %s (edit one and see it work at once)\n\nTo try in another terminal:\n", r.Logs, o.Dir)
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, s := range suggestions(o.Dir, r, checks) {
+		fmt.Fprintf(tw, "  %s\t# %s\n", s[0], s[1])
 	}
+	_ = tw.Flush()
 	fmt.Fprintln(w, "\nCtrl-C ends it all.")
 }
 
 // firstPath is where the first check through a gateway goes, a page worth opening.
-func firstPath(dir string) string {
-	f, err := check.Load(filepath.Join(dir, "checks.yaml"))
-	if err != nil {
-		return ""
-	}
+func firstPath(f *check.File, gateway string) string {
 	for _, c := range f.Checks {
-		if c.Gateway != "" {
+		if c.Gateway == gateway {
 			return c.Request.Path
 		}
 	}
 	return ""
 }
 
-func suggestions(dir string, r *stack.Ready) []string {
-	out := []string{
-		"writ status " + dir + "                 # who runs which revision",
-		"writ check " + dir + "                  # requests with their expected outcome",
-		"writ certs ls " + dir + "               # certificates that are live now",
-		"writ validate " + dir + "               # what is wrong with the files, with line and field",
+// suggestions gives commands and what they show, spelled so that they can be
+// copied.
+func suggestions(dir string, r *stack.Ready, f *check.File) [][2]string {
+	self := os.Args[0]
+	out := [][2]string{{self + " status " + dir, "who runs which revision"}}
+	if len(f.Checks) > 0 {
+		out = append(out, [2]string{self + " check " + dir, "requests with their expected outcome"})
 	}
-	if len(r.Workloads) > 0 {
-		w := r.Workloads[0]
-		out = append(out, fmt.Sprintf("curl -x %s http://ratings:9080/ratings/0   # call as %s", w.Proxy, w.Name))
+	out = append(out,
+		[2]string{self + " certs ls " + dir, "certificates that are live now"},
+		[2]string{self + " validate " + dir, "what is wrong with the files, with line and field"})
+	for _, c := range f.Checks {
+		if w, err := r.Workload(c.From); c.From != "" && err == nil {
+			return append(out, [2]string{"curl -x " + w.Proxy + " " + c.Request.URL, "call as " + c.From})
+		}
 	}
 	return out
 }
