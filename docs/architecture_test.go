@@ -106,6 +106,34 @@ func TestCallersAreTold(t *testing.T) {
 	}
 }
 
+// TestEveryServerChecksItsMethods: a server of ours is never made without
+// comparing what it serves with the list of who may call what. The one exception
+// stands in for the OPA-Envoy plugin, which serves whoever reaches it.
+func TestEveryServerChecksItsMethods(t *testing.T) {
+	made := 0
+	open := map[string]int{filepath.Join("..", "authz", "authz.go"): 1}
+	for _, dir := range []string{"ca", "nodeagent", "pilot", "authz", "ratelimit"} {
+		for path, f := range sources(t, dir) {
+			count := map[string]int{}
+			ast.Inspect(f, func(n ast.Node) bool {
+				if sel, ok := n.(*ast.SelectorExpr); ok {
+					if pkg, ok := sel.X.(*ast.Ident); ok {
+						count[pkg.Name+"."+sel.Sel.Name]++
+					}
+				}
+				return true
+			})
+			made += count["rpc.NewServer"]
+			if count["rpc.NewServer"] != count["rpc.CheckMethods"] || count["grpc.NewServer"] != open[path] {
+				t.Errorf("%s makes %d servers with rpc.NewServer, %d without, and checks the methods of %d", path, count["rpc.NewServer"], count["grpc.NewServer"], count["rpc.CheckMethods"])
+			}
+		}
+	}
+	if made < 5 {
+		t.Errorf("only %d servers were found", made)
+	}
+}
+
 func TestModelKnowsNoEnvoy(t *testing.T) {
 	for _, p := range goList(t, "-deps", "./pilot/model") {
 		if strings.Contains(p, "envoyproxy/") || strings.Contains(p, "cncf/xds") {

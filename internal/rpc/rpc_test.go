@@ -81,8 +81,6 @@ func serve(t *testing.T, methods rpc.Methods, impl statusServer, log *strings.Bu
 	return pilotpb.NewStatusClient(conn), stop
 }
 
-func nothing(context.Context) error { return nil }
-
 func TestOnlyNamedMethodsAndCallers(t *testing.T) {
 	var log strings.Builder
 	var caller rpc.Caller
