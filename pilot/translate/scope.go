@@ -196,7 +196,24 @@ func (s *scope) selectVirtualServices() {
 			s.virtualServices = append(s.virtualServices, vs)
 		}
 	}
+	sortByExport(s.virtualServices, s.namespace)
 	s.indexHosts()
+}
+
+// sortByExport puts first what a namespace keeps to itself, then what is exported
+// to it by name, then what is for everybody, so that it can override the latter;
+// the order of age stays within each.
+func sortByExport(list []*virtualService, namespace string) {
+	rank := func(vs *virtualService) int {
+		switch {
+		case len(vs.exportTo) == 0 || slices.Contains(vs.exportTo, "*"):
+			return 2
+		case vs.Namespace == namespace && (slices.Contains(vs.exportTo, ".") || slices.Contains(vs.exportTo, namespace)):
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(list, func(a, b *virtualService) int { return cmp.Compare(rank(a), rank(b)) })
 }
 
 // hostRule is a VirtualService by one of its hosts.
