@@ -74,24 +74,51 @@ func (m *mesh) kill(name string) {
 	}
 }
 
-// monitoring gives the readiness of each service by its monitoring port.
-func (m *mesh) readyz(service string) error {
+// monitoring asks a service on its monitoring port.
+func (m *mesh) monitoring(service, path string) (string, error) {
 	data, err := os.ReadFile(filepath.Join(m.dir, ".writ", service, "config.yaml"))
 	if err != nil {
-		return err
+		return "", err
 	}
 	for line := range strings.SplitSeq(string(data), "\n") {
 		addr, ok := strings.CutPrefix(line, "monitoring: ")
 		if !ok {
 			continue
 		}
-		a := do(client(""), request{url: "http://" + strings.Trim(addr, `"`) + "/readyz"})
+		a := do(client(""), request{url: "http://" + strings.Trim(addr, `"`) + path})
 		if a.err != nil || a.status != http.StatusOK {
-			return fmt.Errorf("%s: %s", service, a)
+			return "", fmt.Errorf("%s: %s", service, a)
 		}
-		return nil
+		return a.body, nil
 	}
-	return fmt.Errorf("%s has no monitoring address", service)
+	return "", fmt.Errorf("%s has no monitoring address", service)
+}
+
+// readyz says whether a service is ready.
+func (m *mesh) readyz(service string) error {
+	_, err := m.monitoring(service, "/readyz")
+	return err
+}
+
+// metric sums a service's samples of a metric.
+func (m *mesh) metric(service, name string) (sum float64) {
+	m.t.Helper()
+	text, err := m.monitoring(service, "/metrics")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for line := range strings.SplitSeq(text, "\n") {
+		rest, ok := strings.CutPrefix(line, name)
+		if !ok || rest == "" || rest[0] != ' ' && rest[0] != '{' {
+			continue
+		}
+		v, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		sum += v
+	}
+	return sum
 }
 
 func TestKillEachServiceUnderLoad(t *testing.T) {

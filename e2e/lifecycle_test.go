@@ -157,8 +157,15 @@ spec:
 	}
 	m.kill("writ-ratelimit")
 	eventually(t, 10*time.Second, func() error { return m.readyz("ratelimit") })
-	// Envoy's connection to the old process may cost a request or two their count.
-	if n := spend("/one", 20); n < 4 || n > 6 {
+	// Envoy's connection to the old process may cost a request or two their
+	// count. On a machine that is starved of processor time Redis may seem to be
+	// away; then, and only then, the local limit of ten counts anew.
+	n, most := spend("/one", 20), 6
+	if local := m.metric("ratelimit", "writ_ratelimit_local_decisions_total"); local > 0 {
+		t.Logf("%.0f decisions without Redis", local)
+		most = 12
+	}
+	if n < 4 || n > most {
 		t.Errorf("after a restart of ratelimit %d more passed, want 4", n)
 	}
 	if err := redis.Process.Kill(); err != nil {
