@@ -640,8 +640,17 @@ func TestTokens(t *testing.T) {
 		})
 	}
 	bad := maps.Clone(issuers)
-	bad["default/r/2"] = &configpb.TokenIssuer{Issuer: "x", Jwks: `{"keys":[{"kty":"oct","k":"AA"}]}`}
-	if err := m.policies.applyIssuers(context.Background(), bad); err == nil || !strings.Contains(err.Error(), "default/r/2") || !strings.Contains(err.Error(), "symmetric") {
+	bad["default/r/2"] = &configpb.TokenIssuer{Issuer: "x", Jwks: `{"keys":[`}
+	if err := m.policies.applyIssuers(context.Background(), bad); err == nil || !strings.Contains(err.Error(), "default/r/2") {
+		t.Errorf("no key set: %v", err)
+	}
+	// Keys that cannot verify hold back nobody, and verify nothing.
+	useless := maps.Clone(issuers)
+	useless["default/r/2"] = &configpb.TokenIssuer{Issuer: "x", Jwks: `{"keys":[{"kty":"oct","k":"AA"}]}`}
+	if err := m.policies.applyIssuers(context.Background(), useless); err != nil {
 		t.Errorf("symmetric keys: %v", err)
+	}
+	if r := m.check(t, "default/john", bearer(ours, jwt.MapClaims{"iss": "x", "sub": "john", "exp": later})); allowed(r) {
+		t.Error("a token of an issuer without usable keys is taken")
 	}
 }

@@ -80,9 +80,12 @@ type jwk struct {
 	Y      string   `json:"y"`
 }
 
+// ErrNoKey says that a key set has no key by which a token could be verified.
+var ErrNoKey = errors.New("key set: no usable key")
+
 // ParseKeys reads a JWKS (RFC 7517). Keys that cannot verify signatures here,
 // symmetric ones above all, are left out and listed in Skipped; a document
-// without a single usable key is an error.
+// without a single usable key is an error, ErrNoKey.
 func ParseKeys(b []byte) (*KeySet, error) {
 	if len(b) > MaxKeySet {
 		return nil, fmt.Errorf("key set: %d bytes, more than %d", len(b), MaxKeySet)
@@ -112,9 +115,9 @@ func ParseKeys(b []byte) (*KeySet, error) {
 	}
 	if len(set.keys) == 0 {
 		if len(set.Skipped) > 0 {
-			return nil, fmt.Errorf("key set: no usable key: %s", set.Skipped[0])
+			return nil, fmt.Errorf("%w: %s", ErrNoKey, set.Skipped[0])
 		}
-		return nil, errors.New("key set: no keys")
+		return nil, ErrNoKey
 	}
 	return set, nil
 }

@@ -204,6 +204,9 @@ func (c *checker) pathTemplates(at string, paths []string) {
 func templateProblem(p string) string {
 	template := strings.Contains(p, "{*}") || strings.Contains(p, "{**}")
 	rest := false
+	if template && (!strings.HasPrefix(p, "/") || strings.HasPrefix(p, "//")) {
+		return "with a template the path begins with one /" // on anything else Envoy ends itself
+	}
 	for segment := range strings.SplitSeq(strings.Trim(p, "/"), "/") {
 		switch {
 		case segment == "{*}" || segment == "{**}":

@@ -155,7 +155,7 @@ func (c *checker) network(at, value string) {
 		if _, err := netip.ParsePrefix(value); err != nil {
 			c.errorf(at, "%q is not a CIDR block such as 10.0.0.0/8", shorten(value))
 		}
-	} else if !isIP(value) {
+	} else if ip, err := netip.ParseAddr(value); err != nil || ip.Zone() != "" {
 		c.errorf(at, "%q is not an IP address or CIDR block", shorten(value))
 	}
 }

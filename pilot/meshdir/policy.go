@@ -83,6 +83,12 @@ func (c *checker) policyMode(selector *labelSelector, mode, whenUnavailable stri
 	}
 }
 
+// What ratelimit can count.
+const (
+	minEvery = time.Millisecond
+	maxEvery = 87600 * time.Hour
+)
+
 func checkQuotaPolicy(c *checker) {
 	s := c.object.spec.(*quotaSpec)
 	c.policyMode(s.Selector, s.Mode, s.WhenUnavailable)
@@ -94,8 +100,11 @@ func checkQuotaPolicy(c *checker) {
 		if limit.Requests == nil {
 			c.errorf(at+".requests", "the number of requests is missing")
 		}
-		if limit.Every == nil || *limit.Every <= 0 {
+		switch {
+		case limit.Every == nil || *limit.Every <= 0:
 			c.errorf(at+".every", "a duration above 0 is needed: write for example every: 1m")
+		case limit.Every.value() < minEvery || limit.Every.value() > maxEvery:
+			c.errorf(at+".every", "%s is not between 1ms and 87600h", limit.Every.value())
 		}
 		for j, text := range limit.Per {
 			if _, problem := parseDimension(text); problem != "" {

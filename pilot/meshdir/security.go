@@ -1,9 +1,11 @@
 package meshdir
 
 import (
+	"encoding/json"
 	"net/url"
 	"strconv"
 
+	"github.com/lestrrat-go/jwx/v3/jwa"
 	"github.com/lestrrat-go/jwx/v3/jwk"
 	security "istio.io/api/security/v1beta1"
 	apitype "istio.io/api/type/v1beta1"
@@ -61,6 +63,7 @@ func (c *checker) jwtRule(at string, rule *security.JWTRule) {
 	c.noEmpty(at+".audiences", rule.Audiences)
 	c.noEmpty(at+".fromParams", rule.FromParams)
 	c.noEmpty(at+".fromCookies", rule.FromCookies)
+	c.noEmpty(at+".spaceDelimitedClaims", rule.SpaceDelimitedClaims)
 	for i, h := range rule.FromHeaders {
 		if place := index(at+".fromHeaders", i) + ".name"; !headerNameForm.MatchString(h.Name) {
 			c.errorf(place, "%q is not the name of a header", shorten(h.Name))
@@ -95,7 +98,7 @@ func (c *checker) jwks(at string, rule *security.JWTRule) {
 		return
 	}
 	set, err := jwk.Parse([]byte(rule.Jwks))
-	if err != nil {
+	if err != nil || !isKeySet(rule.Jwks) {
 		c.errorf(at+".jwks", "not a JSON Web Key Set: write {\"keys\": [...]} (RFC 7517)")
 		return
 	}
@@ -107,6 +110,8 @@ func (c *checker) jwks(at string, rule *security.JWTRule) {
 		switch private, err := jwk.IsPrivateKey(key); {
 		case err != nil: // not an asymmetric key
 			c.errorf(at+".jwks", "key %d is symmetric: whoever verifies could also sign; use an RSA, EC or OKP public key", i)
+		case !verifies(key):
+			c.errorf(at+".jwks", "key %d is of a kind that Envoy cannot verify with: use RSA, EC (P-256, P-384, P-521) or OKP (Ed25519)", i)
 		case private:
 			c.warnf(at+".jwks", "key %d is a private key: keep it where tokens are signed, and give its public half", i)
 		}
@@ -119,4 +124,23 @@ func (c *checker) noEmpty(at string, values []string) {
 			c.errorf(index(at, i), "an empty value matches nothing: remove it")
 		}
 	}
+}
+
+// isKeySet tells a set from a single key, which Envoy does not take.
+func isKeySet(text string) bool {
+	var set struct {
+		Keys []json.RawMessage `json:"keys"`
+	}
+	return json.Unmarshal([]byte(text), &set) == nil && set.Keys != nil
+}
+
+// verifies leaves out keys that only agree on secrets (RFC 8037).
+func verifies(key jwk.Key) bool {
+	if okp, ok := key.(interface {
+		Crv() (jwa.EllipticCurveAlgorithm, bool)
+	}); ok && key.KeyType() == jwa.OKP() {
+		curve, _ := okp.Crv()
+		return curve == jwa.Ed25519()
+	}
+	return true
 }

@@ -130,6 +130,9 @@ func (c *checker) workloadEntry(at string, e *networking.WorkloadEntry, ports ma
 	for name, port := range e.Ports {
 		place := at + ".ports[" + name + "]"
 		c.port(place, port)
+		if !isAnyLabel(name) {
+			c.errorf(place, "%q is not a port name: use letters, digits and '-'", shorten(name))
+		}
 		if ports != nil && !ports[name] {
 			c.errorf(place, "the service has no port named %q", shorten(name))
 		}

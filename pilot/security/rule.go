@@ -288,21 +288,25 @@ func (r ruleCompiler) permissionValue(key, value string) (*rbacv3.Permission, er
 	case methodKey:
 		return &rbacv3.Permission{Rule: &rbacv3.Permission_Header{Header: header(":method", value, false)}}, nil
 	case pathKey:
-		return path(value), nil
+		return path(value)
 	}
 	return nil, fmt.Errorf("unknown key")
 }
 
 // path matches the path without its query, by pattern or by URI template.
-func path(value string) *rbacv3.Permission {
+func path(value string) (*rbacv3.Permission, error) {
 	if !strings.Contains(value, "{*}") && !strings.Contains(value, "{**}") {
-		return &rbacv3.Permission{Rule: &rbacv3.Permission_UrlPath{UrlPath: &matcherv3.PathMatcher{Rule: &matcherv3.PathMatcher_Path{Path: pattern(value)}}}}
+		return &rbacv3.Permission{Rule: &rbacv3.Permission_UrlPath{UrlPath: &matcherv3.PathMatcher{Rule: &matcherv3.PathMatcher_Path{Path: pattern(value)}}}}, nil
+	}
+	if !strings.HasPrefix(value, "/") || strings.HasPrefix(value, "//") {
+		// Envoy ends itself on such a template where it comes with a route.
+		return nil, fmt.Errorf("the template %q does not begin with one /", value)
 	}
 	template := strings.NewReplacer("{*}", "*", "{**}", "**").Replace(value)
 	return &rbacv3.Permission{Rule: &rbacv3.Permission_UriTemplate{UriTemplate: &corev3.TypedExtensionConfig{
 		Name:        "envoy.path.match.uri_template.uri_template_matcher",
 		TypedConfig: envoy.Any(&uritemplatev3.UriTemplateMatchConfig{PathTemplate: template}),
-	}}}
+	}}}, nil
 }
 
 // envoyFilterMetadata matches dynamic metadata: envoy.filters.a.b[key], where a
