@@ -74,7 +74,10 @@ func findCompose() []string {
 func startDocker(t *testing.T) *docker {
 	t.Helper()
 	d := &docker{t: t, compose: need(t)}
-	dir, err := os.MkdirTemp("/tmp", "writ-compose-")
+	dir, err := os.MkdirTemp("/tmp", "writ-compose-") //nolint:usetesting // t.TempDir is too long for a socket
+	if err == nil {
+		err = os.WriteFile(dir+"/daemon.json", []byte("{}\n"), 0o600)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +87,9 @@ func startDocker(t *testing.T) *docker {
 		"COMPOSE_FILE=compose.yaml", "COMPOSE_PROJECT_NAME=bookinfo", "COMPOSE_PROGRESS=plain", "TAG=dev", "WRIT_TAG=dev", "WRIT_GATEWAY_PORT=8080")
 	group := filepath.Base(dir)
 	cmd := exec.Command("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c",
-		`ip link set lo up && exec dockerd "$@"`, "dockerd",
+		// A containerd of the system would be used by dockerd, from outside the namespaces.
+		`ip link set lo up && mkdir -p /run/containerd && mount -t tmpfs tmpfs /run/containerd && exec dockerd "$@"`, "dockerd",
+		"--config-file", dir+"/daemon.json", // not that of the machine's own daemon
 		"--data-root", dir+"/data", "--exec-root", dir+"/exec", "--pidfile", dir+"/pid", "-H", socket,
 		"--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", "/"+group,
 		"--bip", "10.88.0.1/24", "--default-address-pool", "base=10.88.128.0/17,size=24")

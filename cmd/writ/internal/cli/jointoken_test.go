@@ -27,7 +27,7 @@ func (fakeAuthority) CreateJoinToken(_ context.Context, r *capb.CreateJoinTokenR
 }
 
 func TestJoinToken(t *testing.T) {
-	dir, err := os.MkdirTemp("", "writ") // short, for the socket
+	dir, err := os.MkdirTemp("", "writ") //nolint:usetesting // t.TempDir may be too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
