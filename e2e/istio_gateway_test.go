@@ -298,7 +298,7 @@ func (g *gatewayMesh) secured(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var peer string
 			cfg := &tls.Config{ServerName: c.host, RootCAs: g.ca.pool(), MinVersion: c.min, MaxVersion: c.max, InsecureSkipVerify: true} //nolint:gosec // the name is compared below
-			if c.cert != nil { // sent even if the server does not ask for one of its authority
+			if c.cert != nil {                                                                                                           // sent even if the server does not ask for one of its authority
 				cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &c.cert[0], nil }
 			}
 			cfg.VerifyConnection = func(s tls.ConnectionState) error {

@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -146,8 +148,8 @@ func TestIstioScaling(t *testing.T) {
 	}
 }
 
-// TestIstioDeadProgram has one of three programs die: its share of requests
-// fails, unless a rule retries.
+// TestIstioDeadProgram has one of three programs die: requests that cannot reach
+// it go to another, as after any failed connection, unless a rule says not to.
 func TestIstioDeadProgram(t *testing.T) {
 	t.Parallel()
 	a, b := newApp(t, "v1"), newApp(t, "v2")
@@ -158,22 +160,56 @@ func TestIstioDeadProgram(t *testing.T) {
 	of := func(v string, port int) string {
 		return play("default", "b-"+v, map[string]string{"app": "b", "version": v}, port)
 	}
+	ports := "{name: http, port: 80, targetPort: 8000}"
 	m := up(t, writeFiles(t, map[string]string{
 		"workloads.yaml": of("v1", a.port) + of("v2", b.port) + of("v3", port) + play("default", "client", map[string]string{"app": "client"}, a.port),
-		"b.yaml": service("retried", "app: b", "{name: http, port: 80, targetPort: 8000}") +
-			object("VirtualService", "default", "retried", "hosts: [retried]\nhttp: [{retries: {attempts: 3, retryOn: \"5xx\"}, route: [{destination: {host: retried}}]}]"),
+		"b.yaml": service("never", "app: b", ports) +
+			object("VirtualService", "default", "never", "hosts: [never]\nhttp: [{retries: {attempts: 0}, route: [{destination: {host: never}}]}]") +
+			service("retried", "app: b", ports) +
+			object("VirtualService", "default", "retried", "hosts: [retried]\nhttp: [{retries: {attempts: 3, retryOn: \"5xx\"}, route: [{destination: {host: retried}}]}]") +
+			service("dead", "version: v3", ports) +
+			object("VirtualService", "default", "dead", "hosts: [dead]\nhttp: [{retries: {attempts: 5, perTryTimeout: 2s}, route: [{destination: {host: dead}}]}]"),
 	}))
 	send := func(target string) map[string]int {
 		return spread(90, func(int) answer { return m.get("client-1", target) })
 	}
-	if got := send("http://b:8000/"); got["503"] != 0 || got["v3"] == 0 {
+	if got := send("http://never/"); got["503"] != 0 || got["v3"] == 0 {
 		t.Errorf("before: %v", got)
 	}
 	srv.Close()
-	if got := send("http://b:8000/"); got["503"] == 0 || got["v3"] != 0 || got["v1"] == 0 || got["v2"] == 0 {
-		t.Errorf("after: %v", got)
+	if got := send("http://never/"); got["503"] == 0 || got["v3"] != 0 || got["v1"] == 0 || got["v2"] == 0 {
+		t.Errorf("without retries: %v", got)
 	}
-	if got := send("http://retried/"); got["v1"]+got["v2"] != 90 {
-		t.Errorf("with retries: %v", got)
+	for _, target := range []string{"http://b:8000/", "http://retried/"} {
+		if got := send(target); got["v1"]+got["v2"] != 90 {
+			t.Errorf("%s: %v", target, got)
+		}
+	}
+	before := m.stat("client-1", "outbound|80||dead.default.svc.cluster.local.upstream_rq_retry")
+	got := m.get("client-1", "http://dead/")
+	retries := m.stat("client-1", "outbound|80||dead.default.svc.cluster.local.upstream_rq_retry") - before
+	if got.status != 503 || retries != 5 || got.header.Get("x-writ-unreached") != "" {
+		t.Errorf("no program at all: %s %v after %d retries", got, got.header, retries)
+	}
+	eventually(t, 3*time.Second, func() error {
+		if !strings.Contains(m.accessLog("client-1"), "URX") {
+			return errors.New("the access log has no flag URX")
+		}
+		return nil
+	})
+	// A program that answers 503 itself was reached: that is its word.
+	refuse := func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("x-writ-unreached", "true")
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	a.answerWith(refuse)
+	b.answerWith(refuse)
+	a.count.Store(0)
+	b.count.Store(0)
+	if got := send("http://b:8000/"); got["503"] != 90 {
+		t.Errorf("programs that refuse: %v", got)
+	}
+	if n := a.count.Load() + b.count.Load(); n > 90 {
+		t.Errorf("%d calls of programs that refuse", n)
 	}
 }

@@ -232,8 +232,11 @@ func TestIstioProtocols(t *testing.T) {
 	})
 	t.Run("gRPC", func(t *testing.T) {
 		for name, c := range map[string]testpb.TestServiceClient{
-			"as requests":    grpcClient(t, "passthrough:///"+proxyAddress, grpc.WithAuthority("p:9090")),
-			"in a tunnel":    grpcClient(t, "passthrough:///p:9090", grpc.WithContextDialer(func(_ context.Context, target string) (net.Conn, error) { c, _, err := tunnel(proxy, target); return c, err })),
+			"as requests": grpcClient(t, "passthrough:///"+proxyAddress, grpc.WithAuthority("p:9090")),
+			"in a tunnel": grpcClient(t, "passthrough:///p:9090", grpc.WithContextDialer(func(_ context.Context, target string) (net.Conn, error) {
+				c, _, err := tunnel(proxy, target)
+				return c, err
+			})),
 			"at the gateway": grpcClient(t, "passthrough:///"+gateway, grpc.WithAuthority("grpc.example.com")),
 		} {
 			checkGRPC(t, name, c)

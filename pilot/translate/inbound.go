@@ -95,7 +95,7 @@ func (t *Translator) inboundHTTP(p *model.Proxy, ip *inboundPort) error {
 	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
 	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
 	m.AccessLog = t.accessLog(security.DeniedByOperator, security.HTTPLogFields())
-	m.LocalReplyConfig = policy.LocalReply
+	m.LocalReplyConfig = tellUnreached(policy.LocalReply)
 	m.HttpFilters = append(m.HttpFilters, policy.Filters...)
 	if ip.port.Protocol == model.GRPCWeb {
 		m.HttpFilters = append(m.HttpFilters, grpcWeb())
@@ -113,7 +113,7 @@ func (t *Translator) inboundHTTP(p *model.Proxy, ip *inboundPort) error {
 			Metadata:             policy.Metadata,
 			RateLimits:           policy.RateLimits,
 			// Only a proxy may say who refused; what an application claims is dropped.
-			ResponseHeadersToRemove: []string{security.DeniedByHeader},
+			ResponseHeadersToRemove: []string{security.DeniedByHeader, unreachedHeader},
 		}},
 	}
 	return nil

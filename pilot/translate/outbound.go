@@ -176,7 +176,7 @@ func (b *routeBuilder) httpRoutes(vs *virtualService, svc *model.Service) ([]*ro
 
 // virtualHost starts a virtual host of the client side.
 func (s *scope) virtualHost(name string) *routev3.VirtualHost {
-	return &routev3.VirtualHost{Name: name, IncludeRequestAttemptCount: true}
+	return &routev3.VirtualHost{Name: name, IncludeRequestAttemptCount: true, ResponseHeadersToRemove: []string{unreachedHeader}}
 }
 
 const setFilterStateFilter = "envoy.filters.http.set_filter_state"

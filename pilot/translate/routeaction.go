@@ -69,6 +69,7 @@ func retryPolicy(in *networking.HTTPRetry, hashed bool) *routev3.RetryPolicy {
 			out.RetryBackOff = &routev3.RetryPolicy_RetryBackOff{BaseInterval: in.GetBackoff()}
 		}
 	}
+	retryUnreached(out)
 	if elsewhere {
 		out.RetryHostPredicate = []*routev3.RetryPolicy_RetryHostPredicate{{
 			Name: "envoy.retry_host_predicates.previous_hosts",
