@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
@@ -140,6 +141,7 @@ func TestBookinfoRouting(t *testing.T) {
 	if got := bookinfoVersions(t, m); len(got) != 3 {
 		t.Errorf("without rules: %v", got)
 	}
+	processes := fmt.Sprint(m.children())
 	var rules strings.Builder
 	for _, s := range []string{"productpage", "details", "ratings", "reviews"} {
 		fmt.Fprintf(&rules, `---
@@ -175,4 +177,12 @@ spec: {host: %[1]s, subsets: [{name: v1, labels: {version: v1}}]}
 		}
 		return nil
 	})
+	if now := fmt.Sprint(m.children()); now != processes {
+		t.Errorf("edits of rules have changed what runs from %s to %s", processes, now)
+	}
+	var st struct{ Serving string }
+	out, _ := m.writ("status", dir, "-o", "json")
+	if err := json.Unmarshal([]byte(out), &st); err != nil || st.Serving != "3" || m.ready.Revision != "1" {
+		t.Errorf("revision %s when ready, %s after two edits, %v", m.ready.Revision, st.Serving, err)
+	}
 }

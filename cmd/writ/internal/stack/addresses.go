@@ -45,12 +45,15 @@ type addresses struct {
 
 	path        string
 	reservation net.Listener
+	// given are the private ports of this run: a program listens there, or is
+	// about to, so that they do not look free.
+	given map[string]bool
 }
 
 // openAddresses loads the addresses and reserves the block by listening on its
 // first address, which the kernel lets only one process do.
 func openAddresses(path string) (*addresses, error) {
-	a := &addresses{path: path, Hosts: make(map[string]netip.Addr), Apps: make(map[string]uint32)}
+	a := &addresses{path: path, Hosts: make(map[string]netip.Addr), Apps: make(map[string]uint32), given: make(map[string]bool)}
 	data, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -107,8 +110,20 @@ func (a *addresses) host(key string) (netip.Addr, error) {
 	return addr, nil
 }
 
-// app gives the private port of a program: the one it had if that is free.
+// app gives the private port of a program: the one it has in this run, or the one
+// it had in an earlier one if that is free.
 func (a *addresses) app(key string) (uint32, error) {
+	if a.given[key] {
+		return a.Apps[key], nil
+	}
+	port, err := a.choose(key)
+	if err == nil {
+		a.Apps[key], a.given[key] = port, true
+	}
+	return port, err
+}
+
+func (a *addresses) choose(key string) (uint32, error) {
 	taken := make(map[uint32]bool, len(a.Apps))
 	for k, p := range a.Apps {
 		if k != key {
@@ -124,7 +139,6 @@ func (a *addresses) app(key string) (uint32, error) {
 	for i := range uint32(span) {
 		p := firstAppPort + (h.Sum32()+i)%span
 		if !taken[p] && free(p) {
-			a.Apps[key] = p
 			return p, nil
 		}
 	}

@@ -59,7 +59,8 @@ func TestTwoMeshesNeverShareABlock(t *testing.T) {
 }
 
 func TestATakenPortIsNotGivenToAProgram(t *testing.T) {
-	a := open(t, filepath.Join(t.TempDir(), "addresses.json"))
+	path := filepath.Join(t.TempDir(), "addresses.json")
+	a := open(t, path)
 	port, err := a.app("default/a-1/80")
 	if err != nil {
 		t.Fatal(err)
@@ -69,11 +70,20 @@ func TestATakenPortIsNotGivenToAProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if p, err := a.app("default/a-1/80"); err != nil || p == port {
-		t.Errorf("port %d is given though taken, %v", p, err)
+	// In this run it is the program itself that has the port.
+	if p, err := a.app("default/a-1/80"); err != nil || p != port {
+		t.Errorf("port %d instead of %d, %v", p, port, err)
 	}
-	if p, err := a.app("default/b-1/80"); err != nil || p == a.Apps["default/a-1/80"] {
+	if p, err := a.app("default/b-1/80"); err != nil || p == port {
 		t.Errorf("port %d is given twice, %v", p, err)
+	}
+	if err := a.save(); err != nil {
+		t.Fatal(err)
+	}
+	// In the next it is somebody else.
+	b := open(t, path)
+	if p, err := b.app("default/a-1/80"); err != nil || p == port {
+		t.Errorf("port %d is given though taken, %v", p, err)
 	}
 }
 
