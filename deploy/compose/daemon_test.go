@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -102,8 +103,13 @@ func startDocker(t *testing.T) *docker {
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
 	t.Cleanup(func() {
-		// The child is the first process of its PID namespace: all others end with it.
-		_ = cmd.Process.Kill()
+		// The daemon is the first process of its PID namespace: all others end with
+		// it. unshare ends when it has.
+		if pid, err := strconv.Atoi(d.pid); err == nil {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		} else {
+			_ = cmd.Process.Kill()
+		}
 		<-done
 		if t.Failed() {
 			t.Logf("dockerd: %s", tail(log.String(), 20))
