@@ -11,8 +11,7 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
-	"io"
-	"log"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -122,7 +121,7 @@ func tlsApp(t *testing.T, a *app, cfg *tls.Config) int {
 	t.Helper()
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(a.serve))
 	srv.TLS = cfg
-	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	srv.StartTLS()
 	t.Cleanup(srv.Close)
 	return srv.Listener.Addr().(*net.TCPAddr).Port

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -333,7 +334,7 @@ func checkGRPC(t *testing.T, name string, c testpb.TestServiceClient) {
 	if err := s.CloseSend(); err != nil {
 		t.Errorf("%s: close: %v", name, err)
 	}
-	if _, err := s.Recv(); err != io.EOF {
+	if _, err := s.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("%s: end of stream: %v", name, err)
 	}
 }

@@ -186,13 +186,11 @@ func idle(ctx context.Context, r *replica) error {
 
 // askProxy asks the administration interface of a replica's proxy.
 func askProxy(ctx context.Context, r *replica, path string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s:%d%s", r.admin, model.AdminPort, path), nil)
 	if err != nil {
 		return "", err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := (&http.Client{Timeout: time.Second}).Do(req)
 	if err != nil {
 		return "", err
 	}

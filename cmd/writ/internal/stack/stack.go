@@ -182,6 +182,9 @@ func (s *Stack) Down() {
 // It begins with a look at the directory: an edit may have come between the
 // start and the first signal of changes.
 func (s *Stack) Follow(ctx context.Context, changes <-chan struct{}) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { s.renewTokens(ctx) })
 	for {
 		if err := s.follow(ctx); err != nil {
 			s.log.WarnContext(ctx, "the workloads stay as they are", slog.Any("error", err))
