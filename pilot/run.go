@@ -12,14 +12,24 @@ import (
 	"github.com/writ-mesh/writ/pilot/meshdir"
 )
 
-// Run is the whole service: it reads c.Mesh and serves what c says until ctx ends.
-func Run(ctx context.Context, c Config, rt *service.Runtime) error {
+// CompileRego says whether a Rego module compiles and answers the query; name is
+// "<namespace>/<name>" of its RegoPolicy.
+type CompileRego func(name, module, query string) error
+
+// Runner gives the whole service: it reads c.Mesh and serves what c says until ctx
+// ends. compileRego lets it refuse Rego with file and line; nil leaves that to
+// authz, whose refusal takes the whole revision back.
+func Runner(compileRego CompileRego) func(ctx context.Context, c Config, rt *service.Runtime) error {
+	return func(ctx context.Context, c Config, rt *service.Runtime) error { return run(ctx, c, rt, compileRego) }
+}
+
+func run(ctx context.Context, c Config, rt *service.Runtime, compileRego CompileRego) error {
 	if c.State != "" {
 		if err := os.MkdirAll(c.State, 0o700); err != nil {
 			return fmt.Errorf("state: %w", err)
 		}
 	}
-	source := meshdir.Options{Dir: c.Mesh, InstancesFile: c.Instances, Deciders: c.Deciders.Model()}
+	source := meshdir.Options{Dir: c.Mesh, InstancesFile: c.Instances, Deciders: c.Deciders.Model(), CompileRego: compileRego}
 	if c.State != "" {
 		source.LastGood = filepath.Join(c.State, "last-good.json")
 	}

@@ -5,6 +5,7 @@ package main
 import (
 	"flag"
 
+	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/pilot"
 )
@@ -17,7 +18,7 @@ func main() {
 		Common:   func(c *pilot.Config) *service.Common { return &c.Common },
 		Flags:    flags,
 		Validate: (*pilot.Config).Validate,
-		Run:      pilot.Run,
+		Run:      pilot.Runner(rego.Check),
 	})
 }
 
