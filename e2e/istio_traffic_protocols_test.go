@@ -242,6 +242,18 @@ func TestIstioProtocols(t *testing.T) {
 		} {
 			checkGRPC(t, name, c)
 		}
+		count := map[string]int{}
+		one := grpcClient(t, "passthrough:///"+proxyAddress, grpc.WithAuthority("p:9090"))
+		for range 100 {
+			r, err := one.UnaryCall(t.Context(), &testpb.SimpleRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			count[r.GetUsername()]++
+		}
+		if count["v1"] < 25 || count["v2"] < 25 {
+			t.Errorf("calls of one connection: %v", count)
+		}
 		pinned := grpcClient(t, "passthrough:///"+proxyAddress, grpc.WithAuthority("pinned:9090"))
 		for range 4 {
 			if r, err := pinned.UnaryCall(t.Context(), &testpb.SimpleRequest{}); err != nil || r.GetUsername() != "v2" {

@@ -50,7 +50,14 @@ func TestIstioScopes(t *testing.T) {
 		"workloads.yaml": play("nsb", "b", map[string]string{"app": "b"}, b.port, "http-web 8000") + play("nsb", "near", map[string]string{"app": "near"}, b.port) +
 			play("default", "web", map[string]string{"app": "c", "tier": "web"}, b.port) + play("default", "batch", map[string]string{"app": "c"}, b.port) +
 			play("other", "any", map[string]string{"app": "any"}, b.port) + play("other", "picky", map[string]string{"app": "picky"}, b.port),
-		"rules.yaml": scopeObjects(),
+		"mesh.yaml": "defaultHttpRetryPolicy: {attempts: 3, retryOn: \"503\"}\n",
+		"rules.yaml": scopeObjects() + object("VirtualService", "nsb", "p6", "hosts: [p6]\nhttp: [{retries: {attempts: 0}, route: [{destination: {host: p6, port: {number: 80}}}]}]") +
+			serviceEntry("blackhole", `
+			hosts: [blackhole.example.com]
+			ports: [{number: 80, name: http, protocol: HTTP}]
+			resolution: STATIC
+			endpoints: [{address: 192.0.2.1}]`) +
+			destinationRule("default", "blackhole", "host: blackhole.example.com\ntrafficPolicy: {connectionPool: {tcp: {connectTimeout: 0.3s}}}"),
 	}))
 	if out, _ := m.writ("status", m.dir); strings.Contains(out, "error:") {
 		t.Errorf("status: %s", out)
@@ -88,6 +95,23 @@ func TestIstioScopes(t *testing.T) {
 				t.Errorf("%s: %s, want %s", got, result, c.want)
 			}
 		})
+	}
+	t.Run("defaults of the mesh", func(t *testing.T) { checkDefaults(t, m) })
+}
+
+// checkDefaults looks at retries of the whole mesh and at connections that never
+// come about.
+func checkDefaults(t *testing.T, m *mesh) {
+	t.Helper()
+	if got := m.get("web-1", "http://p0.nsb/", "x-do: fail=3", "x-id: mesh-wide"); got.outcome() != "b" {
+		t.Errorf("the mesh's default retries: %s", got)
+	}
+	if got := m.get("web-1", "http://p6.nsb/", "x-do: fail=1", "x-id: overridden"); got.outcome() != "503" {
+		t.Errorf("a rule without retries: %s", got)
+	}
+	began := time.Now()
+	if got := m.get("web-1", "http://blackhole.example.com/"); got.status != 503 || time.Since(began) > 5*time.Second {
+		t.Errorf("an address where nobody answers: %s after %s", got, time.Since(began))
 	}
 }
 
