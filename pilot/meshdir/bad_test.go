@@ -217,3 +217,19 @@ func TestUnknownProvider(t *testing.T) {
 		t.Error(problems)
 	}
 }
+
+// TestBundleThatIsNotThere: authz would refuse it, and hold back everybody.
+func TestBundleThatIsNotThere(t *testing.T) {
+	dir := t.TempDir()
+	policy := func(path string) string {
+		return "kind: RegoPolicy\nmetadata: {name: r}\nspec: {query: data.p.allow, bundle: {url: 'file://" + path + "'}}\n"
+	}
+	for path, want := range map[string]int{dir: 0, dir + "/none.tar.gz": 1} {
+		if err := os.WriteFile(filepath.Join(dir, "policy.yaml"), []byte(policy(path)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, problems := Validate(Options{Dir: dir}); len(Errors(problems)) != want {
+			t.Errorf("%s: %v", path, problems)
+		}
+	}
+}

@@ -2,8 +2,11 @@ package meshdir
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -160,8 +163,14 @@ func checkRegoPolicy(c *checker) {
 		c.errorf("spec.module", "the module is empty")
 	}
 	if b := s.Bundle; b != nil {
-		if u, err := url.Parse(b.URL); err != nil || !slices.Contains([]string{"http", "https", "file"}, u.Scheme) {
+		switch u, err := url.Parse(b.URL); {
+		case err != nil || !slices.Contains([]string{"http", "https", "file"}, u.Scheme):
 			c.errorf("spec.bundle.url", "%q is not an http, https or file URL", shorten(b.URL))
+		case u.Scheme != "file" || u.Host != "" || !path.IsAbs(u.Path):
+			// What authz refuses must not get into a revision.
+			c.errorf("spec.bundle.url", "%q is not supported by this version: use file:///path of a folder or .tar.gz", shorten(b.URL))
+		case c.missing(u.Path):
+			c.errorf("spec.bundle.url", "there is no %q", shorten(u.Path))
 		}
 		if b.Refresh != nil && *b.Refresh <= 0 {
 			c.errorf("spec.bundle.refresh", "must be above 0")
@@ -173,6 +182,15 @@ func checkRegoPolicy(c *checker) {
 	if !c.failed() && s.Module != "" {
 		c.compile("spec.module", s.Module, s.Query)
 	}
+}
+
+// missing says that a file or folder is known not to be there.
+func (c *checker) missing(name string) bool {
+	if c.options.ReadFile == nil {
+		return false
+	}
+	_, err := c.options.ReadFile(name)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // compile asks the caller's compiler, if there is one.
