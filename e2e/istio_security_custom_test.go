@@ -139,7 +139,7 @@ spec: {selector: {matchLabels: {app: deny}}, rules: [{to: [{operation: {paths: [
 `
 	m := up(t, writeFiles(t, map[string]string{
 		"workloads.yaml": workloads, "policies.yaml": policies,
-		"mesh.yaml": fmt.Sprintf(`
+		"mesh.yaml": `
 extensionProviders:
 - name: sample-ext-authz-grpc
   envoyExtAuthzGrpc: {service: ext-authz.foo.svc.cluster.local, port: "9000"}
@@ -161,7 +161,7 @@ extensionProviders:
   envoyExtAuthzHttp: {service: external-authz-grpc.local, port: 9192, timeout: 1s, failOpen: true}
 - name: with-body
   envoyExtAuthzHttp: {service: ext-authz.foo.svc.cluster.local, port: 8000, includeRequestHeadersInCheck: [x-ext-authz], includeRequestBodyInCheck: {maxRequestBytes: 10, allowPartialMessage: true}}
-`),
+`,
 		"entry.yaml": fmt.Sprintf(`
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
@@ -326,9 +326,22 @@ spec:
 				path string
 				from int // the first option under which it is /x/admin
 			}{
-				{"/x/admin", none}, {"/x/./admin", base}, {"/x/y/../admin", base}, {"/x/%2e/admin", base}, {`/x\admin`, base}, {"/x/%61%64min", base}, {"/x/%41dmin", 9},
-				{"/x//admin", merge}, {"//x/admin", merge}, {"/x///admin", merge}, {"/x%2fadmin", decode}, {"/x%2Fadmin", decode}, {"/x%5cadmin", decode}, {"/x/%252e/admin", 9},
-				{"/x/admin/", 9}, {"/X/admin", 9},
+				{"/x/admin", none},
+				{"/x/./admin", base},
+				{"/x/y/../admin", base},
+				{"/x/%2e/admin", base},
+				{`/x\admin`, base},
+				{"/x/%61%64min", base},
+				{"/x/%41dmin", 9},
+				{"/x//admin", merge},
+				{"//x/admin", merge},
+				{"/x///admin", merge},
+				{"/x%2fadmin", decode},
+				{"/x%2Fadmin", decode},
+				{"/x%5cadmin", decode},
+				{"/x/%252e/admin", 9},
+				{"/x/admin/", 9},
+				{"/X/admin", 9},
 			} {
 				want := 200
 				if level >= p.from {

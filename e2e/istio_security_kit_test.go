@@ -152,13 +152,3 @@ func waitStatus(t *testing.T, want int, ask func() answer) {
 		return nil
 	})
 }
-
-// logOf reads the access log of a workload of any namespace.
-func (m *mesh) logOf(namespace, replica string) string {
-	m.t.Helper()
-	data, err := readLog(m.dir, namespace, replica)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	return data
-}
