@@ -40,19 +40,8 @@ func TestReadOnlyStateDirectory(t *testing.T) {
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	a, b := newEcho(t, "a"), newEcho(t, "b")
-	policy := func(path string) string {
-		return fmt.Sprintf(`
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: b}
-spec:
-  action: DENY
-  selector: {matchLabels: {app: b}}
-  rules: [{to: [{operation: {paths: [%q]}}]}]
-`, path)
-	}
 	state := tmpfs(t, "8m")
-	m := up(t, writeFiles(t, map[string]string{"workloads.yaml": workload("a", "a", a) + workload("b", "b", b), "mtls.yaml": strict, "policy.yaml": policy("/0")}), "--state", state)
+	m := up(t, writeFiles(t, map[string]string{"workloads.yaml": workload("a", "a", a) + workload("b", "b", b), "mtls.yaml": strict, "policy.yaml": denyPath("/0")}), "--state", state)
 	before, err := os.ReadFile(filepath.Join(state, "ca", "bundle.pem"))
 	if err != nil {
 		t.Fatal(err)
@@ -73,7 +62,7 @@ spec:
 	if err := os.Remove(fill); err != nil {
 		t.Fatal(err)
 	}
-	write(t, m.dir, "policy.yaml", policy("/1"))
+	write(t, m.dir, "policy.yaml", denyPath("/1"))
 	eventually(t, 10*time.Second, func() error {
 		if got := m.get("a-1", "http://b:8000/1"); got.status != 403 {
 			return fmt.Errorf("an edit after the disk was full: %s", got)

@@ -123,18 +123,7 @@ func (m *mesh) metric(service, name string) (sum float64) {
 
 func TestKillEachServiceUnderLoad(t *testing.T) {
 	a, b := newEcho(t, "a"), newEcho(t, "b")
-	policy := func(path string) string {
-		return fmt.Sprintf(`
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: b}
-spec:
-  action: DENY
-  selector: {matchLabels: {app: b}}
-  rules: [{to: [{operation: {paths: [%q]}}]}]
-`, path)
-	}
-	m := up(t, writeFiles(t, map[string]string{"workloads.yaml": workload("a", "a", a) + workload("b", "b", b), "mtls.yaml": strict, "policy.yaml": policy("/0")}))
+	m := up(t, writeFiles(t, map[string]string{"workloads.yaml": workload("a", "a", a) + workload("b", "b", b), "mtls.yaml": strict, "policy.yaml": denyPath("/0")}))
 	l := startLoad(t, m.proxyOf("a-1"), "http://b:8000/", 500)
 	services := []string{"pilot", "ca", "authz", "ratelimit", "nodeagent"}
 	edit := 0
@@ -145,7 +134,7 @@ spec:
 		}
 		// It has caught up when an edit arrives again.
 		edit++
-		write(t, m.dir, "policy.yaml", policy(fmt.Sprintf("/%d", edit)))
+		write(t, m.dir, "policy.yaml", denyPath(fmt.Sprintf("/%d", edit)))
 		eventually(t, 10*time.Second, func() error {
 			if got := m.get("a-1", fmt.Sprintf("http://b:8000/%d", edit)); got.status != http.StatusForbidden {
 				return fmt.Errorf("edit %d is not live: %s", edit, got)

@@ -436,6 +436,20 @@ spec:
 `, name, labels, name, e.port)
 }
 
+// denyPath refuses a path of the workload b, and nothing else: an edit of the
+// path shows when it is live.
+func denyPath(path string) string {
+	return fmt.Sprintf(`
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: b}
+spec:
+  action: DENY
+  selector: {matchLabels: {app: b}}
+  rules: [{to: [{operation: {paths: [%q]}}]}]
+`, path)
+}
+
 // load sends requests at a rate until stopped, and counts what is not 200.
 type load struct {
 	sent, failed atomic.Int64

@@ -97,17 +97,6 @@ spec:
 // TestEditIsLiveWithinASecond edits a policy again and again under load.
 func TestEditIsLiveWithinASecond(t *testing.T) {
 	a, b := newEcho(t, "a"), newEcho(t, "b")
-	policy := func(path string) string {
-		return fmt.Sprintf(`
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: b}
-spec:
-  action: DENY
-  selector: {matchLabels: {app: b}}
-  rules: [{to: [{operation: {paths: [%q]}}]}]
-`, path)
-	}
 	route := func(timeout string) string {
 		return fmt.Sprintf(`
 apiVersion: networking.istio.io/v1
@@ -118,10 +107,10 @@ spec:
   http: [{route: [{destination: {host: b}}], timeout: %s, headers: {response: {set: {x-timeout: %q}}}}]
 `, timeout, timeout)
 	}
-	m := up(t, writeFiles(t, map[string]string{"workloads.yaml": workload("a", "a", a) + workload("b", "b", b), "policy.yaml": policy("/0"), "route.yaml": route("10s")}))
+	m := up(t, writeFiles(t, map[string]string{"workloads.yaml": workload("a", "a", a) + workload("b", "b", b), "policy.yaml": denyPath("/0"), "route.yaml": route("10s")}))
 	l := startLoad(t, m.proxyOf("a-1"), "http://b:8000/free", 500)
 	for i := range 10 {
-		write(t, m.dir, "policy.yaml", policy(fmt.Sprintf("/%d", i+1)))
+		write(t, m.dir, "policy.yaml", denyPath(fmt.Sprintf("/%d", i+1)))
 		eventually(t, time.Second, func() error {
 			if got := m.get("a-1", fmt.Sprintf("http://b:8000/%d", i+1)); got.status != http.StatusForbidden {
 				return fmt.Errorf("edit %d of the policy: %s", i, got)
@@ -149,7 +138,7 @@ spec:
 	}
 
 	before, _ := m.writ("status", m.dir)
-	write(t, m.dir, "policy.yaml", strings.Replace(policy("/x"), "operation", "operatoin", 1))
+	write(t, m.dir, "policy.yaml", strings.Replace(denyPath("/x"), "operation", "operatoin", 1))
 	eventually(t, 2*time.Second, func() error {
 		out, code := m.writ("status", m.dir)
 		if code != 1 || !strings.Contains(out, "policy.yaml:8") || !strings.Contains(out, "operatoin") {
