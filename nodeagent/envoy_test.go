@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -219,7 +220,7 @@ func (c *caller) want(t *testing.T, what, body string) (serial, key string) {
 type load struct {
 	stop    context.CancelFunc
 	wg      sync.WaitGroup
-	calls   int
+	calls   atomic.Int64
 	failed  []error
 	serials map[string]string // of the server's certificates, to their keys
 }
@@ -230,7 +231,7 @@ func (c *caller) load(ctx context.Context) *load {
 	l.wg.Go(func() {
 		for ctx.Err() == nil {
 			_, serial, key, err := c.call(context.WithoutCancel(ctx))
-			l.calls++
+			l.calls.Add(1)
 			if err != nil {
 				l.failed = append(l.failed, err)
 			}
@@ -241,13 +242,20 @@ func (c *caller) load(ctx context.Context) *load {
 	return l
 }
 
-// end stops the load and fails the test if a call failed.
+// end stops the load, after a few calls at least, and fails the test if a call
+// failed.
 func (l *load) end(t *testing.T) {
 	t.Helper()
+	eventually(t, "ten calls", func() error {
+		if n := l.calls.Load(); n < 10 {
+			return fmt.Errorf("%d calls so far", n)
+		}
+		return nil
+	})
 	l.stop()
 	l.wg.Wait()
-	if len(l.failed) > 0 || l.calls < 10 {
-		t.Errorf("%d of %d calls failed, first: %v", len(l.failed), l.calls, errors.Join(l.failed[:min(1, len(l.failed))]...))
+	if len(l.failed) > 0 {
+		t.Errorf("%d of %d calls failed, first: %v", len(l.failed), l.calls.Load(), errors.Join(l.failed[:min(1, len(l.failed))]...))
 	}
 	keys := make(map[string]bool)
 	for _, k := range l.serials {
