@@ -21,7 +21,7 @@ const (
 var envoyVersion = regexp.MustCompile(`/1\.(\d+)\.(\d+)/`)
 
 // FindEnvoy returns the path of a supported Envoy: $ENVOY, else one on PATH,
-// else the one that `make tools` puts beside the repository's binaries.
+// else the one that `make envoy` puts beside the repository's binaries.
 func FindEnvoy(ctx context.Context) (string, error) {
 	if path := os.Getenv("ENVOY"); path != "" {
 		if err := checkEnvoy(ctx, path); err != nil {
@@ -42,7 +42,7 @@ func FindEnvoy(ctx context.Context) (string, error) {
 		reasons = append(reasons, err)
 	}
 	return "", errors.Join(append([]error{fmt.Errorf(
-		"no Envoy 1.%d to 1.%d found: set $ENVOY to one, put one on PATH, or run `make tools`, which fetches it", oldestEnvoy, newestEnvoy)}, reasons...)...)
+		"no Envoy 1.%d to 1.%d found: set $ENVOY to one, put one on PATH, or run `make envoy`, which fetches it", oldestEnvoy, newestEnvoy)}, reasons...)...)
 }
 
 // fetched lists the Envoys below .tools of the folder that holds bin/writ.
