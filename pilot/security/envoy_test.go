@@ -59,9 +59,9 @@ func envoys(t testing.TB) []string {
 	}
 	if len(found) == 0 {
 		if os.Getenv("CI") == "true" {
-			t.Fatal("no envoy: set ENVOY, or run make tools")
+			t.Fatal("no envoy: set ENVOY, or run make test-tools")
 		}
-		t.Skip("no envoy: set ENVOY, or run make tools")
+		t.Skip("no envoy: set ENVOY, or run make test-tools")
 	}
 	return found
 }

@@ -23,9 +23,9 @@ func Find(t testing.TB) string {
 		return e
 	}
 	if os.Getenv("CI") == "true" {
-		t.Fatal("no Envoy: set $ENVOY or run `make tools`")
+		t.Fatal("no Envoy: set $ENVOY or run `make test-tools`")
 	}
-	t.Skip("no Envoy: set $ENVOY or run `make tools`")
+	t.Skip("no Envoy: set $ENVOY or run `make test-tools`")
 	return ""
 }
 
