@@ -10,39 +10,18 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
+	"github.com/writ-mesh/writ/internal/envoytest"
 	"github.com/writ-mesh/writ/internal/listen"
 	"github.com/writ-mesh/writ/internal/peercred"
 	"github.com/writ-mesh/writ/internal/rpc"
 	"github.com/writ-mesh/writ/internal/service"
 )
-
-// envoyBinary finds a real Envoy: $ENVOY, the repository's tools, or PATH.
-func envoyBinary(t *testing.T) string {
-	t.Helper()
-	if p := os.Getenv("ENVOY"); p != "" {
-		return p
-	}
-	if p, err := filepath.Abs("../.tools/envoy-1.40.0/bin/envoy"); err == nil {
-		if _, err := os.Stat(p); err == nil {
-			return p
-		}
-	}
-	if p, err := exec.LookPath("envoy"); err == nil {
-		return p
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal("no Envoy: set $ENVOY")
-	}
-	t.Skip("no Envoy: set $ENVOY or put it into .tools")
-	return ""
-}
 
 const envoyYAML = `
 admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}
@@ -104,7 +83,7 @@ func runEnvoy(t *testing.T, app *httptest.Server, socket, accessLog string) stri
 	file := writeFile(t, t.TempDir()+"/envoy.yaml", strings.NewReplacer("PORT", port, "APP", appPort, "SOCKET", socket, "ACCESSLOG", accessLog).
 		Replace(envoyYAML))
 	var log bytes.Buffer
-	cmd := exec.Command(envoyBinary(t), "-c", file, "--disable-hot-restart", "--concurrency", "1", "-l", "warning")
+	cmd := exec.Command(envoytest.Find(t), "-c", file, "--disable-hot-restart", "--concurrency", "1", "-l", "warning")
 	cmd.Stderr = &log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -133,7 +112,7 @@ func runEnvoy(t *testing.T, app *httptest.Server, socket, accessLog string) stri
 // TestRealEnvoy calls through a real Envoy whose filter lets requests pass when
 // this service fails, so that every refusal here is one that was answered.
 func TestRealEnvoy(t *testing.T) {
-	envoyBinary(t)
+	envoytest.Find(t)
 	m := newMesh(t)
 	m.apply(t,
 		regoPolicy("default/methods", `allow if input.attributes.request.http.method in {"GET", "POST"}`),

@@ -29,8 +29,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/writ-mesh/writ/internal/envoytest"
 	"github.com/writ-mesh/writ/nodeagent/bootstrap"
-	"github.com/writ-mesh/writ/nodeagent/internal/envoytest"
 	nodeagentpb "github.com/writ-mesh/writ/proto/writ/nodeagent/v1"
 )
 

@@ -21,31 +21,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/writ-mesh/writ/internal/envoytest"
 	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/pilot/meshdir"
 	"github.com/writ-mesh/writ/pilot/revision"
 )
-
-// findEnvoy returns a real Envoy: $ENVOY, the repository's tools, or PATH.
-func findEnvoy(t *testing.T) string {
-	t.Helper()
-	if e := os.Getenv("ENVOY"); e != "" {
-		return e
-	}
-	if tool, err := filepath.Abs("../.tools/envoy-1.40.0/bin/envoy"); err == nil {
-		if _, err := os.Stat(tool); err == nil {
-			return tool
-		}
-	}
-	if e, err := exec.LookPath("envoy"); err == nil {
-		return e
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal("no Envoy: set $ENVOY or put it on PATH")
-	}
-	t.Skip("no Envoy: neither $ENVOY, .tools nor PATH has one")
-	return ""
-}
 
 func freePort(t testing.TB) int {
 	t.Helper()
@@ -142,7 +122,7 @@ func (r *running) awaitLive(t testing.TB, number uint64) {
 
 func startEnvoy(t *testing.T, pilotAddr, id, mode, api string) {
 	t.Helper()
-	envoy := findEnvoy(t)
+	envoy := envoytest.Find(t)
 	host, port, _ := net.SplitHostPort(pilotAddr)
 	bootstrap := fmt.Sprintf(`
 node:

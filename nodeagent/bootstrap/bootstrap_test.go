@@ -13,8 +13,8 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/writ-mesh/writ/internal/envoytest"
 	"github.com/writ-mesh/writ/nodeagent/bootstrap"
-	"github.com/writ-mesh/writ/nodeagent/internal/envoytest"
 )
 
 func options() bootstrap.Options {

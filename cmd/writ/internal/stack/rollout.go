@@ -128,12 +128,7 @@ func (s *Stack) knows(ctx context.Context, serving uint64) error {
 	if st.GetServing() <= serving {
 		return fmt.Errorf("pilot still serves revision %d", serving)
 	}
-	for _, c := range st.GetClients() {
-		if c.GetAckedRevision() < st.GetServing() {
-			return fmt.Errorf("%s has acknowledged revision %d of %d", c.GetId(), c.GetAckedRevision(), st.GetServing())
-		}
-	}
-	return nil
+	return acknowledged(st)
 }
 
 // serving says whether a replica's proxy has got its listeners and opened them.

@@ -138,6 +138,12 @@ func Live(st *pilotpb.GetStatusResponse) error {
 	if st.GetServing() == 0 {
 		return errors.New("pilot serves no revision yet")
 	}
+	return acknowledged(st)
+}
+
+// acknowledged names a client that has not acknowledged what pilot serves, nil if
+// all have.
+func acknowledged(st *pilotpb.GetStatusResponse) error {
 	for _, c := range st.GetClients() {
 		if c.GetAckedRevision() < st.GetServing() {
 			return fmt.Errorf("%s has acknowledged revision %d of %d: %s", c.GetId(), c.GetAckedRevision(), st.GetServing(), c.GetLastError())

@@ -44,7 +44,7 @@ func pinned(version string) string {
 	if !ok {
 		return ""
 	}
-	path := filepath.Join(filepath.Dir(file), "../../../.tools/envoy-"+version+"/bin/envoy")
+	path := filepath.Join(filepath.Dir(file), "../../.tools/envoy-"+version+"/bin/envoy")
 	if _, err := os.Stat(path); err != nil {
 		return ""
 	}
