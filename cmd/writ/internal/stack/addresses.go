@@ -133,11 +133,12 @@ func (a *addresses) choose(key string) (uint32, error) {
 	if p := a.Apps[key]; p != 0 && !taken[p] && free(p) {
 		return p, nil
 	}
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(a.path + key))
+	// Each block begins at a place of its own: two meshes that start at the same
+	// moment do not both see the same port free.
 	const span = lastAppPort - firstAppPort
+	const perBlock = span / (lastBlock - firstBlock + 1)
 	for i := range uint32(span) {
-		p := firstAppPort + (h.Sum32()+i)%span
+		p := firstAppPort + (uint32(a.Block-firstBlock)*perBlock+i)%span //nolint:gosec // a block is not below the first
 		if !taken[p] && free(p) {
 			return p, nil
 		}
