@@ -34,6 +34,7 @@ type Process struct {
 	Output *Output
 	cmd    *exec.Cmd
 	done   chan struct{}
+	err    error // how it ended
 }
 
 // Start runs a program until t ends; if t failed, what the program printed goes
@@ -48,7 +49,7 @@ func Start(t testing.TB, program string, args ...string) *Process {
 	}
 	go func() {
 		defer close(p.done)
-		_ = p.cmd.Wait() // how it ended is in the state
+		p.err = p.cmd.Wait()
 	}()
 	t.Cleanup(func() {
 		p.Kill()
@@ -69,6 +70,13 @@ func (p *Process) Signal(sig syscall.Signal) { _ = p.cmd.Process.Signal(sig) }
 func (p *Process) Kill() {
 	_ = p.cmd.Process.Kill()
 	<-p.done
+}
+
+// Wait waits until the process has ended by itself or by a signal, and returns
+// an [exec.ExitError] unless that was with success.
+func (p *Process) Wait() error {
+	<-p.done
+	return p.err
 }
 
 // Done is closed when the process has ended.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -44,16 +45,26 @@ func TestProcessEndsWithItsTest(t *testing.T) {
 	var p *proctest.Process
 	t.Run("owner", func(t *testing.T) {
 		p = proctest.Start(t, "sh", "-c", "echo hello; exec sleep 60")
-		proctest.Eventually(t, 10*time.Second, func() error {
-			if !strings.Contains(p.Output.String(), "hello") {
-				return errors.New("no output yet")
-			}
-			return nil
-		})
+		proctest.Until(t, 10*time.Second, "it says hello", func() bool { return strings.Contains(p.Output.String(), "hello") })
 	})
 	select {
 	case <-p.Done():
 	default:
 		t.Error("the program outlived its test")
+	}
+}
+
+func TestWaitSaysHowItEnded(t *testing.T) {
+	if err := proctest.Start(t, "true").Wait(); err != nil {
+		t.Error(err)
+	}
+	var exit *exec.ExitError
+	if err := proctest.Start(t, "sh", "-c", "exit 3").Wait(); !errors.As(err, &exit) || exit.ExitCode() != 3 {
+		t.Errorf("got %v, want exit code 3", err)
+	}
+	p := proctest.Start(t, "sleep", "60")
+	p.Kill()
+	if err := p.Wait(); !errors.As(err, &exit) || exit.Exited() {
+		t.Errorf("got %v, want a signal", err)
 	}
 }

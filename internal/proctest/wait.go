@@ -1,6 +1,7 @@
 package proctest
 
 import (
+	"errors"
 	"testing"
 	"time"
 )
@@ -22,4 +23,16 @@ func Eventually(t testing.TB, bound time.Duration, f func() error) {
 		}
 		<-tick.C
 	}
+}
+
+// Until is Eventually for what has no more to say than whether it is so yet;
+// what names it if it never is.
+func Until(t testing.TB, bound time.Duration, what string, f func() bool) {
+	t.Helper()
+	Eventually(t, bound, func() error {
+		if !f() {
+			return errors.New(what)
+		}
+		return nil
+	})
 }
