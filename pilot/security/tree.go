@@ -2,6 +2,7 @@ package security
 
 import (
 	"regexp"
+	"slices"
 	"sort"
 	"strconv"
 
@@ -18,6 +19,7 @@ import (
 	metadatav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/input_matchers/metadata/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/writ-mesh/writ/pilot/envoy"
 )
@@ -41,6 +43,9 @@ const uriSAN = "uri_san"
 // agree because an X.509-SVID has exactly one (SPIFFE X509-SVID, section 2);
 // proxies that take other certificates (gateways) must not use trees.
 func tree(rules *rbacv3.RBAC, threshold int) *xdsmatcherv3.Matcher {
+	if !only(rules, "action", "policies") {
+		return nil
+	}
 	index := map[string][]entry{}
 	var unindexed []entry
 	indexed := 0
@@ -138,7 +143,24 @@ type entry struct {
 
 type predicate = xdsmatcherv3.Matcher_MatcherList_Predicate
 
+// only says whether no field of m is set but those of the given names: then
+// whoever converts these has lost nothing of m.
+func only(m proto.Message, fields ...protoreflect.Name) bool {
+	message := m.ProtoReflect()
+	known := len(message.GetUnknown()) == 0
+	message.Range(func(f protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
+		known = known && slices.Contains(fields, f.Name())
+		return known
+	})
+	return known
+}
+
+// entriesOf gives the alternatives of a policy; not ok if it says something that
+// has no form in a tree, such as a condition.
 func entriesOf(name string, policy *rbacv3.Policy) ([]entry, bool) {
+	if !only(policy, "permissions", "principals") || len(policy.GetPermissions()) == 0 {
+		return nil, false
+	}
 	var permissions []*predicate
 	anyPermission := false
 	for _, p := range policy.GetPermissions() {
@@ -185,11 +207,11 @@ func exactCallers(id *rbacv3.Principal) []string {
 	}
 	var out []string
 	for _, one := range ids {
-		value := one.GetAuthenticated().GetPrincipalName().GetExact()
-		if value == "" {
+		value := one.GetAuthenticated().GetPrincipalName()
+		if value.GetExact() == "" || !only(one.GetAuthenticated(), "principal_name") || !only(value, "exact") {
 			return nil
 		}
-		out = append(out, value)
+		out = append(out, value.GetExact())
 	}
 	return out
 }
@@ -279,7 +301,8 @@ func permissionPredicate(p *rbacv3.Permission) (out *predicate, always, ok bool)
 	case *rbacv3.Permission_Header:
 		return headerPredicate(r.Header)
 	case *rbacv3.Permission_UrlPath:
-		return pathPredicate(r.UrlPath.GetPath())
+		out, always, ok := pathPredicate(r.UrlPath.GetPath())
+		return out, always, ok && only(r.UrlPath, "path")
 	case *rbacv3.Permission_DestinationPort:
 		return single(input("port", &networkv3.DestinationPortInput{}), exact(strconv.FormatUint(uint64(r.DestinationPort), 10)))
 	case *rbacv3.Permission_DestinationIp:
@@ -304,31 +327,38 @@ func principalPredicate(id *rbacv3.Principal) (out *predicate, always, ok bool) 
 	case *rbacv3.Principal_Header:
 		return headerPredicate(i.Header)
 	case *rbacv3.Principal_Authenticated_:
-		return single(input(uriSAN, &sslv3.UriSanInput{}), i.Authenticated.GetPrincipalName())
+		out, always, ok := single(input(uriSAN, &sslv3.UriSanInput{}), i.Authenticated.GetPrincipalName())
+		return out, always, ok && only(i.Authenticated, "principal_name")
 	case *rbacv3.Principal_DirectRemoteIp:
 		return ipPredicate(input("direct", &networkv3.DirectSourceIPInput{}), i.DirectRemoteIp)
 	case *rbacv3.Principal_RemoteIp:
 		return ipPredicate(input("source", &networkv3.SourceIPInput{}), i.RemoteIp)
 	case *rbacv3.Principal_SourcedMetadata:
-		return metadataPredicate(i.SourcedMetadata.GetMetadataMatcher())
+		out, always, ok := metadataPredicate(i.SourcedMetadata.GetMetadataMatcher())
+		return out, always, ok && only(i.SourcedMetadata, "metadata_matcher")
 	}
 	return nil, false, false
 }
 
 // combine converts the parts of a conjunction or disjunction.
 func combine[M any](parts []M, convert func(M) (*predicate, bool, bool), conjunction bool) (*predicate, bool, bool) {
+	if len(parts) == 0 && !conjunction {
+		return nil, false, false
+	}
 	var out []*predicate
+	anyAlways := false
 	for _, part := range parts {
 		converted, always, ok := convert(part)
 		if !ok {
 			return nil, false, false
 		}
-		if always && !conjunction {
-			return nil, true, true
-		}
+		anyAlways = anyAlways || always
 		if !always {
 			out = append(out, converted)
 		}
+	}
+	if anyAlways && !conjunction {
+		return nil, true, true
 	}
 	if len(out) == 0 {
 		return nil, true, true
@@ -377,6 +407,9 @@ func single(in *xdscorev3.TypedExtensionConfig, m *matcherv3.StringMatcher) (*pr
 
 // xdsString is the same matcher in the type that trees use.
 func xdsString(m *matcherv3.StringMatcher) *xdsmatcherv3.StringMatcher {
+	if !only(m, "exact", "prefix", "suffix", "safe_regex", "ignore_case") || !only(m.GetSafeRegex(), "regex") {
+		return nil
+	}
 	out := &xdsmatcherv3.StringMatcher{IgnoreCase: m.GetIgnoreCase()}
 	switch p := m.GetMatchPattern().(type) {
 	case *matcherv3.StringMatcher_Exact:
@@ -403,7 +436,7 @@ func headerInput(name string) *xdscorev3.TypedExtensionConfig {
 // headerPredicate cannot say presence: a tree does not tell an empty header from
 // none.
 func headerPredicate(h *routev3.HeaderMatcher) (*predicate, bool, bool) {
-	if h.GetStringMatch() == nil {
+	if h.GetStringMatch() == nil || !only(h, "name", "string_match") {
 		return nil, false, false
 	}
 	return single(headerInput(h.GetName()), h.GetStringMatch())
@@ -412,6 +445,9 @@ func headerPredicate(h *routev3.HeaderMatcher) (*predicate, bool, bool) {
 // pathPredicate matches :path, which still has the query: an exact path is that
 // text alone or before "?" or "#", and a prefix has neither in it.
 func pathPredicate(m *matcherv3.StringMatcher) (*predicate, bool, bool) {
+	if !only(m, "exact", "prefix", "suffix") {
+		return nil, false, false
+	}
 	switch p := m.GetMatchPattern().(type) {
 	case *matcherv3.StringMatcher_Exact:
 		var alternatives []*predicate
@@ -431,6 +467,9 @@ func pathPredicate(m *matcherv3.StringMatcher) (*predicate, bool, bool) {
 
 // metadataPredicate looks at what a filter before left, such as a token's claims.
 func metadataPredicate(m *matcherv3.MetadataMatcher) (*predicate, bool, bool) {
+	if !only(m, "filter", "path", "value") {
+		return nil, false, false
+	}
 	in := &networkv3.DynamicMetadataInput{Filter: m.GetFilter()}
 	for _, segment := range m.GetPath() {
 		in.Path = append(in.Path, &networkv3.DynamicMetadataInput_PathSegment{
