@@ -40,7 +40,7 @@ func (empty) Check(context.Context, *authv3.CheckRequest) (*authv3.CheckResponse
 
 // BenchmarkCheck is a decision without the network.
 func BenchmarkCheck(b *testing.B) {
-	m := newMesh(b, func(c *Config) { c.Decision.Log = LogRefusals })
+	m := newMesh(b, func(c *Config) { c.Decision.Log = logRefusals })
 	m.apply(b, regoPolicy("default/bench", benchPolicy))
 	req := benchRequest()
 	b.ReportAllocs()
@@ -55,7 +55,7 @@ func BenchmarkCheck(b *testing.B) {
 // BenchmarkServer compares the whole server with the floor, client and all, over
 // a unix socket. Compare the two figures of one run only.
 func BenchmarkServer(b *testing.B) {
-	m := newMesh(b, func(c *Config) { c.Decision.Log = LogRefusals })
+	m := newMesh(b, func(c *Config) { c.Decision.Log = logRefusals })
 	m.apply(b, regoPolicy("default/bench", benchPolicy))
 	methods := rpc.Methods{authv3.Authorization_Check_FullMethodName: rpc.SameUser()}
 	for _, c := range []struct {

@@ -81,9 +81,9 @@ type TokenConfig struct {
 
 // The values of DecisionConfig.Log.
 const (
-	LogAll      = "all"
-	LogRefusals = "refusals"
-	LogNone     = "none"
+	logAll      = "all"
+	logRefusals = "refusals"
+	logNone     = "none"
 )
 
 // DefaultConfig has the defaults filled in.
@@ -95,7 +95,7 @@ func DefaultConfig() Config {
 		Decision: DecisionConfig{
 			Timeout:           config.Duration(800 * time.Millisecond),
 			MaxRequestBytes:   1 << 20,
-			Log:               LogAll,
+			Log:               logAll,
 			UnknownPolicyWait: config.Duration(200 * time.Millisecond),
 			Retire:            config.Duration(30 * time.Second),
 		},
@@ -149,7 +149,7 @@ func (d *DecisionConfig) validate() (errs []error) {
 		fail("decision.max_request_bytes %d: want 1024 to 67108864", d.MaxRequestBytes)
 	}
 	switch d.Log {
-	case LogAll, LogRefusals, LogNone:
+	case logAll, logRefusals, logNone:
 	default:
 		fail("decision.log %q: want all, refusals or none", d.Log)
 	}

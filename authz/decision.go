@@ -67,7 +67,7 @@ type decisionLog struct {
 }
 
 func (l decisionLog) record(ctx context.Context, req *authv3.CheckRequest, v *verdict) {
-	if l.what == LogNone || (l.what == LogRefusals && v.allow && len(v.observed) == 0) {
+	if l.what == logNone || (l.what == logRefusals && v.allow && len(v.observed) == 0) {
 		return
 	}
 	http := req.GetAttributes().GetRequest().GetHttp()

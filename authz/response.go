@@ -21,15 +21,15 @@ const DeniedByHeader = "x-writ-denied-by"
 // The keys of the dynamic metadata that every answer has, in the namespace of
 // Envoy's filter (envoy.filters.http.ext_authz), for access logs.
 const (
-	// MetadataID is the decision's id, as the OPA-Envoy plugin names it.
-	MetadataID       = "decision_id"
-	MetadataRevision = "writ_revision"
-	// MetadataDeniedBy is "RegoPolicy <namespace>/<name>".
-	MetadataDeniedBy = "writ_denied_by"
-	MetadataReason   = "writ_reason"
-	// MetadataObserved lists, separated by commas, the policies that would have
+	// metadataID is the decision's id, as the OPA-Envoy plugin names it.
+	metadataID       = "decision_id"
+	metadataRevision = "writ_revision"
+	// metadataDeniedBy is "RegoPolicy <namespace>/<name>".
+	metadataDeniedBy = "writ_denied_by"
+	metadataReason   = "writ_reason"
+	// metadataObserved lists, separated by commas, the policies that would have
 	// refused and only observe.
-	MetadataObserved = "writ_observed"
+	metadataObserved = "writ_observed"
 )
 
 // respond turns a verdict into the answer within the mesh.
@@ -53,23 +53,23 @@ func metadataOf(v *verdict) *structpb.Struct {
 		}
 	}
 	// After the policies', so that none can speak for this service.
-	for _, k := range []string{MetadataDeniedBy, MetadataReason, MetadataObserved} {
+	for _, k := range []string{metadataDeniedBy, metadataReason, metadataObserved} {
 		delete(fields, k)
 	}
-	fields[MetadataID] = structpb.NewStringValue(v.id)
-	fields[MetadataRevision] = structpb.NewStringValue(v.revision)
+	fields[metadataID] = structpb.NewStringValue(v.id)
+	fields[metadataRevision] = structpb.NewStringValue(v.revision)
 	if v.policy != "" {
-		fields[MetadataDeniedBy] = structpb.NewStringValue("RegoPolicy " + v.policy)
+		fields[metadataDeniedBy] = structpb.NewStringValue("RegoPolicy " + v.policy)
 	}
 	if v.detail != "" {
-		fields[MetadataReason] = structpb.NewStringValue(valid(clip(v.detail, 512)))
+		fields[metadataReason] = structpb.NewStringValue(valid(clip(v.detail, 512)))
 	}
 	if len(v.observed) > 0 {
 		names := make([]string, len(v.observed))
 		for i, o := range v.observed {
 			names[i] = o.policy
 		}
-		fields[MetadataObserved] = structpb.NewStringValue(strings.Join(names, ","))
+		fields[metadataObserved] = structpb.NewStringValue(strings.Join(names, ","))
 	}
 	return &structpb.Struct{Fields: fields}
 }

@@ -209,7 +209,7 @@ func TestCheckDecides(t *testing.T) {
 			if got := int(r.GetDeniedResponse().GetStatus().GetCode()); got != c.status {
 				t.Errorf("status %d, want %d", got, c.status)
 			}
-			if got := r.GetDynamicMetadata().GetFields()[MetadataReason].GetStringValue(); !strings.Contains(got, c.reason) {
+			if got := r.GetDynamicMetadata().GetFields()[metadataReason].GetStringValue(); !strings.Contains(got, c.reason) {
 				t.Errorf("reason %q, want %q", got, c.reason)
 			}
 			if body := r.GetDeniedResponse().GetBody(); strings.Contains(body, "default/") {
@@ -218,7 +218,7 @@ func TestCheckDecides(t *testing.T) {
 		})
 	}
 	r := m.check(t, "default/observed")
-	if got := r.GetDynamicMetadata().GetFields()[MetadataObserved].GetStringValue(); got != "default/observed" {
+	if got := r.GetDynamicMetadata().GetFields()[metadataObserved].GetStringValue(); got != "default/observed" {
 		t.Errorf("observed: %q", got)
 	}
 	if n := sample(t, m.reg, "writ_authz_observed_refusals_total", "default/observed"); n != 3 {
@@ -260,7 +260,7 @@ func TestCheckStructured(t *testing.T) {
 		t.Errorf("something is missing: %v", ok)
 	}
 	fields := r.GetDynamicMetadata().GetFields()
-	if fields["tier"].GetStringValue() != "gold" || fields[MetadataID].GetStringValue() == "forged" || fields[MetadataDeniedBy] != nil {
+	if fields["tier"].GetStringValue() != "gold" || fields[metadataID].GetStringValue() == "forged" || fields[metadataDeniedBy] != nil {
 		t.Errorf("metadata %v", fields)
 	}
 	r = m.check(t, "default/refuse")
@@ -378,7 +378,7 @@ func TestUnknownPolicyIsWaitedFor(t *testing.T) {
 // No check sees two revisions: both policies of a set agree at every moment.
 func TestSwapIsAtomic(t *testing.T) {
 	m := newMesh(t, func(c *Config) {
-		c.Decision.Log = LogNone
+		c.Decision.Log = logNone
 		c.Decision.Timeout = config.Duration(time.Minute) // a busy machine is no failure
 	})
 	set := func(role string) map[string]*configpb.RegoPolicy {
@@ -466,7 +466,7 @@ func TestStoreFull(t *testing.T) {
 }
 
 func TestDecisionLog(t *testing.T) {
-	for what, want := range map[string]int{LogAll: 2, LogRefusals: 1, LogNone: 0} {
+	for what, want := range map[string]int{logAll: 2, logRefusals: 1, logNone: 0} {
 		m := newMesh(t, func(c *Config) { c.Decision.Log = what })
 		m.apply(t, regoPolicy("default/yes", "allow := true"), regoPolicy("default/no", `allow := {"allowed": false, "reason": "not today"}`))
 		for _, p := range []string{"default/yes", "default/no"} {
@@ -630,7 +630,7 @@ func TestTokens(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := m.check(t, "default/john", c.change)
-			got := "!" + r.GetDynamicMetadata().GetFields()[MetadataReason].GetStringValue()
+			got := "!" + r.GetDynamicMetadata().GetFields()[metadataReason].GetStringValue()
 			if allowed(r) {
 				got = r.GetOkResponse().GetHeaders()[0].GetHeader().GetValue()
 			}

@@ -181,7 +181,7 @@ func (s *Standalone) readPlugin(plugins map[string]any) error {
 }
 
 func (s *Standalone) readSections(c *opaConfig) error {
-	s.log = LogNone
+	s.log = logNone
 	if d := c.DecisionLogs; d != nil {
 		switch {
 		case d.Service != "" || d.Resource != "":
@@ -192,7 +192,7 @@ func (s *Standalone) readSections(c *opaConfig) error {
 			return notSupported("decision_logs.mask_decision and drop_decision")
 		}
 		if d.Console {
-			s.log = LogAll
+			s.log = logAll
 		}
 	}
 	switch {
@@ -291,7 +291,7 @@ func (a *alone) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.Ch
 	if resp.DynamicMetadata == nil {
 		resp.DynamicMetadata = &structpb.Struct{Fields: make(map[string]*structpb.Value, 1)}
 	}
-	resp.DynamicMetadata.Fields[MetadataID] = structpb.NewStringValue(v.id)
+	resp.DynamicMetadata.Fields[metadataID] = structpb.NewStringValue(v.id)
 	v.took = time.Since(start)
 	a.metrics.counted(v)
 	a.record.record(ctx, req, v)

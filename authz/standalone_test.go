@@ -136,7 +136,7 @@ allow if {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if allowed(resp) != c.allow || resp.GetDynamicMetadata().GetFields()[MetadataID].GetStringValue() == "" || resp.GetHttpResponse() != nil {
+		if allowed(resp) != c.allow || resp.GetDynamicMetadata().GetFields()[metadataID].GetStringValue() == "" || resp.GetHttpResponse() != nil {
 			t.Errorf("%+v: %v", c, resp)
 		}
 	}

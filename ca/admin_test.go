@@ -43,7 +43,7 @@ func TestMintAnyIDOfTheTrustDomain(t *testing.T) {
 }
 
 func TestListCertificates(t *testing.T) {
-	h := start(t, func(c *Config) { c.WorkloadTTL = config.Duration(MinTTL); c.Listen = "" })
+	h := start(t, func(c *Config) { c.WorkloadTTL = config.Duration(minTTL); c.Listen = "" })
 	svids := []*x509svid.SVID{h.mint(reviewsID), h.mint(ratingsID), h.mint(reviewsID)}
 	h.restart()
 	all := h.ledger(&capb.ListCertificatesRequest{})

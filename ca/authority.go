@@ -86,8 +86,8 @@ func (a *Authority) ttl(o order) (time.Duration, error) {
 	switch {
 	case o.ttl == 0:
 		return a.defaultTTL(o.id), nil
-	case o.ttl < MinTTL:
-		return 0, refuse(invalid, "a life of %s is too short, it has to be %s at least", o.ttl, MinTTL)
+	case o.ttl < minTTL:
+		return 0, refuse(invalid, "a life of %s is too short, it has to be %s at least", o.ttl, minTTL)
 	}
 	return min(o.ttl, a.life.max), nil
 }

@@ -14,9 +14,9 @@ import (
 	"github.com/writ-mesh/writ/internal/service"
 )
 
-// MinTTL is the shortest life of a certificate. Below it, renewal at half life
+// minTTL is the shortest life of a certificate. Below it, renewal at half life
 // leaves no time for a retry.
-const MinTTL = 10 * time.Second
+const minTTL = 10 * time.Second
 
 // The files in the state directory beside those of package root.
 const (
@@ -125,9 +125,9 @@ func (c *Config) validateTimes() []error {
 		}
 	}
 	within("root_ttl", c.RootTTL, time.Hour, 30*365*24*time.Hour)
-	within("max_ttl", c.MaxTTL, MinTTL, max(c.RootTTL.D()/2, MinTTL))
-	within("workload_ttl", c.WorkloadTTL, MinTTL, max(c.MaxTTL.D(), MinTTL))
-	within("service_ttl", c.ServiceTTL, MinTTL, max(c.MaxTTL.D(), MinTTL))
+	within("max_ttl", c.MaxTTL, minTTL, max(c.RootTTL.D()/2, minTTL))
+	within("workload_ttl", c.WorkloadTTL, minTTL, max(c.MaxTTL.D(), minTTL))
+	within("service_ttl", c.ServiceTTL, minTTL, max(c.MaxTTL.D(), minTTL))
 	within("join_token_ttl", c.JoinTokenTTL, time.Second, maxTokenTTL)
 	within("clock_skew", c.ClockSkew, 0, 10*time.Minute)
 	within("placement_wait", c.PlacementWait, 0, 30*time.Second)

@@ -18,7 +18,7 @@ import (
 // What services and node agents use to join and renew works with the authority:
 // one token, then its own certificate, also over a restart of either.
 func TestCredentialSource(t *testing.T) {
-	h := start(t, func(c *Config) { c.ServiceTTL = config.Duration(MinTTL) })
+	h := start(t, func(c *Config) { c.ServiceTTL = config.Duration(minTTL) })
 	dir := t.TempDir()
 	cfg := credential.Config{
 		CA: h.config.Listen, TrustBundle: h.config.trustBundle(), TokenFile: filepath.Join(dir, "token"),

@@ -311,7 +311,7 @@ func TestServerIsTLS13Only(t *testing.T) {
 // The server certificate is renewed in memory, and connections made with an
 // expired client certificate are told to connect anew.
 func TestShortLives(t *testing.T) {
-	h := start(t, func(c *Config) { c.ServiceTTL = config.Duration(MinTTL) })
+	h := start(t, func(c *Config) { c.ServiceTTL = config.Duration(minTTL) })
 	before := h.ledger(&capb.ListCertificatesRequest{SpiffeId: "spiffe://example.org/writ/ca"})
 	h.eventually("the server certificate is renewed", func() bool {
 		return len(h.ledger(&capb.ListCertificatesRequest{SpiffeId: "spiffe://example.org/writ/ca"})) > len(before)

@@ -70,7 +70,7 @@ func start(t *testing.T, files map[string]string) *running {
 		}
 	})
 	rt := &service.Runtime{Log: log, Metrics: prometheus.NewRegistry(), Health: &service.Health{}}
-	p, err := New(Options{
+	p, err := newPilot(Options{
 		Source:   meshdir.NewReader(meshdir.Options{Dir: dir}),
 		Modified: func() time.Time { return newest(dir, "") },
 		Log:      log, Metrics: rt.Metrics, Health: rt.Health,

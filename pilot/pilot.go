@@ -72,7 +72,7 @@ type Pilot struct {
 }
 
 // New returns a Pilot that has read its state and nothing else.
-func New(o Options) (*Pilot, error) {
+func newPilot(o Options) (*Pilot, error) {
 	p := &Pilot{source: o.Source, modified: o.Modified, log: o.Log, health: o.Health, metrics: newMetrics(o.Metrics), changed: make(chan struct{})}
 	if o.State != "" {
 		p.file = filepath.Join(o.State, "revision.json")

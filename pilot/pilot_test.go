@@ -77,7 +77,7 @@ type fixture struct {
 func newFixture(t *testing.T, state string, files map[string]string) *fixture {
 	t.Helper()
 	f := &fixture{t: t, source: newMemory(files), lis: bufconn.Listen(1 << 20), reg: prometheus.NewRegistry()}
-	p, err := New(Options{Source: f.source, State: state, Log: slog.New(slog.DiscardHandler), Metrics: f.reg, Health: &service.Health{}})
+	p, err := newPilot(Options{Source: f.source, State: state, Log: slog.New(slog.DiscardHandler), Metrics: f.reg, Health: &service.Health{}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -33,7 +33,7 @@ func run(ctx context.Context, c Config, rt *service.Runtime, compileRego Compile
 	if c.State != "" {
 		source.LastGood = filepath.Join(c.State, "last-good.json")
 	}
-	p, err := New(Options{
+	p, err := newPilot(Options{
 		Source:   meshdir.NewReader(source),
 		Modified: func() time.Time { return newest(c.Mesh, c.Instances) },
 		State:    c.State, Log: rt.Log, Metrics: rt.Metrics, Health: rt.Health,

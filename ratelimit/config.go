@@ -80,8 +80,8 @@ type MemoryConfig struct {
 
 // The values of Config.Mode.
 const (
-	ModeExact  = "exact"
-	ModeLeased = "leased"
+	modeExact  = "exact"
+	modeLeased = "leased"
 )
 
 // DefaultConfig has the defaults filled in.
@@ -89,7 +89,7 @@ func DefaultConfig() Config {
 	return Config{
 		Listen: "127.0.0.1:8081",
 		NodeID: "writ-ratelimit",
-		Mode:   ModeExact,
+		Mode:   modeExact,
 		Redis:  RedisConfig{Timeout: config.Duration(redisstore.DefaultTimeout)},
 		Memory: MemoryConfig{MaxKeys: memory.DefaultMaxKeys},
 	}
@@ -120,8 +120,8 @@ func (c *Config) Validate() error {
 		errs = append(errs, err)
 	}
 	switch c.Mode {
-	case ModeExact:
-	case ModeLeased:
+	case modeExact:
+	case modeLeased:
 		fail("mode leased: not in this version; use exact")
 	default:
 		fail("mode %q: want exact", c.Mode)

@@ -14,14 +14,16 @@ import (
 
 // The headers of answers: x-ratelimit-* in the form of
 // draft-ietf-httpapi-ratelimit-headers-03, which Envoy speaks too, Retry-After of
-// RFC 9110 section 10.2.3 in seconds, and the rule that refused.
+// RFC 9110 section 10.2.3 in seconds.
 const (
 	headerLimit      = "x-ratelimit-limit"
 	headerRemaining  = "x-ratelimit-remaining"
 	headerReset      = "x-ratelimit-reset"
 	headerRetryAfter = "retry-after"
-	headerDeniedBy   = "x-writ-denied-by"
 )
+
+// DeniedByHeader names the limit that refused.
+const DeniedByHeader = "x-writ-denied-by"
 
 // The keys of the dynamic metadata, which Envoy keeps under
 // envoy.filters.http.ratelimit for its access log.
@@ -59,7 +61,7 @@ func (d *decision) describe(resp *rlsv3.RateLimitResponse, mesh bool) {
 	}
 	add(headerRetryAfter, seconds(max(out.RetryAfter, time.Second)))
 	if mesh {
-		add(headerDeniedBy, it.id)
+		add(DeniedByHeader, it.id)
 		resp.RawBody = []byte(refusalBody)
 	}
 }

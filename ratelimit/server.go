@@ -18,9 +18,9 @@ import (
 	"github.com/writ-mesh/writ/ratelimit/quota"
 )
 
-// MaxDescriptors bounds the descriptors of one request: each is a counter that is
+// maxDescriptors bounds the descriptors of one request: each is a counter that is
 // locked together with the others.
-const MaxDescriptors = 256
+const maxDescriptors = 256
 
 // Store decides over all uses of a request at once: see package storetest for
 // what it has to keep.
@@ -69,7 +69,7 @@ func (s *Server) ShouldRateLimit(ctx context.Context, req *rlsv3.RateLimitReques
 		return nil, s.bad("rate limit domain must not be empty")
 	case n == 0:
 		return nil, s.bad("rate limit descriptor list must not be empty")
-	case n > MaxDescriptors:
+	case n > maxDescriptors:
 		return nil, s.bad("rate limit request has too many descriptors")
 	}
 	d, _ := s.pool.Get().(*decision)

@@ -267,7 +267,7 @@ func TestHitsAddend(t *testing.T) {
 
 func TestBadRequests(t *testing.T) {
 	s, _, reg := newServer(t)
-	many := make([]*commonv3.RateLimitDescriptor, MaxDescriptors+1)
+	many := make([]*commonv3.RateLimitDescriptor, maxDescriptors+1)
 	for i := range many {
 		many[i] = desc("k", "v")
 	}

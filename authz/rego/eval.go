@@ -17,8 +17,8 @@ import (
 var (
 	// ErrUndefined: no rule gave a value.
 	ErrUndefined = errors.New("undefined decision")
-	// ErrTimeout: the policy did not come to an end within its limit.
-	ErrTimeout = errors.New("evaluation took too long")
+	// errTimeout: the policy did not come to an end within its limit.
+	errTimeout = errors.New("evaluation took too long")
 )
 
 // PanicError is a panic inside of the evaluation. Its text names the value
@@ -30,7 +30,7 @@ type PanicError struct {
 
 func (e *PanicError) Error() string { return fmt.Sprintf("evaluation panicked: %v", e.Value) }
 
-// Eval decides a request. An error is one of ErrUndefined, ErrTimeout, a
+// Eval decides a request. An error is ErrUndefined, a time-out, a
 // *PanicError, a *FormError, or Rego's own; all of them mean denial. A limit of
 // zero or less is no limit beyond ctx.
 func (p *Program) Eval(ctx context.Context, in *Input, limit time.Duration) (d Decision, err error) {
@@ -40,7 +40,7 @@ func (p *Program) Eval(ctx context.Context, in *Input, limit time.Duration) (d D
 		}
 	}()
 	if ctx.Err() != nil {
-		return Decision{}, ErrTimeout
+		return Decision{}, errTimeout
 	}
 	cancel := topdown.NewCancel()
 	// A timer costs less than the goroutine for each query that watches ctx
@@ -65,7 +65,7 @@ func (p *Program) Eval(ctx context.Context, in *Input, limit time.Duration) (d D
 		oparego.EvalGenerateJSON(keepTerm))
 	switch {
 	case err != nil && (topdown.IsCancel(err) || errors.Is(err, context.DeadlineExceeded)):
-		return Decision{}, ErrTimeout
+		return Decision{}, errTimeout
 	case err != nil:
 		return Decision{}, oneLine(err)
 	case len(rs) == 0:

@@ -200,7 +200,7 @@ d if count(numbers.range(1, 1000000000)) < 0`,
 			p := compile(t, module, "data.x.d")
 			start := time.Now()
 			_, err := p.Eval(context.Background(), input(t, request(), InputOptions{}), 30*time.Millisecond)
-			if !errors.Is(err, ErrTimeout) {
+			if !errors.Is(err, errTimeout) {
 				t.Errorf("error %v, want a timeout", err)
 			}
 			if took := time.Since(start); took > 3*time.Second {
@@ -212,7 +212,7 @@ d if count(numbers.range(1, 1000000000)) < 0`,
 		ctx, cancel := context.WithDeadline(context.Background(), time.Now().Add(-time.Second))
 		defer cancel()
 		p := compile(t, "package x\nd := true", "data.x.d")
-		if _, err := p.Eval(ctx, input(t, request(), InputOptions{}), time.Second); !errors.Is(err, ErrTimeout) {
+		if _, err := p.Eval(ctx, input(t, request(), InputOptions{}), time.Second); !errors.Is(err, errTimeout) {
 			t.Errorf("error %v, want a timeout", err)
 		}
 	})

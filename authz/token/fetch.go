@@ -277,12 +277,12 @@ func (f *Fetcher) get(ctx context.Context, uri string) ([]byte, error) {
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%s: %s", uri, resp.Status)
 	}
-	b, err := io.ReadAll(io.LimitReader(resp.Body, MaxKeySet+1))
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxKeySet+1))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", uri, err)
 	}
-	if len(b) > MaxKeySet {
-		return nil, fmt.Errorf("%s: more than %d bytes", uri, MaxKeySet)
+	if len(b) > maxKeySet {
+		return nil, fmt.Errorf("%s: more than %d bytes", uri, maxKeySet)
 	}
 	return b, nil
 }

@@ -83,7 +83,7 @@ func TestFetcherKeepsLastGood(t *testing.T) {
 			t.Fatal("not fetched at once")
 		}
 		for _, broken := range []func(context.Context) (string, error){
-			says("oops"), says(`{"keys":[]}`), says(strings.Repeat(" ", MaxKeySet+10)),
+			says("oops"), says(`{"keys":[]}`), says(strings.Repeat(" ", maxKeySet+10)),
 			func(context.Context) (string, error) { return "", errors.New("connection refused") },
 		} {
 			w.set("https://a/keys", broken)

@@ -16,10 +16,10 @@ import (
 
 // Bounds of a key set.
 const (
-	// MaxKeySet is the size of a JWKS document in bytes.
-	MaxKeySet = 1 << 20
-	// MaxKeys is the number of keys in one.
-	MaxKeys = 256
+	// maxKeySet is the size of a JWKS document in bytes.
+	maxKeySet = 1 << 20
+	// maxKeys is the number of keys in one.
+	maxKeys = 256
 	// minRSA and maxRSA are in bits. RFC 7518 section 3.3 asks for 2048; above
 	// 8192 a verification takes long enough to be an attack.
 	minRSA, maxRSA = 2048, 8192
@@ -87,8 +87,8 @@ var ErrNoKey = errors.New("key set: no usable key")
 // symmetric ones above all, are left out and listed in Skipped; a document
 // without a single usable key is an error, ErrNoKey.
 func ParseKeys(b []byte) (*KeySet, error) {
-	if len(b) > MaxKeySet {
-		return nil, fmt.Errorf("key set: %d bytes, more than %d", len(b), MaxKeySet)
+	if len(b) > maxKeySet {
+		return nil, fmt.Errorf("key set: %d bytes, more than %d", len(b), maxKeySet)
 	}
 	var doc struct {
 		Keys []json.RawMessage `json:"keys"`
@@ -96,8 +96,8 @@ func ParseKeys(b []byte) (*KeySet, error) {
 	if err := json.Unmarshal(b, &doc); err != nil {
 		return nil, fmt.Errorf("key set: %w", err)
 	}
-	if len(doc.Keys) > MaxKeys {
-		return nil, fmt.Errorf("key set: %d keys, more than %d", len(doc.Keys), MaxKeys)
+	if len(doc.Keys) > maxKeys {
+		return nil, fmt.Errorf("key set: %d keys, more than %d", len(doc.Keys), maxKeys)
 	}
 	set := &KeySet{}
 	for i, raw := range doc.Keys {

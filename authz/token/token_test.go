@@ -123,55 +123,55 @@ func TestVerify(t *testing.T) {
 		"expired within leeway":    {payload(`{"iss":"https://good","aud":"bank","exp":1780315170}`), nil},
 		"nbf within leeway":        {payload(`{"iss":"https://good","aud":"bank","nbf":1780315230}`), nil},
 
-		"expired":              {payload(`{"iss":"https://good","aud":"bank","exp":1780315100}`), ErrExpired},
-		"not yet":              {payload(`{"iss":"https://good","aud":"bank","nbf":1780315300}`), ErrNotYet},
-		"exp is text":          {payload(`{"iss":"https://good","aud":"bank","exp":"1780318800"}`), ErrMalformed},
-		"exp is null":          {payload(`{"iss":"https://good","aud":"bank","exp":null}`), ErrMalformed},
-		"exp overflows":        {payload(`{"iss":"https://good","aud":"bank","exp":1e300}`), ErrMalformed},
-		"nbf overflows":        {payload(`{"iss":"https://good","aud":"bank","nbf":1e300}`), ErrMalformed},
-		"exp negative":         {payload(`{"iss":"https://good","aud":"bank","exp":-1}`), ErrMalformed},
-		"wrong issuer":         {payload(`{"iss":"https://evil","aud":"bank"}`), ErrIssuer},
-		"issuer with slash":    {payload(`{"iss":"https://good/","aud":"bank"}`), ErrIssuer},
-		"issuer in capitals":   {payload(`{"ISS":"https://good","aud":"bank"}`), ErrIssuer},
-		"no issuer":            {payload(`{"aud":"bank"}`), ErrIssuer},
-		"issuer is a list":     {payload(`{"iss":["https://good"],"aud":"bank"}`), ErrMalformed},
-		"wrong audience":       {payload(`{"iss":"https://good","aud":"pub"}`), ErrAudience},
-		"no audience":          {payload(`{"iss":"https://good"}`), ErrAudience},
-		"empty audiences":      {payload(`{"iss":"https://good","aud":[]}`), ErrAudience},
-		"iss twice":            {payload(`{"iss":"https://evil","iss":"https://good","aud":"bank"}`), ErrMalformed},
-		"deep claim twice":     {payload(`{"iss":"https://good","aud":"bank","a":[{"b":1,"b":2}]}`), ErrMalformed},
-		"nests deep":           {payload(`{"iss":"https://good","aud":"bank","a":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `}`), ErrMalformed},
-		"payload is a list":    {payload(`[]`), ErrMalformed},
-		"payload has a tail":   {payload(claims + `{}`), ErrMalformed},
-		"alg twice":            {good(`{"alg":"none","alg":"RS256","kid":"r"}`, claims), ErrMalformed},
-		"critical":             {good(`{"alg":"RS256","kid":"r","crit":["exp"],"exp":1}`, claims), ErrMalformed},
-		"kid is a number":      {good(`{"alg":"RS256","kid":1}`, claims), ErrMalformed},
+		"expired":              {payload(`{"iss":"https://good","aud":"bank","exp":1780315100}`), errExpired},
+		"not yet":              {payload(`{"iss":"https://good","aud":"bank","nbf":1780315300}`), errNotYet},
+		"exp is text":          {payload(`{"iss":"https://good","aud":"bank","exp":"1780318800"}`), errMalformed},
+		"exp is null":          {payload(`{"iss":"https://good","aud":"bank","exp":null}`), errMalformed},
+		"exp overflows":        {payload(`{"iss":"https://good","aud":"bank","exp":1e300}`), errMalformed},
+		"nbf overflows":        {payload(`{"iss":"https://good","aud":"bank","nbf":1e300}`), errMalformed},
+		"exp negative":         {payload(`{"iss":"https://good","aud":"bank","exp":-1}`), errMalformed},
+		"wrong issuer":         {payload(`{"iss":"https://evil","aud":"bank"}`), errIssuer},
+		"issuer with slash":    {payload(`{"iss":"https://good/","aud":"bank"}`), errIssuer},
+		"issuer in capitals":   {payload(`{"ISS":"https://good","aud":"bank"}`), errIssuer},
+		"no issuer":            {payload(`{"aud":"bank"}`), errIssuer},
+		"issuer is a list":     {payload(`{"iss":["https://good"],"aud":"bank"}`), errMalformed},
+		"wrong audience":       {payload(`{"iss":"https://good","aud":"pub"}`), errAudience},
+		"no audience":          {payload(`{"iss":"https://good"}`), errAudience},
+		"empty audiences":      {payload(`{"iss":"https://good","aud":[]}`), errAudience},
+		"iss twice":            {payload(`{"iss":"https://evil","iss":"https://good","aud":"bank"}`), errMalformed},
+		"deep claim twice":     {payload(`{"iss":"https://good","aud":"bank","a":[{"b":1,"b":2}]}`), errMalformed},
+		"nests deep":           {payload(`{"iss":"https://good","aud":"bank","a":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `}`), errMalformed},
+		"payload is a list":    {payload(`[]`), errMalformed},
+		"payload has a tail":   {payload(claims + `{}`), errMalformed},
+		"alg twice":            {good(`{"alg":"none","alg":"RS256","kid":"r"}`, claims), errMalformed},
+		"critical":             {good(`{"alg":"RS256","kid":"r","crit":["exp"],"exp":1}`, claims), errMalformed},
+		"kid is a number":      {good(`{"alg":"RS256","kid":1}`, claims), errMalformed},
 		"unknown kid":          {good(`{"alg":"RS256","kid":"x"}`, claims), ErrUnknownKey},
 		"empty kid":            {good(`{"alg":"RS256","kid":""}`, claims), ErrUnknownKey},
 		"kid is a path":        {good(`{"alg":"RS256","kid":"../../dev/null"}`, claims), ErrUnknownKey},
 		"jku":                  {sign(t, jwt.SigningMethodRS256, other.private, `{"alg":"RS256","kid":"o","jku":"https://evil/jwks"}`, claims), ErrUnknownKey},
-		"key inside":           {sign(t, jwt.SigningMethodRS256, other.private, `{"alg":"RS256","jwk":`+mustJSON(t, other.jwk)+`}`, claims), ErrSignature},
-		"another key":          {sign(t, jwt.SigningMethodRS256, other.private, rs, claims), ErrSignature},
-		"signature of another": {good(rs, claims)[:40] + "." + strings.SplitN(good(rs, claims), ".", 3)[2], ErrMalformed},
-		"alg in capitals":      {good(`{"ALG":"RS256","kid":"r"}`, claims), ErrAlgorithm},
-		"alg none":             {b64([]byte(`{"alg":"none"}`)) + "." + b64([]byte(claims)) + ".", ErrAlgorithm},
-		"alg None":             {b64([]byte(`{"alg":"None","kid":"r"}`)) + "." + b64([]byte(claims)) + ".", ErrAlgorithm},
-		"alg missing":          {good(`{"kid":"r"}`, claims), ErrAlgorithm},
-		"alg is a list":        {good(`{"alg":["RS256"],"kid":"r"}`, claims), ErrAlgorithm},
-		"HS256 by public PEM":  {sign(t, jwt.SigningMethodHS256, publicPEM, `{"alg":"HS256","kid":"r"}`, claims), ErrAlgorithm},
-		"HS256 by modulus":     {sign(t, jwt.SigningMethodHS256, r.private.(*rsa.PrivateKey).N.Bytes(), `{"alg":"HS256","kid":"r"}`, claims), ErrAlgorithm},
-		"ES256 with RSA kid":   {sign(t, jwt.SigningMethodES256, ec.private, `{"alg":"ES256","kid":"r"}`, claims), ErrAlgorithm},
-		"RS256 with EC kid":    {good(`{"alg":"RS256","kid":"e"}`, claims), ErrAlgorithm},
-		"ES384 with P-256 kid": {sign(t, jwt.SigningMethodES384, ec384.private, `{"alg":"ES384","kid":"e"}`, claims), ErrAlgorithm},
-		"signature cut":        {strings.TrimRight(good(rs, claims), "=")[:len(good(rs, claims))-2], ErrSignature},
-		"no signature":         {strings.Join(strings.Split(good(rs, claims), ".")[:2], ".") + ".", ErrSignature},
-		"padding":              {good(rs, claims) + "=", ErrMalformed},
-		"four parts":           {good(rs, claims) + ".a", ErrMalformed},
-		"two parts":            {"a.b", ErrMalformed},
-		"empty":                {"", ErrMalformed},
-		"encrypted":            {"a.b.c.d.e", ErrMalformed},
-		"newline":              {strings.Replace(good(rs, claims), ".", "\n.", 1), ErrMalformed},
-		"too large":            {payload(`{"iss":"` + strings.Repeat("a", MaxToken) + `"}`), ErrTooLarge},
+		"key inside":           {sign(t, jwt.SigningMethodRS256, other.private, `{"alg":"RS256","jwk":`+mustJSON(t, other.jwk)+`}`, claims), errSignature},
+		"another key":          {sign(t, jwt.SigningMethodRS256, other.private, rs, claims), errSignature},
+		"signature of another": {good(rs, claims)[:40] + "." + strings.SplitN(good(rs, claims), ".", 3)[2], errMalformed},
+		"alg in capitals":      {good(`{"ALG":"RS256","kid":"r"}`, claims), errAlgorithm},
+		"alg none":             {b64([]byte(`{"alg":"none"}`)) + "." + b64([]byte(claims)) + ".", errAlgorithm},
+		"alg None":             {b64([]byte(`{"alg":"None","kid":"r"}`)) + "." + b64([]byte(claims)) + ".", errAlgorithm},
+		"alg missing":          {good(`{"kid":"r"}`, claims), errAlgorithm},
+		"alg is a list":        {good(`{"alg":["RS256"],"kid":"r"}`, claims), errAlgorithm},
+		"HS256 by public PEM":  {sign(t, jwt.SigningMethodHS256, publicPEM, `{"alg":"HS256","kid":"r"}`, claims), errAlgorithm},
+		"HS256 by modulus":     {sign(t, jwt.SigningMethodHS256, r.private.(*rsa.PrivateKey).N.Bytes(), `{"alg":"HS256","kid":"r"}`, claims), errAlgorithm},
+		"ES256 with RSA kid":   {sign(t, jwt.SigningMethodES256, ec.private, `{"alg":"ES256","kid":"r"}`, claims), errAlgorithm},
+		"RS256 with EC kid":    {good(`{"alg":"RS256","kid":"e"}`, claims), errAlgorithm},
+		"ES384 with P-256 kid": {sign(t, jwt.SigningMethodES384, ec384.private, `{"alg":"ES384","kid":"e"}`, claims), errAlgorithm},
+		"signature cut":        {strings.TrimRight(good(rs, claims), "=")[:len(good(rs, claims))-2], errSignature},
+		"no signature":         {strings.Join(strings.Split(good(rs, claims), ".")[:2], ".") + ".", errSignature},
+		"padding":              {good(rs, claims) + "=", errMalformed},
+		"four parts":           {good(rs, claims) + ".a", errMalformed},
+		"two parts":            {"a.b", errMalformed},
+		"empty":                {"", errMalformed},
+		"encrypted":            {"a.b.c.d.e", errMalformed},
+		"newline":              {strings.Replace(good(rs, claims), ".", "\n.", 1), errMalformed},
+		"too large":            {payload(`{"iss":"` + strings.Repeat("a", MaxToken) + `"}`), errTooLarge},
 	} {
 		t.Run(name, func(t *testing.T) {
 			issuers := []Issuer{
@@ -241,13 +241,13 @@ func TestVerifyOptions(t *testing.T) {
 	ec := newSigner(t, "P-256", "e")
 	tok := sign(t, jwt.SigningMethodES256, ec.private, `{"alg":"ES256"}`, `{"iss":"i"}`)
 	issuers := []Issuer{{Issuer: "i", Keys: keySet(t, ec.jwk)}}
-	if _, err := Verify(tok, issuers, now, Options{RequireExpiry: true}); !errors.Is(err, ErrExpired) {
+	if _, err := Verify(tok, issuers, now, Options{RequireExpiry: true}); !errors.Is(err, errExpired) {
 		t.Errorf("without exp: %v", err)
 	}
-	if _, err := Verify(tok, issuers, now, Options{MaxSize: len(tok) - 1}); !errors.Is(err, ErrTooLarge) {
+	if _, err := Verify(tok, issuers, now, Options{MaxSize: len(tok) - 1}); !errors.Is(err, errTooLarge) {
 		t.Errorf("one byte too long: %v", err)
 	}
-	if _, err := Verify(tok, nil, now, Options{}); !errors.Is(err, ErrIssuer) {
+	if _, err := Verify(tok, nil, now, Options{}); !errors.Is(err, errIssuer) {
 		t.Errorf("nobody to believe: %v", err)
 	}
 	if _, err := Verify(tok, []Issuer{{Issuer: "i"}}, now, Options{}); !errors.Is(err, ErrUnknownKey) {
@@ -301,7 +301,7 @@ func TestParseKeys(t *testing.T) {
 			}
 		})
 	}
-	for _, bad := range []string{"", "{}", "[]", `{"keys": 1}`, `{"keys": []}`, `{"keys": [1]}`, `{"keys":[` + strings.Repeat(`{},`, MaxKeys) + `{}]}`, strings.Repeat(" ", MaxKeySet+1)} {
+	for _, bad := range []string{"", "{}", "[]", `{"keys": 1}`, `{"keys": []}`, `{"keys": [1]}`, `{"keys":[` + strings.Repeat(`{},`, maxKeys) + `{}]}`, strings.Repeat(" ", maxKeySet+1)} {
 		if _, err := ParseKeys([]byte(bad)); err == nil {
 			t.Errorf("%.20q accepted", bad)
 		}

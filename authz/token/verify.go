@@ -22,15 +22,15 @@ const maxDate = 253402300799
 
 // The reasons for refusal. Verify's errors wrap exactly one of them.
 var (
-	ErrTooLarge   = errors.New("token is too large")
-	ErrMalformed  = errors.New("token is malformed")
-	ErrAlgorithm  = errors.New("token's algorithm is not accepted")
-	ErrIssuer     = errors.New("token's issuer is not accepted")
-	ErrAudience   = errors.New("token's audience is not accepted")
+	errTooLarge   = errors.New("token is too large")
+	errMalformed  = errors.New("token is malformed")
+	errAlgorithm  = errors.New("token's algorithm is not accepted")
+	errIssuer     = errors.New("token's issuer is not accepted")
+	errAudience   = errors.New("token's audience is not accepted")
 	ErrUnknownKey = errors.New("token is signed with an unknown key")
-	ErrSignature  = errors.New("token's signature is wrong")
-	ErrExpired    = errors.New("token is expired")
-	ErrNotYet     = errors.New("token is not valid yet")
+	errSignature  = errors.New("token's signature is wrong")
+	errExpired    = errors.New("token is expired")
+	errNotYet     = errors.New("token is not valid yet")
 )
 
 // Issuer is somebody whose tokens are believed.
@@ -76,7 +76,7 @@ func Verify(raw string, issuers []Issuer, now time.Time, o Options) (Verified, e
 	if err != nil {
 		return Verified{}, err
 	}
-	best := ErrIssuer
+	best := errIssuer
 	for i, issuer := range issuers {
 		if issuer.Issuer != claims.Issuer {
 			continue
@@ -84,7 +84,7 @@ func Verify(raw string, issuers []Issuer, now time.Time, o Options) (Verified, e
 		// Of several reasons the one that got furthest says most.
 		if err := h.verify(issuer, claims, now, o); err == nil {
 			return Verified{Issuer: i, Claims: h.payload}, nil
-		} else if errors.Is(best, ErrIssuer) || errors.Is(best, ErrUnknownKey) {
+		} else if errors.Is(best, errIssuer) || errors.Is(best, ErrUnknownKey) {
 			best = err
 		}
 	}
@@ -117,33 +117,33 @@ func parse(raw string, o Options) (*parsed, *jwt.RegisteredClaims, error) {
 		limit = MaxToken
 	}
 	if len(raw) > limit {
-		return nil, nil, ErrTooLarge
+		return nil, nil, errTooLarge
 	}
 	head, rest, ok1 := strings.Cut(raw, ".")
 	body, sig, ok2 := strings.Cut(rest, ".")
 	if !ok1 || !ok2 || strings.Contains(sig, ".") {
-		return nil, nil, fmt.Errorf("%w: it does not have three parts", ErrMalformed)
+		return nil, nil, fmt.Errorf("%w: it does not have three parts", errMalformed)
 	}
 	p := &parsed{signed: raw[:len(head)+1+len(body)]}
 	header, err := decode(head)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%w: header", ErrMalformed)
+		return nil, nil, fmt.Errorf("%w: header", errMalformed)
 	}
 	if p.payload, err = decode(body); err != nil {
-		return nil, nil, fmt.Errorf("%w: payload", ErrMalformed)
+		return nil, nil, fmt.Errorf("%w: payload", errMalformed)
 	}
 	if err := p.header(header); err != nil {
 		return nil, nil, err
 	}
 	if p.signature, err = decode(sig); err != nil {
-		return nil, nil, fmt.Errorf("%w: signature", ErrMalformed)
+		return nil, nil, fmt.Errorf("%w: signature", errMalformed)
 	}
 	if err := strictObject(p.payload); err != nil {
-		return nil, nil, fmt.Errorf("%w: payload: %w", ErrMalformed, err)
+		return nil, nil, fmt.Errorf("%w: payload: %w", errMalformed, err)
 	}
 	claims := new(jwt.RegisteredClaims)
 	if err := exactClaims(p.payload, claims); err != nil {
-		return nil, nil, fmt.Errorf("%w: payload: %w", ErrMalformed, err)
+		return nil, nil, fmt.Errorf("%w: payload: %w", errMalformed, err)
 	}
 	return p, claims, nil
 }
@@ -152,29 +152,29 @@ func parse(raw string, o Options) (*parsed, *jwt.RegisteredClaims, error) {
 // takes "ALG" for "alg" in a struct.
 func (p *parsed) header(b []byte) error {
 	if err := strictObject(b); err != nil {
-		return fmt.Errorf("%w: header: %w", ErrMalformed, err)
+		return fmt.Errorf("%w: header: %w", errMalformed, err)
 	}
 	var m map[string]any
 	if err := json.Unmarshal(b, &m); err != nil {
-		return fmt.Errorf("%w: header", ErrMalformed)
+		return fmt.Errorf("%w: header", errMalformed)
 	}
 	var ok bool
 	if p.alg, ok = m["alg"].(string); !ok {
-		return fmt.Errorf("%w: none is named", ErrAlgorithm)
+		return fmt.Errorf("%w: none is named", errAlgorithm)
 	}
 	if _, known := methods[p.alg]; !known {
-		return fmt.Errorf("%w: %q", ErrAlgorithm, clip(p.alg))
+		return fmt.Errorf("%w: %q", errAlgorithm, clip(p.alg))
 	}
 	if kid, there := m["kid"]; there {
 		if p.kid, ok = kid.(string); !ok {
-			return fmt.Errorf("%w: kid is not a string", ErrMalformed)
+			return fmt.Errorf("%w: kid is not a string", errMalformed)
 		}
 		p.hasKid = true
 	}
 	// RFC 7515 section 4.1.11: what is critical and not understood is refused;
 	// no extension is understood here (b64 of RFC 7797 is one of them).
 	if _, there := m["crit"]; there {
-		return fmt.Errorf("%w: critical extensions are not understood", ErrMalformed)
+		return fmt.Errorf("%w: critical extensions are not understood", errMalformed)
 	}
 	return nil
 }
@@ -185,7 +185,7 @@ func (p *parsed) verify(issuer Issuer, claims *jwt.RegisteredClaims, now time.Ti
 		return ErrUnknownKey
 	}
 	method := methods[p.alg]
-	err := fmt.Errorf("%w: %s is not for the issuer's key", ErrAlgorithm, p.alg)
+	err := fmt.Errorf("%w: %s is not for the issuer's key", errAlgorithm, p.alg)
 	for _, k := range keys {
 		if !slices.Contains(k.Algorithms, p.alg) {
 			continue
@@ -193,7 +193,7 @@ func (p *parsed) verify(issuer Issuer, claims *jwt.RegisteredClaims, now time.Ti
 		if method.Verify(p.signed, p.signature, k.public) == nil {
 			return checkClaims(issuer, claims, now, o)
 		}
-		err = ErrSignature
+		err = errSignature
 	}
 	return err
 }
@@ -211,19 +211,19 @@ func checkClaims(issuer Issuer, claims *jwt.RegisteredClaims, now time.Time, o O
 	case err == nil:
 		return nil
 	case errors.Is(err, jwt.ErrTokenExpired):
-		return ErrExpired
+		return errExpired
 	case errors.Is(err, jwt.ErrTokenNotValidYet):
-		return ErrNotYet
+		return errNotYet
 	case errors.Is(err, jwt.ErrTokenInvalidAudience):
-		return ErrAudience
+		return errAudience
 	case errors.Is(err, jwt.ErrTokenRequiredClaimMissing) && len(issuer.Audiences) > 0 && len(claims.Audience) == 0:
-		return ErrAudience
+		return errAudience
 	case errors.Is(err, jwt.ErrTokenRequiredClaimMissing):
-		return fmt.Errorf("%w: it has no exp", ErrExpired)
+		return fmt.Errorf("%w: it has no exp", errExpired)
 	case errors.Is(err, jwt.ErrTokenInvalidIssuer):
-		return ErrIssuer
+		return errIssuer
 	}
-	return fmt.Errorf("%w: %w", ErrMalformed, err)
+	return fmt.Errorf("%w: %w", errMalformed, err)
 }
 
 // exactClaims reads the registered claims by their exact names.
@@ -263,7 +263,7 @@ func exactClaims(payload []byte, into *jwt.RegisteredClaims) error {
 // has one spelling only.
 func decode(s string) ([]byte, error) {
 	if strings.ContainsAny(s, "\r\n") {
-		return nil, ErrMalformed
+		return nil, errMalformed
 	}
 	return base64.RawURLEncoding.Strict().DecodeString(s)
 }

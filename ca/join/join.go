@@ -23,8 +23,8 @@ const (
 	secretSize = 32
 )
 
-// ErrMalformed is returned for text that is no token.
-var ErrMalformed = errors.New("malformed join token")
+// errMalformed is returned for text that is no token.
+var errMalformed = errors.New("malformed join token")
 
 // Token is a join token with its secret. It goes to its holder and is not kept.
 type Token struct {
@@ -51,19 +51,19 @@ func New() (Token, error) {
 func Parse(s string) (Token, error) {
 	// 16 for the ID, 43 for the secret, and the two dots.
 	if len(s) != len(prefix)+2*idSize+base64.RawURLEncoding.EncodedLen(secretSize)+2 {
-		return Token{}, ErrMalformed
+		return Token{}, errMalformed
 	}
 	parts := strings.Split(s, ".")
 	if len(parts) != 3 || parts[0] != prefix || len(parts[1]) != 2*idSize {
-		return Token{}, ErrMalformed
+		return Token{}, errMalformed
 	}
 	id, err := hex.DecodeString(parts[1])
 	if err != nil || hex.EncodeToString(id) != parts[1] {
-		return Token{}, ErrMalformed
+		return Token{}, errMalformed
 	}
 	secret, err := base64.RawURLEncoding.Strict().DecodeString(parts[2])
 	if err != nil || len(secret) != secretSize {
-		return Token{}, ErrMalformed
+		return Token{}, errMalformed
 	}
 	return Token{ID: parts[1], secret: [secretSize]byte(secret)}, nil
 }

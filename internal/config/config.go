@@ -15,8 +15,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// MaxSize bounds a configuration file, in bytes.
-const MaxSize = 1 << 20
+// maxSize bounds a configuration file, in bytes.
+const maxSize = 1 << 20
 
 // Load reads the YAML file at path into the struct that into points to. Keys
 // that the struct does not have, values of the wrong type, duplicate keys and a
@@ -28,12 +28,12 @@ func Load(path string, into any) error {
 		return fmt.Errorf("configuration: %w", err)
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, MaxSize+1))
+	data, err := io.ReadAll(io.LimitReader(f, maxSize+1))
 	if err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
-	if len(data) > MaxSize {
-		return fmt.Errorf("%s: larger than %d bytes", path, MaxSize)
+	if len(data) > maxSize {
+		return fmt.Errorf("%s: larger than %d bytes", path, maxSize)
 	}
 	return Decode(path, data, into)
 }

@@ -29,12 +29,12 @@ import (
 	"github.com/writ-mesh/writ/internal/service"
 )
 
-// MaxMessage bounds a gRPC message in bytes; the whole configuration of a proxy
+// maxMessage bounds a gRPC message in bytes; the whole configuration of a proxy
 // in one state-of-the-world response is the largest there is.
-const MaxMessage = 64 << 20
+const maxMessage = 64 << 20
 
-// DrainBound is how long Serve waits for running calls when it stops.
-const DrainBound = 5 * time.Second
+// drainBound is how long Serve waits for running calls when it stops.
+const drainBound = 5 * time.Second
 
 // Caller is who calls a method.
 type Caller struct {
@@ -158,8 +158,8 @@ func NewServer(creds credentials.TransportCredentials, methods Methods, rt *serv
 	g := guard{methods: methods, log: rt.Log}
 	base := []grpc.ServerOption{
 		grpc.Creds(creds),
-		grpc.MaxRecvMsgSize(MaxMessage),
-		grpc.MaxSendMsgSize(MaxMessage),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxSendMsgSize(maxMessage),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.ChainUnaryInterceptor(g.unary),
@@ -234,7 +234,7 @@ func (g guard) recover(ctx context.Context, method string, err *error) {
 	}
 }
 
-// Serve serves until ctx ends, lets running calls finish for at most DrainBound
+// Serve serves until ctx ends, lets running calls finish for at most 5 s
 // and returns nil then.
 func Serve(ctx context.Context, s *grpc.Server, l net.Listener) error {
 	done := make(chan error, 1)
@@ -248,7 +248,7 @@ func Serve(ctx context.Context, s *grpc.Server, l net.Listener) error {
 	go func() { defer close(stopped); s.GracefulStop() }()
 	select {
 	case <-stopped:
-	case <-time.After(DrainBound):
+	case <-time.After(drainBound):
 		s.Stop()
 		<-stopped
 	}

@@ -28,8 +28,8 @@ const (
 	maxBackoff = 2 * time.Second
 )
 
-// TypePrefix begins every type URL.
-const TypePrefix = "type.googleapis.com/"
+// typePrefix begins every type URL.
+const typePrefix = "type.googleapis.com/"
 
 // Subscription asks for the resources of one type.
 type Subscription struct {
@@ -45,7 +45,7 @@ type Subscription struct {
 
 // TypeURL is the type URL of the subscription's resources.
 func (s Subscription) TypeURL() string {
-	return TypePrefix + string(s.Message.ProtoReflect().Descriptor().FullName())
+	return typePrefix + string(s.Message.ProtoReflect().Descriptor().FullName())
 }
 
 // Run keeps the subscriptions up to date until ctx ends: it reconnects for ever,

@@ -255,7 +255,7 @@ func (a *Attestor) path(name string) string { return filepath.Join(a.cfg.Dir, na
 // AttestCaller is Attest for the caller of a gRPC method on a server with
 // Credentials.
 func (a *Attestor) AttestCaller(ctx context.Context) (*Lease, error) {
-	c, ok := CallerFrom(ctx)
+	c, ok := callerFrom(ctx)
 	if !ok {
 		return nil, status.Error(codes.Unauthenticated, "callers are recognized on the agent's unix socket only")
 	}

@@ -70,8 +70,8 @@ func (t transport) Clone() credentials.TransportCredentials { return t }
 // OverrideServerName implements credentials.TransportCredentials.
 func (transport) OverrideServerName(string) error { return nil }
 
-// CallerFrom returns the caller of a gRPC method on a server with Credentials.
-func CallerFrom(ctx context.Context) (Caller, bool) {
+// callerFrom returns the caller of a gRPC method on a server with Credentials.
+func callerFrom(ctx context.Context) (Caller, bool) {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
 		return Caller{}, false

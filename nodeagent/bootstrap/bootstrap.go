@@ -36,12 +36,12 @@ const (
 	// AgentCluster reaches the node agent; configuration that pilot makes names it
 	// for SDS.
 	AgentCluster = "writ-agent"
-	// AdminCluster reaches the Envoy's own administration interface.
-	AdminCluster = "writ-admin"
+	// adminClusterName reaches the Envoy's own administration interface.
+	adminClusterName = "writ-admin"
 )
 
-// DefaultMaxConnections is how many connections from callers an Envoy takes.
-const DefaultMaxConnections = 50_000
+// defaultMaxConnections is how many connections from callers an Envoy takes.
+const defaultMaxConnections = 50_000
 
 // maxSocketPath is what fits into sockaddr_un, in bytes (unix(7)).
 const maxSocketPath = 107
@@ -64,7 +64,7 @@ type Options struct {
 	// Address and the default ports, where they are valid.
 	Admin, Readiness, Prometheus netip.AddrPort
 	// MaxConnections is how many connections from callers are taken; 0 means
-	// DefaultMaxConnections.
+	// 50,000.
 	MaxConnections int64
 }
 
@@ -83,7 +83,7 @@ func (o Options) withDefaults() (Options, error) {
 		o.Cluster = o.NodeID
 	}
 	if o.MaxConnections == 0 {
-		o.MaxConnections = DefaultMaxConnections
+		o.MaxConnections = defaultMaxConnections
 	}
 	admin, open := o.Address, o.Address
 	if !o.Address.IsValid() {
@@ -227,10 +227,10 @@ func agentCluster(socket string) (*clusterv3.Cluster, error) {
 
 func adminCluster(admin netip.AddrPort) *clusterv3.Cluster {
 	return &clusterv3.Cluster{
-		Name:                 AdminCluster,
+		Name:                 adminClusterName,
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		ConnectTimeout:       durationpb.New(500 * time.Millisecond),
-		LoadAssignment:       assignment(AdminCluster, address(admin)),
+		LoadAssignment:       assignment(adminClusterName, address(admin)),
 	}
 }
 

@@ -53,7 +53,7 @@ func window(name string, at netip.AddrPort, path, to string) (*listenerv3.Listen
 						}},
 					},
 					Action: &routev3.Route_Route{Route: &routev3.RouteAction{
-						ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: AdminCluster},
+						ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: adminClusterName},
 						PrefixRewrite:    to,
 					}},
 				}},

@@ -9,9 +9,9 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
-// MetadataNode is the key of the node's metadata in which the agent puts the name
+// metadataNode is the key of the node's metadata in which the agent puts the name
 // of the node on which it attested the proxy.
-const MetadataNode = "WRIT_NODE"
+const metadataNode = "WRIT_NODE"
 
 // identify returns node with the attested id; a nil node is made up. corrected
 // tells that the caller claimed another id.
@@ -28,7 +28,7 @@ func identify(node *corev3.Node, proxyID, nodeName string) (out *corev3.Node, co
 	if node.Metadata.Fields == nil {
 		node.Metadata.Fields = make(map[string]*structpb.Value)
 	}
-	node.Metadata.Fields[MetadataNode] = structpb.NewStringValue(nodeName)
+	node.Metadata.Fields[metadataNode] = structpb.NewStringValue(nodeName)
 	return node, corrected
 }
 

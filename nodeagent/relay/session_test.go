@@ -332,7 +332,7 @@ func TestIdentify(t *testing.T) {
 		{"empty", &corev3.Node{}, true},
 	} {
 		out, corrected := identify(tc.node, "proxy", "n1")
-		if out.GetId() != "proxy" || corrected != tc.corrected || out.GetMetadata().GetFields()[MetadataNode].GetStringValue() != "n1" {
+		if out.GetId() != "proxy" || corrected != tc.corrected || out.GetMetadata().GetFields()[metadataNode].GetStringValue() != "n1" {
 			t.Errorf("%s: %v, %t", tc.name, out, corrected)
 		}
 	}

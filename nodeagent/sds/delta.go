@@ -54,7 +54,7 @@ func (d *delta) wants(name string) bool { return d.subs[name] != nil }
 
 // respond returns what the client has to be told, nil if nothing.
 func (d *delta) respond(have secrets) *discoveryv3.DeltaDiscoveryResponse {
-	resp := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: TypeURL}
+	resp := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: typeURL}
 	for _, name := range slices.Sorted(maps.Keys(d.subs)) {
 		s := d.subs[name]
 		if !known(name) {

@@ -14,7 +14,7 @@ func have(versions ...string) secrets {
 	out := make(secrets)
 	for i, name := range []string{NameDefault, NameRoot} {
 		if i < len(versions) && versions[i] != "" {
-			out[name] = secret{version: versions[i], body: &anypb.Any{TypeUrl: TypeURL, Value: []byte(name + versions[i])}}
+			out[name] = secret{version: versions[i], body: &anypb.Any{TypeUrl: typeURL, Value: []byte(name + versions[i])}}
 		}
 	}
 	return out

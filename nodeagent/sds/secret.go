@@ -20,8 +20,8 @@ const (
 	NameRoot = "ROOTCA"
 )
 
-// TypeURL is that of every resource served here.
-const TypeURL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+// typeURL is that of every resource served here.
+const typeURL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 
 // known tells whether a secret of that name exists or will.
 func known(name string) bool { return name == NameDefault || name == NameRoot }

@@ -130,7 +130,7 @@ func (s *Server) FetchSecrets(ctx context.Context, req *discoveryv3.DiscoveryReq
 			if resp := m.respond(have); resp != nil {
 				return resp, nil
 			}
-			return &discoveryv3.DiscoveryResponse{TypeUrl: TypeURL}, nil
+			return &discoveryv3.DiscoveryResponse{TypeUrl: typeURL}, nil
 		}
 		select {
 		case <-ctx.Done():
@@ -278,8 +278,8 @@ func (w *watch) close() {
 }
 
 func checkType(req interface{ GetTypeUrl() string }) error {
-	if t := req.GetTypeUrl(); t != "" && t != TypeURL {
-		return status.Errorf(codes.InvalidArgument, "type %q: only %s is served here", t, TypeURL)
+	if t := req.GetTypeUrl(); t != "" && t != typeURL {
+		return status.Errorf(codes.InvalidArgument, "type %q: only %s is served here", t, typeURL)
 	}
 	return nil
 }

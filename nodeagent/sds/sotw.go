@@ -41,7 +41,7 @@ func (s *sotw) wants(name string) bool { return slices.Contains(s.names, name) }
 
 // respond returns what the client has to be told, nil if nothing.
 func (s *sotw) respond(have secrets) *discoveryv3.DiscoveryResponse {
-	resp := &discoveryv3.DiscoveryResponse{TypeUrl: TypeURL}
+	resp := &discoveryv3.DiscoveryResponse{TypeUrl: typeURL}
 	var versions []string
 	for _, name := range s.names {
 		if v, ok := have[name]; ok {

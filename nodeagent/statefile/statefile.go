@@ -19,16 +19,16 @@ import (
 	"github.com/writ-mesh/writ/internal/atomicfile"
 )
 
-// MagicLen is the length of a file's magic in bytes.
-const MagicLen = 8
+// magicLen is the length of a file's magic in bytes.
+const magicLen = 8
 
-const headerLen = MagicLen + sha256.Size
+const headerLen = magicLen + sha256.Size
 
 // ErrCorrupt is wrapped by the errors of Open and Read for data that Seal did
 // not make.
 var ErrCorrupt = errors.New("not a valid state file")
 
-// Seal returns the file's content for a payload. The magic has MagicLen bytes.
+// Seal returns the file's content for a payload. The magic has 8 bytes.
 func Seal(magic string, payload []byte) []byte {
 	sum := sha256.Sum256(payload)
 	out := make([]byte, 0, headerLen+len(payload))
@@ -42,11 +42,11 @@ func Open(magic string, data []byte) ([]byte, error) {
 	switch {
 	case len(data) < headerLen:
 		return nil, fmt.Errorf("%w: %d bytes are too few", ErrCorrupt, len(data))
-	case string(data[:MagicLen]) != magic:
+	case string(data[:magicLen]) != magic:
 		return nil, fmt.Errorf("%w: it does not begin with %q", ErrCorrupt, magic)
 	}
 	payload := data[headerLen:]
-	if sum := sha256.Sum256(payload); !bytes.Equal(sum[:], data[MagicLen:headerLen]) {
+	if sum := sha256.Sum256(payload); !bytes.Equal(sum[:], data[magicLen:headerLen]) {
 		return nil, fmt.Errorf("%w: the checksum does not match", ErrCorrupt)
 	}
 	return payload, nil
@@ -54,8 +54,8 @@ func Open(magic string, data []byte) ([]byte, error) {
 
 // Write seals payload into the file at path, mode 0600, atomically.
 func Write(path, magic string, payload []byte) error {
-	if len(magic) != MagicLen {
-		return fmt.Errorf("write %s: magic %q has not %d bytes", path, magic, MagicLen)
+	if len(magic) != magicLen {
+		return fmt.Errorf("write %s: magic %q has not %d bytes", path, magic, magicLen)
 	}
 	return atomicfile.Write(path, Seal(magic, payload), 0o600)
 }

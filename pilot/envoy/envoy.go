@@ -63,7 +63,7 @@ func ADS() *corev3.ConfigSource {
 }
 
 // SDS refers to a secret that the node agent serves.
-func SDS(name string) *tlsv3.SdsSecretConfig {
+func sdsSecret(name string) *tlsv3.SdsSecretConfig {
 	return &tlsv3.SdsSecretConfig{
 		Name: name,
 		SdsConfig: &corev3.ConfigSource{
@@ -135,12 +135,12 @@ func uriSAN(m *matcherv3.StringMatcher) *tlsv3.SubjectAltNameMatcher {
 func common(m *model.Mesh, sans []*tlsv3.SubjectAltNameMatcher, alpn []string) *tlsv3.CommonTlsContext {
 	return &tlsv3.CommonTlsContext{
 		TlsParams:                      meshTLSParams(m),
-		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{SDS(SecretDefault)},
+		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{sdsSecret(SecretDefault)},
 		AlpnProtocols:                  alpn,
 		ValidationContextType: &tlsv3.CommonTlsContext_CombinedValidationContext{
 			CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
 				DefaultValidationContext:         &tlsv3.CertificateValidationContext{MatchTypedSubjectAltNames: sans},
-				ValidationContextSdsSecretConfig: SDS(SecretRoot),
+				ValidationContextSdsSecretConfig: sdsSecret(SecretRoot),
 			},
 		},
 	}

@@ -47,7 +47,7 @@ type assembler struct {
 func assemble(in input, options *Options) (*model.Mesh, []finding) {
 	a := &assembler{input: in, options: options, objects: map[string][]*object{}, byID: map[string]*object{}, unready: map[*model.Proxy]bool{}}
 	a.mesh = &model.Mesh{
-		Config: DefaultMeshConfig(), DomainSuffix: domainSuffix, Dir: options.Dir, Deciders: options.Deciders,
+		Config: defaultMeshConfig(), DomainSuffix: domainSuffix, Dir: options.Dir, Deciders: options.Deciders,
 		NamespaceLabels: map[string]map[string]string{}, Secrets: map[string]*model.Secret{},
 	}
 	for _, f := range in.files {

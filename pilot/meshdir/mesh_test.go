@@ -19,7 +19,7 @@ import (
 // exampleFiles reads testdata/mesh, which uses most kinds and fields.
 func exampleFiles(t testing.TB) map[string][]byte {
 	t.Helper()
-	files, problems, err := ReadDir("testdata/mesh")
+	files, problems, err := readDir("testdata/mesh")
 	if err != nil || len(problems) > 0 {
 		t.Fatal(err, problems)
 	}

@@ -14,9 +14,9 @@ import (
 	networking "istio.io/api/networking/v1alpha3"
 )
 
-// DefaultMeshConfig gives what Istio assumes of a mesh whose MeshConfig says
+// defaultMeshConfig gives what Istio assumes of a mesh whose MeshConfig says
 // nothing (pkg/config/mesh of istio/istio).
-func DefaultMeshConfig() *meshv1.MeshConfig {
+func defaultMeshConfig() *meshv1.MeshConfig {
 	everywhere := []string{"*"}
 	return &meshv1.MeshConfig{
 		EnableTracing:            true,
@@ -67,7 +67,7 @@ func defaultProviders() []*meshv1.MeshConfig_ExtensionProvider {
 // field that is given replaces the default, but defaultConfig is merged field by
 // field and extensionProviders keep the defaults of other names.
 func parseMeshConfig(r *report) *meshv1.MeshConfig {
-	config := DefaultMeshConfig()
+	config := defaultMeshConfig()
 	proxy := proto.Clone(config.DefaultConfig).(*meshv1.ProxyConfig)
 	r.quoted = true // Istio's own examples write port: "9000"
 	r.decodeMessage(r.root, config.ProtoReflect(), "")

@@ -91,7 +91,7 @@ func isConfiguration(name string) bool {
 func (p *parser) parse(name string, data []byte) *parsedFile {
 	f := &parsedFile{name: name, data: data, sum: sha256.Sum256(data)}
 	switch {
-	case len(data) > MaxFileSize:
+	case len(data) > maxFileSize:
 		f.data = nil
 		f.problems = append(f.problems, Problem{File: name, Message: tooLarge})
 		return f

@@ -48,9 +48,9 @@ type GatewayPort struct {
 // whole. What has errors is left out.
 func ReadPlan(options Options) (Plan, []Problem) {
 	r := NewReader(options)
-	files, unreadable, err := ReadDir(r.options.Dir)
+	files, unreadable, err := readDir(r.options.Dir)
 	if err != nil {
-		return Plan{Config: DefaultMeshConfig()}, []Problem{{Message: err.Error()}}
+		return Plan{Config: defaultMeshConfig()}, []Problem{{Message: err.Error()}}
 	}
 	in, mesh, problems := parseAndSettle(files, nil, &r.options)
 	return planOf(in, mesh), unique(append(problems, unreadable...))

@@ -131,7 +131,7 @@ func unique(problems []Problem) []Problem {
 
 // load reads the files; unchanged ones are not parsed again.
 func (r *Reader) load() (version, error) {
-	files, unreadable, err := ReadDir(r.options.Dir)
+	files, unreadable, err := readDir(r.options.Dir)
 	if err != nil {
 		return nil, err
 	}

@@ -198,9 +198,9 @@ func TestReadDirBounds(t *testing.T) {
 	write(t, outside, "secret.yaml", quota("secret", 1))
 	dir := t.TempDir()
 	write(t, dir, "good.yaml", quota("good", 1))
-	write(t, dir, "large.yaml", strings.Repeat("# filler\n", MaxFileSize/9+1))
-	write(t, dir, strings.Repeat("d/", MaxFolders)+"in.yaml", quota("in", 1))
-	write(t, dir, strings.Repeat("d/", MaxFolders+1)+"deep.yaml", quota("deep", 1))
+	write(t, dir, "large.yaml", strings.Repeat("# filler\n", maxFileSize/9+1))
+	write(t, dir, strings.Repeat("d/", maxFolders)+"in.yaml", quota("in", 1))
+	write(t, dir, strings.Repeat("d/", maxFolders+1)+"deep.yaml", quota("deep", 1))
 	for link, target := range map[string]string{
 		"escape.yaml": filepath.Join(outside, "secret.yaml"), "inside.yaml": "good.yaml", "dangling.yaml": "nowhere.yaml", "folder.yaml": ".",
 	} {
@@ -208,7 +208,7 @@ func TestReadDirBounds(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	files, problems, err := ReadDir(dir)
+	files, problems, err := readDir(dir)
 	if err != nil {
 		t.Fatal(err)
 	}

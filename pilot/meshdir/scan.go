@@ -13,21 +13,21 @@ import (
 
 // Bounds of a mesh directory.
 const (
-	// MaxFileSize is the largest configuration file, in bytes.
-	MaxFileSize = 1 << 20
-	// MaxFiles is how many configuration files a directory may have.
-	MaxFiles = 10_000
-	// MaxFolders is how deep folders may be nested.
-	MaxFolders = 16
+	// maxFileSize is the largest configuration file, in bytes.
+	maxFileSize = 1 << 20
+	// maxFiles is how many configuration files a directory may have.
+	maxFiles = 10_000
+	// maxFolders is how deep folders may be nested.
+	maxFolders = 16
 )
 
 const tooLarge = "the file is larger than 1 MiB: split it"
 
-// ReadDir reads the configuration files of a mesh directory by their names,
+// readDir reads the configuration files of a mesh directory by their names,
 // relative to it and with slashes. What cannot be read is a problem of that
 // file. Hidden files and folders are skipped; symbolic links are followed to
 // files within the directory only. The error is about the directory as a whole.
-func ReadDir(dir string) (map[string][]byte, []Problem, error) {
+func readDir(dir string) (map[string][]byte, []Problem, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, nil, fmt.Errorf("open mesh directory: %w", err)
@@ -67,15 +67,15 @@ func (s *scanner) visit(name string, entry fs.DirEntry, err error) error {
 		s.problem(name, "cannot be read: %s", fileProblem(err))
 		return nil
 	case entry.IsDir():
-		if strings.Count(name, "/") >= MaxFolders {
-			s.problem(name, "folders are nested deeper than %d levels: flatten them", MaxFolders)
+		if strings.Count(name, "/") >= maxFolders {
+			s.problem(name, "folders are nested deeper than %d levels: flatten them", maxFolders)
 			return fs.SkipDir
 		}
 		return nil
 	case !isConfiguration(name):
 		return nil
-	case len(s.files) >= MaxFiles:
-		s.problem(name, "more than %d configuration files: the rest is not read", MaxFiles)
+	case len(s.files) >= maxFiles:
+		s.problem(name, "more than %d configuration files: the rest is not read", maxFiles)
 		return fs.SkipAll
 	}
 	data, err := readBounded(s.root, name)
@@ -97,7 +97,7 @@ func readBounded(root *os.Root, name string) ([]byte, error) {
 	if !info.Mode().IsRegular() {
 		return nil, errors.New("it is not a regular file")
 	}
-	if info.Size() > MaxFileSize {
+	if info.Size() > maxFileSize {
 		return nil, errors.New(tooLarge)
 	}
 	f, err := root.Open(name)
@@ -105,8 +105,8 @@ func readBounded(root *os.Root, name string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, MaxFileSize+1))
-	if err == nil && len(data) > MaxFileSize {
+	data, err := io.ReadAll(io.LimitReader(f, maxFileSize+1))
+	if err == nil && len(data) > maxFileSize {
 		err = errors.New(tooLarge)
 	}
 	return data, err
@@ -123,7 +123,7 @@ func readNamed(dir, name string) ([]byte, error) {
 		return nil, err
 	case !info.Mode().IsRegular():
 		return nil, errors.New("it is not a regular file")
-	case info.Size() > MaxFileSize:
+	case info.Size() > maxFileSize:
 		return nil, errors.New(tooLarge)
 	}
 	return os.ReadFile(name)

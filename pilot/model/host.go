@@ -100,23 +100,6 @@ func HostMatches(pattern, host string) bool {
 // HostsOverlap says whether some host name is within both patterns.
 func HostsOverlap(a, b string) bool { return HostMatches(a, b) || HostMatches(b, a) }
 
-// MostSpecificHost gives the pattern that contains host and is closest to it:
-// host itself, else the longest wildcard. Not ok if none does.
-func MostSpecificHost(host string, patterns []string) (best string, ok bool) {
-	for _, p := range patterns {
-		if !HostMatches(p, host) {
-			continue
-		}
-		if !strings.HasPrefix(p, "*") {
-			return p, true
-		}
-		if !ok || len(p) > len(best) {
-			best, ok = p, true
-		}
-	}
-	return best, ok
-}
-
 // ServiceByHost finds the service that a caller in namespace fromNamespace
 // reaches under the fully qualified hostname: of those that are exported to it
 // the one with exactly that name (in its own namespace first), else the one

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// Kept is how many revisions are remembered.
-const Kept = 20
+// maxRevisions is how many revisions are remembered.
+const maxRevisions = 20
 
 // State is what has become of a revision.
 type State int
@@ -79,7 +79,7 @@ type Saved struct {
 // Tracker is the state machine. Its methods are not safe for concurrent use.
 type Tracker struct {
 	saved     Saved
-	revisions []*Revision // oldest first, at most Kept
+	revisions []*Revision // oldest first, at most maxRevisions
 	serving   *Revision
 	good      *Revision // the newest that was live; nil if none was
 	// clients maps the streams of connected clients to the revision that each has entirely.
@@ -116,8 +116,8 @@ func (t *Tracker) Propose(hash string, written, now time.Time) (Revision, bool) 
 		s.State = Superseded
 	}
 	t.revisions = append(t.revisions, r)
-	if len(t.revisions) > Kept {
-		t.revisions = slices.Delete(t.revisions, 0, len(t.revisions)-Kept)
+	if len(t.revisions) > maxRevisions {
+		t.revisions = slices.Delete(t.revisions, 0, len(t.revisions)-maxRevisions)
 	}
 	t.serving = r
 	return *r, true
@@ -206,7 +206,7 @@ func (t *Tracker) Good() (Revision, bool) {
 	return *t.good, true
 }
 
-// Revisions lists the newest revisions, newest first, at most Kept.
+// Revisions lists the newest revisions, newest first, at most 20.
 func (t *Tracker) Revisions() []Revision {
 	list := make([]Revision, 0, len(t.revisions))
 	for _, r := range slices.Backward(t.revisions) {

@@ -310,7 +310,7 @@ func check(t *testing.T, seed uint64, tr *Tracker) {
 	if _, good := tr.Good(); good && s.State == Rejected {
 		t.Fatalf("seed %d: a rejected revision is served although there is a good one", seed)
 	}
-	if len(list) > Kept {
+	if len(list) > maxRevisions {
 		t.Fatalf("seed %d: %d revisions are kept", seed, len(list))
 	}
 }

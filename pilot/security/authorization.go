@@ -18,16 +18,16 @@ import (
 
 // Names of the filters, under which virtual hosts bring their content.
 const (
-	FilterCustom         = "writ.custom"
-	FilterCustomExtAuthz = "writ.custom.ext_authz"
-	FilterJWT            = "writ.jwt"
-	FilterAudit          = "writ.audit"
-	FilterDeny           = "writ.deny"
-	FilterAllow          = "writ.allow"
-	FilterRego           = "writ.rego"
-	FilterRegoOpen       = "writ.rego.open"
-	FilterQuota          = "writ.quota"
-	FilterQuotaClosed    = "writ.quota.closed"
+	filterCustom         = "writ.custom"
+	filterCustomExtAuthz = "writ.custom.ext_authz"
+	filterJWT            = "writ.jwt"
+	filterAudit          = "writ.audit"
+	filterDeny           = "writ.deny"
+	filterAllow          = "writ.allow"
+	filterRego           = "writ.rego"
+	filterRegoOpen       = "writ.rego.open"
+	filterQuota          = "writ.quota"
+	filterQuotaClosed    = "writ.quota.closed"
 	filterDeniedBy       = "writ.denied_by"
 	filterPeerAddress    = "writ.peer_address"
 )
@@ -95,7 +95,7 @@ func (c *Compiler) addAuthorization(b *httpBuilder, p *model.Proxy, s selection)
 		// Its callers may bring certificates of any shape, see tree.
 		threshold = math.MaxInt
 	}
-	for _, f := range []string{FilterAudit, FilterDeny, FilterAllow} {
+	for _, f := range []string{filterAudit, filterDeny, filterAllow} {
 		b.addGeneric(f, &rbachttpv3.RBAC{})
 	}
 	audit, err := c.compileSet(s.audit, rbacv3.RBAC_LOG, false)
@@ -103,7 +103,7 @@ func (c *Compiler) addAuthorization(b *httpBuilder, p *model.Proxy, s selection)
 		return err
 	}
 	if audit.enforced != nil {
-		b.enable(FilterAudit, perRoute(&rbachttpv3.RBAC{Rules: audit.enforced}))
+		b.enable(filterAudit, perRoute(&rbachttpv3.RBAC{Rules: audit.enforced}))
 	}
 	deny, err := c.compileSet(s.deny, rbacv3.RBAC_DENY, false)
 	if err != nil {
@@ -112,14 +112,14 @@ func (c *Compiler) addAuthorization(b *httpBuilder, p *model.Proxy, s selection)
 	c.denyWithoutAuthz(&deny, s.rego)
 	c.denyWithoutRateLimit(&deny, s.quota)
 	if deny.enforced != nil || deny.shadow != nil {
-		b.enable(FilterDeny, perRoute(httpRBAC(deny, denyStatPrefix, dryRunDenyStatPrefix, threshold)))
+		b.enable(filterDeny, perRoute(httpRBAC(deny, denyStatPrefix, dryRunDenyStatPrefix, threshold)))
 	}
 	allow, err := c.compileSet(s.allow, rbacv3.RBAC_ALLOW, false)
 	if err != nil {
 		return err
 	}
 	if allow.enforced != nil || allow.shadow != nil {
-		b.enable(FilterAllow, perRoute(httpRBAC(allow, allowStatPrefix, dryRunAllowStatPrefix, threshold)))
+		b.enable(filterAllow, perRoute(httpRBAC(allow, allowStatPrefix, dryRunAllowStatPrefix, threshold)))
 	}
 	if len(allow.refs) > 0 {
 		b.name(nameAllow, noRuleAllows(allow.refs))
@@ -184,9 +184,9 @@ func (c *Compiler) addTCP(out *TCP, s selection) error {
 		action       rbacv3.RBAC_Action
 		shadowPrefix string
 	}{
-		{FilterAudit, s.audit, rbacv3.RBAC_LOG, ""},
-		{FilterDeny, s.deny, rbacv3.RBAC_DENY, dryRunDenyStatPrefix},
-		{FilterAllow, s.allow, rbacv3.RBAC_ALLOW, dryRunAllowStatPrefix},
+		{filterAudit, s.audit, rbacv3.RBAC_LOG, ""},
+		{filterDeny, s.deny, rbacv3.RBAC_DENY, dryRunDenyStatPrefix},
+		{filterAllow, s.allow, rbacv3.RBAC_ALLOW, dryRunAllowStatPrefix},
 	} {
 		set, err := c.compileSet(group.policies, group.action, true)
 		if err != nil {

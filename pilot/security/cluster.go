@@ -19,9 +19,9 @@ import (
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
-// SystemCA is where the proxies find the certificates of public authorities, for
+// systemCA is where the proxies find the certificates of public authorities, for
 // jwksUri with https.
-const SystemCA = "/etc/ssl/certs/ca-certificates.crt"
+const systemCA = "/etc/ssl/certs/ca-certificates.crt"
 
 // upstreamConnectTimeout bounds a connection to a provider or a JWKS server.
 const upstreamConnectTimeout = 5 * time.Second
@@ -157,7 +157,7 @@ func systemTLS(host string) *tlsv3.UpstreamTlsContext {
 		CommonTlsContext: &tlsv3.CommonTlsContext{
 			TlsParams: &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2, TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3},
 			ValidationContextType: &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
-				TrustedCa:                 &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: SystemCA}},
+				TrustedCa:                 &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: systemCA}},
 				MatchTypedSubjectAltNames: []*tlsv3.SubjectAltNameMatcher{san},
 			}},
 		},

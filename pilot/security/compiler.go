@@ -60,11 +60,11 @@ type Compiler struct {
 	treeThreshold int
 }
 
-// TreeThreshold is the number of rules indexed by an exact principal above which
+// defaultTreeThreshold is the number of rules indexed by an exact principal above which
 // an ALLOW or DENY set is compiled to a matcher tree. Below it a list is as
 // fast: 20 list policies cost 12 us a request, a tree of any size 4 us (Envoy
 // 1.40), and the tree's own steps cost about as much as eight policies.
-const TreeThreshold = 8
+const defaultTreeThreshold = 8
 
 // New prepares the policies of m. The error says what the mesh lacks; a policy or
 // provider at fault is reported by HTTP and TCP, or closed as Istio closes it.
@@ -76,7 +76,7 @@ func New(m *model.Mesh) (*Compiler, error) {
 		mesh:          m,
 		trustDomains:  envoy.TrustDomains(m),
 		peer:          newPeerModes(m),
-		treeThreshold: TreeThreshold,
+		treeThreshold: defaultTreeThreshold,
 	}
 	c.providers = newProviders(m)
 	return c, nil

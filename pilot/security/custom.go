@@ -105,7 +105,7 @@ func enforcedCustom(s selection) []*model.AuthorizationPolicy {
 // addCustom adds two filters for CUSTOM: RBAC that only records whether a rule
 // matches, and ext_authz that calls the provider if so.
 func (c *Compiler) addCustom(b *httpBuilder, s selection) error {
-	b.addGeneric(FilterCustom, &rbachttpv3.RBAC{})
+	b.addGeneric(filterCustom, &rbachttpv3.RBAC{})
 	policies := enforcedCustom(s)
 	if len(policies) == 0 {
 		return nil
@@ -123,12 +123,12 @@ func (c *Compiler) addCustom(b *httpBuilder, s selection) error {
 		}
 	}
 	if !ok {
-		b.enable(FilterCustom, perRoute(&rbachttpv3.RBAC{Rules: set.enforced, RulesStatPrefix: denyStatPrefix}))
+		b.enable(filterCustom, perRoute(&rbachttpv3.RBAC{Rules: set.enforced, RulesStatPrefix: denyStatPrefix}))
 		return nil
 	}
-	b.enable(FilterCustom, perRoute(&rbachttpv3.RBAC{ShadowRules: set.enforced, ShadowRulesStatPrefix: customStatPrefix}))
+	b.enable(filterCustom, perRoute(&rbachttpv3.RBAC{ShadowRules: set.enforced, ShadowRulesStatPrefix: customStatPrefix}))
 	filter.FilterEnabledMetadata = ruleMatched(rbacHTTPMetadata)
-	b.add(FilterCustomExtAuthz, filter)
+	b.add(filterCustomExtAuthz, filter)
 	b.addCluster(cluster)
 	return nil
 }
@@ -298,11 +298,11 @@ func (c *Compiler) addCustomTCP(out *TCP, s selection) error {
 		}
 	}
 	if !ok {
-		out.add(FilterCustom, &rbactcpv3.RBAC{StatPrefix: "tcp.", Rules: set.enforced})
+		out.add(filterCustom, &rbactcpv3.RBAC{StatPrefix: "tcp.", Rules: set.enforced})
 		return nil
 	}
-	out.add(FilterCustom, &rbactcpv3.RBAC{StatPrefix: "tcp.", ShadowRules: set.enforced, ShadowRulesStatPrefix: customStatPrefix})
-	out.add(FilterCustomExtAuthz, &extauthztcpv3.ExtAuthz{
+	out.add(filterCustom, &rbactcpv3.RBAC{StatPrefix: "tcp.", ShadowRules: set.enforced, ShadowRulesStatPrefix: customStatPrefix})
+	out.add(filterCustomExtAuthz, &extauthztcpv3.ExtAuthz{
 		StatPrefix:            "tcp.",
 		FailureModeAllow:      p.grpc.GetFailOpen(),
 		TransportApiVersion:   corev3.ApiVersion_V3,

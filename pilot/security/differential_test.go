@@ -254,7 +254,7 @@ func compileAt(t testing.TB, documents string, policies []*model.AuthorizationPo
 func countTrees(t testing.TB, h *HTTP) int {
 	t.Helper()
 	n := 0
-	for _, name := range []string{FilterDeny, FilterAllow} {
+	for _, name := range []string{filterDeny, filterAllow} {
 		if packed := h.PerFilterConfig[name]; packed != nil {
 			var per rbachttpv3.RBACPerRoute
 			if err := packed.UnmarshalTo(&per); err != nil {

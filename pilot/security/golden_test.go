@@ -244,7 +244,7 @@ func TestTreesByDefault(t *testing.T) {
 		policies int
 		p        *model.Proxy
 		trees    int
-	}{{TreeThreshold - 1, workload(), 0}, {TreeThreshold, workload(), 1}, {TreeThreshold, gateway, 0}} {
+	}{{defaultTreeThreshold - 1, workload(), 0}, {defaultTreeThreshold, workload(), 1}, {defaultTreeThreshold, gateway, 0}} {
 		if got := countTrees(t, compileHTTP(t, newMesh(t, docs(c.policies)), c.p)); got != c.trees {
 			t.Errorf("%d policies, proxy type %d: %d trees, want %d", c.policies, c.p.Type, got, c.trees)
 		}

@@ -78,7 +78,7 @@ func (c *Compiler) addJWT(b *httpBuilder, p *model.Proxy, s selection) error {
 		}
 		filter.Providers[r.provider] = provider
 	}
-	b.add(FilterJWT, filter)
+	b.add(filterJWT, filter)
 	b.name(nameJWT, "RequestAuthentication "+nameList(refs))
 	return nil
 }

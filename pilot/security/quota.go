@@ -30,13 +30,13 @@ const (
 	QuotaDomain    = "writ"
 	QuotaPolicyKey = "writ.policy"
 	QuotaLimitKey  = "writ.limit"
-	// QuotaNoValue is the value of a dimension that the request does not have;
+	// quotaNoValue is the value of a dimension that the request does not have;
 	// such requests share one count.
-	QuotaNoValue = "-"
+	quotaNoValue = "-"
 )
 
-// QuotaTimeout is how long Envoy waits for ratelimit; then whenUnavailable holds.
-const QuotaTimeout = 50 * time.Millisecond
+// quotaTimeout is how long Envoy waits for ratelimit; then whenUnavailable holds.
+const quotaTimeout = 50 * time.Millisecond
 
 // Rate limits of open policies are of stage 0, of closed ones of stage 1, each
 // with a filter of its own.
@@ -50,7 +50,7 @@ func (c *Compiler) addQuota(b *httpBuilder, p *model.Proxy, port model.WorkloadP
 	if c.mesh.Deciders.RateLimit == "" {
 		return nil
 	}
-	cluster, err := envoy.GRPCCluster(c.mesh, RateLimitCluster, c.mesh.Deciders.RateLimit, "ratelimit")
+	cluster, err := envoy.GRPCCluster(c.mesh, rateLimitCluster, c.mesh.Deciders.RateLimit, "ratelimit")
 	if err != nil {
 		return err
 	}
@@ -58,13 +58,13 @@ func (c *Compiler) addQuota(b *httpBuilder, p *model.Proxy, port model.WorkloadP
 	if p.Type != model.GatewayProxy {
 		b.addGeneric(filterPeerAddress, peerAddress())
 	}
-	b.addGeneric(FilterQuota, quotaFilter(stageOpen))
-	b.addGeneric(FilterQuotaClosed, quotaFilter(stageClosed))
+	b.addGeneric(filterQuota, quotaFilter(stageOpen))
+	b.addGeneric(filterQuotaClosed, quotaFilter(stageClosed))
 	var refs []model.Ref
 	for _, pol := range s.quota {
-		filter, stage := FilterQuota, uint32(stageOpen)
+		filter, stage := filterQuota, uint32(stageOpen)
 		if pol.FailClosed && !pol.Observe {
-			filter, stage = FilterQuotaClosed, stageClosed
+			filter, stage = filterQuotaClosed, stageClosed
 		}
 		for i, limit := range pol.Limits {
 			actions, err := c.actions(p, port, pol, i, limit)
@@ -109,14 +109,14 @@ func quotaFilter(stage uint32) *ratelimitv3.RateLimit {
 	return &ratelimitv3.RateLimit{
 		Domain:          QuotaDomain,
 		Stage:           stage,
-		Timeout:         durationpb.New(QuotaTimeout),
+		Timeout:         durationpb.New(quotaTimeout),
 		FailureModeDeny: stage == stageClosed,
 		StatusOnError:   &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
 		RateLimitService: &ratelimitconfigv3.RateLimitServiceConfig{
 			TransportApiVersion: corev3.ApiVersion_V3,
 			GrpcService: &corev3.GrpcService{
-				TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: RateLimitCluster}},
-				Timeout:         durationpb.New(QuotaTimeout),
+				TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: rateLimitCluster}},
+				Timeout:         durationpb.New(quotaTimeout),
 			},
 		},
 		StatPrefix: "quota",
@@ -165,7 +165,7 @@ func (c *Compiler) dimension(p *model.Proxy, port model.WorkloadPort, d model.Di
 		return expression(d, present("request.url_path")), nil
 	case "request.headers":
 		name := celString(strings.ToLower(d.Arg))
-		return expression(d, name+" in request.headers ? ("+present("request.headers["+name+"]")+") : '"+QuotaNoValue+"'"), nil
+		return expression(d, name+" in request.headers ? ("+present("request.headers["+name+"]")+") : '"+quotaNoValue+"'"), nil
 	case "request.auth.claims":
 		return expression(d, claimExpression(strings.Split(d.Arg, "."))), nil
 	case "destination.service":
@@ -180,11 +180,11 @@ func (c *Compiler) dimension(p *model.Proxy, port model.WorkloadPort, d model.Di
 // spiffePart takes a part of the caller's SPIFFE ID.
 func spiffePart(re string) string {
 	const id = "connection.uri_san_peer_certificate"
-	return "connection.mtls && " + id + ".matches('" + re + "') ? re.extract(" + id + ", '" + re + `', '\\1') : '` + QuotaNoValue + "'"
+	return "connection.mtls && " + id + ".matches('" + re + "') ? re.extract(" + id + ", '" + re + `', '\\1') : '` + quotaNoValue + "'"
 }
 
 func present(value string) string {
-	return value + " != '' ? " + value + " : '" + QuotaNoValue + "'"
+	return value + " != '' ? " + value + " : '" + quotaNoValue + "'"
 }
 
 // claimExpression walks down the verified token, testing each step.
@@ -195,7 +195,7 @@ func claimExpression(names []string) string {
 		tests = append(tests, celString(name)+" in "+at)
 		at += "[" + celString(name) + "]"
 	}
-	return strings.Join(tests, " && ") + " ? " + at + " : '" + QuotaNoValue + "'"
+	return strings.Join(tests, " && ") + " ? " + at + " : '" + quotaNoValue + "'"
 }
 
 // celString is a string literal of CEL.

@@ -16,16 +16,16 @@ import (
 
 // Names that pilot, authz and ratelimit agree on.
 const (
-	// AuthzCluster and RateLimitCluster reach the deciders.
-	AuthzCluster     = "writ-authz"
-	RateLimitCluster = "writ-ratelimit"
+	// authzCluster and rateLimitCluster reach the deciders.
+	authzCluster     = "writ-authz"
+	rateLimitCluster = "writ-ratelimit"
 	// PoliciesKey is the context extension with the RegoPolicies to decide,
 	// "<namespace>/<name>" each, separated by commas.
 	PoliciesKey = "writ.policies"
 )
 
-// AuthzTimeout is how long Envoy waits for authz; then whenUnavailable holds.
-const AuthzTimeout = time.Second
+// authzTimeout is how long Envoy waits for authz; then whenUnavailable holds.
+const authzTimeout = time.Second
 
 // regoBodyBytes is how much of a body a Rego rule sees that asks for it.
 const regoBodyBytes = 64 << 10
@@ -36,13 +36,13 @@ func (c *Compiler) addRego(b *httpBuilder, s selection) error {
 	if c.mesh.Deciders.Authz == "" {
 		return nil
 	}
-	cluster, err := envoy.GRPCCluster(c.mesh, AuthzCluster, c.mesh.Deciders.Authz, "authz")
+	cluster, err := envoy.GRPCCluster(c.mesh, authzCluster, c.mesh.Deciders.Authz, "authz")
 	if err != nil {
 		return err
 	}
 	b.addCluster(cluster)
-	b.addGeneric(FilterRego, regoFilter(false))
-	b.addGeneric(FilterRegoOpen, regoFilter(true))
+	b.addGeneric(filterRego, regoFilter(false))
+	b.addGeneric(filterRegoOpen, regoFilter(true))
 	if len(s.rego) == 0 {
 		return nil
 	}
@@ -61,9 +61,9 @@ func (c *Compiler) addRego(b *httpBuilder, s selection) error {
 	if body {
 		settings.WithRequestBody = &extauthzv3.BufferSettings{MaxRequestBytes: regoBodyBytes, AllowPartialMessage: true}
 	}
-	filter := FilterRego
+	filter := filterRego
 	if open {
-		filter = FilterRegoOpen
+		filter = filterRegoOpen
 	}
 	b.enable(filter, &extauthzv3.ExtAuthzPerRoute{Override: &extauthzv3.ExtAuthzPerRoute_CheckSettings{CheckSettings: settings}})
 	if len(refs) > 0 {
@@ -76,8 +76,8 @@ func regoFilter(open bool) *extauthzv3.ExtAuthz {
 	return &extauthzv3.ExtAuthz{
 		TransportApiVersion: corev3.ApiVersion_V3,
 		Services: &extauthzv3.ExtAuthz_GrpcService{GrpcService: &corev3.GrpcService{
-			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: AuthzCluster}},
-			Timeout:         durationpb.New(AuthzTimeout),
+			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: authzCluster}},
+			Timeout:         durationpb.New(authzTimeout),
 		}},
 		FailureModeAllow: open,
 		StatusOnError:    &typev3.HttpStatus{Code: typev3.StatusCode_Forbidden},

@@ -54,7 +54,7 @@ func desc(pairs ...string) *commonv3.RateLimitDescriptor {
 
 func parseOne(t testing.TB, text string) *Domain {
 	t.Helper()
-	domains, err := Parse("f.yaml", []byte(text))
+	domains, err := parse("f.yaml", []byte(text))
 	if err != nil || len(domains) != 1 {
 		t.Fatalf("%d domains, error %v", len(domains), err)
 	}
@@ -144,7 +144,7 @@ func TestParseSaysWhere(t *testing.T) {
 		{"a merge of itself", "domain: a\ndescriptors:\n- &d\n  key: k\n  <<: *d", "f.yaml:"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			domains, err := Parse("f.yaml", []byte(c.text))
+			domains, err := parse("f.yaml", []byte(c.text))
 			if err == nil || !strings.HasPrefix(err.Error(), c.want) {
 				t.Errorf("error %v, want it to begin with %q (%d domains)", err, c.want, len(domains))
 			}
@@ -169,7 +169,7 @@ func TestParseTakes(t *testing.T) {
 		"none may pass":      {"domain: a\ndescriptors: [{key: k, rate_limit: {unit: day, requests_per_unit: 0}}]", 1},
 		"the greatest limit": {"domain: a\ndescriptors: [{key: k, rate_limit: {unit: second, requests_per_unit: 4294967295}}]", 1},
 	} {
-		domains, err := Parse("f.yaml", []byte(c.text))
+		domains, err := parse("f.yaml", []byte(c.text))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -259,7 +259,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("domain: a\ndescriptors: &d\n- key: k\n  <<: {descriptors: *d}"))
 	f.Add([]byte("domain: a\n---\ndomain: b\ndescriptors: [{key: k, value: '*', share_threshold: yes, rate_limit: {unit: day}}]"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		domains, err := Parse("f.yaml", data)
+		domains, err := parse("f.yaml", data)
 		if err != nil {
 			if !strings.HasPrefix(err.Error(), "f.yaml:") {
 				t.Errorf("error without its place: %v", err)

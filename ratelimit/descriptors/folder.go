@@ -95,14 +95,14 @@ func fingerprint(dir string) ([sha256.Size]byte, error) {
 
 func readFile(path string) ([]*Domain, error) {
 	info, err := os.Stat(path)
-	if err == nil && info.Size() > MaxFile {
-		return nil, fmt.Errorf("%s: has %d bytes, at most %d are read", path, info.Size(), MaxFile)
+	if err == nil && info.Size() > maxFile {
+		return nil, fmt.Errorf("%s: has %d bytes, at most %d are read", path, info.Size(), maxFile)
 	}
 	data, err := os.ReadFile(path) //nolint:gosec // the operator's own folder
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, errors.Unwrap(err))
 	}
-	return Parse(path, data)
+	return parse(path, data)
 }
 
 // list gives the files in a fixed order. Symbolic links are followed to files

@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	// MaxFile bounds a file in bytes, and maxNodes the values in it once aliases
+	// maxFile bounds a file in bytes, and maxNodes the values in it once aliases
 	// are followed: a small file can name a large tree by them.
-	MaxFile  = 16 << 20
+	maxFile  = 16 << 20
 	maxNodes = 1_000_000
 	maxDepth = 32
 	// maxPath bounds keys and values from the domain to a descriptor, in bytes.
@@ -27,9 +27,9 @@ const (
 
 // Parse reads the domains of one file; name stands for it in errors, which have
 // the form "<file>:<line>: ...". Of a file with a mistake nothing is taken.
-func Parse(name string, data []byte) ([]*Domain, error) {
-	if len(data) > MaxFile {
-		return nil, fmt.Errorf("%s: has %d bytes, at most %d are read", name, len(data), MaxFile)
+func parse(name string, data []byte) ([]*Domain, error) {
+	if len(data) > maxFile {
+		return nil, fmt.Errorf("%s: has %d bytes, at most %d are read", name, len(data), maxFile)
 	}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	var domains []*Domain

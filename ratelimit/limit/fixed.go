@@ -16,7 +16,7 @@ func (c *Counter) Count(l Limit, now time.Time, hits uint64) Outcome {
 	if c.start != start {
 		*c = Counter{start: start}
 	}
-	c.count = min(c.count+min(hits, MaxHits), maxCount)
+	c.count = min(c.count+min(hits, maxHits), maxCount)
 	return FixedOutcome(l, now, c.count)
 }
 

@@ -42,15 +42,15 @@ func (a Algorithm) String() string {
 }
 
 const (
-	// MinWindow is the shortest window: below it the way through the network
+	// minWindow is the shortest window: below it the way through the network
 	// takes longer than the window.
-	MinWindow = time.Millisecond
-	// MaxWindow is the longest window, ten years: microseconds since the epoch
+	minWindow = time.Millisecond
+	// maxWindow is the longest window, ten years: microseconds since the epoch
 	// plus a window stay exact in the double that Redis computes with (2^53).
-	MaxWindow = 10 * 365 * 24 * time.Hour
-	// MaxHits bounds what one use may ask for. More is taken for this number,
+	maxWindow = 10 * 365 * 24 * time.Hour
+	// maxHits bounds what one use may ask for. More is taken for this number,
 	// which is above every limit, so that sums stay exact.
-	MaxHits = math.MaxUint32 + 1
+	maxHits = math.MaxUint32 + 1
 	// maxCount is where a fixed counter stops, well below 2^53.
 	maxCount = 1 << 52
 )
@@ -64,14 +64,14 @@ type Limit struct {
 }
 
 // New checks the parts of a limit. Requests may be 0, which admits nothing. A
-// window is rounded up to whole microseconds and must be between MinWindow and
-// MaxWindow.
+// window is rounded up to whole microseconds and must be between a
+// millisecond and ten years.
 func New(a Algorithm, requests uint32, window time.Duration) (Limit, error) {
 	if a != Sliding && a != Fixed {
 		return Limit{}, fmt.Errorf("unknown algorithm %d", a)
 	}
-	if window < MinWindow || window > MaxWindow {
-		return Limit{}, fmt.Errorf("window %s is not between %s and %s", window, MinWindow, MaxWindow)
+	if window < minWindow || window > maxWindow {
+		return Limit{}, fmt.Errorf("window %s is not between %s and %s", window, minWindow, maxWindow)
 	}
 	return Limit{algorithm: a, requests: requests, window: (int64(window) + 999) / 1000}, nil
 }
@@ -103,8 +103,8 @@ type Use struct {
 	Observe bool
 }
 
-// Bounded is Hits, at most MaxHits.
-func (u Use) Bounded() uint64 { return min(u.Hits, MaxHits) }
+// Bounded is Hits, at most 2^32: more than any limit admits.
+func (u Use) Bounded() uint64 { return min(u.Hits, maxHits) }
 
 // Outcome is what became of one use.
 type Outcome struct {

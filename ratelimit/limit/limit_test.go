@@ -29,10 +29,10 @@ func TestNewRefusesWhatIsNoLimit(t *testing.T) {
 		{"unknown algorithm", 9, time.Second, false},
 		{"no window", Sliding, 0, false},
 		{"negative window", Sliding, -time.Second, false},
-		{"below the shortest", Fixed, MinWindow - 1, false},
-		{"shortest", Fixed, MinWindow, true},
-		{"longest", Sliding, MaxWindow, true},
-		{"above the longest", Sliding, MaxWindow + 1, false},
+		{"below the shortest", Fixed, minWindow - 1, false},
+		{"shortest", Fixed, minWindow, true},
+		{"longest", Sliding, maxWindow, true},
+		{"above the longest", Sliding, maxWindow + 1, false},
 		{"the greatest duration", Sliding, math.MaxInt64, false},
 	} {
 		if _, err := New(c.alg, 1, c.window); (err == nil) != c.ok {
@@ -49,7 +49,7 @@ func TestNewRefusesWhatIsNoLimit(t *testing.T) {
 func TestNeverMoreThanTheLimitInAnyWindow(t *testing.T) {
 	for seed := range uint64(300) {
 		rng := rand.New(rand.NewPCG(seed, 1))
-		l := mustNew(t, Sliding, uint32(rng.IntN(200)), time.Duration(1+rng.IntN(100_000_000))*time.Microsecond+MinWindow)
+		l := mustNew(t, Sliding, uint32(rng.IntN(200)), time.Duration(1+rng.IntN(100_000_000))*time.Microsecond+minWindow)
 		type admitted struct {
 			at   time.Time
 			hits uint64
@@ -90,7 +90,7 @@ func TestNeverMoreThanTheLimitInAnyWindow(t *testing.T) {
 // TestNoStarvation: what was admitted is given back after one window and one step
 // at the latest, however much is refused meanwhile.
 func TestNoStarvation(t *testing.T) {
-	for _, requests := range []uint32{1, 2, 10, Steps, Steps + 1, 100, 10_000} {
+	for _, requests := range []uint32{1, 2, 10, steps, steps + 1, 100, 10_000} {
 		l := mustNew(t, Sliding, requests, 10*time.Second)
 		var w Window
 		for i := range requests {
@@ -105,7 +105,7 @@ func TestNoStarvation(t *testing.T) {
 				t.Fatalf("limit %d: more than the limit passed", requests)
 			}
 		}
-		if w.Check(l, epoch.Add(l.Window()+l.Window()/Steps), 1, 0).Over {
+		if w.Check(l, epoch.Add(l.Window()+l.Window()/steps), 1, 0).Over {
 			t.Errorf("limit %d: still refused a window and a step after the first use", requests)
 		}
 		if end := epoch.Add(5*time.Second + l.Window()); w.Check(l, end, uint64(requests), 0).Over || !w.Idle(l, end) {

@@ -8,9 +8,9 @@ const (
 	// remembers one entry per step with the time of the newest use in it, so that
 	// a use may count up to 1/Steps of a window longer than it had to, and never
 	// shorter. An entry takes 16 bytes.
-	Steps = 32
+	steps = 32
 	// maxEntries bounds a state even when Record exceeds the limit.
-	maxEntries = 2 * Steps
+	maxEntries = 2 * steps
 )
 
 // Window is the state of one sliding limit. The zero value is an unused one. It
@@ -30,7 +30,7 @@ type entry struct {
 func (w *Window) Check(l Limit, now time.Time, hits, pending uint64) Outcome {
 	at := now.UnixMicro()
 	w.expire(l, at)
-	hits = min(hits, MaxHits)
+	hits = min(hits, maxHits)
 	need := w.used + pending + max(hits, 1) // asking for nothing asks whether one would pass
 	out := Outcome{Remaining: left(l.requests, w.used+pending), Reset: w.reset(l, at)}
 	if need > uint64(l.requests) {
@@ -45,7 +45,7 @@ func (w *Window) Add(l Limit, now time.Time, hits uint64) {
 	if hits == 0 {
 		return
 	}
-	hits = min(hits, MaxHits)
+	hits = min(hits, maxHits)
 	at := now.UnixMicro()
 	w.expire(l, at)
 	w.used += hits
@@ -108,9 +108,9 @@ func (w *Window) reset(l Limit, at int64) time.Duration {
 
 // sameStep says whether uses at a and b share an entry.
 func sameStep(l Limit, a, b int64) bool {
-	if l.requests <= Steps {
+	if l.requests <= steps {
 		return a == b
 	}
-	step := l.window / Steps
+	step := l.window / steps
 	return (a-mod(a, step))/step == (b-mod(b, step))/step
 }

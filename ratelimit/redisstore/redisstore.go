@@ -53,8 +53,8 @@ const (
 	// DefaultTimeout leaves a millisecond of the five in which a decision must be
 	// made when Redis is away.
 	DefaultTimeout = 4 * time.Millisecond
-	// DefaultWorkers keep one pipeline on the way while the next gathers.
-	DefaultWorkers = 2
+	// defaultWorkers keep one pipeline on the way while the next gathers.
+	defaultWorkers = 2
 	// queueLength bounds the decisions that wait; at 10 us each in Redis this is
 	// more than can be answered within the timeout.
 	queueLength = 1024
@@ -78,7 +78,7 @@ type Options struct {
 	TLS *tls.Config
 	// Timeout is how long Redis may take for one decision; 0 is DefaultTimeout.
 	Timeout time.Duration
-	// Workers is the number of pipelines; 0 is DefaultWorkers.
+	// Workers is the number of pipelines; 0 is 2.
 	Workers int
 	// CallersClock counts sliding limits by the time that Decide is given. It is
 	// for tests: replicas would disagree about when a window ends.
@@ -106,7 +106,7 @@ func New(o Options) (*Store, error) {
 		o.Timeout = DefaultTimeout
 	}
 	if o.Workers <= 0 {
-		o.Workers = DefaultWorkers
+		o.Workers = defaultWorkers
 	}
 	network, addr := "tcp", o.Address
 	if path, ok := listen.Unix(o.Address); ok {

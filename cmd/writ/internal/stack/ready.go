@@ -65,8 +65,8 @@ func (r *Ready) write(path string) error {
 	return atomicfile.Write(path, append(data, '\n'), 0o600)
 }
 
-// ErrNotRunning says that no mesh runs from a directory.
-var ErrNotRunning = errors.New("no mesh is running")
+// errNotRunning says that no mesh runs from a directory.
+var errNotRunning = errors.New("no mesh is running")
 
 // Running gives what is known of the mesh that runs from a mesh directory, with
 // state ("" for the default place).
@@ -76,7 +76,7 @@ func Running(dir, state string) (*Ready, error) {
 	}
 	data, err := os.ReadFile(filepath.Join(state, runFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w from %s: start it with `writ up %s`", ErrNotRunning, dir, dir)
+		return nil, fmt.Errorf("%w from %s: start it with `writ up %s`", errNotRunning, dir, dir)
 	}
 	if err != nil {
 		return nil, err
