@@ -3,13 +3,14 @@ package nodeagent_test
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -24,7 +25,6 @@ import (
 	"google.golang.org/grpc/status"
 	"sigs.k8s.io/yaml"
 
-	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/nodeagent"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
@@ -38,13 +38,11 @@ const (
 	clusterURL = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 )
 
-// runAgent is the first argument that makes the test binary be the agent, so that
-// it can be killed.
-const runAgent = "nodeagent"
+// runAgent makes the test binary be the agent, so that it can be killed.
+const runAgent = "WRIT_TEST_RUN_NODEAGENT"
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == runAgent {
-		os.Args = os.Args[1:]
+	if os.Getenv(runAgent) != "" {
 		service.Main(service.Spec[nodeagent.Config]{
 			Name: "writ-nodeagent", Default: nodeagent.DefaultConfig,
 			Common:   func(c *nodeagent.Config) *service.Common { return &c.Common },
@@ -62,13 +60,14 @@ type rig struct {
 	ca    *fakeCA
 	pilot *fakePilot
 	admin nodeagentpb.AdminClient
-	agent *proctest.Process
+	cmd   *exec.Cmd
+	log   *output
 }
 
 func newRig(t *testing.T, life time.Duration) *rig {
 	t.Helper()
 	root := newFakeRoot(t)
-	r := &rig{dir: t.TempDir(), root: root, ca: newFakeCA(t, root, nodeName, life), pilot: newFakePilot(t, root)}
+	r := &rig{dir: t.TempDir(), root: root, ca: newFakeCA(t, root, nodeName, life), pilot: newFakePilot(t, root), log: new(output)}
 	r.write(t, "bundle.pem", root.pem())
 	r.write(t, "token", []byte("one-time\n"))
 	config, err := yaml.Marshal(map[string]any{
@@ -87,6 +86,15 @@ func newRig(t *testing.T, life time.Duration) *rig {
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	r.admin = nodeagentpb.NewAdminClient(conn)
+	t.Cleanup(func() {
+		r.kill()
+		if t.Failed() {
+			t.Logf("agent:\n%s", r.log)
+		}
+		if strings.Contains(r.log.String(), "PRIVATE KEY") {
+			t.Error("a key was logged")
+		}
+	})
 	return r
 }
 
@@ -112,29 +120,33 @@ func (r *rig) place(t *testing.T, id string, uid *uint32) {
 // start starts the agent and waits for its admin socket.
 func (r *rig) start(t *testing.T) {
 	t.Helper()
-	agent := proctest.Start(t, os.Args[0], runAgent, "-config", r.path("config.yaml"))
-	t.Cleanup(func() {
-		agent.Kill()
-		if strings.Contains(agent.Output.String(), "PRIVATE KEY") {
-			t.Error("a key was logged")
-		}
-	})
-	r.agent = agent
+	r.cmd = exec.Command(os.Args[0], "-config", r.path("config.yaml"))
+	r.cmd.Env = append(os.Environ(), runAgent+"=1")
+	r.cmd.Stdout, r.cmd.Stderr = r.log, r.log
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
 	r.status(t, "the agent is up", func(*nodeagentpb.GetStatusResponse) bool { return true })
+}
+
+// kill is kill -9.
+func (r *rig) kill() {
+	if r.cmd != nil {
+		_ = r.cmd.Process.Kill()
+		_ = r.cmd.Wait()
+		r.cmd = nil
+	}
 }
 
 // status waits until the agent's status is as wanted.
 func (r *rig) status(t *testing.T, what string, ok func(*nodeagentpb.GetStatusResponse) bool) {
 	t.Helper()
-	proctest.Eventually(t, bound, func() error {
+	eventually(t, what, func() error {
 		st, err := r.admin.GetStatus(t.Context(), &nodeagentpb.GetStatusRequest{}, grpc.WaitForReady(true))
-		switch {
-		case err != nil:
-			return fmt.Errorf("%s: %w", what, err)
-		case !ok(st):
-			return fmt.Errorf("%s: status is %s", what, st)
+		if err == nil && !ok(st) {
+			err = fmt.Errorf("status is %s", st)
 		}
-		return nil
+		return err
 	})
 }
 
@@ -147,7 +159,7 @@ func (r *rig) connected(t *testing.T) {
 
 func (r *rig) register(t *testing.T, pid int) {
 	t.Helper()
-	proctest.Eventually(t, bound, func() error {
+	eventually(t, "register", func() error {
 		_, err := r.admin.RegisterProcess(t.Context(), &nodeagentpb.RegisterProcessRequest{Pid: int32(pid), ProxyId: proxyID})
 		return err
 	})
@@ -189,7 +201,12 @@ func TestUnattestedCallersGetNothing(t *testing.T) {
 	r.start(t)
 	r.connected(t)
 	conn := r.dial(t)
-	r.register(t, proctest.Start(t, "sleep", "600").PID()) // not this process
+	other := exec.Command("sleep", "600")
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = other.Process.Kill(); _ = other.Wait() })
+	r.register(t, other.Process.Pid) // not this process
 
 	calls := map[string]func(context.Context) error{
 		"fetch": func(ctx context.Context) error {
@@ -340,7 +357,7 @@ func TestRelayInTheStateOfTheWorldVariant(t *testing.T) {
 	if err := s.Send(&discoveryv3.DiscoveryRequest{TypeUrl: clusterURL, VersionInfo: "v1", ResponseNonce: live.GetNonce()}); err != nil {
 		t.Fatal(err)
 	}
-	proctest.Eventually(t, bound, func() error {
+	eventually(t, "the configuration is on disk", func() error {
 		if files, _ := filepath.Glob(r.path("state/proxies/*.config")); len(files) != 1 {
 			return fmt.Errorf("files: %v", files)
 		}
@@ -351,7 +368,7 @@ func TestRelayInTheStateOfTheWorldVariant(t *testing.T) {
 		t.Fatalf("pilot died: %v, want UNAVAILABLE", err)
 	}
 	// The agent too dies and comes back: it has everything from disk.
-	r.agent.Kill()
+	r.kill()
 	r.start(t)
 	if s, err = client.StreamAggregatedResources(t.Context(), grpc.WaitForReady(true)); err != nil {
 		t.Fatal(err)
@@ -402,7 +419,7 @@ func TestStreamWithoutAnAnswerGoesLiveAsItIs(t *testing.T) {
 	r.pilot.stop()
 	r.status(t, "pilot is away", func(st *nodeagentpb.GetStatusResponse) bool { return !st.GetPilotConnected() })
 	s := deltaClusters(t, r)
-	proctest.Eventually(t, bound, func() error {
+	eventually(t, "the stream is offline", func() error {
 		if v := r.metric(t, `writ_nodeagent_ads_streams{mode="offline"}`); v != "1" {
 			return fmt.Errorf("offline streams: %s", v)
 		}
@@ -453,7 +470,7 @@ func TestAuthorityAwayAfterARestart(t *testing.T) {
 	r.start(t)
 	r.connected(t)
 	r.ca.stop()
-	r.agent.Kill()
+	r.kill()
 	r.start(t)
 	s, err := secretv3.NewSecretDiscoveryServiceClient(r.dial(t)).DeltaSecrets(t.Context())
 	if err != nil {
@@ -489,11 +506,16 @@ func TestAgentStopsCleanly(t *testing.T) {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	r.agent.Signal(syscall.SIGINT)
+	if err := r.cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := s.Recv(); status.Code(err) != codes.Unavailable {
 		t.Errorf("the stream ended with %v, want UNAVAILABLE", err)
 	}
-	if err := r.agent.Wait(); err != nil || time.Since(began) > 4*time.Second {
+	err = r.cmd.Wait()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) || time.Since(began) > 4*time.Second {
 		t.Errorf("stopped after %s: %v", time.Since(began), err)
 	}
+	r.cmd = nil
 }

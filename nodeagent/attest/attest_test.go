@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -52,8 +53,20 @@ func place(t *testing.T, a *attest.Attestor, ws ...*configpb.WorkloadPlacement) 
 // start starts a process that lives until the test ends it.
 func start(t *testing.T) (pid int32, end func()) {
 	t.Helper()
-	p := proctest.Start(t, "sleep", "600")
-	return int32(p.PID()), p.Kill
+	cmd := exec.Command("sleep", "600")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := false
+	end = func() {
+		if !ended {
+			ended = true
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	}
+	t.Cleanup(end)
+	return int32(cmd.Process.Pid), end
 }
 
 func caller(t *testing.T, pid int32, uid uint32) attest.Caller {
