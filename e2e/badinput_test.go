@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // fails runs `writ up`, which must end by itself with exit code 1 and one line
@@ -16,7 +18,7 @@ func fails(t *testing.T, dir string, env []string, args []string, want ...string
 	t.Helper()
 	cmd := exec.Command(binary(t, "writ"), append([]string{"up", dir}, args...)...)
 	cmd.Env = append(os.Environ(), env...)
-	out := new(lockedBuffer)
+	out := new(proctest.Output)
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

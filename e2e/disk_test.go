@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // tmpfs mounts a small file system of its own, which needs root.
@@ -63,14 +65,14 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, m.dir, "policy.yaml", denyPath("/1"))
-	eventually(t, 10*time.Second, func() error {
+	proctest.Eventually(t, 10*time.Second, func() error {
 		if got := m.get("a-1", "http://b:8000/1"); got.status != 403 {
 			return fmt.Errorf("an edit after the disk was full: %s", got)
 		}
 		return nil
 	})
 	m.kill("writ-ca")
-	eventually(t, 10*time.Second, func() error {
+	proctest.Eventually(t, 10*time.Second, func() error {
 		out, code := m.writ("certs", "ls", m.dir, "--state", state)
 		if code != 0 {
 			return errors.New(out)

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // child is a process that `writ up` started.
@@ -55,7 +57,7 @@ func (m *mesh) children() []child {
 func (m *mesh) pidOf(name string) int {
 	m.t.Helper()
 	var pid int
-	eventually(m.t, 10*time.Second, func() error {
+	proctest.Eventually(m.t, 10*time.Second, func() error {
 		for _, c := range m.children() {
 			if c.name == name {
 				pid = c.pid
@@ -130,12 +132,12 @@ func TestKillEachServiceUnderLoad(t *testing.T) {
 	recovered := func() {
 		t.Helper()
 		for _, s := range services {
-			eventually(t, 20*time.Second, func() error { return m.readyz(s) })
+			proctest.Eventually(t, 20*time.Second, func() error { return m.readyz(s) })
 		}
 		// It has caught up when an edit arrives again.
 		edit++
 		write(t, m.dir, "policy.yaml", denyPath(fmt.Sprintf("/%d", edit)))
-		eventually(t, 10*time.Second, func() error {
+		proctest.Eventually(t, 10*time.Second, func() error {
 			if got := m.get("a-1", fmt.Sprintf("http://b:8000/%d", edit)); got.status != http.StatusForbidden {
 				return fmt.Errorf("edit %d is not live: %s", edit, got)
 			}
@@ -151,7 +153,7 @@ func TestKillEachServiceUnderLoad(t *testing.T) {
 	}
 	recovered()
 	// Long enough for what fails late, such as a stream that was to be kept.
-	eventually(t, 20*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		if n := l.sent.Load(); n < 4000 {
 			return fmt.Errorf("%d requests so far", n)
 		}
@@ -182,7 +184,7 @@ func TestEnvoyStartsWhilePilotIsAway(t *testing.T) {
 			}
 		}
 	}
-	eventually(t, 15*time.Second, func() error {
+	proctest.Eventually(t, 15*time.Second, func() error {
 		if got := m.get("a-1", "http://b:8000/"); got.status != http.StatusOK {
 			return fmt.Errorf("%s", got)
 		}
@@ -195,6 +197,7 @@ func TestRotation(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes three minutes")
 	}
+	t.Parallel()
 	a, b := newEcho(t, "a"), newEcho(t, "b")
 	m := up(t, writeFiles(t, map[string]string{"workloads.yaml": workload("a", "a", a) + workload("b", "b", b), "mtls.yaml": strict}), "--certificate-life", "10s")
 	l := startLoad(t, m.proxyOf("a-1"), "http://b:8000/", 500)
@@ -323,7 +326,7 @@ func TestFrozenPastEveryLife(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, 60*time.Second, func() error {
+	proctest.Eventually(t, 60*time.Second, func() error {
 		if got := m.get("a-1", "http://b:8000/"); got.status != http.StatusOK {
 			return fmt.Errorf("%s", got)
 		}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // tcpApp answers a line with its name and the line.
@@ -73,8 +75,8 @@ func newGatewayMesh(t *testing.T) *gatewayMesh {
 	t.Helper()
 	g := &gatewayMesh{ca: newPublicCA(t, "public"), ports: map[string]int{}, v1: newApp(t, "v1"), v2: newApp(t, "v2"), pass: newApp(t, "pass"), secrets: map[string]pair{}}
 	names := []string{"web", "redir", "redirtls", "secure", "pass", "tcp", "tlstcp", "second"}
-	for i, p := range freePorts(t, len(names)) {
-		g.ports[names[i]] = p
+	for _, n := range names {
+		g.ports[n] = proctest.Port(t)
 	}
 	g.client = g.ca.issue("client.example.com", "client.example.com")
 	g.stranger = newPublicCA(t, "stranger").issue("client.example.com", "client.example.com")
@@ -337,7 +339,7 @@ func (g *gatewayMesh) secured(t *testing.T) {
 			secret("istio-system", "m-cert", "Opaque", map[string][]byte{"tls.crt": g.secrets["m"].cert, "tls.key": g.secrets["m"].key, "ca.crt": g.ca.pem})+
 			tlsSecret("o-cert", g.secrets["o"])+secret("istio-system", "o-cert-cacert", "Opaque", map[string][]byte{"ca.crt": g.ca.pem})+
 			secret("istio-system", "old-style", "Opaque", map[string][]byte{"cert": g.secrets["wild"].cert, "key": g.secrets["wild"].key}))
-		eventually(t, 5*time.Second, func() error {
+		proctest.Eventually(t, 5*time.Second, func() error {
 			d, err := tls.Dial("tcp", g.address("secure"), &tls.Config{ServerName: "a.example.com", RootCAs: g.ca.pool()})
 			if err != nil {
 				return err

@@ -101,21 +101,6 @@ func tlsSecret(name string, p pair) string {
 	return secret("istio-system", name, "kubernetes.io/tls", map[string][]byte{"tls.crt": p.cert, "tls.key": p.key})
 }
 
-// freePorts gives ports of the loopback address that nobody listens on.
-func freePorts(t *testing.T, n int) []int {
-	t.Helper()
-	var out []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		out = append(out, l.Addr().(*net.TCPAddr).Port)
-	}
-	return out
-}
-
 // tlsApp serves an app over TLS of its own.
 func tlsApp(t *testing.T, a *app, cfg *tls.Config) int {
 	t.Helper()

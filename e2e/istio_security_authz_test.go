@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // try is one request of an authorization case and whether it must pass. from is
@@ -375,28 +377,13 @@ func TestIstioAuthorizationRules(t *testing.T) {
 func TestIstioAuthorizationPolicies(t *testing.T) {
 	t.Parallel()
 	a, srv := newEcho(t, "a"), newEcho(t, "srv")
-	tcp := tcpEcho(t)
-	tcpPorts := []string{fmt.Sprintf("tcp:9000:%d", tcp), fmt.Sprintf("tcp-two:9001:%d", tcpEcho(t))}
+	port, tcp := proctest.Port(t), tcpApp(t, "echo")
+	tcpPorts := []string{fmt.Sprintf("tcp:9000:%d", tcp), fmt.Sprintf("tcp-two:9001:%d", tcpApp(t, "echo"))}
 	m := up(t, writeFiles(t, map[string]string{
 		"mesh.yaml": "defaultConfig: {gatewayTopology: {numTrustedProxies: 1}}\n",
 		"workloads.yaml": workload("a", "a", a) + workload("b", "b", a) + workload("srv", "srv", srv, "tier: back") +
 			workloadIn("default", "tcp", "app: tcp", tcpPorts...),
-		"gateway.yaml": `
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {name: door, namespace: istio-system}
-spec:
-  selector: {istio: ingressgateway}
-  servers: [{port: {number: 18090, name: http, protocol: HTTP}, hosts: ["*"]}]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: door}
-spec:
-  hosts: ["*"]
-  gateways: [istio-system/door]
-  http: [{route: [{destination: {host: srv, port: {number: 8000}}}]}]
-`,
+		"gateway.yaml": doorGateway(port, "istio: ingressgateway") + doorTo("srv"),
 	}))
 	// each step is one edit of the policies; its checks must come true soon.
 	ask := func(from, path string, headers ...string) func() answer {
@@ -497,7 +484,7 @@ spec:
 		},
 		{
 			"gateway: hosts", atDoor(`rules: [{to: [{operation: {hosts: ["shop.example", "shop.example:*"]}}]}]`),
-			[]check{{403, door("Host: x.shop.example")}, {200, door("Host: shop.example")}, {200, door("Host: SHOP.example:18090")}},
+			[]check{{403, door("Host: x.shop.example")}, {200, door("Host: shop.example")}, {200, door(fmt.Sprintf("Host: SHOP.example:%d", port))}},
 		},
 		{"behind the gateway: its identity", onSrv("door", `rules: [{from: [{source: {namespaces: [istio-system]}}]}]`), []check{{403, ask("a-1", "/")}, {200, door()}}},
 	} {
@@ -508,7 +495,7 @@ spec:
 			}
 		})
 	}
-	eventually(t, 5e9, func() error {
+	proctest.Eventually(t, 5e9, func() error {
 		log := m.accessLog("srv-1")
 		for path, want := range map[string]string{
 			"/trial": "AuthorizationPolicy default/trial rule 0", "/dry-allow\"": "denied", "/dry-allow-b": "AuthorizationPolicy default/only-b rule 0", "/audited": `"audit":true`,

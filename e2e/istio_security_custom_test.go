@@ -97,7 +97,7 @@ func TestIstioExternalAuthorization(t *testing.T) {
 	t.Parallel()
 	auth, httpPort, grpcPort := startAuthorizer(t)
 	e := newEcho(t, "e")
-	tcp := tcpEcho(t)
+	tcp := tcpApp(t, "echo")
 	servers := []string{"grpc", "http", "entry", "closed", "open", "missing", "body", "two", "deny"}
 	workloads := workload("a", "a", e) + workload("b", "b", e) + workloadIn("default", "tcp", "app: tcp", fmt.Sprintf("tcp:9000:%d", tcp)) +
 		workloadIn("foo", "ext-authz", "app: ext-authz", fmt.Sprintf("http:8000:%d", httpPort), fmt.Sprintf("grpc:9000:%d", grpcPort))

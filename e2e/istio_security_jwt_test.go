@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // signer is an issuer of tokens with one ES256 key.
@@ -81,17 +83,6 @@ func keyServer(t *testing.T, address string, keys *atomic.Pointer[string]) strin
 	return l.Addr().String()
 }
 
-// freeAddress is one that nobody listens on at the moment.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // TestIstioRequestAuthentication follows
 // https://istio.io/latest/docs/reference/config/security/jwt/ and request_authentication/,
 // and the tasks about JWT: tokens from every place, several issuers, claims in
@@ -104,7 +95,7 @@ func TestIstioRequestAuthentication(t *testing.T) {
 	meshKeys.Store(&keys)
 	lateKeys.Store(&keys)
 	_, meshPort, _ := net.SplitHostPort(keyServer(t, "", &meshKeys))
-	late := freeAddress(t)
+	late := proctest.Address(t)
 	a, b, c := newEcho(t, "a"), newEcho(t, "b"), newEcho(t, "c")
 	const ra = "---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\n"
 	const ap = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n"
@@ -139,21 +130,7 @@ spec:
   - {to: [{operation: {paths: [/azp]}}], when: [{key: request.auth.presenter, notValues: [app-1]}]}
   - {to: [{operation: {paths: [/when]}}], when: [{key: request.auth.principal, notValues: [plain/alice]}]}
 `,
-		"gateway.yaml": `
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {name: door, namespace: istio-system}
-spec:
-  selector: {istio: ingressgateway}
-  servers: [{port: {number: 18091, name: http, protocol: HTTP}, hosts: ["*"]}]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: door}
-spec:
-  hosts: ["*"]
-  gateways: [istio-system/door]
-  http:
+		"gateway.yaml": doorGateway(proctest.Port(t), "istio: ingressgateway") + `  http:
   - match: [{headers: {"@request.auth.claims.groups": {exact: group1}}}]
     route: [{destination: {host: c, port: {number: 8000}}}]
   - match: [{headers: {"@request.auth.claims[a][b]": {prefix: de}}}]
@@ -280,7 +257,7 @@ spec:
 		next := newSigner(t, "k2")
 		both := strings.Replace(next.jwks(), `{"keys":[`, strings.TrimSuffix(keys, "]}")+",", 1)
 		meshKeys.Store(&both)
-		eventually(t, 15*time.Second, func() error {
+		proctest.Eventually(t, 15*time.Second, func() error {
 			if got := m.get("a-1", "http://b:8000/any", bearer(next.token("mesh", nil))); got.status != 200 {
 				return fmt.Errorf("with the new key: %s", got)
 			}

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // workloadIn writes a LocalWorkload of any namespace; ports are "name: port: app".
@@ -76,32 +78,6 @@ func (m *mesh) rawFrom(replica, method, target string, headers ...string) answer
 	return raw(m.proxyOf(replica), method, target, headers...)
 }
 
-// tcpEcho is a program that sends back each line with a greeting.
-func tcpEcho(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				line, err := bufio.NewReader(c).ReadString('\n')
-				if err == nil {
-					_, _ = io.WriteString(c, "hello "+line)
-				}
-			}()
-		}
-	}()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // connect opens a tunnel from a replica and says whether the echo behind it answers.
 func (m *mesh) connect(replica, target string) bool {
 	m.t.Helper()
@@ -139,13 +115,13 @@ func hello(conn net.Conn, r *bufio.Reader) bool {
 		return false
 	}
 	line, err := r.ReadString('\n')
-	return err == nil && line == "hello you\n"
+	return err == nil && line == "echo you\n"
 }
 
 // waitStatus polls a request until it has the status.
 func waitStatus(t *testing.T, want int, ask func() answer) {
 	t.Helper()
-	eventually(t, 5*time.Second, func() error {
+	proctest.Eventually(t, 5*time.Second, func() error {
 		if got := ask(); got.status != want {
 			return fmt.Errorf("got %s, want %d", got, want)
 		}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 const peerHead = "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\n"
@@ -16,7 +18,7 @@ const peerHead = "---\napiVersion: security.istio.io/v1\nkind: PeerAuthenticatio
 func TestIstioPeerAuthentication(t *testing.T) {
 	t.Parallel()
 	e := newEcho(t, "e")
-	tcp := tcpEcho(t)
+	tcp := tcpApp(t, "echo")
 	http := fmt.Sprintf("http:8000:%d", e.port)
 	two := fmt.Sprintf("http-two:8001:%d", newEcho(t, "two").port)
 	bytes := fmt.Sprintf("tcp:9000:%d", tcp)
@@ -113,7 +115,7 @@ func TestIstioPeerAuthentication(t *testing.T) {
 	})
 	t.Run("the whole mesh DISABLE", func(t *testing.T) {
 		write(t, m.dir, "mesh-wide.yaml", peerHead+"metadata: {name: default, namespace: istio-system}\nspec: {mtls: {mode: DISABLE}}\n")
-		eventually(t, 5e9, func() error {
+		proctest.Eventually(t, 5e9, func() error {
 			got := meshed("free")()
 			if got.status != 200 || got.saw(t).Headers.Get("x-forwarded-client-cert") != "" {
 				return fmt.Errorf("%s", got)

@@ -6,6 +6,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // pause stops a service without ending it: it answers nobody until resume.
@@ -31,7 +33,7 @@ const ownHead = "---\napiVersion: policy.writ.mesh/v1alpha1\n"
 // limited polls a request until the limit refuses it.
 func limited(t *testing.T, limit string, ask func() answer) {
 	t.Helper()
-	eventually(t, 5*time.Second, func() error {
+	proctest.Eventually(t, 5*time.Second, func() error {
 		if got := ask(); got.status != 429 || !strings.HasPrefix(got.header.Get("x-writ-denied-by"), "QuotaPolicy "+limit) {
 			return fmt.Errorf("got %s, want 429 by %s", got, limit)
 		}
@@ -48,23 +50,8 @@ func TestQuotaDimensions(t *testing.T) {
 		"mesh.yaml": "defaultConfig: {gatewayTopology: {numTrustedProxies: 1}}\n",
 		"workloads.yaml": workload("a", "a", e) + workload("b", "b", e) + workload("srv", "srv", e) +
 			workloadIn("other", "c", "app: c", fmt.Sprintf("http:8000:%d", e.port)),
-		"jwt.yaml": fmt.Sprintf("apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: r}\nspec: {selector: {matchLabels: {app: srv}}, jwtRules: [{issuer: i, jwks: '%s'}]}\n", s.jwks()),
-		"gateway.yaml": `
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {name: door, namespace: istio-system}
-spec:
-  selector: {istio: ingressgateway}
-  servers: [{port: {number: 18092, name: http, protocol: HTTP}, hosts: ["*"]}]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: door}
-spec:
-  hosts: ["*"]
-  gateways: [istio-system/door]
-  http: [{route: [{destination: {host: srv, port: {number: 8000}}}]}]
-`,
+		"jwt.yaml":     fmt.Sprintf("apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: r}\nspec: {selector: {matchLabels: {app: srv}}, jwtRules: [{issuer: i, jwks: '%s'}]}\n", s.jwks()),
+		"gateway.yaml": doorGateway(proctest.Port(t), "istio: ingressgateway") + doorTo("srv"),
 	}))
 	ask := func(from, method, path string, headers ...string) func() answer {
 		return func() answer { return m.rawFrom(from, method, "http://srv.default:8000"+path, headers...) }
@@ -201,7 +188,7 @@ allow if {
 		write(t, m.dir, "edit.yaml", rego("edit", "broken", "", "default allow := false"))
 		waitStatus(t, 403, get("broken", "/"))
 		write(t, m.dir, "edit.yaml", rego("edit", "broken", "", "default allow := true\nallow if nothing.at.all"))
-		eventually(t, 5*time.Second, func() error {
+		proctest.Eventually(t, 5*time.Second, func() error {
 			if out, _ := m.writ("status", m.dir); !strings.Contains(out, "edit.yaml:") {
 				return fmt.Errorf("no word of edit.yaml:\n%s", out)
 			}

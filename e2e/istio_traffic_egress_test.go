@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // egressMesh has programs outside of the mesh: ext (plain) and sec (TLS), both
@@ -26,7 +28,7 @@ func serviceEntry(name, spec string) string { return object("ServiceEntry", "def
 
 func newEgressMesh(t *testing.T, mode string) *egressMesh {
 	t.Helper()
-	e := &egressMesh{ext: newApp(t, "ext"), sec: newApp(t, "sec"), mut: newApp(t, "mut"), ca: newPublicCA(t, "public"), egress: freePorts(t, 1)[0]}
+	e := &egressMesh{ext: newApp(t, "ext"), sec: newApp(t, "sec"), mut: newApp(t, "mut"), ca: newPublicCA(t, "public"), egress: proctest.Port(t)}
 	e.secPort = tlsApp(t, e.sec, &tls.Config{Certificates: []tls.Certificate{e.ca.issue("sec.example.com", "sec.example.com", "localhost").tls}})
 	pool := x509.NewCertPool()
 	pool.AddCert(e.ca.cert)
@@ -216,7 +218,7 @@ func TestIstioEgressRegistryOnly(t *testing.T) {
 		t.Errorf("unknown host through a tunnel: %s", got)
 	}
 	write(t, e.dir, "mesh.yaml", "outboundTrafficPolicy: {mode: ALLOW_ANY}\n")
-	eventually(t, 5*time.Second, func() error {
+	proctest.Eventually(t, 5*time.Second, func() error {
 		if got := e.get("client-1", unknown); got.outcome() != "ext" {
 			return fmt.Errorf("after the edit: %s", got)
 		}

@@ -10,12 +10,14 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 func (l *load) wait(t *testing.T, n int64) {
 	t.Helper()
 	from := l.sent.Load()
-	eventually(t, 20*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		if l.sent.Load() < from+n {
 			return fmt.Errorf("the load stands still at %d", l.sent.Load())
 		}
@@ -37,7 +39,7 @@ func TestIstioLiveEdits(t *testing.T) {
 	become := func(what string, f func() error) {
 		t.Helper()
 		began := time.Now()
-		eventually(t, 5*time.Second, f)
+		proctest.Eventually(t, 5*time.Second, f)
 		if took := time.Since(began); took > 2*time.Second {
 			t.Errorf("%s took %s", what, took)
 		}
@@ -111,7 +113,7 @@ func TestIstioScaling(t *testing.T) {
 	l := startLoad(t, m.proxyOf("client-1"), "http://b:8000/", 200)
 	running := func(n int) {
 		t.Helper()
-		eventually(t, 20*time.Second, func() error {
+		proctest.Eventually(t, 20*time.Second, func() error {
 			out, _ := m.writ("status", m.dir)
 			if got := strings.Count(out, "~b-"); got != n {
 				return fmt.Errorf("%d replicas, want %d:\n%s", got, n, out)
@@ -123,7 +125,7 @@ func TestIstioScaling(t *testing.T) {
 		write(t, m.dir, "workloads.yaml", workloads(3))
 		running(3)
 		m.waitReady()
-		eventually(t, 20*time.Second, func() error {
+		proctest.Eventually(t, 20*time.Second, func() error {
 			if m.waitReady(); len(m.ready.Workloads) != 4 {
 				return fmt.Errorf("%d workloads in the ready file", len(m.ready.Workloads))
 			}
@@ -135,7 +137,7 @@ func TestIstioScaling(t *testing.T) {
 			return nil
 		})
 		write(t, m.dir, "workloads.yaml", workloads(1))
-		eventually(t, 20*time.Second, func() error {
+		proctest.Eventually(t, 20*time.Second, func() error {
 			if m.waitReady(); len(m.ready.Workloads) != 2 {
 				return fmt.Errorf("%d workloads in the ready file", len(m.ready.Workloads))
 			}
@@ -191,7 +193,7 @@ func TestIstioDeadProgram(t *testing.T) {
 	if got.status != 503 || retries != 5 || got.header.Get("x-writ-unreached") != "" {
 		t.Errorf("no program at all: %s %v after %d retries", got, got.header, retries)
 	}
-	eventually(t, 3*time.Second, func() error {
+	proctest.Eventually(t, 3*time.Second, func() error {
 		if !strings.Contains(m.accessLog("client-1"), "URX") {
 			return errors.New("the access log has no flag URX")
 		}

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // policyObjects are services in front of the same three apps, each with a
@@ -259,7 +261,7 @@ func TestIstioTrafficPolicy(t *testing.T) {
 			send(path, 5)
 		}
 		send("/half", 100)
-		eventually(t, 5*time.Second, func() error {
+		proctest.Eventually(t, 5*time.Second, func() error {
 			if a, b, c := copies(apps["v2"], "/all", 5), copies(apps["v2"], "/two", 5), copies(apps["v3"], "/two", 5); a != 5 || b != 5 || c != 5 {
 				return fmt.Errorf("copies: %d %d %d, want 5 each", a, b, c)
 			}

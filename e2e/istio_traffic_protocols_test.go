@@ -20,6 +20,8 @@ import (
 	testpb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // grpcApp is a gRPC program.
@@ -177,7 +179,7 @@ func TestIstioProtocols(t *testing.T) {
 	subsets := func(host string) string {
 		return object("DestinationRule", "default", host, "host: "+host+"\nsubsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]")
 	}
-	gwPort := freePorts(t, 1)[0]
+	gwPort := proctest.Port(t)
 	m := up(t, writeFiles(t, map[string]string{
 		"workloads.yaml": multi("v1", v1) + multi("v2", v2) + play("default", "client", map[string]string{"app": "client"}, v1.port) +
 			play("default", "ws", map[string]string{"app": "ws"}, ws.port) +

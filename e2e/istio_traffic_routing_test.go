@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // routeCase is one VirtualService of a service of its own, named after the case,
@@ -577,7 +579,7 @@ func TestIstioRouting(t *testing.T) {
 			play("default", "plain", map[string]string{"app": "client"}, v1.port) +
 			play("other", "stranger", map[string]string{"app": "stranger"}, v1.port),
 		"common.yaml": delegates() + service("v3only", "app: b, version: v3", "{name: http, port: 8000}") +
-			object("Gateway", "default", "front", `{selector: {istio: front}, servers: [{port: {number: 18097, name: http, protocol: HTTP}, hosts: ["*"]}]}`),
+			object("Gateway", "default", "front", fmt.Sprintf(`{selector: {istio: front}, servers: [{port: {number: %d, name: http, protocol: HTTP}, hosts: ["*"]}]}`, proctest.Port(t))),
 	}
 	for _, c := range cases {
 		files[c.name+".yaml"] = c.objects()

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 func serviceIn(namespace, name, selector, ports string) string {
@@ -156,7 +158,7 @@ trafficPolicy: {`+outlier+`, loadBalancer: {localityLbSetting: {enabled: true, d
 		}
 	}
 	for _, step := range []struct{ broken, next string }{{"status@v1=503", "v2"}, {"status@v1=503 status@v2=503", "v3"}} {
-		eventually(t, 10*time.Second, func() error {
+		proctest.Eventually(t, 10*time.Second, func() error {
 			if got := spread(8, func(int) answer { return m.get("client-1", "http://near/", "x-do: "+step.broken) }); got[step.next] != 8 {
 				return fmt.Errorf("with %s: %v, want %s", step.broken, got, step.next)
 			}

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +21,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // TestMain builds the binaries that the tests run.
@@ -60,25 +61,8 @@ type mesh struct {
 	dir   string
 	ready ready
 	cmd   *exec.Cmd
-	err   *lockedBuffer
+	err   *proctest.Output
 	done  chan struct{}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 func binary(t *testing.T, name string) string {
@@ -141,7 +125,7 @@ func up(t *testing.T, dir string, args ...string) *mesh {
 func start(t *testing.T, dir string, args ...string) *mesh {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "ready.json")
-	m := &mesh{t: t, dir: dir, err: new(lockedBuffer), done: make(chan struct{})}
+	m := &mesh{t: t, dir: dir, err: new(proctest.Output), done: make(chan struct{})}
 	m.cmd = exec.Command(binary(t, "writ"), append([]string{"up", dir, "--ready-file", file}, args...)...)
 	m.cmd.Stdout, m.cmd.Stderr = m.err, m.err
 	if err := m.cmd.Start(); err != nil {
@@ -158,7 +142,7 @@ func start(t *testing.T, dir string, args ...string) *mesh {
 func (m *mesh) waitReady() {
 	m.t.Helper()
 	file := m.cmd.Args[4]
-	eventually(m.t, 40*time.Second, func() error {
+	proctest.Eventually(m.t, 40*time.Second, func() error {
 		select {
 		case <-m.done:
 			m.t.Fatalf("writ up ended: %s\n%s", m.cmd.ProcessState, m.err)
@@ -335,22 +319,6 @@ func (m *mesh) gateway(name string) string {
 	return ""
 }
 
-// eventually polls until f works; the last error fails the test.
-func eventually(t *testing.T, bound time.Duration, f func() error) {
-	t.Helper()
-	deadline := time.Now().Add(bound)
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %s: %v", bound, err)
-		}
-		<-time.After(20 * time.Millisecond)
-	}
-}
-
 // echo is a program behind a sidecar that the test itself plays: it answers with
 // its name and what it saw.
 type echo struct {
@@ -434,6 +402,31 @@ spec:
   serviceAccount: %s
   ports: [{name: http, port: 8000, app: %d}]
 `, name, labels, name, e.port)
+}
+
+// doorGateway is a gateway named door, with the head of the VirtualService whose
+// http rules follow.
+func doorGateway(port int, selector string) string {
+	return fmt.Sprintf(`---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: door, namespace: istio-system}
+spec:
+  selector: {%s}
+  servers: [{port: {number: %d, name: http, protocol: HTTP}, hosts: ["*"]}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: door}
+spec:
+  hosts: ["*"]
+  gateways: [istio-system/door]
+`, selector, port)
+}
+
+// doorTo completes a doorGateway with one route to a workload of the test.
+func doorTo(workload string) string {
+	return "  http: [{route: [{destination: {host: " + workload + ", port: {number: 8000}}}]}]\n"
 }
 
 // denyPath refuses a path of the workload b, and nothing else: an edit of the

@@ -5,19 +5,21 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/proctest"
+	"github.com/writ-mesh/writ/ratelimit/redistest"
 )
 
 // gone fails unless every one of the processes ends.
 func gone(t *testing.T, processes []child) {
 	t.Helper()
-	eventually(t, 15*time.Second, func() error {
+	proctest.Eventually(t, 15*time.Second, func() error {
 		for _, c := range processes {
 			if err := syscall.Kill(c.pid, 0); err == nil && !zombie(c.pid) {
 				return fmt.Errorf("%s (%d) still runs", c.name, c.pid)
@@ -53,7 +55,7 @@ func TestInterruptEndsEverything(t *testing.T) {
 	t.Run("in the middle of the start", func(t *testing.T) {
 		m := start(t, dir)
 		var processes []child
-		eventually(t, 10*time.Second, func() error {
+		proctest.Eventually(t, 10*time.Second, func() error {
 			if processes = m.children(); len(processes) < 3 {
 				return fmt.Errorf("only %v run", processes)
 			}
@@ -87,7 +89,7 @@ func TestWorkloadsChangeWhileTheMeshRuns(t *testing.T) {
 		t.Fatalf("before: %s", got)
 	}
 	write(t, m.dir, "more.yaml", workload("b", "b", b))
-	eventually(t, 10*time.Second, func() error {
+	proctest.Eventually(t, 10*time.Second, func() error {
 		if got := m.get("a-1", "http://b:8000/"); got.status != 200 {
 			return fmt.Errorf("a service that was added: %s", got)
 		}
@@ -96,7 +98,7 @@ func TestWorkloadsChangeWhileTheMeshRuns(t *testing.T) {
 	if err := os.Remove(filepath.Join(m.dir, "more.yaml")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, func() error {
+	proctest.Eventually(t, 10*time.Second, func() error {
 		envoys := 0
 		for _, c := range m.children() {
 			if c.name == "envoy" {
@@ -114,25 +116,7 @@ func TestWorkloadsChangeWhileTheMeshRuns(t *testing.T) {
 // limit is still enforced.
 func TestQuotaInRedis(t *testing.T) {
 	t.Parallel()
-	server, err := exec.LookPath("redis-server")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("redis-server is missing: run `make test-tools`")
-		}
-		t.Skip("redis-server is missing: install it to run this test")
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	_ = l.Close()
-	_, port, _ := net.SplitHostPort(addr)
-	redis := exec.Command(server, "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir())
-	if err := redis.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = redis.Process.Kill(); _ = redis.Wait() })
+	redis := redistest.Start(t)
 	a, b := newEcho(t, "a"), newEcho(t, "b")
 	m := up(t, writeFiles(t, map[string]string{"workloads.yaml": workload("a", "a", a) + workload("b", "b", b), "quota.yaml": `
 apiVersion: policy.writ.mesh/v1alpha1
@@ -141,7 +125,7 @@ metadata: {name: b}
 spec:
   selector: {matchLabels: {app: b}}
   limits: [{per: [request.path], requests: 10, every: 1h}]
-`}), "--redis", addr)
+`}), "--redis", redis.Address())
 	spend := func(path string, n int) (passed int) {
 		for range n {
 			if got := m.get("a-1", "http://b:8000"+path); got.status == 200 {
@@ -156,7 +140,7 @@ spec:
 		t.Fatalf("%d of 6 passed", n)
 	}
 	m.kill("writ-ratelimit")
-	eventually(t, 10*time.Second, func() error { return m.readyz("ratelimit") })
+	proctest.Eventually(t, 10*time.Second, func() error { return m.readyz("ratelimit") })
 	// Envoy's connection to the old process may cost a request or two their
 	// count. On a machine that is starved of processor time Redis may seem to be
 	// away; then, and only then, the local limit of ten counts anew.
@@ -168,15 +152,12 @@ spec:
 	if n < 4 || n > most {
 		t.Errorf("after a restart of ratelimit %d more passed, want 4", n)
 	}
-	if err := redis.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = redis.Wait()
+	redis.Kill(t)
 	if n := spend("/two", 30); n < 10 || n > 12 {
 		t.Errorf("without Redis %d passed, want 10", n)
 	}
 	var ue *net.OpError
-	if _, err := net.DialTimeout("tcp", addr, time.Second); !errors.As(err, &ue) {
+	if _, err := net.DialTimeout("tcp", redis.Address(), time.Second); !errors.As(err, &ue) {
 		t.Errorf("Redis is still there: %v", err)
 	}
 }

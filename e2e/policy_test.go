@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 func b64(n *big.Int) string { return base64.RawURLEncoding.EncodeToString(n.Bytes()) }
@@ -171,22 +173,7 @@ spec:
   - per: [source.principal, request.path]
     requests: 5
     every: 1h
----
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {name: door, namespace: istio-system}
-spec:
-  selector: {gateway: door}
-  servers: [{port: {number: 18080, name: http, protocol: HTTP}, hosts: ["*"]}]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: door}
-spec:
-  hosts: ["*"]
-  gateways: [istio-system/door]
-  http: [{route: [{destination: {host: c, port: {number: 8000}}}]}]
-`,
+` + doorGateway(proctest.Port(t), "gateway: door") + doorTo("c"),
 	})
 	m := up(t, dir)
 	check := func(from, path string, status int, rule string) {
@@ -220,7 +207,7 @@ spec:
 	if got.status != 429 || got.header.Get("x-writ-denied-by") != "" {
 		t.Errorf("at the gateway: %s, header %q", got, got.header.Get("x-writ-denied-by"))
 	}
-	eventually(t, 5*time.Second, func() error {
+	proctest.Eventually(t, 5*time.Second, func() error {
 		log := m.accessLog("c-1")
 		for _, rule := range []string{"AuthorizationPolicy default/only-a", "RegoPolicy default/no-b", "QuotaPolicy default/per-caller"} {
 			if !strings.Contains(log, rule) {

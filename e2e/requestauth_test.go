@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // TestRequestAuthenticationEditReachesOpenConnections: the client's sidecar
@@ -30,14 +32,14 @@ spec:
   - issuer: issuer-%d
     jwks: '{"keys":[{"kty":"EC","crv":"P-256","use":"sig","alg":"ES256","kid":"1","x":"-P_o15lSaOzZb9LKCINxXUH6qR7Uh7ok-DCCts2uLPo","y":"EDv4qdA3yKw3PtQFLkzFfUacO3rC37d1hYNwVYZPe1M"}]}'
 `, i))
-		eventually(t, time.Second, func() error {
+		proctest.Eventually(t, time.Second, func() error {
 			if got := bad(); got != 401 {
 				return fmt.Errorf("with RequestAuthentication %d: %d", i, got)
 			}
 			return nil
 		})
 		write(t, m.dir, "jwt.yaml", "# empty\n")
-		eventually(t, time.Second, func() error {
+		proctest.Eventually(t, time.Second, func() error {
 			if got := bad(); got != 200 {
 				return fmt.Errorf("without RequestAuthentication %d: %d", i, got)
 			}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // TestOneRuleForGatewayAndMesh: /feedback goes to service 1, from outside as from
@@ -19,14 +21,8 @@ func TestOneRuleForGatewayAndMesh(t *testing.T) {
 	one, two, rest := newEcho(t, "one"), newEcho(t, "two"), newEcho(t, "rest")
 	m := up(t, writeFiles(t, map[string]string{
 		"workloads.yaml": workload("one", "one", one) + workload("two", "two", two) + workload("rest", "rest", rest),
-		"routes.yaml": `
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {name: both, namespace: istio-system}
-spec:
-  selector: {gateway: both}
-  servers: [{port: {number: 18091, name: http, protocol: HTTP}, hosts: [foo.bar.com]}]
----
+		"routes.yaml": gatewayObject("istio-system", "both", fmt.Sprintf(`
+		- {port: {number: %d, name: http, protocol: HTTP}, hosts: [foo.bar.com]}`, proctest.Port(t))) + `---
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: {name: foo}
@@ -161,7 +157,7 @@ spec: {host: %[1]s, subsets: [{name: v1, labels: {version: v1}}]}
 	}
 	t.Log("all on v1")
 	write(t, dir, "all-v1.yaml", rules.String())
-	eventually(t, 2*time.Second, func() error {
+	proctest.Eventually(t, 2*time.Second, func() error {
 		if got := bookinfoVersions(t, m); got["v1"] != 20 {
 			return fmt.Errorf("all on v1: %v", got)
 		}
@@ -171,7 +167,7 @@ spec: {host: %[1]s, subsets: [{name: v1, labels: {version: v1}}]}
 	if err := os.Remove(filepath.Join(dir, "all-v1.yaml")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 2*time.Second, func() error {
+	proctest.Eventually(t, 2*time.Second, func() error {
 		if got := bookinfoVersions(t, m); len(got) != 3 {
 			return fmt.Errorf("rules taken away: %v", got)
 		}
