@@ -10,7 +10,6 @@ import (
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/security"
 	"github.com/writ-mesh/writ/ratelimit"
-	"github.com/writ-mesh/writ/ratelimit/quota"
 )
 
 // TestServicesAgreeOnNames: what one service writes into an Envoy's
@@ -18,17 +17,14 @@ import (
 // other, so each has the name for itself.
 func TestServicesAgreeOnNames(t *testing.T) {
 	for what, names := range map[string][]any{
-		"header of refusals":       {security.DeniedByHeader, authz.DeniedByHeader, ratelimit.DeniedByHeader},
-		"policies to decide":       {security.PoliciesKey, authz.PoliciesKey},
-		"domain of quotas":         {security.QuotaDomain, quota.Domain},
-		"entry of a quota policy":  {security.QuotaPolicyKey, quota.PolicyKey},
-		"entry of a quota's limit": {security.QuotaLimitKey, quota.LimitKey},
-		"cluster of the agent":     {envoy.AgentCluster, bootstrap.AgentCluster},
-		"secret with the key":      {envoy.SecretDefault, sds.NameDefault},
-		"secret with the roots":    {envoy.SecretRoot, sds.NameRoot},
-		"administration's port":    {model.AdminPort, bootstrap.AdminPort},
-		"readiness's port":         {model.ReadinessPort, bootstrap.ReadinessPort},
-		"port of figures":          {model.PrometheusPort, bootstrap.PrometheusPort},
+		"header of refusals":    {security.DeniedByHeader, authz.DeniedByHeader, ratelimit.DeniedByHeader},
+		"policies to decide":    {security.PoliciesKey, authz.PoliciesKey},
+		"cluster of the agent":  {envoy.AgentCluster, bootstrap.AgentCluster},
+		"secret with the key":   {envoy.SecretDefault, sds.NameDefault},
+		"secret with the roots": {envoy.SecretRoot, sds.NameRoot},
+		"administration's port": {model.AdminPort, bootstrap.AdminPort},
+		"readiness's port":      {model.ReadinessPort, bootstrap.ReadinessPort},
+		"port of figures":       {model.PrometheusPort, bootstrap.PrometheusPort},
 	} {
 		for _, name := range names {
 			if name != names[0] {

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 	"github.com/writ-mesh/writ/ratelimit/descriptors"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 	"github.com/writ-mesh/writ/ratelimit/quota"
@@ -78,7 +79,7 @@ func (s *Server) ShouldRateLimit(ctx context.Context, req *rlsv3.RateLimitReques
 	}
 	defer s.release(d)
 	quotas := s.quotas.Load()
-	mesh := quotas != nil && req.GetDomain() == quota.Domain
+	mesh := quotas != nil && req.GetDomain() == configpb.QuotaDomain
 	if mesh {
 		s.matchQuotas(d, quotas, req)
 	} else {

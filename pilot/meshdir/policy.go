@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/writ-mesh/writ/pilot/model"
+	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
 // labelSelector is how our policies choose workloads, as Istio's do.
@@ -86,17 +87,14 @@ func (c *checker) policyMode(selector *labelSelector, mode, whenUnavailable stri
 	}
 }
 
-// What ratelimit can count.
-const (
-	minEvery = time.Millisecond
-	maxEvery = 87600 * time.Hour
-)
-
 func checkQuotaPolicy(c *checker) {
 	s := c.object.spec.(*quotaSpec)
 	c.policyMode(s.Selector, s.Mode, s.WhenUnavailable)
 	if len(s.Limits) == 0 {
 		c.errorf("spec.limits", "a QuotaPolicy needs at least one limit")
+	}
+	if n := len(s.Limits); n > configpb.MaxQuotaLimits {
+		c.errorf("spec.limits", "%d limits are too many: a QuotaPolicy has at most %d; write several", n, configpb.MaxQuotaLimits)
 	}
 	for i, limit := range s.Limits {
 		at := index("spec.limits", i)
@@ -106,8 +104,8 @@ func checkQuotaPolicy(c *checker) {
 		switch {
 		case limit.Every == nil || *limit.Every <= 0:
 			c.errorf(at+".every", "a duration above 0 is needed: write for example every: 1m")
-		case limit.Every.value() < minEvery || limit.Every.value() > maxEvery:
-			c.errorf(at+".every", "%s is not between 1ms and 87600h", limit.Every.value())
+		case limit.Every.value() < configpb.MinQuotaEvery || limit.Every.value() > configpb.MaxQuotaEvery:
+			c.errorf(at+".every", "%s is not between %s and %.0fh", limit.Every.value(), configpb.MinQuotaEvery, configpb.MaxQuotaEvery.Hours())
 		}
 		for j, text := range limit.Per {
 			if _, problem := parseDimension(text); problem != "" {

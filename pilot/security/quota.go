@@ -21,19 +21,12 @@ import (
 
 	"github.com/writ-mesh/writ/pilot/envoy"
 	"github.com/writ-mesh/writ/pilot/model"
+	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
-// What requests to ratelimit say: the domain, and the first two entries of each
-// descriptor, "<namespace>/<name>" of the QuotaPolicy and the index of the limit.
-// One entry per dimension follows, its key being Dimension.Text.
-const (
-	QuotaDomain    = "writ"
-	QuotaPolicyKey = "writ.policy"
-	QuotaLimitKey  = "writ.limit"
-	// quotaNoValue is the value of a dimension that the request does not have;
-	// such requests share one count.
-	quotaNoValue = "-"
-)
+// quotaNoValue is the value of a dimension that the request does not have; such
+// requests share one count.
+const quotaNoValue = "-"
 
 // quotaTimeout is how long Envoy waits for ratelimit; then whenUnavailable holds.
 const quotaTimeout = 50 * time.Millisecond
@@ -107,7 +100,7 @@ func peerAddress() *setfilterstatev3.Config {
 
 func quotaFilter(stage uint32) *ratelimitv3.RateLimit {
 	return &ratelimitv3.RateLimit{
-		Domain:          QuotaDomain,
+		Domain:          configpb.QuotaDomain,
 		Stage:           stage,
 		Timeout:         durationpb.New(quotaTimeout),
 		FailureModeDeny: stage == stageClosed,
@@ -125,8 +118,8 @@ func quotaFilter(stage uint32) *ratelimitv3.RateLimit {
 
 func (c *Compiler) actions(p *model.Proxy, port model.WorkloadPort, pol *model.QuotaPolicy, index int, limit model.QuotaLimit) ([]*routev3.RateLimit_Action, error) {
 	out := []*routev3.RateLimit_Action{
-		constant(QuotaPolicyKey, pol.Namespace+"/"+pol.Name),
-		constant(QuotaLimitKey, strconv.Itoa(index)),
+		constant(configpb.QuotaPolicyKey, pol.Namespace+"/"+pol.Name),
+		constant(configpb.QuotaLimitKey, strconv.Itoa(index)),
 	}
 	for _, d := range limit.Per {
 		a, err := c.dimension(p, port, d)

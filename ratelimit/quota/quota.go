@@ -2,8 +2,8 @@
 // a descriptor names.
 //
 // Envoy sends a descriptor per limit: the entries "writ.policy" with
-// "<namespace>/<name>" and "writ.limit" with the limit's index, then one entry
-// per dimension with the dimension's text as key. The counter is kept under
+// "<namespace>/<name>" and "writ.limit" with the limit's index (package configpb
+// has these names), then one entry per dimension with the dimension's text as key. The counter is kept under
 // policy, limit, and the dimensions with their values.
 package quota
 
@@ -31,19 +31,9 @@ import (
 	"github.com/writ-mesh/writ/ratelimit/limit"
 )
 
-// The domain and the keys of the entries that pilot puts into Envoy's actions.
-const (
-	Domain    = "writ"
-	PolicyKey = "writ.policy"
-	LimitKey  = "writ.limit"
-)
-
-const (
-	maxLimits = 64
-	// maxKey is from where on a key is replaced by its hash, in bytes: what
-	// callers send must not decide how much memory a counter takes.
-	maxKey = 512
-)
+// maxKey is from where on a key is replaced by its hash, in bytes: what callers
+// send must not decide how much memory a counter takes.
+const maxKey = 512
 
 // Table is the policies in force. It is not changed once made.
 type Table struct {
@@ -92,8 +82,8 @@ func New(policies map[string]*configpb.QuotaPolicy) (*Table, error) {
 }
 
 func compile(p *configpb.QuotaPolicy) ([]*Limit, error) {
-	if n := len(p.GetLimits()); n > maxLimits {
-		return nil, fmt.Errorf("has %d limits, at most %d are kept", n, maxLimits)
+	if n := len(p.GetLimits()); n > configpb.MaxQuotaLimits {
+		return nil, fmt.Errorf("has %d limits, at most %d are kept", n, configpb.MaxQuotaLimits)
 	}
 	policy := p.GetNamespace() + "/" + p.GetName()
 	var out []*Limit
@@ -132,7 +122,7 @@ func describe(l limit.Limit, name string) *rlsv3.RateLimitResponse_RateLimit {
 		if l.Window()%u.length == 0 {
 			d.Unit = u.unit
 			if n := l.Window() / u.length; n > 1 {
-				d.UnitMultiplier = wrapperspb.UInt32(uint32(n)) //nolint:gosec // at most MaxWindow in seconds
+				d.UnitMultiplier = wrapperspb.UInt32(uint32(n)) //nolint:gosec // at most MaxQuotaEvery in seconds
 			}
 			return d
 		}
@@ -147,7 +137,7 @@ func (t *Table) Len() int { return len(t.limits) }
 // if the table does not have it.
 func (t *Table) Match(d *commonv3.RateLimitDescriptor) (*Limit, string) {
 	entries := d.GetEntries()
-	if len(entries) < 2 || entries[0].GetKey() != PolicyKey || entries[1].GetKey() != LimitKey {
+	if len(entries) < 2 || entries[0].GetKey() != configpb.QuotaPolicyKey || entries[1].GetKey() != configpb.QuotaLimitKey {
 		return nil, ""
 	}
 	limits := t.limits[entries[0].GetValue()]

@@ -1,6 +1,7 @@
 package quota_test
 
 import (
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -106,7 +107,7 @@ func TestKeysDiffer(t *testing.T) {
 }
 
 func TestNewRefuses(t *testing.T) {
-	huge := make([]*configpb.Limit, 65)
+	huge := make([]*configpb.Limit, configpb.MaxQuotaLimits+1)
 	for i := range huge {
 		huge[i] = per(1, time.Second)
 	}
@@ -124,6 +125,21 @@ func TestNewRefuses(t *testing.T) {
 	} {
 		if _, err := quota.New(c.in); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want it to say %q", c.name, err, c.want)
+		}
+	}
+}
+
+// TestTakesWhatTheContractAllows: pilot checks these bounds and no others.
+func TestTakesWhatTheContractAllows(t *testing.T) {
+	limits := make([]*configpb.Limit, configpb.MaxQuotaLimits)
+	for i := range limits {
+		limits[i] = per(0, configpb.MinQuotaEvery)
+	}
+	limits[0] = per(math.MaxUint32, configpb.MaxQuotaEvery)
+	table(t, policy("q", limits...))
+	for _, every := range []time.Duration{configpb.MinQuotaEvery - 1, configpb.MaxQuotaEvery + 1} {
+		if _, err := quota.New(map[string]*configpb.QuotaPolicy{"default/q": policy("q", per(1, every))}); err == nil {
+			t.Errorf("%s is taken, and pilot refuses it", every)
 		}
 	}
 }
