@@ -3,14 +3,13 @@ package nodeagent_test
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -25,6 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 	"sigs.k8s.io/yaml"
 
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/nodeagent"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
@@ -38,11 +38,13 @@ const (
 	clusterURL = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 )
 
-// runAgent makes the test binary be the agent, so that it can be killed.
-const runAgent = "WRIT_TEST_RUN_NODEAGENT"
+// runAgent is the first argument that makes the test binary be the agent, so that
+// it can be killed.
+const runAgent = "nodeagent"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(runAgent) != "" {
+	if len(os.Args) > 1 && os.Args[1] == runAgent {
+		os.Args = os.Args[1:]
 		service.Main(service.Spec[nodeagent.Config]{
 			Name: "writ-nodeagent", Default: nodeagent.DefaultConfig,
 			Common:   func(c *nodeagent.Config) *service.Common { return &c.Common },
@@ -60,14 +62,13 @@ type rig struct {
 	ca    *fakeCA
 	pilot *fakePilot
 	admin nodeagentpb.AdminClient
-	cmd   *exec.Cmd
-	log   *output
+	agent *proctest.Process
 }
 
 func newRig(t *testing.T, life time.Duration) *rig {
 	t.Helper()
 	root := newFakeRoot(t)
-	r := &rig{dir: t.TempDir(), root: root, ca: newFakeCA(t, root, nodeName, life), pilot: newFakePilot(t, root), log: new(output)}
+	r := &rig{dir: t.TempDir(), root: root, ca: newFakeCA(t, root, nodeName, life), pilot: newFakePilot(t, root)}
 	r.write(t, "bundle.pem", root.pem())
 	r.write(t, "token", []byte("one-time\n"))
 	config, err := yaml.Marshal(map[string]any{
@@ -86,15 +87,15 @@ func newRig(t *testing.T, life time.Duration) *rig {
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	r.admin = nodeagentpb.NewAdminClient(conn)
-	t.Cleanup(func() {
-		r.kill()
-		if t.Failed() {
-			t.Logf("agent:\n%s", r.log)
-		}
-		if strings.Contains(r.log.String(), "PRIVATE KEY") {
-			t.Error("a key was logged")
-		}
-	})
+	return r
+}
+
+// newOwnRig is a rig in which the test itself is the workload.
+func newOwnRig(t *testing.T) *rig {
+	t.Helper()
+	r := newRig(t, time.Hour)
+	uid := uint32(os.Getuid())
+	r.place(t, proxyID, &uid)
 	return r
 }
 
@@ -120,33 +121,29 @@ func (r *rig) place(t *testing.T, id string, uid *uint32) {
 // start starts the agent and waits for its admin socket.
 func (r *rig) start(t *testing.T) {
 	t.Helper()
-	r.cmd = exec.Command(os.Args[0], "-config", r.path("config.yaml"))
-	r.cmd.Env = append(os.Environ(), runAgent+"=1")
-	r.cmd.Stdout, r.cmd.Stderr = r.log, r.log
-	if err := r.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	agent := proctest.Start(t, os.Args[0], runAgent, "-config", r.path("config.yaml"))
+	t.Cleanup(func() {
+		agent.Kill()
+		if strings.Contains(agent.Output.String(), "PRIVATE KEY") {
+			t.Error("a key was logged")
+		}
+	})
+	r.agent = agent
 	r.status(t, "the agent is up", func(*nodeagentpb.GetStatusResponse) bool { return true })
-}
-
-// kill is kill -9.
-func (r *rig) kill() {
-	if r.cmd != nil {
-		_ = r.cmd.Process.Kill()
-		_ = r.cmd.Wait()
-		r.cmd = nil
-	}
 }
 
 // status waits until the agent's status is as wanted.
 func (r *rig) status(t *testing.T, what string, ok func(*nodeagentpb.GetStatusResponse) bool) {
 	t.Helper()
-	eventually(t, what, func() error {
+	proctest.Eventually(t, bound, func() error {
 		st, err := r.admin.GetStatus(t.Context(), &nodeagentpb.GetStatusRequest{}, grpc.WaitForReady(true))
-		if err == nil && !ok(st) {
-			err = fmt.Errorf("status is %s", st)
+		switch {
+		case err != nil:
+			return fmt.Errorf("%s: %w", what, err)
+		case !ok(st):
+			return fmt.Errorf("%s: status is %s", what, st)
 		}
-		return err
+		return nil
 	})
 }
 
@@ -159,7 +156,7 @@ func (r *rig) connected(t *testing.T) {
 
 func (r *rig) register(t *testing.T, pid int) {
 	t.Helper()
-	eventually(t, "register", func() error {
+	proctest.Eventually(t, bound, func() error {
 		_, err := r.admin.RegisterProcess(t.Context(), &nodeagentpb.RegisterProcessRequest{Pid: int32(pid), ProxyId: proxyID})
 		return err
 	})
@@ -201,12 +198,7 @@ func TestUnattestedCallersGetNothing(t *testing.T) {
 	r.start(t)
 	r.connected(t)
 	conn := r.dial(t)
-	other := exec.Command("sleep", "600")
-	if err := other.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = other.Process.Kill(); _ = other.Wait() })
-	r.register(t, other.Process.Pid) // not this process
+	r.register(t, proctest.Start(t, "sleep", "600").PID()) // not this process
 
 	calls := map[string]func(context.Context) error{
 		"fetch": func(ctx context.Context) error {
@@ -249,9 +241,7 @@ func TestUnattestedCallersGetNothing(t *testing.T) {
 }
 
 func TestSecretsOverEveryVariant(t *testing.T) {
-	r := newRig(t, time.Hour)
-	uid := uint32(os.Getuid())
-	r.place(t, proxyID, &uid)
+	r := newOwnRig(t)
 	r.start(t)
 	conn := r.dial(t)
 	client := secretv3.NewSecretDiscoveryServiceClient(conn)
@@ -326,9 +316,7 @@ func TestSecretsOverEveryVariant(t *testing.T) {
 }
 
 func TestRelayInTheStateOfTheWorldVariant(t *testing.T) {
-	r := newRig(t, time.Hour)
-	uid := uint32(os.Getuid())
-	r.place(t, proxyID, &uid)
+	r := newOwnRig(t)
 	r.pilot.set(t, "one", &clusterv3.Cluster{Name: "one"})
 	r.start(t)
 	r.connected(t)
@@ -357,7 +345,7 @@ func TestRelayInTheStateOfTheWorldVariant(t *testing.T) {
 	if err := s.Send(&discoveryv3.DiscoveryRequest{TypeUrl: clusterURL, VersionInfo: "v1", ResponseNonce: live.GetNonce()}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the configuration is on disk", func() error {
+	proctest.Eventually(t, bound, func() error {
 		if files, _ := filepath.Glob(r.path("state/proxies/*.config")); len(files) != 1 {
 			return fmt.Errorf("files: %v", files)
 		}
@@ -368,7 +356,7 @@ func TestRelayInTheStateOfTheWorldVariant(t *testing.T) {
 		t.Fatalf("pilot died: %v, want UNAVAILABLE", err)
 	}
 	// The agent too dies and comes back: it has everything from disk.
-	r.kill()
+	r.agent.Kill()
 	r.start(t)
 	if s, err = client.StreamAggregatedResources(t.Context(), grpc.WaitForReady(true)); err != nil {
 		t.Fatal(err)
@@ -410,16 +398,14 @@ func deltaClusters(t *testing.T, r *rig) discoveryv3.AggregatedDiscoveryService_
 }
 
 func TestStreamWithoutAnAnswerGoesLiveAsItIs(t *testing.T) {
-	r := newRig(t, time.Hour)
-	uid := uint32(os.Getuid())
-	r.place(t, proxyID, &uid)
+	r := newOwnRig(t)
 	r.pilot.set(t, "one", &clusterv3.Cluster{Name: "one"})
 	r.start(t)
 	r.connected(t)
 	r.pilot.stop()
 	r.status(t, "pilot is away", func(st *nodeagentpb.GetStatusResponse) bool { return !st.GetPilotConnected() })
 	s := deltaClusters(t, r)
-	eventually(t, "the stream is offline", func() error {
+	proctest.Eventually(t, bound, func() error {
 		if v := r.metric(t, `writ_nodeagent_ads_streams{mode="offline"}`); v != "1" {
 			return fmt.Errorf("offline streams: %s", v)
 		}
@@ -436,9 +422,7 @@ func TestStreamWithoutAnAnswerGoesLiveAsItIs(t *testing.T) {
 }
 
 func TestPilotThatHangsIsNoReasonToWait(t *testing.T) {
-	r := newRig(t, time.Hour)
-	uid := uint32(os.Getuid())
-	r.place(t, proxyID, &uid)
+	r := newOwnRig(t)
 	r.pilot.set(t, "one", &clusterv3.Cluster{Name: "one"})
 	r.start(t)
 	r.connected(t)
@@ -464,13 +448,11 @@ func TestPilotThatHangsIsNoReasonToWait(t *testing.T) {
 }
 
 func TestAuthorityAwayAfterARestart(t *testing.T) {
-	r := newRig(t, time.Hour)
-	uid := uint32(os.Getuid())
-	r.place(t, proxyID, &uid)
+	r := newOwnRig(t)
 	r.start(t)
 	r.connected(t)
 	r.ca.stop()
-	r.kill()
+	r.agent.Kill()
 	r.start(t)
 	s, err := secretv3.NewSecretDiscoveryServiceClient(r.dial(t)).DeltaSecrets(t.Context())
 	if err != nil {
@@ -491,9 +473,7 @@ func TestAuthorityAwayAfterARestart(t *testing.T) {
 }
 
 func TestAgentStopsCleanly(t *testing.T) {
-	r := newRig(t, time.Hour)
-	uid := uint32(os.Getuid())
-	r.place(t, proxyID, &uid)
+	r := newOwnRig(t)
 	r.start(t)
 	s, err := secretv3.NewSecretDiscoveryServiceClient(r.dial(t)).DeltaSecrets(t.Context())
 	if err != nil {
@@ -506,16 +486,11 @@ func TestAgentStopsCleanly(t *testing.T) {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	if err := r.cmd.Process.Signal(os.Interrupt); err != nil {
-		t.Fatal(err)
-	}
+	r.agent.Signal(syscall.SIGINT)
 	if _, err := s.Recv(); status.Code(err) != codes.Unavailable {
 		t.Errorf("the stream ended with %v, want UNAVAILABLE", err)
 	}
-	err = r.cmd.Wait()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) || time.Since(began) > 4*time.Second {
+	if err := r.agent.Wait(); err != nil || time.Since(began) > 4*time.Second {
 		t.Errorf("stopped after %s: %v", time.Since(began), err)
 	}
-	r.cmd = nil
 }

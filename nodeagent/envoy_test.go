@@ -6,11 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -30,6 +28,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/writ-mesh/writ/internal/envoytest"
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/nodeagent/bootstrap"
 	nodeagentpb "github.com/writ-mesh/writ/proto/writ/nodeagent/v1"
 )
@@ -98,31 +97,25 @@ func answer(body string) *routev3.RouteConfiguration {
 	}}}
 }
 
-// freeAddr gives an address of the loopback range with a port that is free now.
-func freeAddr(t *testing.T) netip.AddrPort {
+// address gives one on which nothing listens.
+func address(t *testing.T) netip.AddrPort {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return netip.MustParseAddrPort(l.Addr().String())
+	return netip.MustParseAddrPort(proctest.Address(t))
 }
 
 // envoy is a real one.
 type envoy struct {
-	cmd   *exec.Cmd
+	*proctest.Process
 	ready netip.AddrPort
 	prom  netip.AddrPort
-	log   *output
 }
 
 func startEnvoy(t *testing.T, r *rig, binary string) *envoy {
 	t.Helper()
-	e := &envoy{ready: freeAddr(t), prom: freeAddr(t), log: new(output)}
+	e := &envoy{ready: address(t), prom: address(t)}
 	data, err := bootstrap.Bootstrap(bootstrap.Options{
 		NodeID: "sidecar~10.9.9.9~somebody-else.default~default.svc.cluster.local", AgentSocket: r.socket(),
-		Admin: freeAddr(t), Readiness: e.ready, Prometheus: e.prom,
+		Admin: address(t), Readiness: e.ready, Prometheus: e.prom,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -131,26 +124,8 @@ func startEnvoy(t *testing.T, r *rig, binary string) *envoy {
 	if err := os.WriteFile(file, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	e.cmd = exec.Command(binary, "-c", file, "--disable-hot-restart", "--concurrency", "1", "--log-level", "warning")
-	e.cmd.Stdout, e.cmd.Stderr = e.log, e.log
-	if err := e.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		e.stop()
-		if t.Failed() {
-			t.Logf("envoy:\n%s", e.log)
-		}
-	})
+	e.Process = envoytest.Run(t, binary, file)
 	return e
-}
-
-func (e *envoy) stop() {
-	if e.cmd != nil {
-		_ = e.cmd.Process.Kill()
-		_ = e.cmd.Wait()
-		e.cmd = nil
-	}
 }
 
 // caller calls the listener with a certificate of the mesh, each time on a new
@@ -205,13 +180,16 @@ func (c *caller) call(ctx context.Context) (body, serial, key string, err error)
 
 func (c *caller) want(t *testing.T, what, body string) (serial, key string) {
 	t.Helper()
-	eventually(t, what, func() error {
+	proctest.Eventually(t, bound, func() error {
 		got, s, k, err := c.call(t.Context())
-		if err == nil && got != body {
-			err = fmt.Errorf("answer is %q, want %q", got, body)
-		}
 		serial, key = s, k
-		return err
+		switch {
+		case err != nil:
+			return fmt.Errorf("%s: %w", what, err)
+		case got != body:
+			return fmt.Errorf("%s: answer is %q, want %q", what, got, body)
+		}
+		return nil
 	})
 	return serial, key
 }
@@ -246,7 +224,7 @@ func (c *caller) load(ctx context.Context) *load {
 // failed.
 func (l *load) end(t *testing.T) {
 	t.Helper()
-	eventually(t, "ten calls", func() error {
+	proctest.Eventually(t, bound, func() error {
 		if n := l.calls.Load(); n < 10 {
 			return fmt.Errorf("%d calls so far", n)
 		}
@@ -284,7 +262,7 @@ func TestEnvoy(t *testing.T) {
 
 func story(t *testing.T, binary string) {
 	r := newRig(t, 4*time.Second) // renewal after 1.6 to 2.4 s
-	at := freeAddr(t)
+	at := address(t)
 	r.pilot.set(t, "web", listener(t, at))
 	r.pilot.set(t, "answer", answer("one"))
 	r.start(t)
@@ -292,7 +270,7 @@ func story(t *testing.T, binary string) {
 	c := newCaller(t, r, at)
 
 	first := startEnvoy(t, r, binary)
-	r.register(t, first.cmd.Process.Pid)
+	r.register(t, first.PID())
 	c.want(t, "the first answer", "one")
 	if agent, ok := r.pilot.saw(proxyID); !ok || agent != nodeName {
 		t.Errorf("pilot saw %v", r.pilot.nodes)
@@ -325,9 +303,9 @@ func story(t *testing.T, binary string) {
 	_, key := c.want(t, "before the kill", "three")
 	onDisk(t, r, "three")
 	r.pilot.stop()
-	r.kill()
+	r.agent.Kill()
 	r.start(t)
-	eventually(t, "a new key after the restart", func() error {
+	proctest.Eventually(t, bound, func() error {
 		_, _, now, err := c.call(t.Context())
 		if err == nil && now == key {
 			err = errors.New("still the old one")
@@ -337,9 +315,9 @@ func story(t *testing.T, binary string) {
 	l.end(t)
 
 	// Another Envoy starts while pilot is away.
-	first.stop()
+	first.Kill()
 	second := startEnvoy(t, r, binary)
-	r.register(t, second.cmd.Process.Pid)
+	r.register(t, second.PID())
 	c.want(t, "an answer by the configuration on disk", "three")
 	l = c.load(t.Context())
 	r.pilot.set(t, "answer", answer("four"))
@@ -363,7 +341,7 @@ func story(t *testing.T, binary string) {
 // the acknowledgement.
 func onDisk(t *testing.T, r *rig, text string) {
 	t.Helper()
-	eventually(t, "the configuration is on disk", func() error {
+	proctest.Eventually(t, bound, func() error {
 		files, err := filepath.Glob(r.path("state/proxies/*.config"))
 		if err != nil || len(files) != 1 {
 			return fmt.Errorf("files: %v, %w", files, err)
@@ -380,7 +358,7 @@ func onDisk(t *testing.T, r *rig, text string) {
 func rotated(t *testing.T, r *rig, n int) {
 	t.Helper()
 	from := r.ca.count(spiffeID)
-	eventually(t, "rotations", func() error {
+	proctest.Eventually(t, bound, func() error {
 		if got := r.ca.count(spiffeID) - from; got < n {
 			return fmt.Errorf("%d of %d", got, n)
 		}
@@ -390,7 +368,7 @@ func rotated(t *testing.T, r *rig, n int) {
 
 func ownListeners(t *testing.T, e *envoy) {
 	t.Helper()
-	eventually(t, "readiness", func() error {
+	proctest.Eventually(t, bound, func() error {
 		code, err := get(e.ready, "/healthz/ready")
 		if err == nil && code != 200 {
 			err = fmt.Errorf("status %d", code)

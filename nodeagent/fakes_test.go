@@ -1,7 +1,6 @@
 package nodeagent_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -14,7 +13,6 @@ import (
 	"math/big"
 	"net"
 	"net/url"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -27,11 +25,16 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/nodeagent/latest"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
-const domain = "cluster.local"
+const (
+	domain = "cluster.local"
+	// bound is for everything that is waited for.
+	bound = 20 * time.Second
+)
 
 // fakeRoot signs certificates of the trust domain.
 type fakeRoot struct {
@@ -119,7 +122,7 @@ type onOff struct {
 
 func newOnOff(t testing.TB, build func() *grpc.Server) *onOff {
 	t.Helper()
-	o := &onOff{addr: "127.0.0.1:0", build: build}
+	o := &onOff{addr: proctest.Address(t), build: build}
 	o.start(t)
 	t.Cleanup(o.stop)
 	return o
@@ -127,9 +130,10 @@ func newOnOff(t testing.TB, build func() *grpc.Server) *onOff {
 
 func (o *onOff) start(t testing.TB) {
 	t.Helper()
-	var l net.Listener
-	eventually(t, "listen on "+o.addr, func() (err error) { l, err = net.Listen("tcp", o.addr); return err })
-	o.addr = l.Addr().String()
+	l, err := net.Listen("tcp", o.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
 	o.srv = o.build()
 	go func(s *grpc.Server) { _ = s.Serve(l) }(o.srv)
 }
@@ -376,41 +380,4 @@ func (f *fakePilot) StreamAggregatedResources(s discoveryv3.AggregatedDiscoveryS
 			return err
 		}
 	}
-}
-
-// eventually polls until f gives nil.
-func eventually(t testing.TB, what string, f func() error) {
-	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, err)
-		}
-		<-time.After(20 * time.Millisecond)
-	}
-}
-
-// output collects what a process writes.
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if os.Getenv("WRIT_TEST_VERBOSE") != "" {
-		_, _ = os.Stderr.Write(p)
-	}
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -14,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/nodeagent/attest"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
@@ -53,20 +53,8 @@ func place(t *testing.T, a *attest.Attestor, ws ...*configpb.WorkloadPlacement) 
 // start starts a process that lives until the test ends it.
 func start(t *testing.T) (pid int32, end func()) {
 	t.Helper()
-	cmd := exec.Command("sleep", "600")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := false
-	end = func() {
-		if !ended {
-			ended = true
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-		}
-	}
-	t.Cleanup(end)
-	return int32(cmd.Process.Pid), end
+	p := proctest.Start(t, "sleep", "600")
+	return int32(p.PID()), p.Kill
 }
 
 func caller(t *testing.T, pid int32, uid uint32) attest.Caller {
