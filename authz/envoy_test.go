@@ -1,7 +1,6 @@
 package authz
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -9,7 +8,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +17,7 @@ import (
 	"github.com/writ-mesh/writ/internal/envoytest"
 	"github.com/writ-mesh/writ/internal/listen"
 	"github.com/writ-mesh/writ/internal/peercred"
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/internal/rpc"
 	"github.com/writ-mesh/writ/internal/service"
 )
@@ -73,44 +72,22 @@ static_resources:
 // runEnvoy starts Envoy in front of an application and returns its URL.
 func runEnvoy(t *testing.T, app *httptest.Server, socket, accessLog string) string {
 	t.Helper()
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, port, _ := net.SplitHostPort(free.Addr().String())
-	_ = free.Close()
+	address := proctest.Address(t)
+	_, port, _ := net.SplitHostPort(address)
 	_, appPort, _ := net.SplitHostPort(app.Listener.Addr().String())
 	file := writeFile(t, t.TempDir()+"/envoy.yaml", strings.NewReplacer("PORT", port, "APP", appPort, "SOCKET", socket, "ACCESSLOG", accessLog).
 		Replace(envoyYAML))
-	var log bytes.Buffer
-	cmd := exec.Command(envoytest.Find(t), "-c", file, "--disable-hot-restart", "--concurrency", "1", "-l", "warning")
-	cmd.Stderr = &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("Envoy: %s", log.String())
+	envoytest.Run(t, envoytest.Find(t), file)
+	proctest.Eventually(t, 30*time.Second, func() error {
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			return err
 		}
+		return c.Close()
 	})
-	url := "http://127.0.0.1:" + port
-	deadline := time.Now().Add(30 * time.Second)
-	for {
-		if c, err := net.Dial("tcp", "127.0.0.1:"+port); err == nil {
-			_ = c.Close()
-			return url
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("Envoy does not listen: %s", log.String())
-		}
-		poll(t)
-	}
+	return "http://" + address
 }
 
-// TestRealEnvoy calls through a real Envoy whose filter lets requests pass when
-// this service fails, so that every refusal here is one that was answered.
 func TestRealEnvoy(t *testing.T) {
 	envoytest.Find(t)
 	m := newMesh(t)
@@ -188,15 +165,11 @@ func TestRealEnvoy(t *testing.T) {
 	}
 
 	// Envoy writes its access log every second.
-	deadline := time.Now().Add(20 * time.Second)
-	for {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		b, err := os.ReadFile(accessLog)
-		if err == nil && strings.Contains(string(b), "429 RegoPolicy default/office tea time") {
-			break
+		if err == nil && !strings.Contains(string(b), "429 RegoPolicy default/office tea time") {
+			err = fmt.Errorf("the access log does not name the policy: %s", b)
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the access log does not name the policy: %s", b)
-		}
-		poll(t)
-	}
+		return err
+	})
 }

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/reflection/grpc_reflection_v1"
 
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/internal/service"
 )
 
@@ -36,19 +37,15 @@ func start(t *testing.T, c Config) {
 			t.Errorf("run: %v", err)
 		}
 	})
-	deadline := time.Now().Add(20 * time.Second)
-	for rt.Health.Ready() != nil {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		select {
 		case err := <-done:
 			done <- nil
 			t.Fatalf("run ended: %v", err)
 		default:
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("not ready: %v", rt.Health.Ready())
-		}
-		poll(t)
-	}
+		return rt.Health.Ready()
+	})
 }
 
 // startAlone runs the service as `writ-authz -opa-config ... policy.rego` on a
@@ -69,12 +66,6 @@ func startAlone(t *testing.T, opaConfig, policy string) (authv3.AuthorizationCli
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	return authv3.NewAuthorizationClient(conn), conn
-}
-
-// poll waits a moment between two looks at something that a deadline bounds.
-func poll(t testing.TB) {
-	t.Helper()
-	<-time.After(5 * time.Millisecond)
 }
 
 // The example that the plugin's documentation walks through: employees, with a
