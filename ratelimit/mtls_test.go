@@ -25,7 +25,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/writ-mesh/writ/internal/credential"
-	"github.com/writ-mesh/writ/ratelimit/redistest"
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // authority is a root that signs what a test asks for.
@@ -100,11 +100,11 @@ func TestOnlyWorkloadsMayAsk(t *testing.T) {
 	}
 	writeFile(t, filepath.Join(own, "identity.pem"), string(certPEM)+string(keyPEM))
 	c := DefaultConfig()
-	c.Listen, c.Descriptors = freeAddress(t), descriptors
+	c.Listen, c.Descriptors = proctest.Address(t), descriptors
 	c.Credential = credential.Config{CA: "127.0.0.1:1", TrustBundle: bundle, Dir: own, TrustDomain: "cluster.local"}
 	start(t, c)
 	address := c.Listen
-	redistest.Eventually(t, 10*time.Second, "the listener", func() error {
+	proctest.Eventually(t, 10*time.Second, func() error {
 		conn, err := net.Dial("tcp", address)
 		if err != nil {
 			return err

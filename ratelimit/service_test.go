@@ -2,9 +2,7 @@ package ratelimit
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,6 +20,7 @@ import (
 
 	"github.com/writ-mesh/writ/internal/config"
 	"github.com/writ-mesh/writ/internal/credential"
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/internal/service"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 	"github.com/writ-mesh/writ/ratelimit/redistest"
@@ -69,16 +68,6 @@ func dial(t *testing.T, addr string) rlsv3.RateLimitServiceClient {
 	return rlsv3.NewRateLimitServiceClient(conn)
 }
 
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
-
 func call(ctx context.Context, client rlsv3.RateLimitServiceClient, value string) (*rlsv3.RateLimitResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -93,7 +82,7 @@ func TestAloneOverTCPAndUnix(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(socket) })
-	for _, listen := range []string{freeAddress(t), "unix://" + socket + "/s"} {
+	for _, listen := range []string{proctest.Address(t), "unix://" + socket + "/s"} {
 		c := DefaultConfig()
 		c.Listen, c.Descriptors = listen, dir
 		_, rt := start(t, c)
@@ -115,7 +104,7 @@ func TestInvalidUTF8(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "d.yaml"), fmt.Sprintf(oneLimit, 1))
 	c := DefaultConfig()
-	c.Listen, c.Descriptors = freeAddress(t), dir
+	c.Listen, c.Descriptors = proctest.Address(t), dir
 	start(t, c)
 	conn, err := grpc.NewClient(c.Listen, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -158,7 +147,7 @@ func TestDescriptorsAreWatched(t *testing.T) {
 	file := filepath.Join(dir, "d.yaml")
 	writeFile(t, file, fmt.Sprintf(oneLimit, 1))
 	c := DefaultConfig()
-	c.Listen, c.Descriptors = freeAddress(t), dir
+	c.Listen, c.Descriptors = proctest.Address(t), dir
 	_, rt := start(t, c)
 	client := dial(t, c.Listen)
 	limitIs := func(want uint32) func() error {
@@ -173,26 +162,21 @@ func TestDescriptorsAreWatched(t *testing.T) {
 			return nil
 		}
 	}
-	redistest.Eventually(t, 5*time.Second, "the first limit", limitIs(1))
+	proctest.Eventually(t, 5*time.Second, limitIs(1))
 	writeFile(t, file, fmt.Sprintf(oneLimit, 7))
-	redistest.Eventually(t, 5*time.Second, "the edit", limitIs(7))
+	proctest.Eventually(t, 5*time.Second, limitIs(7))
 
 	writeFile(t, file, "domain: d\ndescriptor: []")
 	if err := os.Mkdir(filepath.Join(dir, "more"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	redistest.Eventually(t, 5*time.Second, "the refusal", func() error {
-		if metric(t, rt.Metrics, "writ_ratelimit_config_rejected_total") == 0 {
-			return errors.New("nothing refused yet")
-		}
-		return nil
-	})
+	proctest.Until(t, 5*time.Second, "the refusal", func() bool { return metric(t, rt.Metrics, "writ_ratelimit_config_rejected_total") > 0 })
 	if err := limitIs(7)(); err != nil {
 		t.Errorf("after a broken edit: %v", err)
 	}
 	writeFile(t, filepath.Join(dir, "more", "e.yaml"), strings.ReplaceAll(fmt.Sprintf(oneLimit, 3), "domain: d", "domain: e"))
 	writeFile(t, file, fmt.Sprintf(oneLimit, 9))
-	redistest.Eventually(t, 5*time.Second, "the repair", limitIs(9))
+	proctest.Eventually(t, 5*time.Second, limitIs(9))
 }
 
 func TestRedisIsShared(t *testing.T) {
@@ -202,7 +186,7 @@ func TestRedisIsShared(t *testing.T) {
 	var clients []rlsv3.RateLimitServiceClient
 	for range 2 {
 		c := DefaultConfig()
-		c.Listen, c.Descriptors, c.Redis.Address = freeAddress(t), dir, server.Address()
+		c.Listen, c.Descriptors, c.Redis.Address = proctest.Address(t), dir, server.Address()
 		c.Redis.Timeout = config.Duration(time.Second)
 		start(t, c)
 		clients = append(clients, dial(t, c.Listen))

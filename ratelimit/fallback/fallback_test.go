@@ -3,6 +3,7 @@ package fallback_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"runtime"
 	"sync"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/ratelimit/fallback"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 	"github.com/writ-mesh/writ/ratelimit/memory"
@@ -191,7 +193,7 @@ func TestRealRedisAway(t *testing.T) {
 		goes, returns func(testing.TB, *redistest.Server)
 	}{
 		"killed": {func(t testing.TB, s *redistest.Server) { s.Kill(t) }, func(t testing.TB, s *redistest.Server) { s.Restart(t) }},
-		"frozen": {func(t testing.TB, s *redistest.Server) { s.Freeze(t) }, func(t testing.TB, s *redistest.Server) { s.Thaw(t) }},
+		"frozen": {func(_ testing.TB, s *redistest.Server) { s.Freeze() }, func(_ testing.TB, s *redistest.Server) { s.Thaw() }},
 		"read-only": {
 			func(t testing.TB, s *redistest.Server) { s.Command(t, "REPLICAOF", "127.0.0.1", "1") },
 			func(t testing.TB, s *redistest.Server) { s.Command(t, "REPLICAOF", "NO", "ONE") },
@@ -226,18 +228,13 @@ func realRedisAway(t *testing.T, goes, returns func(testing.TB, *redistest.Serve
 	}
 	// A limit that is used up is refused here without asking Redis; this one never is.
 	tasks.Go(func() { drive(ctx, t, g, uses[1:], new(load)) })
-	redistest.Eventually(t, 10*time.Second, "the first decisions", func() error { return atLeast(&score, 100) })
+	score.atLeast(t, 100)
 	before := runtime.NumGoroutine()
 	goes(t, server)
-	redistest.Eventually(t, 5*time.Second, "degraded", func() error {
-		if !g.Degraded() {
-			return errors.New("not degraded")
-		}
-		return nil
-	})
+	proctest.Until(t, 5*time.Second, "it is degraded", g.Degraded)
 	score.slow.Store(0)
 	asked := score.asked.Load()
-	redistest.Eventually(t, 10*time.Second, "decisions while away", func() error { return atLeast(&score, asked+1000) })
+	score.atLeast(t, asked+1000)
 	if slow := score.slow.Load(); slow > 50 {
 		t.Errorf("%d of 1000 decisions took more than 20 ms with the store away", slow)
 	}
@@ -248,25 +245,19 @@ func realRedisAway(t *testing.T, goes, returns func(testing.TB, *redistest.Serve
 		t.Error("not degraded while the store is away")
 	}
 	returns(t, server)
-	redistest.Eventually(t, 10*time.Second, "back", func() error {
-		if g.Degraded() {
-			return errors.New("still degraded")
-		}
-		return nil
-	})
+	proctest.Until(t, 10*time.Second, "it is back", func() bool { return !g.Degraded() })
 	asked = score.asked.Load()
-	redistest.Eventually(t, 10*time.Second, "decisions after it came back", func() error { return atLeast(&score, asked+500) })
+	score.atLeast(t, asked+500)
 	// More only by what was on its way when the store went away: one per worker.
 	if got := score.passed.Load(); got < limited || got > limited+workers {
 		t.Errorf("%d passed of a limit of %d", got, limited)
 	}
 }
 
-func atLeast(score *load, n int64) error {
-	if got := score.asked.Load(); got < n {
-		return errors.New("too few decisions so far")
-	}
-	return nil
+// atLeast waits until so much was asked.
+func (l *load) atLeast(t *testing.T, n int64) {
+	t.Helper()
+	proctest.Until(t, 10*time.Second, fmt.Sprint(n, " decisions"), func() bool { return l.asked.Load() >= n })
 }
 
 // drive asks until ctx ends, about a thousand times a second.

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 	"github.com/writ-mesh/writ/ratelimit/redisstore"
 	"github.com/writ-mesh/writ/ratelimit/redistest"
@@ -140,7 +141,7 @@ func TestNobodyWaitsForAFrozenRedis(t *testing.T) {
 	server := redistest.Start(t)
 	s := run(t, redisstore.Options{Address: server.Address(), Timeout: 4 * time.Millisecond})
 	u := limit.Use{Key: "k", Limit: storetest.Sliding(t, 1, time.Minute), Hits: 1}
-	server.Freeze(t)
+	server.Freeze()
 	begin := time.Now()
 	if _, err := one(t, s, u); !errors.Is(err, redisstore.ErrTimeout) {
 		t.Errorf("got %v, want the timeout", err)
@@ -160,8 +161,8 @@ func TestNobodyWaitsForAFrozenRedis(t *testing.T) {
 	if !busy {
 		t.Error("the queue takes any number of decisions")
 	}
-	server.Thaw(t)
-	redistest.Eventually(t, 10*time.Second, "decisions after the thaw", func() error {
+	server.Thaw()
+	proctest.Eventually(t, 10*time.Second, func() error {
 		_, err := one(t, s, u)
 		return err
 	})
