@@ -18,6 +18,9 @@ const (
 	maxDepth = 64
 	// maxNodes counts nodes after aliases are replaced by what they stand for.
 	maxNodes = 200_000
+	// maxText is the bytes of all values together, counted likewise: a file is at
+	// most 1 MiB, but one long text may have any number of aliases.
+	maxText = 4 << 20
 )
 
 // chunk is the text of one YAML document and the number of lines before it.
@@ -83,7 +86,7 @@ func parseDocuments(c chunk, r *report) []*yaml.Node {
 		if len(n.Content) == 0 || isNull(n.Content[0]) {
 			continue
 		}
-		e := expander{r: r, budget: maxNodes}
+		e := expander{r: r, budget: maxNodes, text: maxText}
 		if root := e.expand(n.Content[0], 0); root != nil && !e.failed {
 			out = append(out, root)
 		}
@@ -147,6 +150,7 @@ func shiftLines(n *yaml.Node, by, depth int) {
 type expander struct {
 	r      *report
 	budget int
+	text   int
 	failed bool
 }
 
@@ -167,6 +171,9 @@ func (e *expander) expand(n *yaml.Node, depth int) *yaml.Node {
 	}
 	if e.budget--; e.budget < 0 {
 		return e.fail(n, "more than %d values once aliases are expanded: split the document", maxNodes)
+	}
+	if e.text -= len(n.Value); e.text < 0 {
+		return e.fail(n, "more than %d MiB of text once aliases are expanded: split the document", maxText>>20)
 	}
 	switch n.Kind {
 	case yaml.AliasNode:
@@ -199,7 +206,7 @@ func (e *expander) mapping(n *yaml.Node, depth int) *yaml.Node {
 			return e.fail(key, "a key must be a single word, not a list or a mapping")
 		}
 		value := e.expand(n.Content[i+1], depth+1)
-		if e.failed {
+		if e.text -= len(key.Value); e.failed {
 			return nil
 		}
 		if key.Tag == "!!merge" {

@@ -115,13 +115,15 @@ func New(o Options) (*Store, error) {
 	// go-redis logs each failed dial to standard error by itself; what matters
 	// comes back as an error and is counted and logged by the caller.
 	redis.SetLogger(silent{})
-	client := redis.NewClient(&redis.Options{
+	options := &redis.Options{
 		Network: network, Addr: addr, Username: o.Username, Password: o.Password, DB: o.DB, TLSConfig: o.TLS,
 		DialTimeout: time.Second, ReadTimeout: ioTimeout, WriteTimeout: ioTimeout, PoolTimeout: ioTimeout,
 		DialerRetries: 1, MaxRetries: -1, // trying again is for who decides what a failure means
 		PoolSize: o.Workers, DisableIdentity: true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
-	})
+	}
+	options.Dialer = dialer(options)
+	client := redis.NewClient(options)
 	s := &Store{client: client, sha: redis.NewScript(source).Hash(), options: o, queue: make(chan *job, queueLength), epoch: time.Now()}
 	s.jobs.New = func() any { return &job{done: make(chan error, 1)} }
 	return s, nil
