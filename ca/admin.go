@@ -2,31 +2,22 @@ package ca
 
 import (
 	"context"
-	"crypto/x509"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 	istiopb "istio.io/api/security/v1alpha1"
 
-	"github.com/writ-mesh/writ/ca/join"
+	"github.com/writ-mesh/writ/ca/jointoken"
 	"github.com/writ-mesh/writ/ca/ledger"
-	"github.com/writ-mesh/writ/internal/identity"
 	"github.com/writ-mesh/writ/internal/rpc"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
 // maxTokenTTL bounds how long a join token may be used.
 const maxTokenTTL = 24 * time.Hour
-
-var (
-	errTokenSecret  = errors.New("the token's secret does not match")
-	errTokenExpired = errors.New("the token has expired")
-)
 
 // admin implements writ.ca.v1.Admin.
 type admin struct {
@@ -77,9 +68,12 @@ func (s *admin) CreateJoinToken(ctx context.Context, req *capb.CreateJoinTokenRe
 }
 
 func (s *admin) createJoinToken(ctx context.Context, req *capb.CreateJoinTokenRequest) (*capb.CreateJoinTokenResponse, string, error) {
-	id, err := s.joinable(req.GetSpiffeId())
+	id, err := parseID(req.GetSpiffeId())
 	if err != nil {
 		return nil, "", err
+	}
+	if err := s.a.joinable(id); err != nil {
+		return nil, "", refuse(invalid, "%v", err)
 	}
 	ttl, err := wantedTTL(req.GetTtl())
 	if err != nil {
@@ -91,7 +85,7 @@ func (s *admin) createJoinToken(ctx context.Context, req *capb.CreateJoinTokenRe
 	if ttl > maxTokenTTL {
 		return nil, "", refuse(invalid, "a join token may be used for %s at most", maxTokenTTL)
 	}
-	token, err := join.New()
+	token, err := jointoken.New()
 	if err != nil {
 		return nil, "", refuse(internal, "no token could be made; see the authority's log").because(err)
 	}
@@ -106,46 +100,14 @@ func (s *admin) createJoinToken(ctx context.Context, req *capb.CreateJoinTokenRe
 	return &capb.CreateJoinTokenResponse{Token: token.Reveal(), ExpiresAt: timestamppb.New(kept.ExpiresAt)}, token.ID, nil
 }
 
-// joinable reads an identity that a token can be made for.
-func (s *admin) joinable(raw string) (spiffeid.ID, error) {
-	id, err := parseID(raw)
-	if err != nil {
-		return spiffeid.ID{}, err
-	}
-	if !id.MemberOf(s.a.td) {
-		return spiffeid.ID{}, refuse(invalid, "%s is not in the trust domain %s", id, s.a.td.Name())
-	}
-	_, node := identity.NodeOf(id)
-	name, svc := identity.ServiceOf(id)
-	if !node && !svc || name == identity.CA {
-		return spiffeid.ID{}, refuse(invalid, "%s cannot join; tokens are for node agents (%s/writ/node/NAME) and services of Writ (%s/writ/NAME)", id, s.a.td.IDString(), s.a.td.IDString())
-	}
-	return id, nil
-}
-
 // Mint implements writ.ca.v1.Admin.
 func (s *admin) Mint(ctx context.Context, req *capb.MintRequest) (*capb.CertificateResponse, error) {
-	begin, o := s.a.now(), order{kind: kindMint, requester: administrator(ctx)}
-	cert, err := s.mint(ctx, &o, req)
-	s.a.answer(ctx, o, begin, cert, err)
-	if err != nil {
-		return nil, err
-	}
-	return s.a.response(cert), nil
-}
-
-func (s *admin) mint(ctx context.Context, o *order, req *capb.MintRequest) (*x509.Certificate, error) {
-	var err error
-	if o.id, err = parseID(req.GetSpiffeId()); err != nil {
-		return nil, err
-	}
-	if o.ttl, err = wantedTTL(req.GetTtl()); err != nil {
-		return nil, err
-	}
-	if o.csr, err = parseCSR(req.GetCsr()); err != nil {
-		return nil, err
-	}
-	return s.a.issue(ctx, *o)
+	return s.a.response(s.a.fulfil(ctx, order{kind: kindMint, requester: administrator(ctx)}, func(o *order) (err error) {
+		if o.id, err = parseID(req.GetSpiffeId()); err != nil {
+			return err
+		}
+		return o.wanted(req.GetTtl(), req.GetCsr())
+	}))
 }
 
 // GetBundle implements writ.ca.v1.Admin.

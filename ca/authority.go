@@ -54,8 +54,22 @@ type order struct {
 	// ttl is the wanted life; zero means the default.
 	ttl       time.Duration
 	requester string
-	// tokenID is the join token that the certificate uses up; empty for none.
-	tokenID string
+	// record records the certificate; nil is the ledger's Record.
+	record recorder
+}
+
+// fulfil has an order filled in, whose kind and requester are known, and issues,
+// counts and logs it. fill checks that the requester may have it. Errors are
+// refusals.
+func (a *Authority) fulfil(ctx context.Context, o order, fill func(*order) error) (*x509.Certificate, error) {
+	begin := a.now()
+	var cert *x509.Certificate
+	err := fill(&o)
+	if err == nil {
+		cert, err = a.issue(ctx, o)
+	}
+	a.answer(ctx, o, begin, cert, err)
+	return cert, err
 }
 
 // issue signs and records a certificate. Errors are refusals.
@@ -66,6 +80,11 @@ func (a *Authority) issue(ctx context.Context, o order) (*x509.Certificate, erro
 	if !o.id.MemberOf(a.td) {
 		return nil, refuse(denied, "%s is not in the trust domain %s", o.id, a.td.Name())
 	}
+	if o.kind == kindJoin {
+		if err := a.joinable(o.id); err != nil {
+			return nil, refuse(denied, "%v", err)
+		}
+	}
 	ttl, err := a.ttl(o)
 	if err != nil {
 		return nil, err
@@ -75,7 +94,11 @@ func (a *Authority) issue(ctx context.Context, o order) (*x509.Certificate, erro
 	if err != nil {
 		return nil, err
 	}
-	if err := a.record(ctx, o, cert, now); err != nil {
+	record := o.record
+	if record == nil {
+		record = a.store.Record
+	}
+	if err := record(ctx, entry(o, cert, now)); err != nil {
 		return nil, recording(err)
 	}
 	return cert, nil
@@ -122,10 +145,10 @@ func (a *Authority) sign(o order, now time.Time, ttl time.Duration) (*x509.Certi
 	return cert, nil
 }
 
-// record returns once the certificate is durable in the ledger.
-func (a *Authority) record(ctx context.Context, o order, cert *x509.Certificate, now time.Time) error {
+// entry is what the ledger keeps of a certificate.
+func entry(o order, cert *x509.Certificate, now time.Time) ledger.Certificate {
 	sum := sha256.Sum256(cert.Raw)
-	rec := ledger.Certificate{
+	return ledger.Certificate{
 		Serial:    hex.EncodeToString(cert.SerialNumber.Bytes()),
 		SPIFFEID:  o.id.String(),
 		Requester: o.requester,
@@ -134,10 +157,6 @@ func (a *Authority) record(ctx context.Context, o order, cert *x509.Certificate,
 		IssuedAt:  now.UTC(),
 		SHA256:    hex.EncodeToString(sum[:]),
 	}
-	if o.tokenID != "" {
-		return a.store.RecordJoin(ctx, o.tokenID, rec)
-	}
-	return a.store.Record(ctx, rec)
 }
 
 // answer counts and logs how a request ended. Refusals and what an administrator

@@ -119,7 +119,7 @@ func TestClockOutsideTheRootsTime(t *testing.T) {
 func TestTokenExpires(t *testing.T) {
 	now := time.Now()
 	a := newAuthority(t, ledger.NewMemory(), func() time.Time { return now })
-	s := &server{a: a, placed: placement.NewTable(nil)}
+	s := &server{a: a, joiner: tokenJoiner{a}, placed: placement.NewTable(nil)}
 	resp, err := (&admin{a: a}).CreateJoinToken(t.Context(), &capb.CreateJoinTokenRequest{SpiffeId: nodeID})
 	if err != nil {
 		t.Fatal(err)
@@ -158,7 +158,7 @@ func TestExpiredCaller(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	a := newAuthority(t, ledger.NewMemory(), time.Now)
-	s := &server{a: a}
+	s := &server{a: a, joiner: tokenJoiner{a}}
 	_, _ = s.Join(t.Context(), &capb.JoinRequest{Token: "x"})
 	o := order{kind: kindMint, id: spiffeid.RequireFromString(reviewsID), csr: parsed(t)}
 	cert, err := a.issue(t.Context(), o)

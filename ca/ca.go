@@ -204,7 +204,7 @@ func serveAdmin(addr string, a *Authority, rt *service.Runtime) (func(context.Co
 }
 
 func serveIssuing(c Config, a *Authority, own *own, table *placement.Table, rt *service.Runtime) (func(context.Context) error, error) {
-	srv := &server{a: a, placed: table, wait: c.PlacementWait.D()}
+	srv := &server{a: a, joiner: tokenJoiner{a}, placed: table, wait: c.PlacementWait.D()}
 	if c.Pilot == "" {
 		srv.wait = 0 // no placement will ever come
 	}

@@ -3,17 +3,18 @@
 // remembers each one.
 //
 // How an identity is issued: the request is parsed strictly and its signature
-// verified (package csr); the caller's right to the identity is checked (a join
-// token, its own certificate, or the placement of the workload on its node); the
-// certificate is laid out (profile), signed through smallstep's library (signer),
-// compared with what was ordered (profile again), written down durably (ledger),
-// and only then handed out.
+// verified (package csr); the caller's right to the identity is checked (a joiner's
+// proof, of which the one-time token is the only kind, its own certificate, or the
+// placement of the workload on its node); the certificate is laid out (profile),
+// signed through smallstep's library (signer), compared with what was ordered
+// (profile again), written down durably (ledger), and only then handed out.
 //
 // Guarantees:
 //
 //   - A certificate that left the authority is in the ledger, whatever dies.
 //   - The root is made once and never overwritten; damage is an error.
-//   - A join token buys one certificate for one identity.
+//   - A join token buys one certificate for one identity. By whatever proof, only
+//     node agents and services of Writ join, and never as the authority itself.
 //   - A node gets the workload identities that the mesh places on it, and renews
 //     its own; nobody gets an identity of Writ's services but by a token or his
 //     own certificate of it.

@@ -2,7 +2,6 @@ package ca
 
 import (
 	"context"
-	"crypto/x509"
 	"time"
 
 	istiopb "istio.io/api/security/v1alpha1"
@@ -23,9 +22,7 @@ type istio struct {
 // CreateCertificate implements istio.v1.auth.IstioCertificateService. The chain in
 // the response goes from the leaf to the root, as that contract says.
 func (s *istio) CreateCertificate(ctx context.Context, req *istiopb.IstioCertificateRequest) (*istiopb.IstioCertificateResponse, error) {
-	begin, o := s.a.now(), order{kind: kindIstio, requester: administrator(ctx)}
-	cert, err := s.create(ctx, &o, req)
-	s.a.answer(ctx, o, begin, cert, err)
+	cert, err := s.a.fulfil(ctx, order{kind: kindIstio, requester: administrator(ctx)}, func(o *order) error { return fromIstio(o, req) })
 	if err != nil {
 		return nil, err
 	}
@@ -37,21 +34,21 @@ func (s *istio) CreateCertificate(ctx context.Context, req *istiopb.IstioCertifi
 	return resp, nil
 }
 
-func (s *istio) create(ctx context.Context, o *order, req *istiopb.IstioCertificateRequest) (*x509.Certificate, error) {
-	var err error
+// fromIstio fills in an order from a request of that contract.
+func fromIstio(o *order, req *istiopb.IstioCertificateRequest) (err error) {
 	if o.csr, err = csr.ParsePEM([]byte(req.GetCsr())); err != nil {
-		return nil, refuse(invalid, "%v", err)
+		return refuse(invalid, "%v", err)
 	}
 	if o.csr.ID.IsZero() {
-		return nil, refuse(invalid, "the certificate request names no SPIFFE ID; put one URI into its subjectAltName")
+		return refuse(invalid, "the certificate request names no SPIFFE ID; put one URI into its subjectAltName")
 	}
 	o.id = o.csr.ID
 	seconds := req.GetValidityDuration()
 	if seconds < 0 {
-		return nil, refuse(invalid, "validity_duration is negative")
+		return refuse(invalid, "validity_duration is negative")
 	}
 	// Far more than anybody gets, and a Duration can hold it.
 	const longest = int64(10 * 365 * 24 * 60 * 60)
 	o.ttl = time.Duration(min(seconds, longest)) * time.Second
-	return s.a.issue(ctx, *o)
+	return nil
 }

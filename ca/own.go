@@ -46,15 +46,14 @@ func newOwn(ctx context.Context, a *Authority) (*own, error) {
 }
 
 func (o *own) renew(ctx context.Context) error {
-	begin := o.a.now()
-	ord := order{kind: kindSelf, id: o.id, requester: o.id.String()}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
 	}
-	ord.csr = csr.Request{PublicKey: key.Public()}
-	cert, err := o.a.issue(ctx, ord)
-	o.a.answer(ctx, ord, begin, cert, err)
+	cert, err := o.a.fulfil(ctx, order{kind: kindSelf, id: o.id, requester: o.id.String()}, func(ord *order) error {
+		ord.csr = csr.Request{PublicKey: key.Public()}
+		return nil
+	})
 	if err != nil {
 		return err
 	}

@@ -14,15 +14,11 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/writ-mesh/writ/ca/csr"
-	"github.com/writ-mesh/writ/ca/join"
 	"github.com/writ-mesh/writ/ca/placement"
 	"github.com/writ-mesh/writ/internal/identity"
 	"github.com/writ-mesh/writ/internal/rpc"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
-
-// tokenRefused is all that a stranger learns about a token.
-const tokenRefused = "the join token is unknown, expired or already used; ask for a new one"
 
 // bundleSequence is that of a bundle that has never changed.
 const bundleSequence = 1
@@ -32,6 +28,7 @@ type server struct {
 	capb.UnimplementedCertificateAuthorityServer
 
 	a      *Authority
+	joiner joiner
 	placed *placement.Table
 	// wait bounds how long Issue waits for a placement.
 	wait time.Duration
@@ -61,94 +58,43 @@ func anyService(c rpc.Caller) error {
 
 // Join implements writ.ca.v1.CertificateAuthority.
 func (s *server) Join(ctx context.Context, req *capb.JoinRequest) (*capb.CertificateResponse, error) {
-	begin, o := s.a.now(), order{kind: kindJoin, requester: "join-token"}
-	cert, err := s.join(ctx, &o, req)
-	s.a.answer(ctx, o, begin, cert, err)
-	if err != nil {
-		return nil, err
-	}
-	return s.a.response(cert), nil
-}
-
-// join looks at the token before the request, so that a stranger costs little.
-func (s *server) join(ctx context.Context, o *order, req *capb.JoinRequest) (*x509.Certificate, error) {
-	token, err := join.Parse(req.GetToken())
-	if err != nil {
-		return nil, refuse(denied, tokenRefused).because(err)
-	}
-	kept, err := s.a.store.Token(ctx, token.ID)
-	if err != nil {
-		return nil, recording(err)
-	}
-	if !token.Matches(kept.Hash) {
-		return nil, refuse(denied, tokenRefused).because(errTokenSecret)
-	}
-	if !s.a.now().Before(kept.ExpiresAt) {
-		return nil, refuse(denied, tokenRefused).because(errTokenExpired)
-	}
-	if o.id, err = spiffeid.FromString(kept.SPIFFEID); err != nil {
-		return nil, refuse(internal, "the join token cannot be read").because(err)
-	}
-	if o.csr, err = parseCSR(req.GetCsr()); err != nil {
-		return nil, err
-	}
-	o.tokenID = token.ID
-	return s.a.issue(ctx, *o)
+	return s.a.response(s.a.fulfil(ctx, order{kind: kindJoin}, func(o *order) error {
+		e, err := s.joiner.prove(ctx, req)
+		o.id, o.requester, o.record = e.id, e.requester, e.record
+		if err != nil {
+			return err
+		}
+		o.csr, err = parseCSR(req.GetCsr())
+		return err
+	}))
 }
 
 // Renew implements writ.ca.v1.CertificateAuthority.
 func (s *server) Renew(ctx context.Context, req *capb.RenewRequest) (*capb.CertificateResponse, error) {
-	begin, caller := s.a.now(), rpc.CallerFrom(ctx)
-	o := order{kind: kindRenew, requester: caller.ID.String(), id: caller.ID}
-	cert, err := s.renew(ctx, &o, req)
-	s.a.answer(ctx, o, begin, cert, err)
-	if err != nil {
-		return nil, err
-	}
-	return s.a.response(cert), nil
-}
-
-func (s *server) renew(ctx context.Context, o *order, req *capb.RenewRequest) (*x509.Certificate, error) {
-	if err := s.fresh(ctx); err != nil {
-		return nil, err
-	}
-	var err error
-	if o.csr, err = parseCSR(req.GetCsr()); err != nil {
-		return nil, err
-	}
-	return s.a.issue(ctx, *o)
+	caller := rpc.CallerFrom(ctx)
+	return s.a.response(s.a.fulfil(ctx, order{kind: kindRenew, requester: caller.ID.String(), id: caller.ID}, func(o *order) (err error) {
+		if err = s.fresh(ctx); err != nil {
+			return err
+		}
+		o.csr, err = parseCSR(req.GetCsr())
+		return err
+	}))
 }
 
 // Issue implements writ.ca.v1.CertificateAuthority.
 func (s *server) Issue(ctx context.Context, req *capb.IssueRequest) (*capb.CertificateResponse, error) {
-	begin := s.a.now()
-	o := order{kind: kindIssue, requester: rpc.CallerFrom(ctx).ID.String()}
-	cert, err := s.issue(ctx, &o, req)
-	s.a.answer(ctx, o, begin, cert, err)
-	if err != nil {
-		return nil, err
-	}
-	return s.a.response(cert), nil
-}
-
-func (s *server) issue(ctx context.Context, o *order, req *capb.IssueRequest) (*x509.Certificate, error) {
-	if err := s.fresh(ctx); err != nil {
-		return nil, err
-	}
-	var err error
-	if o.id, err = parseID(req.GetSpiffeId()); err != nil {
-		return nil, err
-	}
-	if err := s.placedOn(ctx, o.id); err != nil {
-		return nil, err
-	}
-	if o.ttl, err = wantedTTL(req.GetTtl()); err != nil {
-		return nil, err
-	}
-	if o.csr, err = parseCSR(req.GetCsr()); err != nil {
-		return nil, err
-	}
-	return s.a.issue(ctx, *o)
+	return s.a.response(s.a.fulfil(ctx, order{kind: kindIssue, requester: rpc.CallerFrom(ctx).ID.String()}, func(o *order) (err error) {
+		if err = s.fresh(ctx); err != nil {
+			return err
+		}
+		if o.id, err = parseID(req.GetSpiffeId()); err != nil {
+			return err
+		}
+		if err = s.placedOn(ctx, o.id); err != nil {
+			return err
+		}
+		return o.wanted(req.GetTtl(), req.GetCsr())
+	}))
 }
 
 // placedOn checks that the mesh places id on the caller's node.
@@ -198,13 +144,16 @@ func (s *server) WatchBundle(_ *capb.WatchBundleRequest, stream grpc.ServerStrea
 	}
 }
 
-// response hands out a certificate that is in the ledger.
-func (a *Authority) response(cert *x509.Certificate) *capb.CertificateResponse {
+// response hands out a certificate that is in the ledger, or says why there is none.
+func (a *Authority) response(cert *x509.Certificate, err error) (*capb.CertificateResponse, error) {
+	if err != nil {
+		return nil, err
+	}
 	resp := &capb.CertificateResponse{Chain: [][]byte{cert.Raw}, Bundle: a.bundleProto()}
 	for _, c := range a.signer.Intermediates() {
 		resp.Chain = append(resp.Chain, c.Raw)
 	}
-	return resp
+	return resp, nil
 }
 
 func (a *Authority) bundleProto() *capb.Bundle {
@@ -213,6 +162,15 @@ func (a *Authority) bundleProto() *capb.Bundle {
 		b.Roots = append(b.Roots, c.Raw)
 	}
 	return b
+}
+
+// wanted takes the life and the request of a caller who may choose both.
+func (o *order) wanted(ttl *durationpb.Duration, der []byte) (err error) {
+	if o.ttl, err = wantedTTL(ttl); err != nil {
+		return err
+	}
+	o.csr, err = parseCSR(der)
+	return err
 }
 
 func parseCSR(der []byte) (csr.Request, error) {

@@ -29,7 +29,7 @@ type Certificate struct {
 type Token struct {
 	// ID names the token and is no secret.
 	ID string `json:"id"`
-	// Hash is that of the secret (see package join).
+	// Hash is that of the secret (see package jointoken).
 	Hash []byte `json:"hash"`
 	// SPIFFEID is the only identity that the token is good for.
 	SPIFFEID  string    `json:"spiffe_id"`

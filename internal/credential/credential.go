@@ -196,10 +196,21 @@ func (s *Source) retry(ctx context.Context, what string, f func(context.Context)
 	}
 }
 
-func (s *Source) join(ctx context.Context) error {
+// proof begins a request to join with the proof of who this is: the join token,
+// the one kind there is. What else may prove it is for the authority to take and
+// for this method to put into the request.
+func (s *Source) proof() (*capb.JoinRequest, error) {
 	token, err := os.ReadFile(s.cfg.TokenFile)
 	if err != nil {
-		return fmt.Errorf("join token: %w", err)
+		return nil, fmt.Errorf("join token: %w", err)
+	}
+	return &capb.JoinRequest{Token: strings.TrimSpace(string(token))}, nil
+}
+
+func (s *Source) join(ctx context.Context) error {
+	req, err := s.proof()
+	if err != nil {
+		return err
 	}
 	ca, err := identity.Service(s.td, identity.CA)
 	if err != nil {
@@ -212,7 +223,8 @@ func (s *Source) join(ctx context.Context) error {
 	}
 	defer conn.Close()
 	return s.obtain(ctx, func(ctx context.Context, csr []byte) (*capb.CertificateResponse, error) {
-		return capb.NewCertificateAuthorityClient(conn).Join(ctx, &capb.JoinRequest{Token: strings.TrimSpace(string(token)), Csr: csr})
+		req.Csr = csr
+		return capb.NewCertificateAuthorityClient(conn).Join(ctx, req)
 	})
 }
 

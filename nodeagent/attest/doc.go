@@ -1,5 +1,8 @@
 // Package attest decides which workload a caller of the node agent's socket is.
-// It believes the kernel and pilot, and nothing that the caller says.
+// It believes the kernel and pilot, and nothing that the caller says. This is the
+// attestation of workloads, by their proxies, to their node agent. How the agent
+// itself proves to the authority which node it is, is another matter: the joiners
+// of package ca, and package internal/credential on this side.
 //
 // Facts about a caller are its process id and user id, as the kernel recorded
 // them when it connected (SO_PEERCRED, unix(7)). The process is pinned while the

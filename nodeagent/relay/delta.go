@@ -16,8 +16,6 @@ const (
 	wildcard = "*"
 	// unknownVersion is given to pilot for a resource whose bytes are not kept.
 	unknownVersion = "unknown-to-agent"
-	// maxPending bounds how many responses of one type may wait to be answered.
-	maxPending = 64
 	// settled is how long a stream must have been live before what it does not
 	// subscribe to is forgotten: a proxy that starts asks little by little.
 	settled = 30 * time.Second
@@ -44,8 +42,7 @@ type deltaType struct {
 	initial map[string]string
 	// committed: something of this stream was acknowledged.
 	committed bool
-	pending   map[string]*discoveryv3.DeltaDiscoveryResponse
-	order     []string // of the nonces in pending
+	pending   unanswered[*discoveryv3.DeltaDiscoveryResponse]
 }
 
 func newDelta(config *lastgood.Config, now func() time.Time) *deltaSession {
@@ -59,7 +56,6 @@ func (d *deltaSession) subscribe(req *discoveryv3.DeltaDiscoveryRequest) (t *del
 	if first = t == nil; first {
 		t = &deltaType{
 			names: make(map[string]bool), initial: req.GetInitialResourceVersions(),
-			pending: make(map[string]*discoveryv3.DeltaDiscoveryResponse),
 			// A first request without names means all, for types that are so used.
 			all: len(req.GetResourceNamesSubscribe()) == 0,
 		}
@@ -86,11 +82,8 @@ func (d *deltaSession) request(req *discoveryv3.DeltaDiscoveryRequest) *discover
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	t, first := d.subscribe(req)
-	if resp := t.pending[req.GetResponseNonce()]; resp != nil {
-		t.drop(req.GetResponseNonce())
-		if req.GetErrorDetail() == nil {
-			d.commit(t, resp)
-		}
+	if resp := t.pending.take(req.GetResponseNonce()); resp != nil && req.GetErrorDetail() == nil {
+		d.commit(t, resp)
 	}
 	if gone := req.GetResourceNamesUnsubscribe(); len(gone) > 0 && !t.all {
 		d.config.Update(req.GetTypeUrl(), func(kept *lastgood.Type) {
@@ -127,22 +120,8 @@ func (d *deltaSession) askForUnknown(req *discoveryv3.DeltaDiscoveryRequest) *di
 func (d *deltaSession) response(resp *discoveryv3.DeltaDiscoveryResponse) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	t := d.types[resp.GetTypeUrl()]
-	if t == nil {
-		return
-	}
-	if len(t.order) >= maxPending {
-		t.drop(t.order[0])
-	}
-	t.drop(resp.GetNonce())
-	t.pending[resp.GetNonce()] = resp
-	t.order = append(t.order, resp.GetNonce())
-}
-
-func (t *deltaType) drop(nonce string) {
-	if _, ok := t.pending[nonce]; ok {
-		delete(t.pending, nonce)
-		t.order = slices.DeleteFunc(t.order, func(n string) bool { return n == nonce })
+	if t := d.types[resp.GetTypeUrl()]; t != nil {
+		t.pending.add(resp)
 	}
 }
 

@@ -86,9 +86,7 @@ func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscovery
 		session: func(c *lastgood.Config) session[*discoveryv3.DeltaDiscoveryRequest, *discoveryv3.DeltaDiscoveryResponse] {
 			return newDelta(c, s.cfg.Now)
 		},
-		open: func(ctx context.Context, c discoveryv3.AggregatedDiscoveryServiceClient) (grpc.BidiStreamingClient[discoveryv3.DeltaDiscoveryRequest, discoveryv3.DeltaDiscoveryResponse], error) {
-			return c.DeltaAggregatedResources(ctx)
-		},
+		open:    discoveryv3.AggregatedDiscoveryServiceClient.DeltaAggregatedResources,
 		typeURL: (*discoveryv3.DeltaDiscoveryRequest).GetTypeUrl,
 	})
 }
@@ -99,9 +97,7 @@ func (s *Server) StreamAggregatedResources(stream discoveryv3.AggregatedDiscover
 		session: func(c *lastgood.Config) session[*discoveryv3.DiscoveryRequest, *discoveryv3.DiscoveryResponse] {
 			return newSotW(c, s.cfg.Now)
 		},
-		open: func(ctx context.Context, c discoveryv3.AggregatedDiscoveryServiceClient) (grpc.BidiStreamingClient[discoveryv3.DiscoveryRequest, discoveryv3.DiscoveryResponse], error) {
-			return c.StreamAggregatedResources(ctx)
-		},
+		open:    discoveryv3.AggregatedDiscoveryServiceClient.StreamAggregatedResources,
 		typeURL: (*discoveryv3.DiscoveryRequest).GetTypeUrl,
 	})
 }
@@ -119,7 +115,7 @@ type session[Q, P any] interface {
 // variant is what the two variants of the protocol differ in, besides session.
 type variant[Q, P any] struct {
 	session func(*lastgood.Config) session[*Q, *P]
-	open    func(context.Context, discoveryv3.AggregatedDiscoveryServiceClient) (grpc.BidiStreamingClient[Q, P], error)
+	open    func(discoveryv3.AggregatedDiscoveryServiceClient, context.Context, ...grpc.CallOption) (grpc.BidiStreamingClient[Q, P], error)
 	typeURL func(*Q) string
 }
 
@@ -290,7 +286,7 @@ func (f *flow[Q, P]) live(ctx context.Context, client discoveryv3.AggregatedDisc
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel(nil)
-	up, err := f.v.open(upCtx, client)
+	up, err := f.v.open(client, upCtx)
 	if err != nil {
 		return f.pilotFailed(err)
 	}

@@ -311,11 +311,11 @@ func TestUnansweredResponsesAreBounded(t *testing.T) {
 	d.ask(clusterURL, nil, "*")
 	s := newSotW(c, clk.now)
 	s.request(&discoveryv3.DiscoveryRequest{TypeUrl: clusterURL})
-	for i := range 10 * maxPending {
+	for i := range 10 * maxUnanswered {
 		d.give(clusterURL, strings.Repeat("x", i+1), nil, "a@1")
 		s.response(&discoveryv3.DiscoveryResponse{TypeUrl: clusterURL, Nonce: strings.Repeat("x", i+1)})
 	}
-	if n, m := len(d.types[clusterURL].pending), len(s.types[clusterURL].pending); n != maxPending || m != maxPending {
+	if n, m := len(d.types[clusterURL].pending.order), len(s.types[clusterURL].pending.order); n != maxUnanswered || m != maxUnanswered {
 		t.Errorf("%d and %d responses are remembered", n, m)
 	}
 }

@@ -34,8 +34,7 @@ type sotwSession struct {
 
 type sotwType struct {
 	names   []string
-	pending map[string]*discoveryv3.DiscoveryResponse
-	order   []string
+	pending unanswered[*discoveryv3.DiscoveryResponse]
 	// last is the nonce of the newest answer from disk.
 	last string
 }
@@ -47,7 +46,7 @@ func newSotW(config *lastgood.Config, now func() time.Time) *sotwSession {
 func (s *sotwSession) typeOf(url string) (t *sotwType, first bool) {
 	t = s.types[url]
 	if first = t == nil; first {
-		t = &sotwType{pending: make(map[string]*discoveryv3.DiscoveryResponse)}
+		t = new(sotwType)
 		s.types[url] = t
 	}
 	return t, first
@@ -59,11 +58,8 @@ func (s *sotwSession) request(req *discoveryv3.DiscoveryRequest) *discoveryv3.Di
 	defer s.mu.Unlock()
 	t, _ := s.typeOf(req.GetTypeUrl())
 	t.names = req.GetResourceNames()
-	if resp := t.pending[req.GetResponseNonce()]; resp != nil {
-		t.drop(req.GetResponseNonce())
-		if req.GetErrorDetail() == nil {
-			s.commit(t, resp)
-		}
+	if resp := t.pending.take(req.GetResponseNonce()); resp != nil && req.GetErrorDetail() == nil {
+		s.commit(t, resp)
 	}
 	return req
 }
@@ -72,22 +68,8 @@ func (s *sotwSession) request(req *discoveryv3.DiscoveryRequest) *discoveryv3.Di
 func (s *sotwSession) response(resp *discoveryv3.DiscoveryResponse) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	t := s.types[resp.GetTypeUrl()]
-	if t == nil {
-		return
-	}
-	if len(t.order) >= maxPending {
-		t.drop(t.order[0])
-	}
-	t.drop(resp.GetNonce())
-	t.pending[resp.GetNonce()] = resp
-	t.order = append(t.order, resp.GetNonce())
-}
-
-func (t *sotwType) drop(nonce string) {
-	if _, ok := t.pending[nonce]; ok {
-		delete(t.pending, nonce)
-		t.order = slices.DeleteFunc(t.order, func(n string) bool { return n == nonce })
+	if t := s.types[resp.GetTypeUrl()]; t != nil {
+		t.pending.add(resp)
 	}
 }
 

@@ -34,34 +34,43 @@ func (l *Log) run() {
 
 // fill adds what queues up until the given time, and what has queued up anyway.
 func (l *Log) fill(batch []*pending, until time.Time) []*pending {
+	var gathering <-chan time.Time // nil when it is time
 	if wait := time.Until(until); wait > 0 {
 		timer := time.NewTimer(wait)
 		defer timer.Stop()
-		for len(batch) < maxBatch {
-			select {
-			case p, ok := <-l.queue:
-				if !ok {
-					return batch
-				}
-				batch = append(batch, p)
-				continue
-			case <-timer.C:
-			}
-			break
-		}
+		gathering = timer.C
 	}
 	for len(batch) < maxBatch {
-		select {
-		case p, ok := <-l.queue:
-			if !ok {
-				return batch
-			}
+		p := l.take(gathering)
+		switch {
+		case p != nil:
 			batch = append(batch, p)
+		case gathering != nil:
+			gathering = nil
 		default:
 			return batch
 		}
 	}
 	return batch
+}
+
+// take gives the next of the queue, for which it waits until the timer fires, or
+// not at all without one. It is nil if there is none.
+func (l *Log) take(timer <-chan time.Time) *pending {
+	if timer == nil {
+		select {
+		case p := <-l.queue:
+			return p
+		default:
+			return nil
+		}
+	}
+	select {
+	case p := <-l.queue:
+		return p
+	case <-timer:
+		return nil
+	}
 }
 
 // commit makes a batch durable and tells the waiting. If it fails, everybody in

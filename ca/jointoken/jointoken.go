@@ -1,10 +1,10 @@
-// Package join makes and reads join tokens. A token has an ID, which is no secret
+// Package jointoken makes and reads join tokens. A token has an ID, which is no secret
 // and finds the token's record, and a secret of 256 random bits, of which only
 // the SHA-256 is kept: with that much entropy a slow hash would add nothing.
 //
 // The form is "writ-join.<id>.<secret>", id in hexadecimal and secret in
 // unpadded base64url (RFC 4648 section 5).
-package join
+package jointoken
 
 import (
 	"crypto/rand"

@@ -1,16 +1,16 @@
-package join_test
+package jointoken_test
 
 import (
 	"fmt"
 	"strings"
 	"testing"
 
-	"github.com/writ-mesh/writ/ca/join"
+	"github.com/writ-mesh/writ/ca/jointoken"
 )
 
-func newToken(t testing.TB) join.Token {
+func newToken(t testing.TB) jointoken.Token {
 	t.Helper()
-	token, err := join.New()
+	token, err := jointoken.New()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -19,7 +19,7 @@ func newToken(t testing.TB) join.Token {
 
 func TestRoundTrip(t *testing.T) {
 	token, other := newToken(t), newToken(t)
-	got, err := join.Parse(token.Reveal())
+	got, err := jointoken.Parse(token.Reveal())
 	if err != nil || got.ID != token.ID {
 		t.Fatalf("got %v, %v", got, err)
 	}
@@ -50,7 +50,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("writ-join..")
 	f.Add("")
 	f.Fuzz(func(t *testing.T, s string) {
-		token, err := join.Parse(s)
+		token, err := jointoken.Parse(s)
 		if err == nil && token.Reveal() != s {
 			t.Fatalf("%q and %q are the same token", s, token.Reveal())
 		}
