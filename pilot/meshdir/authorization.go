@@ -8,6 +8,8 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	security "istio.io/api/security/v1beta1"
+
+	"github.com/writ-mesh/writ/pilot/condition"
 )
 
 // checkAuthorizationPolicy follows the rules of Istio's validation of the kind.
@@ -223,33 +225,23 @@ func templateProblem(p string) string {
 	return ""
 }
 
-// conditionKeys are the attributes of when; those that end in "[" take a name in
-// brackets.
-func conditionKeys() []string {
-	return []string{
-		"request.headers[", "source.ip", "remote.ip", "source.namespace", "source.serviceAccount", "source.principal", "source.trustDomain",
-		"request.auth.principal", "request.auth.audiences", "request.auth.presenter", "request.auth.claims[", "destination.ip",
-		"destination.port", "connection.sni",
-	}
-}
-
 func (c *checker) condition(at string, when *security.Condition, action security.AuthorizationPolicy_Action) {
-	key := when.Key
-	if problem := conditionKeyProblem(key); problem != "" {
-		c.errorf(at+".key", "%s", problem)
+	key, _, ok := condition.Find(when.Key)
+	if !ok {
+		c.errorf(at+".key", "%s", conditionKeyProblem(when.Key))
 		return
 	}
-	if action == security.AuthorizationPolicy_CUSTOM && (strings.HasPrefix(key, "request.auth.") ||
-		slices.Contains([]string{"source.namespace", "source.serviceAccount", "source.principal", "source.trustDomain"}, key)) {
-		c.errorf(at+".key", "%s cannot be used with action CUSTOM: identities are not known yet when the provider is asked", key)
+	if action == security.AuthorizationPolicy_CUSTOM && key.Identity {
+		c.errorf(at+".key", "%s cannot be used with action CUSTOM: identities are not known yet when the provider is asked", when.Key)
 	}
 	if len(when.Values)+len(when.NotValues) == 0 {
 		c.errorf(at, "give values, notValues or both")
 	}
-	c.conditionValues(at+".values", key, when.Values)
-	c.conditionValues(at+".notValues", key, when.NotValues)
+	c.conditionValues(at+".values", key.Values, when.Values)
+	c.conditionValues(at+".notValues", key.Values, when.NotValues)
 }
 
+// conditionKeyProblem says what is wrong with a key that is not in the table.
 func conditionKeyProblem(key string) string {
 	switch name, _, _ := strings.Cut(key, "["); name {
 	case "":
@@ -260,36 +252,30 @@ func conditionKeyProblem(key string) string {
 		return "destination.labels is replaced by the selector of the policy"
 	case "destination.name", "destination.user":
 		return name + " was dropped with v1alpha1: use the selector of the policy"
-	case "request.headers", "request.auth.claims":
-		if open := len(name); strings.HasSuffix(key, "]") && len(key) > open+2 {
-			return ""
-		}
-		return key + " needs a name in brackets: " + name + "[name]"
 	}
-	if strings.HasPrefix(key, "experimental.envoy.filters.") {
-		if open := strings.Index(key, "["); open > 0 && strings.HasSuffix(key, "]") && open < len(key)-2 {
-			return ""
-		}
-		return key + " needs a key in brackets"
+	if row, _, _ := condition.Find(key); row.Name != "" {
+		return key + " needs a name in brackets: " + row.Example
 	}
-	if slices.Contains(conditionKeys(), key) {
-		return ""
+	var known []string
+	for _, k := range condition.Keys() {
+		known = append(known, k.Example)
 	}
-	return "unknown key " + strconv.Quote(shorten(key)) + didYouMean(key, conditionKeys())
+	return "unknown key " + strconv.Quote(shorten(key)) + didYouMean(key, known)
 }
 
-func (c *checker) conditionValues(at, key string, values []string) {
+func (c *checker) conditionValues(at string, form condition.Form, values []string) {
 	c.noEmpty(at, values)
-	switch key {
-	case "source.ip", "remote.ip", "destination.ip":
+	switch form {
+	case condition.Text:
+	case condition.Networks:
 		for i, v := range values {
 			c.network(index(at, i), v)
 		}
-	case "destination.port":
+	case condition.Ports:
 		c.portTexts(at, values)
-	case "source.serviceAccount":
+	case condition.Accounts:
 		c.serviceAccounts(at, values)
-	case "source.trustDomain":
+	case condition.Domains:
 		c.wildcards(at, values)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	rbachttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	security "istio.io/api/security/v1beta1"
 
+	"github.com/writ-mesh/writ/pilot/condition"
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/security/eval"
 )
@@ -32,6 +33,30 @@ var (
 	diffHeader     = []string{"one", "two", "onetwo", ""}
 	diffGroups     = []string{"g1", "g2"}
 )
+
+// diffKeys are conditions besides headers and claims.
+var diffKeys = []string{
+	condition.SourceIP, condition.RemoteIP, condition.DestinationIP, condition.Namespace, condition.Principal, condition.TrustDomain, condition.ServiceAccount,
+	condition.TokenPrincipal, condition.SNI,
+}
+
+func diffValues(key string) []string {
+	switch key {
+	case condition.SourceIP, condition.RemoteIP, condition.DestinationIP:
+		return diffBlocks
+	case condition.Namespace:
+		return []string{"a", "b*"}
+	case condition.Principal:
+		return append(diffPatterns, diffPrincipals...)
+	case condition.TrustDomain:
+		return []string{"cluster.local", "old-td", "other*", "*"}
+	case condition.ServiceAccount:
+		return []string{"a/x", "b/x", "y"}
+	case condition.TokenPrincipal:
+		return []string{testIssuer + "/alice", "*", "*/bob"}
+	}
+	return []string{"httpbin.default", "httpbin.*", "other"}
+}
 
 // generator makes random policies and requests.
 type generator struct {
@@ -99,6 +124,11 @@ func (g generator) rule(host string) *security.Rule {
 	if g.IntN(4) == 0 {
 		w := &security.Condition{Key: "request.auth.claims[groups]"}
 		g.field(2, []string{"g1", "g2", "g*"}, &w.Values, &w.NotValues)
+		out.When = append(out.When, w)
+	}
+	if g.IntN(4) == 0 {
+		w := &security.Condition{Key: diffKeys[g.IntN(len(diffKeys))]}
+		g.field(2, diffValues(w.Key), &w.Values, &w.NotValues)
 		out.When = append(out.When, w)
 	}
 	return out
@@ -208,7 +238,10 @@ func compareOpinions(t *testing.T, p *proxy, g generator, policies map[string][]
 		host := fmt.Sprintf("set%d.test", i)
 		for range requests {
 			r, asked := g.call(t, host, tokens)
-			want := eval.Authorize([]string{"cluster.local", "old-td"}, policies[host], asked)
+			want, err := eval.Authorize([]string{"cluster.local", "old-td"}, policies[host], asked)
+			if err != nil {
+				t.Fatal(err)
+			}
 			byList, byTree := p.do("list", r), p.do("tree", r)
 			if byList.deniedBy != byTree.deniedBy || byList.status != byTree.status {
 				t.Errorf("list says %d %q, tree %d %q", byList.status, byList.deniedBy, byTree.status, byTree.deniedBy)

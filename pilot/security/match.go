@@ -231,17 +231,13 @@ func requestPrincipal(value string) *rbacv3.Principal {
 	})
 }
 
-// bracketed splits "[a][b]" into a and b; "[a[b]" and the like is one odd name.
-func bracketed(s string) ([]string, error) {
-	if len(s) < 3 || s[0] != '[' || s[len(s)-1] != ']' {
-		return nil, fmt.Errorf("want [name], got %q", s)
-	}
-	inner := s[1 : len(s)-1]
-	names := strings.Split(inner, "][")
+// claimNames splits "a][b" into a and b; "a[b" and the like is one odd name.
+func claimNames(s string) []string {
+	names := strings.Split(s, "][")
 	for _, n := range names {
 		if n == "" || strings.ContainsAny(n, "[]") {
-			return []string{inner}, nil
+			return []string{s}
 		}
 	}
-	return names, nil
+	return names
 }

@@ -12,12 +12,15 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	security "istio.io/api/security/v1beta1"
 
+	"github.com/writ-mesh/writ/pilot/condition"
 	"github.com/writ-mesh/writ/pilot/envoy"
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
 // errHTTPOnly is what a condition on requests gives for a TCP port.
 var errHTTPOnly = errors.New("only HTTP has it")
+
+var errUnknownKey = errors.New("unknown key")
 
 // ruleCompiler turns rules of one AuthorizationPolicy into RBAC policies.
 type ruleCompiler struct {
@@ -51,14 +54,25 @@ type clause struct {
 	values, notValues []string
 }
 
-func (r ruleCompiler) from(rule *security.Rule) ([]*rbacv3.Principal, error) {
-	var when []clause
+// when gives the conditions of a rule that are about one side.
+func when(rule *security.Rule, side condition.Side) ([]clause, error) {
+	var out []clause
 	for _, w := range rule.GetWhen() {
-		if isPrincipalKey(w.GetKey()) {
-			when = append(when, clause{w.GetKey(), w.GetValues(), w.GetNotValues()})
-		} else if !isPermissionKey(w.GetKey()) {
+		key, _, ok := condition.Find(w.GetKey())
+		if !ok {
 			return nil, fmt.Errorf("when: unknown key %q", w.GetKey())
 		}
+		if key.Side == side {
+			out = append(out, clause{w.GetKey(), w.GetValues(), w.GetNotValues()})
+		}
+	}
+	return out, nil
+}
+
+func (r ruleCompiler) from(rule *security.Rule) ([]*rbacv3.Principal, error) {
+	conditions, err := when(rule, condition.Caller)
+	if err != nil {
+		return nil, err
 	}
 	sources := rule.GetFrom()
 	if len(sources) == 0 {
@@ -68,15 +82,15 @@ func (r ruleCompiler) from(rule *security.Rule) ([]*rbacv3.Principal, error) {
 	for _, from := range sources {
 		s := from.GetSource()
 		fields := []clause{
-			{"source.principal", s.GetPrincipals(), s.GetNotPrincipals()},
-			{"request.auth.principal", s.GetRequestPrincipals(), s.GetNotRequestPrincipals()},
-			{"source.serviceAccount", s.GetServiceAccounts(), s.GetNotServiceAccounts()},
-			{"source.trustDomain", s.GetTrustDomains(), s.GetNotTrustDomains()},
-			{"source.namespace", s.GetNamespaces(), s.GetNotNamespaces()},
-			{"remote.ip", s.GetRemoteIpBlocks(), s.GetNotRemoteIpBlocks()},
-			{"source.ip", s.GetIpBlocks(), s.GetNotIpBlocks()},
+			{condition.Principal, s.GetPrincipals(), s.GetNotPrincipals()},
+			{condition.TokenPrincipal, s.GetRequestPrincipals(), s.GetNotRequestPrincipals()},
+			{condition.ServiceAccount, s.GetServiceAccounts(), s.GetNotServiceAccounts()},
+			{condition.TrustDomain, s.GetTrustDomains(), s.GetNotTrustDomains()},
+			{condition.Namespace, s.GetNamespaces(), s.GetNotNamespaces()},
+			{condition.RemoteIP, s.GetRemoteIpBlocks(), s.GetNotRemoteIpBlocks()},
+			{condition.SourceIP, s.GetIpBlocks(), s.GetNotIpBlocks()},
 		}
-		id, err := conjunction(append(fields, when...), r.narrow, r.principal, notID, andIDs)
+		id, err := conjunction(append(fields, conditions...), r.narrow, r.principal, notID, andIDs)
 		if err != nil {
 			return nil, err
 		}
@@ -86,11 +100,9 @@ func (r ruleCompiler) from(rule *security.Rule) ([]*rbacv3.Principal, error) {
 }
 
 func (r ruleCompiler) to(rule *security.Rule) ([]*rbacv3.Permission, error) {
-	var when []clause
-	for _, w := range rule.GetWhen() {
-		if isPermissionKey(w.GetKey()) {
-			when = append(when, clause{w.GetKey(), w.GetValues(), w.GetNotValues()})
-		}
+	conditions, err := when(rule, condition.Called)
+	if err != nil {
+		return nil, err
 	}
 	operations := rule.GetTo()
 	if len(operations) == 0 {
@@ -103,9 +115,9 @@ func (r ruleCompiler) to(rule *security.Rule) ([]*rbacv3.Permission, error) {
 			{hostKey, o.GetHosts(), o.GetNotHosts()},
 			{methodKey, o.GetMethods(), o.GetNotMethods()},
 			{pathKey, o.GetPaths(), o.GetNotPaths()},
-			{"destination.port", o.GetPorts(), o.GetNotPorts()},
+			{condition.Port, o.GetPorts(), o.GetNotPorts()},
 		}
-		p, err := conjunction(append(fields, when...), r.narrow, r.permission, notRule, andRules)
+		p, err := conjunction(append(fields, conditions...), r.narrow, r.permission, notRule, andRules)
 		if err != nil {
 			return nil, err
 		}
@@ -149,50 +161,26 @@ const (
 	pathKey   = "paths"
 )
 
-const (
-	headersKey      = "request.headers["
-	claimsKey       = "request.auth.claims["
-	envoyFiltersKey = "experimental.envoy.filters."
-)
-
-func isPermissionKey(key string) bool {
-	switch key {
-	case "destination.ip", "destination.port", "connection.sni":
-		return true
-	}
-	return strings.HasPrefix(key, envoyFiltersKey)
-}
-
-func isPrincipalKey(key string) bool {
-	switch key {
-	case "source.ip", "remote.ip", "source.namespace", "source.trustDomain", "source.principal", "source.serviceAccount",
-		"request.auth.principal", "request.auth.audiences", "request.auth.presenter":
-		return true
-	}
-	return strings.HasPrefix(key, headersKey) || strings.HasPrefix(key, claimsKey)
-}
-
 // principal matches a key that tells who calls.
 func (r ruleCompiler) principal(key string, values []string) (*rbacv3.Principal, error) {
-	if r.tcp && strings.HasPrefix(key, "request.") {
+	k, name, ok := condition.Find(key)
+	if !ok {
+		return nil, errUnknownKey
+	}
+	if r.tcp && k.HTTPOnly {
 		return nil, errHTTPOnly
 	}
-	switch key {
-	case "request.auth.audiences":
+	switch k.Name {
+	case condition.Audiences:
 		return metadataID(claim([]string{"aud"}, values)), nil
-	case "request.auth.presenter":
+	case condition.Presenter:
 		return metadataID(claim([]string{"azp"}, values)), nil
-	}
-	if rest, ok := strings.CutPrefix(key, claimsKey); ok {
-		path, err := bracketed("[" + rest)
-		if err != nil {
-			return nil, err
-		}
-		return metadataID(claim(path, values)), nil
+	case condition.Claims:
+		return metadataID(claim(claimNames(name), values)), nil
 	}
 	var out []*rbacv3.Principal
-	for _, v := range r.aliases(key, values) {
-		id, err := r.principalValue(key, v)
+	for _, v := range r.aliases(k.Name, values) {
+		id, err := r.principalValue(k.Name, name, v)
 		if err != nil {
 			return nil, err
 		}
@@ -201,40 +189,40 @@ func (r ruleCompiler) principal(key string, values []string) (*rbacv3.Principal,
 	return orIDs(out), nil
 }
 
-func (r ruleCompiler) principalValue(key, value string) (*rbacv3.Principal, error) {
+// principalValue matches one value; name is what stands in the key's brackets.
+func (r ruleCompiler) principalValue(key, name, value string) (*rbacv3.Principal, error) {
 	switch key {
-	case "source.principal":
+	case condition.Principal:
 		return peer(peerPrincipal(value)), nil
-	case "source.namespace":
+	case condition.Namespace:
 		return peer(peerNamespace(value)), nil
-	case "source.serviceAccount":
+	case condition.ServiceAccount:
 		return peer(peerServiceAccount(r.namespace, value)), nil
-	case "source.trustDomain":
+	case condition.TrustDomain:
 		return peer(peerTrustDomain(value)), nil
-	case "request.auth.principal":
+	case condition.TokenPrincipal:
 		return requestPrincipal(value), nil
-	case "source.ip", "remote.ip":
+	case condition.Headers:
+		return &rbacv3.Principal{Identifier: &rbacv3.Principal_Header{Header: header(name, value, false)}}, nil
+	case condition.SourceIP, condition.RemoteIP:
 		block, err := cidr(value)
 		if err != nil {
 			return nil, err
 		}
-		if key == "source.ip" {
+		if key == condition.SourceIP {
 			return &rbacv3.Principal{Identifier: &rbacv3.Principal_DirectRemoteIp{DirectRemoteIp: block}}, nil
 		}
 		return &rbacv3.Principal{Identifier: &rbacv3.Principal_RemoteIp{RemoteIp: block}}, nil
 	}
-	if rest, ok := strings.CutPrefix(key, headersKey); ok && strings.HasSuffix(rest, "]") {
-		return &rbacv3.Principal{Identifier: &rbacv3.Principal_Header{Header: header(strings.TrimSuffix(rest, "]"), value, false)}}, nil
-	}
-	return nil, fmt.Errorf("unknown key")
+	return nil, errUnknownKey
 }
 
 // aliases writes each value out for every trust domain it may mean.
 func (r ruleCompiler) aliases(key string, values []string) []string {
 	expand := principalAliases
 	switch key {
-	case "source.principal":
-	case "source.trustDomain":
+	case condition.Principal:
+	case condition.TrustDomain:
 		expand = trustDomainAliases
 	default:
 		return values
@@ -248,8 +236,11 @@ func (r ruleCompiler) aliases(key string, values []string) []string {
 
 // permission matches a key that tells what is called.
 func (r ruleCompiler) permission(key string, values []string) (*rbacv3.Permission, error) {
-	if rest, ok := strings.CutPrefix(key, envoyFiltersKey); ok {
-		return envoyFilterMetadata("envoy.filters."+rest, values)
+	switch k, name, _ := condition.Find(key); {
+	case r.tcp && k.HTTPOnly:
+		return nil, errHTTPOnly
+	case k.Name == condition.EnvoyFilters:
+		return envoyFilterMetadata(name, values), nil
 	}
 	var out []*rbacv3.Permission
 	for _, v := range values {
@@ -264,19 +255,19 @@ func (r ruleCompiler) permission(key string, values []string) (*rbacv3.Permissio
 
 func (r ruleCompiler) permissionValue(key, value string) (*rbacv3.Permission, error) {
 	switch key {
-	case "destination.ip":
+	case condition.DestinationIP:
 		block, err := cidr(value)
 		if err != nil {
 			return nil, err
 		}
 		return &rbacv3.Permission{Rule: &rbacv3.Permission_DestinationIp{DestinationIp: block}}, nil
-	case "destination.port":
+	case condition.Port:
 		port, err := strconv.ParseUint(value, 10, 16)
 		if err != nil {
 			return nil, fmt.Errorf("%q is not a port", value)
 		}
 		return &rbacv3.Permission{Rule: &rbacv3.Permission_DestinationPort{DestinationPort: uint32(port)}}, nil
-	case "connection.sni":
+	case condition.SNI:
 		return &rbacv3.Permission{Rule: &rbacv3.Permission_RequestedServerName{RequestedServerName: pattern(value)}}, nil
 	}
 	if r.tcp {
@@ -290,7 +281,7 @@ func (r ruleCompiler) permissionValue(key, value string) (*rbacv3.Permission, er
 	case pathKey:
 		return path(value)
 	}
-	return nil, fmt.Errorf("unknown key")
+	return nil, errUnknownKey
 }
 
 // path matches the path without its query, by pattern or by URI template.
@@ -309,13 +300,10 @@ func path(value string) (*rbacv3.Permission, error) {
 	}}}, nil
 }
 
-// envoyFilterMetadata matches dynamic metadata: envoy.filters.a.b[key], where a
-// value "[x]" means a list that has x.
-func envoyFilterMetadata(key string, values []string) (*rbacv3.Permission, error) {
-	filter, name, ok := strings.Cut(strings.TrimSuffix(key, "]"), "[")
-	if !ok {
-		return nil, fmt.Errorf("want filter[name]")
-	}
+// envoyFilterMetadata matches what the filter "a.b" of the name "a.b[c" left, where
+// a value "[x]" means a list that has x.
+func envoyFilterMetadata(name string, values []string) *rbacv3.Permission {
+	filter, key, _ := strings.Cut(name, "[")
 	var ms []*matcherv3.ValueMatcher
 	for _, v := range values {
 		if strings.HasPrefix(v, "[") && strings.HasSuffix(v, "]") {
@@ -325,8 +313,8 @@ func envoyFilterMetadata(key string, values []string) (*rbacv3.Permission, error
 		}
 	}
 	return &rbacv3.Permission{Rule: &rbacv3.Permission_SourcedMetadata{SourcedMetadata: &rbacv3.SourcedMetadata{
-		MetadataMatcher: metadata(filter, []string{name}, anyValueOf(ms...)),
-	}}}, nil
+		MetadataMatcher: metadata("envoy.filters."+filter, []string{key}, anyValueOf(ms...)),
+	}}}
 }
 
 func peer(m *matcherv3.StringMatcher) *rbacv3.Principal {

@@ -1,12 +1,15 @@
 // Package eval decides AuthorizationPolicies in Go, straight from Istio's
-// documentation and without Envoy. It is the second opinion that the compiled
-// configuration is tested against, and what an explanation of a decision is made
-// of. It is pure.
+// documentation and without Envoy. It is pure.
+//
+// Only tests use it so far: it is the second opinion that the differential test
+// of package security compares Envoy's decisions with. An explanation of a
+// decision would begin here.
 //
 // It covers DENY, ALLOW and AUDIT; what a CUSTOM provider says it cannot know.
 package eval
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -14,6 +17,7 @@ import (
 
 	security "istio.io/api/security/v1beta1"
 
+	"github.com/writ-mesh/writ/pilot/condition"
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
@@ -36,6 +40,8 @@ type Request struct {
 	SNI                         string
 	// Claims is the payload of the verified token, nil without one.
 	Claims map[string]any
+	// Metadata is what Envoy's filters left, by filter and key.
+	Metadata map[string]map[string]any
 }
 
 // Decision is the outcome.
@@ -50,21 +56,23 @@ type Decision struct {
 }
 
 // Authorize decides by the policies that apply to a workload. trustDomains are
-// the mesh's own and its aliases.
-func Authorize(trustDomains []string, policies []*model.AuthorizationPolicy, r Request) Decision {
-	e := evaluator{trustDomains, r}
+// the mesh's own and its aliases. There is no decision, and an error, if it hangs
+// on a condition whose key is not known.
+func Authorize(trustDomains []string, policies []*model.AuthorizationPolicy, r Request) (Decision, error) {
+	e := &evaluator{trustDomains: trustDomains, r: r}
 	var out Decision
 	_, _, out.Audited = e.first(policies, security.AuthorizationPolicy_AUDIT)
 	if pol, rule, ok := e.first(policies, security.AuthorizationPolicy_DENY); ok {
 		out.Policy, out.Rule = pol, rule
-		return out
-	}
-	if !slices.ContainsFunc(policies, func(p *model.AuthorizationPolicy) bool { return enforced(p, security.AuthorizationPolicy_ALLOW) }) {
+	} else if slices.ContainsFunc(policies, func(p *model.AuthorizationPolicy) bool { return enforced(p, security.AuthorizationPolicy_ALLOW) }) {
+		out.Policy, out.Rule, out.Allowed = e.first(policies, security.AuthorizationPolicy_ALLOW)
+	} else {
 		out.Allowed = true
-		return out
 	}
-	out.Policy, out.Rule, out.Allowed = e.first(policies, security.AuthorizationPolicy_ALLOW)
-	return out
+	if e.err != nil {
+		return Decision{}, e.err
+	}
+	return out, nil
 }
 
 func enforced(p *model.AuthorizationPolicy, action security.AuthorizationPolicy_Action) bool {
@@ -75,17 +83,22 @@ func enforced(p *model.AuthorizationPolicy, action security.AuthorizationPolicy_
 type evaluator struct {
 	trustDomains []string
 	r            Request
+	err          error // the first key that is not known
 }
 
 // first finds a rule that matches.
-func (e evaluator) first(policies []*model.AuthorizationPolicy, action security.AuthorizationPolicy_Action) (*model.AuthorizationPolicy, int, bool) {
+func (e *evaluator) first(policies []*model.AuthorizationPolicy, action security.AuthorizationPolicy_Action) (*model.AuthorizationPolicy, int, bool) {
 	for _, pol := range policies {
 		if !enforced(pol, action) {
 			continue
 		}
 		for i, rule := range pol.Spec.GetRules() {
+			before := e.err
 			if e.rule(pol.Namespace, rule, action) {
 				return pol, i, true
+			}
+			if before == nil && e.err != nil {
+				e.err = fmt.Errorf("%s: rules[%d]: %w", pol.Ref, i, e.err)
 			}
 		}
 	}
@@ -93,7 +106,13 @@ func (e evaluator) first(policies []*model.AuthorizationPolicy, action security.
 }
 
 // rule: one of the sources, one of the operations, and all conditions.
-func (e evaluator) rule(namespace string, rule *security.Rule, action security.AuthorizationPolicy_Action) bool {
+func (e *evaluator) rule(namespace string, rule *security.Rule, action security.AuthorizationPolicy_Action) bool {
+	for _, w := range rule.GetWhen() {
+		if _, _, ok := condition.Find(w.GetKey()); !ok {
+			e.unknown(w.GetKey())
+			return false
+		}
+	}
 	if e.r.TCP && action == security.AuthorizationPolicy_ALLOW && needsHTTP(rule) {
 		return false
 	}
@@ -129,89 +148,102 @@ func needsHTTP(rule *security.Rule) bool {
 			return true
 		}
 	}
-	return slices.ContainsFunc(rule.GetWhen(), func(w *security.Condition) bool { return strings.HasPrefix(w.GetKey(), "request.") })
+	return slices.ContainsFunc(rule.GetWhen(), func(w *security.Condition) bool { return httpOnly(w.GetKey()) })
 }
 
-func (e evaluator) source(namespace string, s *security.Source) bool {
-	return e.both(namespace, "source.principal", s.GetPrincipals(), s.GetNotPrincipals()) &&
-		e.both(namespace, "request.auth.principal", s.GetRequestPrincipals(), s.GetNotRequestPrincipals()) &&
-		e.both(namespace, "source.serviceAccount", s.GetServiceAccounts(), s.GetNotServiceAccounts()) &&
-		e.both(namespace, "source.trustDomain", s.GetTrustDomains(), s.GetNotTrustDomains()) &&
-		e.both(namespace, "source.namespace", s.GetNamespaces(), s.GetNotNamespaces()) &&
-		e.both(namespace, "source.ip", s.GetIpBlocks(), s.GetNotIpBlocks()) &&
-		e.both(namespace, "remote.ip", s.GetRemoteIpBlocks(), s.GetNotRemoteIpBlocks())
+// Keys for the fields of an operation that no condition has.
+const (
+	hostKey   = "hosts"
+	methodKey = "methods"
+	pathKey   = "paths"
+)
+
+func httpOnly(key string) bool {
+	k, _, _ := condition.Find(key)
+	return k.HTTPOnly || key == hostKey || key == methodKey || key == pathKey
 }
 
-func (e evaluator) operation(o *security.Operation) bool {
-	return e.both("", "request.host", o.GetHosts(), o.GetNotHosts()) &&
-		e.both("", "request.method", o.GetMethods(), o.GetNotMethods()) &&
-		e.both("", "request.path", o.GetPaths(), o.GetNotPaths()) &&
-		e.both("", "destination.port", o.GetPorts(), o.GetNotPorts())
+func (e *evaluator) source(namespace string, s *security.Source) bool {
+	return e.both(namespace, condition.Principal, s.GetPrincipals(), s.GetNotPrincipals()) &&
+		e.both(namespace, condition.TokenPrincipal, s.GetRequestPrincipals(), s.GetNotRequestPrincipals()) &&
+		e.both(namespace, condition.ServiceAccount, s.GetServiceAccounts(), s.GetNotServiceAccounts()) &&
+		e.both(namespace, condition.TrustDomain, s.GetTrustDomains(), s.GetNotTrustDomains()) &&
+		e.both(namespace, condition.Namespace, s.GetNamespaces(), s.GetNotNamespaces()) &&
+		e.both(namespace, condition.SourceIP, s.GetIpBlocks(), s.GetNotIpBlocks()) &&
+		e.both(namespace, condition.RemoteIP, s.GetRemoteIpBlocks(), s.GetNotRemoteIpBlocks())
+}
+
+func (e *evaluator) operation(o *security.Operation) bool {
+	return e.both("", hostKey, o.GetHosts(), o.GetNotHosts()) &&
+		e.both("", methodKey, o.GetMethods(), o.GetNotMethods()) &&
+		e.both("", pathKey, o.GetPaths(), o.GetNotPaths()) &&
+		e.both("", condition.Port, o.GetPorts(), o.GetNotPorts())
 }
 
 // both is one field: any of values unless there are none, and none of notValues.
-func (e evaluator) both(namespace, key string, values, notValues []string) bool {
-	if e.r.TCP && strings.HasPrefix(key, "request.") {
+func (e *evaluator) both(namespace, key string, values, notValues []string) bool {
+	if e.r.TCP && httpOnly(key) {
 		return true
 	}
 	matches := func(v string) bool { return e.value(namespace, key, v) }
 	return (len(values) == 0 || slices.ContainsFunc(values, matches)) && !slices.ContainsFunc(notValues, matches)
 }
 
-func (e evaluator) value(namespace, key, value string) bool {
+func (e *evaluator) value(namespace, key, value string) bool {
 	r := e.r
 	switch key {
-	case "request.host":
+	case hostKey:
 		return match(strings.ToLower(value), strings.ToLower(r.Host))
-	case "request.method":
+	case methodKey:
 		return match(value, r.Method)
-	case "request.path":
+	case pathKey:
 		return path(value, r.Path)
-	case "destination.port":
+	case condition.Port:
 		return value == strconv.FormatUint(uint64(r.DestinationPort), 10)
-	case "destination.ip":
+	case condition.DestinationIP:
 		return within(value, r.Destination)
-	case "source.ip":
+	case condition.SourceIP:
 		return within(value, r.Source)
-	case "remote.ip":
+	case condition.RemoteIP:
 		return within(value, r.Remote)
-	case "connection.sni":
+	case condition.SNI:
 		return match(value, r.SNI)
-	case "source.principal":
+	case condition.Principal:
 		return e.principal(value)
-	case "source.namespace":
+	case condition.Namespace:
 		ns, _, ok := e.account()
 		return ok && glob(value, ns)
-	case "source.serviceAccount":
+	case condition.ServiceAccount:
 		wantNS, wantSA, both := strings.Cut(value, "/")
 		if !both {
 			wantNS, wantSA = namespace, value
 		}
 		ns, sa, ok := e.account()
 		return ok && ns == wantNS && sa == wantSA
-	case "source.trustDomain":
+	case condition.TrustDomain:
 		return e.trustDomain(value)
 	}
 	return e.request(key, value)
 }
 
-// request are the keys that a token or a header answers.
-func (e evaluator) request(key, value string) bool {
+// request are the keys that a token, a header or another filter answers.
+func (e *evaluator) request(key, value string) bool {
 	switch key {
-	case "request.auth.principal":
+	case condition.TokenPrincipal:
 		return requestPrincipal(value, text(e.r.Claims["iss"]), text(e.r.Claims["sub"]))
-	case "request.auth.audiences":
+	case condition.Audiences:
 		return claim(e.r.Claims["aud"], value)
-	case "request.auth.presenter":
+	case condition.Presenter:
 		return claim(e.r.Claims["azp"], value)
 	}
-	if name, ok := bracketed(key, "request.headers["); ok {
+	k, name, ok := condition.Find(key)
+	switch {
+	case ok && k.Name == condition.Headers:
 		got, there := e.r.Headers[strings.ToLower(name)]
 		return there && (value == "*" || match(value, got))
-	}
-	if names, ok := bracketed(key, "request.auth.claims["); ok {
+	case ok && k.Name == condition.Claims:
 		var at any = e.r.Claims
-		for _, n := range strings.Split(names, "][") {
+		for _, n := range strings.Split(name, "][") {
 			object, ok := at.(map[string]any)
 			if !ok {
 				return false
@@ -219,13 +251,18 @@ func (e evaluator) request(key, value string) bool {
 			at = object[n]
 		}
 		return claim(at, value)
+	case ok && k.Name == condition.EnvoyFilters:
+		filter, field, _ := strings.Cut(name, "[")
+		return metadata(e.r.Metadata["envoy.filters."+filter][field], value)
 	}
+	e.unknown(key)
 	return false
 }
 
-func bracketed(key, open string) (string, bool) {
-	rest, ok := strings.CutPrefix(key, open)
-	return strings.TrimSuffix(rest, "]"), ok && strings.HasSuffix(rest, "]")
+func (e *evaluator) unknown(key string) {
+	if e.err == nil {
+		e.err = fmt.Errorf("unknown key %q", key)
+	}
 }
 
 // match knows the four forms; "*" wants something there.
@@ -293,7 +330,7 @@ func within(block string, a netip.Addr) bool {
 }
 
 // account takes namespace and service account out of the SPIFFE ID.
-func (e evaluator) account() (namespace, serviceAccount string, ok bool) {
+func (e *evaluator) account() (namespace, serviceAccount string, ok bool) {
 	parts := strings.Split(e.r.Principal, "/")
 	if len(parts) != 5 || parts[1] != "ns" || parts[3] != "sa" {
 		return "", "", false
@@ -301,7 +338,7 @@ func (e evaluator) account() (namespace, serviceAccount string, ok bool) {
 	return parts[2], parts[4], true
 }
 
-func (e evaluator) principal(value string) bool {
+func (e *evaluator) principal(value string) bool {
 	if e.r.Principal == "" {
 		return false
 	}
@@ -315,7 +352,7 @@ func (e evaluator) principal(value string) bool {
 	return td != "*" && strings.Count(value, "/") == 4 && known && slices.Contains(e.trustDomains, own) && match(rest, ownRest)
 }
 
-func (e evaluator) trustDomain(value string) bool {
+func (e *evaluator) trustDomain(value string) bool {
 	own, _, ok := strings.Cut(e.r.Principal, "/")
 	if !ok {
 		return false
@@ -359,4 +396,16 @@ func claim(v any, value string) bool {
 		return slices.ContainsFunc(v, func(s any) bool { t, ok := s.(string); return ok && match(value, t) })
 	}
 	return false
+}
+
+// metadata: a value "[x]" means a list that has x, any other a text.
+func metadata(v any, value string) bool {
+	inner, list := strings.CutPrefix(value, "[")
+	inner, closed := strings.CutSuffix(inner, "]")
+	if !list || !closed {
+		s, ok := v.(string)
+		return ok && match(value, s)
+	}
+	all, ok := v.([]any)
+	return ok && slices.ContainsFunc(all, func(one any) bool { s, ok := one.(string); return ok && match(inner, s) })
 }

@@ -39,6 +39,8 @@ func TestAuthorize(t *testing.T) {
 		{"account of another namespace", `{"rules":[{"from":[{"source":{"serviceAccounts":["x"]}}]}]}`, eval.Request{Principal: foo}, false, 0},
 		{"alias", `{"rules":[{"from":[{"source":{"principals":["cluster.local/ns/foo/sa/x"]}}]}]}`, eval.Request{Principal: "old/ns/foo/sa/x"}, true, 0},
 		{"not an alias", `{"rules":[{"from":[{"source":{"principals":["cluster.local/ns/foo/sa/x"]}}]}]}`, eval.Request{Principal: "new/ns/foo/sa/x"}, false, 0},
+		{"metadata", `{"rules":[{"when":[{"key":"experimental.envoy.filters.a.b[c]","values":["[d*]"]}]}]}`, eval.Request{Metadata: filtered("x", "dd")}, true, 0},
+		{"metadata is a list", `{"rules":[{"when":[{"key":"experimental.envoy.filters.a.b[c]","values":["dd"]}]}]}`, eval.Request{Metadata: filtered("dd")}, false, 0},
 	}
 	for _, c := range cases {
 		spec := &security.AuthorizationPolicy{}
@@ -46,9 +48,13 @@ func TestAuthorize(t *testing.T) {
 			t.Fatalf("%s: %v", c.name, err)
 		}
 		pol := &model.AuthorizationPolicy{Meta: model.Meta{Ref: model.Ref{Namespace: "default", Name: "p"}}, Spec: spec}
-		got := eval.Authorize([]string{"cluster.local", "old"}, []*model.AuthorizationPolicy{pol}, c.r)
-		if got.Allowed != c.want || got.Rule != c.rule {
-			t.Errorf("%s: %+v, want allowed %v by rule %d", c.name, got, c.want, c.rule)
+		got, err := eval.Authorize([]string{"cluster.local", "old"}, []*model.AuthorizationPolicy{pol}, c.r)
+		if err != nil || got.Allowed != c.want || got.Rule != c.rule {
+			t.Errorf("%s: %+v (%v), want allowed %v by rule %d", c.name, got, err, c.want, c.rule)
 		}
 	}
+}
+
+func filtered(list ...any) map[string]map[string]any {
+	return map[string]map[string]any{"envoy.filters.a.b": {"c": list}}
 }
