@@ -11,7 +11,6 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,32 +21,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/writ-mesh/writ/internal/envoytest"
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/pilot/meshdir"
 	"github.com/writ-mesh/writ/pilot/revision"
 )
 
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
-// poll waits until f holds.
-func poll(t testing.TB, what string, f func() bool) {
-	t.Helper()
-	end := time.Now().Add(30 * time.Second)
-	for !f() {
-		if time.Now().After(end) {
-			t.Fatalf("%s: did not happen within 30 s", what)
-		}
-		<-time.After(2 * time.Millisecond)
-	}
-}
+// bound is for everything that is waited for.
+const bound = 30 * time.Second
 
 // running is a pilot over a real mesh directory.
 type running struct {
@@ -58,7 +39,7 @@ type running struct {
 func start(t *testing.T, files map[string]string) *running {
 	t.Helper()
 	dir := t.TempDir()
-	r := &running{dir: dir, addr: fmt.Sprintf("127.0.0.1:%d", freePort(t))}
+	r := &running{dir: dir, addr: proctest.Address(t)}
 	for name, text := range files {
 		r.write(t, name, text)
 	}
@@ -114,7 +95,7 @@ func (r *running) serving() (uint64, revision.State) {
 
 func (r *running) awaitLive(t testing.TB, number uint64) {
 	t.Helper()
-	poll(t, fmt.Sprintf("revision %d is live", number), func() bool {
+	proctest.Until(t, bound, fmt.Sprintf("revision %d is live", number), func() bool {
 		n, s := r.serving()
 		return n == number && s == revision.Live
 	})
@@ -122,7 +103,6 @@ func (r *running) awaitLive(t testing.TB, number uint64) {
 
 func startEnvoy(t *testing.T, pilotAddr, id, mode, api string) {
 	t.Helper()
-	envoy := envoytest.Find(t)
 	host, port, _ := net.SplitHostPort(pilotAddr)
 	bootstrap := fmt.Sprintf(`
 node:
@@ -143,24 +123,12 @@ static_resources:
         "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
         explicit_http_config: {http2_protocol_options: {}}
     load_assignment: {cluster_name: writ-agent, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: %s, port_value: %s}}}}]}]}
-`, id, mode, freePort(t), api, host, port)
+`, id, mode, proctest.Port(t), api, host, port)
 	file := filepath.Join(t.TempDir(), "bootstrap.yaml")
 	if err := os.WriteFile(file, []byte(bootstrap), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var out bytes.Buffer
-	cmd := exec.Command(envoy, "-c", file, "--disable-hot-restart", "--concurrency", "1", "--log-level", "warning")
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("Envoy:\n%s", out.String())
-		}
-	})
+	envoytest.Run(t, envoytest.Find(t), file)
 }
 
 func backend(t *testing.T, answer string) string {
@@ -220,8 +188,8 @@ func followEdits(t *testing.T, api, address string) {
 		}
 		return string(body), err
 	}
-	poll(t, "the first answer", func() bool { s, err := get(); return err == nil && s == "one" })
-	poll(t, "the first revision is live", func() bool { _, s := r.serving(); return s == revision.Live })
+	proctest.Until(t, bound, "the first answer", func() bool { s, err := get(); return err == nil && s == "one" })
+	proctest.Until(t, bound, "the first revision is live", func() bool { _, s := r.serving(); return s == revision.Live })
 
 	stop, done := make(chan struct{}), make(chan struct{})
 	var failures, requests atomic.Int64
@@ -244,7 +212,7 @@ func followEdits(t *testing.T, api, address string) {
 	edit := func(want string, change func()) {
 		before := time.Now()
 		change()
-		poll(t, "the edit is in effect", func() bool { s, err := get(); return err == nil && s == want })
+		proctest.Until(t, bound, "the edit is in effect", func() bool { s, err := get(); return err == nil && s == want })
 		slowest = max(slowest, time.Since(before))
 	}
 	for range 12 {
@@ -277,12 +245,12 @@ func TestRealRejection(t *testing.T) {
 	const address = "127.9.77.9"
 	startEnvoy(t, r.addr, "sidecar~"+address+"~client-1.default~default.svc.cluster.local", "NONE", "DELTA_GRPC")
 	r.awaitLive(t, 1)
-	poll(t, "the Envoy is live", func() bool {
+	proctest.Until(t, bound, "the Envoy is live", func() bool {
 		st, _ := r.status()
 		return len(st.Clients) == 1 && st.Clients[0].AckedRevision == 1
 	})
 	r.write(t, "route.yaml", strings.Replace(routeTo("one", "one"), "http: [{", "http: [{match: [{uri: {regex: '(abc|def|ghi){60}'}}], ", 1))
-	poll(t, "the rejection", func() bool {
+	proctest.Until(t, bound, "the rejection", func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		list := r.tracker.Revisions()
@@ -309,5 +277,5 @@ func TestRealRejection(t *testing.T) {
 	}
 	r.write(t, "route.yaml", routeTo("one", "one")+"# as it was\n")
 	r.write(t, "two.yaml", entry("two", one))
-	poll(t, "the next revision is live", func() bool { n, s := r.serving(); return n >= 3 && s == revision.Live })
+	proctest.Until(t, bound, "the next revision is live", func() bool { n, s := r.serving(); return n >= 3 && s == revision.Live })
 }

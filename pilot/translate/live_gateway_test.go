@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
@@ -207,7 +208,7 @@ func TestLiveGateway(t *testing.T) {
 			}
 		}
 		for _, rule := range []string{"AuthorizationPolicy istio-system/no-secrets", "AuthorizationPolicy default/no-v2-secrets"} {
-			poll(t, "the gateway's log names "+rule, func() bool { return strings.Contains(m.logs["ingress"].String(), rule) })
+			proctest.Until(t, bound, "the gateway's log names "+rule, func() bool { return strings.Contains(m.logs["ingress"].String(), rule) })
 		}
 	})
 	t.Run("https redirect", func(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
@@ -150,7 +151,7 @@ func TestLiveHTTP(t *testing.T) {
 		if d := r.Header.Get("x-writ-denied-by"); d != "" {
 			t.Errorf("an application's x-writ-denied-by came through: %q", d)
 		}
-		poll(t, "the inbound log has a line", func() bool { return strings.Contains(m.logs["reviews-v1-1"].String(), `"protocol":"HTTP/2"`) })
+		proctest.Until(t, bound, "the inbound log has a line", func() bool { return strings.Contains(m.logs["reviews-v1-1"].String(), `"protocol":"HTTP/2"`) })
 	})
 	t.Run("every form of the name", func(t *testing.T) {
 		for _, host := range []string{"reviews.default", "reviews.default.svc", "reviews.default.svc.cluster.local"} {
@@ -223,7 +224,7 @@ func TestLiveHTTP(t *testing.T) {
 		if r := get("/mirrored"); r.Header.Get("x-app") != "reviews-v1-1" {
 			t.Errorf("%s", r.body)
 		}
-		poll(t, "the copy arrives", func() bool { return m.mirrored.Load() == 1 })
+		proctest.Until(t, bound, "the copy arrives", func() bool { return m.mirrored.Load() == 1 })
 		if h := m.mirrorHost.Load(); h != "reviews-shadow:9080" {
 			t.Errorf("the copy's host is %v", h)
 		}

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
@@ -244,7 +245,7 @@ func (m *liveMesh) limits(t *testing.T, client *model.Proxy, begun <-chan struct
 			status[r.StatusCode]++
 		})
 	}
-	poll(t, "three are refused", func() bool {
+	proctest.Until(t, bound, "three are refused", func() bool {
 		mu.Lock()
 		defer mu.Unlock()
 		return status[503] == 3

@@ -2,8 +2,6 @@ package translate
 
 import (
 	"bufio"
-	"bytes"
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -18,13 +16,13 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
+	"github.com/writ-mesh/writ/internal/envoytest"
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
@@ -97,37 +95,23 @@ func (a *authority) secrets(t *testing.T, p *model.Proxy) []any {
 	}
 }
 
+// bound is for everything that is waited for.
+const bound = 15 * time.Second
+
 // liveMesh runs a real Envoy for each proxy of a mesh.
 type liveMesh struct {
 	*meshBuilder
 	t    *testing.T
 	ca   *authority
-	logs map[string]*lockedBuffer
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
+	logs map[string]*proctest.Output
 }
 
 // start runs an Envoy for every proxy and waits until each is live.
 func (m *liveMesh) start() {
 	m.t.Helper()
-	bin := envoys(m.t)[0]
+	bin := envoytest.Find(m.t)
 	tr := m.translator()
-	m.logs = map[string]*lockedBuffer{}
+	m.logs = map[string]*proctest.Output{}
 	for _, p := range m.mesh.Proxies {
 		s, err := tr.Proxy(p)
 		if err != nil {
@@ -135,37 +119,16 @@ func (m *liveMesh) start() {
 		}
 		path := filepath.Join(m.t.TempDir(), p.Name+".json")
 		writeJSON(m.t, path, staticBootstrap(m.t, s, fmt.Sprintf("%s:%d", p.Address, model.AdminPort), m.ca.secrets(m.t, p)))
-		m.run(bin, path, p)
+		m.logs[p.Name] = envoytest.Run(m.t, bin, path, "--file-flush-interval-msec", "100").Output
 	}
 	for _, p := range m.mesh.Proxies {
 		m.waitReady(p)
 	}
 }
 
-func (m *liveMesh) run(bin, path string, p *model.Proxy) {
-	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, bin, "-c", path, "--log-level", "warning", "--disable-hot-restart", "--concurrency", "1", "--file-flush-interval-msec", "100")
-	log := &lockedBuffer{}
-	cmd.Stdout, cmd.Stderr = log, log
-	m.logs[p.Name] = log
-	if err := cmd.Start(); err != nil {
-		cancel()
-		m.t.Fatal(err)
-	}
-	m.t.Cleanup(func() {
-		cancel()
-		_ = cmd.Wait()
-		if m.t.Failed() {
-			m.t.Logf("the end of %s's log:\n%s", p.Name, tail(log.String(), 3000))
-		}
-	})
-}
-
-func tail(s string, n int) string { return s[max(0, len(s)-n):] }
-
 func (m *liveMesh) waitReady(p *model.Proxy) {
 	m.t.Helper()
-	poll(m.t, p.Name+" is ready", func() bool {
+	proctest.Until(m.t, bound, p.Name+" is ready", func() bool {
 		resp, err := http.Get(fmt.Sprintf("http://%s:%d/ready", p.Address, model.AdminPort))
 		if err != nil {
 			return false
@@ -173,20 +136,6 @@ func (m *liveMesh) waitReady(p *model.Proxy) {
 		defer resp.Body.Close()
 		return resp.StatusCode == http.StatusOK
 	})
-}
-
-// poll waits, at most 15 s, until cond holds.
-func poll(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(15 * time.Second)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !cond() {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited too long until %s", what)
-		}
-		<-tick.C
-	}
 }
 
 // echo is the program behind a sidecar: it says who it is and what it saw.
@@ -288,20 +237,9 @@ func newLive(t *testing.T, net byte) *liveMesh {
 	return &liveMesh{meshBuilder: b, t: t, ca: newAuthority(t)}
 }
 
-// freePort keeps tests of several packages apart.
-func freePort(t *testing.T) uint32 {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return uint32(l.Addr().(*net.TCPAddr).Port)
-}
-
 // port writes a workload port with a free private port behind it.
 func port(t *testing.T, name string, number int) string {
-	return fmt.Sprintf("%s:%d:%d", name, number, freePort(t))
+	return fmt.Sprintf("%s:%d:%d", name, number, proctest.Port(t))
 }
 
 func hostPort(addr netip.Addr, port int) string {

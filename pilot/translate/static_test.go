@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/writ-mesh/writ/internal/envoytest"
 	"github.com/writ-mesh/writ/pilot/envoy"
 )
 
@@ -111,40 +112,10 @@ func writeJSON(tb testing.TB, path string, v any) {
 	}
 }
 
-// envoys finds the Envoys to test with: $ENVOY, else those of the repository,
-// else the one on PATH.
-func envoys(tb testing.TB) []string {
-	tb.Helper()
-	if e := os.Getenv("ENVOY"); e != "" {
-		return []string{e}
-	}
-	var out []string
-	for _, v := range []string{"1.40.0", "1.36.2"} {
-		path, err := filepath.Abs("../../.tools/envoy-" + v + "/bin/envoy")
-		if err == nil {
-			if _, err := os.Stat(path); err == nil {
-				out = append(out, path)
-			}
-		}
-	}
-	if len(out) == 0 {
-		if path, err := exec.LookPath("envoy"); err == nil {
-			out = append(out, path)
-		}
-	}
-	if len(out) == 0 {
-		if os.Getenv("CI") == "true" {
-			tb.Fatal("no Envoy: set $ENVOY or fetch it into .tools")
-		}
-		tb.Skip("no Envoy: set $ENVOY or fetch it into .tools")
-	}
-	return out
-}
-
 // validate runs both Envoys over the snapshot in validate mode.
 func validate(t *testing.T, s *Snapshot) {
 	t.Helper()
-	for _, bin := range envoys(t) {
+	for _, bin := range envoytest.All(t) {
 		path := filepath.Join(t.TempDir(), "bootstrap.json")
 		writeJSON(t, path, staticBootstrap(t, s, "127.0.0.1:0", nil))
 		out, err := exec.CommandContext(t.Context(), bin, "--mode", "validate", "-c", path, "--log-level", "error", "--disable-hot-restart").CombinedOutput()

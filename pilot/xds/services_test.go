@@ -15,6 +15,8 @@ import (
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // subscriber is a delta client of one type that acknowledges when told to.
@@ -348,7 +350,7 @@ func TestManyClients(t *testing.T) {
 	comeAndGo(t, b, clients, size)
 	goroutines, before := runtime.NumGoroutine(), heap()
 	comeAndGo(t, b, clients, size)
-	await(t, func() bool { return runtime.NumGoroutine() <= goroutines+5 })
+	proctest.Until(t, time.Minute, "the goroutines end", func() bool { return runtime.NumGoroutine() <= goroutines+5 })
 	if left := int64(heap()) - int64(before); left > 4<<20 {
 		t.Errorf("%d KiB are left of %d clients", left>>10, clients)
 	}
@@ -360,7 +362,7 @@ func comeAndGo(t *testing.T, b *bench, clients, size int) {
 	for i := range clients {
 		list = append(list, b.envoy(fmt.Sprint("sidecar~", i)))
 	}
-	await(t, func() bool { return acked(b, b.num) == clients })
+	proctest.Until(t, time.Minute, "all have acknowledged", func() bool { return acked(b, b.num) == clients })
 	distinct := map[*Resource]bool{}
 	for ss := range b.srv.sessions {
 		ss.mu.Lock()
@@ -380,7 +382,7 @@ func comeAndGo(t *testing.T, b *bench, clients, size int) {
 	for _, e := range list {
 		e.disconnect()
 	}
-	await(t, func() bool { return len(b.srv.Clients()) == 0 })
+	proctest.Until(t, time.Minute, "all are gone", func() bool { return len(b.srv.Clients()) == 0 })
 	b.srv.Events()
 }
 
@@ -400,18 +402,6 @@ func heap() uint64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc
-}
-
-// await polls on real time.
-func await(t testing.TB, f func() bool) {
-	t.Helper()
-	end := time.Now().Add(time.Minute)
-	for !f() {
-		if time.Now().After(end) {
-			t.Fatal("did not happen within a minute")
-		}
-		<-time.After(5 * time.Millisecond)
-	}
 }
 
 func TestDiffAndApply(t *testing.T) {
