@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/internal/service"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
@@ -111,16 +112,7 @@ func (h *harness) restart() {
 
 func (h *harness) eventually(what string, f func() bool) {
 	h.t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(testBudget)
-	for !f() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			h.t.Fatalf("not within %s: %s", testBudget, what)
-		}
-	}
+	proctest.Until(h.t, testBudget, what, f)
 }
 
 func (h *harness) dial(addr string, creds credentials.TransportCredentials) *grpc.ClientConn {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -18,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -27,14 +27,17 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/writ-mesh/writ/internal/proctest"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
-// asMain makes the test binary be writ-ca, so that the tests run real processes.
-const asMain = "WRIT_CA_TEST_MAIN"
+// asMain is the first argument that makes the test binary be writ-ca, so that the
+// tests run real processes.
+const asMain = "writ-ca"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asMain) != "" {
+	if len(os.Args) > 1 && os.Args[1] == asMain {
+		os.Args = os.Args[1:]
 		main()
 	}
 	os.Exit(m.Run())
@@ -42,32 +45,17 @@ func TestMain(m *testing.M) {
 
 // process is a writ-ca that runs.
 type process struct {
-	t      *testing.T
-	cmd    *exec.Cmd
-	dir    string
-	stderr bytes.Buffer
-	exited chan error
-}
-
-func command(t *testing.T, args ...string) *exec.Cmd {
-	t.Helper()
-	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0], args...)
-	cmd.Env = append(os.Environ(), asMain+"=1")
-	return cmd
+	*proctest.Process
+	t   *testing.T
+	dir string
 }
 
 // launch runs writ-ca with flags only and waits until it answers.
 func launch(t *testing.T, dir string) *process {
 	t.Helper()
-	p := &process{t: t, dir: dir, exited: make(chan error, 1)}
-	p.cmd = command(t, "-trust-domain", "example.org", "-state", filepath.Join(dir, "state"),
+	p := &process{t: t, dir: dir}
+	p.Process = proctest.Start(t, os.Args[0], asMain, "-trust-domain", "example.org", "-state", filepath.Join(dir, "state"),
 		"-admin", "unix://"+p.socket("admin"), "-monitoring", "unix://"+p.socket("monitoring"))
-	p.cmd.Stderr = &p.stderr
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { p.exited <- p.cmd.Wait() }()
-	t.Cleanup(p.kill)
 	p.eventually("it answers", func() bool {
 		_, err := p.admin().GetBundle(t.Context(), &capb.GetBundleRequest{})
 		return err == nil
@@ -77,28 +65,16 @@ func launch(t *testing.T, dir string) *process {
 
 func (p *process) socket(name string) string { return filepath.Join(p.dir, name+".sock") }
 
-// kill is kill -9.
-func (p *process) kill() {
-	_ = p.cmd.Process.Kill()
-	err := <-p.exited
-	p.exited <- err
-}
-
 func (p *process) eventually(what string, f func() bool) {
 	p.t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(30 * time.Second)
-	for !f() {
+	proctest.Until(p.t, 30*time.Second, what, func() bool {
 		select {
-		case <-tick.C:
-		case err := <-p.exited:
-			p.exited <- err
-			p.t.Fatalf("waiting until %s: writ-ca ended: %v\n%s", what, err, p.stderr.String())
-		case <-deadline:
-			p.t.Fatalf("not within 30 s: %s", what)
+		case <-p.Done():
+			p.t.Fatalf("waiting until %s: writ-ca ended", what)
+		default:
 		}
-	}
+		return f()
+	})
 }
 
 func (p *process) admin() capb.AdminClient {
@@ -213,7 +189,7 @@ func TestKillDuringIssuance(t *testing.T) {
 			defer mu.Unlock()
 			return len(handed) >= (round+1)*300
 		})
-		p.kill()
+		p.Kill()
 		wg.Wait()
 	}
 	p := launch(t, dir)
@@ -251,11 +227,11 @@ func TestFullDisk(t *testing.T) {
 	var old unix.Rlimit
 	limit := func(bytes uint64) {
 		t.Helper()
-		if err := unix.Prlimit(p.cmd.Process.Pid, unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: bytes, Max: old.Max}, nil); err != nil {
+		if err := unix.Prlimit(p.PID(), unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: bytes, Max: old.Max}, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := unix.Prlimit(p.cmd.Process.Pid, unix.RLIMIT_FSIZE, nil, &old); err != nil {
+	if err := unix.Prlimit(p.PID(), unix.RLIMIT_FSIZE, nil, &old); err != nil {
 		t.Fatal(err)
 	}
 	limit(uint64(info.Size()) + 100)
@@ -285,13 +261,9 @@ func TestFullDisk(t *testing.T) {
 
 func TestStopsCleanly(t *testing.T) {
 	p := launch(t, t.TempDir())
-	if err := p.cmd.Process.Signal(unix.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	err := <-p.exited
-	p.exited <- err
-	if err != nil {
-		t.Fatalf("exit after SIGTERM: %v\n%s", err, p.stderr.String())
+	p.Signal(syscall.SIGTERM)
+	if err := p.Wait(); err != nil {
+		t.Fatalf("exit after SIGTERM: %v", err)
 	}
 }
 
@@ -334,19 +306,20 @@ func TestBadInput(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			p.kill()
+			p.Kill()
 			state := filepath.Join(dir, "state")
 			tc.spoil(t, state)
-			args := append([]string{"-trust-domain", "example.org", "-state", state, "-admin", "unix://" + p.socket("admin"), "-log-level", "error"}, tc.args...)
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-			defer cancel()
-			cmd := exec.CommandContext(ctx, os.Args[0], args...)
-			cmd.Env = append(os.Environ(), asMain+"=1")
-			out, err := cmd.CombinedOutput()
-			if exit := new(exec.ExitError); !errors.As(err, &exit) || exit.ExitCode() != 1 {
-				t.Fatalf("got %v, want exit code 1\n%s", err, out)
+			args := []string{asMain, "-trust-domain", "example.org", "-state", state, "-admin", "unix://" + p.socket("admin"), "-log-level", "error"}
+			again := proctest.Start(t, os.Args[0], append(args, tc.args...)...)
+			select {
+			case <-again.Done():
+			case <-time.After(30 * time.Second):
+				t.Fatal("it runs")
 			}
-			text := strings.TrimSuffix(string(out), "\n")
+			if exit := new(exec.ExitError); !errors.As(again.Wait(), &exit) || exit.ExitCode() != 1 {
+				t.Fatalf("got %v, want exit code 1", again.Wait())
+			}
+			text := strings.TrimSuffix(again.Output.String(), "\n")
 			if !strings.Contains(text, tc.want) || strings.Contains(text, "\n") {
 				t.Fatalf("got %q, want one line with %q", text, tc.want)
 			}

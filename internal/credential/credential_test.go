@@ -30,6 +30,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/writ-mesh/writ/internal/proctest"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
@@ -266,18 +267,6 @@ func running(t *testing.T, s *Source) {
 	})
 }
 
-func eventually(t *testing.T, bound time.Duration, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(bound); time.Now().Before(deadline); <-tick.C {
-		if ok() {
-			return
-		}
-	}
-	t.Fatalf("not within %s: %s", bound, what)
-}
-
 func TestJoinThenRestartFromDisk(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t, newRoot(t))
@@ -453,15 +442,15 @@ func TestRenewsBeforeItExpires(t *testing.T) {
 	s := newSource(t, cfg)
 	first := s.current()
 	running(t, s)
-	eventually(t, 10*time.Second, "two renewals", func() bool { _, renewed := a.counts(); return renewed >= 2 })
-	eventually(t, time.Second, "the newest certificate is in use", func() bool { return s.current() != first })
+	proctest.Until(t, 10*time.Second, "two renewals", func() bool { _, renewed := a.counts(); return renewed >= 2 })
+	proctest.Until(t, time.Second, "the newest certificate is in use", func() bool { return s.current() != first })
 	if joined, _ := a.counts(); joined != 1 {
 		t.Errorf("%d joins, want 1", joined)
 	}
 	if bytes.Equal(first.Certificates[0].RawSubjectPublicKeyInfo, s.current().Certificates[0].RawSubjectPublicKeyInfo) {
 		t.Error("the key was used again")
 	}
-	if !s.NotAfter().After(first.Certificates[0].NotAfter) {
+	if !s.current().Certificates[0].NotAfter.After(first.Certificates[0].NotAfter) {
 		t.Error("it does not live longer")
 	}
 }
@@ -475,8 +464,8 @@ func TestExpiredJoinsAgain(t *testing.T) {
 	a.set(func() { a.life = time.Hour })
 	offer(t, a, cfg, "t2")
 	running(t, s)
-	eventually(t, 15*time.Second, "a second join", func() bool { joined, _ := a.counts(); return joined == 2 })
-	eventually(t, time.Second, "the new certificate is in use", func() bool { return time.Until(s.NotAfter()) > 30*time.Minute })
+	proctest.Until(t, 15*time.Second, "a second join", func() bool { joined, _ := a.counts(); return joined == 2 })
+	proctest.Until(t, time.Second, "the new certificate is in use", func() bool { return time.Until(s.current().Certificates[0].NotAfter) > 30*time.Minute })
 }
 
 // TestRejoinsUnderANewRoot: the operator replaced the authority, its root and
@@ -494,7 +483,7 @@ func TestRejoinsUnderANewRoot(t *testing.T) {
 	put(t, cfg.TrustBundle, replaced.root.pem())
 	offer(t, replaced, cfg, "t2")
 	s := newSource(t, cfg)
-	if roots := s.Bundle(); len(roots) != 1 || !roots[0].Equal(replaced.root.cert) {
+	if roots := s.currentBundle().X509Authorities(); len(roots) != 1 || !roots[0].Equal(replaced.root.cert) {
 		t.Errorf("it trusts %d roots, the first %s", len(roots), roots[0].Subject)
 	}
 }
@@ -507,20 +496,20 @@ func TestFollowsBundle(t *testing.T) {
 	running(t, s)
 	next := newRoot(t)
 	a.setBundle(a.root, next)
-	eventually(t, 10*time.Second, "both roots are trusted", func() bool { return len(s.Bundle()) == 2 })
+	proctest.Until(t, 10*time.Second, "both roots are trusted", func() bool { return len(s.currentBundle().X509Authorities()) == 2 })
 	// A restart knows both although the trust bundle file has the first only.
-	eventually(t, time.Second, "both are on disk", func() bool {
+	proctest.Until(t, time.Second, "both are on disk", func() bool {
 		data, err := os.ReadFile(filepath.Join(cfg.Dir, bundleFile))
 		return err == nil && bytes.Count(data, []byte("BEGIN CERTIFICATE")) == 2
 	})
-	if again := newSource(t, cfg); len(again.Bundle()) != 2 {
-		t.Errorf("after a restart %d roots", len(again.Bundle()))
+	if again := newSource(t, cfg); len(again.currentBundle().X509Authorities()) != 2 {
+		t.Errorf("after a restart %d roots", len(again.currentBundle().X509Authorities()))
 	}
 	// An empty bundle would lock everybody out; it is not taken.
 	a.setBundle()
 	a.setBundle(next)
-	eventually(t, 10*time.Second, "the first root is gone", func() bool {
-		roots := s.Bundle()
+	proctest.Until(t, 10*time.Second, "the first root is gone", func() bool {
+		roots := s.currentBundle().X509Authorities()
 		if len(roots) == 0 {
 			t.Fatal("an empty bundle was taken")
 		}
@@ -567,23 +556,23 @@ func TestTLS(t *testing.T) {
 		}
 		return errors.Join(err, <-done)
 	}
-	if err := handshake(s.ServerTLS(), s.ClientTLS(pilotID)); err != nil {
+	if err := handshake(s.ServerTLS(), s.clientTLS(pilotID)); err != nil {
 		t.Errorf("pilot to pilot: %v", err)
 	}
-	if err := handshake(s.ServerTLS(), s.ClientTLS(caID)); err == nil {
+	if err := handshake(s.ServerTLS(), s.clientTLS(caID)); err == nil {
 		t.Error("the client took pilot for the authority")
 	}
-	anonymous := s.ClientTLS(pilotID)
+	anonymous := s.clientTLS(pilotID)
 	anonymous.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return new(tls.Certificate), nil }
 	if err := handshake(s.ServerTLS(), anonymous); err == nil {
 		t.Error("the server took a client without a certificate")
 	}
 	foreign := newSource(t, setup(t, newAuthority(t, newRoot(t))))
-	if err := handshake(s.ServerTLS(), foreign.ClientTLS(pilotID)); err == nil {
+	if err := handshake(s.ServerTLS(), foreign.clientTLS(pilotID)); err == nil {
 		t.Error("a client of another root got in")
 	}
 	// A resumed session would not be verified against the bundle of today.
-	again := s.ClientTLS(pilotID)
+	again := s.clientTLS(pilotID)
 	again.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 	server := s.ServerTLS()
 	for range 2 {
@@ -591,7 +580,7 @@ func TestTLS(t *testing.T) {
 			t.Errorf("with a session cache: %v", err)
 		}
 	}
-	old := s.ClientTLS(pilotID)
+	old := s.clientTLS(pilotID)
 	old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 	if err := handshake(s.ServerTLS(), old); err == nil {
 		t.Error("TLS 1.2 was taken")

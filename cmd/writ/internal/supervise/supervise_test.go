@@ -1,7 +1,6 @@
 package supervise_test
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
 	"os"
@@ -13,51 +12,26 @@ import (
 	"time"
 
 	"github.com/writ-mesh/writ/cmd/writ/internal/supervise"
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-func eventually(t *testing.T, f func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for !f() {
-		if time.Now().After(deadline) {
-			t.Fatal("not within 10 s")
-		}
-		<-time.After(5 * time.Millisecond)
-	}
-}
-
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
+const bound = 10 * time.Second
 
 func TestAProcessThatDiesIsStartedAgain(t *testing.T) {
 	var mu sync.Mutex
 	var pids []int
 	h := supervise.Start(t.Context(), supervise.Process{
-		Name: "sleep", Command: []string{"/bin/sleep", "60"}, Output: new(buffer), Grace: time.Second,
+		Name: "sleep", Command: []string{"/bin/sleep", "60"}, Output: new(proctest.Output), Grace: time.Second,
 		Started: func(pid int) { mu.Lock(); defer mu.Unlock(); pids = append(pids, pid) },
 	}, discard())
 	started := func(n int) bool { mu.Lock(); defer mu.Unlock(); return len(pids) == n }
-	eventually(t, func() bool { return started(1) })
+	proctest.Until(t, bound, "it has started", func() bool { return started(1) })
 	if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, func() bool { return started(2) })
+	proctest.Until(t, bound, "it has started again", func() bool { return started(2) })
 	if _, restarts, exit := h.State(); restarts != 1 || !strings.Contains(exit, "killed") {
 		t.Errorf("%d restarts, last exit %q", restarts, exit)
 	}
@@ -71,16 +45,16 @@ func TestAProcessThatDiesIsStartedAgain(t *testing.T) {
 }
 
 func TestStopEndsAProcessThatWillNot(t *testing.T) {
-	out := new(buffer)
+	out := new(proctest.Output)
 	h := supervise.Start(t.Context(), supervise.Process{
 		Name: "stubborn", Command: []string{"/bin/sh", "-c", `trap "" TERM; echo ready; while :; do sleep 1; done`}, Output: out, Grace: 200 * time.Millisecond,
 	}, discard())
-	eventually(t, func() bool { return strings.Contains(out.String(), "ready") })
+	proctest.Until(t, bound, "it says ready", func() bool { return strings.Contains(out.String(), "ready") })
 	done := make(chan struct{})
 	go func() { defer close(done); h.Stop() }()
 	select {
 	case <-done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(bound):
 		t.Fatal("Stop hangs")
 	}
 }
@@ -88,7 +62,7 @@ func TestStopEndsAProcessThatWillNot(t *testing.T) {
 func TestBeforeDelaysTheStart(t *testing.T) {
 	var mu sync.Mutex
 	tries := 0
-	out := new(buffer)
+	out := new(proctest.Output)
 	h := supervise.Start(t.Context(), supervise.Process{
 		Name: "echo", Command: []string{"/bin/sh", "-c", "echo ran; sleep 60"}, Output: out, Grace: time.Second,
 		Before: func(context.Context) error {
@@ -101,7 +75,7 @@ func TestBeforeDelaysTheStart(t *testing.T) {
 		},
 	}, discard())
 	defer h.Stop()
-	eventually(t, func() bool { return strings.Contains(out.String(), "ran") })
+	proctest.Until(t, bound, "it says ran", func() bool { return strings.Contains(out.String(), "ran") })
 	if mu.Lock(); tries != 3 {
 		t.Errorf("%d tries", tries)
 	}
