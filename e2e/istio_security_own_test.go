@@ -170,11 +170,12 @@ allow if {
 		}
 	}
 	t.Run("all is well", func(t *testing.T) {
-		check(t, "allowed", get("shut", "/yes?q=1"), 200)
+		// On a machine starved of processor time the first answers may come too late.
+		waitStatus(t, 200, get("shut", "/yes?q=1"))
+		waitStatus(t, 403, get("open", "/"))
+		waitStatus(t, 200, get("quota-shut", "/"))
 		check(t, "refused", get("shut", "/no?q=1"), 403)
-		check(t, "refused by an open policy", get("open", "/"), 403)
 		check(t, "observed", get("watch", "/"), 200)
-		check(t, "quota", get("quota-shut", "/"), 200)
 	})
 	t.Run("Rego that does not compile is refused with file and line, and holds back nobody", func(t *testing.T) {
 		check(t, "broken", get("broken", "/"), 200)
