@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -36,41 +37,29 @@ func digest(m *model.Mesh) (digests, error) {
 	for _, p := range m.RegoPolicies {
 		q := *p
 		q.Meta = model.Meta{}
-		d.object(&p.Meta, fmt.Appendf(nil, "%q", fmt.Sprint(q)))
+		d.object(&p.Meta, d.value(q))
 	}
 	for _, p := range m.QuotaPolicies {
 		q := *p
 		q.Meta = model.Meta{}
-		d.object(&p.Meta, fmt.Appendf(nil, "%q", fmt.Sprint(q)))
+		d.object(&p.Meta, d.value(q))
 	}
 	for _, s := range m.Services {
-		d.object(&s.Meta, serviceContent(s))
+		d.object(&s.Meta, d.service(s))
 	}
 	for _, s := range m.Secrets {
 		d.objects[s.ID()] = sha256.Sum256(bytes.Join([][]byte{s.Cert, s.Key, s.CA}, []byte{0}))
-	}
-	if d.err != nil {
-		return digests{}, fmt.Errorf("hash the configuration: %w", d.err)
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.Secrets)) {
 		sum := d.objects[m.Secrets[name].ID()]
 		d.order = append(d.order, sum[:]...)
 	}
-	d.order = fmt.Append(d.order, m.NamespaceLabels, m.TrustDomain, m.TrustDomainAliases, m.Deciders)
+	d.order = append(d.order, d.value([]any{m.NamespaceLabels, m.TrustDomain, m.TrustDomainAliases, m.Deciders})...)
+	if d.err != nil {
+		return digests{}, fmt.Errorf("hash the configuration: %w", d.err)
+	}
 	sum := sha256.Sum256(d.order)
 	return digests{all: hex.EncodeToString(sum[:16]), objects: d.objects}, nil
-}
-
-// serviceContent gives everything of a service that proxies may be told.
-func serviceContent(s *model.Service) []byte {
-	b := fmt.Appendf(nil, "%q %q %v %d %t %q %q", s.Hostname, s.Addresses, s.Ports, s.Resolution, s.External, s.ExportTo, s.SubjectAltNames)
-	for _, e := range s.Endpoints {
-		b = fmt.Appendf(b, "\n%q %v %v %q %q %d %q", e.Address, e.Ports, e.Labels, e.Namespace, e.ServiceAccount, e.Weight, e.Locality)
-		if e.Proxy != nil {
-			b = fmt.Append(b, e.Proxy.ID)
-		}
-	}
-	return b
 }
 
 type digester struct {
@@ -87,7 +76,35 @@ func (d *digester) add(id string, content []byte) {
 }
 
 func (d *digester) object(m *model.Meta, content []byte) {
-	d.add(m.ID(), append(fmt.Appendf(nil, "%q %q ", m.Labels, m.Annotations), content...))
+	d.add(m.ID(), append(d.value([]any{m.Labels, m.Annotations}), content...))
+}
+
+// service gives everything of a service that proxies may be told.
+func (d *digester) service(s *model.Service) []byte {
+	type endpoint struct {
+		model.Endpoint
+		Proxy string // in place of the proxy itself
+	}
+	endpoints := make([]endpoint, len(s.Endpoints))
+	for i, e := range s.Endpoints {
+		endpoints[i].Endpoint = *e
+		if e.Proxy != nil {
+			endpoints[i].Proxy = e.Proxy.ID
+		}
+	}
+	own := *s
+	own.Meta, own.Endpoints = model.Meta{}, nil
+	return append(d.value(own), d.value(endpoints)...)
+}
+
+// value gives the same bytes for the same value: JSON sorts maps and follows
+// pointers.
+func (d *digester) value(v any) []byte {
+	data, err := json.Marshal(v)
+	if err != nil {
+		d.err = err
+	}
+	return data
 }
 
 func (d *digester) message(m proto.Message) []byte {

@@ -1,0 +1,152 @@
+package pilot
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	meshv1 "istio.io/api/mesh/v1alpha1"
+
+	"github.com/writ-mesh/writ/internal/fieldtest"
+	"github.com/writ-mesh/writ/pilot/model"
+	"github.com/writ-mesh/writ/pilot/security"
+)
+
+// fieldsMesh has one object of each kind of ours, all in force for its one proxy.
+func fieldsMesh() *model.Mesh {
+	meta := func(kind, name string) model.Meta {
+		return model.Meta{Ref: model.Ref{Kind: kind, Namespace: "default", Name: name, File: "a.yaml", Line: 1}}
+	}
+	labels := map[string]string{"app": "a"}
+	return &model.Mesh{
+		Config: &meshv1.MeshConfig{}, TrustDomain: "cluster.local", RootNamespace: "istio-system", DomainSuffix: "cluster.local",
+		Deciders: model.Deciders{Authz: "unix:///a", RateLimit: "unix:///r"},
+		Proxies:  []*model.Proxy{{ID: "a", Namespace: "default", ServiceAccount: "a", Labels: map[string]string{"app": "a"}}},
+		RegoPolicies: []*model.RegoPolicy{{
+			Meta: meta("RegoPolicy", "r"), Selector: labels, Module: "package a", Query: "data.a.allow", BundleURL: "file:///b", BundleRefresh: time.Second,
+		}},
+		QuotaPolicies: []*model.QuotaPolicy{{
+			Meta: meta("QuotaPolicy", "q"), Selector: labels,
+			Limits: []model.QuotaLimit{{Per: []model.Dimension{
+				{Text: "request.headers[x]", Kind: "request.headers", Arg: "x"}, {Text: "y", Kind: "constant", Arg: "y"},
+			}, Requests: 1, Every: time.Second}},
+		}},
+	}
+}
+
+// TestNoFieldOfAPolicyIsLost: whatever changes in a policy of ours changes what
+// the services are told or what Envoy is.
+func TestNoFieldOfAPolicyIsLost(t *testing.T) {
+	m := fieldsMesh()
+	base := toldOfPolicies(t, m)
+	check := func(kind string) func(string) {
+		return func(field string) {
+			switch field {
+			case ".Meta.Ref.Kind", ".Meta.Labels", ".Meta.Annotations", ".Meta.Created":
+				return // of no meaning, or for the order alone
+			}
+			if toldOfPolicies(t, m) == base {
+				t.Errorf("%s%s is lost", kind, field)
+			}
+		}
+	}
+	fieldtest.Each(m.RegoPolicies[0], check("RegoPolicy"))
+	fieldtest.Each(m.QuotaPolicies[0], check("QuotaPolicy"))
+	if toldOfPolicies(t, m) != base {
+		t.Error("the same mesh is told otherwise")
+	}
+}
+
+// toldOfPolicies is all that follows from the policies of a mesh.
+func toldOfPolicies(t *testing.T, m *model.Mesh) string {
+	t.Helper()
+	var out strings.Builder
+	tell := func(name string, message proto.Message) {
+		data, err := proto.MarshalOptions{Deterministic: true}.Marshal(message)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&out, "%s %q\n", name, data)
+	}
+	for _, n := range slices.Concat(regoPolicies(m), quotaPolicies(m)) {
+		tell(n.name, n.message)
+	}
+	compiler, err := security.New(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	http, err := compiler.HTTP(m.Proxies[0], model.WorkloadPort{Port: 80, Protocol: model.HTTP})
+	if err != nil {
+		return err.Error()
+	}
+	for _, f := range http.Filters {
+		tell("filter", f)
+	}
+	for _, name := range slices.Sorted(maps.Keys(http.PerFilterConfig)) {
+		tell(name, http.PerFilterConfig[name])
+	}
+	for _, l := range http.RateLimits {
+		tell("rate limit", l)
+	}
+	tell("metadata", http.Metadata)
+	return out.String()
+}
+
+// TestDigestHasEveryField: what changes in an object changes its hash, except for
+// the place where it is written.
+func TestDigestHasEveryField(t *testing.T) {
+	m := fieldsMesh()
+	var s model.Service
+	var secret model.Secret
+	fieldtest.Fill(&s)
+	fieldtest.Fill(&secret)
+	m.Services, m.Secrets = []*model.Service{&s}, map[string]*model.Secret{"a": &secret}
+	all := func() string {
+		t.Helper()
+		d, err := digest(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d.all
+	}
+	base := all()
+	check := func(kind string) func(string) {
+		return func(field string) {
+			silent := false
+			switch field {
+			case ".Meta.Ref.File", ".Meta.Ref.Line", ".Meta.Created":
+				silent = true
+			case ".Meta.Ref.Kind", ".Meta.Ref.Namespace", ".Meta.Ref.Name", ".Meta.Labels", ".Meta.Annotations":
+				silent = kind == "Secret" // its content alone counts
+			}
+			if inProxy := strings.HasPrefix(field, ".Endpoints[0].Proxy."); inProxy && field != ".Endpoints[0].Proxy.ID" {
+				silent = true
+			}
+			if (all() == base) != silent {
+				t.Errorf("%s%s: the same hash is %v, want %v", kind, field, !silent, silent)
+			}
+		}
+	}
+	fieldtest.Each(m.RegoPolicies[0], check("RegoPolicy"))
+	fieldtest.Each(m.QuotaPolicies[0], check("QuotaPolicy"))
+	fieldtest.Each(&s, check("Service"))
+	fieldtest.Each(&secret, check("Secret"))
+	fieldtest.Each(&m.Deciders, check("Deciders"))
+	if all() != base {
+		t.Error("the same mesh has another hash")
+	}
+}
+
+// TestDigestFollowsPointers: equal meshes in other places of memory are the same.
+func TestDigestFollowsPointers(t *testing.T) {
+	var first, second model.Service
+	fieldtest.Fill(&first)
+	fieldtest.Fill(&second)
+	if a, b := (&digester{}).service(&first), (&digester{}).service(&second); string(a) != string(b) || len(a) == 0 {
+		t.Errorf("%s\n%s", a, b)
+	}
+}
