@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/writ-mesh/writ/internal/envoytest"
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
@@ -225,7 +226,7 @@ func TestGatewayDeniedBy(t *testing.T) {
 	}
 	gw := workload()
 	gw.Type, gw.Ports = model.GatewayProxy, nil
-	p := start(t, newestEnvoy(t), map[string]inbound{
+	p := start(t, envoytest.Find(t), map[string]inbound{
 		"hidden": {http: compileHTTP(t, newMesh(t, documents(docs, gateway("false"))), gw)},
 		"shown":  {http: compileHTTP(t, newMesh(t, documents(docs, gateway("true"))), gw)},
 	})

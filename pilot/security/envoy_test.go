@@ -38,43 +38,14 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/writ-mesh/writ/internal/envoytest"
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/pilot/envoy"
 )
 
-// envoys finds the Envoys to test with: $ENVOY, else every version under .tools,
-// else the one on PATH.
-func envoys(t testing.TB) []string {
-	t.Helper()
-	if bin := os.Getenv("ENVOY"); bin != "" {
-		return []string{bin}
-	}
-	found, err := filepath.Glob("../../.tools/envoy-*/bin/envoy")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(found) == 0 {
-		if bin, err := exec.LookPath("envoy"); err == nil {
-			found = []string{bin}
-		}
-	}
-	if len(found) == 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("no envoy: set ENVOY, or run make test-tools")
-		}
-		t.Skip("no envoy: set ENVOY, or run make test-tools")
-	}
-	return found
-}
-
-// newestEnvoy is for tests that need one version only.
-func newestEnvoy(t testing.TB) string {
-	all := envoys(t)
-	return all[len(all)-1]
-}
-
 // eachEnvoy runs a test with every version.
 func eachEnvoy(t *testing.T, test func(t *testing.T, bin string)) {
-	for _, bin := range envoys(t) {
+	for _, bin := range envoytest.All(t) {
 		t.Run(filepath.Base(filepath.Dir(filepath.Dir(bin))), func(t *testing.T) { test(t, bin) })
 	}
 }
@@ -107,28 +78,23 @@ func start(t testing.TB, bin string, inbounds map[string]inbound, more ...*clust
 	config := filepath.Join(dir, "envoy.json")
 	validate(t, bin, config, bootstrap(t, p, inbounds, more))
 	adminFile := filepath.Join(dir, "admin")
-	var errors strings.Builder
-	cmd := exec.Command(bin, "-c", config, "-l", "error", "--disable-hot-restart", "--concurrency", "1", "--file-flush-interval-msec", "50", "--admin-address-path", adminFile)
-	cmd.Stderr = &errors
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(done) }()
 	t.Cleanup(func() {
 		for _, c := range p.clients {
 			c.CloseIdleConnections()
 		}
-		_ = cmd.Process.Kill()
-		<-done
-		if t.Failed() {
-			t.Logf("envoy said:\n%s", errors.String())
-			if text, err := os.ReadFile(p.log); err == nil {
-				t.Logf("access log:\n%s", tail(string(text), 40))
-			}
+		if text, err := os.ReadFile(p.log); t.Failed() && err == nil {
+			t.Logf("access log:\n%s", tail(string(text), 40))
 		}
 	})
-	p.waitReady(adminFile, done, &errors)
+	e := envoytest.Run(t, bin, config, "--file-flush-interval-msec", "50", "--admin-address-path", adminFile)
+	proctest.Eventually(t, 30*time.Second, func() error {
+		select {
+		case <-e.Done():
+			t.Fatal("envoy ended")
+		default:
+		}
+		return p.findListeners(adminFile)
+	})
 	return p
 }
 
@@ -152,47 +118,38 @@ func tail(text string, lines int) string {
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
-func (p *proxy) waitReady(adminFile string, done <-chan struct{}, errors *strings.Builder) {
-	p.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for time.Now().Before(deadline) {
-		select {
-		case <-done:
-			p.t.Fatalf("envoy ended:\n%s", errors.String())
-		case <-time.After(20 * time.Millisecond):
-		}
-		admin, err := os.ReadFile(adminFile)
-		if err != nil || len(admin) == 0 {
-			continue
-		}
-		p.admin = "http://" + string(admin)
-		if body, err := get(p.admin + "/ready"); err != nil || !strings.HasPrefix(body, "LIVE") {
-			continue
-		}
-		body, err := get(p.admin + "/listeners?format=json")
-		if err != nil {
-			continue
-		}
-		var list struct {
-			ListenerStatuses []struct {
-				Name         string
-				LocalAddress struct {
-					SocketAddress struct {
-						Address   string
-						PortValue int `json:"port_value"`
-					} `json:"socket_address"`
-				} `json:"local_address"`
-			} `json:"listener_statuses"`
-		}
-		if err := json.Unmarshal([]byte(body), &list); err != nil {
-			p.t.Fatal(err)
-		}
-		for _, l := range list.ListenerStatuses {
-			p.listeners[l.Name] = fmt.Sprintf("%s:%d", l.LocalAddress.SocketAddress.Address, l.LocalAddress.SocketAddress.PortValue)
-		}
-		return
+// findListeners asks an Envoy that is live where it listens.
+func (p *proxy) findListeners(adminFile string) error {
+	admin, err := os.ReadFile(adminFile)
+	if err != nil {
+		return err
 	}
-	p.t.Fatal("envoy is not ready after 30 s")
+	p.admin = "http://" + string(admin)
+	if body, err := get(p.admin + "/ready"); err != nil || !strings.HasPrefix(body, "LIVE") {
+		return fmt.Errorf("not ready: %q, %v", body, err)
+	}
+	body, err := get(p.admin + "/listeners?format=json")
+	if err != nil {
+		return err
+	}
+	var list struct {
+		ListenerStatuses []struct {
+			Name         string
+			LocalAddress struct {
+				SocketAddress struct {
+					Address   string
+					PortValue int `json:"port_value"`
+				} `json:"socket_address"`
+			} `json:"local_address"`
+		} `json:"listener_statuses"`
+	}
+	if err := json.Unmarshal([]byte(body), &list); err != nil {
+		return err
+	}
+	for _, l := range list.ListenerStatuses {
+		p.listeners[l.Name] = fmt.Sprintf("%s:%d", l.LocalAddress.SocketAddress.Address, l.LocalAddress.SocketAddress.PortValue)
+	}
+	return nil
 }
 
 func get(url string) (string, error) {
@@ -480,12 +437,12 @@ func (a authority) client(t testing.TB, identity string) *tls.Config {
 func (p *proxy) accessLog(lines int) string {
 	p.t.Helper()
 	var text []byte
-	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
+	proctest.Eventually(p.t, 15*time.Second, func() error {
 		var err error
-		if text, err = os.ReadFile(p.log); err == nil && strings.Count(string(text), "\n") >= lines {
-			return string(text)
+		if text, err = os.ReadFile(p.log); err == nil && strings.Count(string(text), "\n") < lines {
+			err = fmt.Errorf("access log has not %d lines:\n%s", lines, text)
 		}
-	}
-	p.t.Fatalf("access log has not %d lines:\n%s", lines, text)
-	return ""
+		return err
+	})
+	return string(text)
 }
