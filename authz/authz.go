@@ -64,7 +64,7 @@ func runInMesh(ctx context.Context, c Config, rt *service.Runtime) error {
 	if err != nil {
 		return err
 	}
-	self, err := identity.Service(td, "authz")
+	self, err := identity.Service(td, identity.Authz)
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ func (c *Config) open(source *credential.Source) (listening, error) {
 
 // follow keeps the policies as pilot has them.
 func (p *policies) follow(ctx context.Context, c Config, source *credential.Source, rt *service.Runtime, m *metrics) error {
-	pilot, err := identity.Service(source.ID().TrustDomain(), "pilot")
+	pilot, err := identity.Service(source.ID().TrustDomain(), identity.Pilot)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,8 @@
 package authz
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -38,7 +40,11 @@ func TestConfig(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := DefaultConfig()
-			err := config.Decode("authz.yaml", []byte(c.text), &cfg)
+			file := filepath.Join(t.TempDir(), "authz.yaml")
+			if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			err := config.Load(file, &cfg)
 			if err == nil {
 				err = cfg.Validate()
 			}

@@ -3,6 +3,8 @@ package ca
 import (
 	"flag"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -45,10 +47,20 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+// file writes a configuration file.
+func file(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "f.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 func TestFileAndFlags(t *testing.T) {
 	c := DefaultConfig()
-	file := "trust_domain: a.example\nstate: /s\nadmin: unix:///s/a\nworkload_ttl: 10s\nlog: {level: debug}\n"
-	if err := config.Decode("f", []byte(file), &c); err != nil {
+	text := "trust_domain: a.example\nstate: /s\nadmin: unix:///s/a\nworkload_ttl: 10s\nlog: {level: debug}\n"
+	if err := config.Load(file(t, text), &c); err != nil {
 		t.Fatal(err)
 	}
 	fs := flag.NewFlagSet("writ-ca", flag.ContinueOnError)
@@ -60,7 +72,7 @@ func TestFileAndFlags(t *testing.T) {
 	if c.TrustDomain != "b.example" || c.State != "/s" || c.WorkloadTTL.D() != 20*time.Second || c.ServiceTTL.D() != time.Hour || c.Log.Level != "debug" {
 		t.Fatalf("got %+v", c)
 	}
-	if err := config.Decode("f", []byte("workload_tl: 10s"), &c); err == nil || !strings.Contains(err.Error(), `f:1: unknown key "workload_tl"`) {
+	if err := config.Load(file(t, "workload_tl: 10s"), &c); err == nil || !strings.Contains(err.Error(), `f.yaml:1: unknown key "workload_tl"`) {
 		t.Fatalf("got %v", err)
 	}
 }

@@ -7,8 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/writ-mesh/writ/internal/config"
 	"github.com/writ-mesh/writ/internal/credential"
@@ -33,12 +35,12 @@ func TestCredentialSource(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	first := source.NotAfter()
+	first := notAfter(t, source)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- source.Run(ctx) }()
 	h.restart()
-	h.eventually("the certificate is renewed", func() bool { return source.NotAfter().After(first) })
+	h.eventually("the certificate is renewed", func() bool { return notAfter(t, source).After(first) })
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
@@ -50,4 +52,14 @@ func TestCredentialSource(t *testing.T) {
 	if len(got) < 2 || got[0].GetRequester() != "join-token" || got[1].GetRequester() != pilotID {
 		t.Fatalf("ledger: %v", got)
 	}
+}
+
+// notAfter is when a source's certificate expires.
+func notAfter(t *testing.T, source x509svid.Source) time.Time {
+	t.Helper()
+	svid, err := source.GetX509SVID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return svid.Certificates[0].NotAfter
 }

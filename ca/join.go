@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -45,8 +47,12 @@ type entrant struct {
 // recorder returns once a certificate is durable in the ledger.
 type recorder func(context.Context, ledger.Certificate) error
 
+// services are those of Writ that have their certificates from here. The
+// authority's own never leaves its process.
+func services() []string { return []string{identity.Pilot, identity.Authz, identity.RateLimit} }
+
 // joinable returns an error unless id may be had by joining: it is a node agent's
-// of the trust domain or that of a service of Writ, but not the authority's own.
+// of the trust domain or that of one of its services.
 func (a *Authority) joinable(id spiffeid.ID) error {
 	if !id.MemberOf(a.td) {
 		return fmt.Errorf("%s is not in the trust domain %s", id, a.td.Name())
@@ -54,10 +60,10 @@ func (a *Authority) joinable(id spiffeid.ID) error {
 	if _, node := identity.NodeOf(id); node {
 		return nil
 	}
-	if name, service := identity.ServiceOf(id); service && name != identity.CA {
+	if name, ok := identity.ServiceOf(id); ok && slices.Contains(services(), name) {
 		return nil
 	}
-	return fmt.Errorf("%s cannot join; joining is for node agents (%s/writ/node/NAME) and services of Writ (%s/writ/NAME)", id, a.td.IDString(), a.td.IDString())
+	return fmt.Errorf("%s cannot join; joining is for node agents (%s/writ/node/NAME) and the services %s (%s/writ/NAME)", id, a.td.IDString(), strings.Join(services(), ", "), a.td.IDString())
 }
 
 // tokenJoiner takes one-time tokens (package jointoken).

@@ -19,6 +19,7 @@ var mustNotJoin = []string{
 	reviewsID,
 	"spiffe://example.org/writ/ca",
 	"spiffe://example.org/writ/node",
+	"spiffe://example.org/writ/other",
 	"spiffe://example.org/writ/node/n1/x",
 	"spiffe://example.org/somebody",
 	"spiffe://example.org",

@@ -7,10 +7,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/writ-mesh/writ/ca/csr"
@@ -38,22 +36,13 @@ type server struct {
 
 // methods says who may call what.
 func (s *server) methods() rpc.Methods {
-	own := rpc.Or(rpc.AnyNode(), anyService)
+	own := rpc.Or(rpc.AnyNode(), rpc.AnyService(services()...))
 	return rpc.Methods{
 		capb.CertificateAuthority_Join_FullMethodName:        rpc.Anyone(),
 		capb.CertificateAuthority_Renew_FullMethodName:       own,
 		capb.CertificateAuthority_Issue_FullMethodName:       rpc.AnyNode(),
 		capb.CertificateAuthority_WatchBundle_FullMethodName: own,
 	}
-}
-
-// anyService lets all services of Writ in but the authority, whose certificate
-// never leaves its process.
-func anyService(c rpc.Caller) error {
-	if name, ok := identity.ServiceOf(c.ID); ok && name != identity.CA {
-		return nil
-	}
-	return status.Errorf(codes.PermissionDenied, "%s may not call this method; it is for node agents and services of Writ", c)
 }
 
 // Join implements writ.ca.v1.CertificateAuthority.

@@ -197,8 +197,12 @@ func (a *agent) connect(ctx context.Context) error {
 		return err
 	}
 	a.rt.Health.Set("identity", nil)
+	bundle, err := source.GetX509BundleForTrustDomain(id.TrustDomain())
+	if err != nil {
+		return err
+	}
 	var roots [][]byte
-	for _, c := range source.Bundle() {
+	for _, c := range bundle.X509Authorities() {
 		roots = append(roots, c.Raw)
 	}
 	if err := a.authority.setBundle(roots); err != nil {

@@ -15,7 +15,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/writ-mesh/writ/internal/pod"
+	"github.com/writ-mesh/writ/cmd/internal/pod"
 )
 
 func main() {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,8 +18,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/writ-mesh/writ/internal/pod"
 )
 
 const (
@@ -157,10 +156,18 @@ func (m *mesh) check() (string, error) {
 	return m.try(m.inside(filepath.Join(repository, "bin/writ"), "check", m.dir, "--target", "target.json")...)
 }
 
-// request sends a request from inside a container.
-func (m *mesh) request(t *testing.T, container string, r pod.Request) pod.Answer {
+// answer is what writ-pod writes of an HTTP answer, or why none came.
+type answer struct {
+	Status int
+	Header http.Header
+	Body   string
+	Error  string
+}
+
+// get sends a request from inside a container.
+func (m *mesh) get(t *testing.T, container, url string) answer {
 	t.Helper()
-	in, err := json.Marshal(r)
+	in, err := json.Marshal(map[string]string{"method": http.MethodGet, "url": url})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +177,7 @@ func (m *mesh) request(t *testing.T, container string, r pod.Request) pod.Answer
 	if err != nil {
 		t.Fatalf("request from %s: %v", container, err)
 	}
-	var a pod.Answer
+	var a answer
 	if err := json.Unmarshal(out, &a); err != nil {
 		t.Fatalf("request from %s: %v: %s", container, err, out)
 	}
@@ -178,9 +185,7 @@ func (m *mesh) request(t *testing.T, container string, r pod.Request) pod.Answer
 }
 
 func (m *mesh) edit(t *testing.T) {
-	details := func() pod.Answer {
-		return m.request(t, "bookinfo-productpage-app-1", pod.Request{Method: "GET", URL: "http://details:9080/details/0"})
-	}
+	details := func() answer { return m.get(t, "bookinfo-productpage-app-1", "http://details:9080/details/0") }
 	file := filepath.Join(m.dir, "policies", "closed.yaml")
 	const policy = `apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -269,8 +274,7 @@ func (m *mesh) podDies(t *testing.T) {
 		return nil
 	})
 	m.signal(t, "bookinfo-ratings-app-1")
-	direct := pod.Request{Method: "GET", URL: "http://10.87.0.16:9080/ratings/0"}
-	if a := m.request(t, "bookinfo-outsider-1", direct); a.Error == "" {
+	if a := m.get(t, "bookinfo-outsider-1", "http://10.87.0.16:9080/ratings/0"); a.Error == "" {
 		t.Errorf("the program answers past its Envoy: %+v", a)
 	}
 	m.do("restart", "--timeout", "2", "ratings")

@@ -35,12 +35,11 @@ func Load(path string, into any) error {
 	if len(data) > maxSize {
 		return fmt.Errorf("%s: larger than %d bytes", path, maxSize)
 	}
-	return Decode(path, data, into)
+	return decode(path, data, into)
 }
 
-// Decode is Load for data that has been read already; name stands for the file
-// in errors.
-func Decode(name string, data []byte, into any) error {
+// decode is Load for data that has been read; name stands for the file in errors.
+func decode(name string, data []byte, into any) error {
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	dec.KnownFields(true)
 	if err := dec.Decode(into); err != nil {

@@ -1,6 +1,8 @@
 package config_test
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,7 +17,17 @@ type sample struct {
 	} `yaml:"nested"`
 }
 
-func TestDecode(t *testing.T) {
+// file writes a configuration file.
+func file(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "f.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestLoad(t *testing.T) {
 	for _, tc := range []struct{ name, in, want string }{
 		{"good", "listen: a\nnested: {ttl: 10s}\n", ""},
 		{"empty", "", ""},
@@ -28,7 +40,7 @@ func TestDecode(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var s sample
-			err := config.Decode("f.yaml", []byte(tc.in), &s)
+			err := config.Load(file(t, tc.in), &s)
 			if tc.want == "" {
 				if err != nil {
 					t.Fatal(err)
@@ -44,7 +56,7 @@ func TestDecode(t *testing.T) {
 
 func TestDefaultsStay(t *testing.T) {
 	s := sample{Listen: "default"}
-	if err := config.Decode("f.yaml", []byte("nested: {ttl: 1h30m}"), &s); err != nil {
+	if err := config.Load(file(t, "nested: {ttl: 1h30m}"), &s); err != nil {
 		t.Fatal(err)
 	}
 	if s.Listen != "default" || s.Nested.TTL.D() != 90*time.Minute {

@@ -421,8 +421,8 @@ func (s *Source) ServerTLS() *tls.Config {
 	return c
 }
 
-// ClientTLS is for clients of the server with exactly that identity.
-func (s *Source) ClientTLS(server spiffeid.ID) *tls.Config {
+// clientTLS is for clients of the server with exactly that identity.
+func (s *Source) clientTLS(server spiffeid.ID) *tls.Config {
 	return tls13(tlsconfig.MTLSClientConfig(s, s, tlsconfig.AuthorizeID(server)))
 }
 
@@ -432,7 +432,7 @@ func (s *Source) Dial(addr string, server spiffeid.ID) (*grpc.ClientConn, error)
 		// Else each connection waits for a TXT record that nobody has, which takes
 		// seconds where names of the outside cannot be resolved.
 		grpc.WithDisableServiceConfig(),
-		grpc.WithTransportCredentials(credentials.NewTLS(s.ClientTLS(server))),
+		grpc.WithTransportCredentials(credentials.NewTLS(s.clientTLS(server))),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: dialBackoff, MinConnectTimeout: 2 * time.Second}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),
@@ -452,14 +452,8 @@ func (s *Source) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bund
 	return s.currentBundle().GetX509BundleForTrustDomain(td)
 }
 
-// Bundle returns the roots of the trust domain.
-func (s *Source) Bundle() []*x509.Certificate { return s.currentBundle().X509Authorities() }
-
 // ID is the identity that the source is for.
 func (s *Source) ID() spiffeid.ID { return s.id }
-
-// NotAfter is when the current certificate expires.
-func (s *Source) NotAfter() time.Time { return s.current().Certificates[0].NotAfter }
 
 func (s *Source) current() *x509svid.SVID {
 	s.mu.RLock()

@@ -32,12 +32,12 @@ import (
 type Common struct {
 	// Monitoring is where /healthz, /readyz and /metrics are served: host:port,
 	// unix:///path, or empty for nowhere.
-	Monitoring string `yaml:"monitoring"`
-	Log        Log    `yaml:"log"`
+	Monitoring string  `yaml:"monitoring"`
+	Log        logging `yaml:"log"`
 }
 
-// Log says what is logged and how. Logs go to standard error.
-type Log struct {
+// logging says what is logged and how. Logs go to standard error.
+type logging struct {
 	// Level is debug, info, warn or error; empty means info.
 	Level string `yaml:"level"`
 	// Format is text or json; empty means text.
@@ -181,7 +181,7 @@ func flagSet[C any](s Spec[C], c *C, o *options) *flag.FlagSet {
 	return fs
 }
 
-func (l Log) logger(w io.Writer) (*slog.Logger, error) {
+func (l logging) logger(w io.Writer) (*slog.Logger, error) {
 	var level slog.Level
 	if l.Level != "" {
 		if err := level.UnmarshalText([]byte(l.Level)); err != nil {

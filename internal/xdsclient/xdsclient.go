@@ -43,8 +43,8 @@ type Subscription struct {
 	Apply func(resources map[string]proto.Message) error
 }
 
-// TypeURL is the type URL of the subscription's resources.
-func (s Subscription) TypeURL() string {
+// typeURL is the type URL of the subscription's resources.
+func (s Subscription) typeURL() string {
 	return typePrefix + string(s.Message.ProtoReflect().Descriptor().FullName())
 }
 
@@ -53,7 +53,7 @@ func (s Subscription) TypeURL() string {
 func Run(ctx context.Context, conn grpc.ClientConnInterface, nodeID string, log *slog.Logger, subs ...Subscription) error {
 	c := &client{conn: conn, nodeID: nodeID, log: log, types: make(map[string]*typeState)}
 	for _, s := range subs {
-		c.types[s.TypeURL()] = &typeState{sub: s, resources: make(map[string]proto.Message), versions: make(map[string]string)}
+		c.types[s.typeURL()] = &typeState{sub: s, resources: make(map[string]proto.Message), versions: make(map[string]string)}
 	}
 	backoff := minBackoff
 	for {

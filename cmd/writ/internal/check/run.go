@@ -14,8 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/writ-mesh/writ/cmd/internal/pod"
 	"github.com/writ-mesh/writ/cmd/writ/internal/stack"
-	"github.com/writ-mesh/writ/internal/pod"
 )
 
 // Result is what came of a check.

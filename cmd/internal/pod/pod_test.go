@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/writ-mesh/writ/internal/pod"
+	"github.com/writ-mesh/writ/cmd/internal/pod"
 )
 
 func server(t *testing.T, h http.HandlerFunc) string {
