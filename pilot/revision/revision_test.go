@@ -28,6 +28,14 @@ func (s *steps) propose(hash string) {
 	s.out = append(s.out, fmt.Sprintf("%d %s publish=%t", r.Number, r.State, publish))
 }
 
+// live connects the client "a", and proposes content that it takes.
+func (s *steps) live(hash string) {
+	s.Connected("a")
+	s.propose(hash)
+	r, _ := s.Serving()
+	s.Acked("a", r.Number, s.now)
+}
+
 func (s *steps) refuse(number uint64) {
 	r, ok := s.Refused(number, Rejection{Client: "c", Detail: "bad"})
 	s.out = append(s.out, fmt.Sprintf("back to %d %t", r.Number, ok))
@@ -113,9 +121,7 @@ func TestTracker(t *testing.T) {
 		{
 			name: "rejected: the last live one again, the content not tried again until the files change",
 			do: func(s *steps) {
-				s.Connected("a")
-				s.propose("x")
-				s.Acked("a", 1, s.now)
+				s.live("x")
 				s.propose("y")
 				s.refuse(2)
 				s.refuse(2)
@@ -127,16 +133,8 @@ func TestTracker(t *testing.T) {
 			serving: 3,
 		},
 		{
-			name: "rejected, and the files go back to what is served",
-			do: func(s *steps) {
-				s.Connected("a")
-				s.propose("x")
-				s.Acked("a", 1, s.now)
-				s.propose("y")
-				s.refuse(2)
-				s.propose("x")
-				s.propose("y")
-			},
+			name:    "rejected, and the files go back to what is served",
+			do:      func(s *steps) { s.live("x"); s.propose("y"); s.refuse(2); s.propose("x"); s.propose("y") },
 			out:     []string{"1 pending publish=true", "2 pending publish=true", "back to 1 true", "1 live publish=false", "3 pending publish=true"},
 			states:  "3 pending, 2 rejected, 1 live",
 			serving: 3,
@@ -149,30 +147,15 @@ func TestTracker(t *testing.T) {
 			serving: 1,
 		},
 		{
-			name: "a client that comes later does not take a live one back",
-			do: func(s *steps) {
-				s.Connected("a")
-				s.propose("x")
-				s.Acked("a", 1, s.now)
-				s.propose("y")
-				s.Acked("a", 2, s.now)
-				s.Connected("b")
-				s.refuse(2)
-			},
+			name:    "a client that comes later does not take a live one back",
+			do:      func(s *steps) { s.live("x"); s.propose("y"); s.Acked("a", 2, s.now); s.Connected("b"); s.refuse(2) },
 			out:     []string{"1 pending publish=true", "2 pending publish=true", "back to 0 false"},
 			states:  "2 live, 1 live",
 			serving: 2,
 		},
 		{
-			name: "a superseded one that is refused does not take the newest back",
-			do: func(s *steps) {
-				s.Connected("a")
-				s.propose("x")
-				s.Acked("a", 1, s.now)
-				s.propose("y")
-				s.propose("z")
-				s.refuse(2)
-			},
+			name:    "a superseded one that is refused does not take the newest back",
+			do:      func(s *steps) { s.live("x"); s.propose("y"); s.propose("z"); s.refuse(2) },
 			out:     []string{"1 pending publish=true", "2 pending publish=true", "3 pending publish=true", "back to 0 false"},
 			states:  "3 pending, 2 rejected, 1 live",
 			serving: 3,
@@ -220,9 +203,7 @@ func TestTracker(t *testing.T) {
 
 func TestBackToTheGoodContentKeepsItsNumberOverARestart(t *testing.T) {
 	s := newSteps(Saved{})
-	s.Connected("a")
-	s.propose("x")
-	s.Acked("a", 1, s.now)
+	s.live("x")
 	s.propose("y")
 	s.refuse(2)
 	s.propose("x")
