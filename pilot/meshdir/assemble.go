@@ -186,56 +186,6 @@ func (a *assembler) defaultVisibility() {
 
 func isEverywhere(to []string) bool { return len(to) == 0 || slices.Contains(to, "*") }
 
-func (a *assembler) regoPolicy(o *object) *model.RegoPolicy {
-	s := o.spec.(*regoSpec)
-	p := &model.RegoPolicy{
-		Meta: o.meta, Selector: s.Selector.labels(), Module: s.Module, Query: s.Query,
-		FailOpen: s.WhenUnavailable == "Allow", Observe: s.Mode == "observe",
-	}
-	if s.ModuleFile != "" {
-		a.report(o, func(c *checker) {
-			data := a.rego(s.ModuleFile)
-			if data == nil {
-				c.errorf("spec.moduleFile", "there is no file %q in the mesh directory: write a path such as policies/office.rego", shorten(s.ModuleFile))
-				return
-			}
-			p.Module = string(data)
-			c.compile("spec.moduleFile", p.Module, s.Query)
-		})
-	}
-	if s.Bundle != nil {
-		p.BundleURL = s.Bundle.URL
-		if s.Bundle.Refresh != nil {
-			p.BundleRefresh = s.Bundle.Refresh.value()
-		}
-	}
-	return p
-}
-
-// rego gives the contents of a .rego file, nil if there is none.
-func (a *assembler) rego(name string) []byte {
-	for _, f := range a.files {
-		if f.name == name && f.rego != nil {
-			return f.rego
-		}
-	}
-	return nil
-}
-
-func quotaPolicyOf(o *object) *model.QuotaPolicy {
-	s := o.spec.(*quotaSpec)
-	p := &model.QuotaPolicy{Meta: o.meta, Selector: s.Selector.labels(), FailClosed: s.WhenUnavailable == "Deny", Observe: s.Mode == "observe"}
-	for _, limit := range s.Limits {
-		l := model.QuotaLimit{Requests: *limit.Requests, Every: limit.Every.value()}
-		for _, text := range limit.Per {
-			d, _ := parseDimension(text) // checked before
-			l.Per = append(l.Per, d)
-		}
-		p.Limits = append(p.Limits, l)
-	}
-	return p
-}
-
 // workloadsOf gives the LocalWorkloads among objects.
 func workloadsOf(objects []*object) []LocalWorkload {
 	var out []LocalWorkload

@@ -31,7 +31,7 @@ type Snapshot struct {
 // Translator translates one revision. It is safe for concurrent use.
 type Translator struct {
 	mesh   *model.Mesh
-	policy Policy
+	policy PolicyCompiler
 	index  *index
 
 	scopes   memo[scopeKey, *scope]
@@ -40,7 +40,7 @@ type Translator struct {
 }
 
 // New indexes m. The error names the object that cannot be indexed.
-func New(m *model.Mesh, policy Policy) (*Translator, error) {
+func New(m *model.Mesh, policy PolicyCompiler) (*Translator, error) {
 	ix, err := newIndex(m)
 	if err != nil {
 		return nil, err

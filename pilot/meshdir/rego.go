@@ -1,0 +1,121 @@
+package meshdir
+
+import (
+	"errors"
+	"io/fs"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// regoSpec is the specification of a RegoPolicy.
+type regoSpec struct {
+	Selector *labelSelector `json:"selector"`
+	Module   string         `json:"module"`
+	// ModuleFile names a .rego file of the mesh directory in place of Module.
+	ModuleFile      string      `json:"moduleFile"`
+	Bundle          *regoBundle `json:"bundle"`
+	Query           string      `json:"query"`
+	Mode            string      `json:"mode"`
+	WhenUnavailable string      `json:"whenUnavailable"`
+}
+
+type regoBundle struct {
+	URL     string    `json:"url"`
+	Refresh *duration `json:"refresh"`
+}
+
+func checkRegoPolicy(c *checker) {
+	s := c.object.spec.(*regoSpec)
+	c.policyMode(s.Selector, s.Mode, s.WhenUnavailable)
+	sources := 0
+	for _, given := range []bool{s.Module != "", s.ModuleFile != "", s.Bundle != nil} {
+		if given {
+			sources++
+		}
+	}
+	if sources != 1 {
+		c.errorf("spec", "give exactly one of module, moduleFile and bundle")
+	}
+	if s.Module != "" && strings.TrimSpace(s.Module) == "" {
+		c.errorf("spec.module", "the module is empty")
+	}
+	if b := s.Bundle; b != nil {
+		switch u, err := url.Parse(b.URL); {
+		case err != nil || !slices.Contains([]string{"http", "https", "file"}, u.Scheme):
+			c.errorf("spec.bundle.url", "%q is not an http, https or file URL", shorten(b.URL))
+		case u.Scheme != "file" || u.Host != "" || !path.IsAbs(u.Path):
+			// What authz refuses must not get into a revision.
+			c.errorf("spec.bundle.url", "%q is not supported by this version: use file:///path of a folder or .tar.gz", shorten(b.URL))
+		case c.missing(u.Path):
+			c.errorf("spec.bundle.url", "there is no %q", shorten(u.Path))
+		}
+		if b.Refresh != nil && *b.Refresh <= 0 {
+			c.errorf("spec.bundle.refresh", "must be above 0")
+		}
+	}
+	if rest, ok := strings.CutPrefix(s.Query, "data."); !ok || rest == "" {
+		c.errorf("spec.query", "%q is not a query: it begins with \"data.\", for example data.office.allow", shorten(s.Query))
+	}
+	if !c.failed() && s.Module != "" {
+		c.compile("spec.module", s.Module, s.Query)
+	}
+}
+
+// missing says that a file or folder is known not to be there.
+func (c *checker) missing(name string) bool {
+	if c.options.ReadFile == nil {
+		return false
+	}
+	_, err := c.options.ReadFile(name)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// compile asks the caller's compiler, if there is one.
+func (c *checker) compile(at, module, query string) {
+	if c.options.CompileRego == nil {
+		return
+	}
+	if err := c.options.CompileRego(c.object.meta.Namespace+"/"+c.object.meta.Name, module, query); err != nil {
+		c.errorf(at, "does not compile: %s", strings.Join(strings.Fields(err.Error()), " "))
+	}
+}
+
+func (a *assembler) regoPolicy(o *object) *model.RegoPolicy {
+	s := o.spec.(*regoSpec)
+	p := &model.RegoPolicy{
+		Meta: o.meta, Selector: s.Selector.labels(), Module: s.Module, Query: s.Query,
+		FailOpen: s.WhenUnavailable == "Allow", Observe: s.Mode == "observe",
+	}
+	if s.ModuleFile != "" {
+		a.report(o, func(c *checker) {
+			data := a.rego(s.ModuleFile)
+			if data == nil {
+				c.errorf("spec.moduleFile", "there is no file %q in the mesh directory: write a path such as policies/office.rego", shorten(s.ModuleFile))
+				return
+			}
+			p.Module = string(data)
+			c.compile("spec.moduleFile", p.Module, s.Query)
+		})
+	}
+	if s.Bundle != nil {
+		p.BundleURL = s.Bundle.URL
+		if s.Bundle.Refresh != nil {
+			p.BundleRefresh = s.Bundle.Refresh.value()
+		}
+	}
+	return p
+}
+
+// rego gives the contents of a .rego file, nil if there is none.
+func (a *assembler) rego(name string) []byte {
+	for _, f := range a.files {
+		if f.name == name && f.rego != nil {
+			return f.rego
+		}
+	}
+	return nil
+}
