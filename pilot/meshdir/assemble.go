@@ -40,6 +40,8 @@ type assembler struct {
 	wildcards []string
 	// unready are the proxies that are no endpoint of any service.
 	unready map[*model.Proxy]bool
+	// inventory is there while advice is given.
+	inventory inventory
 }
 
 // assemble joins the objects, connects them and checks their references. The

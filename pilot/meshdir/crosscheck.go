@@ -35,6 +35,7 @@ func (a *assembler) crossCheck() {
 			a.report(o, check)
 		}
 	}
+	a.advise()
 	slices.SortStableFunc(a.findings, func(x, y finding) int {
 		return strings.Compare(fmt.Sprintf("%s:%09d", x.File, x.Line), fmt.Sprintf("%s:%09d", y.File, y.Line))
 	})
@@ -321,16 +322,6 @@ func (a *assembler) checkServiceSelector(c *checker) {
 	s := c.object.spec.(*corev1.Service)
 	if len(s.Spec.Selector) > 0 && a.knowsWorkloads() && !a.anyWorkload(c.object.meta.Namespace, s.Spec.Selector) {
 		c.warnf("spec.selector", "no workload of namespace %s has these labels", c.object.meta.Namespace)
-		return
-	}
-	service := a.mesh.ServiceByHost(model.ResolveHost(s.Name, c.object.meta.Namespace, a.mesh.DomainSuffix), c.object.meta.Namespace)
-	if service == nil || len(s.Spec.Selector) == 0 || len(a.sidecars(c.object.meta.Namespace, s.Spec.Selector)) == 0 {
-		return
-	}
-	for i, p := range s.Spec.Ports {
-		if !slices.ContainsFunc(service.Endpoints, func(e *model.Endpoint) bool { return e.Ports[uint32(p.Port)] != 0 }) {
-			c.warnf(index("spec.ports", i), "no workload listens on the port behind %d: give targetPort", p.Port)
-		}
 	}
 }
 

@@ -223,8 +223,9 @@ func TestPlan(t *testing.T) {
 	}
 	want := []GatewayPlan{{
 		Name: "ingress", Namespace: "istio-system", Labels: map[string]string{"istio": "ingressgateway"},
-		Object: model.Ref{Kind: "Gateway", Namespace: "default", Name: "ingress", File: "traffic.yaml", Line: 17},
-		Ports:  []GatewayPort{{Number: 8080, Protocol: model.HTTP}, {Number: 8443, Protocol: model.HTTPS, TLS: true}},
+		ServiceAccount: "istio-ingressgateway-service-account",
+		Object:         model.Ref{Kind: "Gateway", Namespace: "default", Name: "ingress", File: "traffic.yaml", Line: 17},
+		Ports:          []GatewayPort{{Number: 8080, Protocol: model.HTTP}, {Number: 8443, Protocol: model.HTTPS, TLS: true}},
 	}}
 	if diff := cmp.Diff(want, plan.Gateways); diff != "" {
 		t.Error(diff)

@@ -27,6 +27,10 @@ type GatewayPlan struct {
 	Name      string
 	Namespace string
 	Labels    map[string]string
+	// ServiceAccount is what it runs as. Istio's own gateways run as
+	// istio-ingressgateway-service-account and the like, which policies name; they
+	// are known by the label istio.
+	ServiceAccount string
 	// Object is the Gateway object.
 	Object model.Ref
 	// Ports are the ports of its servers in the order of servers, each once.
@@ -74,7 +78,10 @@ func planOf(in input, mesh *model.Mesh) Plan {
 }
 
 func gatewayPlanOf(gw *model.Gateway, rootNamespace string) GatewayPlan {
-	plan := GatewayPlan{Name: gw.Name, Namespace: rootNamespace, Labels: gw.Spec.Selector, Object: gw.Ref}
+	plan := GatewayPlan{Name: gw.Name, Namespace: rootNamespace, Labels: gw.Spec.Selector, ServiceAccount: gw.Name, Object: gw.Ref}
+	if kind := gw.Spec.Selector["istio"]; kind != "" {
+		plan.ServiceAccount = "istio-" + kind + "-service-account"
+	}
 	for _, s := range gw.Spec.Servers {
 		if strings.HasPrefix(s.Bind, unixPrefix) || slices.ContainsFunc(plan.Ports, func(p GatewayPort) bool { return p.Number == s.Port.Number }) {
 			continue

@@ -83,6 +83,18 @@ type target struct {
 	number uint32
 }
 
+// targetOf gives what a Service says about a port of it; without targetPort it is
+// the same number.
+func targetOf(p corev1.ServicePort) target {
+	switch {
+	case p.TargetPort.Type == intstr.String:
+		return target{name: p.TargetPort.StrVal}
+	case p.TargetPort.IntVal != 0:
+		return target{number: uint32(p.TargetPort.IntVal)}
+	}
+	return target{number: uint32(p.Port)}
+}
+
 // portOf finds the target among a workload's ports: by number the one that
 // callers use, else the one that the program listens on. With redirection any
 // number reaches the workload.
@@ -125,12 +137,7 @@ func (a *assembler) kubernetesService(o *object) *model.Service {
 			named = *p.AppProtocol
 		}
 		s.Ports = append(s.Ports, model.ServicePort{Name: p.Name, Protocol: portProtocol(p.Name, named, string(p.Protocol)), Port: number})
-		targets[number] = target{number: number}
-		if p.TargetPort.Type == intstr.String {
-			targets[number] = target{name: p.TargetPort.StrVal}
-		} else if p.TargetPort.IntVal != 0 {
-			targets[number] = target{number: uint32(p.TargetPort.IntVal)}
-		}
+		targets[number] = targetOf(p)
 	}
 	if len(k.Spec.Selector) > 0 {
 		a.selectEndpoints(s, k.Spec.Selector, targets)

@@ -53,7 +53,7 @@ type TCP struct {
 type Compiler struct {
 	mesh         *model.Mesh
 	trustDomains []string
-	peer         peerModes
+	peer         model.PeerModes
 	providers    map[string]provider
 	// treeThreshold is the number of rules with an exact principal from which a
 	// set of policies becomes a matcher tree.
@@ -75,7 +75,7 @@ func New(m *model.Mesh) (*Compiler, error) {
 	c := &Compiler{
 		mesh:          m,
 		trustDomains:  envoy.TrustDomains(m),
-		peer:          newPeerModes(m),
+		peer:          model.NewPeerModes(m),
 		treeThreshold: defaultTreeThreshold,
 	}
 	c.providers = newProviders(m)

@@ -167,7 +167,7 @@ func (s *Stack) planGateways(out *plan, gateways []meshdir.GatewayPlan) error {
 		r.address = listen
 		r.instance = meshdir.Instance{
 			Name: g.Name, Namespace: g.Namespace, Labels: g.Labels,
-			Spec: meshdir.InstanceSpec{ServiceAccount: gatewayAccount(g), Node: node, Address: listen.String(), Type: "gateway", GatewayPorts: moved},
+			Spec: meshdir.InstanceSpec{ServiceAccount: g.ServiceAccount, Node: node, Address: listen.String(), Type: "gateway", GatewayPorts: moved},
 		}
 		if len(g.Ports) > 0 {
 			r.url = fmt.Sprintf("%s://%s:%d", gatewayScheme(g.Ports[0]), listen, r.ports[0])
@@ -175,16 +175,6 @@ func (s *Stack) planGateways(out *plan, gateways []meshdir.GatewayPlan) error {
 		out.replicas = append(out.replicas, r)
 	}
 	return nil
-}
-
-// gatewayAccount is the service account under which a gateway runs. Istio's own
-// gateways run as istio-ingressgateway-service-account and the like, which
-// policies name; they are known by the label istio.
-func gatewayAccount(g meshdir.GatewayPlan) string {
-	if kind := g.Labels["istio"]; kind != "" {
-		return "istio-" + kind + "-service-account"
-	}
-	return g.Name
 }
 
 // movedPorts maps privileged ports that this user may not bind to ports 8000

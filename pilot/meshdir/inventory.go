@@ -1,0 +1,120 @@
+package meshdir
+
+import (
+	"fmt"
+	"slices"
+
+	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// inventory is what is to run, or runs: advice that depends on it is given only
+// if it is known.
+type inventory struct {
+	workloads []workload
+	// accounts are the service accounts in use, by namespace.
+	accounts map[string][]string
+}
+
+// workload is a LocalWorkload, a gateway, or a replica; of those that are alike
+// one is here.
+type workload struct {
+	*model.Proxy
+	// service is what it is called by if no Service describes it.
+	service string
+}
+
+// known says whether the directory is complete enough to miss something in it:
+// it says what runs, and no file lost an object to an error.
+func (a *assembler) known() bool {
+	broken := func(f *parsedFile) bool {
+		return slices.ContainsFunc(f.problems, func(p Problem) bool { return p.Severity == Error })
+	}
+	return a.knowsWorkloads() && !slices.ContainsFunc(a.files, broken)
+}
+
+// takeInventory lists what runs.
+func (a *assembler) takeInventory() inventory {
+	in := inventory{accounts: map[string][]string{}}
+	seen := map[string]bool{}
+	add := func(p *model.Proxy, service string) {
+		in.account(p.Namespace, p.ServiceAccount)
+		ports := ""
+		for _, w := range p.Ports {
+			ports += fmt.Sprintf("%s:%d ", w.Name, w.Port)
+		}
+		// fmt writes maps in the order of their keys.
+		key := fmt.Sprintf("%d %d %s/%s %s %v %s", p.Type, p.Interception, p.Namespace, p.ServiceAccount, service, p.Labels, ports)
+		if !seen[key] {
+			seen[key] = true
+			in.workloads = append(in.workloads, workload{p, service})
+		}
+	}
+	for _, w := range workloadsOf(a.objects["LocalWorkload"]) {
+		p := &model.Proxy{Name: w.Name, Namespace: w.Namespace, ServiceAccount: w.Spec.ServiceAccount, Labels: w.Labels}
+		for _, port := range w.Spec.Ports {
+			p.Ports = append(p.Ports, model.WorkloadPort{Name: port.Name, Protocol: port.Model(), Port: port.Port, App: port.App})
+		}
+		add(p, impliedName(w.Name, w.Labels, false))
+	}
+	for _, gw := range a.mesh.Gateways {
+		plan := gatewayPlanOf(gw, a.mesh.RootNamespace)
+		p := &model.Proxy{Type: model.GatewayProxy, Name: plan.Name, Namespace: plan.Namespace, ServiceAccount: plan.ServiceAccount, Labels: plan.Labels}
+		add(p, p.Name)
+	}
+	for _, p := range a.mesh.Proxies {
+		service := impliedName(p.Name, p.Labels, true)
+		if p.Type == model.GatewayProxy {
+			service = p.Name
+		}
+		add(p, service)
+	}
+	a.otherAccounts(&in)
+	return in
+}
+
+// otherAccounts are those of entries, and those that are written down without a
+// workload: whoever declares an account means it.
+func (a *assembler) otherAccounts(in *inventory) {
+	for _, o := range a.objects["WorkloadEntry"] {
+		in.account(o.meta.Namespace, o.spec.(*networking.WorkloadEntry).ServiceAccount)
+	}
+	for _, o := range a.objects["ServiceEntry"] {
+		for _, w := range o.spec.(*networking.ServiceEntry).Endpoints {
+			in.account(o.meta.Namespace, w.ServiceAccount)
+		}
+	}
+	for _, o := range a.objects["ServiceAccount"] {
+		in.account(o.meta.Namespace, o.meta.Name)
+	}
+	for _, o := range a.objects["Namespace"] {
+		in.account(o.meta.Name, "")
+	}
+}
+
+// account notes a namespace and, if there is a name, an account of it.
+func (in *inventory) account(namespace, name string) {
+	list, ok := in.accounts[namespace]
+	if !ok {
+		in.accounts[namespace] = nil
+	}
+	if name != "" && !slices.Contains(list, name) {
+		in.accounts[namespace] = append(list, name)
+	}
+}
+
+// selected gives the workloads that a policy of the namespace is for.
+func (a *assembler) selected(namespace string, selector map[string]string) []workload {
+	var out []workload
+	for _, w := range a.inventory.workloads {
+		if a.selects(namespace, selector, w) {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
+func (a *assembler) selects(namespace string, selector map[string]string, w workload) bool {
+	return (namespace == w.Namespace || namespace == a.mesh.RootNamespace) && model.SelectorMatches(selector, w.Labels)
+}
