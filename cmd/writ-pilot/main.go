@@ -24,8 +24,6 @@ func main() {
 
 func flags(fs *flag.FlagSet, c *pilot.Config) {
 	fs.StringVar(&c.Mesh, "mesh", c.Mesh, "directory with the configuration of the mesh")
-	fs.StringVar(&c.Instances, "instances", c.Instances, "file that lists the running replicas")
-	fs.StringVar(&c.Listen, "listen", c.Listen, "serve node agents and services over mTLS on host:port or unix:///path")
 	fs.StringVar(&c.Plaintext, "plaintext", c.Plaintext, "serve any xDS client without TLS on a loopback address, such as 127.0.0.1:15010")
 	fs.StringVar(&c.Admin, "admin", c.Admin, "serve the status on unix:///path")
 	fs.StringVar(&c.State, "state", c.State, "directory that keeps the revision number over a restart")

@@ -198,14 +198,6 @@ func (t *Tracker) Serving() (Revision, bool) {
 	return *t.serving, true
 }
 
-// Good is the newest revision that was live; false if none was.
-func (t *Tracker) Good() (Revision, bool) {
-	if t.good == nil {
-		return Revision{}, false
-	}
-	return *t.good, true
-}
-
 // Revisions lists the newest revisions, newest first, at most 20.
 func (t *Tracker) Revisions() []Revision {
 	list := make([]Revision, 0, len(t.revisions))

@@ -54,9 +54,6 @@ func (r *Resource) same(o *Resource) bool {
 	return r == o || r.Version != "" && r.Version == o.Version && r.Name == o.Name
 }
 
-// Size is the number of bytes of the marshaled content.
-func (r *Resource) Size() int { return len(r.wire.GetResource().GetValue()) }
-
 // unknown stands for a resource that a client may hold in a version that is not known.
 func unknown(name string) *Resource { return &Resource{Name: name} }
 
