@@ -159,47 +159,36 @@ func (b *meshBuilder) applyOne(raw []byte) {
 		ns = "default"
 	}
 	meta := model.Meta{Ref: model.Ref{Kind: head.Kind, Namespace: ns, Name: head.Metadata.Name, File: "in.yaml"}, Annotations: head.Metadata.Annotations}
-	into := func(m proto.Message) {
-		b.tb.Helper()
-		if err := protojson.Unmarshal(spec, m); err != nil {
-			b.tb.Fatalf("%s: %v", meta.Ref, err)
-		}
-	}
 	m := b.mesh
 	switch head.Kind {
 	case "VirtualService":
-		o := &model.VirtualService{Meta: meta, Spec: &networking.VirtualService{}}
-		into(o.Spec)
-		m.VirtualServices = append(m.VirtualServices, o)
+		m.VirtualServices = append(m.VirtualServices, &model.VirtualService{Meta: meta, Spec: into(b, spec, &networking.VirtualService{})})
 	case "DestinationRule":
-		o := &model.DestinationRule{Meta: meta, Spec: &networking.DestinationRule{}}
-		into(o.Spec)
-		m.DestinationRules = append(m.DestinationRules, o)
+		m.DestinationRules = append(m.DestinationRules, &model.DestinationRule{Meta: meta, Spec: into(b, spec, &networking.DestinationRule{})})
 	case "Gateway":
-		o := &model.Gateway{Meta: meta, Spec: &networking.Gateway{}}
-		into(o.Spec)
-		m.Gateways = append(m.Gateways, o)
+		m.Gateways = append(m.Gateways, &model.Gateway{Meta: meta, Spec: into(b, spec, &networking.Gateway{})})
 	case "Sidecar":
-		o := &model.Sidecar{Meta: meta, Spec: &networking.Sidecar{}}
-		into(o.Spec)
-		m.Sidecars = append(m.Sidecars, o)
+		m.Sidecars = append(m.Sidecars, &model.Sidecar{Meta: meta, Spec: into(b, spec, &networking.Sidecar{})})
 	case "PeerAuthentication":
-		o := &model.PeerAuthentication{Meta: meta, Spec: &securityv1.PeerAuthentication{}}
-		into(o.Spec)
-		m.PeerAuthentications = append(m.PeerAuthentications, o)
+		m.PeerAuthentications = append(m.PeerAuthentications, &model.PeerAuthentication{Meta: meta, Spec: into(b, spec, &securityv1.PeerAuthentication{})})
 	case "AuthorizationPolicy":
-		o := &model.AuthorizationPolicy{Meta: meta, Spec: &securityv1.AuthorizationPolicy{}}
-		into(o.Spec)
-		m.AuthorizationPolicies = append(m.AuthorizationPolicies, o)
+		m.AuthorizationPolicies = append(m.AuthorizationPolicies, &model.AuthorizationPolicy{Meta: meta, Spec: into(b, spec, &securityv1.AuthorizationPolicy{})})
 	case "ServiceEntry":
-		spec := &networking.ServiceEntry{}
-		into(spec)
-		b.serviceEntry(meta, spec)
+		b.serviceEntry(meta, into(b, spec, &networking.ServiceEntry{}))
 	case "MeshConfig":
-		into(m.Config)
+		into(b, spec, m.Config)
 	default:
 		b.tb.Fatalf("kind %s is not known to tests", head.Kind)
 	}
+}
+
+// into reads the spec of an object into m.
+func into[M proto.Message](b *meshBuilder, spec []byte, m M) M {
+	b.tb.Helper()
+	if err := protojson.Unmarshal(spec, m); err != nil {
+		b.tb.Fatalf("%s: %v", spec, err)
+	}
+	return m
 }
 
 func (b *meshBuilder) serviceEntry(meta model.Meta, spec *networking.ServiceEntry) {

@@ -104,7 +104,7 @@ spec:
   resolution: STATIC
   ports: [{number: 9443, name: tls, protocol: TLS}]
   endpoints: [{address: 127.0.0.1, ports: {tls: %s}}]
-`, m.tlsBackend(t)))
+`, m.outsideTLS("through.example", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "backend") })))
 	for _, p := range []*model.Proxy{m.v1, m.v2} {
 		m.echo(p, m.handler(p))
 		m.tcpEcho(p, p.Ports[1])
@@ -123,24 +123,6 @@ func (m *gatewayMesh) files(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-}
-
-// tlsBackend is a TLS server outside of the mesh; it gives its port.
-func (m *gatewayMesh) tlsBackend(t *testing.T) string {
-	cert, key := m.ca.issue(t, "", "through.example")
-	pair, err := tls.X509KeyPair(cert, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "backend") })}
-	go func() { _ = srv.Serve(l) }()
-	t.Cleanup(func() { srv.Close() })
-	_, p, _ := net.SplitHostPort(l.Addr().String())
-	return p
 }
 
 // tlsGet requests https://host/path at the gateway's TLS port.

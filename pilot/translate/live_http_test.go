@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -265,7 +266,9 @@ func (m *bookstore) websocket(t *testing.T) {
 }
 
 func (m *bookstore) unknownHosts(t *testing.T) {
-	srv := m.outside(t)
+	outside := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "outside") }))
+	t.Cleanup(outside.Close)
+	srv := outside.Listener.Addr().String()
 	r := m.via(m.client, http.MethodGet, "http://"+srv+"/x")
 	if r.StatusCode != 200 || !strings.Contains(r.body, "outside") {
 		t.Errorf("absolute form: %s %s", r.Status, r.body)
@@ -277,17 +280,6 @@ func (m *bookstore) unknownHosts(t *testing.T) {
 		t.Fatalf("tunnel: %v %v", resp, err)
 	}
 	resp.Body.Close()
-}
-
-func (m *bookstore) outside(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "outside") })}
-	go func() { _ = srv.Serve(l) }()
-	t.Cleanup(func() { srv.Close() })
-	return l.Addr().String()
 }
 
 func (m *bookstore) dial(t *testing.T) net.Conn {

@@ -121,19 +121,7 @@ func TestLiveDestinationRules(t *testing.T) {
 	}
 	m.service("slow", "default", slow)
 	m.service("store", "default", stores...)
-	cert, key := m.ca.issue(t, "", "api.example")
-	pair, err := tls.X509KeyPair(cert, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	api := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "api sni=%s", r.TLS.ServerName) })}
-	go func() { _ = api.Serve(l) }()
-	t.Cleanup(func() { api.Close() })
-	_, apiPort, _ := net.SplitHostPort(l.Addr().String())
+	apiPort := m.outsideTLS("api.example", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "api sni=%s", r.TLS.ServerName) })
 	dir := t.TempDir()
 	m.mesh.Dir = dir
 	writeFile(t, dir+"/ca.pem", m.ca.pem)

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -186,6 +187,21 @@ func (m *liveMesh) tcpEcho(p *model.Proxy, wp model.WorkloadPort) {
 			}()
 		}
 	}()
+}
+
+// outsideTLS runs a TLS server outside of the mesh and gives its port.
+func (m *liveMesh) outsideTLS(name string, h http.HandlerFunc) string {
+	m.t.Helper()
+	cert, key := m.ca.issue(m.t, "", name)
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	srv := httptest.NewUnstartedServer(h)
+	srv.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+	srv.StartTLS()
+	m.t.Cleanup(srv.Close)
+	return strings.TrimPrefix(srv.URL, "https://127.0.0.1:")
 }
 
 // response is what came back, with the body read.
