@@ -484,10 +484,7 @@ func (c *checker) httpDestinations(at string, routes []*networking.HTTPRouteDest
 	weights := make([]int32, 0, len(routes))
 	for i, d := range routes {
 		place := index(at+".route", i)
-		if d.Destination == nil {
-			c.errorf(place, "a destination is missing")
-		}
-		c.destination(place+".destination", d.Destination)
+		c.routedTo(place, d.Destination)
 		c.headerChanges(place+".headers", d.Headers)
 		weights = append(weights, d.Weight)
 	}
@@ -501,13 +498,17 @@ func (c *checker) l4Destinations(at string, routes []*networking.RouteDestinatio
 	weights := make([]int32, 0, len(routes))
 	for i, d := range routes {
 		place := index(at+".route", i)
-		if d.Destination == nil {
-			c.errorf(place, "a destination is missing")
-		}
-		c.destination(place+".destination", d.Destination)
+		c.routedTo(place, d.Destination)
 		weights = append(weights, d.Weight)
 	}
 	c.weights(at, weights)
+}
+
+func (c *checker) routedTo(at string, d *networking.Destination) {
+	if d == nil {
+		c.errorf(at, "a destination is missing")
+	}
+	c.destination(at+".destination", d)
 }
 
 // weights need not make 100: they are taken in proportion, as Istio does.

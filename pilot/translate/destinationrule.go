@@ -187,29 +187,13 @@ func overlay(base, over *networking.TrafficPolicy, port uint32) *networking.Traf
 		return base
 	}
 	out := &networking.TrafficPolicy{
-		ConnectionPool: base.ConnectionPool, LoadBalancer: base.LoadBalancer, OutlierDetection: base.OutlierDetection,
-		Tls: base.Tls, Tunnel: base.Tunnel, ProxyProtocol: base.ProxyProtocol, RetryBudget: base.RetryBudget,
-	}
-	if over.ConnectionPool != nil {
-		out.ConnectionPool = over.ConnectionPool
-	}
-	if over.LoadBalancer != nil {
-		out.LoadBalancer = over.LoadBalancer
-	}
-	if over.OutlierDetection != nil {
-		out.OutlierDetection = over.OutlierDetection
-	}
-	if over.Tls != nil {
-		out.Tls = over.Tls
-	}
-	if over.Tunnel != nil {
-		out.Tunnel = over.Tunnel
-	}
-	if over.ProxyProtocol != nil {
-		out.ProxyProtocol = over.ProxyProtocol
-	}
-	if over.RetryBudget != nil {
-		out.RetryBudget = over.RetryBudget
+		ConnectionPool:   cmp.Or(over.ConnectionPool, base.ConnectionPool),
+		LoadBalancer:     cmp.Or(over.LoadBalancer, base.LoadBalancer),
+		OutlierDetection: cmp.Or(over.OutlierDetection, base.OutlierDetection),
+		Tls:              cmp.Or(over.Tls, base.Tls),
+		Tunnel:           cmp.Or(over.Tunnel, base.Tunnel),
+		ProxyProtocol:    cmp.Or(over.ProxyProtocol, base.ProxyProtocol),
+		RetryBudget:      cmp.Or(over.RetryBudget, base.RetryBudget),
 	}
 	for _, p := range over.GetPortLevelSettings() {
 		if p.GetPort().GetNumber() == port {
