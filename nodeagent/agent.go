@@ -157,7 +157,7 @@ func (a *agent) serveProxies(ctx context.Context, l net.Listener) error {
 	methods := rpc.Methods{
 		secretv3.SecretDiscoveryService_StreamSecrets_FullMethodName:                    rpc.Anyone(),
 		secretv3.SecretDiscoveryService_DeltaSecrets_FullMethodName:                     rpc.Anyone(),
-		secretv3.SecretDiscoveryService_FetchSecrets_FullMethodName:                     rpc.Anyone(),
+		secretv3.SecretDiscoveryService_FetchSecrets_FullMethodName:                     rpc.Or(), // Envoy streams
 		discoveryv3.AggregatedDiscoveryService_StreamAggregatedResources_FullMethodName: rpc.Anyone(),
 		discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName:  rpc.Anyone(),
 	}

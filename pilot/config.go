@@ -6,10 +6,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
 
 	"github.com/writ-mesh/writ/internal/credential"
 	"github.com/writ-mesh/writ/internal/listen"
 	"github.com/writ-mesh/writ/internal/service"
+	"github.com/writ-mesh/writ/pilot/meshdir"
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
@@ -35,6 +38,13 @@ type Config struct {
 	State string `yaml:"state"`
 	// Deciders are where Envoys reach the services that decide.
 	Deciders Deciders `yaml:"deciders"`
+	// ReservedFolders are folders with the mesh's own sockets and state, besides
+	// /run/writ: no object may name a file or socket in one. An element may be a
+	// pattern, such as /tmp/writ-*.
+	ReservedFolders []string `yaml:"reserved_folders"`
+	// ReservedAddresses are addresses and CIDR blocks of the mesh's own services:
+	// no endpoint may have one.
+	ReservedAddresses []string `yaml:"reserved_addresses"`
 	// Credential says where the service's own certificate comes from.
 	Credential credential.Config `yaml:"credential"`
 }
@@ -68,7 +78,40 @@ func (c *Config) Validate() error {
 	if c.Listen == "" && c.Plaintext == "" {
 		return errors.New("listen: nobody could be served; set listen (mTLS) or plaintext (loopback only)")
 	}
+	if _, err := c.reserved(); err != nil {
+		return err
+	}
 	return errors.Join(c.validateListeners()...)
+}
+
+// reserved is what no object may name: what is configured, and pilot's own state
+// and address.
+func (c *Config) reserved() (meshdir.Reserved, error) {
+	out := meshdir.Reserved{Folders: slices.Clone(c.ReservedFolders)}
+	for _, folder := range c.ReservedFolders {
+		if !filepath.IsAbs(folder) {
+			return out, fmt.Errorf("reserved_folders: %q is not an absolute path", folder)
+		}
+	}
+	if c.State != "" {
+		state, err := filepath.Abs(c.State)
+		if err != nil {
+			return out, fmt.Errorf("state: %w", err)
+		}
+		out.Folders = append(out.Folders, state)
+	}
+	for _, text := range c.ReservedAddresses {
+		block, err := netip.ParsePrefix(text)
+		if err != nil {
+			addr, aerr := netip.ParseAddr(text)
+			if aerr != nil {
+				return out, fmt.Errorf("reserved_addresses: %q is neither an IP address nor a CIDR block", text)
+			}
+			block = netip.PrefixFrom(addr, addr.BitLen())
+		}
+		out.Addresses = append(out.Addresses, block)
+	}
+	return out, nil
 }
 
 func (c *Config) validateListeners() []error {

@@ -29,7 +29,11 @@ func run(ctx context.Context, c Config, rt *service.Runtime, compileRego Compile
 			return fmt.Errorf("state: %w", err)
 		}
 	}
-	source := meshdir.Options{Dir: c.Mesh, InstancesFile: c.Instances, Deciders: c.Deciders.Model(), CompileRego: compileRego}
+	reserved, err := c.reserved()
+	if err != nil {
+		return err
+	}
+	source := meshdir.Options{Dir: c.Mesh, InstancesFile: c.Instances, Reserved: reserved, Deciders: c.Deciders.Model(), CompileRego: compileRego}
 	if c.State != "" {
 		source.LastGood = filepath.Join(c.State, "last-good.json")
 	}

@@ -107,44 +107,6 @@ func (s *Server) StreamSecrets(stream secretv3.SecretDiscoveryService_StreamSecr
 	return serve(s, stream, new(sotw), func(r *discoveryv3.DiscoveryResponse) bool { return r != nil })
 }
 
-// FetchSecrets answers once, when all known secrets that are asked for are there.
-func (s *Server) FetchSecrets(ctx context.Context, req *discoveryv3.DiscoveryRequest) (*discoveryv3.DiscoveryResponse, error) {
-	if err := checkType(req); err != nil {
-		return nil, err
-	}
-	lease, err := s.cfg.Attestor.AttestCaller(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer lease.Release()
-	m := new(sotw)
-	m.request(req)
-	w := watch{cfg: s.cfg, lease: lease}
-	defer w.close()
-	for {
-		have, err := w.look(m.wants)
-		if err != nil {
-			return nil, err
-		}
-		if (!m.wants(NameDefault) || have[NameDefault].body != nil) && (!m.wants(NameRoot) || have[NameRoot].body != nil) {
-			if resp := m.respond(have); resp != nil {
-				return resp, nil
-			}
-			return &discoveryv3.DiscoveryResponse{TypeUrl: typeURL}, nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, status.FromContextError(ctx.Err()).Err()
-		case <-w.svidChanged:
-		case <-w.bundleChanged:
-		case <-lease.Done():
-			return nil, errGone(lease)
-		case <-s.cfg.Stopping:
-			return nil, errStopping()
-		}
-	}
-}
-
 // serve runs one stream.
 func serve[Q, P any, R interface {
 	*Q

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -199,8 +198,8 @@ func (c *checker) exportTo(exportTo []string, private, none bool) {
 
 // unixPath checks the part of an address after unix://.
 func (c *checker) unixPath(at, p string) {
-	if !strings.HasPrefix(p, "@") && (!path.IsAbs(p) || strings.HasSuffix(p, "/")) {
-		c.errorf(at, "%q is not the absolute path of a socket", shorten(p))
+	if problem := c.options.socketProblem(p); problem != "" {
+		c.errorf(at, "%q %s", shorten(p), problem)
 	}
 }
 

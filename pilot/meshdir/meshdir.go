@@ -20,6 +20,8 @@ type Options struct {
 	// LastGood is a file in which a Reader keeps the last good content of every
 	// file for the next process; empty for none.
 	LastGood string
+	// Reserved is what belongs to the mesh itself.
+	Reserved Reserved
 	// Deciders go into the mesh as they are.
 	Deciders model.Deciders
 	// CompileRego says whether a Rego module compiles and answers the query; nil

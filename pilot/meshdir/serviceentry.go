@@ -1,6 +1,7 @@
 package meshdir
 
 import (
+	"cmp"
 	"strings"
 
 	networking "istio.io/api/networking/v1alpha3"
@@ -34,6 +35,7 @@ func checkServiceEntry(c *checker) {
 	}
 	ports := c.entryPorts(se)
 	c.resolution(se, ports)
+	c.hostsAsAddresses(se)
 	c.exportTo(se.ExportTo, false, true)
 }
 
@@ -99,6 +101,27 @@ func (c *checker) resolvableHosts(se *networking.ServiceEntry) {
 	}
 }
 
+// hostsAsAddresses: without endpoints the hosts themselves are asked for.
+func (c *checker) hostsAsAddresses(se *networking.ServiceEntry) {
+	if len(se.Endpoints) > 0 || se.WorkloadSelector != nil || se.Resolution == networking.ServiceEntry_STATIC {
+		return
+	}
+	for i, h := range se.Hosts {
+		for _, p := range se.Ports {
+			if problem := c.options.addressProblem(strings.TrimPrefix(h, "*"), cmp.Or(p.TargetPort, p.Number)); problem != "" {
+				c.errorf(index("spec.hosts", i), "%s:%d %s", shorten(h), cmp.Or(p.TargetPort, p.Number), problem)
+			}
+		}
+	}
+	for i, a := range se.Addresses {
+		for _, p := range se.Ports {
+			if problem := c.options.addressProblem(strings.Split(a, "/")[0], p.Number); problem != "" && se.Resolution == networking.ServiceEntry_NONE {
+				c.errorf(index("spec.addresses", i), "%s:%d %s", shorten(a), p.Number, problem)
+			}
+		}
+	}
+}
+
 func checkWorkloadEntryObject(c *checker) {
 	c.workloadEntry("spec", c.object.spec.(*networking.WorkloadEntry), nil, true)
 }
@@ -130,6 +153,9 @@ func (c *checker) workloadEntry(at string, e *networking.WorkloadEntry, ports ma
 	for name, port := range e.Ports {
 		place := at + ".ports[" + name + "]"
 		c.port(place, port)
+		if problem := c.options.addressProblem(e.Address, port); problem != "" && !isUnix {
+			c.errorf(place, "%s:%d %s", shorten(e.Address), port, problem)
+		}
 		if !isAnyLabel(name) {
 			c.errorf(place, "%q is not a port name: use letters, digits and '-'", shorten(name))
 		}

@@ -207,7 +207,23 @@ func (a *assembler) selectEndpoints(s *model.Service, selector map[string]string
 		if o.meta.Namespace != s.Namespace || !model.SelectorMatches(selector, labels) {
 			continue
 		}
-		s.Endpoints = append(s.Endpoints, a.entryEndpoint(s, w, labels, targets))
+		e := a.entryEndpoint(s, w, labels, targets)
+		a.reachable(o, "spec", e)
+		s.Endpoints = append(s.Endpoints, e)
+	}
+}
+
+// reachable refuses an endpoint that belongs to the mesh itself, for o, which has
+// it at a path.
+func (a *assembler) reachable(o *object, at string, e *model.Endpoint) {
+	if strings.HasPrefix(e.Address, unixPrefix) {
+		return // checked before
+	}
+	for _, port := range slices.Sorted(maps.Values(e.Ports)) {
+		if problem := a.options.addressProblem(e.Address, port); problem != "" {
+			a.report(o, func(c *checker) { c.errorf(at+".address", "%s:%d %s", shorten(e.Address), port, problem) })
+			return
+		}
 	}
 }
 
@@ -267,20 +283,25 @@ func (a *assembler) entryServices(o *object) []*model.Service {
 			s.Ports = append(s.Ports, model.ServicePort{Name: p.Name, Protocol: protocol, Port: p.Number})
 			targets[p.Number] = target{number: cmp.Or(p.TargetPort, p.Number)}
 		}
-		a.entryEndpoints(s, se, targets)
+		a.entryEndpoints(o, s, targets)
 		out = append(out, s)
 	}
 	return out
 }
 
-func (a *assembler) entryEndpoints(s *model.Service, se *networking.ServiceEntry, targets map[uint32]target) {
+func (a *assembler) entryEndpoints(o *object, s *model.Service, targets map[uint32]target) {
+	se := o.spec.(*networking.ServiceEntry)
 	switch {
 	case s.Resolution == model.None:
 	case se.WorkloadSelector != nil:
 		a.selectEndpoints(s, se.WorkloadSelector.Labels, targets)
 	case len(se.Endpoints) > 0:
-		for _, w := range se.Endpoints {
-			s.Endpoints = append(s.Endpoints, a.entryEndpoint(s, w, w.Labels, targets))
+		for i, w := range se.Endpoints {
+			e := a.entryEndpoint(s, w, w.Labels, targets)
+			if s.Hostname == strings.ToLower(se.Hosts[0]) { // once for all hosts
+				a.reachable(o, index("spec.endpoints", i), e)
+			}
+			s.Endpoints = append(s.Endpoints, e)
 		}
 	case s.Resolution != model.Static:
 		s.Endpoints = append(s.Endpoints, a.entryEndpoint(s, &networking.WorkloadEntry{Address: s.Hostname}, nil, targets))

@@ -44,6 +44,8 @@ func (c *checker) ingress(at string, in *networking.IstioIngressListener) {
 			c.unixPath(at+".defaultEndpoint", unix)
 		} else if host, port, err := net.SplitHostPort(e); err != nil || !slices.Contains([]string{"", "127.0.0.1", "0.0.0.0", "::1", "::"}, host) || !validPort(port) {
 			c.errorf(at+".defaultEndpoint", "%q is not 127.0.0.1:PORT, 0.0.0.0:PORT or unix:///PATH", shorten(e))
+		} else if n, _ := strconv.ParseUint(port, 10, 16); slices.Contains(proxyPorts, uint32(n)) {
+			c.errorf(at+".defaultEndpoint", "%q is reserved: the port is the proxy's own", shorten(e))
 		}
 	}
 	c.unsupported(in.Tls != nil, at+".tls")

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/writ-mesh/writ/authz/rego"
+	"github.com/writ-mesh/writ/cmd/writ/internal/stack"
 	"github.com/writ-mesh/writ/pilot/meshdir"
 )
 
@@ -20,6 +21,7 @@ type validation struct {
 
 func validateCommand() *cobra.Command {
 	var o output
+	var state string
 	c := &cobra.Command{
 		Use:   "validate DIR",
 		Short: "Check a mesh directory without running it",
@@ -32,12 +34,16 @@ Exit code 0: valid (warnings allowed); 1: not; 2: cannot tell.`,
 			if info, err := os.Stat(args[0]); err != nil || !info.IsDir() {
 				return fmt.Errorf("%s is no mesh directory", args[0])
 			}
-			_, problems := meshdir.Validate(meshdir.Options{Dir: args[0], CompileRego: rego.Check})
+			reserved, err := stack.Reserved(args[0], state)
+			if err != nil {
+				return err
+			}
+			_, problems := meshdir.Validate(meshdir.Options{Dir: args[0], Reserved: reserved, CompileRego: rego.Check})
 			v := validation{Valid: len(meshdir.Errors(problems)) == 0, Problems: problems}
 			if v.Problems == nil {
 				v.Problems = []meshdir.Problem{}
 			}
-			err := o.print(cmd.OutOrStdout(), v, func(w io.Writer) error { return printValidation(w, args[0], v) })
+			err = o.print(cmd.OutOrStdout(), v, func(w io.Writer) error { return printValidation(w, args[0], v) })
 			if err == nil && !v.Valid {
 				return errNo
 			}
@@ -45,6 +51,7 @@ Exit code 0: valid (warnings allowed); 1: not; 2: cannot tell.`,
 		},
 	}
 	o.register(c)
+	c.Flags().StringVar(&state, "state", "", "state directory of the mesh (default DIR/.writ): nothing may name a file in it")
 	return c
 }
 

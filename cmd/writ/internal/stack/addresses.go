@@ -33,6 +33,9 @@ const (
 	firstAppPort, lastAppPort = 20000, 32000
 )
 
+// addressesFile is its name in the state directory.
+const addressesFile = "addresses.json"
+
 // addresses is what the state directory remembers.
 type addresses struct {
 	Block int `json:"block"`
@@ -42,6 +45,11 @@ type addresses struct {
 	Hosts map[string]netip.Addr `json:"hosts"`
 	// Apps maps "<namespace>/<replica>/<port>" to the program's private port.
 	Apps map[string]uint32 `json:"apps"`
+
+	// Gateways maps a port of 127.0.0.1 to the Gateway object that has it, Names
+	// the name of a gateway proxy to its: "<namespace>/<name>".
+	Gateways map[uint32]string `json:"gateways,omitempty"`
+	Names    map[string]string `json:"names,omitempty"`
 
 	path        string
 	reservation net.Listener
@@ -53,7 +61,24 @@ type addresses struct {
 // openAddresses loads the addresses and reserves the block by listening on its
 // first address, which the kernel lets only one process do.
 func openAddresses(path string) (*addresses, error) {
-	a := &addresses{path: path, Hosts: make(map[string]netip.Addr), Apps: make(map[string]uint32), given: make(map[string]bool)}
+	a, err := readAddresses(path)
+	if err != nil {
+		return nil, err
+	}
+	if a.Block == 0 {
+		h := fnv.New32a()
+		_, _ = h.Write([]byte(path))
+		a.Block = firstBlock + int(h.Sum32()%(lastBlock-firstBlock+1))
+	}
+	return a, a.reserve()
+}
+
+// readAddresses loads what an earlier run has given; nothing is no error.
+func readAddresses(path string) (*addresses, error) {
+	a := &addresses{
+		path: path, Hosts: make(map[string]netip.Addr), Apps: make(map[string]uint32), Gateways: make(map[uint32]string),
+		Names: make(map[string]string), given: make(map[string]bool),
+	}
 	data, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -64,12 +89,7 @@ func openAddresses(path string) (*addresses, error) {
 			return nil, fmt.Errorf("%s is corrupt (%w); remove it to have addresses given anew", path, err)
 		}
 	}
-	if a.Block == 0 {
-		h := fnv.New32a()
-		_, _ = h.Write([]byte(path))
-		a.Block = firstBlock + int(h.Sum32()%(lastBlock-firstBlock+1))
-	}
-	return a, a.reserve()
+	return a, nil
 }
 
 func (a *addresses) reserve() error {

@@ -5,12 +5,15 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/writ-mesh/writ/internal/listen"
+	"github.com/writ-mesh/writ/pilot/meshdir"
 )
 
 // Options are what `writ up` was asked for.
@@ -76,6 +79,34 @@ func openPaths(o Options) (*paths, error) {
 	return p, p.makeSockets()
 }
 
+// Reserved is what no object of a mesh directory may name when the mesh keeps its
+// state in state ("" for the default place): its state, the folders in which
+// meshes of this user have their sockets, and where its services listen, as far
+// as a run has settled that.
+func Reserved(dir, state string) (meshdir.Reserved, error) {
+	if state == "" {
+		state = filepath.Join(dir, ".writ")
+	}
+	state, err := filepath.Abs(state)
+	if err != nil {
+		return meshdir.Reserved{}, err
+	}
+	out := meshdir.Reserved{Folders: []string{state}}
+	for _, tmp := range []string{os.TempDir(), "/tmp"} {
+		out.Folders = append(out.Folders, filepath.Join(tmp, socketFolder(strings.Repeat("?", 2*socketHash))))
+	}
+	if a, err := readAddresses(filepath.Join(state, addressesFile)); err == nil && a.Block != 0 {
+		out.Addresses = append(out.Addresses, netip.PrefixFrom(a.at(0, 0), 24))
+	}
+	return out, nil
+}
+
+// socketHash is how many bytes of the state directory's hash are in the name of
+// its folder for sockets.
+const socketHash = 6
+
+func socketFolder(hash string) string { return fmt.Sprintf("writ-%d-%s", os.Geteuid(), hash) }
+
 // acquire takes the state directory for this process alone; the lock goes with
 // the process, however that ends.
 func (p *paths) acquire() error {
@@ -98,7 +129,7 @@ func (p *paths) acquire() error {
 // directory, so that a restarted service finds what it had.
 func (p *paths) makeSockets() error {
 	sum := sha256.Sum256([]byte(p.state))
-	p.sockets = filepath.Join(os.TempDir(), fmt.Sprintf("writ-%d-%s", os.Geteuid(), hex.EncodeToString(sum[:6])))
+	p.sockets = filepath.Join(os.TempDir(), socketFolder(hex.EncodeToString(sum[:socketHash])))
 	if err := listen.Valid("unix://" + p.socket("nodeagent-admin")); err != nil {
 		p.sockets = filepath.Join("/tmp", filepath.Base(p.sockets))
 	}

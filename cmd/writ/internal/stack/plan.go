@@ -72,7 +72,7 @@ func (r *replica) sameProcesses(o replica) bool {
 // mistake in the workloads or in mesh.yaml is an error: what to run would be a
 // guess. Mistakes elsewhere are pilot's to report.
 func (s *Stack) plan() (plan, error) {
-	w, problems := meshdir.ReadPlan(meshdir.Options{Dir: s.p.dir})
+	w, problems := meshdir.ReadPlan(meshdir.Options{Dir: s.p.dir, Reserved: s.reserved})
 	if err := blocking(problems); err != nil {
 		return plan{}, err
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/writ-mesh/writ/cmd/writ/internal/supervise"
 	"github.com/writ-mesh/writ/internal/atomicfile"
+	"github.com/writ-mesh/writ/pilot/meshdir"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
@@ -62,6 +63,7 @@ func (s *Stack) daemons() []daemon {
 		{"pilot", "writ/pilot", map[string]any{
 			"mesh": s.p.dir, "instances": s.p.file("instances.yaml"), "listen": s.pilotAddr,
 			"admin": s.p.unix("pilot-admin"), "state": s.p.file("pilot"),
+			"reserved_folders": s.reserved.Folders, "reserved_addresses": reservedAddresses(s.reserved),
 			"deciders": map[string]any{"authz": s.p.unix("authz"), "ratelimit": s.p.unix("ratelimit")},
 		}},
 		{"authz", "writ/authz", map[string]any{"listen": s.p.unix("authz"), "pilot": s.pilotAddr, "state": s.p.file("authz")}},
@@ -81,6 +83,14 @@ func (s *Stack) daemons() []daemon {
 		}
 	}
 	return all
+}
+
+func reservedAddresses(r meshdir.Reserved) []string {
+	var out []string
+	for _, block := range r.Addresses {
+		out = append(out, block.String())
+	}
+	return out
 }
 
 // startDaemons starts all five. The authority comes first; the others wait for

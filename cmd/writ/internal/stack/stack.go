@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/writ-mesh/writ/cmd/writ/internal/supervise"
+	"github.com/writ-mesh/writ/pilot/meshdir"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 	nodeagentpb "github.com/writ-mesh/writ/proto/writ/nodeagent/v1"
 	pilotpb "github.com/writ-mesh/writ/proto/writ/pilot/v1"
@@ -26,6 +27,9 @@ type Stack struct {
 	addr *addresses
 	// trustDomain and rootNamespace are from mesh.yaml.
 	trustDomain, rootNamespace string
+
+	// reserved is what no object may name.
+	reserved meshdir.Reserved
 
 	caAddr, pilotAddr string
 	conns             []*grpc.ClientConn
@@ -58,7 +62,13 @@ func Up(ctx context.Context, o Options, log *slog.Logger) (*Stack, error) {
 
 func (s *Stack) up(ctx context.Context) error {
 	var err error
-	if s.addr, err = openAddresses(s.p.file("addresses.json")); err != nil {
+	if s.addr, err = openAddresses(s.p.file(addressesFile)); err != nil {
+		return err
+	}
+	if err := s.addr.save(); err != nil { // Reserved reads the block from there
+		return err
+	}
+	if s.reserved, err = Reserved(s.p.dir, s.p.state); err != nil {
 		return err
 	}
 	s.caAddr, s.pilotAddr = fmt.Sprintf("%s:%d", s.addr.at(0, 1), caPort), fmt.Sprintf("%s:%d", s.addr.at(0, 1), pilotPort)
