@@ -34,8 +34,8 @@ spec:
   ports:
   - {name: http, port: 8080, app: 20001}
 `), meshdir.Options{Dir: "/mesh"})
-	if len(problems) > 0 {
-		fmt.Println(problems)
+	if refused := meshdir.Errors(problems); len(refused) > 0 { // besides them are warnings
+		fmt.Println(refused)
 		return
 	}
 	policies, err := security.New(mesh)
