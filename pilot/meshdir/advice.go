@@ -117,7 +117,7 @@ func (c *checker) valuesThatNeverMatch(p *security.AuthorizationPolicy) {
 		for _, s := range statements(at, rule) {
 			for j, v := range s.values {
 				if rest, ok := strings.CutPrefix(v, spiffePrefix); ok && s.key == condition.Principal {
-					c.warnf(index(s.at, j), "a principal has no scheme, so this matches nobody: write %q", shorten(rest))
+					c.warnf(index(s.at, j), "a principal has no scheme, so this matches nobody: write %q", whole(rest))
 				}
 			}
 		}
@@ -151,7 +151,7 @@ func (c *checker) methods(at string, values []string) {
 func (c *checker) paths(at string, values []string) {
 	for i, v := range values {
 		if v != "" && !strings.HasPrefix(v, "/") && !strings.HasPrefix(v, "*") {
-			c.warnf(index(at, i), "a path begins with \"/\", so %q matches no request: write %q", shorten(v), shorten("/"+v))
+			c.warnf(index(at, i), "a path begins with \"/\", so %q matches no request: write %q", whole(v), whole("/"+v))
 		}
 	}
 }

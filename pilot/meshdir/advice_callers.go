@@ -31,10 +31,7 @@ func (a *assembler) unknownCallers(c *checker, p *security.AuthorizationPolicy) 
 						namespace, account = c.object.meta.Namespace, v
 					}
 					a.unknownAccount(c, at, namespace, account, func(namespace, account string) string {
-						if ok || namespace != c.object.meta.Namespace {
-							return namespace + "/" + account
-						}
-						return account
+						return namespace + "/" + account
 					})
 				case condition.Namespace:
 					if _, ok := a.inventory.accounts[v]; !ok {
@@ -76,7 +73,7 @@ func (a *assembler) unknownAccount(c *checker, at, namespace, account string, wr
 	if ns, name := a.nearestAccount(namespace, account); name != "" {
 		hint = write(ns, name)
 	}
-	c.warnf(at, "nothing runs as %s%s", shorten(write(namespace, account)), orElse(hint))
+	c.warnf(at, "nothing runs as %s%s", whole(write(namespace, account)), orElse(hint))
 }
 
 // nearestAccount looks in the namespace, then for the name in others, then in
@@ -94,6 +91,14 @@ func (a *assembler) nearestAccount(namespace, account string) (string, string) {
 	}
 	ns := nearest(namespace, namespaces)
 	return ns, nearest(account, accounts[ns])
+}
+
+// whole gives a name that is to be read, or copied, as it is, unless it is no name.
+func whole(name string) string {
+	if len(name) > 253 {
+		return shorten(name)
+	}
+	return name
 }
 
 // orElse ends a sentence with a suggestion, if there is one.

@@ -93,7 +93,7 @@ func (a *assembler) hostsOfNobody(c *checker) {
 		}
 		inside := strings.HasSuffix(host, ".svc."+a.mesh.DomainSuffix)
 		if hint := a.suggestHost(written, host, namespace); inside || strings.HasPrefix(hint, ",") {
-			c.warnf(index("spec.hosts", i), "there is no service %s, so no service is called by these routes%s", host, hint)
+			c.warnf(index("spec.hosts", i), "there is no service %s whose calls could take these routes%s", host, hint)
 		}
 	}
 }

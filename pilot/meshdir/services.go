@@ -2,6 +2,7 @@ package meshdir
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"regexp"
 	"slices"
@@ -15,28 +16,72 @@ import (
 )
 
 // services makes the registry: Service objects, ServiceEntries, and a service
-// for each app of the workloads that neither of them describes.
+// for each app of the workloads that neither of them describes. A ServiceEntry
+// never takes the name of a service that the namespace itself has: as in Istio,
+// nobody gets at a name by writing it.
 func (a *assembler) services() {
 	taken := map[string]bool{}
+	own := map[string]*model.Service{} // by their hostname, which has their namespace in it
 	for _, o := range a.objects["Service"] {
 		s := a.kubernetesService(o)
-		taken[s.Hostname+"/"+s.Namespace] = true
+		taken[s.Hostname+"/"+s.Namespace], own[s.Hostname] = true, s
 		a.mesh.Services = append(a.mesh.Services, s)
 	}
+	var entries []*model.Service
 	for _, o := range a.objects["ServiceEntry"] {
 		for _, s := range a.entryServices(o) {
 			taken[s.Hostname+"/"+s.Namespace] = true
-			a.mesh.Services = append(a.mesh.Services, s)
+			entries = append(entries, s)
 		}
 	}
 	for _, s := range a.impliedServices() {
 		if !taken[s.Hostname+"/"+s.Namespace] {
+			own[s.Hostname] = s
 			a.mesh.Services = append(a.mesh.Services, s)
 		}
 	}
-	slices.SortStableFunc(a.mesh.Services, func(a, b *model.Service) int {
-		return cmp.Or(cmp.Compare(a.Hostname, b.Hostname), cmp.Compare(a.Namespace, b.Namespace))
-	})
+	for _, s := range entries {
+		if first := own[s.Hostname]; first != nil {
+			a.claims(s, fmt.Sprintf("is the name of %s: this ServiceEntry is not used for it", first.Ref))
+			continue
+		}
+		a.mesh.Services = append(a.mesh.Services, s)
+	}
+	slices.SortStableFunc(a.mesh.Services, a.precedence)
+	a.contested()
+}
+
+// precedence is by hostname; then whose namespace a name within the mesh has
+// goes first, then the older, then the smaller namespace.
+func (a *assembler) precedence(x, y *model.Service) int {
+	foreign := func(s *model.Service) int {
+		if strings.HasSuffix(s.Hostname, "."+s.Namespace+".svc."+a.mesh.DomainSuffix) {
+			return 0
+		}
+		return 1
+	}
+	return cmp.Or(cmp.Compare(x.Hostname, y.Hostname), cmp.Compare(foreign(x), foreign(y)), x.Created.Compare(y.Created), cmp.Compare(x.Namespace, y.Namespace))
+}
+
+// contested warns of ServiceEntries of one host in several namespaces.
+func (a *assembler) contested() {
+	var first *model.Service
+	for _, s := range a.mesh.Services {
+		switch {
+		case first == nil || first.Hostname != s.Hostname:
+			first = s
+		case first.Namespace != s.Namespace && isEverywhere(first.ExportTo) && isEverywhere(s.ExportTo):
+			a.claims(s, fmt.Sprintf("is also that of %s, which goes first in every namespace but %s", first.Ref, s.Namespace))
+		}
+	}
+}
+
+// claims warns at a host of a ServiceEntry.
+func (a *assembler) claims(s *model.Service, problem string) {
+	o := a.byID[s.ID()]
+	hosts := o.spec.(*networking.ServiceEntry).Hosts
+	at := slices.IndexFunc(hosts, func(h string) bool { return strings.ToLower(h) == s.Hostname })
+	a.report(o, func(c *checker) { c.warnf(index("spec.hosts", at), "%s %s", shorten(s.Hostname), problem) })
 }
 
 func (a *assembler) serviceExportTo(own []string) []string {
@@ -387,6 +432,15 @@ func (a *assembler) impliedServices() []*model.Service {
 		}
 		if s := add(o.meta, impliedName(p.Name, p.Labels, true), ports); s != nil && !a.unready[p] {
 			s.Endpoints = append(s.Endpoints, e)
+		}
+	}
+	// A gateway that does not run yet is a service already.
+	for _, o := range a.objects["Gateway"] {
+		plan := gatewayPlanOf(&model.Gateway{Meta: o.meta, Spec: o.spec.(*networking.Gateway)}, a.mesh.RootNamespace)
+		meta := o.meta
+		meta.Namespace = plan.Namespace
+		if name := strings.ToLower(plan.Name); services[meta.Namespace+"/"+name] == nil {
+			add(meta, name, a.gatewayServicePorts(&model.Proxy{Name: plan.Name, Labels: plan.Labels}))
 		}
 	}
 	out := make([]*model.Service, 0, len(services))
