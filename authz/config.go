@@ -196,7 +196,6 @@ func loopback(addr string) bool {
 // Flags binds the command's flags. Those that run the service alone make c.Alone.
 func (c *Config) Flags(fs *flag.FlagSet) {
 	fs.StringVar(&c.Listen, "listen", c.Listen, "in the mesh: `address` for Envoys, unix:///path or host:port")
-	fs.StringVar(&c.Monitoring, "monitoring", c.Monitoring, "`address` of /healthz, /readyz and /metrics")
 	alone := func() *Standalone {
 		if c.Alone == nil {
 			c.Alone = &Standalone{}

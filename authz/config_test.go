@@ -12,7 +12,7 @@ import (
 const goodConfig = `
 listen: unix:///run/writ/authz.sock
 pilot: 127.0.0.1:15012
-credential: {ca: "127.0.0.1:8443", trust_bundle: /b.pem, dir: /d, trust_domain: cluster.local}
+credential: {ca: "127.0.0.1:8443", trust_bundle: /b.pem, token_file: /t, dir: /d, trust_domain: cluster.local}
 `
 
 func TestConfig(t *testing.T) {

@@ -85,9 +85,7 @@ func (c *Config) Flags(fs *flag.FlagSet) {
 	fs.StringVar(&c.State, "state", c.State, "the state `directory` (mode 0700)")
 	fs.StringVar(&c.Listen, "listen", c.Listen, "issue over TLS on this `address`, host:port or unix:///path")
 	fs.StringVar(&c.Admin, "admin", c.Admin, "the admin `socket`, unix:///path")
-	fs.StringVar(&c.Pilot, "pilot", c.Pilot, "pilot's `address`, host:port or unix:///path")
 	fs.StringVar(&c.TrustBundle, "trust-bundle", c.TrustBundle, "write the roots to this `file` (default STATE/bundle.pem)")
-	fs.StringVar(&c.Monitoring, "monitoring", c.Monitoring, "serve /healthz, /readyz and /metrics on this `address`")
 	fs.Var(&c.WorkloadTTL, "workload-ttl", "default `life` of workload certificates")
 }
 

@@ -2,6 +2,7 @@ package pilot
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"net/netip"
@@ -60,8 +61,16 @@ func (d Deciders) Model() model.Deciders {
 	return model.Deciders{Authz: d.Authz, RateLimit: d.RateLimit}
 }
 
-// Default returns the configuration before file and flags.
-func Default() Config { return Config{} }
+// DefaultConfig has the defaults filled in; there are none.
+func DefaultConfig() Config { return Config{} }
+
+// Flags binds the flags that stand for keys of the file.
+func (c *Config) Flags(fs *flag.FlagSet) {
+	fs.StringVar(&c.Mesh, "mesh", c.Mesh, "the `directory` with the configuration of the mesh")
+	fs.StringVar(&c.Plaintext, "plaintext", c.Plaintext, "serve any xDS client without TLS on a loopback `address`, such as 127.0.0.1:15010")
+	fs.StringVar(&c.Admin, "admin", c.Admin, "serve the status on this `socket`, unix:///path")
+	fs.StringVar(&c.State, "state", c.State, "the `directory` that keeps the revision number over a restart")
+}
 
 // Validate checks a configuration with its cross-field rules.
 func (c *Config) Validate() error {

@@ -96,12 +96,11 @@ func DefaultConfig() Config {
 }
 
 // Flags binds the flags of the service standing alone.
-func Flags(fs *flag.FlagSet, c *Config) {
+func (c *Config) Flags(fs *flag.FlagSet) {
 	fs.StringVar(&c.Descriptors, "descriptors", c.Descriptors, "run alone, with the limits in this `folder` of envoyproxy/ratelimit's YAML files")
 	fs.StringVar(&c.Listen, "listen", c.Listen, "serve on this `address`, host:port or unix:///path")
 	fs.StringVar(&c.Redis.Address, "redis", c.Redis.Address, "keep the counters in the Redis at this `address`, host:port or unix:///path")
 	fs.StringVar(&c.Mode, "mode", c.Mode, "how counters are shared: exact")
-	fs.StringVar(&c.Monitoring, "monitoring", c.Monitoring, "serve /healthz, /readyz and /metrics on this `address`")
 }
 
 // Validate checks everything that can be checked without starting.

@@ -2,8 +2,6 @@
 package main
 
 import (
-	"flag"
-
 	"github.com/writ-mesh/writ/authz"
 	"github.com/writ-mesh/writ/internal/service"
 )
@@ -14,9 +12,9 @@ func main() {
 		About:    "decides requests for Envoy (ext_authz) by Rego policies, in the mesh or in place of the OPA-Envoy plugin",
 		Default:  authz.DefaultConfig,
 		Common:   func(c *authz.Config) *service.Common { return &c.Common },
-		Flags:    func(fs *flag.FlagSet, c *authz.Config) { c.Flags(fs) },
-		Args:     func(c *authz.Config, args []string) error { return c.Args(args) },
-		Validate: func(c *authz.Config) error { return c.Validate() },
+		Flags:    (*authz.Config).Flags,
+		Args:     (*authz.Config).Args,
+		Validate: (*authz.Config).Validate,
 		Run:      authz.Run,
 	})
 }

@@ -2,8 +2,6 @@
 package main
 
 import (
-	"flag"
-
 	"github.com/writ-mesh/writ/ca"
 	"github.com/writ-mesh/writ/internal/service"
 )
@@ -14,7 +12,7 @@ func main() {
 		About:    "the certificate authority: X.509-SVIDs for workloads, node agents and services",
 		Default:  ca.DefaultConfig,
 		Common:   func(c *ca.Config) *service.Common { return &c.Common },
-		Flags:    func(fs *flag.FlagSet, c *ca.Config) { c.Flags(fs) },
+		Flags:    (*ca.Config).Flags,
 		Validate: (*ca.Config).Validate,
 		Run:      ca.Run,
 	})

@@ -13,7 +13,7 @@ func main() {
 		About:    "recognizes the workloads of a node, keeps their keys, serves SDS and relays ADS to pilot",
 		Default:  nodeagent.DefaultConfig,
 		Common:   func(c *nodeagent.Config) *service.Common { return &c.Common },
-		Validate: func(c *nodeagent.Config) error { return c.Validate() },
+		Validate: (*nodeagent.Config).Validate,
 		Run:      nodeagent.Run,
 	})
 }

@@ -3,8 +3,6 @@
 package main
 
 import (
-	"flag"
-
 	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/pilot"
@@ -14,17 +12,10 @@ func main() {
 	service.Main(service.Spec[pilot.Config]{
 		Name:     "writ-pilot",
 		About:    "reads the configuration of the mesh and distributes it over xDS",
-		Default:  pilot.Default,
+		Default:  pilot.DefaultConfig,
 		Common:   func(c *pilot.Config) *service.Common { return &c.Common },
-		Flags:    flags,
+		Flags:    (*pilot.Config).Flags,
 		Validate: (*pilot.Config).Validate,
 		Run:      pilot.Runner(rego.Check),
 	})
-}
-
-func flags(fs *flag.FlagSet, c *pilot.Config) {
-	fs.StringVar(&c.Mesh, "mesh", c.Mesh, "directory with the configuration of the mesh")
-	fs.StringVar(&c.Plaintext, "plaintext", c.Plaintext, "serve any xDS client without TLS on a loopback address, such as 127.0.0.1:15010")
-	fs.StringVar(&c.Admin, "admin", c.Admin, "serve the status on unix:///path")
-	fs.StringVar(&c.State, "state", c.State, "directory that keeps the revision number over a restart")
 }

@@ -17,7 +17,7 @@ func main() {
 		About:    "tells Envoys whether requests are within their quotas (RLS v3)",
 		Default:  ratelimit.DefaultConfig,
 		Common:   func(c *ratelimit.Config) *service.Common { return &c.Common },
-		Flags:    ratelimit.Flags,
+		Flags:    (*ratelimit.Config).Flags,
 		Validate: (*ratelimit.Config).Validate,
 		Run: func(ctx context.Context, c ratelimit.Config, rt *service.Runtime) error {
 			s, err := ratelimit.New(c, rt)

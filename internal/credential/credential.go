@@ -47,7 +47,8 @@ type Config struct {
 	// TrustBundle is a PEM file with the roots, by which the authority is known
 	// when joining.
 	TrustBundle string `yaml:"trust_bundle"`
-	// TokenFile holds the one-time join token; it is read anew at each try.
+	// TokenFile holds the one-time join token. It is read, anew at each try, when
+	// Dir has no certificate that is still valid; else it need not be there.
 	TokenFile string `yaml:"token_file"`
 	// Dir is where key and certificate are kept, a folder of mode 0700.
 	Dir string `yaml:"dir"`
@@ -59,7 +60,7 @@ type Config struct {
 func (c Config) Validate() error {
 	var missing []string
 	for _, f := range []struct{ name, value string }{
-		{"ca", c.CA}, {"dir", c.Dir}, {"trust_bundle", c.TrustBundle}, {"trust_domain", c.TrustDomain},
+		{"ca", c.CA}, {"dir", c.Dir}, {"token_file", c.TokenFile}, {"trust_bundle", c.TrustBundle}, {"trust_domain", c.TrustDomain},
 	} {
 		if f.value == "" {
 			missing = append(missing, f.name)
@@ -100,6 +101,9 @@ const (
 	// retryMin and retryMax bound the back-off towards the authority.
 	retryMin = 100 * time.Millisecond
 	retryMax = 5 * time.Second
+	// loudFrom is the wait from which on a failure is worth a warning: what starts
+	// beside this service is there by then.
+	loudFrom = time.Second
 	// renewMin keeps an authority that hands out nearly expired certificates, or
 	// one whose clock is far behind, from being asked in a tight loop.
 	renewMin = time.Second
@@ -177,17 +181,23 @@ func (s *Source) load() error {
 }
 
 // retry calls f until it works or ctx ends. No answer is final: the next token or
-// the next bundle may be the right one.
+// the next bundle may be the right one. Each reason is a warning once, when it
+// does not go away soon; the other tries are for debugging.
 func (s *Source) retry(ctx context.Context, what string, f func(context.Context) error) error {
+	told := "" // the reason of the last warning
 	for wait := retryMin; ; wait = min(2*wait, retryMax) {
 		err := f(ctx)
 		if err == nil {
+			if told != "" {
+				s.log.InfoContext(ctx, "it works now", slog.String("what", what))
+			}
 			return nil
 		}
-		s.log.DebugContext(ctx, "will try again", slog.String("what", what), slog.Any("error", err))
-		if wait >= retryMax {
-			s.log.WarnContext(ctx, "still trying", slog.String("what", what), slog.Any("error", err))
+		level := slog.LevelDebug
+		if wait >= loudFrom && err.Error() != told {
+			level, told = slog.LevelWarn, err.Error()
 		}
+		s.log.LogAttrs(ctx, level, "it does not work yet, will try again", slog.String("what", what), slog.Any("error", err))
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("identity: %s: %w (gave up: %w)", what, err, ctx.Err())
@@ -201,6 +211,10 @@ func (s *Source) retry(ctx context.Context, what string, f func(context.Context)
 // for this method to put into the request.
 func (s *Source) proof() (*capb.JoinRequest, error) {
 	token, err := os.ReadFile(s.cfg.TokenFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("join token: %s does not exist; where the authority runs, make one: writ certs join-token --admin unix:///SOCKET %s=%s",
+			s.cfg.TokenFile, strings.TrimPrefix(s.id.Path(), "/"), s.cfg.TokenFile)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("join token: %w", err)
 	}

@@ -63,7 +63,7 @@ type Spec[C any] struct {
 	Common func(*C) *Common
 	// Flags adds flags that are bound to fields of c and win over the file. It
 	// is called twice, so it must do nothing else. May be nil.
-	Flags func(fs *flag.FlagSet, c *C)
+	Flags func(c *C, fs *flag.FlagSet)
 	// Args takes the positional arguments; nil means there are none.
 	Args func(c *C, args []string) error
 	// Validate checks the configuration, cross-field rules included. It is run
@@ -117,7 +117,7 @@ func run[C any](ctx context.Context, s Spec[C], args []string, stdout, stderr io
 }
 
 type options struct {
-	file, level, format      string
+	file                     string
 	validate, version, usage bool
 }
 
@@ -149,12 +149,6 @@ func parse[C any](s Spec[C], args []string, stderr io.Writer) (C, options, error
 			return c, opts, err
 		}
 	}
-	if opts.level != "" {
-		s.Common(&c).Log.Level = opts.level
-	}
-	if opts.format != "" {
-		s.Common(&c).Log.Format = opts.format
-	}
 	if s.Args != nil {
 		return c, opts, s.Args(&c, fs.Args())
 	}
@@ -173,10 +167,12 @@ func flagSet[C any](s Spec[C], c *C, o *options) *flag.FlagSet {
 	fs.StringVar(&o.file, "config", "", "the configuration `file` (YAML)")
 	fs.BoolVar(&o.validate, "validate", false, "check the configuration and exit")
 	fs.BoolVar(&o.version, "version", false, "print the version and exit")
-	fs.StringVar(&o.level, "log-level", "", "debug, info, warn or error")
-	fs.StringVar(&o.format, "log-format", "", "text or json")
+	common := s.Common(c)
+	fs.StringVar(&common.Monitoring, "monitoring", common.Monitoring, "serve /healthz, /readyz and /metrics on this `address`")
+	fs.StringVar(&common.Log.Level, "log-level", common.Log.Level, "debug, info, warn or error")
+	fs.StringVar(&common.Log.Format, "log-format", common.Log.Format, "text or json")
 	if s.Flags != nil {
-		s.Flags(fs, c)
+		s.Flags(c, fs)
 	}
 	return fs
 }

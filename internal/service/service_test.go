@@ -31,7 +31,7 @@ func spec(ran *[]conf) Spec[conf] {
 		Name: "writ-test", About: "a service of the tests",
 		Default: func() conf { return conf{Listen: "127.0.0.1:1"} },
 		Common:  func(c *conf) *Common { return &c.Common },
-		Flags:   func(fs *flag.FlagSet, c *conf) { fs.StringVar(&c.Listen, "listen", c.Listen, "where") },
+		Flags:   func(c *conf, fs *flag.FlagSet) { fs.StringVar(&c.Listen, "listen", c.Listen, "where") },
 		Validate: func(c *conf) error {
 			if c.Listen == "" {
 				return errors.Join(errors.New("listen: missing"), errors.New("listen: really"))
