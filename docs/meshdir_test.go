@@ -129,7 +129,7 @@ func TestKindsAreTold(t *testing.T) {
 	if len(problems) != 1 {
 		t.Fatal(problems)
 	}
-	_, list, ok := strings.Cut(problems[0].Message, "Known are ")
+	_, list, ok := strings.Cut(problems[0].Message, "known are ")
 	if !ok {
 		t.Fatal(problems[0].Message)
 	}

@@ -71,13 +71,14 @@ func nothing(*checker) {}
 // laterKinds are part of the contract, or well known, and not read by this
 // version; the value is what to do instead, if there is something.
 func laterKinds() map[string]string {
+	const program = "a program on this machine is a LocalWorkload"
 	return map[string]string{
 		"AccessList": "write the entries into an AuthorizationPolicy", "EnvoyFilter": "", "WorkloadGroup": "write a WorkloadEntry for each workload",
-		"EndpointSlice": "write the endpoints into a ServiceEntry", "Pod": "write a LocalWorkload", "Node": "",
+		"EndpointSlice": "write the endpoints into a ServiceEntry", "Pod": program, "Node": "",
 		"ServiceRole": "write an AuthorizationPolicy", "ServiceRoleBinding": "write an AuthorizationPolicy",
 		"ClusterRbacConfig": "write an AuthorizationPolicy", "ProxyConfig": "write defaultConfig into mesh.yaml",
-		"WasmPlugin": "", "TrafficExtension": "", "Deployment": "write a LocalWorkload", "StatefulSet": "write a LocalWorkload", "DaemonSet": "write a LocalWorkload",
-		"Job": "write a LocalWorkload", "ConfigMap": "write the mesh configuration into mesh.yaml", "Ingress": "write a Gateway and a VirtualService",
+		"WasmPlugin": "", "TrafficExtension": "", "Deployment": program, "StatefulSet": program, "DaemonSet": program,
+		"Job": program, "ConfigMap": "write the mesh configuration into mesh.yaml", "Ingress": "write a Gateway and a VirtualService",
 		"HTTPRoute": "write a VirtualService", "GRPCRoute": "write a VirtualService", "TCPRoute": "write a VirtualService",
 		"TLSRoute": "write a VirtualService", "GatewayClass": "write a Gateway of networking.istio.io", "Endpoints": "write the endpoints into a ServiceEntry",
 		"MeshConfig": "write its fields bare into mesh.yaml", "IstioOperator": "write its meshConfig bare into mesh.yaml",
@@ -116,7 +117,7 @@ func (p *parser) identify(r *report) (string, kindInfo, bool) {
 
 func (p *parser) unknownKind(kind string) string {
 	if instead, ok := p.later[kind]; ok {
-		message := "kind " + kind + " is not supported by this version"
+		message := kind + " is not supported by this version"
 		if instead != "" {
 			message += ": " + instead
 		}
@@ -129,13 +130,7 @@ func (p *parser) unknownKind(kind string) string {
 		}
 	}
 	slices.Sort(names)
-	message := "unknown kind \"" + shorten(kind) + "\""
-	if near := nearest(kind, names); near != "" {
-		message += ", did you mean \"" + near + "\"?"
-	} else {
-		message += ":"
-	}
-	return message + " Known are " + strings.Join(names, ", ")
+	return "unknown kind \"" + shorten(kind) + "\"" + didYouMean(kind, names)
 }
 
 // nearestKey gives the top-level key that looks like a misspelt want.

@@ -2,11 +2,16 @@ package meshdir
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/url"
 	"path"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+
+	"go.yaml.in/yaml/v3"
 
 	"github.com/writ-mesh/writ/pilot/model"
 )
@@ -79,9 +84,37 @@ func (c *checker) compile(at, module, query string) {
 	if c.options.CompileRego == nil {
 		return
 	}
-	if err := c.options.CompileRego(c.object.meta.Namespace+"/"+c.object.meta.Name, module, query); err != nil {
-		c.errorf(at, "does not compile: %s", strings.Join(strings.Fields(err.Error()), " "))
+	name := c.object.meta.Namespace + "/" + c.object.meta.Name
+	err := c.options.CompileRego(name, module, query)
+	if err == nil {
+		return
 	}
+	place := locate(c.root, at)
+	say := func(line int) string { return fmt.Sprintf("line %d of the module", line) }
+	switch node := c.node(at); {
+	case node != nil && at == "spec.moduleFile":
+		say = func(line int) string { return fmt.Sprintf("%s:%d", shorten(node.Value), line) }
+	case node != nil && node.Style&yaml.LiteralStyle != 0:
+		// The block's text begins on the line after "|".
+		first := true
+		say = func(line int) string {
+			if first {
+				first, place = false, &yaml.Node{Line: node.Line + line}
+			}
+			return fmt.Sprintf("line %d", node.Line+line)
+		}
+	}
+	c.at(place, at, "does not compile: %s", moduleLines(strings.Join(strings.Fields(err.Error()), " "), name, say))
+}
+
+// moduleLines writes the places in a compiler's message anew: "<name>:<line>" and
+// "<name>:<line>:<column>".
+func moduleLines(message, name string, say func(line int) string) string {
+	form := regexp.MustCompile(regexp.QuoteMeta(name) + `:([0-9]+)(:[0-9]+)?`)
+	return form.ReplaceAllStringFunc(message, func(place string) string {
+		line, _ := strconv.Atoi(form.FindStringSubmatch(place)[1])
+		return say(line)
+	})
 }
 
 func (a *assembler) regoPolicy(o *object) *model.RegoPolicy {
