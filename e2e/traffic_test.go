@@ -197,6 +197,12 @@ spec:
 	if got := m.get("a-1", "http://b:8000/"); got.status != 200 || got.header.Get("x-value") != "one" {
 		t.Errorf("after the rejection: %s %v", got, got.header)
 	}
+	// What one author got refused keeps nobody else's edit away.
+	write(t, m.dir, "deny.yaml", denyPath("/emergency"))
+	waitStatus(t, 403, func() answer { return m.get("a-1", "http://b:8000/emergency") })
+	if out, code := m.writ("status", m.dir); code != 1 || !strings.Contains(out, "route.yaml:2: VirtualService default/greeting") {
+		t.Errorf("status (exit code %d) has forgotten the rejection:\n%s", code, out)
+	}
 	write(t, m.dir, "route.yaml", route("two"))
 	proctest.Eventually(t, 2*time.Second, func() error {
 		if got := m.get("a-1", "http://b:8000/"); got.header.Get("x-value") != "two" {

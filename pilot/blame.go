@@ -11,10 +11,11 @@ import (
 // blame names the objects behind a refusal: of the resources that the refused
 // revision changed for this client, those whose name is in the client's words
 // (Envoy names the cluster or listener), else all of that type; of their sources
-// those that the revision changed, else all.
-func blame(e xds.Event, refused, good *compiled) []string {
+// those that the revision changed, else all. words are for people; refs are empty
+// where resources were made of no object.
+func blame(e xds.Event, refused, good *compiled) (refs []model.Ref, words []string) {
 	if refused == nil {
-		return names(e.Resources)
+		return nil, names(e.Resources)
 	}
 	changed := slices.DeleteFunc(slices.Clone(e.Resources), func(r *xds.Resource) bool {
 		old := goodResource(good, e, r.Name)
@@ -42,13 +43,13 @@ func blame(e xds.Event, refused, good *compiled) []string {
 		all = fresh
 	}
 	if len(all) == 0 {
-		return names(changed)
+		return nil, names(changed)
 	}
-	objects := make([]string, len(all))
+	words = make([]string, len(all))
 	for i, ref := range all {
-		objects[i] = ref.String()
+		words[i] = ref.String()
 	}
-	return objects
+	return all, words
 }
 
 // goodResource is what the last good revision has for the client under that name.

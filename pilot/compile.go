@@ -3,6 +3,7 @@ package pilot
 import (
 	"fmt"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -22,10 +23,16 @@ type compiled struct {
 	builder *xds.Builder
 	// placed maps the node ids of the proxies that the mesh places.
 	placed map[string]*model.Proxy
+	// failed says why proxies could not be translated for; they keep what they
+	// have. Sorted, one for each reason.
+	failed []string
 }
 
-// compile translates a mesh. What the builder knows from earlier revisions is shared.
-func compile(m *model.Mesh, b *xds.Builder) (*compiled, error) {
+// compile translates a mesh. What the builder knows from earlier revisions is
+// shared. A proxy that cannot be translated for keeps its configuration of the
+// revision before, which is nil before the first, so that what one author wrote
+// cannot keep the changes of others from other proxies.
+func compile(m *model.Mesh, b *xds.Builder, before *compiled) (*compiled, error) {
 	policy, err := security.New(m)
 	if err != nil {
 		return nil, err
@@ -35,23 +42,27 @@ func compile(m *model.Mesh, b *xds.Builder) (*compiled, error) {
 		return nil, err
 	}
 	c := &compiled{mesh: m, translator: tr, builder: b, placed: make(map[string]*model.Proxy, len(m.Proxies))}
-	configs := make([]*xds.Config, len(m.Proxies))
+	configs, errs := make([]*xds.Config, len(m.Proxies)), make([]error, len(m.Proxies))
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for i, p := range m.Proxies {
 		c.placed[p.ID] = p
-		g.Go(func() (err error) {
-			configs[i], err = c.config(b, p)
-			return err
+		g.Go(func() error {
+			configs[i], errs[i] = c.config(b, p)
+			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
+	_ = g.Wait() // the functions return no errors
 	proxies := make(map[string]*xds.Config, len(configs))
 	for i, p := range m.Proxies {
-		proxies[p.ID] = configs[i]
+		if errs[i] != nil && before != nil {
+			configs[i] = before.snapshot.Proxies[p.ID]
+		}
+		if configs[i] != nil {
+			proxies[p.ID] = configs[i]
+		}
 	}
+	c.failed = reasons(m.Proxies, errs)
 	services, err := serviceConfig(b, m)
 	if err != nil {
 		return nil, err
@@ -61,6 +72,26 @@ func compile(m *model.Mesh, b *xds.Builder) (*compiled, error) {
 	}
 	c.snapshot = b.Snapshot(proxies, services, c.digests.all)
 	return c, nil
+}
+
+// reasons says which proxies could not be translated for, once for each reason.
+func reasons(proxies []*model.Proxy, errs []error) []string {
+	by := map[string][]string{}
+	for i, err := range errs {
+		if err != nil {
+			by[err.Error()] = append(by[err.Error()], proxies[i].ID)
+		}
+	}
+	var out []string
+	for why, ids := range by {
+		who := ids[0]
+		if len(ids) > 1 {
+			who = fmt.Sprintf("%s and %d more", ids[0], len(ids)-1)
+		}
+		out = append(out, fmt.Sprintf("cannot be translated for %s, which keep what they have: %s", who, why))
+	}
+	slices.Sort(out)
+	return out
 }
 
 // config translates for one proxy.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,6 +31,12 @@ type Source interface {
 	// Watch has a value soon after something may have changed and the files have
 	// come to rest; it is closed when ctx ends.
 	Watch(ctx context.Context) <-chan struct{}
+	// Accepted says that every client has taken up a mesh that Read gave.
+	Accepted(mesh *model.Mesh)
+	// HoldBack says that a client refused what was made of objects of a mesh that
+	// Read gave. It returns true if the next Read gives a mesh with what was
+	// accepted before in their place.
+	HoldBack(mesh *model.Mesh, objects []model.Ref, why string) bool
 }
 
 // Options are what a Pilot needs.
@@ -65,8 +72,9 @@ type Pilot struct {
 	// Both nil before the first.
 	current, good *compiled
 	problems      []meshdir.Problem
-	// failed is why the files as they stand cannot be translated, nil if they can.
-	failed *meshdir.Problem
+	// failed is why the files as they stand cannot be translated, or not for
+	// everybody.
+	failed []meshdir.Problem
 	// changed is closed, and replaced, when the status changes.
 	changed chan struct{}
 }
@@ -107,7 +115,9 @@ func (p *Pilot) Run(ctx context.Context) error {
 			}
 			p.read(p.written(time.Now()))
 		case <-p.xds.Ready():
-			p.handle(p.xds.Events())
+			if p.handle(p.xds.Events()) {
+				p.read(time.Now())
+			}
 		}
 	}
 }
@@ -141,17 +151,21 @@ func (p *Pilot) read(written time.Time) {
 
 func (p *Pilot) compile(mesh *model.Mesh, written time.Time) {
 	start := time.Now()
-	c, err := compile(mesh, p.builder())
+	c, err := compile(mesh, p.builder(), p.current)
 	p.metrics.since(p.metrics.compile, start)
 	if err != nil {
 		p.log.Error("the configuration cannot be translated; the last good one stays", slog.Any("error", err))
-		p.failed = &meshdir.Problem{Message: "cannot be translated: " + err.Error(), Severity: meshdir.Error}
+		p.failed = []meshdir.Problem{{Message: "cannot be translated: " + err.Error(), Severity: meshdir.Error}}
 		if p.current == nil {
 			p.health.Set("configuration", err)
 		}
 		return
 	}
 	p.failed = nil
+	for _, why := range c.failed {
+		p.log.Error("a part of the configuration cannot be translated", slog.Any("error", why))
+		p.failed = append(p.failed, meshdir.Problem{Message: why, Severity: meshdir.Error})
+	}
 	now := time.Now()
 	rev, publish := p.tracker.Propose(c.snapshot.Hash, written, now)
 	if !publish {
@@ -197,6 +211,7 @@ func (p *Pilot) becomeLive(now time.Time) {
 		return
 	}
 	p.good = p.current
+	p.source.Accepted(p.good.mesh)
 	p.metrics.live.Set(float64(r.Number))
 	p.metrics.changeToAck.Observe(r.TimeToLive.Seconds())
 	p.log.Info("revision is live", slog.Any("revision", r.Number), slog.Any("time_to_live", r.TimeToLive), slog.Any("at", now))
@@ -214,8 +229,9 @@ func (p *Pilot) save() {
 	p.saved = s
 }
 
-// handle follows what clients did.
-func (p *Pilot) handle(events []xds.Event) {
+// handle follows what clients did. It returns true if the files are to be read
+// again, because something of them was refused and is held back now.
+func (p *Pilot) handle(events []xds.Event) (again bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var wanted []xds.Event
@@ -234,7 +250,7 @@ func (p *Pilot) handle(events []xds.Event) {
 		case xds.Acked:
 			p.tracker.Acked(e.Session, e.Revision, now)
 		case xds.Refused:
-			p.refused(e)
+			again = p.refused(e) || again
 		case xds.Wanted:
 			wanted = append(wanted, e)
 		}
@@ -242,29 +258,36 @@ func (p *Pilot) handle(events []xds.Event) {
 	}
 	p.adopt(wanted)
 	p.notify()
+	return again
 }
 
-// refused takes a revision back that a client does not accept.
-func (p *Pilot) refused(e xds.Event) {
+// refused takes a revision back that a client does not accept, and has the
+// objects at fault held back, so that later changes of others get through.
+func (p *Pilot) refused(e xds.Event) (heldBack bool) {
+	var objects []model.Ref
 	why := revision.Rejection{Client: e.Client.ID, TypeURL: e.TypeURL, Detail: e.Detail}
 	if p.current != nil && e.Revision == p.current.snapshot.Revision {
 		good := p.good
 		if good == p.current {
 			good = nil
 		}
-		why.Objects = blame(e, p.current, good)
+		objects, why.Objects = blame(e, p.current, good)
 	} else {
-		why.Objects = blame(e, nil, nil)
+		_, why.Objects = blame(e, nil, nil)
 	}
 	p.log.Error("a client refused its configuration", slog.Any("client", e.Client.ID), slog.Any("revision", e.Revision), slog.Any("type", shortType(e.TypeURL)), slog.Any("detail", e.Detail), slog.Any("objects", why.Objects))
 	back, ok := p.tracker.Refused(e.Revision, why)
+	if len(objects) > 0 && p.current != p.good {
+		heldBack = p.source.HoldBack(p.current.mesh, objects, fmt.Sprintf("%s refused it: %s", e.Client.ID, e.Detail))
+	}
 	if !ok {
-		return
+		return heldBack
 	}
 	p.metrics.rejected.Inc()
 	p.log.Warn("revision rejected, the last good one is distributed again", slog.Any("rejected", e.Revision), slog.Any("serving", back.Number))
 	p.current = p.good
 	p.publish()
+	return heldBack
 }
 
 // adopt translates for proxies that the mesh does not place.
@@ -312,8 +335,5 @@ func (p *Pilot) notify() {
 
 // allProblems is what is wrong with the files as they stand.
 func (p *Pilot) allProblems() []meshdir.Problem {
-	if p.failed == nil {
-		return p.problems
-	}
-	return append([]meshdir.Problem{*p.failed}, p.problems...)
+	return append(slices.Clone(p.failed), p.problems...)
 }

@@ -1,9 +1,11 @@
 package pilot
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -32,6 +34,8 @@ type memory struct {
 	files   map[string][]byte
 	changed bool
 	signal  chan struct{}
+	// accepted are the files that every client took up.
+	accepted map[string][]byte
 }
 
 func newMemory(files map[string]string) *memory {
@@ -60,6 +64,24 @@ func (m *memory) Read() (*model.Mesh, bool, []meshdir.Problem) {
 	changed := m.changed
 	m.changed = false
 	return mesh, changed, problems
+}
+
+func (m *memory) Accepted(*model.Mesh) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.accepted = maps.Clone(m.files)
+}
+
+// HoldBack puts back what was accepted, as if the file had been.
+func (m *memory) HoldBack(_ *model.Mesh, objects []model.Ref, _ string) (any bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, o := range objects {
+		if before := m.accepted[o.File]; before != nil && !bytes.Equal(before, m.files[o.File]) {
+			m.files[o.File], m.changed, any = before, true, true
+		}
+	}
+	return any
 }
 
 func (m *memory) Watch(context.Context) <-chan struct{} { return m.signal }
@@ -260,8 +282,11 @@ func TestRejectedRevisionIsTakenBackEverywhere(t *testing.T) {
 
 		f.source.set(nil) // the same content is not tried again
 		f.want("serving 1", `2 rejected "no such timeout" [VirtualService default/one (two.yaml:1)]`, "1 live")
-		f.source.set(map[string]string{"two.yaml": withTimeout(8)})
+		// Nor does it keep the changes of others away.
+		f.source.set(map[string]string{"three.yaml": entry("three", "8003")})
 		f.want("serving 3", "3 live", `2 rejected "no such timeout" [VirtualService default/one (two.yaml:1)]`, "1 live")
+		f.source.set(map[string]string{"two.yaml": withTimeout(8)})
+		f.want("serving 4", "4 live", "3 live", `2 rejected "no such timeout" [VirtualService default/one (two.yaml:1)]`, "1 live")
 	})
 }
 

@@ -235,8 +235,11 @@ func (a *assembler) checkRule(c *checker) {
 		c.warnf("spec.host", "there is no service %s%s", host, a.suggestHost(rule.Host, host, c.object.meta.Namespace))
 	}
 	policy := func(at string, t *networking.ClientTLSSettings) {
-		if t.GetCredentialName() != "" {
-			a.credentialExists(c, at+".credentialName", t.CredentialName)
+		if name := t.GetCredentialName(); name != "" {
+			// Sidecars take secrets from the namespace of the rule, and from no other.
+			if full := c.object.meta.Namespace + "/" + name; a.byID["Secret "+full] == nil {
+				c.errorf(at+".credentialName", "there is no Secret %s: write one, or give certificate files", full)
+			}
 		} else if t.GetMode() == networking.ClientTLSSettings_SIMPLE || t.GetMode() == networking.ClientTLSSettings_MUTUAL {
 			c.certificateFiles(at, "clientCertificate", t.ClientCertificate, t.PrivateKey, t.CaCertificates)
 		}

@@ -84,6 +84,7 @@ func (r *Reader) restore() []Problem {
 		return nil
 	}
 	r.good, r.mesh = versionOf(in), mesh
+	r.accepted = r.good
 	return nil
 }
 

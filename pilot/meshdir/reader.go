@@ -60,6 +60,12 @@ type Reader struct {
 	print [sha256.Size]byte
 	// named hashes the files that objects named in the last assembly.
 	named map[string][sha256.Size]byte
+	// recent are the meshes that Read gave last, the newest at the end.
+	recent []generation
+	// accepted is what everybody took up last, held what was refused since, by
+	// the names of files.
+	accepted version
+	held     map[string]held
 }
 
 // NewReader makes a reader of options.Dir.
@@ -67,7 +73,7 @@ func NewReader(options Options) *Reader {
 	if dir, err := filepath.Abs(options.Dir); err == nil {
 		options.Dir = dir
 	}
-	r := &Reader{parsed: version{}, named: map[string][sha256.Size]byte{}}
+	r := &Reader{parsed: version{}, named: map[string][sha256.Size]byte{}, held: map[string]held{}}
 	read := options.ReadFile
 	if read == nil {
 		read = func(name string) ([]byte, error) { return readNamed(options.Dir, name) }
@@ -99,6 +105,7 @@ func (r *Reader) Read() (mesh *model.Mesh, changed bool, problems []Problem) {
 	if err != nil {
 		return r.mesh, first && r.mesh != nil, append(problems, Problem{Message: err.Error()})
 	}
+	problems = append(problems, r.holdBack(current)...)
 	problems = append(problems, current.input().problems()...)
 	var chosen version
 	if r.mesh == nil {
@@ -119,6 +126,7 @@ func (r *Reader) Read() (mesh *model.Mesh, changed bool, problems []Problem) {
 	r.good = chosen
 	if changed {
 		r.mesh, r.print = mesh, sum
+		r.remember(mesh, chosen)
 		problems = append(problems, r.keep()...)
 	}
 	return r.mesh, changed, unique(problems)
@@ -196,10 +204,48 @@ func (r *Reader) improve(current version) (version, *model.Mesh, []Problem) {
 			}
 		}
 		if !reverted {
+			if r.leaveOutStrangers(chosen, bad) {
+				continue
+			}
 			break
 		}
 	}
 	return r.revertOne(chosen, problems)
+}
+
+// leaveOutStrangers takes objects out that refer to what a change removes, if all
+// of them are traffic rules of namespaces in which the changed files have nothing:
+// whoever may write in one namespace must not hold back what others write in
+// theirs. A policy is never left out. It returns false if that is not the case.
+func (r *Reader) leaveOutStrangers(chosen version, bad map[*object]bool) bool {
+	touched := map[string]bool{}
+	for _, name := range r.differing(chosen) {
+		for _, f := range []*parsedFile{chosen[name], r.good[name]} {
+			if f == nil {
+				continue
+			}
+			for _, o := range f.objects {
+				touched[o.meta.Namespace] = true
+			}
+		}
+	}
+	for o := range bad {
+		if o == nil {
+			return false
+		}
+		traffic := slices.Contains([]string{"VirtualService", "DestinationRule", "Gateway", "ServiceEntry", "Sidecar"}, o.meta.Kind)
+		if !traffic || touched[o.meta.Namespace] {
+			return false
+		}
+	}
+	for name, f := range chosen {
+		if slices.ContainsFunc(f.objects, func(o *object) bool { return bad[o] }) {
+			pruned := *f
+			pruned.objects = slices.DeleteFunc(slices.Clone(f.objects), func(o *object) bool { return bad[o] })
+			chosen[name] = &pruned
+		}
+	}
+	return true
 }
 
 // revertOne handles an object of an unchanged file that a change elsewhere

@@ -1,0 +1,83 @@
+package pilot
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/writ-mesh/writ/pilot/meshdir"
+	"github.com/writ-mesh/writ/pilot/model"
+	"github.com/writ-mesh/writ/pilot/xds"
+)
+
+// authority is a certificate of a CA as PEM.
+func authority(t *testing.T) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+}
+
+// TestOneProxyThatCannotBeTranslatedFor: it keeps what it has, is named, and the
+// others get the change.
+func TestOneProxyThatCannotBeTranslatedFor(t *testing.T) {
+	const tls = `apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: tls, namespace: aaa}
+spec: {host: one.example, exportTo: ["."], trafficPolicy: {tls: {mode: SIMPLE, credentialName: ca}}}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: ca, namespace: aaa}
+stringData: {ca.crt: %s}
+`
+	mesh := func(route string) *model.Mesh {
+		m, problems := meshdir.Parse(map[string][]byte{"one.yaml": []byte(entry("one", "8001")), "tls.yaml": []byte(strings.Replace(tls, "%s", `"`+strings.ReplaceAll(authority(t), "\n", `\n`)+`"`, 1)), "route.yaml": []byte(route)}, nil, meshdir.Options{})
+		if errs := meshdir.Errors(problems); len(errs) > 0 {
+			t.Fatal(errs)
+		}
+		for _, namespace := range []string{"aaa", "default"} {
+			m.Proxies = append(m.Proxies, &model.Proxy{
+				ID: "sidecar~" + namespace, Name: "p", Namespace: namespace, ServiceAccount: "p", Address: netip.MustParseAddr("127.9.9.9"), Interception: model.Explicit,
+			})
+		}
+		return m
+	}
+	before, err := compile(mesh(routeTo("one", "one")), xds.NewBuilder(), nil)
+	if err != nil || len(before.failed) > 0 || len(before.snapshot.Proxies) != 2 {
+		t.Fatalf("%v %v", err, before.failed)
+	}
+	broken := mesh(withTimeout(7))
+	clear(broken.Secrets) // what no check has found
+	after, err := compile(broken, xds.NewBuilder(before.snapshot), before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(after.failed) != 1 || !strings.Contains(after.failed[0], "sidecar~aaa") || !strings.Contains(after.failed[0], "DestinationRule aaa/tls") {
+		t.Errorf("reasons %q", after.failed)
+	}
+	if after.snapshot.Proxies["sidecar~aaa"] != before.snapshot.Proxies["sidecar~aaa"] {
+		t.Error("the proxy does not keep what it has")
+	}
+	if got := after.snapshot.Proxies["sidecar~default"]; got == nil || got == before.snapshot.Proxies["sidecar~default"] {
+		t.Error("the other proxy does not get the change")
+	}
+	alone, err := compile(broken, xds.NewBuilder(), nil)
+	if err != nil || alone.snapshot.Proxies["sidecar~aaa"] != nil || alone.snapshot.Proxies["sidecar~default"] == nil {
+		t.Errorf("at the start: %v %v", err, alone.snapshot.Proxies)
+	}
+}
