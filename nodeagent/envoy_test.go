@@ -138,7 +138,7 @@ type caller struct {
 func newCaller(t *testing.T, r *rig, at netip.AddrPort) *caller {
 	c := &caller{url: "https://" + at.String() + "/"}
 	c.config = &tls.Config{
-		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{r.root.identity(t, "/ns/default/sa/caller")}, RootCAs: r.root.pool(),
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{identity(t, r.root, "/ns/default/sa/caller")}, RootCAs: r.root.Pool(),
 		// A SPIFFE certificate has no DNS name: the chain and the URI are what counts.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(s tls.ConnectionState) error {
@@ -149,7 +149,7 @@ func newCaller(t *testing.T, r *rig, at netip.AddrPort) *caller {
 			if !time.Now().Before(leaf.NotAfter) {
 				return errors.New("the server's certificate has expired")
 			}
-			return leaf.CheckSignatureFrom(r.root.cert)
+			return leaf.CheckSignatureFrom(r.root.Cert)
 		},
 	}
 	return c

@@ -2,17 +2,10 @@ package nodeagent_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net"
-	"net/url"
 	"sync"
 	"testing"
 	"time"
@@ -25,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/writ-mesh/writ/internal/pkitest"
 	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/nodeagent/latest"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
@@ -36,81 +30,18 @@ const (
 	bound = 20 * time.Second
 )
 
-// fakeRoot signs certificates of the trust domain.
-type fakeRoot struct {
-	mu     sync.Mutex
-	key    *ecdsa.PrivateKey
-	cert   *x509.Certificate
-	serial int64
-}
-
-func newFakeRoot(t testing.TB) *fakeRoot {
+// serverTLS is that of a service of the mesh.
+func serverTLS(t testing.TB, r *pkitest.Root, path string, client tls.ClientAuthType) credentials.TransportCredentials {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test root"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
-		URIs: []*url.URL{{Scheme: "spiffe", Host: domain}},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &fakeRoot{key: key, cert: cert, serial: 1000}
-}
-
-func (r *fakeRoot) sign(id string, public any, life time.Duration) ([]byte, error) {
-	uri, err := url.Parse(id)
-	if err != nil {
-		return nil, err
-	}
-	r.mu.Lock()
-	r.serial++
-	serial := r.serial
-	r.mu.Unlock()
-	now := time.Now()
-	return x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(serial), NotBefore: now.Add(-time.Minute), NotAfter: now.Add(life), BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-		URIs: []*url.URL{uri},
-	}, r.cert, public, r.key)
+	return credentials.NewTLS(&tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{identity(t, r, path)}, ClientAuth: client, ClientCAs: r.Pool(),
+	})
 }
 
 // identity makes a TLS certificate for an identity of the trust domain.
-func (r *fakeRoot) identity(t testing.TB, path string) tls.Certificate {
+func identity(t testing.TB, r *pkitest.Root, path string) tls.Certificate {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := r.sign("spiffe://"+domain+path, &key.PublicKey, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-}
-
-func (r *fakeRoot) pool() *x509.CertPool {
-	p := x509.NewCertPool()
-	p.AddCert(r.cert)
-	return p
-}
-
-func (r *fakeRoot) pem() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: r.cert.Raw})
-}
-
-func (r *fakeRoot) serverTLS(t testing.TB, path string, client tls.ClientAuthType) credentials.TransportCredentials {
-	return credentials.NewTLS(&tls.Config{
-		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{r.identity(t, path)}, ClientAuth: client, ClientCAs: r.pool(),
-	})
+	return r.Pair(t, pkitest.Leaf("spiffe://"+domain+path, time.Hour))
 }
 
 // onOff is a gRPC server that can be stopped and started at one address.
@@ -149,7 +80,7 @@ func (o *onOff) stop() {
 type fakeCA struct {
 	capb.UnimplementedCertificateAuthorityServer
 	*onOff
-	root   *fakeRoot
+	root   *pkitest.Root
 	node   string
 	life   time.Duration
 	bundle latest.Value[[][]byte]
@@ -158,11 +89,11 @@ type fakeCA struct {
 	issued map[string]int
 }
 
-func newFakeCA(t testing.TB, root *fakeRoot, node string, life time.Duration) *fakeCA {
+func newFakeCA(t testing.TB, root *pkitest.Root, node string, life time.Duration) *fakeCA {
 	f := &fakeCA{root: root, node: node, life: life, issued: make(map[string]int)}
-	f.bundle.Set([][]byte{root.cert.Raw})
+	f.bundle.Set([][]byte{root.Cert.Raw})
 	f.onOff = newOnOff(t, func() *grpc.Server {
-		s := grpc.NewServer(grpc.Creds(root.serverTLS(t, "/writ/ca", tls.VerifyClientCertIfGiven)))
+		s := grpc.NewServer(grpc.Creds(serverTLS(t, root, "/writ/ca", tls.VerifyClientCertIfGiven)))
 		capb.RegisterCertificateAuthorityServer(s, f)
 		return s
 	})
@@ -174,7 +105,7 @@ func (f *fakeCA) answer(id string, der []byte, life time.Duration) (*capb.Certif
 	if err != nil {
 		return nil, err
 	}
-	cert, err := f.root.sign(id, csr.PublicKey, life)
+	cert, err := f.root.Sign(pkitest.Leaf(id, life), csr.PublicKey)
 	if err != nil {
 		return nil, err
 	}
@@ -230,10 +161,10 @@ type fakePilot struct {
 	mute      bool // answers no proxy
 }
 
-func newFakePilot(t testing.TB, root *fakeRoot) *fakePilot {
+func newFakePilot(t testing.TB, root *pkitest.Root) *fakePilot {
 	f := &fakePilot{resources: make(map[string]map[string]*discoveryv3.Resource), nodes: make(map[string]string)}
 	f.onOff = newOnOff(t, func() *grpc.Server {
-		s := grpc.NewServer(grpc.Creds(root.serverTLS(t, "/writ/pilot", tls.RequireAndVerifyClientCert)))
+		s := grpc.NewServer(grpc.Creds(serverTLS(t, root, "/writ/pilot", tls.RequireAndVerifyClientCert)))
 		discoveryv3.RegisterAggregatedDiscoveryServiceServer(s, f)
 		return s
 	})

@@ -2,15 +2,8 @@ package ratelimit
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
-	"math/big"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"testing"
@@ -25,75 +18,19 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/writ-mesh/writ/internal/credential"
+	"github.com/writ-mesh/writ/internal/pkitest"
 	"github.com/writ-mesh/writ/internal/proctest"
 )
-
-// authority is a root that signs what a test asks for.
-type authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
-
-func newAuthority(t *testing.T, trustDomain string) *authority {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour), IsCA: true,
-		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, URIs: []*url.URL{{Scheme: "spiffe", Host: trustDomain}},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &authority{cert, key}
-}
-
-func (a *authority) pem() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
-}
-
-// issue returns certificate and key in PEM.
-func (a *authority) issue(t *testing.T, id string) (certPEM, keyPEM []byte) {
-	t.Helper()
-	uri, err := url.Parse(id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(2), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour), URIs: []*url.URL{uri},
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		BasicConstraintsValid: true,
-	}, a.cert, key.Public(), a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
-}
 
 // TestOnlyWorkloadsMayAsk: over TCP with a credential, whoever is no workload of
 // the trust domain gets no answer.
 func TestOnlyWorkloadsMayAsk(t *testing.T) {
-	ca, other := newAuthority(t, "cluster.local"), newAuthority(t, "cluster.local")
+	ca, other := pkitest.NewRoot(t, "cluster.local"), pkitest.NewRoot(t, "cluster.local")
 	dir, descriptors := t.TempDir(), t.TempDir()
 	writeFile(t, filepath.Join(descriptors, "d.yaml"), "domain: d\n")
 	bundle := filepath.Join(dir, "roots.pem")
-	writeFile(t, bundle, string(ca.pem()))
-	certPEM, keyPEM := ca.issue(t, "spiffe://cluster.local/writ/ratelimit")
+	writeFile(t, bundle, string(ca.PEM()))
+	certPEM, keyPEM := ca.Issue(t, pkitest.Leaf("spiffe://cluster.local/writ/ratelimit", time.Hour))
 	own := filepath.Join(dir, "own")
 	if err := os.Mkdir(own, 0o700); err != nil {
 		t.Fatal(err)
@@ -101,7 +38,7 @@ func TestOnlyWorkloadsMayAsk(t *testing.T) {
 	writeFile(t, filepath.Join(own, "identity.pem"), string(certPEM)+string(keyPEM))
 	c := DefaultConfig()
 	c.Listen, c.Descriptors = proctest.Address(t), descriptors
-	c.Credential = credential.Config{CA: "127.0.0.1:1", TrustBundle: bundle, Dir: own, TrustDomain: "cluster.local"}
+	c.Credential = credential.Config{CA: "127.0.0.1:1", TrustBundle: bundle, TokenFile: "unused", Dir: own, TrustDomain: "cluster.local"}
 	start(t, c)
 	address := c.Listen
 	proctest.Eventually(t, 10*time.Second, func() error {
@@ -112,12 +49,8 @@ func TestOnlyWorkloadsMayAsk(t *testing.T) {
 		return conn.Close()
 	})
 
-	client := func(a *authority, id string) credentials.TransportCredentials {
-		certPEM, keyPEM := a.issue(t, id)
-		cert, err := tls.X509KeyPair(certPEM, keyPEM)
-		if err != nil {
-			t.Fatal(err)
-		}
+	client := func(r *pkitest.Root, id string) credentials.TransportCredentials {
+		cert := r.Pair(t, pkitest.Leaf(id, time.Hour))
 		// The server's identity is not what this test is about.
 		return credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true, MinVersion: tls.VersionTLS13}) //nolint:gosec // see above
 	}

@@ -3,24 +3,18 @@ package credential
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"io/fs"
 	"log/slog"
-	"math/big"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -30,6 +24,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/writ-mesh/writ/internal/pkitest"
 	"github.com/writ-mesh/writ/internal/proctest"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
@@ -39,59 +34,21 @@ var (
 	caID    = spiffeid.RequireFromString("spiffe://cluster.local/writ/ca")
 )
 
-// root is a root certificate with its key.
-type root struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
+// newRoot makes a root that names no trust domain.
+func newRoot(t *testing.T) *pkitest.Root { return pkitest.NewRoot(t, "") }
 
-func newKey(t *testing.T) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
-
-func newRoot(t *testing.T) root {
-	t.Helper()
-	key := newKey(t)
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "root"}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return root{cert, key}
-}
-
-func (r root) sign(id spiffeid.ID, public any, from, until time.Time) ([]byte, error) {
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
-	if err != nil {
-		return nil, err
-	}
-	return x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: serial, URIs: []*url.URL{id.URL()}, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, NotBefore: from, NotAfter: until,
-	}, r.cert, public, r.key)
-}
-
-func (r root) pem() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: r.cert.Raw})
+// leaf is valid since some time for some time.
+func leaf(id spiffeid.ID, since, life time.Duration) *x509.Certificate {
+	l := pkitest.Leaf(id.String(), life)
+	l.NotBefore = time.Now().Add(-since)
+	return l
 }
 
 // authority is a certificate authority of a few lines, over TLS. Its fields
 // under mu may be changed while it runs.
 type authority struct {
 	capb.UnimplementedCertificateAuthorityServer
-	root root
+	root *pkitest.Root
 	addr string
 
 	mu             sync.Mutex
@@ -105,16 +62,14 @@ type authority struct {
 	changed        chan struct{}
 }
 
-func newAuthority(t *testing.T, r root) *authority {
+func newAuthority(t *testing.T, r *pkitest.Root) *authority {
 	t.Helper()
-	a := &authority{root: r, tokens: map[string]bool{}, life: time.Hour, bundles: [][]byte{r.cert.Raw}, changed: make(chan struct{})}
-	key := newKey(t)
-	der, err := r.sign(caID, key.Public(), time.Now().Add(-time.Minute), time.Now().Add(time.Hour))
+	a := &authority{root: r, tokens: map[string]bool{}, life: time.Hour, bundles: [][]byte{r.Cert.Raw}, changed: make(chan struct{})}
+	key := pkitest.NewKey(t)
+	der, err := r.Sign(pkitest.Leaf(caID.String(), time.Hour), key.Public())
 	if err != nil {
 		t.Fatal(err)
 	}
-	pool := x509.NewCertPool()
-	pool.AddCert(r.cert)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -122,7 +77,7 @@ func newAuthority(t *testing.T, r root) *authority {
 	a.addr = l.Addr().String()
 	s := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
-		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool,
+		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: r.Pool(),
 	})))
 	capb.RegisterCertificateAuthorityServer(s, a)
 	done := make(chan struct{})
@@ -149,7 +104,7 @@ func (a *authority) issue(der []byte) (*capb.CertificateResponse, error) {
 	if !a.answerAs.IsZero() {
 		id = a.answerAs
 	}
-	cert, err := a.root.sign(id, csr.PublicKey, time.Now().Add(-time.Second), time.Now().Add(a.life))
+	cert, err := a.root.Sign(leaf(id, time.Second, a.life), csr.PublicKey)
 	if err != nil {
 		return nil, err
 	}
@@ -198,11 +153,11 @@ func (a *authority) WatchBundle(_ *capb.WatchBundleRequest, s grpc.ServerStreami
 	}
 }
 
-func (a *authority) setBundle(roots ...root) {
+func (a *authority) setBundle(roots ...*pkitest.Root) {
 	a.set(func() {
 		a.bundles = nil
 		for _, r := range roots {
-			a.bundles = append(a.bundles, r.cert.Raw)
+			a.bundles = append(a.bundles, r.Cert.Raw)
 		}
 		close(a.changed)
 		a.changed = make(chan struct{})
@@ -217,7 +172,7 @@ func setup(t *testing.T, a *authority) Config {
 		CA: a.addr, TrustBundle: filepath.Join(dir, "trust.pem"), TokenFile: filepath.Join(dir, "token"),
 		Dir: filepath.Join(dir, "identity"), TrustDomain: "cluster.local",
 	}
-	put(t, cfg.TrustBundle, a.root.pem())
+	put(t, cfg.TrustBundle, a.root.PEM())
 	offer(t, a, cfg, "t1")
 	return cfg
 }
@@ -333,20 +288,10 @@ func TestNotUsableOnDisk(t *testing.T) {
 }
 
 // write puts a key and a certificate where a source looks for them.
-func write(t *testing.T, r root, cfg Config, id spiffeid.ID, life time.Duration) {
+func write(t *testing.T, r *pkitest.Root, cfg Config, id spiffeid.ID, life time.Duration) {
 	t.Helper()
-	key := newKey(t)
-	der, err := r.sign(id, key.Public(), time.Now().Add(-time.Hour), time.Now().Add(life))
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	put(t, filepath.Join(cfg.Dir, identityFile), append(
-		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})...))
+	certPEM, keyPEM := r.Issue(t, leaf(id, time.Hour, life))
+	put(t, filepath.Join(cfg.Dir, identityFile), append(certPEM, keyPEM...))
 }
 
 func TestWaitsForBundleAndToken(t *testing.T) {
@@ -363,7 +308,7 @@ func TestWaitsForBundleAndToken(t *testing.T) {
 		_, err := New(within(t, 20*time.Second), cfg, pilotID, quiet())
 		done <- err
 	}()
-	put(t, cfg.TrustBundle, a.root.pem())
+	put(t, cfg.TrustBundle, a.root.PEM())
 	offer(t, a, cfg, "late")
 	if err := <-done; err != nil {
 		t.Fatal(err)
@@ -378,15 +323,16 @@ func TestGivesUpWithTheReason(t *testing.T) {
 		want  string
 	}{
 		"used token":     {func(cfg *Config) { put(t, cfg.TokenFile, []byte("used")) }, "no such token"},
-		"no token":       {func(cfg *Config) { cfg.TokenFile += ".missing" }, "join token"},
+		"no token":       {func(cfg *Config) { cfg.TokenFile += ".missing" }, ".missing does not exist; where the authority runs, make one: writ certs join-token --admin unix:///SOCKET writ/pilot="},
 		"no bundle":      {func(cfg *Config) { cfg.TrustBundle += ".missing" }, "does not exist yet"},
 		"corrupt bundle": {func(cfg *Config) { put(t, cfg.TrustBundle, []byte("-----BEGIN")) }, "trust bundle"},
-		"another root":   {func(cfg *Config) { put(t, cfg.TrustBundle, newRoot(t).pem()) }, "certificate"},
+		"another root":   {func(cfg *Config) { put(t, cfg.TrustBundle, newRoot(t).PEM()) }, "certificate"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			cfg := setup(t, a)
 			tc.spoil(&cfg)
-			ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 			defer cancel()
 			_, err := New(ctx, cfg, pilotID, quiet())
 			if err == nil || !strings.Contains(err.Error(), tc.want) || !errors.Is(err, context.DeadlineExceeded) {
@@ -394,6 +340,41 @@ func TestGivesUpWithTheReason(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A reason is a warning once, after a while; the end of it is told.
+func TestRetryWarnsOnceForEachReason(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		s := &Source{log: slog.New(slog.NewTextHandler(&out, nil))}
+		tries := 0
+		err := s.retry(t.Context(), "join", func(context.Context) error {
+			tries++
+			switch {
+			case tries <= 20:
+				return errors.New("no token")
+			case tries <= 40:
+				return errors.New("used token")
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := out.String(); strings.Count(got, "level=WARN") != 2 || strings.Count(got, `"no token"`) != 1 || strings.Count(got, `"used token"`) != 1 || strings.Count(got, "it works now") != 1 {
+			t.Errorf("logged:\n%s", got)
+		}
+		out.Reset()
+		tries = 37 // over before it is worth a warning
+		if err := s.retry(t.Context(), "join", func(context.Context) error {
+			if tries++; tries <= 40 {
+				return errors.New("not yet")
+			}
+			return nil
+		}); err != nil || out.Len() > 0 {
+			t.Errorf("%v, logged:\n%s", err, out.String())
+		}
+	})
 }
 
 func TestCertificateForSomebodyElseIsRefused(t *testing.T) {
@@ -480,10 +461,10 @@ func TestRejoinsUnderANewRoot(t *testing.T) {
 	write(t, old.root, cfg, pilotID, -time.Second) // it slept for a while
 	replaced := newAuthority(t, newRoot(t))
 	cfg.CA = replaced.addr
-	put(t, cfg.TrustBundle, replaced.root.pem())
+	put(t, cfg.TrustBundle, replaced.root.PEM())
 	offer(t, replaced, cfg, "t2")
 	s := newSource(t, cfg)
-	if roots := s.currentBundle().X509Authorities(); len(roots) != 1 || !roots[0].Equal(replaced.root.cert) {
+	if roots := s.currentBundle().X509Authorities(); len(roots) != 1 || !roots[0].Equal(replaced.root.Cert) {
 		t.Errorf("it trusts %d roots, the first %s", len(roots), roots[0].Subject)
 	}
 }
@@ -513,7 +494,7 @@ func TestFollowsBundle(t *testing.T) {
 		if len(roots) == 0 {
 			t.Fatal("an empty bundle was taken")
 		}
-		return len(roots) == 1 && roots[0].Equal(next.cert)
+		return len(roots) == 1 && roots[0].Equal(next.Cert)
 	})
 }
 
@@ -588,7 +569,7 @@ func TestTLS(t *testing.T) {
 }
 
 func TestValidate(t *testing.T) {
-	good := Config{CA: "127.0.0.1:8443", TrustBundle: "b", Dir: "d", TrustDomain: "cluster.local"}
+	good := Config{CA: "127.0.0.1:8443", TrustBundle: "b", TokenFile: "t", Dir: "d", TrustDomain: "cluster.local"}
 	for name, tc := range map[string]struct {
 		change func(*Config)
 		want   string
@@ -596,7 +577,8 @@ func TestValidate(t *testing.T) {
 		"good":             {func(*Config) {}, ""},
 		"no authority":     {func(c *Config) { c.CA = "" }, "missing ca"},
 		"no bundle":        {func(c *Config) { c.TrustBundle = "" }, "missing trust_bundle"},
-		"nothing":          {func(c *Config) { *c = Config{} }, "missing ca, dir, trust_bundle, trust_domain"},
+		"no token":         {func(c *Config) { c.TokenFile = "" }, "missing token_file"},
+		"nothing":          {func(c *Config) { *c = Config{} }, "missing ca, dir, token_file, trust_bundle, trust_domain"},
 		"not a domain":     {func(c *Config) { c.TrustDomain = "Cluster Local" }, `trust_domain "Cluster Local"`},
 		"no folder to use": {func(c *Config) { c.Dir = "" }, "missing dir"},
 	} {

@@ -6,12 +6,10 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/big"
 	"net/url"
 	"strings"
 	"sync"
@@ -22,6 +20,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/writ-mesh/writ/internal/pkitest"
 	"github.com/writ-mesh/writ/nodeagent/svid"
 )
 
@@ -33,32 +32,14 @@ type fakeCA struct {
 	life   time.Duration
 	away   error
 	change func(*x509.Certificate) // what a wrong authority does to a certificate
-	key    *ecdsa.PrivateKey
-	root   *x509.Certificate
+	root   *pkitest.Root
 	asked  []time.Time
 	keys   []any
 }
 
 func newFakeCA(t *testing.T, life time.Duration) *fakeCA {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "root"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(1000 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
-		URIs: []*url.URL{{Scheme: "spiffe", Host: "cluster.local"}},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	root, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &fakeCA{life: life, key: key, root: root}
+	return &fakeCA{life: life, root: pkitest.NewRoot(t, "cluster.local")}
 }
 
 func (f *fakeCA) Issue(_ context.Context, id spiffeid.ID, csr []byte) (svid.Issued, error) {
@@ -75,12 +56,7 @@ func (f *fakeCA) Issue(_ context.Context, id spiffeid.ID, csr []byte) (svid.Issu
 	if len(req.URIs) != 1 || req.URIs[0].String() != id.String() {
 		return svid.Issued{}, fmt.Errorf("request is for %v", req.URIs)
 	}
-	now := time.Now()
-	leaf := &x509.Certificate{
-		SerialNumber: big.NewInt(int64(len(f.asked) + 0xabc000)), NotBefore: now.Add(-time.Minute), NotAfter: now.Add(f.life),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-		URIs: []*url.URL{id.URL()}, BasicConstraintsValid: true,
-	}
+	leaf := pkitest.Leaf(id.String(), f.life)
 	if f.change != nil {
 		f.change(leaf)
 	}
@@ -88,9 +64,9 @@ func (f *fakeCA) Issue(_ context.Context, id spiffeid.ID, csr []byte) (svid.Issu
 	if leaf.PublicKey != nil {
 		public = leaf.PublicKey
 	}
-	der, err := x509.CreateCertificate(rand.Reader, leaf, f.root, public, f.key)
+	der, err := f.root.Sign(leaf, public)
 	f.keys = append(f.keys, req.PublicKey)
-	return svid.Issued{Chain: [][]byte{der}, Roots: [][]byte{f.root.Raw}}, err
+	return svid.Issued{Chain: [][]byte{der}, Roots: [][]byte{f.root.Cert.Raw}}, err
 }
 
 func (f *fakeCA) set(away error) {

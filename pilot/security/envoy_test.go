@@ -2,22 +2,14 @@ package security
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,6 +31,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/writ-mesh/writ/internal/envoytest"
+	"github.com/writ-mesh/writ/internal/pkitest"
 	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/pilot/envoy"
 )
@@ -343,77 +336,21 @@ func (p *proxy) client(r request) *http.Client {
 }
 
 // authority signs the certificates of a test.
-type authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pem  string
-}
+type authority struct{ *pkitest.Root }
 
 func newAuthority(t testing.TB) authority {
 	t.Helper()
-	key := newKey(t)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test root"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return authority{cert: cert, key: key, pem: encode("CERTIFICATE", der)}
-}
-
-func newKey(t testing.TB) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
-
-func encode(kind string, der []byte) string {
-	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
-}
-
-func (a authority) issue(t testing.TB, spiffeID string) (certPEM, keyPEM string) {
-	t.Helper()
-	id, err := url.Parse(spiffeID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
-	if err != nil {
-		t.Fatal(err)
-	}
-	key := newKey(t)
-	template := &x509.Certificate{
-		SerialNumber: serial, URIs: []*url.URL{id}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return encode("CERTIFICATE", der), encode("PRIVATE KEY", keyDER)
+	return authority{pkitest.NewRoot(t, "")}
 }
 
 func (a authority) server(t testing.TB) *tlsv3.DownstreamTlsContext {
-	cert, key := a.issue(t, "spiffe://cluster.local/ns/default/sa/httpbin")
+	cert, key := a.Issue(t, pkitest.Leaf("spiffe://cluster.local/ns/default/sa/httpbin", time.Hour))
 	return &tlsv3.DownstreamTlsContext{
 		RequireClientCertificate: wrapperspb.Bool(true),
 		CommonTlsContext: &tlsv3.CommonTlsContext{
-			TlsCertificates: []*tlsv3.TlsCertificate{{CertificateChain: inline(cert), PrivateKey: inline(key)}},
+			TlsCertificates: []*tlsv3.TlsCertificate{{CertificateChain: inline(string(cert)), PrivateKey: inline(string(key))}},
 			ValidationContextType: &tlsv3.CommonTlsContext_ValidationContext{
-				ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: inline(a.pem)},
+				ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: inline(string(a.PEM()))},
 			},
 		},
 	}
@@ -424,11 +361,7 @@ func (a authority) client(t testing.TB, identity string) *tls.Config {
 	if identity == "" {
 		return nil
 	}
-	cert, key := a.issue(t, identity)
-	pair, err := tls.X509KeyPair([]byte(cert), []byte(key))
-	if err != nil {
-		t.Fatal(err)
-	}
+	pair := a.Pair(t, pkitest.Leaf(identity, time.Hour))
 	// The tests look at what the server makes of the caller, not the reverse.
 	return &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true, ServerName: "httpbin.default"} //nolint:gosec // the server's name is not under test
 }

@@ -3,7 +3,6 @@ package translate
 import (
 	"bufio"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"net"
 	"net/http"
@@ -115,10 +114,10 @@ spec:
 
 func (m *gatewayMesh) files(t *testing.T) {
 	m.mesh.Dir = t.TempDir()
-	cert, key := m.ca.issue(t, "", "secure.example")
+	cert, key := m.ca.Issue(t, server("secure.example"))
 	m.mesh.Secrets["istio-system/secure"] = &model.Secret{Cert: cert, Key: key}
-	cert, key = m.ca.issue(t, "", "mutual.example")
-	for name, data := range map[string][]byte{"s.crt": cert, "s.key": key, "ca.crt": m.ca.pem} {
+	cert, key = m.ca.Issue(t, server("mutual.example"))
+	for name, data := range map[string][]byte{"s.crt": cert, "s.key": key, "ca.crt": m.ca.PEM()} {
 		if err := os.WriteFile(filepath.Join(m.mesh.Dir, name), data, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -127,10 +126,8 @@ func (m *gatewayMesh) files(t *testing.T) {
 
 // tlsGet requests https://host/path at the gateway's TLS port.
 func (m *gatewayMesh) tlsGet(t *testing.T, host, path string, certs ...tls.Certificate) (response, error) {
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(m.ca.pem)
 	tr := &http.Transport{
-		TLSClientConfig:   &tls.Config{RootCAs: roots, Certificates: certs, ServerName: host},
+		TLSClientConfig:   &tls.Config{RootCAs: m.ca.Pool(), Certificates: certs, ServerName: host},
 		DisableKeepAlives: true,
 	}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("https://%s:8443%s", m.ingress.Address, path), nil)
@@ -225,12 +222,7 @@ func (m *gatewayMesh) testTLS(t *testing.T) {
 	if _, err := m.tlsGet(t, "mutual.example", "/reviews"); err == nil {
 		t.Error("MUTUAL let a client without a certificate in")
 	}
-	cert, key := m.ca.issue(t, "", "client.example")
-	pair, err := tls.X509KeyPair(cert, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if r, err := m.tlsGet(t, "mutual.example", "/reviews", pair); err != nil || r.StatusCode != 200 {
+	if r, err := m.tlsGet(t, "mutual.example", "/reviews", m.ca.Pair(t, server("client.example"))); err != nil || r.StatusCode != 200 {
 		t.Errorf("MUTUAL: %v %v", r, err)
 	}
 	if r, err := m.tlsGet(t, "through.example", "/"); err != nil || r.body != "backend" {

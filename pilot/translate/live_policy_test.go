@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/writ-mesh/writ/internal/pkitest"
 	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/pilot/model"
 )
@@ -80,13 +81,8 @@ spec: {selector: {matchLabels: {app: disable}}, mtls: {mode: DISABLE}}
 		}
 	})
 	t.Run("strict refuses TLS without a certificate of the mesh", func(t *testing.T) {
-		stranger := newAuthority(t)
-		cert, key := stranger.issue(t, "spiffe://cluster.local/ns/default/sa/client")
-		pair, err := tls.X509KeyPair(cert, key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, certs := range [][]tls.Certificate{nil, {pair}} {
+		stranger := newAuthority(t).Pair(t, pkitest.Leaf("spiffe://cluster.local/ns/default/sa/client", time.Hour))
+		for _, certs := range [][]tls.Certificate{nil, {stranger}} {
 			tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, Certificates: certs}} //nolint:gosec // the server is not what is tested
 			if resp, err := tr.RoundTrip(mustRequest(t, fmt.Sprintf("https://%s:9080/", strict.Address))); err == nil {
 				resp.Body.Close()
@@ -124,7 +120,7 @@ func TestLiveDestinationRules(t *testing.T) {
 	apiPort := m.outsideTLS("api.example", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "api sni=%s", r.TLS.ServerName) })
 	dir := t.TempDir()
 	m.mesh.Dir = dir
-	writeFile(t, dir+"/ca.pem", m.ca.pem)
+	writeFile(t, dir+"/ca.pem", m.ca.PEM())
 	m.apply(fmt.Sprintf(`
 kind: DestinationRule
 metadata: {name: slow}

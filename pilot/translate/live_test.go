@@ -2,16 +2,10 @@ package translate
 
 import (
 	"bufio"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -23,76 +17,32 @@ import (
 	"time"
 
 	"github.com/writ-mesh/writ/internal/envoytest"
+	"github.com/writ-mesh/writ/internal/pkitest"
 	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
 // authority makes certificates for the sidecars of a test.
-type authority struct {
-	key  *ecdsa.PrivateKey
-	cert *x509.Certificate
-	pem  []byte
-}
+type authority struct{ *pkitest.Root }
 
 func newAuthority(t *testing.T) *authority {
 	t.Helper()
-	key := newKey(t)
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test root"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &authority{key: key, cert: cert, pem: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}
+	return &authority{pkitest.NewRoot(t, "")}
 }
 
-func newKey(t *testing.T) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
-
-// issue makes a certificate with a SPIFFE ID, or a server certificate for DNS names.
-func (a *authority) issue(t *testing.T, spiffe string, dns ...string) (cert, key []byte) {
-	t.Helper()
-	k := newKey(t)
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}, DNSNames: dns,
-	}
-	if spiffe != "" {
-		u, err := url.Parse(spiffe)
-		if err != nil {
-			t.Fatal(err)
-		}
-		tmpl.URIs = []*url.URL{u}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, k.Public(), a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rawKey, err := x509.MarshalPKCS8PrivateKey(k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: rawKey})
+// server is a certificate for a DNS name.
+func server(name string) *x509.Certificate {
+	leaf := pkitest.Leaf("", time.Hour)
+	leaf.DNSNames = []string{name}
+	return leaf
 }
 
 func (a *authority) secrets(t *testing.T, p *model.Proxy) []any {
-	cert, key := a.issue(t, "spiffe://cluster.local/ns/"+p.Namespace+"/sa/"+p.ServiceAccount)
+	cert, key := a.Issue(t, pkitest.Leaf("spiffe://cluster.local/ns/"+p.Namespace+"/sa/"+p.ServiceAccount, time.Hour))
 	inlined := func(b []byte) map[string]any { return map[string]any{"inlineString": string(b)} }
 	return []any{
 		map[string]any{"name": "default", "tlsCertificate": map[string]any{"certificateChain": inlined(cert), "privateKey": inlined(key)}},
-		map[string]any{"name": "ROOTCA", "validationContext": map[string]any{"trustedCa": inlined(a.pem)}},
+		map[string]any{"name": "ROOTCA", "validationContext": map[string]any{"trustedCa": inlined(a.PEM())}},
 	}
 }
 
@@ -192,13 +142,8 @@ func (m *liveMesh) tcpEcho(p *model.Proxy, wp model.WorkloadPort) {
 // outsideTLS runs a TLS server outside of the mesh and gives its port.
 func (m *liveMesh) outsideTLS(name string, h http.HandlerFunc) string {
 	m.t.Helper()
-	cert, key := m.ca.issue(m.t, "", name)
-	pair, err := tls.X509KeyPair(cert, key)
-	if err != nil {
-		m.t.Fatal(err)
-	}
 	srv := httptest.NewUnstartedServer(h)
-	srv.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+	srv.TLS = &tls.Config{Certificates: []tls.Certificate{m.ca.Pair(m.t, server(name))}}
 	srv.StartTLS()
 	m.t.Cleanup(srv.Close)
 	return strings.TrimPrefix(srv.URL, "https://127.0.0.1:")
