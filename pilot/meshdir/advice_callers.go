@@ -213,7 +213,7 @@ func needsIdentity(all []statement) bool {
 func (a *assembler) refusesPlainText(w workload) bool {
 	allows, needed := false, true
 	for _, p := range a.mesh.AuthorizationPolicies {
-		if p.Annotations[dryRunAnnotation] == "true" || !a.selects(p.Namespace, p.Spec.Selector.GetMatchLabels(), w) {
+		if model.DryRun(p) || !a.selects(p.Namespace, p.Spec.Selector.GetMatchLabels(), w) {
 			continue
 		}
 		switch p.Spec.Action {

@@ -10,6 +10,7 @@ import (
 	security "istio.io/api/security/v1beta1"
 
 	"github.com/writ-mesh/writ/pilot/condition"
+	"github.com/writ-mesh/writ/pilot/model"
 )
 
 // checkAuthorizationPolicy follows the rules of Istio's validation of the kind.
@@ -34,11 +35,11 @@ func checkAuthorizationPolicy(c *checker) {
 }
 
 func (c *checker) dryRun(action security.AuthorizationPolicy_Action) {
-	value, ok := c.object.meta.Annotations[dryRunAnnotation]
+	value, ok := c.object.meta.Annotations[model.DryRunAnnotation]
 	if !ok {
 		return
 	}
-	at := "metadata.annotations[" + dryRunAnnotation + "]"
+	at := "metadata.annotations[" + model.DryRunAnnotation + "]"
 	if action != security.AuthorizationPolicy_ALLOW && action != security.AuthorizationPolicy_DENY {
 		c.errorf(at, "is for actions ALLOW and DENY only")
 	}

@@ -262,14 +262,13 @@ func checkMetadata(r *report, o *object) {
 			r.errorf("metadata.labels["+k+"]", "%s", problem)
 		}
 	}
-	if v, ok := o.meta.Annotations[dryRunAnnotation]; ok && o.meta.Kind != "AuthorizationPolicy" {
-		r.errorf("metadata.annotations["+dryRunAnnotation+"]", "%q is for AuthorizationPolicy only: remove it", dryRunAnnotation+": "+v)
+	if v, ok := o.meta.Annotations[model.DryRunAnnotation]; ok && o.meta.Kind != "AuthorizationPolicy" {
+		r.errorf("metadata.annotations["+model.DryRunAnnotation+"]", "%q is for AuthorizationPolicy only: remove it", model.DryRunAnnotation+": "+v)
 	}
 }
 
 // The names that configuration relies on.
 const (
 	defaultNamespace = "default"
-	dryRunAnnotation = "istio.io/dry-run"
 	domainSuffix     = "cluster.local"
 )

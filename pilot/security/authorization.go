@@ -3,7 +3,6 @@ package security
 import (
 	"fmt"
 	"math"
-	"strconv"
 	"strings"
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -44,14 +43,6 @@ const (
 	rbacTCPMetadata       = "envoy.filters.network.rbac"
 )
 
-// dryRunAnnotation makes a policy decide and record, and refuse nothing.
-const dryRunAnnotation = "istio.io/dry-run"
-
-func dryRun(p *model.AuthorizationPolicy) bool {
-	on, err := strconv.ParseBool(p.Annotations[dryRunAnnotation])
-	return err == nil && on
-}
-
 // ruleSet is the enforced and the dry-run policies of one action. A side is nil
 // when no policy is on it.
 type ruleSet struct {
@@ -65,7 +56,7 @@ func (c *Compiler) compileSet(policies []*model.AuthorizationPolicy, action rbac
 	var set ruleSet
 	for _, pol := range policies {
 		side := &set.enforced
-		if dryRun(pol) {
+		if model.DryRun(pol) {
 			side = &set.shadow
 			set.shadowRefs = append(set.shadowRefs, pol.Ref)
 		} else {

@@ -99,7 +99,7 @@ func (c *Compiler) customProvider(policies []*model.AuthorizationPolicy) (provid
 
 // enforcedCustom leaves dry-run policies out: a provider has no dry run.
 func enforcedCustom(s selection) []*model.AuthorizationPolicy {
-	return slices.DeleteFunc(slices.Clone(s.custom), dryRun)
+	return slices.DeleteFunc(slices.Clone(s.custom), model.DryRun)
 }
 
 // addCustom adds two filters for CUSTOM: RBAC that only records whether a rule

@@ -80,6 +80,19 @@ func (c *Compiler) addQuota(b *httpBuilder, p *model.Proxy, port model.WorkloadP
 	return nil
 }
 
+// denyWithoutRateLimit refuses everything where a closed QuotaPolicy applies and
+// the mesh has no ratelimit to decide it.
+func (c *Compiler) denyWithoutRateLimit(deny *ruleSet, policies []*model.QuotaPolicy) {
+	if c.mesh.Deciders.RateLimit != "" {
+		return
+	}
+	for _, pol := range policies {
+		if pol.FailClosed && !pol.Observe {
+			deny.refuseAll(pol.Ref)
+		}
+	}
+}
+
 // peerAddressKey is where peerAddress leaves the address.
 const peerAddressKey = "writ.peer.address"
 

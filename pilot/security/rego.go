@@ -100,18 +100,6 @@ func (c *Compiler) denyWithoutAuthz(deny *ruleSet, policies []*model.RegoPolicy)
 	}
 }
 
-// denyWithoutRateLimit is the same for closed QuotaPolicies.
-func (c *Compiler) denyWithoutRateLimit(deny *ruleSet, policies []*model.QuotaPolicy) {
-	if c.mesh.Deciders.RateLimit != "" {
-		return
-	}
-	for _, pol := range policies {
-		if pol.FailClosed && !pol.Observe {
-			deny.refuseAll(pol.Ref)
-		}
-	}
-}
-
 // refuseAll adds a policy that matches every request to a DENY set.
 func (s *ruleSet) refuseAll(ref model.Ref) {
 	if s.enforced == nil {

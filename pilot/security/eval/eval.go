@@ -76,8 +76,7 @@ func Authorize(trustDomains []string, policies []*model.AuthorizationPolicy, r R
 }
 
 func enforced(p *model.AuthorizationPolicy, action security.AuthorizationPolicy_Action) bool {
-	dry, err := strconv.ParseBool(p.Annotations["istio.io/dry-run"])
-	return p.Spec.GetAction() == action && (err != nil || !dry)
+	return p.Spec.GetAction() == action && !model.DryRun(p)
 }
 
 type evaluator struct {

@@ -1,0 +1,13 @@
+package model
+
+import "strconv"
+
+// DryRunAnnotation, as a boolean on an AuthorizationPolicy, makes it decide and
+// record, and refuse nothing. The name is Istio's.
+const DryRunAnnotation = "istio.io/dry-run"
+
+// DryRun says whether p refuses nothing.
+func DryRun(p *AuthorizationPolicy) bool {
+	on, err := strconv.ParseBool(p.Annotations[DryRunAnnotation])
+	return err == nil && on
+}
