@@ -143,3 +143,27 @@ func (m *Mesh) ServiceByHost(hostname, fromNamespace string) *Service {
 	}
 	return best
 }
+
+// PolicyHost finds the service that a policy of a namespace means by a hostname
+// to which it gives its trust, such as that of a key set or of an authorizer: a
+// service by its own name within the mesh, else a ServiceEntry of the policy's
+// namespace, else of the root namespace. What another namespace writes about the
+// name never counts. Nil means a host outside of the mesh.
+func (m *Mesh) PolicyHost(hostname, namespace string) *Service {
+	hostname = strings.ToLower(hostname)
+	first := sort.Search(len(m.Services), func(i int) bool { return m.Services[i].Hostname >= hostname })
+	for _, s := range m.Services[first:] {
+		if s.Hostname != hostname {
+			break
+		}
+		if s.Kind != "ServiceEntry" && ExportedTo(s.ExportTo, s.Namespace, namespace) {
+			return s
+		}
+	}
+	for _, ns := range []string{namespace, m.RootNamespace} {
+		if s := m.ServiceByHost(hostname, ns); s != nil && s.Namespace == ns && ExportedTo(s.ExportTo, ns, namespace) {
+			return s
+		}
+	}
+	return nil
+}

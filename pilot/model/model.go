@@ -84,7 +84,8 @@ type Mesh struct {
 
 	// Proxies are the Envoys that pilot configures, sorted by ID.
 	Proxies []*Proxy
-	// Services are sorted by Hostname, then by Namespace.
+	// Services are sorted by Hostname; of several with one Hostname the first is
+	// for whoever has none of them in his own namespace.
 	Services []*Service
 	// Secrets are TLS secrets by "<namespace>/<name>", for Gateway credentialName.
 	Secrets map[string]*Secret

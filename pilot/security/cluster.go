@@ -37,14 +37,16 @@ type upstream struct {
 	tls bool
 	// http2 is for gRPC.
 	http2 bool
+	// provider is set for a host of mesh.yaml.
+	provider bool
 }
 
 // clusterFor makes a cluster of its own for the upstream, not shared with
 // traffic, since policies must hold whatever a DestinationRule says.
 func (c *Compiler) clusterFor(u upstream) (*clusterv3.Cluster, error) {
-	namespace, host := u.namespace, u.host
-	if ns, h, ok := strings.Cut(host, "/"); ok {
-		namespace, host = ns, h
+	host, service, err := c.lookup(u)
+	if err != nil {
+		return nil, err
 	}
 	scheme := "http"
 	if u.http2 {
@@ -53,10 +55,12 @@ func (c *Compiler) clusterFor(u upstream) (*clusterv3.Cluster, error) {
 	if u.tls {
 		scheme += "s"
 	}
-	service := c.mesh.ServiceByHost(model.ResolveHost(host, namespace, c.mesh.DomainSuffix), namespace)
 	name := host
 	if service != nil {
 		name = service.Hostname // the same short name is another service elsewhere
+		if service.Kind == "ServiceEntry" {
+			name = service.Namespace + "/" + name // and so may be the same host for policies of two namespaces
+		}
 	}
 	out := &clusterv3.Cluster{
 		Name:                 fmt.Sprintf("writ-%s|%s|%d", scheme, name, u.port),
@@ -83,6 +87,47 @@ func (c *Compiler) clusterFor(u upstream) (*clusterv3.Cluster, error) {
 		out.TransportSocketMatches = nil
 	}
 	return out, nil
+}
+
+// lookup finds what the upstream's host means. A name that says the namespace is
+// looked for there, as its author asked for. A provider's name that can mean
+// nothing outside of the mesh, as Istio's own example external-authz-grpc.local,
+// may be that of a ServiceEntry in any one namespace; in several it means none.
+func (c *Compiler) lookup(u upstream) (host string, service *model.Service, err error) {
+	if ns, h, ok := strings.Cut(u.host, "/"); ok {
+		full := model.ResolveHost(h, ns, c.mesh.DomainSuffix)
+		if s := c.mesh.PolicyHost(full, ns); s != nil {
+			return h, s, nil
+		}
+		return h, nil, nil
+	}
+	full := model.ResolveHost(u.host, u.namespace, c.mesh.DomainSuffix)
+	service = c.mesh.PolicyHost(full, u.namespace)
+	if service != nil || !u.provider || !onlyInMesh(full, c.mesh.DomainSuffix) {
+		return u.host, service, nil
+	}
+	for _, s := range c.mesh.Services {
+		switch {
+		case s.Hostname != strings.ToLower(full) || !model.ExportedTo(s.ExportTo, s.Namespace, u.namespace):
+		case service != nil && service.Namespace != s.Namespace:
+			return u.host, nil, fmt.Errorf("%s is a host of %s and of %s: write the namespace before it", u.host, service.Ref, s.Ref)
+		default:
+			service = s
+		}
+	}
+	return u.host, service, nil
+}
+
+// onlyInMesh says that no name server outside of the mesh knows a name: it is one
+// of the mesh, or its last part is kept for private use, documentation or tests
+// (RFC 6761, RFC 6762, ICANN's resolution on .internal).
+func onlyInMesh(host, domainSuffix string) bool {
+	host = strings.TrimSuffix(strings.ToLower(host), ".")
+	if strings.HasSuffix(host, ".svc."+domainSuffix) {
+		return true
+	}
+	last := host[strings.LastIndexByte(host, '.')+1:]
+	return slices.Contains([]string{"local", "internal", "example", "test", "invalid", "localhost"}, last)
 }
 
 // meshEndpoints fills the cluster with the endpoints of a service; those behind

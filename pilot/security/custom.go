@@ -166,7 +166,7 @@ func (c *Compiler) extAuthzGRPC(p *meshv1.MeshConfig_ExtensionProvider_EnvoyExte
 }
 
 func (c *Compiler) providerGRPC(p *meshv1.MeshConfig_ExtensionProvider_EnvoyExternalAuthorizationGrpcProvider) (*corev3.GrpcService, *clusterv3.Cluster, error) {
-	cluster, err := c.clusterFor(upstream{host: p.GetService(), port: p.GetPort(), namespace: c.mesh.RootNamespace, http2: true})
+	cluster, err := c.clusterFor(upstream{host: p.GetService(), port: p.GetPort(), namespace: c.mesh.RootNamespace, http2: true, provider: true})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -179,7 +179,7 @@ func (c *Compiler) providerGRPC(p *meshv1.MeshConfig_ExtensionProvider_EnvoyExte
 }
 
 func (c *Compiler) extAuthzHTTP(p *meshv1.MeshConfig_ExtensionProvider_EnvoyExternalAuthorizationHttpProvider) (*extauthzv3.ExtAuthz, *clusterv3.Cluster, error) {
-	cluster, err := c.clusterFor(upstream{host: p.GetService(), port: p.GetPort(), namespace: c.mesh.RootNamespace})
+	cluster, err := c.clusterFor(upstream{host: p.GetService(), port: p.GetPort(), namespace: c.mesh.RootNamespace, provider: true})
 	if err != nil {
 		return nil, nil, err
 	}

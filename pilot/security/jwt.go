@@ -220,7 +220,7 @@ func (c *Compiler) remoteJWKS(b *httpBuilder, r namedRule) (*jwtv3.RemoteJwks, e
 }
 
 func (c *Compiler) jwksLifetime(host, namespace string) time.Duration {
-	service := c.mesh.ServiceByHost(model.ResolveHost(host, namespace, c.mesh.DomainSuffix), namespace)
+	service := c.mesh.PolicyHost(model.ResolveHost(host, namespace, c.mesh.DomainSuffix), namespace)
 	ip, err := netip.ParseAddr(host)
 	if service != nil && !service.External || err == nil && ip.IsLoopback() {
 		return nearJWKSLifetime

@@ -152,6 +152,18 @@ func (s *scope) selectServices() {
 			s.services = append(s.services, v)
 		}
 	}
+	// A ServiceEntry may have a short form or an address of another service for
+	// its own: it comes after those that have it by right.
+	slices.SortStableFunc(s.services, func(a, b visibleService) int {
+		return cmp.Compare(isEntry(a.Service), isEntry(b.Service))
+	})
+}
+
+func isEntry(svc *model.Service) int {
+	if svc.Kind == "ServiceEntry" {
+		return 1
+	}
+	return 0
 }
 
 func (s *scope) sees(svc *model.Service) bool {
