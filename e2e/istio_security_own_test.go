@@ -202,6 +202,9 @@ allow if {
 	t.Run("authz does not answer", func(t *testing.T) {
 		resume := m.pause("writ-authz")
 		check(t, "closed", get("shut", "/yes?q=1"), 403)
+		if got := get("shut", "/yes?q=1")(); got.header.Get("x-writ-denied-by") != "RegoPolicy default/shut (authz does not answer)" {
+			t.Errorf("closed, and nobody says why: %s", got)
+		}
 		check(t, "open", get("open", "/"), 200)
 		check(t, "observed", get("watch", "/"), 200)
 		resume()
@@ -215,7 +218,7 @@ allow if {
 	t.Run("ratelimit does not answer", func(t *testing.T) {
 		resume := m.pause("writ-ratelimit")
 		check(t, "open", get("quota-open", "/"), 200)
-		if got := get("quota-shut", "/")(); got.status != 503 || got.header.Get("x-writ-denied-by") != "QuotaPolicy default/quota-shut" {
+		if got := get("quota-shut", "/")(); got.status != 503 || got.header.Get("x-writ-denied-by") != "QuotaPolicy default/quota-shut (ratelimit does not answer)" {
 			t.Errorf("closed: %s", got)
 		}
 		resume()

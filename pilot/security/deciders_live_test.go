@@ -173,7 +173,7 @@ func TestRegoLive(t *testing.T) {
 		}
 
 		away := start(t, bin, map[string]inbound{"closed": build(gone, regoPolicy("a", false), regoPolicy("b", true))})
-		if got := away.do("closed", request{}); got.status != 403 || got.deniedBy != "RegoPolicy default/a" {
+		if got := away.do("closed", request{}); got.status != 403 || got.deniedBy != "RegoPolicy default/a (authz does not answer)" {
 			t.Errorf("authz away, closed: %d %q", got.status, got.deniedBy)
 		}
 		open := start(t, bin, map[string]inbound{"open": build(gone, regoPolicy("b", true)), "nowhere": build("", regoPolicy("a", false)), "nowhere-open": build("", regoPolicy("a", true))})
@@ -273,7 +273,7 @@ func TestQuotaLive(t *testing.T) {
 		if got := away.do("open", request{}); got.status != 200 {
 			t.Errorf("ratelimit away, open: %d", got.status)
 		}
-		if got := away.do("closed", request{}); got.status != 503 || got.deniedBy != "QuotaPolicy default/q" {
+		if got := away.do("closed", request{}); got.status != 503 || got.deniedBy != "QuotaPolicy default/q (ratelimit does not answer)" {
 			t.Errorf("ratelimit away, closed: %d %q", got.status, got.deniedBy)
 		}
 		if got := away.do("nowhere", request{}); got.status != 403 || got.deniedBy != "QuotaPolicy default/q" {
@@ -334,7 +334,7 @@ func TestCustomLive(t *testing.T) {
 			{"http", request{path: "/ext/1"}, 200, ""},
 			{"http", request{path: "/ext/1", header: refuse}, 401, by("ext", 0)},
 			{"away", request{path: "/else"}, 200, ""},
-			{"away", request{path: "/ext"}, 503, by("ext", 0)},
+			{"away", request{path: "/ext"}, 503, by("ext", 0) + " (the provider does not answer)"},
 			{"open", request{path: "/ext"}, 200, ""},
 			{"unknown", request{path: "/ext"}, 403, by("ext", 0)},
 			{"unknown", request{path: "/else"}, 200, ""},

@@ -13,8 +13,8 @@ import (
 )
 
 // DeniedByHeader is the response header of a refusal: "<Kind> <namespace>/<name>"
-// and then " rule N", " limit N", " no rule allows" or, for a token, the reason
-// in parentheses.
+// and then " rule N", " limit N", " no rule allows" or, in parentheses, what is
+// wrong with a token or who does not answer.
 const DeniedByHeader = "x-writ-denied-by"
 
 // Access log operators that give what DeniedByHeader says; "-" for requests that
@@ -71,6 +71,9 @@ const (
 // It depends on nothing, so that no policy changes a listener with it.
 func localReply() *hcmv3.LocalReplyConfig {
 	const denied = "^rbac_access_denied_matched_policy.([A-Za-z]+)_(.+)"
+	// A rule of a CUSTOM policy has matched.
+	const custom = `'` + rbacHTTPMetadata + `' in metadata.filter_metadata && '` + customStatPrefix + `shadow_effective_policy_id' in metadata.filter_metadata['` + rbacHTTPMetadata + `']`
+	const customRule = "%DYNAMIC_METADATA(" + rbacHTTPMetadata + ":" + customStatPrefix + "shadow_effective_policy_id)%"
 	always := corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
 	absent := corev3.HeaderValueOption_ADD_IF_ABSENT
 	return &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{
@@ -83,10 +86,13 @@ func localReply() *hcmv3.LocalReplyConfig {
 			`%CEL(re.extract(response.code_details, '`+denied+`.$', '\\1 \\2'))%`),
 		mapper(`response.code_details.startsWith('jwt_authn_access_denied')`, always,
 			"%METADATA(VIRTUAL_HOST:writ:jwt)% (%CEL(re.extract(response.code_details, '^jwt_authn_access_denied.(.*).$', '\\\\1'))%)"),
-		// A decider that answers gives the header itself.
-		mapper(`response.code_details.startsWith('ext_authz_') && '`+rbacHTTPMetadata+`' in metadata.filter_metadata && '`+customStatPrefix+`shadow_effective_policy_id' in metadata.filter_metadata['`+rbacHTTPMetadata+`']`, absent,
-			"%DYNAMIC_METADATA("+rbacHTTPMetadata+":"+customStatPrefix+"shadow_effective_policy_id)%"),
+		// A decider that answers gives the header itself. One that does not answer is
+		// told from one that refuses.
+		mapper(`response.code_details == 'ext_authz_error' && `+custom, absent, customRule+" (the provider does not answer)"),
+		mapper(`response.code_details == 'ext_authz_error'`, absent, "%METADATA(VIRTUAL_HOST:writ:rego)% (authz does not answer)"),
+		mapper(`response.code_details.startsWith('ext_authz_') && `+custom, absent, customRule),
 		mapper(`response.code_details.startsWith('ext_authz_')`, absent, "%METADATA(VIRTUAL_HOST:writ:rego)%"),
+		mapper(`response.code_details == 'rate_limiter_error'`, absent, "%METADATA(VIRTUAL_HOST:writ:quota)% (ratelimit does not answer)"),
 		mapper(`response.code_details == 'request_rate_limited' || response.code_details.startsWith('rate_limit')`, absent,
 			"%METADATA(VIRTUAL_HOST:writ:quota)%"),
 	}}
