@@ -97,7 +97,7 @@ func newAgent(ctx context.Context, cfg Config, rt *service.Runtime) (*agent, err
 	}
 	a := &agent{cfg: cfg, rt: rt, metrics: newMetrics(rt.Metrics), pilot: new(relay.Pilot), stopping: make(chan struct{})}
 	a.attestor = attest.New(ctx, attest.Config{Node: cfg.Node, TrustDomain: td, Dir: cfg.State, Wait: cfg.AttestWait.D(), Log: rt.Log})
-	a.authority = &authority{ttl: cfg.SVIDTTL.D(), log: rt.Log, report: a.authorityChanged}
+	a.authority = &authority{log: rt.Log, report: a.authorityChanged}
 	a.svids = svid.NewStore(svid.Config{Issuer: a.authority, Observer: a.metrics, Log: rt.Log})
 	rt.Metrics.MustRegister(newExpiry(a.svids.Status))
 	a.kept = lastgood.NewStore(proxies, rt.Log)

@@ -15,7 +15,6 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/writ-mesh/writ/nodeagent/latest"
 	"github.com/writ-mesh/writ/nodeagent/svid"
@@ -25,7 +24,6 @@ import (
 // authority is the certificate authority as the agent uses it. Before the agent
 // has its own certificate there is no connection and every call fails.
 type authority struct {
-	ttl    time.Duration
 	client atomic.Pointer[capb.CertificateAuthorityClient]
 	up     atomic.Bool
 	bundle latest.Value[[]byte] // PEM
@@ -42,11 +40,7 @@ func (a *authority) Issue(ctx context.Context, id spiffeid.ID, csr []byte) (svid
 	if client == nil {
 		return svid.Issued{}, errNoIdentity
 	}
-	req := &capb.IssueRequest{SpiffeId: id.String(), Csr: csr}
-	if a.ttl > 0 {
-		req.Ttl = durationpb.New(a.ttl)
-	}
-	resp, err := (*client).Issue(ctx, req)
+	resp, err := (*client).Issue(ctx, &capb.IssueRequest{SpiffeId: id.String(), Csr: csr})
 	if err != nil {
 		return svid.Issued{}, err
 	}

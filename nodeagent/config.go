@@ -39,18 +39,9 @@ type Config struct {
 	// Credential says where the agent's own certificate comes from; the authority
 	// that it names also issues those of the workloads.
 	Credential credential.Config `yaml:"credential"`
-	// SVIDTTL is the life of workload certificates that is asked for; 0 leaves it
-	// to the authority.
-	SVIDTTL config.Duration `yaml:"svid_ttl"`
 	// AttestWait is how long a caller that is not known yet waits to become so.
 	AttestWait config.Duration `yaml:"attest_wait"`
 }
-
-// The bounds of SVIDTTL; the lower one is what renewal is tested with.
-const (
-	minTTL = 10 * time.Second
-	maxTTL = 90 * 24 * time.Hour
-)
 
 // DefaultConfig has the defaults filled in.
 func DefaultConfig() Config {
@@ -96,9 +87,6 @@ func (c *Config) Validate() error {
 	}
 	if _, _, err := net.SplitHostPort(c.Pilot); err != nil {
 		fail("pilot: address %q: want host:port", c.Pilot)
-	}
-	if ttl := c.SVIDTTL.D(); ttl != 0 && (ttl < minTTL || ttl > maxTTL) {
-		fail("svid_ttl: %s is not between %s and %s", ttl, minTTL, maxTTL)
 	}
 	if w := c.AttestWait.D(); w <= 0 || w > time.Minute {
 		fail("attest_wait: %s is not between 0 and 1m", w)

@@ -3,9 +3,7 @@ package nodeagent
 import (
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/writ-mesh/writ/internal/config"
 	"github.com/writ-mesh/writ/internal/credential"
 )
 
@@ -37,7 +35,6 @@ func TestConfig(t *testing.T) {
 		"mode without us":  {func(c *Config) { c.SocketMode = "0066" }, "socket_mode:"},
 		"no state":         {func(c *Config) { c.State = "" }, "state:"},
 		"no pilot":         {func(c *Config) { c.Pilot = "" }, "pilot:"},
-		"short life":       {func(c *Config) { c.SVIDTTL = config.Duration(9 * time.Second) }, "svid_ttl:"},
 		"no wait":          {func(c *Config) { c.AttestWait = 0 }, "attest_wait:"},
 		"no authority":     {func(c *Config) { c.Credential.CA = "" }, "credential:"},
 		"bad trust domain": {func(c *Config) { c.Credential.TrustDomain = "A b" }, "credential:"},
@@ -52,7 +49,7 @@ func TestConfig(t *testing.T) {
 		})
 	}
 	c = valid()
-	c.Admin, c.SocketMode, c.SVIDTTL = "", "0666", config.Duration(10*time.Second)
+	c.Admin, c.SocketMode = "", "0666"
 	if err := c.Validate(); err != nil {
 		t.Fatalf("without supervisor, for all users, shortest life: %v", err)
 	}

@@ -117,7 +117,7 @@ func New(ctx context.Context, cfg Config, id spiffeid.ID, log *slog.Logger) (*So
 		return nil, err
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("identity: %w", err)
+		return nil, fmt.Errorf("credential: %w", err)
 	}
 	s := &Source{cfg: cfg, id: id, td: id.TrustDomain(), log: log, now: time.Now}
 	if err := s.loadBundle(ctx); err != nil {
@@ -200,7 +200,7 @@ func (s *Source) retry(ctx context.Context, what string, f func(context.Context)
 		s.log.LogAttrs(ctx, level, "it does not work yet, will try again", slog.String("what", what), slog.Any("error", err))
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("identity: %s: %w (gave up: %w)", what, err, ctx.Err())
+			return fmt.Errorf("credential: %s: %w (gave up: %w)", what, err, ctx.Err())
 		case <-time.After(wait/2 + mathrand.N(wait)):
 		}
 	}
@@ -458,7 +458,7 @@ func (s *Source) GetX509SVID() (*x509svid.SVID, error) {
 	if svid := s.current(); svid != nil {
 		return svid, nil
 	}
-	return nil, errors.New("identity: no certificate yet")
+	return nil, errors.New("credential: no certificate yet")
 }
 
 // GetX509BundleForTrustDomain implements x509bundle.Source.
