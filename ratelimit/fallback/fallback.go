@@ -95,16 +95,16 @@ func (g *Guard) Degraded() bool { return g.degraded.Load() }
 
 // Decide makes one decision over all uses. It fails only if ctx ends.
 func (g *Guard) Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
-	sliding := allSliding(uses)
+	counted := anyCountsRefused(uses)
 	// What this replica admitted alone is over the limit: so is the sum of all.
-	if sliding && g.local.Peek(now, uses, outcomes) {
+	if !counted && g.local.Peek(now, uses, outcomes) {
 		return nil
 	}
 	if !g.degraded.Load() {
 		err := g.shared.Decide(ctx, now, uses, outcomes)
 		if err == nil {
 			g.succeeded()
-			if !sliding || !limit.Refused(uses, outcomes) { // fixed limits count refused uses too
+			if counted || !limit.Refused(uses, outcomes) {
 				g.local.Record(now, uses, outcomes)
 			}
 			return nil
@@ -207,11 +207,13 @@ func (g *Guard) close() {
 	g.log.Info("shared store is back: limits are shared again")
 }
 
-func allSliding(uses []limit.Use) bool {
+// anyCountsRefused says whether a decision has to be made even if it is known to
+// refuse.
+func anyCountsRefused(uses []limit.Use) bool {
 	for i := range uses {
-		if uses[i].Limit.Algorithm() != limit.Sliding {
-			return false
+		if uses[i].Limit.CountsRefused() {
+			return true
 		}
 	}
-	return true
+	return false
 }

@@ -1,8 +1,11 @@
 package limit
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -55,7 +58,7 @@ func TestNeverMoreThanTheLimitInAnyWindow(t *testing.T) {
 			hits uint64
 		}
 		var (
-			w    Window
+			w    sliding
 			past []admitted
 			now  = epoch
 		)
@@ -92,7 +95,7 @@ func TestNeverMoreThanTheLimitInAnyWindow(t *testing.T) {
 func TestNoStarvation(t *testing.T) {
 	for _, requests := range []uint32{1, 2, 10, steps, steps + 1, 100, 10_000} {
 		l := mustNew(t, Sliding, requests, 10*time.Second)
-		var w Window
+		var w sliding
 		for i := range requests {
 			now := epoch.Add(time.Duration(i) * 5 * time.Second / time.Duration(requests))
 			if w.Check(l, now, 1, 0).Over {
@@ -120,7 +123,7 @@ func TestRetryAfterIsTrue(t *testing.T) {
 	for seed := range uint64(200) {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		l := mustNew(t, Sliding, uint32(1+rng.IntN(100)), time.Duration(1+rng.IntN(60))*time.Second)
-		var w Window
+		var w sliding
 		now := epoch
 		for range 300 {
 			now = now.Add(time.Duration(rng.Int64N(int64(l.Window()) / 30))).Truncate(time.Microsecond)
@@ -133,11 +136,11 @@ func TestRetryAfterIsTrue(t *testing.T) {
 			if out.RetryAfter <= 0 || out.RetryAfter > l.Window() || out.RetryAfter > out.Reset {
 				t.Fatalf("seed %d: retry after %s, window %s, reset %s", seed, out.RetryAfter, l.Window(), out.Reset)
 			}
-			early := Window{entries: append([]entry(nil), w.entries...), used: w.used}
+			early := sliding{entries: append([]entry(nil), w.entries...), used: w.used}
 			if !early.Check(l, now.Add(out.RetryAfter-time.Microsecond), hits, 0).Over {
 				t.Fatalf("seed %d: passes before the time that was named", seed)
 			}
-			later := Window{entries: append([]entry(nil), w.entries...), used: w.used}
+			later := sliding{entries: append([]entry(nil), w.entries...), used: w.used}
 			if later.Check(l, now.Add(out.RetryAfter), hits, 0).Over {
 				t.Fatalf("seed %d: refused at the time that was named", seed)
 			}
@@ -147,7 +150,7 @@ func TestRetryAfterIsTrue(t *testing.T) {
 
 func TestRefusedTakesNothing(t *testing.T) {
 	l := mustNew(t, Sliding, 10, time.Minute)
-	var w Window
+	var w sliding
 	w.Add(l, epoch, 8)
 	for range 50 {
 		if out := w.Check(l, epoch, 3, 0); !out.Over || out.Remaining != 2 {
@@ -165,7 +168,7 @@ func TestRefusedTakesNothing(t *testing.T) {
 // TestRaisedLimit: 50 refused, then 10 more allowed: exactly 10 more pass.
 func TestRaisedLimit(t *testing.T) {
 	l := mustNew(t, Sliding, 5, time.Minute)
-	var w Window
+	var w sliding
 	pass := func(l Limit, n int) (passed int) {
 		for range n {
 			if !w.Check(l, epoch, 1, 0).Over {
@@ -185,7 +188,7 @@ func TestRaisedLimit(t *testing.T) {
 
 func TestHugeAndZeroHits(t *testing.T) {
 	l := mustNew(t, Sliding, math.MaxUint32, time.Second)
-	var w Window
+	var w sliding
 	if out := w.Check(l, epoch, math.MaxUint64, 0); !out.Over || out.RetryAfter != time.Second {
 		t.Errorf("2^64-1 hits: %+v", out)
 	}
@@ -198,14 +201,14 @@ func TestHugeAndZeroHits(t *testing.T) {
 		t.Errorf("taking nothing left an entry")
 	}
 	none := mustNew(t, Sliding, 0, time.Second)
-	if out := new(Window).Check(none, epoch, 0, 0); !out.Over || out.RetryAfter != time.Second {
+	if out := new(sliding).Check(none, epoch, 0, 0); !out.Over || out.RetryAfter != time.Second {
 		t.Errorf("a limit of nothing: %+v", out)
 	}
 }
 
 func TestMemoryOfAWindowIsBounded(t *testing.T) {
 	l := mustNew(t, Sliding, 3, time.Hour)
-	var w Window
+	var w sliding
 	for i := range 100_000 {
 		w.Add(l, epoch.Add(time.Duration(i)*time.Microsecond), 1)
 	}
@@ -217,7 +220,7 @@ func TestMemoryOfAWindowIsBounded(t *testing.T) {
 func TestClockSetBack(t *testing.T) {
 	for _, back := range []time.Duration{time.Second, time.Minute, 24 * time.Hour} {
 		l := mustNew(t, Sliding, 2, time.Second)
-		var w Window
+		var w sliding
 		w.Add(l, epoch, 2)
 		now := epoch.Add(-back)
 		if !w.Check(l, now, 1, 0).Over {
@@ -232,29 +235,70 @@ func TestClockSetBack(t *testing.T) {
 func TestFixedCountsLikeTheIncumbent(t *testing.T) {
 	l := mustNew(t, Fixed, 2, time.Minute)
 	at := epoch.Add(12300 * time.Millisecond)
-	var c Counter
+	var c fixed
+	count := func(now time.Time, hits uint64) Outcome {
+		out := c.Check(l, now, hits, 0)
+		c.Add(l, now, hits)
+		out.Remaining, out.Reset = c.After(l, now)
+		return out
+	}
 	for i, want := range []Outcome{
 		{Remaining: 1, Reset: 47700 * time.Millisecond},
 		{Remaining: 0, Reset: 47700 * time.Millisecond},
 		{Over: true, Reset: 47700 * time.Millisecond, RetryAfter: 47700 * time.Millisecond},
 	} {
-		if got := c.Count(l, at, 1); got != want {
+		if got := count(at, 1); got != want {
 			t.Errorf("use %d: %+v, want %+v", i+1, got, want)
 		}
 	}
-	if got := c.Count(l, epoch.Add(time.Minute), 0); got.Over || got.Remaining != 2 {
+	if got := count(epoch.Add(time.Minute), 0); got.Over || got.Remaining != 2 {
 		t.Errorf("next window, asked only: %+v", got)
 	}
-	if got := c.Count(l, epoch.Add(time.Minute), 3); !got.Over || got.Remaining != 0 {
+	if got := count(epoch.Add(time.Minute), 3); !got.Over || got.Remaining != 0 {
 		t.Errorf("three at once: %+v", got)
 	}
 	for range 3 {
-		c.Count(l, epoch.Add(time.Minute), math.MaxUint64)
+		count(epoch.Add(time.Minute), math.MaxUint64)
 	}
-	if got := c.Count(l, epoch.Add(time.Minute), math.MaxUint64); !got.Over {
+	if got := count(epoch.Add(time.Minute), math.MaxUint64); !got.Over {
 		t.Errorf("the count ran over: %+v", got)
 	}
 	if c.Idle(l, epoch.Add(119*time.Second)) || !c.Idle(l, epoch.Add(2*time.Minute)) {
 		t.Error("idle is not the end of the window")
+	}
+}
+
+// TestEveryAlgorithmIsWhole: what is listed has all that the stores ask for, and
+// what is not listed is refused wherever it is asked for.
+func TestEveryAlgorithmIsWhole(t *testing.T) {
+	all := Algorithms()
+	if len(all) == 0 || all[0] != Sliding || !slices.Contains(all, Fixed) {
+		t.Fatalf("algorithms: %v", all)
+	}
+	names := map[string]Algorithm{}
+	for _, a := range all {
+		for _, name := range []string{a.String(), a.Code()} {
+			if other, taken := names[name]; taken || name == "" || strings.ContainsAny(name, "():&=#%") {
+				t.Errorf("%d: the name %q is empty, is no plain word or is that of %d", a, name, other)
+			}
+			names[name] = a
+		}
+		l := mustNew(t, a, 1, time.Second)
+		state, err := l.NewState()
+		if err != nil {
+			t.Fatalf("%s: %v", a, err)
+		}
+		if !state.Idle(l, epoch) || state.Check(l, epoch, 1, 0).Over {
+			t.Errorf("%s: an unused state is in use: %+v", a, state)
+		}
+		if !strings.HasPrefix(l.CounterKey("key", epoch), "key") {
+			t.Errorf("%s: the counter is %q", a, l.CounterKey("key", epoch))
+		}
+	}
+	if state, err := (Limit{}).NewState(); err == nil {
+		t.Errorf("what is no limit has the state %v", state)
+	}
+	if unknown := all[len(all)-1] + 1; unknown.Code() != "" || unknown.String() != fmt.Sprintf("algorithm(%d)", unknown) {
+		t.Errorf("an unknown algorithm is called %s, %q", unknown, unknown.Code())
 	}
 }

@@ -9,15 +9,22 @@ const (
 	// a use may count up to 1/Steps of a window longer than it had to, and never
 	// shorter. An entry takes 16 bytes.
 	steps = 32
-	// maxEntries bounds a state even when Record exceeds the limit.
+	// maxEntries bounds a state even when more is added than the limit admits.
 	maxEntries = 2 * steps
 )
 
-// Window is the state of one sliding limit. The zero value is an unused one. It
-// is not safe for concurrent use.
-type Window struct {
+// sliding is the state of a Sliding limit. The zero value is an unused one.
+type sliding struct {
 	entries []entry // oldest first
 	used    uint64  // sum of the entries' hits
+	// first is room for an entry: many a counter never has a second one.
+	first [1]entry
+}
+
+func newSliding() *sliding {
+	s := new(sliding)
+	s.entries = s.first[:0]
+	return s
 }
 
 type entry struct {
@@ -25,71 +32,70 @@ type entry struct {
 	hits uint64
 }
 
-// Check says what would become of hits, on top of pending hits that were checked
-// before in the same decision, and forgets what has left the window. It takes nothing.
-func (w *Window) Check(l Limit, now time.Time, hits, pending uint64) Outcome {
+// Check implements State. It also forgets what has left the window.
+func (s *sliding) Check(l Limit, now time.Time, hits, pending uint64) Outcome {
 	at := now.UnixMicro()
-	w.expire(l, at)
+	s.expire(l, at)
 	hits = min(hits, maxHits)
-	need := w.used + pending + max(hits, 1) // asking for nothing asks whether one would pass
-	out := Outcome{Remaining: left(l.requests, w.used+pending), Reset: w.reset(l, at)}
+	need := s.used + pending + max(hits, 1) // asking for nothing asks whether one would pass
+	out := Outcome{Remaining: left(l.requests, s.used+pending), Reset: s.reset(l, at)}
 	if need > uint64(l.requests) {
 		out.Over = true
-		out.RetryAfter = w.retry(l, at, need)
+		out.RetryAfter = s.retry(l, at, need)
 	}
 	return out
 }
 
-// Add takes hits, whether they fit or not.
-func (w *Window) Add(l Limit, now time.Time, hits uint64) {
+// Add implements State.
+func (s *sliding) Add(l Limit, now time.Time, hits uint64) {
 	if hits == 0 {
 		return
 	}
 	hits = min(hits, maxHits)
 	at := now.UnixMicro()
-	w.expire(l, at)
-	w.used += hits
-	if n := len(w.entries); n > 0 && (n >= maxEntries || sameStep(l, w.entries[n-1].at, at)) {
-		w.entries[n-1] = entry{at: at, hits: w.entries[n-1].hits + hits}
+	s.expire(l, at)
+	s.used += hits
+	if n := len(s.entries); n > 0 && (n >= maxEntries || sameStep(l, s.entries[n-1].at, at)) {
+		s.entries[n-1] = entry{at: at, hits: s.entries[n-1].hits + hits}
 		return
 	}
-	w.entries = append(w.entries, entry{at: at, hits: hits})
+	s.entries = append(s.entries, entry{at: at, hits: hits})
 }
 
-// After describes the limit once a decision is made.
-func (w *Window) After(l Limit, now time.Time) (remaining uint32, reset time.Duration) {
-	return left(l.requests, w.used), w.reset(l, now.UnixMicro())
+// After implements State.
+func (s *sliding) After(l Limit, now time.Time) (remaining uint32, reset time.Duration) {
+	return left(l.requests, s.used), s.reset(l, now.UnixMicro())
 }
 
-// Idle says that nothing counts any more, so that the state may be forgotten.
-func (w *Window) Idle(l Limit, now time.Time) bool {
-	n := len(w.entries)
-	return n == 0 || w.entries[n-1].at+l.window <= now.UnixMicro()
+// Idle implements State.
+func (s *sliding) Idle(l Limit, now time.Time) bool {
+	n := len(s.entries)
+	return n == 0 || s.entries[n-1].at+l.window <= now.UnixMicro()
 }
 
 // expire drops the entries that left the window. If the clock was set back, what
 // lies in the future is taken as of now: it must not count for longer than a window.
-func (w *Window) expire(l Limit, at int64) {
-	n := len(w.entries)
-	if n > 0 && w.entries[n-1].at > at {
-		for i := range w.entries {
-			w.entries[i].at = min(w.entries[i].at, at)
+func (s *sliding) expire(l Limit, at int64) {
+	n := len(s.entries)
+	if n > 0 && s.entries[n-1].at > at {
+		for i := range s.entries {
+			s.entries[i].at = min(s.entries[i].at, at)
 		}
 	}
 	gone := 0
-	for gone < n && w.entries[gone].at+l.window <= at {
-		w.used -= w.entries[gone].hits
+	for gone < n && s.entries[gone].at+l.window <= at {
+		s.used -= s.entries[gone].hits
 		gone++
 	}
 	if gone > 0 {
 		// Moving a few entries costs less than letting the slice creep through memory.
-		w.entries = w.entries[:copy(w.entries, w.entries[gone:])]
+		s.entries = s.entries[:copy(s.entries, s.entries[gone:])]
 	}
 }
 
 // retry is when need hits (used ones included) will have come down to the limit.
-func (w *Window) retry(l Limit, at int64, need uint64) time.Duration {
-	for _, e := range w.entries {
+func (s *sliding) retry(l Limit, at int64, need uint64) time.Duration {
+	for _, e := range s.entries {
 		need -= e.hits
 		if need <= uint64(l.requests) {
 			return micros(e.at + l.window - at)
@@ -98,12 +104,12 @@ func (w *Window) retry(l Limit, at int64, need uint64) time.Duration {
 	return micros(l.window)
 }
 
-func (w *Window) reset(l Limit, at int64) time.Duration {
-	n := len(w.entries)
+func (s *sliding) reset(l Limit, at int64) time.Duration {
+	n := len(s.entries)
 	if n == 0 {
 		return 0
 	}
-	return micros(w.entries[n-1].at + l.window - at)
+	return micros(s.entries[n-1].at + l.window - at)
 }
 
 // sameStep says whether uses at a and b share an entry.

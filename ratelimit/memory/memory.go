@@ -43,9 +43,8 @@ type shard struct {
 
 type cell struct {
 	key     string
-	limit   limit.Limit // as last used, to tell whether the cell is idle
-	window  limit.Window
-	fixed   limit.Counter
+	limit   limit.Limit // as last used: state is its algorithm's
+	state   limit.State
 	pending uint64 // hits of uses of the same key in the decision being made
 }
 
@@ -64,67 +63,77 @@ func New(maxKeys int) *Store {
 }
 
 // Decide makes one decision over all uses at the time now and puts what became
-// of each into outcomes, which is as long as uses. Sliding limits are taken from
-// only if no enforced one of them is over. It never fails; the error is there to
-// fit the interface of stores.
+// of each into outcomes, which is as long as uses. Limits that do not count
+// refused uses are taken from only if no enforced one of them is over. It fails
+// only if a use has what is not a limit.
 func (s *Store) Decide(_ context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
-	var l locked
-	l.lock(s, uses, true)
+	var r room
+	l, err := r.lock(s, uses, true)
 	defer l.unlock(s, now)
+	if err != nil {
+		return err
+	}
 	refused := l.check(now, uses, outcomes)
 	for i := range uses {
-		u := &uses[i]
-		if u.Limit.Algorithm() == limit.Fixed {
+		u, c := &uses[i], l.cells[i]
+		if u.Limit.CountsRefused() {
 			continue
 		}
-		c := l.cells[i]
 		c.pending = 0
 		if !refused && !outcomes[i].Over {
-			c.window.Add(u.Limit, now, u.Hits)
+			c.state.Add(u.Limit, now, u.Hits)
 		}
 	}
 	for i := range uses {
-		if uses[i].Limit.Algorithm() == limit.Sliding {
-			outcomes[i].Remaining, outcomes[i].Reset = l.cells[i].window.After(uses[i].Limit, now)
+		if !uses[i].Limit.CountsRefused() {
+			outcomes[i].Remaining, outcomes[i].Reset = l.cells[i].state.After(uses[i].Limit, now)
 		}
 	}
 	return nil
 }
 
-// Peek is Decide without taking anything. It leaves fixed limits out and looks at
-// each use by itself, so that it may let pass what Decide would refuse, never the
-// other way round.
+// Peek is Decide without taking anything. It leaves limits out that count refused
+// uses and looks at each use by itself, so that it may let pass what Decide would
+// refuse, never the other way round.
 func (s *Store) Peek(now time.Time, uses []limit.Use, outcomes []limit.Outcome) (refused bool) {
-	var l locked
-	l.lock(s, uses, false)
+	var r room
+	l, err := r.lock(s, uses, false)
 	defer l.unlock(s, now)
+	if err != nil {
+		return false // Decide says so
+	}
 	for i := range uses {
 		u, c := &uses[i], l.cells[i]
-		if u.Limit.Algorithm() == limit.Fixed {
+		switch {
+		case u.Limit.CountsRefused():
 			outcomes[i] = limit.Outcome{}
 			continue
+		case c == nil: // never used
+			unused, err := u.Limit.NewState()
+			if err != nil {
+				return false
+			}
+			outcomes[i] = unused.Check(u.Limit, now, u.Hits, 0)
+		default:
+			outcomes[i] = c.state.Check(u.Limit, now, u.Hits, 0)
 		}
-		if c == nil {
-			c = new(cell) // never used
-		}
-		outcomes[i] = c.window.Check(u.Limit, now, u.Hits, 0)
 		refused = refused || outcomes[i].Over && !u.Observe
 	}
 	return refused
 }
 
-// Record takes the hits of uses that are not over in outcomes, because somebody
-// else has admitted them.
+// Record takes the hits of uses that somebody else has admitted: those that are
+// not over in outcomes, and those of limits that count refused uses.
 func (s *Store) Record(now time.Time, uses []limit.Use, outcomes []limit.Outcome) {
-	var l locked
-	l.lock(s, uses, true)
+	var r room
+	l, err := r.lock(s, uses, true)
 	defer l.unlock(s, now)
+	if err != nil {
+		return // nobody can have admitted it
+	}
 	for i := range uses {
-		switch u := &uses[i]; {
-		case u.Limit.Algorithm() == limit.Fixed:
-			l.cells[i].fixed.Count(u.Limit, now, u.Hits)
-		case !outcomes[i].Over:
-			l.cells[i].window.Add(u.Limit, now, u.Hits)
+		if u := &uses[i]; u.Limit.CountsRefused() || !outcomes[i].Over {
+			l.cells[i].state.Add(u.Limit, now, u.Hits)
 		}
 	}
 }
@@ -162,15 +171,18 @@ func (s *Store) Evicted() uint64 { return s.evicted.Load() }
 type locked struct {
 	shards []uint8 // sorted, each once
 	cells  []*cell
-	// Room for the usual decision, so that it does not allocate.
-	shardRoom [8]uint8
-	cellRoom  [8]*cell
+}
+
+// room is what the usual decision needs, so that it does not allocate.
+type room struct {
+	shards [8]uint8
+	cells  [8]*cell
 }
 
 // lock takes the shards of uses and finds their cells; those that are not there
-// are made, or stay nil.
-func (l *locked) lock(s *Store, uses []limit.Use, create bool) {
-	l.shards, l.cells = l.shardRoom[:0], l.cellRoom[:0]
+// are made, or stay nil. What is locked is to be unlocked even if it fails.
+func (r *room) lock(s *Store, uses []limit.Use, create bool) (locked, error) {
+	l := locked{r.shards[:0], r.cells[:0]}
 	for i := range uses {
 		l.shards = append(l.shards, s.index(uses[i].Key))
 	}
@@ -182,11 +194,16 @@ func (l *locked) lock(s *Store, uses []limit.Use, create bool) {
 		s.shards[i].mu.Lock()
 	}
 	for i := range uses {
-		l.cells = append(l.cells, s.cell(&uses[i], create))
+		c, err := s.cell(&uses[i], create)
+		if err != nil {
+			return l, err
+		}
+		l.cells = append(l.cells, c)
 	}
+	return l, nil
 }
 
-func (l *locked) unlock(s *Store, now time.Time) {
+func (l locked) unlock(s *Store, now time.Time) {
 	// Only now: a cell of this very decision must not go while it is used.
 	for _, i := range l.shards {
 		s.trim(&s.shards[i], now)
@@ -194,18 +211,18 @@ func (l *locked) unlock(s *Store, now time.Time) {
 	}
 }
 
-// check counts fixed uses and says which sliding ones fit.
-func (l *locked) check(now time.Time, uses []limit.Use, outcomes []limit.Outcome) (refused bool) {
+// check counts the uses that count even if refused, and says which others fit.
+func (l locked) check(now time.Time, uses []limit.Use, outcomes []limit.Outcome) (refused bool) {
 	for i := range uses {
 		u, c := &uses[i], l.cells[i]
-		if u.Limit.Algorithm() == limit.Fixed {
-			outcomes[i] = c.fixed.Count(u.Limit, now, u.Hits)
-			continue
-		}
-		outcomes[i] = c.window.Check(u.Limit, now, u.Hits, c.pending)
-		if !outcomes[i].Over {
+		outcomes[i] = c.state.Check(u.Limit, now, u.Hits, c.pending)
+		switch {
+		case u.Limit.CountsRefused():
+			c.state.Add(u.Limit, now, u.Hits)
+			outcomes[i].Remaining, outcomes[i].Reset = c.state.After(u.Limit, now)
+		case !outcomes[i].Over:
 			c.pending += u.Bounded()
-		} else if !u.Observe {
+		case !u.Observe:
 			refused = true
 		}
 	}
@@ -216,21 +233,30 @@ func (s *Store) index(key string) uint8 {
 	return uint8(maphash.String(s.seed, key) % shardCount) //nolint:gosec // below shardCount
 }
 
-// cell finds or makes the cell of a use; its shard is locked.
-func (s *Store) cell(u *limit.Use, create bool) *cell {
+// cell finds or makes the cell of a use; its shard is locked. A limit that got
+// another algorithm begins anew.
+func (s *Store) cell(u *limit.Use, create bool) (*cell, error) {
 	sh := &s.shards[s.index(u.Key)]
-	if e, ok := sh.cells[u.Key]; ok {
+	e, ok := sh.cells[u.Key]
+	if ok && of(e).limit.Algorithm() == u.Limit.Algorithm() {
 		sh.order.MoveToFront(e)
 		c := of(e)
 		c.limit = u.Limit
-		return c
+		return c, nil
 	}
 	if !create {
-		return nil
+		return nil, nil
 	}
-	c := &cell{key: u.Key, limit: u.Limit}
+	state, err := u.Limit.NewState()
+	if err != nil {
+		return nil, err
+	}
+	if ok {
+		sh.remove(e)
+	}
+	c := &cell{key: u.Key, limit: u.Limit, state: state}
 	sh.cells[u.Key] = sh.order.PushFront(c)
-	return c
+	return c, nil
 }
 
 // trim brings a shard back to its bound. The counter used longest ago is the
@@ -254,9 +280,4 @@ func of(e *list.Element) *cell {
 	return e.Value.(*cell) //nolint:forcetypeassert // nothing else is put into order
 }
 
-func (c *cell) idle(now time.Time) bool {
-	if c.limit.Algorithm() == limit.Fixed {
-		return c.fixed.Idle(c.limit, now)
-	}
-	return c.window.Idle(c.limit, now)
-}
+func (c *cell) idle(now time.Time) bool { return c.state.Idle(c.limit, now) }

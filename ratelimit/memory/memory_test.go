@@ -2,6 +2,7 @@ package memory_test
 
 import (
 	"fmt"
+	"strconv"
 	"testing"
 	"time"
 
@@ -96,6 +97,20 @@ func BenchmarkDecide(b *testing.B) {
 	out := make([]limit.Outcome, 1)
 	b.ReportAllocs()
 	for b.Loop() {
+		if err := s.Decide(b.Context(), time.Now(), uses, out); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkDecideNewKeys is what callers cause who make up keys.
+func BenchmarkDecideNewKeys(b *testing.B) {
+	s := memory.New(0)
+	uses := []limit.Use{{Limit: storetest.Sliding(b, 10, time.Minute), Hits: 1}}
+	out := make([]limit.Outcome, 1)
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		uses[0].Key = "default/q:0:request.headers[x]=" + strconv.Itoa(i)
 		if err := s.Decide(b.Context(), time.Now(), uses, out); err != nil {
 			b.Fatal(err)
 		}

@@ -1,24 +1,45 @@
 -- One decision over all its limits, atomic because scripts are. The arithmetic is
--- that of package limit.
+-- that of package limit: an algorithm there is a table in ALGORITHMS here, under
+-- the code that it has there.
 --
 -- KEYS  one counter per use
--- ARGV  now in microseconds, 0 for this server's clock; then for each use:
---       algorithm (s sliding, f fixed), requests, window in microseconds, hits,
---       1 if only observed
+-- ARGV  now in microseconds for what is counted by one clock, 0 for this server's;
+--       now in microseconds by the caller's clock; then for each use:
+--       the algorithm's code, requests, window in microseconds, hits, 1 if only observed
 -- Returns four numbers for each use: over (0 or 1), used, microseconds until a
--- retry passes, microseconds until all is free. For a fixed use only the second counts.
---
--- A sliding counter is a string of doubles (exact up to 2^53, microseconds of the
--- year 2255): the sum, then time and hits of each entry, oldest first.
+-- retry passes, microseconds until all is free.
 
-local STEPS, MAX_ENTRIES = 32, 64
-local ENTRY = 16
-
-local now = tonumber(ARGV[1])
+local now, callers = tonumber(ARGV[1]), tonumber(ARGV[2])
 if now == 0 then
   local t = redis.call('TIME')
   now = t[1] * 1000000 + t[2]
 end
+
+-- An algorithm that counts refused uses has
+--   count(key, use)         takes hits; returns over, used, retry, reset
+-- any other has
+--   load(key, use)          returns the counter, with used and pending hits
+--   retry(c, use, need)     microseconds until need hits, used ones included, fit
+--   add(key, c, use)        takes hits and saves the counter
+--   reset(c, use)           microseconds until all is free
+local ALGORITHMS = {}
+
+-- Fixed: a counter for each window, whose start is in the key. envoyproxy/ratelimit
+-- counts with these commands.
+ALGORITHMS.f = {
+  count = function(key, u)
+    local used = redis.call('INCRBY', key, u.hits)
+    redis.call('EXPIRE', key, math.ceil(u.window / 1000000))
+    local reset = u.window - callers % u.window
+    if used > u.requests then return 1, used, reset, reset end
+    return 0, used, 0, reset
+  end
+}
+
+-- Sliding: a string of doubles (exact up to 2^53, microseconds of the year 2255):
+-- the sum, then time and hits of each entry, oldest first.
+local STEPS, MAX_ENTRIES = 32, 64
+local ENTRY = 16
 
 local function save(key, c, window)
   redis.call('SET', key, struct.pack('<d', c.used) .. c.entries, 'PX', math.ceil(window / 1000) + 1000)
@@ -34,95 +55,109 @@ local function not_in_the_future(c)
   c.entries = table.concat(parts)
 end
 
-local function load(key, window)
-  local c = {used = 0, entries = '', pending = 0}
-  local raw = redis.call('GET', key)
-  if not raw or #raw <= 8 or (#raw - 8) % ENTRY ~= 0 then
+ALGORITHMS.s = {
+  load = function(key, u)
+    local c = {used = 0, entries = '', pending = 0}
+    local raw = redis.call('GET', key)
+    if not raw or #raw <= 8 or (#raw - 8) % ENTRY ~= 0 then
+      return c
+    end
+    c.used, c.entries = struct.unpack('<d', raw), string.sub(raw, 9)
+    if struct.unpack('<d', c.entries, #c.entries - ENTRY + 1) > now then
+      not_in_the_future(c)
+      save(key, c, u.window)
+    end
+    local p = 1
+    while p <= #c.entries do
+      local at, hits = struct.unpack('<dd', c.entries, p)
+      if at + u.window > now then break end
+      c.used = c.used - hits
+      p = p + ENTRY
+    end
+    if p > 1 then c.entries = string.sub(c.entries, p) end
     return c
-  end
-  c.used, c.entries = struct.unpack('<d', raw), string.sub(raw, 9)
-  if struct.unpack('<d', c.entries, #c.entries - ENTRY + 1) > now then
-    not_in_the_future(c)
-    save(key, c, window)
-  end
-  local p = 1
-  while p <= #c.entries do
-    local at, hits = struct.unpack('<dd', c.entries, p)
-    if at + window > now then break end
-    c.used = c.used - hits
-    p = p + ENTRY
-  end
-  if p > 1 then c.entries = string.sub(c.entries, p) end
-  return c
-end
+  end,
 
-local function retry(c, requests, window, need)
-  for p = 1, #c.entries, ENTRY do
-    local at, hits = struct.unpack('<dd', c.entries, p)
-    need = need - hits
-    if need <= requests then return at + window - now end
-  end
-  return window
-end
-
-local function add(c, requests, window, hits)
-  c.used = c.used + hits
-  local size = #c.entries
-  if size > 0 then
-    local at, last = struct.unpack('<dd', c.entries, size - ENTRY + 1)
-    local same = at == now
-    if requests > STEPS then
-      local step = math.floor(window / STEPS)
-      same = math.floor(at / step) == math.floor(now / step)
+  retry = function(c, u, need)
+    for p = 1, #c.entries, ENTRY do
+      local at, hits = struct.unpack('<dd', c.entries, p)
+      need = need - hits
+      if need <= u.requests then return at + u.window - now end
     end
-    if same or size >= MAX_ENTRIES * ENTRY then
-      c.entries = string.sub(c.entries, 1, size - ENTRY) .. struct.pack('<dd', now, last + hits)
-      return
+    return u.window
+  end,
+
+  add = function(key, c, u)
+    c.used = c.used + u.hits
+    local size = #c.entries
+    local at, last, same
+    if size > 0 then
+      at, last = struct.unpack('<dd', c.entries, size - ENTRY + 1)
+      same = at == now
+      if u.requests > STEPS then
+        local step = math.floor(u.window / STEPS)
+        same = math.floor(at / step) == math.floor(now / step)
+      end
+      same = same or size >= MAX_ENTRIES * ENTRY
     end
+    if same then
+      c.entries = string.sub(c.entries, 1, size - ENTRY) .. struct.pack('<dd', now, last + u.hits)
+    else
+      c.entries = c.entries .. struct.pack('<dd', now, u.hits)
+    end
+    save(key, c, u.window)
+  end,
+
+  reset = function(c, u)
+    if #c.entries == 0 then return 0 end
+    return struct.unpack('<d', c.entries, #c.entries - ENTRY + 1) + u.window - now
   end
-  c.entries = c.entries .. struct.pack('<dd', now, hits)
+}
+
+local uses = {}
+for i = 1, #KEYS do
+  local a = (i - 1) * 5 + 3
+  local algorithm = ALGORITHMS[ARGV[a]]
+  if not algorithm then -- before anything is counted
+    return redis.error_reply('ERR unknown algorithm ' .. ARGV[a])
+  end
+  uses[i] = {
+    algorithm = algorithm, requests = tonumber(ARGV[a + 1]), window = tonumber(ARGV[a + 2]), hits = tonumber(ARGV[a + 3]),
+    observed = ARGV[a + 4] == '1', over = 0, retry = 0
+  }
 end
 
-local counters, uses, refused = {}, {}, false
+local counters, refused = {}, false
 for i, key in ipairs(KEYS) do
-  local a = (i - 1) * 5 + 1
-  local u = {requests = tonumber(ARGV[a + 2]), window = tonumber(ARGV[a + 3]), hits = tonumber(ARGV[a + 4]), over = 0, retry = 0}
-  uses[i] = u
-  if ARGV[a + 1] == 'f' then
-    -- Refused or not: envoyproxy/ratelimit counts every use, with these commands.
-    u.count = redis.call('INCRBY', key, u.hits)
-    redis.call('EXPIRE', key, math.ceil(u.window / 1000000))
+  local u = uses[i]
+  if u.algorithm.count then
+    u.over, u.used, u.retry, u.reset = u.algorithm.count(key, u)
   else
-    local c = counters[key] or load(key, u.window)
-    counters[key] = c
+    local c = counters[key] or u.algorithm.load(key, u)
+    counters[key], u.counter = c, c
     local need = c.used + c.pending + math.max(u.hits, 1)
     if need > u.requests then
-      u.over, u.retry = 1, retry(c, u.requests, u.window, need)
-      if ARGV[a + 5] ~= '1' then refused = true end
+      u.over, u.retry = 1, u.algorithm.retry(c, u, need)
+      if not u.observed then refused = true end
     else
       c.pending = c.pending + u.hits
     end
   end
 end
 
-local out = {}
 for i, key in ipairs(KEYS) do
   local u = uses[i]
-  if not u.count and not refused and u.over == 0 and u.hits > 0 then
-    add(counters[key], u.requests, u.window, u.hits)
-    save(key, counters[key], u.window)
+  if u.counter and not refused and u.over == 0 and u.hits > 0 then
+    u.algorithm.add(key, u.counter, u)
   end
 end
-for i, key in ipairs(KEYS) do
-  local u, c = uses[i], counters[key]
-  local used, reset = u.count, 0
-  if c then
-    used = c.used
-    if #c.entries > 0 then
-      reset = struct.unpack('<d', c.entries, #c.entries - ENTRY + 1) + u.window - now
-    end
+
+local out = {}
+for i, u in ipairs(uses) do
+  if u.counter then
+    u.used, u.reset = u.counter.used, u.algorithm.reset(u.counter, u)
   end
   local n = #out
-  out[n + 1], out[n + 2], out[n + 3], out[n + 4] = u.over, used, u.retry, reset
+  out[n + 1], out[n + 2], out[n + 3], out[n + 4] = u.over, u.used, u.retry, u.reset
 end
 return out

@@ -7,8 +7,8 @@
 // not grow with the load, and nobody waits longer than Options.Timeout for a Redis
 // that does not answer.
 //
-// Whose clock: sliding limits are counted by the clock of Redis, so that replicas
-// whose clocks differ still share one window. Fixed limits are counted by the
+// Whose clock: limits are counted by the clock of Redis, so that replicas whose
+// clocks differ still share one window. Only fixed limits are counted by the
 // clock of the caller, because the window's start is part of the key's name, as
 // envoyproxy/ratelimit has it; running beside it both count in the same keys.
 //
@@ -23,8 +23,6 @@ import (
 	_ "embed" // decide.lua
 	"errors"
 	"fmt"
-	"math"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -80,7 +78,7 @@ type Options struct {
 	Timeout time.Duration
 	// Workers is the number of pipelines; 0 is 2.
 	Workers int
-	// CallersClock counts sliding limits by the time that Decide is given. It is
+	// CallersClock counts all limits by the time that Decide is given. It is
 	// for tests: replicas would disagree about when a window ends.
 	CallersClock bool
 }
@@ -285,25 +283,23 @@ func (s *Store) send(ctx context.Context, jobs []*job, load bool) (again []*job)
 }
 
 func (s *Store) arguments(j *job) (keys []string, args []any) {
+	const head, each = 2, 5
 	keys = make([]string, 0, len(j.uses))
-	args = make([]any, 0, 1+5*len(j.uses))
+	args = make([]any, 0, head+each*len(j.uses))
 	var now int64
+	callers := j.now.UnixMicro()
 	if s.options.CallersClock {
-		now = j.now.UnixMicro()
+		now = callers
 	}
-	args = append(args, now)
+	args = append(args, now, callers)
 	for i := range j.uses {
 		u := &j.uses[i]
-		key, algorithm, observe := u.Key, "s", "0"
-		if u.Limit.Algorithm() == limit.Fixed {
-			algorithm = "f"
-			key += "_" + strconv.FormatInt(u.Limit.WindowStart(j.now).Unix(), 10)
-		}
+		observe := "0"
 		if u.Observe {
 			observe = "1"
 		}
-		keys = append(keys, key)
-		args = append(args, algorithm, u.Limit.Requests(), u.Limit.Window().Microseconds(), u.Bounded(), observe)
+		keys = append(keys, u.Limit.CounterKey(u.Key, j.now))
+		args = append(args, u.Limit.Algorithm().Code(), u.Limit.Requests(), u.Limit.Window().Microseconds(), u.Bounded(), observe)
 	}
 	return keys, args
 }
@@ -315,16 +311,11 @@ func (j *job) fill(values []int64) error {
 		return fmt.Errorf("redis script answered %d numbers for %d limits", len(values), len(j.uses))
 	}
 	for i := range j.uses {
-		u, v := &j.uses[i], values[each*i:each*(i+1)]
-		used := uint64(max(v[1], 0)) //nolint:gosec // not negative
-		if u.Limit.Algorithm() == limit.Fixed {
-			j.outcomes[i] = limit.FixedOutcome(u.Limit, j.now, used)
-			continue
-		}
-		left := uint64(u.Limit.Requests()) - min(used, uint64(u.Limit.Requests()))
+		v, requests := values[each*i:each*(i+1)], j.uses[i].Limit.Requests()
+		used := min(max(v[1], 0), int64(requests))
 		j.outcomes[i] = limit.Outcome{
 			Over:       v[0] == 1,
-			Remaining:  uint32(min(left, math.MaxUint32)), //nolint:gosec // bounded
+			Remaining:  requests - uint32(used), //nolint:gosec // from 0 to requests
 			RetryAfter: time.Duration(v[2]) * time.Microsecond,
 			Reset:      time.Duration(v[3]) * time.Microsecond,
 		}

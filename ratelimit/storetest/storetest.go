@@ -22,21 +22,31 @@ type Store interface {
 	Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error
 }
 
-// Run runs the suite. fresh returns a store without counters that takes the time
-// it is passed for the truth.
+// Run runs the suite: what every store does with every algorithm, and what the
+// algorithms differ in. fresh returns a store without counters that takes the
+// time it is passed for the truth.
 func Run(t *testing.T, fresh func(t *testing.T) Store) {
+	for _, a := range limit.Algorithms() {
+		for name, test := range map[string]func(*testing.T, Store, limit.Algorithm){
+			"one limit":                  oneLimit,
+			"several limits are atomic":  atomicity,
+			"observed limits":            observed,
+			"one key twice":              sameKey,
+			"hits":                       hits,
+			"odd keys":                   oddKeys,
+			"clock set back":             setBack,
+			"as the arithmetic says":     model,
+			"another algorithm is fresh": edited,
+			"concurrent":                 concurrent,
+		} {
+			t.Run(a.String()+"/"+name, func(t *testing.T) { test(t, fresh(t), a) })
+		}
+	}
 	for name, test := range map[string]func(*testing.T, Store){
-		"one limit":                  oneLimit,
-		"several limits are atomic":  atomicity,
-		"observed limits":            observed,
-		"one key twice":              sameKey,
+		"sliding windows":            slidingWindows,
 		"fixed windows":              fixedWindows,
 		"fixed and sliding together": mixed,
-		"hits":                       hits,
-		"odd keys":                   oddKeys,
-		"clock set back":             setBack,
-		"as the arithmetic says":     model,
-		"concurrent":                 concurrent,
+		"no limit":                   noLimit,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, fresh(t)) })
 	}
@@ -45,16 +55,17 @@ func Run(t *testing.T, fresh func(t *testing.T) Store) {
 // Sliding makes a sliding limit for tests.
 func Sliding(t testing.TB, requests uint32, window time.Duration) limit.Limit {
 	t.Helper()
-	return newLimit(t, limit.Sliding, requests, window)
+	return New(t, limit.Sliding, requests, window)
 }
 
 // Fixed makes a fixed limit for tests.
 func Fixed(t testing.TB, requests uint32, window time.Duration) limit.Limit {
 	t.Helper()
-	return newLimit(t, limit.Fixed, requests, window)
+	return New(t, limit.Fixed, requests, window)
 }
 
-func newLimit(t testing.TB, a limit.Algorithm, requests uint32, window time.Duration) limit.Limit {
+// New makes a limit for tests.
+func New(t testing.TB, a limit.Algorithm, requests uint32, window time.Duration) limit.Limit {
 	t.Helper()
 	l, err := limit.New(a, requests, window)
 	if err != nil {
@@ -83,7 +94,145 @@ func want(t *testing.T, what string, got []limit.Outcome, want ...limit.Outcome)
 	}
 }
 
-func oneLimit(t *testing.T, s Store) {
+// use is one hit on a counter of its own, which begins where a window does.
+func use(t *testing.T, a limit.Algorithm, key string, requests uint32, window time.Duration) limit.Use {
+	t.Helper()
+	return limit.Use{Key: key, Limit: New(t, a, requests, window), Hits: 1}
+}
+
+// pass asks n times and counts what passes.
+func pass(t *testing.T, s Store, now time.Time, n int, u limit.Use) (passed int) {
+	t.Helper()
+	for range n {
+		if !decide(t, s, now, u)[0].Over {
+			passed++
+		}
+	}
+	return passed
+}
+
+// oneLimit: at one instant as many pass as the limit says, what is refused passes
+// when the answer says so and no earlier, and all is free again when it says so.
+func oneLimit(t *testing.T, s Store, a limit.Algorithm) {
+	u, now := use(t, a, "k", 5, 10*time.Second), start()
+	if got := pass(t, s, now, 20, u); got != 5 {
+		t.Errorf("%d of 5 passed", got)
+	}
+	if got := pass(t, s, now, 20, use(t, a, "other", 5, 10*time.Second)); got != 5 {
+		t.Errorf("%d of 5 passed by another key", got)
+	}
+	out := decide(t, s, now, u)[0]
+	if !out.Over || out.Remaining != 0 || out.RetryAfter <= 0 || out.RetryAfter > out.Reset || out.Reset > 10*time.Second {
+		t.Fatalf("over: %+v", out)
+	}
+	if out := decide(t, s, now.Add(out.RetryAfter-time.Microsecond), u)[0]; !out.Over || out.RetryAfter != time.Microsecond {
+		t.Errorf("just too early: %+v", out)
+	}
+	if out := decide(t, s, now.Add(out.RetryAfter), u)[0]; out.Over {
+		t.Errorf("the time that was named: %+v", out)
+	}
+	free := now.Add(out.Reset + 10*time.Second)
+	if got := pass(t, s, free, 20, u); got != 5 {
+		t.Errorf("%d of 5 passed when all was free again", got)
+	}
+}
+
+// atomicity: who refuses makes the others count nothing, except those that count
+// refused uses, and it is not made to refuse by them.
+func atomicity(t *testing.T, s Store, a limit.Algorithm) {
+	for _, other := range limit.Algorithms() {
+		wide := use(t, a, "wide-"+other.String(), 50, time.Minute)
+		narrow := use(t, other, "narrow-"+other.String(), 1, time.Minute)
+		now := start()
+		if out := decide(t, s, now, wide, narrow); out[0].Over || out[1].Over || out[0].Remaining != 49 {
+			t.Errorf("with %s, both fit: %+v", other, out)
+		}
+		for range 5 {
+			for i, uses := range [][]limit.Use{{wide, narrow}, {narrow, wide}} {
+				if out := decide(t, s, now, uses...); out[i].Over || !out[1-i].Over {
+					t.Errorf("with %s, narrow is over: %+v", other, out)
+				}
+			}
+		}
+		want := uint32(48) // the first, and this one
+		if wide.Limit.CountsRefused() || narrow.Limit.CountsRefused() {
+			want -= 10 // a limit that counts refused uses holds nobody back
+		}
+		if out := decide(t, s, now, wide)[0]; out.Remaining != want {
+			t.Errorf("with %s, wide has %d left, want %d", other, out.Remaining, want)
+		}
+	}
+}
+
+// observed: a use that is only observed never refuses, and takes if it fits.
+func observed(t *testing.T, s Store, a limit.Algorithm) {
+	watched := use(t, a, "watched", 1, time.Minute)
+	watched.Observe = true
+	enforced := use(t, limit.Sliding, "enforced", 3, time.Minute)
+	now := start()
+	decide(t, s, now, watched, enforced)
+	got := decide(t, s, now, watched, enforced)
+	if !got[0].Over || got[1].Over || got[1].Remaining != 1 {
+		t.Errorf("over, but only watched: %+v", got)
+	}
+	if limit.Refused([]limit.Use{watched, enforced}, got) {
+		t.Error("a limit that is only observed refuses")
+	}
+	if got := decide(t, s, now.Add(time.Minute), watched)[0]; got.Over {
+		t.Errorf("a window later: %+v", got)
+	}
+}
+
+// sameKey: uses of one key in one decision stand one behind the other.
+func sameKey(t *testing.T, s Store, a limit.Algorithm) {
+	u, now := use(t, a, "k", 3, time.Minute), start()
+	got := decide(t, s, now, u, u)
+	if got[0].Over || got[1].Over || got[1].Remaining != 1 {
+		t.Errorf("1 + 1 of 3: %+v", got)
+	}
+	u.Key, u.Hits = "l", 2
+	got = decide(t, s, now, u, u)
+	if got[0].Over || !got[1].Over {
+		t.Errorf("2 + 2 of 3: %+v", got)
+	}
+	want := uint32(3)
+	if u.Limit.CountsRefused() {
+		want = 0
+	}
+	if got[1].Remaining != want {
+		t.Errorf("2 + 2 of 3 leave %d, want %d", got[1].Remaining, want)
+	}
+}
+
+// edited: a limit that gets another algorithm begins anew, under a key of its own
+// (as package quota makes them) and, without an error, under the same one.
+func edited(t *testing.T, s Store, a limit.Algorithm) {
+	for _, to := range limit.Algorithms() {
+		if to == a {
+			continue
+		}
+		for _, key := range []func(limit.Algorithm) string{
+			func(x limit.Algorithm) string { return "own-" + to.String() + ":" + x.Code() },
+			func(limit.Algorithm) string { return "same-" + to.String() },
+		} {
+			now := start()
+			pass(t, s, now, 5, use(t, a, key(a), 5, time.Minute))
+			if got := pass(t, s, now, 20, use(t, to, key(to), 5, time.Minute)); got > 5 {
+				t.Errorf("%d of 5 passed after an edit to %s", got, to)
+			} else if got < 5 && key(a) != key(to) {
+				t.Errorf("%d of 5 passed after an edit to %s: the other's counter counts", got, to)
+			}
+		}
+	}
+}
+
+func noLimit(t *testing.T, s Store) {
+	if err := s.Decide(t.Context(), start(), []limit.Use{{Key: "k", Hits: 1}}, make([]limit.Outcome, 1)); err == nil {
+		t.Error("a use of no limit was decided")
+	}
+}
+
+func slidingWindows(t *testing.T, s Store) {
 	u := limit.Use{Key: "k", Limit: Sliding(t, 2, 10*time.Second), Hits: 1}
 	now := start()
 	want(t, "first", decide(t, s, now, u), limit.Outcome{Remaining: 1, Reset: 10 * time.Second})
@@ -97,54 +246,22 @@ func oneLimit(t *testing.T, s Store) {
 	want(t, "just too early", decide(t, s, now, u), limit.Outcome{Over: true, RetryAfter: time.Microsecond, Reset: 4*time.Second + time.Microsecond})
 	now = now.Add(time.Microsecond)
 	want(t, "the time that was named", decide(t, s, now, u), limit.Outcome{Reset: 10 * time.Second})
-	want(t, "another key", decide(t, s, now, limit.Use{Key: "other", Limit: u.Limit, Hits: 1}), limit.Outcome{Remaining: 1, Reset: 10 * time.Second})
-}
 
-func atomicity(t *testing.T, s Store) {
-	wide := limit.Use{Key: "wide", Limit: Sliding(t, 5, time.Minute), Hits: 1}
-	narrow := limit.Use{Key: "narrow", Limit: Sliding(t, 1, time.Second), Hits: 1}
-	now := start()
+	wide, narrow := u, u
+	wide.Key, wide.Limit = "wide", Sliding(t, 5, time.Minute)
+	narrow.Key, narrow.Limit = "narrow", Sliding(t, 1, time.Second)
 	want(t, "both fit", decide(t, s, now, wide, narrow),
 		limit.Outcome{Remaining: 4, Reset: time.Minute}, limit.Outcome{Reset: time.Second})
 	for range 10 {
 		want(t, "narrow is over", decide(t, s, now, wide, narrow),
 			limit.Outcome{Remaining: 4, Reset: time.Minute},
 			limit.Outcome{Over: true, RetryAfter: time.Second, Reset: time.Second})
-		want(t, "in the other order", decide(t, s, now, narrow, wide),
-			limit.Outcome{Over: true, RetryAfter: time.Second, Reset: time.Second},
-			limit.Outcome{Remaining: 4, Reset: time.Minute})
 	}
 	want(t, "wide paid for nothing that was refused", decide(t, s, now, wide), limit.Outcome{Remaining: 3, Reset: time.Minute})
-}
 
-func observed(t *testing.T, s Store) {
-	watched := limit.Use{Key: "watched", Limit: Sliding(t, 1, time.Minute), Hits: 1, Observe: true}
-	enforced := limit.Use{Key: "enforced", Limit: Sliding(t, 3, time.Minute), Hits: 1}
-	now := start()
-	decide(t, s, now, watched, enforced)
-	got := decide(t, s, now, watched, enforced)
-	want(t, "over, but only watched", got,
-		limit.Outcome{Over: true, RetryAfter: time.Minute, Reset: time.Minute}, limit.Outcome{Remaining: 1, Reset: time.Minute})
-	if limit.Refused([]limit.Use{watched, enforced}, got) {
-		t.Error("a limit that is only observed refuses")
-	}
-	want(t, "an observed use over its limit took nothing", decide(t, s, now.Add(time.Minute), watched), limit.Outcome{Reset: time.Minute})
-}
-
-func sameKey(t *testing.T, s Store) {
-	u := limit.Use{Key: "k", Limit: Sliding(t, 3, time.Minute), Hits: 2}
-	now := start()
-	got := decide(t, s, now, u, u)
-	want(t, "2 + 2 of 3", got,
+	u.Key, u.Limit, u.Hits = "twice", Sliding(t, 3, time.Minute), 2
+	want(t, "2 + 2 of 3", decide(t, s, now, u, u),
 		limit.Outcome{Remaining: 3}, limit.Outcome{Over: true, Remaining: 3, RetryAfter: time.Minute})
-	u.Hits = 1
-	got = decide(t, s, now, u, u)
-	if got[0].Over || got[1].Over || got[1].Remaining != 1 {
-		t.Errorf("1 + 1 of 3: %+v", got)
-	}
-	f := limit.Use{Key: "f", Limit: Fixed(t, 3, time.Minute), Hits: 2}
-	want(t, "fixed counts one after the other", decide(t, s, now, f, f),
-		limit.Outcome{Remaining: 1, Reset: time.Minute}, limit.Outcome{Over: true, RetryAfter: time.Minute, Reset: time.Minute})
 }
 
 func fixedWindows(t *testing.T, s Store) {
@@ -170,73 +287,76 @@ func mixed(t *testing.T, s Store) {
 		limit.Outcome{Over: true, RetryAfter: time.Minute, Reset: time.Minute}, limit.Outcome{Remaining: 3, Reset: time.Minute})
 }
 
-func hits(t *testing.T, s Store) {
-	u := limit.Use{Key: "k", Limit: Sliding(t, 10, time.Minute)}
-	now := start()
+func hits(t *testing.T, s Store, a limit.Algorithm) {
+	u, now := use(t, a, "k", 10, time.Minute), start()
 	for _, c := range []struct {
 		hits      uint64
 		over      bool
 		remaining uint32
-	}{
-		{0, false, 10}, {4, false, 6}, {7, true, 6}, {math.MaxUint64, true, 6}, {6, false, 0}, {0, true, 0}, {1, true, 0},
-	} {
+	}{{0, false, 10}, {4, false, 6}, {6, false, 0}, {1, true, 0}, {math.MaxUint64, true, 0}, {0, true, 0}} {
 		u.Hits = c.hits
 		got := decide(t, s, now, u)[0]
 		if got.Over != c.over || got.Remaining != c.remaining {
 			t.Errorf("%d hits: %+v, want over %v and %d remaining", c.hits, got, c.over, c.remaining)
 		}
 	}
-	f := limit.Use{Key: "f", Limit: Fixed(t, 10, time.Minute), Hits: math.MaxUint64}
+	huge := use(t, a, "huge", 10, time.Minute)
+	huge.Hits = math.MaxUint64
 	for range 3 {
-		if got := decide(t, s, now, f)[0]; !got.Over {
+		if got := decide(t, s, now, huge)[0]; !got.Over || got.RetryAfter != time.Minute {
 			t.Errorf("2^64-1 hits: %+v", got)
 		}
 	}
-	none := limit.Use{Key: "none", Limit: Sliding(t, 0, time.Minute), Hits: 1}
-	want(t, "a limit of nothing", decide(t, s, now, none), limit.Outcome{Over: true, RetryAfter: time.Minute})
+	huge.Hits = 10
+	if got := decide(t, s, now, huge)[0]; got.Over != huge.Limit.CountsRefused() {
+		t.Errorf("all of the limit after uses of more than that: %+v", got)
+	}
+	if got := decide(t, s, now, use(t, a, "none", 0, time.Minute))[0]; !got.Over || got.RetryAfter != time.Minute {
+		t.Errorf("a limit of nothing: %+v", got)
+	}
 }
 
-func oddKeys(t *testing.T, s Store) {
-	now := start()
+func oddKeys(t *testing.T, s Store, a limit.Algorithm) {
 	for _, key := range []string{"", " ", "\x00\xff\xfe", "{", "}{", "a:b", strings.Repeat("x", 64<<10), "ключ"} {
-		u := limit.Use{Key: key, Limit: Sliding(t, 1, time.Minute), Hits: 1}
-		if decide(t, s, now, u)[0].Over {
-			t.Errorf("key %.20q: the first use is over", key)
-		}
-		if !decide(t, s, now, u)[0].Over {
-			t.Errorf("key %.20q: the second use is not over", key)
+		if got := pass(t, s, start(), 2, use(t, a, key, 1, time.Minute)); got != 1 {
+			t.Errorf("key %.20q: %d of 1 passed", key, got)
 		}
 	}
 }
 
-func setBack(t *testing.T, s Store) {
-	u := limit.Use{Key: "k", Limit: Sliding(t, 1, 10*time.Second), Hits: 1}
-	now := start()
+// setBack: what was written by a clock ahead counts for one window at the most. A
+// store may keep the later time until it next writes, never beyond a window of
+// that clock.
+func setBack(t *testing.T, s Store, a limit.Algorithm) {
+	u, now := use(t, a, "k", 1, 10*time.Second), start()
 	decide(t, s, now, u)
 	now = now.Add(-10 * time.Minute)
-	// What was written by a clock ahead counts from now on, for one window. A store
-	// may keep the later time until it next writes, never beyond a window of that clock.
-	if got := decide(t, s, now, u)[0]; !got.Over || got.RetryAfter > 10*time.Second {
+	if got := decide(t, s, now, u)[0]; got.RetryAfter > 10*time.Second {
 		t.Errorf("clock set back: %+v", got)
+	} else if !got.Over && u.Limit.CounterKey(u.Key, now) == u.Key {
+		t.Errorf("clock set back, and the limit is forgotten: %+v", got)
 	}
 }
 
 // model plays one random sequence on the store and on the bare arithmetic.
-func model(t *testing.T, s Store) {
+func model(t *testing.T, s Store, a limit.Algorithm) {
 	for seed := range uint64(8) {
 		rng := rand.New(rand.NewPCG(seed, 3))
-		l := Sliding(t, uint32(1+rng.IntN(80)), time.Duration(1+rng.IntN(50))*100*time.Millisecond)
-		key := fmt.Sprintf("model-%d", seed)
-		now, w := start(), limit.Window{}
+		u := use(t, a, fmt.Sprintf("model-%d", seed), uint32(1+rng.IntN(80)), time.Duration(1+rng.IntN(50))*100*time.Millisecond)
+		l, now := u.Limit, start()
+		state, err := l.NewState()
+		if err != nil {
+			t.Fatal(err)
+		}
 		for range 200 {
 			now = now.Add(time.Duration(rng.Int64N(int64(l.Window()) / 25))).Truncate(time.Microsecond)
-			h := uint64(rng.IntN(4))
-			wanted := w.Check(l, now, h, 0)
-			if !wanted.Over {
-				w.Add(l, now, h)
+			u.Hits = uint64(rng.IntN(4))
+			wanted := state.Check(l, now, u.Hits, 0)
+			if !wanted.Over || l.CountsRefused() {
+				state.Add(l, now, u.Hits)
 			}
-			wanted.Remaining, wanted.Reset = w.After(l, now)
-			got := decide(t, s, now, limit.Use{Key: key, Limit: l, Hits: h})[0]
+			wanted.Remaining, wanted.Reset = state.After(l, now)
+			got := decide(t, s, now, u)[0]
 			if diff := cmp.Diff(wanted, got); diff != "" {
 				t.Fatalf("seed %d (-arithmetic +store):\n%s", seed, diff)
 			}
@@ -244,9 +364,8 @@ func model(t *testing.T, s Store) {
 	}
 }
 
-func concurrent(t *testing.T, s Store) {
-	a := limit.Use{Key: "a", Limit: Sliding(t, 100, time.Minute), Hits: 1}
-	b := limit.Use{Key: "b", Limit: Sliding(t, 60, time.Minute), Hits: 1}
+func concurrent(t *testing.T, s Store, algorithm limit.Algorithm) {
+	a, b := use(t, algorithm, "a", 100, time.Minute), use(t, algorithm, "b", 60, time.Minute)
 	now := start()
 	var passed atomic.Int64
 	var wg sync.WaitGroup
@@ -271,7 +390,11 @@ func concurrent(t *testing.T, s Store) {
 	if passed.Load() != 60 {
 		t.Errorf("%d passed, want 60", passed.Load())
 	}
-	if got := decide(t, s, now, a)[0]; got.Remaining != 39 {
-		t.Errorf("a has %d left after one more, want 39: refused requests took from it", got.Remaining)
+	left := uint32(39)
+	if a.Limit.CountsRefused() {
+		left = 0
+	}
+	if got := decide(t, s, now, a)[0]; got.Remaining != left {
+		t.Errorf("a has %d left after one more, want %d", got.Remaining, left)
 	}
 }
