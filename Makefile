@@ -30,8 +30,12 @@ demo: build envoy ## run the mesh and its checks, print a table, exit non-zero o
 	@exec bin/writ up examples/bookinfo --check
 
 .PHONY: test
-test: build test-tools ## all tests, real Envoys and Redis included
-	hack/test.sh
+test: build test-tools ## all tests, real Envoys and Redis included; of one service: make test only=ca
+	hack/test.sh $(only)
+
+.PHONY: repeat
+repeat: build test-tools ## the tests with whole meshes, twenty times
+	hack/repeat.sh 20
 
 .PHONY: test-tools
 test-tools: # what the tests need beside Go
