@@ -3,8 +3,9 @@
 //
 // Envoy sends a descriptor per limit: the entries "writ.policy" with
 // "<namespace>/<name>" and "writ.limit" with the limit's index (package configpb
-// has these names), then one entry per dimension with the dimension's text as key. The counter is kept under
-// policy, limit, and the dimensions with their values.
+// has these names), then one entry per dimension with the dimension's text as
+// key. The counter is kept under policy, limit, how the limit counts, and the
+// dimensions with their values.
 package quota
 
 import (
@@ -99,11 +100,17 @@ func compile(p *configpb.QuotaPolicy) ([]*Limit, error) {
 		out = append(out, &Limit{
 			Rule: rule, ID: id, Policy: policy, Index: i, Observe: p.GetObserve(),
 			Described: describe(rule, id),
-			// The hash tag keeps one policy's counters together on a Redis cluster.
-			prefix: "writ:{" + policy + "}:" + strconv.Itoa(i),
+			prefix:    prefix(policy, i, rule),
 		})
 	}
 	return out, nil
+}
+
+// prefix begins the keys of a limit's counters. The hash tag keeps one policy's
+// counters together on a Redis cluster. An edited limit that counts by another
+// algorithm has other counters, because it could not read those it had.
+func prefix(policy string, index int, rule limit.Limit) string {
+	return "writ:{" + policy + "}:" + strconv.Itoa(index) + ":" + rule.Algorithm().Code()
 }
 
 // describe writes a window in the greatest unit that measures it. A window with

@@ -58,9 +58,9 @@ func TestMatch(t *testing.T) {
 		{
 			"a dimension",
 			[]string{"writ.policy", "default/q", "writ.limit", "0", "source.principal", "cluster.local/ns/a/sa/b"},
-			"QuotaPolicy default/q limit 0", "writ:{default/q}:0&source.principal=cluster.local/ns/a/sa/b",
+			"QuotaPolicy default/q limit 0", "writ:{default/q}:0:s&source.principal=cluster.local/ns/a/sa/b",
 		},
-		{"no dimension", []string{"writ.policy", "default/q", "writ.limit", "1"}, "QuotaPolicy default/q limit 1", "writ:{default/q}:1"},
+		{"no dimension", []string{"writ.policy", "default/q", "writ.limit", "1"}, "QuotaPolicy default/q limit 1", "writ:{default/q}:1:s"},
 		{"unknown policy", []string{"writ.policy", "default/none", "writ.limit", "0"}, "", ""},
 		{"unknown limit", []string{"writ.policy", "default/q", "writ.limit", "2"}, "", ""},
 		{"negative limit", []string{"writ.policy", "default/q", "writ.limit", "-1"}, "", ""},
