@@ -2,8 +2,8 @@ package model
 
 import "strconv"
 
-// DryRunAnnotation, as a boolean on an AuthorizationPolicy, makes it decide and
-// record, and refuse nothing. The name is Istio's.
+// DryRunAnnotation is Istio's name of the annotation that, as a boolean on an
+// AuthorizationPolicy, makes it decide and record, and refuse nothing.
 const DryRunAnnotation = "istio.io/dry-run"
 
 // DryRun says whether p refuses nothing.

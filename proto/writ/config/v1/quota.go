@@ -1,3 +1,5 @@
+// Package configpb is what pilot hands to the other services of Writ, and the
+// names and bounds that both sides hold to.
 package configpb
 
 import "time"
