@@ -107,11 +107,6 @@ func DefaultConfig() Config {
 func (c *Config) Validate() error {
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if c.Monitoring != "" {
-		if err := listen.Valid(c.Monitoring); err != nil {
-			fail("monitoring: %w", err)
-		}
-	}
 	if c.Alone != nil {
 		return errors.Join(append(errs, c.Alone.Validate())...)
 	}

@@ -36,7 +36,6 @@ func TestConfig(t *testing.T) {
 		"retire":         {goodConfig + "decision: {retire: 2h}", "decision.retire"},
 		"leeway":         {goodConfig + "token: {leeway: 1h}", "token.leeway"},
 		"token size":     {goodConfig + "token: {max_bytes: 1}", "token.max_bytes"},
-		"monitoring":     {goodConfig + "monitoring: nowhere", "monitoring"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := DefaultConfig()

@@ -101,7 +101,7 @@ func (c *Config) Validate() error {
 	if c.Listen == "" && c.Admin == "" {
 		errs = append(errs, errors.New("nothing to serve: set listen (-listen HOST:PORT) or admin (-admin unix:///PATH)"))
 	}
-	for _, a := range []struct{ key, addr string }{{"listen", c.Listen}, {"admin", c.Admin}, {"pilot", c.Pilot}, {"monitoring", c.Monitoring}} {
+	for _, a := range []struct{ key, addr string }{{"listen", c.Listen}, {"admin", c.Admin}, {"pilot", c.Pilot}} {
 		if a.addr == "" {
 			continue
 		}

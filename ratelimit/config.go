@@ -107,11 +107,6 @@ func (c *Config) Flags(fs *flag.FlagSet) {
 func (c *Config) Validate() error {
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if c.Monitoring != "" {
-		if err := listen.Valid(c.Monitoring); err != nil {
-			fail("monitoring: %w", err)
-		}
-	}
 	if err := listen.Valid(c.Listen); err != nil {
 		fail("listen: %w", err)
 	}

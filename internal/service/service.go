@@ -66,8 +66,8 @@ type Spec[C any] struct {
 	Flags func(c *C, fs *flag.FlagSet)
 	// Args takes the positional arguments; nil means there are none.
 	Args func(c *C, args []string) error
-	// Validate checks the configuration, cross-field rules included. It is run
-	// by -validate and before every start.
+	// Validate checks the configuration without the common part, cross-field
+	// rules included. It is run by -validate and before every start.
 	Validate func(*C) error
 	// Run runs until ctx ends, drains and returns. A nil return is a clean stop.
 	Run func(ctx context.Context, c C, rt *Runtime) error
@@ -89,12 +89,12 @@ func run[C any](ctx context.Context, s Spec[C], args []string, stdout, stderr io
 	case opts.version:
 		fmt.Fprintf(stdout, "%s %s\n", s.Name, version.String())
 		return 0
-	case err == nil:
-		err = s.Validate(&c)
 	}
 	var log *slog.Logger
 	if err == nil {
-		log, err = s.Common(&c).Log.logger(stderr)
+		var common error
+		log, common = s.Common(&c).open(stderr)
+		err = errors.Join(common, s.Validate(&c))
 	}
 	if err != nil {
 		for line := range strings.SplitSeq(err.Error(), "\n") {
@@ -175,6 +175,17 @@ func flagSet[C any](s Spec[C], c *C, o *options) *flag.FlagSet {
 		s.Flags(c, fs)
 	}
 	return fs
+}
+
+// open checks the common part and makes the logger.
+func (c *Common) open(stderr io.Writer) (*slog.Logger, error) {
+	log, err := c.Log.logger(stderr)
+	if c.Monitoring != "" {
+		if lerr := listen.Valid(c.Monitoring); lerr != nil {
+			err = errors.Join(err, fmt.Errorf("monitoring: %w", lerr))
+		}
+	}
+	return log, err
 }
 
 func (l logging) logger(w io.Writer) (*slog.Logger, error) {

@@ -77,6 +77,7 @@ func TestCommandLine(t *testing.T) {
 		"unknown key, validated": {[]string{"-config", file(t, "a: 1\n"), "-validate"}, 1, "", "unknown key", ""},
 		"level":                  {[]string{"-log-level", "loud"}, 1, "", `log.level "loud"`, ""},
 		"format":                 {[]string{"-log-format", "xml"}, 1, "", `log.format "xml"`, ""},
+		"monitoring, validated":  {[]string{"-monitoring", "nowhere", "-validate"}, 1, "", "monitoring: ", ""},
 		"format, validated":      {[]string{"-log-format", "xml", "-validate"}, 1, "", `log.format "xml"`, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
