@@ -24,6 +24,9 @@ func (a *assembler) advise() {
 			p := o.spec.(*security.AuthorizationPolicy)
 			c.valuesThatNeverMatch(p)
 			c.emptyRules(p)
+			if !known || slices.ContainsFunc(a.selected(o.meta.Namespace, p.Selector.GetMatchLabels()), a.servesTCP) {
+				c.deniedOnTCP(p)
+			}
 			if known {
 				a.unknownCallers(c, p)
 				a.tokensNotLookedAt(c, p)

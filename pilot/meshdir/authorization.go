@@ -49,7 +49,6 @@ func (c *checker) dryRun(action security.AuthorizationPolicy_Action) {
 }
 
 func (c *checker) authorizationRule(at string, rule *security.Rule, action security.AuthorizationPolicy_Action) {
-	var l4 bool // some condition holds for plain TCP as well
 	for name, n := range map[string]int{"from": len(rule.From), "to": len(rule.To)} {
 		if node := get(c.node(at), name); node != nil && n == 0 && !isNull(node) {
 			c.errorf(at+"."+name, "is empty: remove it, or name whom it is about")
@@ -62,7 +61,6 @@ func (c *checker) authorizationRule(at string, rule *security.Rule, action secur
 			continue
 		}
 		c.source(place, from.Source, action)
-		l4 = l4 || sourceOfTCP(from.Source)
 	}
 	for i, to := range rule.To {
 		place := index(at+".to", i) + ".operation"
@@ -71,13 +69,9 @@ func (c *checker) authorizationRule(at string, rule *security.Rule, action secur
 			continue
 		}
 		c.operation(place, to.Operation)
-		l4 = l4 || len(to.Operation.Ports)+len(to.Operation.NotPorts) > 0
 	}
 	for i, when := range rule.When {
 		c.condition(index(at+".when", i), when, action)
-	}
-	if action == security.AuthorizationPolicy_DENY && len(rule.From)+len(rule.To) > 0 && !l4 {
-		c.warnf(at, "on TCP ports a DENY rule of HTTP conditions alone denies everything: give to.operation.ports")
 	}
 }
 
@@ -90,11 +84,6 @@ func (r *report) node(path string) *yaml.Node {
 		_, value = child(value, segment)
 	}
 	return value
-}
-
-func sourceOfTCP(s *security.Source) bool {
-	return len(s.Principals)+len(s.NotPrincipals)+len(s.Namespaces)+len(s.NotNamespaces)+len(s.IpBlocks)+len(s.NotIpBlocks)+
-		len(s.RemoteIpBlocks)+len(s.NotRemoteIpBlocks)+len(s.ServiceAccounts)+len(s.NotServiceAccounts) > 0
 }
 
 func (c *checker) source(at string, s *security.Source, action security.AuthorizationPolicy_Action) {
