@@ -83,7 +83,7 @@ func drawn(name string) bool {
 	case "bench", "deploy", "docs", "e2e", "examples", "hack", module:
 		return false
 	}
-	return !slices.Contains([]string{"envoytest", "ledgertest", "proctest", "redistest", "storetest"}, path.Base(name))
+	return !slices.Contains([]string{"envoytest", "fieldtest", "ledgertest", "pkitest", "proctest", "redistest", "storetest"}, path.Base(name))
 }
 
 // diagram draws a room for each folder at the top, in it its packages. An arrow is

@@ -118,10 +118,14 @@ func (p *proxy) findListeners(adminFile string) error {
 		return err
 	}
 	p.admin = "http://" + string(admin)
-	if body, err := get(p.admin + "/ready"); err != nil || !strings.HasPrefix(body, "LIVE") {
-		return fmt.Errorf("not ready: %q, %v", body, err)
+	body, err := get(p.admin + "/ready")
+	if err != nil {
+		return err
 	}
-	body, err := get(p.admin + "/listeners?format=json")
+	if !strings.HasPrefix(body, "LIVE") {
+		return fmt.Errorf("not ready: %q", body)
+	}
+	body, err = get(p.admin + "/listeners?format=json")
 	if err != nil {
 		return err
 	}
