@@ -16,6 +16,7 @@ import (
 
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/ledger/ledgertest"
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 func open(t testing.TB, path string) *Log {
@@ -305,6 +306,8 @@ func TestManyRecordsShareOneSync(t *testing.T) {
 	d := &badDisk{hold: make(chan struct{})}
 	l := onDisk(d)
 	defer l.Close()
+	release := sync.OnceFunc(func() { close(d.hold) })
+	defer release()
 	const records = 200
 	var wg sync.WaitGroup
 	for n := range records {
@@ -315,23 +318,14 @@ func TestManyRecordsShareOneSync(t *testing.T) {
 		})
 	}
 	// The first sync is held until all others have queued up behind it.
-	deadline := time.After(10 * time.Second)
-	for len(l.queue) < records-1 {
-		select {
-		case <-deadline:
-			close(d.hold)
-			t.Fatalf("%d of %d records are queued", len(l.queue), records)
-		default:
-		}
+	proctest.Until(t, 10*time.Second, "all records are queued", func() bool {
 		// The committer may have taken more than one at first.
 		d.mu.Lock()
 		taken := bytes.Count(d.data, []byte("\n"))
 		d.mu.Unlock()
-		if taken+len(l.queue) == records {
-			break
-		}
-	}
-	close(d.hold)
+		return len(l.queue) >= records-1 || taken+len(l.queue) == records
+	})
+	release()
 	wg.Wait()
 	if d.syncs > 2 {
 		t.Fatalf("%d syncs for %d records, want 2", d.syncs, records)
