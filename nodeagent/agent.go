@@ -125,7 +125,7 @@ func (a *agent) stop() { a.stopOnce.Do(func() { close(a.stopping) }) }
 
 // listen opens the sockets; admin is nil if there is none.
 func (a *agent) listen() (proxies, admin net.Listener, err error) {
-	mode, err := a.cfg.mode()
+	mode, err := listen.Mode(a.cfg.SocketMode)
 	if err != nil {
 		return nil, nil, err
 	}

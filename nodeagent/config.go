@@ -3,9 +3,7 @@ package nodeagent
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
-	"strconv"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -79,7 +77,7 @@ func (c *Config) Validate() error {
 	if c.Socket == c.Admin {
 		fail("admin: it must not be the same as socket: registering processes is for the supervisor alone")
 	}
-	if _, err := c.mode(); err != nil {
+	if _, err := listen.Mode(c.SocketMode); err != nil {
 		errs = append(errs, err)
 	}
 	if c.State == "" {
@@ -92,18 +90,6 @@ func (c *Config) Validate() error {
 		fail("attest_wait: %s is not between 0 and 1m", w)
 	}
 	return errors.Join(errs...)
-}
-
-// mode is SocketMode as a number.
-func (c *Config) mode() (fs.FileMode, error) {
-	if c.SocketMode == "" {
-		return listen.UnixMode, nil
-	}
-	m, err := strconv.ParseUint(c.SocketMode, 8, 32)
-	if err != nil || m&^0o666 != 0 || m&0o600 != 0o600 {
-		return 0, fmt.Errorf("socket_mode: %q: want an octal mode from 0600 to 0666", c.SocketMode)
-	}
-	return fs.FileMode(m), nil
 }
 
 func (c *Config) trustDomain() (spiffeid.TrustDomain, error) {

@@ -53,7 +53,4 @@ func TestConfig(t *testing.T) {
 	if err := c.Validate(); err != nil {
 		t.Fatalf("without supervisor, for all users, shortest life: %v", err)
 	}
-	if m, err := c.mode(); err != nil || m != 0o666 {
-		t.Fatalf("mode is %v, %v", m, err)
-	}
 }

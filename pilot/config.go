@@ -4,7 +4,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -139,7 +138,7 @@ func (c *Config) validateListeners() []error {
 		errs = append(errs, fmt.Errorf("admin: %s: the status service is only for this machine; use unix:///path", c.Admin))
 	}
 	if c.Plaintext != "" {
-		if err := loopback(c.Plaintext); err != nil {
+		if err := listen.Loopback(c.Plaintext); err != nil {
 			errs = append(errs, fmt.Errorf("plaintext: %w", err))
 		}
 	}
@@ -149,18 +148,4 @@ func (c *Config) validateListeners() []error {
 		}
 	}
 	return errs
-}
-
-// loopback checks that addr is IP:port with a loopback IP. Names are not taken:
-// what they resolve to may change after the check.
-func loopback(addr string) error {
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return fmt.Errorf("%q: want IP:port", addr)
-	}
-	ip, err := netip.ParseAddr(host)
-	if err != nil || !ip.Unmap().IsLoopback() {
-		return fmt.Errorf("%q: plain text is served on loopback addresses only, such as 127.0.0.1:15010; for others use listen", addr)
-	}
-	return nil
 }

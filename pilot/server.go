@@ -16,6 +16,7 @@ import (
 
 	"github.com/writ-mesh/writ/internal/credential"
 	"github.com/writ-mesh/writ/internal/identity"
+	"github.com/writ-mesh/writ/internal/listen"
 	"github.com/writ-mesh/writ/internal/peercred"
 	"github.com/writ-mesh/writ/internal/rpc"
 	"github.com/writ-mesh/writ/internal/service"
@@ -68,7 +69,7 @@ func (p *Pilot) ServeADS(ctx context.Context, addr string, cfg credential.Config
 
 // ServePlaintext serves any xDS client on a loopback address until ctx ends.
 func (p *Pilot) ServePlaintext(ctx context.Context, addr string, rt *service.Runtime) error {
-	if err := loopback(addr); err != nil {
+	if err := listen.Loopback(addr); err != nil {
 		return fmt.Errorf("plaintext: %w", err)
 	}
 	return serve(ctx, addr, insecure.NewCredentials(), adsMethods(rpc.Anyone()), rt, func(s *grpc.Server) {

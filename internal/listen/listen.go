@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -77,6 +78,34 @@ func Valid(addr string) error {
 		return fmt.Errorf("address %q: the port must be a number up to 65535", addr)
 	}
 	return nil
+}
+
+// Loopback checks that only processes of this machine can reach a host:port
+// address, where nobody is asked who they are. Names do not count: what they
+// stand for may change.
+func Loopback(addr string) error {
+	if err := Valid(addr); err != nil {
+		return err
+	}
+	host, _, _ := net.SplitHostPort(addr) //nolint:errcheck // empty for a unix socket
+	if ip, err := netip.ParseAddr(host); err != nil || !ip.Unmap().IsLoopback() {
+		return fmt.Errorf("address %q: plain text is spoken on loopback IP addresses only, such as 127.0.0.1 and ::1", addr)
+	}
+	return nil
+}
+
+// Mode reads the mode of a unix socket from a configuration's socket_mode: octal,
+// empty for UnixMode. Who runs the service can always connect; to execute a
+// socket means nothing.
+func Mode(text string) (fs.FileMode, error) {
+	if text == "" {
+		return UnixMode, nil
+	}
+	n, err := strconv.ParseUint(text, 8, 32)
+	if mode := fs.FileMode(n); err == nil && mode&^0o666 == 0 && mode&UnixMode == UnixMode {
+		return mode, nil
+	}
+	return 0, fmt.Errorf("socket_mode: %q: want an octal mode from 0600 to 0666", text)
 }
 
 func removeStale(path string) error {

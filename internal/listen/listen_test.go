@@ -1,6 +1,7 @@
 package listen_test
 
 import (
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -84,6 +85,30 @@ func TestUnix(t *testing.T) {
 	for addr, want := range map[string]string{"unix:///a/b": "/a/b", "unix://a": "", "host:1": "", "unix:///": "/"} {
 		if path, ok := listen.Unix(addr); ok != (want != "") || ok && path != want {
 			t.Errorf("%q: %q, %v", addr, path, ok)
+		}
+	}
+}
+
+func TestLoopback(t *testing.T) {
+	for addr, ok := range map[string]bool{
+		"127.0.0.1:1": true, "127.9.9.9:1": true, "[::1]:1": true, "[::ffff:127.0.0.1]:1": true,
+		"localhost:1": false, "localhost.evil:1": false, "unix:///a": false, "0.0.0.0:1": false, ":1": false, "10.0.0.1:1": false,
+		"[::]:1": false, "[::1%lo]:1": true, "127.0.0.1": false, "127.1:1": false, "": false,
+	} {
+		if err := listen.Loopback(addr); (err == nil) != ok {
+			t.Errorf("%q: %v", addr, err)
+		}
+	}
+}
+
+func TestMode(t *testing.T) {
+	for text, want := range map[string]fs.FileMode{
+		"": 0o600, "0600": 0o600, "600": 0o600, "0660": 0o660, "0620": 0o620, "0666": 0o666,
+		"0777": 0, "0700": 0, "0400": 0, "0066": 0, "01600": 0, "rw": 0, "0o600": 0, "-600": 0, "9": 0, "40000000600": 0,
+	} {
+		mode, err := listen.Mode(text)
+		if mode != want || (err == nil) != (want != 0) || err != nil && !strings.HasPrefix(err.Error(), "socket_mode: ") {
+			t.Errorf("%q: %v, %v", text, mode, err)
 		}
 	}
 }
