@@ -142,7 +142,7 @@ func (c *Compiler) meshEndpoints(out *clusterv3.Cluster, service *model.Service,
 		}
 		count++
 		endpoint := addEndpoint(out, e.Address, target)
-		if e.Proxy == nil || service.External || c.ServerMode(e.Namespace, e.Labels, target) == ModeDisable {
+		if e.Proxy == nil || service.External || c.ServerMode(e.Namespace, e.Labels, target) == model.Disable {
 			continue
 		}
 		for _, td := range c.trustDomains {

@@ -1,6 +1,10 @@
 package security
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/writ-mesh/writ/pilot/model"
+)
 
 func TestServerMode(t *testing.T) {
 	pa := func(namespace, name, spec string) string {
@@ -10,26 +14,26 @@ func TestServerMode(t *testing.T) {
 	cases := []struct {
 		name string
 		docs string
-		want Mode
+		want model.PeerMode
 	}{
-		{"nothing", "", ModePermissive},
-		{"mesh", pa("istio-system", "a", "{mtls: {mode: STRICT}}"), ModeStrict},
-		{"mesh unset", pa("istio-system", "a", "{mtls: {mode: UNSET}}"), ModePermissive},
-		{"namespace", pa("default", "a", "{mtls: {mode: DISABLE}}"), ModeDisable},
-		{"another namespace", pa("other", "a", "{mtls: {mode: STRICT}}"), ModePermissive},
-		{"namespace over mesh", documents(pa("istio-system", "a", "{mtls: {mode: STRICT}}"), pa("default", "a", "{mtls: {mode: PERMISSIVE}}")), ModePermissive},
-		{"namespace inherits", documents(pa("istio-system", "a", "{mtls: {mode: STRICT}}"), pa("default", "a", "{}")), ModeStrict},
-		{"workload over namespace", documents(pa("default", "a", "{mtls: {mode: STRICT}}"), pa("default", "b", "{"+selector+"mtls: {mode: DISABLE}}")), ModeDisable},
-		{"workload inherits", documents(pa("default", "a", "{mtls: {mode: STRICT}}"), pa("default", "b", "{"+selector+"mtls: {}}")), ModeStrict},
-		{"other workload", pa("default", "b", "{selector: {matchLabels: {app: x}}, mtls: {mode: DISABLE}}"), ModePermissive},
-		{"port", pa("default", "b", "{"+selector+"mtls: {mode: STRICT}, portLevelMtls: {'8000': {mode: DISABLE}}}"), ModeDisable},
-		{"other port", pa("default", "b", "{"+selector+"mtls: {mode: STRICT}, portLevelMtls: {'8001': {mode: DISABLE}}}"), ModeStrict},
-		{"port inherits workload", pa("default", "b", "{"+selector+"mtls: {mode: STRICT}, portLevelMtls: {'8000': {mode: UNSET}}}"), ModeStrict},
-		{"port inherits namespace", documents(pa("default", "a", "{mtls: {mode: STRICT}}"), pa("default", "b", "{"+selector+"portLevelMtls: {'8000': {}}}")), ModeStrict},
-		{"port without selector", pa("default", "a", "{mtls: {mode: STRICT}, portLevelMtls: {'8000': {mode: DISABLE}}}"), ModeStrict},
-		{"first wins in a namespace", documents(pa("default", "a", "{mtls: {mode: STRICT}}"), pa("default", "b", "{mtls: {mode: DISABLE}}")), ModeStrict},
-		{"first wins for a workload", documents(pa("default", "a", "{"+selector+"mtls: {mode: STRICT}}"), pa("default", "b", "{"+selector+"mtls: {mode: DISABLE}}")), ModeStrict},
-		{"selector in the root namespace", pa("istio-system", "a", "{"+selector+"mtls: {mode: STRICT}}"), ModePermissive},
+		{"nothing", "", model.Permissive},
+		{"mesh", pa("istio-system", "a", "{mtls: {mode: STRICT}}"), model.Strict},
+		{"mesh unset", pa("istio-system", "a", "{mtls: {mode: UNSET}}"), model.Permissive},
+		{"namespace", pa("default", "a", "{mtls: {mode: DISABLE}}"), model.Disable},
+		{"another namespace", pa("other", "a", "{mtls: {mode: STRICT}}"), model.Permissive},
+		{"namespace over mesh", documents(pa("istio-system", "a", "{mtls: {mode: STRICT}}"), pa("default", "a", "{mtls: {mode: PERMISSIVE}}")), model.Permissive},
+		{"namespace inherits", documents(pa("istio-system", "a", "{mtls: {mode: STRICT}}"), pa("default", "a", "{}")), model.Strict},
+		{"workload over namespace", documents(pa("default", "a", "{mtls: {mode: STRICT}}"), pa("default", "b", "{"+selector+"mtls: {mode: DISABLE}}")), model.Disable},
+		{"workload inherits", documents(pa("default", "a", "{mtls: {mode: STRICT}}"), pa("default", "b", "{"+selector+"mtls: {}}")), model.Strict},
+		{"other workload", pa("default", "b", "{selector: {matchLabels: {app: x}}, mtls: {mode: DISABLE}}"), model.Permissive},
+		{"port", pa("default", "b", "{"+selector+"mtls: {mode: STRICT}, portLevelMtls: {'8000': {mode: DISABLE}}}"), model.Disable},
+		{"other port", pa("default", "b", "{"+selector+"mtls: {mode: STRICT}, portLevelMtls: {'8001': {mode: DISABLE}}}"), model.Strict},
+		{"port inherits workload", pa("default", "b", "{"+selector+"mtls: {mode: STRICT}, portLevelMtls: {'8000': {mode: UNSET}}}"), model.Strict},
+		{"port inherits namespace", documents(pa("default", "a", "{mtls: {mode: STRICT}}"), pa("default", "b", "{"+selector+"portLevelMtls: {'8000': {}}}")), model.Strict},
+		{"port without selector", pa("default", "a", "{mtls: {mode: STRICT}, portLevelMtls: {'8000': {mode: DISABLE}}}"), model.Strict},
+		{"first wins in a namespace", documents(pa("default", "a", "{mtls: {mode: STRICT}}"), pa("default", "b", "{mtls: {mode: DISABLE}}")), model.Strict},
+		{"first wins for a workload", documents(pa("default", "a", "{"+selector+"mtls: {mode: STRICT}}"), pa("default", "b", "{"+selector+"mtls: {mode: DISABLE}}")), model.Strict},
+		{"selector in the root namespace", pa("istio-system", "a", "{"+selector+"mtls: {mode: STRICT}}"), model.Permissive},
 	}
 	for _, c := range cases {
 		w := workload()

@@ -9,7 +9,6 @@ import (
 
 	"github.com/writ-mesh/writ/pilot/envoy"
 	"github.com/writ-mesh/writ/pilot/model"
-	"github.com/writ-mesh/writ/pilot/security"
 )
 
 // Metadata by which a cluster with both kinds of endpoints chooses the transport.
@@ -37,7 +36,7 @@ func (t *Translator) meshPeer(svc *model.Service, e *model.Endpoint, port uint32
 	if auto := t.mesh.Config.GetEnableAutoMtls(); auto != nil && !auto.GetValue() {
 		return false
 	}
-	return t.policy.ServerMode(e.Proxy.Namespace, e.Proxy.Labels, e.Ports[port]) != security.ModeDisable
+	return t.policy.ServerMode(e.Proxy.Namespace, e.Proxy.Labels, e.Ports[port]) != model.Disable
 }
 
 func (t *Translator) peersOf(endpoints []*model.Endpoint, key clusterKey) peers {

@@ -29,7 +29,7 @@ type inboundPort struct {
 	others  []*clusterv3.Cluster
 	routes  *routev3.RouteConfiguration // nil for TCP
 	filters []*listenerv3.Filter
-	mode    security.Mode
+	mode    model.PeerMode
 	sources []model.Ref
 }
 
@@ -224,9 +224,9 @@ func (t *Translator) inboundChains(ip *inboundPort) (chains []*listenerv3.Filter
 	}
 	plain := &listenerv3.FilterChain{Name: fmt.Sprintf("%d-plain", ip.port.Port), Filters: ip.filters}
 	switch ip.mode {
-	case security.ModeStrict:
+	case model.Strict:
 		return []*listenerv3.FilterChain{mesh}, false
-	case security.ModeDisable:
+	case model.Disable:
 		return []*listenerv3.FilterChain{plain}, false
 	}
 	mesh.FilterChainMatch = &listenerv3.FilterChainMatch{TransportProtocol: "tls"}

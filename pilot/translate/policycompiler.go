@@ -11,7 +11,7 @@ import (
 // address.
 type PolicyCompiler interface {
 	// ServerMode is how the workload with these labels takes mutual TLS on port.
-	ServerMode(namespace string, labels map[string]string, port uint32) security.Mode
+	ServerMode(namespace string, labels map[string]string, port uint32) model.PeerMode
 	// HTTP is for one inbound HTTP port of a sidecar, or for a gateway with the
 	// zero port.
 	HTTP(p *model.Proxy, port model.WorkloadPort) (*security.HTTP, error)
