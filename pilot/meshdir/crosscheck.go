@@ -260,7 +260,7 @@ func (a *assembler) checkGatewayFiles(c *checker) {
 	gw := c.object.spec.(*networking.Gateway)
 	for _, o := range a.objects["Gateway"] {
 		if o.meta.Name == c.object.meta.Name && o.meta.Namespace < c.object.meta.Namespace {
-			c.warnf("metadata.name", "%s has the same name: one gateway proxy is run for both", o.id())
+			c.warnf("metadata.name", "%s has the same name: each has a proxy of its own, and only one the service of that name", o.id())
 		}
 	}
 	for i, s := range gw.Servers {

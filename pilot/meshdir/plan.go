@@ -16,8 +16,8 @@ type Plan struct {
 	Config *meshv1.MeshConfig
 	// Workloads are in the order of files and lines.
 	Workloads []LocalWorkload
-	// Gateways are sorted as in model.Mesh. Of several with one name only the
-	// first is here.
+	// Gateways are those of the root namespace and then the others, each sorted as
+	// in model.Mesh. Several may have one name.
 	Gateways []GatewayPlan
 }
 
@@ -69,10 +69,8 @@ func planOf(in input, mesh *model.Mesh) Plan {
 			}
 		}
 	}
-	for _, gw := range mesh.Gateways {
-		if !slices.ContainsFunc(plan.Gateways, func(g GatewayPlan) bool { return g.Name == gw.Name }) {
-			plan.Gateways = append(plan.Gateways, gatewayPlanOf(gw, mesh.RootNamespace))
-		}
+	for _, gw := range model.RootFirst(mesh.Gateways, mesh.RootNamespace) {
+		plan.Gateways = append(plan.Gateways, gatewayPlanOf(gw, mesh.RootNamespace))
 	}
 	return plan
 }

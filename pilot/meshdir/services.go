@@ -190,24 +190,13 @@ func (a *assembler) kubernetesService(o *object) *model.Service {
 	return s
 }
 
-// gatewayServers are the servers that a gateway proxy serves: those of the Gateway
-// object that it is named after, else of all that select it.
+// gatewayServers are the servers that a gateway proxy serves.
 func (a *assembler) gatewayServers(p *model.Proxy) []*networking.Server {
-	var own, selecting []*networking.Server
-	for _, o := range a.objects["Gateway"] {
-		gw := o.spec.(*networking.Gateway)
-		if !model.SelectorMatches(gw.Selector, p.Labels) {
-			continue
-		}
-		selecting = append(selecting, gw.Servers...)
-		if o.meta.Name == p.Name {
-			own = append(own, gw.Servers...)
-		}
+	var out []*networking.Server
+	for _, gw := range p.Serves(typed[networking.Gateway](a, "Gateway"), a.mesh.RootNamespace) {
+		out = append(out, gw.Spec.Servers...)
 	}
-	if len(own) > 0 {
-		return own
-	}
-	return selecting
+	return out
 }
 
 // gatewayEndpoint is a gateway proxy behind a service: of the service's ports
@@ -435,12 +424,12 @@ func (a *assembler) impliedServices() []*model.Service {
 		}
 	}
 	// A gateway that does not run yet is a service already.
-	for _, o := range a.objects["Gateway"] {
-		plan := gatewayPlanOf(&model.Gateway{Meta: o.meta, Spec: o.spec.(*networking.Gateway)}, a.mesh.RootNamespace)
-		meta := o.meta
+	for _, gw := range model.RootFirst(typed[networking.Gateway](a, "Gateway"), a.mesh.RootNamespace) {
+		plan := gatewayPlanOf(gw, a.mesh.RootNamespace)
+		meta := gw.Meta
 		meta.Namespace = plan.Namespace
 		if name := strings.ToLower(plan.Name); services[meta.Namespace+"/"+name] == nil {
-			add(meta, name, a.gatewayServicePorts(&model.Proxy{Name: plan.Name, Labels: plan.Labels}))
+			add(meta, name, a.gatewayServicePorts(&model.Proxy{Name: plan.Name, Gateway: gw.Namespace + "/" + gw.Name, Labels: plan.Labels}))
 		}
 	}
 	out := make([]*model.Service, 0, len(services))

@@ -141,6 +141,9 @@ type InstanceSpec struct {
 	Interception string `json:"interception,omitempty"`
 	// Type is sidecar (the default) or gateway.
 	Type string `json:"type,omitempty"`
+	// Gateway is the Gateway object that a gateway is run for, <namespace>/<name>;
+	// without it that of its name.
+	Gateway string `json:"gateway,omitempty"`
 	// UID, if given, is the user id that the proxy's process must have.
 	UID *uint32 `json:"uid,omitempty"`
 	// Unready says that the proxy is configured but that no caller is sent to it:
@@ -190,6 +193,9 @@ func checkInstance(c *checker) {
 		if p.AppAddress != "" && !isIP(p.AppAddress) {
 			c.errorf(at+".appAddress", "%q is not an IP address", shorten(p.AppAddress))
 		}
+	}
+	if s.Gateway != "" && (s.Type != "gateway" || strings.Count(s.Gateway, "/") != 1) {
+		c.errorf("spec.gateway", "%q is not the <namespace>/<name> of a Gateway, for a gateway", shorten(s.Gateway))
 	}
 	for from, to := range s.GatewayPorts {
 		c.port("spec.gatewayPorts", from)
@@ -257,7 +263,7 @@ func proxyOf(o *object) *model.Proxy {
 	address, _ := netip.ParseAddr(s.Address) // checked before
 	p := &model.Proxy{
 		Name: o.meta.Name, Namespace: o.meta.Namespace, ServiceAccount: s.ServiceAccount, Labels: maps.Clone(o.meta.Labels),
-		Node: s.Node, Address: address, UID: s.UID, GatewayPorts: s.GatewayPorts,
+		Node: s.Node, Address: address, UID: s.UID, Gateway: s.Gateway, GatewayPorts: s.GatewayPorts,
 	}
 	if s.Type == "gateway" {
 		p.Type = model.GatewayProxy

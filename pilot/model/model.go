@@ -3,6 +3,7 @@ package model
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	meshv1 "istio.io/api/mesh/v1alpha1"
@@ -167,9 +168,51 @@ type Proxy struct {
 	Interception Interception
 	// Ports are what the workload listens on; empty for gateways.
 	Ports []WorkloadPort
+	// Gateway is the Gateway object that a gateway is run for, "<namespace>/<name>".
+	// Where it is not known the gateway has the name of its object, if it has one.
+	Gateway string
 	// GatewayPorts maps the port of a Gateway server to the port really bound,
 	// where the two differ (a privileged port without the right to bind it).
 	GatewayPorts map[uint32]uint32
+}
+
+// Serves picks of the mesh's Gateways those that a gateway proxy serves: the one
+// that it is run for and no other; one of its name, of the root namespace if there
+// is one; else all that select it.
+func (p *Proxy) Serves(gateways []*Gateway, rootNamespace string) []*Gateway {
+	var selecting []*Gateway
+	for _, g := range RootFirst(gateways, rootNamespace) {
+		switch {
+		case !SelectorMatches(g.Spec.GetSelector(), p.Labels):
+		case p.Gateway == "":
+			selecting = append(selecting, g)
+		case p.Gateway == g.Namespace+"/"+g.Name:
+			return []*Gateway{g}
+		}
+	}
+	for _, g := range selecting {
+		if g.Name == p.Name {
+			return []*Gateway{g}
+		}
+	}
+	return selecting
+}
+
+// RootFirst gives the Gateways of the root namespace, then the others: of two with
+// one name the mesh's own goes first.
+func RootFirst(gateways []*Gateway, rootNamespace string) []*Gateway {
+	out := slices.Clone(gateways)
+	slices.SortStableFunc(out, func(a, b *Gateway) int {
+		return boolOrder(a.Namespace != rootNamespace) - boolOrder(b.Namespace != rootNamespace)
+	})
+	return out
+}
+
+func boolOrder(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // WorkloadPort is a port of a workload.

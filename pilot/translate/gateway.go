@@ -98,23 +98,9 @@ func (t *Translator) gateway(p *model.Proxy, s *scope, out *collector) error {
 	return nil
 }
 
-// objects are the Gateways that the proxy serves: the one that it is run for,
-// else all that select it.
+// objects are the Gateways that the proxy serves.
 func (g *gatewayBuilder) objects() []*model.Gateway {
-	var selecting, own []*model.Gateway
-	for _, o := range g.t.mesh.Gateways {
-		if !model.SelectorMatches(o.Spec.GetSelector(), g.p.Labels) {
-			continue
-		}
-		selecting = append(selecting, o)
-		if o.Name == g.p.Name {
-			own = append(own, o)
-		}
-	}
-	if len(own) > 0 {
-		return own
-	}
-	return selecting
+	return g.p.Serves(g.t.mesh.Gateways, g.t.mesh.RootNamespace)
 }
 
 // serversByPort groups the servers by port, ports in order.

@@ -143,31 +143,47 @@ func (s *Stack) planWorkload(out *plan, w *meshdir.LocalWorkload) error {
 
 // planGateways makes one proxy for each Gateway object. The first to use a port
 // gets it on 127.0.0.1, which is what people type; another Gateway with the same
-// port gets an address of its own.
+// port gets an address of its own. Who has a port or a name keeps it as long as it
+// is there: a Gateway that comes later takes nothing from one that runs.
 func (s *Stack) planGateways(out *plan, gateways []meshdir.GatewayPlan) error {
+	names := s.gatewayNames(gateways)
+	uses := make(map[string][]uint32) // by Gateway object
+	moved := make(map[string]map[uint32]uint32)
+	local := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	for _, g := range gateways {
+		key := gatewayKey(g)
+		moved[key] = movedPorts(g.Ports, local)
+		for _, p := range g.Ports {
+			uses[key] = append(uses[key], cmp.Or(moved[key][p.Number], p.Number))
+		}
+	}
 	taken := make(map[uint32]bool)
 	for _, g := range gateways {
-		admin, err := s.addr.host(g.Namespace + "/" + g.Name)
+		key := gatewayKey(g)
+		name, account := names[key], g.ServiceAccount
+		if name != g.Name && account == g.Name {
+			account = name // that account is the other's
+		}
+		admin, err := s.addr.host(g.Namespace + "/" + name)
 		if err != nil {
 			return err
 		}
-		listen := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-		moved := movedPorts(g.Ports, listen)
-		r := replica{admin: admin, where: g.Object.String()}
-		for _, p := range g.Ports {
-			r.ports = append(r.ports, cmp.Or(moved[p.Number], p.Number))
-		}
-		if slices.ContainsFunc(r.ports, func(p uint32) bool { return taken[p] }) {
+		listen := local
+		r := replica{admin: admin, where: g.Object.String(), ports: uses[key]}
+		if slices.ContainsFunc(r.ports, func(p uint32) bool {
+			holder := s.addr.Gateways[p]
+			return taken[p] || holder != key && slices.Contains(uses[holder], p)
+		}) {
 			listen = admin
 		} else {
 			for _, p := range r.ports {
-				taken[p] = true
+				taken[p], s.addr.Gateways[p] = true, key
 			}
 		}
 		r.address = listen
 		r.instance = meshdir.Instance{
-			Name: g.Name, Namespace: g.Namespace, Labels: g.Labels,
-			Spec: meshdir.InstanceSpec{ServiceAccount: g.ServiceAccount, Node: node, Address: listen.String(), Type: "gateway", GatewayPorts: moved},
+			Name: name, Namespace: g.Namespace, Labels: g.Labels,
+			Spec: meshdir.InstanceSpec{ServiceAccount: account, Node: node, Address: listen.String(), Type: "gateway", Gateway: key, GatewayPorts: moved[key]},
 		}
 		if len(g.Ports) > 0 {
 			r.url = fmt.Sprintf("%s://%s:%d", gatewayScheme(g.Ports[0]), listen, r.ports[0])
@@ -175,6 +191,33 @@ func (s *Stack) planGateways(out *plan, gateways []meshdir.GatewayPlan) error {
 		out.replicas = append(out.replicas, r)
 	}
 	return nil
+}
+
+func gatewayKey(g meshdir.GatewayPlan) string { return g.Object.Namespace + "/" + g.Object.Name }
+
+// gatewayNames gives each Gateway object the name of its proxy: its own, or with
+// its namespace where another Gateway has that name already.
+func (s *Stack) gatewayNames(gateways []meshdir.GatewayPlan) map[string]string {
+	there := make(map[string]bool)
+	for _, g := range gateways {
+		there[gatewayKey(g)] = true
+	}
+	used := make(map[string]bool)
+	for _, g := range gateways {
+		if !there[s.addr.Names[g.Name]] {
+			s.addr.Names[g.Name] = gatewayKey(g)
+		}
+		used[g.Name] = true
+	}
+	names := make(map[string]string)
+	for _, g := range gateways {
+		key, name := gatewayKey(g), g.Name
+		for s.addr.Names[g.Name] != key && used[name] {
+			name += "." + g.Object.Namespace // once more if some Gateway is named like that
+		}
+		names[key], used[name] = name, true
+	}
+	return names
 }
 
 // movedPorts maps privileged ports that this user may not bind to ports 8000

@@ -50,9 +50,11 @@ type ReadyWorkload struct {
 
 // ReadyGateway is one gateway.
 type ReadyGateway struct {
-	Name  string `json:"name"`
-	URL   string `json:"url"`
-	Admin string `json:"admin"`
+	// Name and Namespace are those of the Gateway object.
+	Name      string `json:"name"`
+	Namespace string `json:"namespace,omitempty"`
+	URL       string `json:"url"`
+	Admin     string `json:"admin"`
 }
 
 const runFile = "run.json"
@@ -123,11 +125,15 @@ func (r *Ready) Workload(name string) (*ReadyWorkload, error) {
 	return nil, fmt.Errorf("no workload %q runs; there are %s", name, strings.Join(names, ", "))
 }
 
-// Gateway finds a gateway by name.
+// Gateway finds a gateway by name, which may be written as <namespace>/<name>.
 func (r *Ready) Gateway(name string) (*ReadyGateway, error) {
+	namespace, bare, qualified := strings.Cut(name, "/")
+	if !qualified {
+		namespace, bare = "", name
+	}
 	var names []string
 	for i := range r.Gateways {
-		if r.Gateways[i].Name == name {
+		if r.Gateways[i].Name == bare && (namespace == "" || r.Gateways[i].Namespace == namespace) {
 			return &r.Gateways[i], nil
 		}
 		names = append(names, r.Gateways[i].Name)

@@ -228,7 +228,8 @@ func (s *Stack) ready(revision uint64) *Ready {
 	for _, p := range s.last.replicas {
 		admin := fmt.Sprintf("http://%s:%d", p.admin, model.AdminPort)
 		if p.gateway() {
-			r.Gateways = append(r.Gateways, ReadyGateway{Name: p.instance.Name, URL: p.url, Admin: admin})
+			namespace, name, _ := strings.Cut(p.instance.Spec.Gateway, "/")
+			r.Gateways = append(r.Gateways, ReadyGateway{Name: name, Namespace: namespace, URL: p.url, Admin: admin})
 			continue
 		}
 		w := ReadyWorkload{
