@@ -152,7 +152,7 @@ spec:
 	if n < 4 || n > most {
 		t.Errorf("after a restart of ratelimit %d more passed, want 4", n)
 	}
-	redis.Kill(t)
+	redis.Kill()
 	if n := spend("/two", 30); n < 10 || n > 12 {
 		t.Errorf("without Redis %d passed, want 10", n)
 	}

@@ -73,15 +73,15 @@ func (m *memory) Accepted(*model.Mesh) {
 }
 
 // HoldBack puts back what was accepted, as if the file had been.
-func (m *memory) HoldBack(_ *model.Mesh, objects []model.Ref, _ string) (any bool) {
+func (m *memory) HoldBack(_ *model.Mesh, objects []model.Ref, _ string) (held bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, o := range objects {
 		if before := m.accepted[o.File]; before != nil && !bytes.Equal(before, m.files[o.File]) {
-			m.files[o.File], m.changed, any = before, true, true
+			m.files[o.File], m.changed, held = before, true, true
 		}
 	}
-	return any
+	return held
 }
 
 func (m *memory) Watch(context.Context) <-chan struct{} { return m.signal }

@@ -62,13 +62,13 @@ func (r *Reader) HoldBack(mesh *model.Mesh, objects []model.Ref, why string) boo
 		return false
 	}
 	good := maps.Clone(r.good)
-	any := false
+	found := false
 	for _, o := range objects {
 		now, before := v[o.File], r.accepted[o.File]
 		if now == nil || before != nil && before.sum == now.sum {
 			continue
 		}
-		any = true
+		found = true
 		h := r.held[o.File]
 		if h.refused != now.sum {
 			h = held{refused: now.sum}
@@ -85,7 +85,7 @@ func (r *Reader) HoldBack(mesh *model.Mesh, objects []model.Ref, why string) boo
 		}
 	}
 	r.good = good
-	return any
+	return found
 }
 
 // holdBack puts the accepted content of files in place that still have the content

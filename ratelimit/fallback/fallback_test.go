@@ -192,7 +192,7 @@ func TestRealRedisAway(t *testing.T) {
 	for name, away := range map[string]struct {
 		goes, returns func(testing.TB, *redistest.Server)
 	}{
-		"killed": {func(t testing.TB, s *redistest.Server) { s.Kill(t) }, func(t testing.TB, s *redistest.Server) { s.Restart(t) }},
+		"killed": {func(_ testing.TB, s *redistest.Server) { s.Kill() }, func(t testing.TB, s *redistest.Server) { s.Restart(t) }},
 		"frozen": {func(_ testing.TB, s *redistest.Server) { s.Freeze() }, func(_ testing.TB, s *redistest.Server) { s.Thaw() }},
 		"read-only": {
 			func(t testing.TB, s *redistest.Server) { s.Command(t, "REPLICAOF", "127.0.0.1", "1") },

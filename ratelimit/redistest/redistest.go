@@ -67,9 +67,6 @@ func (s *Server) Restart(t testing.TB) {
 	})
 }
 
-// Kill ends the server at once, as a crash does.
-func (s *Server) Kill(testing.TB) { s.Process.Kill() }
-
 // Freeze stops the process without closing its sockets: what a Redis looks like
 // whose machine hangs.
 func (s *Server) Freeze() { s.Signal(syscall.SIGSTOP) }
