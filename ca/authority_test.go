@@ -27,6 +27,7 @@ import (
 	"github.com/writ-mesh/writ/ca/csr"
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/ledger/filelog"
+	"github.com/writ-mesh/writ/ca/ledger/ledgertest"
 	"github.com/writ-mesh/writ/ca/placement"
 	"github.com/writ-mesh/writ/ca/profile"
 	"github.com/writ-mesh/writ/ca/signer"
@@ -71,7 +72,7 @@ func parsed(t testing.TB) csr.Request {
 
 // brokenStore cannot record.
 type brokenStore struct {
-	*ledger.Memory
+	*ledgertest.Memory
 	err error
 }
 
@@ -86,7 +87,7 @@ func TestNothingIsIssuedWithoutRecord(t *testing.T) {
 		{errors.New("other"), codes.Internal},
 		{context.Canceled, codes.Canceled},
 	} {
-		a := newAuthority(t, brokenStore{ledger.NewMemory(), tc.err}, time.Now)
+		a := newAuthority(t, brokenStore{ledgertest.NewMemory(), tc.err}, time.Now)
 		o := order{kind: kindMint, id: spiffeid.RequireFromString(reviewsID), csr: parsed(t)}
 		cert, err := a.issue(t.Context(), o)
 		wantCode(t, err, tc.want)
@@ -101,7 +102,7 @@ func TestNothingIsIssuedWithoutRecord(t *testing.T) {
 
 func TestClockOutsideTheRootsTime(t *testing.T) {
 	now := time.Now()
-	a := newAuthority(t, ledger.NewMemory(), func() time.Time { return now })
+	a := newAuthority(t, ledgertest.NewMemory(), func() time.Time { return now })
 	o := order{kind: kindMint, id: spiffeid.RequireFromString(reviewsID), csr: parsed(t)}
 	begin := now
 	for shift, want := range map[time.Duration]codes.Code{
@@ -118,7 +119,7 @@ func TestClockOutsideTheRootsTime(t *testing.T) {
 
 func TestTokenExpires(t *testing.T) {
 	now := time.Now()
-	a := newAuthority(t, ledger.NewMemory(), func() time.Time { return now })
+	a := newAuthority(t, ledgertest.NewMemory(), func() time.Time { return now })
 	s := &server{a: a, joiner: tokenJoiner{a}, placed: placement.NewTable(nil)}
 	resp, err := (&admin{a: a}).CreateJoinToken(t.Context(), &capb.CreateJoinTokenRequest{SpiffeId: nodeID})
 	if err != nil {
@@ -138,7 +139,7 @@ func TestTokenExpires(t *testing.T) {
 // to connect anew.
 func TestExpiredCaller(t *testing.T) {
 	now := time.Now()
-	a := newAuthority(t, ledger.NewMemory(), func() time.Time { return now })
+	a := newAuthority(t, ledgertest.NewMemory(), func() time.Time { return now })
 	s := &server{a: a, placed: placement.NewTable(placement.Set{"n1": {spiffeid.RequireFromString(reviewsID): true}})}
 	cert, err := a.issue(t.Context(), order{kind: kindMint, id: spiffeid.RequireFromString(nodeID), csr: parsed(t)})
 	if err != nil {
@@ -157,7 +158,7 @@ func TestExpiredCaller(t *testing.T) {
 }
 
 func TestMetrics(t *testing.T) {
-	a := newAuthority(t, ledger.NewMemory(), time.Now)
+	a := newAuthority(t, ledgertest.NewMemory(), time.Now)
 	s := &server{a: a, joiner: tokenJoiner{a}}
 	_, _ = s.Join(t.Context(), &capb.JoinRequest{Token: "x"})
 	o := order{kind: kindMint, id: spiffeid.RequireFromString(reviewsID), csr: parsed(t)}
@@ -223,7 +224,7 @@ func BenchmarkIssue(b *testing.B) {
 }
 
 // BenchmarkIssueMemory is BenchmarkIssue without the disk.
-func BenchmarkIssueMemory(b *testing.B) { benchmarkIssue(b, ledger.NewMemory()) }
+func BenchmarkIssueMemory(b *testing.B) { benchmarkIssue(b, ledgertest.NewMemory()) }
 
 func benchmarkIssue(b *testing.B, store ledger.Store) {
 	a := newAuthority(b, store, time.Now)
@@ -250,7 +251,7 @@ func benchmarkIssue(b *testing.B, store ledger.Store) {
 // BenchmarkFloor parses and verifies the request and signs, by the standard
 // library alone.
 func BenchmarkFloor(b *testing.B) {
-	a := newAuthority(b, ledger.NewMemory(), time.Now)
+	a := newAuthority(b, ledgertest.NewMemory(), time.Now)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		b.Fatal(err)

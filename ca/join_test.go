@@ -11,6 +11,7 @@ import (
 
 	"github.com/writ-mesh/writ/ca/jointoken"
 	"github.com/writ-mesh/writ/ca/ledger"
+	"github.com/writ-mesh/writ/ca/ledger/ledgertest"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
@@ -35,22 +36,12 @@ func (w willing) prove(context.Context, *capb.JoinRequest) (entrant, error) {
 	return entrant{id: w.id, requester: "willing"}, nil
 }
 
-// records gives what a store has recorded.
-func records(t *testing.T, store ledger.Store) []ledger.Certificate {
-	t.Helper()
-	var out []ledger.Certificate
-	if err := store.Each(t.Context(), func(c ledger.Certificate) error { out = append(out, c); return nil }); err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
-
 // Only node agents and services join, whatever a joiner says.
 func TestWhoMayJoin(t *testing.T) {
 	_, der := request(t, "")
 	join := func(t *testing.T, id string) (ledger.Store, error) {
 		t.Helper()
-		a := newAuthority(t, ledger.NewMemory(), time.Now)
+		a := newAuthority(t, ledgertest.NewMemory(), time.Now)
 		s := &server{a: a, joiner: willing{spiffeid.RequireFromString(id)}}
 		_, err := s.Join(t.Context(), &capb.JoinRequest{Csr: der})
 		return a.store, err
@@ -59,7 +50,7 @@ func TestWhoMayJoin(t *testing.T) {
 		t.Run(id, func(t *testing.T) {
 			store, err := join(t, id)
 			wantCode(t, err, codes.PermissionDenied)
-			if got := records(t, store); len(got) > 0 {
+			if got := ledgertest.All(t, store); len(got) > 0 {
 				t.Errorf("recorded: %v", got)
 			}
 		})
@@ -70,7 +61,7 @@ func TestWhoMayJoin(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := records(t, store); len(got) != 1 || got[0].SPIFFEID != id || got[0].Requester != "willing" {
+			if got := ledgertest.All(t, store); len(got) != 1 || got[0].SPIFFEID != id || got[0].Requester != "willing" {
 				t.Errorf("recorded: %v", got)
 			}
 		})
@@ -83,7 +74,7 @@ func TestTokenInTheLedgerForAnotherIdentity(t *testing.T) {
 	_, der := request(t, "")
 	for _, id := range mustNotJoin {
 		t.Run(id, func(t *testing.T) {
-			a := newAuthority(t, ledger.NewMemory(), time.Now)
+			a := newAuthority(t, ledgertest.NewMemory(), time.Now)
 			token, err := jointoken.New()
 			if err != nil {
 				t.Fatal(err)
@@ -94,7 +85,7 @@ func TestTokenInTheLedgerForAnotherIdentity(t *testing.T) {
 			}
 			_, err = (&server{a: a, joiner: tokenJoiner{a}}).Join(t.Context(), &capb.JoinRequest{Token: token.Reveal(), Csr: der})
 			wantCode(t, err, codes.PermissionDenied)
-			if got := records(t, a.store); len(got) > 0 {
+			if got := ledgertest.All(t, a.store); len(got) > 0 {
 				t.Errorf("recorded: %v", got)
 			}
 			if _, err := a.store.Token(t.Context(), token.ID); errors.Is(err, ledger.ErrNoToken) {

@@ -28,7 +28,7 @@ func settings(t *testing.T, prefix string, v reflect.Value) []setting {
 	t.Helper()
 	var out []setting
 	for i := range v.NumField() {
-		tag, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("yaml"), ",")
+		tag, options, _ := strings.Cut(v.Type().Field(i).Tag.Get("yaml"), ",")
 		f, key := v.Field(i), prefix+tag
 		switch f.Interface().(type) {
 		case service.Common:
@@ -42,6 +42,8 @@ func settings(t *testing.T, prefix string, v reflect.Value) []setting {
 		}
 		switch {
 		case tag == "-":
+		case options == "inline":
+			out = append(out, settings(t, prefix, f)...)
 		case tag == "":
 			t.Errorf("%s: field %s has no key", v.Type(), v.Type().Field(i).Name)
 		case f.Kind() == reflect.Struct:

@@ -1,7 +1,7 @@
 // Package ledger is the authority's memory: every certificate, written down
 // durably before it is handed out, and the join tokens, each of which is good
 // once. It says what a store must promise; filelog is the store on one machine,
-// Memory is for tests, and package ledgertest holds every store to the promises.
+// and package ledgertest holds every store to the promises.
 package ledger
 
 import (

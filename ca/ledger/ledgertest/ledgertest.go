@@ -1,4 +1,5 @@
-// Package ledgertest holds every ledger.Store to what the interface promises.
+// Package ledgertest holds every ledger.Store to what the interface promises, and has
+// one in memory.
 package ledgertest
 
 import (

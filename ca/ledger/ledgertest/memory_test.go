@@ -1,4 +1,4 @@
-package ledger_test
+package ledgertest_test
 
 import (
 	"testing"
@@ -8,5 +8,5 @@ import (
 )
 
 func TestMemory(t *testing.T) {
-	ledgertest.Run(t, func(*testing.T) ledger.Store { return ledger.NewMemory() }, nil)
+	ledgertest.Run(t, func(*testing.T) ledger.Store { return ledgertest.NewMemory() }, nil)
 }

@@ -1,24 +1,26 @@
-package ledger
+package ledgertest
 
 import (
 	"context"
 	"slices"
 	"sync"
+
+	"github.com/writ-mesh/writ/ca/ledger"
 )
 
-// Memory is a store that forgets everything when the process ends. It is for
-// tests and measurements only.
+// Memory is a store that forgets everything when the process ends, for tests of what
+// uses a store.
 type Memory struct {
 	mu     sync.Mutex
-	certs  []Certificate
-	tokens map[string]Token
+	certs  []ledger.Certificate
+	tokens map[string]ledger.Token
 }
 
 // NewMemory returns an empty store.
-func NewMemory() *Memory { return &Memory{tokens: make(map[string]Token)} }
+func NewMemory() *Memory { return &Memory{tokens: make(map[string]ledger.Token)} }
 
 // Record implements Certificates.
-func (m *Memory) Record(_ context.Context, c Certificate) error {
+func (m *Memory) Record(_ context.Context, c ledger.Certificate) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.certs = append(m.certs, c)
@@ -26,7 +28,7 @@ func (m *Memory) Record(_ context.Context, c Certificate) error {
 }
 
 // Each implements Certificates.
-func (m *Memory) Each(_ context.Context, f func(Certificate) error) error {
+func (m *Memory) Each(_ context.Context, f func(ledger.Certificate) error) error {
 	m.mu.Lock()
 	certs := slices.Clone(m.certs)
 	m.mu.Unlock()
@@ -39,7 +41,7 @@ func (m *Memory) Each(_ context.Context, f func(Certificate) error) error {
 }
 
 // AddToken implements Tokens.
-func (m *Memory) AddToken(_ context.Context, t Token) error {
+func (m *Memory) AddToken(_ context.Context, t ledger.Token) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.tokens[t.ID] = t
@@ -47,22 +49,22 @@ func (m *Memory) AddToken(_ context.Context, t Token) error {
 }
 
 // Token implements Tokens.
-func (m *Memory) Token(_ context.Context, id string) (Token, error) {
+func (m *Memory) Token(_ context.Context, id string) (ledger.Token, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	t, ok := m.tokens[id]
 	if !ok {
-		return Token{}, ErrNoToken
+		return ledger.Token{}, ledger.ErrNoToken
 	}
 	return t, nil
 }
 
 // RecordJoin implements Tokens.
-func (m *Memory) RecordJoin(_ context.Context, tokenID string, c Certificate) error {
+func (m *Memory) RecordJoin(_ context.Context, tokenID string, c ledger.Certificate) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if _, ok := m.tokens[tokenID]; !ok {
-		return ErrNoToken
+		return ledger.ErrNoToken
 	}
 	delete(m.tokens, tokenID)
 	m.certs = append(m.certs, c)
