@@ -156,7 +156,7 @@ func (g generator) policies(host string) []*model.AuthorizationPolicy {
 func (g generator) call(t testing.TB, host string, tokens map[string]string) (request, eval.Request) {
 	pick := func(from []string) string { return from[g.IntN(len(from))] }
 	path, source := pick(diffPaths), pick(diffSources)
-	r := request{method: pick(diffMethods), path: path, host: pick([]string{"a.", "b."}) + host, from: source, header: map[string]string{}}
+	r := request{method: pick(diffMethods), path: path, host: pick([]string{"a.", "b."}) + host + pick([]string{"", "", "", ":8080", ".", ".:80"}), from: source, header: map[string]string{}}
 	want := eval.Request{
 		Method: r.method, Path: path, Host: r.host, Headers: map[string]string{},
 		Source: netip.MustParseAddr(source), Remote: netip.MustParseAddr(source), Destination: netip.MustParseAddr("127.0.0.1"),

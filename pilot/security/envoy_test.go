@@ -230,8 +230,9 @@ func (p *proxy) httpManager(in inbound) *listenerv3.Filter {
 	}
 	vhost("all", []string{"*"}, in.http)
 	for domain, h := range in.vhosts {
-		vhost(domain, []string{domain, "*." + domain}, h)
+		vhost(domain, []string{domain, "*." + domain, "*." + domain + "."}, h)
 	}
+	routes.IgnorePortInHostMatching = true
 	manager := &hcmv3.HttpConnectionManager{
 		StatPrefix:       "inbound",
 		RouteSpecifier:   &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: routes},

@@ -56,6 +56,21 @@ func header(name, value string, ignoreCase bool) *routev3.HeaderMatcher {
 	return &routev3.HeaderMatcher{Name: name, HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: m}}
 }
 
+// anyFormHost matches the Host header as header does, and also with a port and
+// with the dot at the end of an absolute name, which lead to the same server.
+func anyFormHost(value string) *routev3.HeaderMatcher {
+	rest, any := strings.CutPrefix(value, "*")
+	if value == "*" || !any && strings.HasSuffix(value, "*") {
+		return header(":authority", value, true)
+	}
+	before := ""
+	if any {
+		before = ".*"
+	}
+	m := regex("(?i)" + before + regexp.QuoteMeta(rest) + `\.?(:.*)?`)
+	return &routev3.HeaderMatcher{Name: ":authority", HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: m}}
+}
+
 // cidr takes an address or a prefix in CIDR form.
 func cidr(value string) (*corev3.CidrRange, error) {
 	if addr, err := netip.ParseAddr(value); err == nil {

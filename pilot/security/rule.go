@@ -31,6 +31,9 @@ type ruleCompiler struct {
 	// narrow drops a rule with a condition that cannot be had (ALLOW); otherwise
 	// the condition is dropped and the rule is the wider for it (DENY and the rest).
 	narrow bool
+	// closed is set where a rule that matches refuses, or asks first: a host in it
+	// is meant in every form in which a caller can write it.
+	closed bool
 }
 
 // policy compiles one rule; nil without error for a rule that can match nothing.
@@ -104,6 +107,10 @@ func (r ruleCompiler) to(rule *security.Rule) ([]*rbacv3.Permission, error) {
 	if err != nil {
 		return nil, err
 	}
+	hosts := hostKey
+	if r.closed {
+		hosts = anyFormHostKey
+	}
 	operations := rule.GetTo()
 	if len(operations) == 0 {
 		operations = []*security.Rule_To{{}}
@@ -112,7 +119,8 @@ func (r ruleCompiler) to(rule *security.Rule) ([]*rbacv3.Permission, error) {
 	for _, to := range operations {
 		o := to.GetOperation()
 		fields := []clause{
-			{hostKey, o.GetHosts(), o.GetNotHosts()},
+			{hosts, o.GetHosts(), nil},
+			{hostKey, nil, o.GetNotHosts()},
 			{methodKey, o.GetMethods(), o.GetNotMethods()},
 			{pathKey, o.GetPaths(), o.GetNotPaths()},
 			{condition.Port, o.GetPorts(), o.GetNotPorts()},
@@ -156,9 +164,11 @@ func conjunction[M any](clauses []clause, narrow bool, match func(key string, va
 
 // Keys for the fields of an operation that no condition has.
 const (
-	hostKey   = "hosts"
-	methodKey = "methods"
-	pathKey   = "paths"
+	hostKey = "hosts"
+	// anyFormHostKey is a host with any port, and as an absolute name.
+	anyFormHostKey = "hosts in any form"
+	methodKey      = "methods"
+	pathKey        = "paths"
 )
 
 // principal matches a key that tells who calls.
@@ -276,6 +286,8 @@ func (r ruleCompiler) permissionValue(key, value string) (*rbacv3.Permission, er
 	switch key {
 	case hostKey:
 		return &rbacv3.Permission{Rule: &rbacv3.Permission_Header{Header: header(":authority", value, true)}}, nil
+	case anyFormHostKey:
+		return &rbacv3.Permission{Rule: &rbacv3.Permission_Header{Header: anyFormHost(value)}}, nil
 	case methodKey:
 		return &rbacv3.Permission{Rule: &rbacv3.Permission_Header{Header: header(":method", value, false)}}, nil
 	case pathKey:

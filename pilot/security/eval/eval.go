@@ -121,7 +121,7 @@ func (e *evaluator) rule(namespace string, rule *security.Rule, action security.
 	}
 	to := len(rule.GetTo()) == 0
 	for _, t := range rule.GetTo() {
-		to = to || e.operation(t.GetOperation())
+		to = to || e.operation(t.GetOperation(), action)
 	}
 	if !from || !to {
 		return false
@@ -152,14 +152,17 @@ func needsHTTP(rule *security.Rule) bool {
 
 // Keys for the fields of an operation that no condition has.
 const (
-	hostKey   = "hosts"
-	methodKey = "methods"
-	pathKey   = "paths"
+	hostKey = "hosts"
+	// anyFormHostKey is a host with any port, and as an absolute name: DENY means
+	// the server, however the caller writes it.
+	anyFormHostKey = "hosts in any form"
+	methodKey      = "methods"
+	pathKey        = "paths"
 )
 
 func httpOnly(key string) bool {
 	k, _, _ := condition.Find(key)
-	return k.HTTPOnly || key == hostKey || key == methodKey || key == pathKey
+	return k.HTTPOnly || key == hostKey || key == anyFormHostKey || key == methodKey || key == pathKey
 }
 
 func (e *evaluator) source(namespace string, s *security.Source) bool {
@@ -172,8 +175,12 @@ func (e *evaluator) source(namespace string, s *security.Source) bool {
 		e.both(namespace, condition.RemoteIP, s.GetRemoteIpBlocks(), s.GetNotRemoteIpBlocks())
 }
 
-func (e *evaluator) operation(o *security.Operation) bool {
-	return e.both("", hostKey, o.GetHosts(), o.GetNotHosts()) &&
+func (e *evaluator) operation(o *security.Operation, action security.AuthorizationPolicy_Action) bool {
+	hosts := hostKey
+	if action == security.AuthorizationPolicy_DENY {
+		hosts = anyFormHostKey
+	}
+	return e.both("", hosts, o.GetHosts(), nil) && e.both("", hostKey, nil, o.GetNotHosts()) &&
 		e.both("", methodKey, o.GetMethods(), o.GetNotMethods()) &&
 		e.both("", pathKey, o.GetPaths(), o.GetNotPaths()) &&
 		e.both("", condition.Port, o.GetPorts(), o.GetNotPorts())
@@ -193,6 +200,8 @@ func (e *evaluator) value(namespace, key, value string) bool {
 	switch key {
 	case hostKey:
 		return match(strings.ToLower(value), strings.ToLower(r.Host))
+	case anyFormHostKey:
+		return anyFormHost(strings.ToLower(value), strings.ToLower(r.Host))
 	case methodKey:
 		return match(value, r.Method)
 	case pathKey:
@@ -275,6 +284,21 @@ func match(pattern, s string) bool {
 		return strings.HasPrefix(s, pattern[:len(pattern)-1])
 	}
 	return pattern == s
+}
+
+// anyFormHost is match, also for the host with a dot, a port or both after it.
+func anyFormHost(pattern, host string) bool {
+	if match(pattern, host) {
+		return true
+	}
+	for i := range host {
+		if rest := host[i:]; rest == "." || rest[0] == ':' || strings.HasPrefix(rest, ".:") {
+			if match(pattern, host[:i]) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // glob lets "*" stand for anything anywhere.
