@@ -6,17 +6,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/writ-mesh/writ/internal/config"
-	"github.com/writ-mesh/writ/internal/credential"
+	"github.com/writ-mesh/writ/internal/decider"
 	"github.com/writ-mesh/writ/internal/listen"
 	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/ratelimit/descriptors"
@@ -27,32 +23,12 @@ import (
 // Config is the configuration file of writ-ratelimit.
 type Config struct {
 	service.Common `yaml:",inline"`
-	// Listen is where Envoys call: "unix:///path", guarded by the socket's mode
-	// and the caller's user, or "host:port" with mTLS. Alone and without a
-	// credential it is plain text and must be a loopback address.
-	Listen string `yaml:"listen"`
-	// SocketMode is the mode of the unix socket in octal, 0600 if empty: only
-	// this user's processes may call. Any wider mode means that whoever can open
-	// the socket may.
-	SocketMode string `yaml:"socket_mode"`
-	// Pilot is pilot's address, host:port (mTLS). Either Pilot or Descriptors is set.
-	Pilot string `yaml:"pilot"`
-	// NodeID is the name under which pilot knows this instance.
-	NodeID string `yaml:"node_id"`
-	// Credential is where this service's own identity comes from.
-	Credential credential.Config `yaml:"credential"`
-	// State is a folder for the last good policies; empty keeps none.
-	State string `yaml:"state"`
+	decider.Config `yaml:",inline"`
 	// Descriptors is a folder with envoyproxy/ratelimit's YAML files, for running
-	// alone. It is watched.
-	Descriptors string `yaml:"descriptors"`
-	// DescriptorHeaders adds x-ratelimit headers to answers for descriptors too,
-	// which envoyproxy/ratelimit does not unless told to.
-	DescriptorHeaders bool `yaml:"descriptor_headers"`
-	// Mode is how counters are shared: "exact" asks the store for each decision.
-	Mode   string       `yaml:"mode"`
-	Redis  RedisConfig  `yaml:"redis"`
-	Memory MemoryConfig `yaml:"memory"`
+	// alone. It is watched. Either this or pilot is set.
+	Descriptors string       `yaml:"descriptors"`
+	Redis       RedisConfig  `yaml:"redis"`
+	Memory      MemoryConfig `yaml:"memory"`
 }
 
 // RedisConfig says where the shared counters are.
@@ -78,18 +54,10 @@ type MemoryConfig struct {
 	MaxKeys int `yaml:"max_keys"`
 }
 
-// The values of Config.Mode.
-const (
-	modeExact  = "exact"
-	modeLeased = "leased"
-)
-
 // DefaultConfig has the defaults filled in.
 func DefaultConfig() Config {
 	return Config{
-		Listen: "127.0.0.1:8081",
-		NodeID: "writ-ratelimit",
-		Mode:   modeExact,
+		Config: decider.Config{Listen: "127.0.0.1:8081"},
 		Redis:  RedisConfig{Timeout: config.Duration(redisstore.DefaultTimeout)},
 		Memory: MemoryConfig{MaxKeys: memory.DefaultMaxKeys},
 	}
@@ -100,26 +68,22 @@ func (c *Config) Flags(fs *flag.FlagSet) {
 	fs.StringVar(&c.Descriptors, "descriptors", c.Descriptors, "run alone, with the limits in this `folder` of envoyproxy/ratelimit's YAML files")
 	fs.StringVar(&c.Listen, "listen", c.Listen, "serve on this `address`, host:port or unix:///path")
 	fs.StringVar(&c.Redis.Address, "redis", c.Redis.Address, "keep the counters in the Redis at this `address`, host:port or unix:///path")
-	fs.StringVar(&c.Mode, "mode", c.Mode, "how counters are shared: exact")
+	fs.Func("mode", "how counters are shared: `exact`, which asks the store for each decision", func(s string) error {
+		switch s {
+		case "exact":
+			return nil
+		case "leased":
+			return errors.New("not in this version; use exact")
+		default:
+			return errors.New("want exact")
+		}
+	})
 }
 
 // Validate checks everything that can be checked without starting.
 func (c *Config) Validate() error {
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if err := listen.Valid(c.Listen); err != nil {
-		fail("listen: %w", err)
-	}
-	if _, err := c.socketMode(); err != nil {
-		errs = append(errs, err)
-	}
-	switch c.Mode {
-	case modeExact:
-	case modeLeased:
-		fail("mode leased: not in this version; use exact")
-	default:
-		fail("mode %q: want exact", c.Mode)
-	}
 	if c.Memory.MaxKeys < 1 || c.Memory.MaxKeys > 100_000_000 {
 		fail("memory.max_keys %d: want 1 to 100000000", c.Memory.MaxKeys)
 	}
@@ -136,22 +100,9 @@ func (c *Config) validateSource() (errs []error) {
 		fail("nothing to enforce: give pilot, or descriptors (-descriptors DIR) to run alone")
 	case c.Pilot != "" && c.Descriptors != "":
 		fail("pilot and descriptors are both set: limits come from one of them")
-	case c.Pilot != "":
-		if err := listen.Valid(c.Pilot); err != nil {
-			fail("pilot: %w", err)
-		}
-		if c.NodeID == "" {
-			fail("node_id: missing")
-		}
-		if err := c.Credential.Validate(); err != nil {
-			errs = append(errs, err)
-		}
-	case c.hasCredential():
-		if err := c.Credential.Validate(); err != nil {
-			errs = append(errs, err)
-		}
-	case !loopback(c.Listen):
-		fail("listen %s: without a credential this service speaks plain text, which it does only on loopback addresses and unix sockets", c.Listen)
+	}
+	if err := c.Config.Validate(); err != nil {
+		errs = append(errs, err)
 	}
 	if c.Descriptors != "" {
 		if info, err := os.Stat(c.Descriptors); err != nil || !info.IsDir() {
@@ -162,23 +113,6 @@ func (c *Config) validateSource() (errs []error) {
 		}
 	}
 	return errs
-}
-
-func (c *Config) hasCredential() bool { return c.Credential != credential.Config{} }
-
-func (c *Config) trustDomain() (spiffeid.TrustDomain, error) {
-	return spiffeid.TrustDomainFromString(c.Credential.TrustDomain)
-}
-
-func (c *Config) socketMode() (fs.FileMode, error) {
-	if c.SocketMode == "" {
-		return listen.UnixMode, nil
-	}
-	n, err := strconv.ParseUint(c.SocketMode, 8, 32)
-	if err != nil || n > 0o777 || n&0o600 != 0o600 {
-		return 0, fmt.Errorf("socket_mode %q: want octal from 0600 to 0777", c.SocketMode)
-	}
-	return fs.FileMode(n), nil
 }
 
 func (r *RedisConfig) validate() (errs []error) {
@@ -232,17 +166,4 @@ func (r *RedisConfig) options() (redisstore.Options, error) {
 		}
 	}
 	return o, nil
-}
-
-// loopback says whether only processes of this machine can reach an address.
-func loopback(addr string) bool {
-	if strings.HasPrefix(addr, "unix:") {
-		return true
-	}
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return false
-	}
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }

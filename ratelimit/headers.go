@@ -39,12 +39,11 @@ const refusalBody = "quota exceeded\n"
 const maxPolicies = 8
 
 // describe adds headers about the limit that refused, else about the one of which
-// the least is left. In the mesh it adds what names the rule, too.
-func (d *decision) describe(resp *rlsv3.RateLimitResponse, mesh bool) {
+// the least is left, and what names the rule. For domains of files there are
+// none, as with envoyproxy/ratelimit.
+func (d *decision) describe(resp *rlsv3.RateLimitResponse) {
 	refused := resp.GetOverallCode() == rlsv3.RateLimitResponse_OVER_LIMIT
-	if mesh {
-		d.explain(resp, refused)
-	}
+	d.explain(resp, refused)
 	it := d.chosen(refused)
 	if it == nil {
 		return
@@ -60,10 +59,8 @@ func (d *decision) describe(resp *rlsv3.RateLimitResponse, mesh bool) {
 		return
 	}
 	add(headerRetryAfter, seconds(max(out.RetryAfter, time.Second)))
-	if mesh {
-		add(DeniedByHeader, it.id)
-		resp.RawBody = []byte(refusalBody)
-	}
+	add(DeniedByHeader, it.id)
+	resp.RawBody = []byte(refusalBody)
 }
 
 // chosen is the limit that the headers are about. Of several that refuse it is

@@ -5,22 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
 
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/writ-mesh/writ/internal/credential"
+	"github.com/writ-mesh/writ/internal/decider"
 	"github.com/writ-mesh/writ/internal/identity"
-	"github.com/writ-mesh/writ/internal/listen"
-	"github.com/writ-mesh/writ/internal/peercred"
-	"github.com/writ-mesh/writ/internal/rpc"
 	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/internal/xdsclient"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
@@ -61,12 +55,13 @@ type Service struct {
 // last good policies or the descriptors; nothing is served yet.
 func New(c Config, rt *service.Runtime) (*Service, error) {
 	s := &Service{config: c, rt: rt, log: rt.Log, local: memory.New(c.Memory.MaxKeys)}
+	decider.Register(rt.Health)
 	rt.Health.Register(subsystemPolicies)
 	store, err := s.store()
 	if err != nil {
 		return nil, err
 	}
-	s.server = &Server{store: store, now: time.Now, metrics: newMetrics(rt.Metrics, s.local), descriptorHeaders: c.DescriptorHeaders}
+	s.server = &Server{store: store, now: time.Now, metrics: newMetrics(rt.Metrics, s.local)}
 	s.tasks = append(s.tasks, s.sweep)
 	if c.Descriptors != "" {
 		return s, s.openDescriptors()
@@ -190,101 +185,12 @@ func (s *Service) sweep(ctx context.Context) error {
 
 // Run serves until ctx ends and drains then.
 func (s *Service) Run(ctx context.Context) error {
-	unix := false
-	if _, ok := listen.Unix(s.config.Listen); ok {
-		unix = true
-	}
-	if !s.config.hasCredential() {
-		return s.run(ctx, s.plain(unix))
-	}
-	td, err := s.config.trustDomain()
-	if err != nil {
-		return err
-	}
-	id, err := identity.Service(td, identity.RateLimit)
-	if err != nil {
-		return err
-	}
-	if unix {
-		// Counting needs no identity of our own; only pilot has to wait for it.
-		return s.run(ctx, s.plain(true), func(ctx context.Context) error {
-			source, err := credential.New(ctx, s.config.Credential, id, s.log)
-			if err != nil {
-				return err
-			}
-			return service.RunTasks(ctx, s.withSource(source)...)
-		})
-	}
-	source, err := credential.New(ctx, s.config.Credential, id, s.log)
-	if err != nil {
-		return err
-	}
-	serve := func(ctx context.Context) error {
-		return s.serve(ctx, credentials.NewTLS(source.ServerTLS()), rpc.AnyWorkload())
-	}
-	return s.run(ctx, serve, s.withSource(source)...)
-}
-
-func (s *Service) run(ctx context.Context, serve func(context.Context) error, more ...func(context.Context) error) error {
-	return service.RunTasks(ctx, append(append([]func(context.Context) error{serve}, s.tasks...), more...)...)
-}
-
-// withSource is what a credential makes possible and asks for.
-func (s *Service) withSource(source *credential.Source) []func(context.Context) error {
-	tasks := []func(context.Context) error{source.Run}
-	if s.config.Pilot != "" {
-		tasks = append(tasks, func(ctx context.Context) error { return s.subscribe(ctx, source) })
-	}
-	return tasks
-}
-
-func (s *Service) subscribe(ctx context.Context, source *credential.Source) error {
-	pilot, err := identity.Service(source.ID().TrustDomain(), identity.Pilot)
-	if err != nil {
-		return err
-	}
-	conn, err := source.Dial(s.config.Pilot, pilot)
-	if err != nil {
-		return fmt.Errorf("pilot: %w", err)
-	}
-	defer func() { _ = conn.Close() }()
-	return xdsclient.Run(ctx, conn, s.config.NodeID, s.log, xdsclient.Subscription{Message: &configpb.QuotaPolicy{}, Apply: s.apply})
-}
-
-// plain serves without TLS: on a unix socket, or alone on a loopback address.
-func (s *Service) plain(unix bool) func(context.Context) error {
-	if !unix {
-		return func(ctx context.Context) error { return s.serve(ctx, insecure.NewCredentials(), rpc.Anyone()) }
-	}
-	allow := rpc.SameUser()
-	if mode, err := s.config.socketMode(); err == nil && mode != listen.UnixMode {
-		allow = rpc.Anyone() // the socket's mode says who
-	}
-	return func(ctx context.Context) error { return s.serve(ctx, peercred.Credentials(), allow) }
-}
-
-func (s *Service) serve(ctx context.Context, creds credentials.TransportCredentials, allow rpc.Allow) error {
-	mode, err := s.config.socketMode()
-	if err != nil {
-		return err
-	}
-	l, err := listen.WithMode(s.config.Listen, mode)
-	if err != nil {
-		return err
-	}
-	methods := rpc.Methods{rlsv3.RateLimitService_ShouldRateLimit_FullMethodName: allow}
-	g := rpc.NewServer(creds, methods, s.rt, grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(streamWorkers))
-	rlsv3.RegisterRateLimitServiceServer(g, s.server)
-	if err := rpc.CheckMethods(g, methods); err != nil {
-		return errors.Join(err, l.Close())
-	}
-	s.log.InfoContext(ctx, "serving", slog.String("listen", address(l)))
-	return rpc.Serve(ctx, g, l)
-}
-
-func address(l net.Listener) string {
-	if l.Addr().Network() == "unix" {
-		return "unix://" + l.Addr().String()
-	}
-	return l.Addr().String()
+	return s.config.Run(ctx, decider.Service{
+		Name:          identity.RateLimit,
+		Method:        rlsv3.RateLimitService_ShouldRateLimit_FullMethodName,
+		Register:      func(g *grpc.Server) { rlsv3.RegisterRateLimitServiceServer(g, s.server) },
+		Options:       []grpc.ServerOption{grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(streamWorkers)},
+		Subscriptions: []xdsclient.Subscription{{Message: &configpb.QuotaPolicy{}, Apply: s.apply}},
+		Tasks:         s.tasks,
+	}, s.rt)
 }

@@ -36,8 +36,6 @@ type Server struct {
 	store   Store
 	now     func() time.Time
 	metrics *metrics
-	// descriptorHeaders adds headers to answers for domains of files.
-	descriptorHeaders bool
 
 	quotas  atomic.Pointer[quota.Table]     // nil if this service gets none
 	domains atomic.Pointer[descriptors.Set] // nil if this service reads none
@@ -96,8 +94,8 @@ func (s *Server) ShouldRateLimit(ctx context.Context, req *rlsv3.RateLimitReques
 		}
 	}
 	resp := d.respond()
-	if mesh || s.descriptorHeaders {
-		d.describe(resp, mesh)
+	if mesh {
+		d.describe(resp)
 	}
 	s.count(d, resp)
 	s.metrics.seconds.Observe(s.now().Sub(now).Seconds())

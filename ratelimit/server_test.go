@@ -400,9 +400,6 @@ func TestDropIn(t *testing.T) {
 	if got := metric(t, reg, "writ_ratelimit_unmatched_total", "unknown_domain"); got != 2 {
 		t.Errorf("unmatched_total{unknown_domain} is %v", got)
 	}
-	s.descriptorHeaders = true
-	wantAnswer(t, "headers when asked for", ask(t, s, "shop", desc("banned", "x")),
-		"OVER | OVER 0 of 0/second 1s\nx-ratelimit-limit: 0, 0;w=1\nx-ratelimit-remaining: 0\nx-ratelimit-reset: 1\nretry-after: 1")
 }
 
 func withDescriptors(t testing.TB, s *Server, text string) {

@@ -2,7 +2,9 @@ package ratelimit
 
 import (
 	"context"
+	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -216,6 +218,7 @@ func TestPoliciesFromPilot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		rt.Health.Set("listener", nil) // there is none here
 		return s, rt
 	}
 	s, rt := open()
@@ -275,14 +278,13 @@ func TestConfig(t *testing.T) {
 		{"plain text for all", func(c *Config) { c.Descriptors, c.Listen = dir, "0.0.0.0:8081" }, "plain text"},
 		{"plain text by name", func(c *Config) { c.Descriptors, c.Listen = dir, "example.org:8081" }, "plain text"},
 		{"no folder", func(c *Config) { c.Descriptors = dir + "/none" }, "is not a folder"},
-		{"leased", func(c *Config) { c.Descriptors, c.Mode = dir, "leased" }, "not in this version"},
-		{"unknown mode", func(c *Config) { c.Descriptors, c.Mode = dir, "lax" }, `mode "lax"`},
 		{"no keys", func(c *Config) { c.Descriptors, c.Memory.MaxKeys = dir, 0 }, "memory.max_keys"},
 		{"redis without address", func(c *Config) { c.Descriptors, c.Redis.TLS = dir, true }, "redis.address"},
 		{"redis address", func(c *Config) { c.Descriptors, c.Redis.Address = dir, "redis" }, "redis.address"},
 		{"redis timeout", func(c *Config) { c.Descriptors, c.Redis.Timeout = dir, 0 }, "redis.timeout"},
 		{"roots without TLS", func(c *Config) { c.Descriptors, c.Redis.Address, c.Redis.CAFile = dir, "r:1", "f" }, "redis.ca_file"},
 		{"socket mode", func(c *Config) { c.Descriptors, c.SocketMode = dir, "9" }, "socket_mode"},
+		{"pilot", func(c *Config) { c.Pilot, c.Credential = "pilot", full }, "pilot: address"},
 		{"listen", func(c *Config) { c.Descriptors, c.Listen = dir, "8081" }, "listen"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -293,6 +295,20 @@ func TestConfig(t *testing.T) {
 				t.Errorf("error %v, want %q", err, c.want)
 			}
 		})
+	}
+}
+
+// TestModeFlag: -mode is there for scripts; exact is the one mode of this version.
+func TestModeFlag(t *testing.T) {
+	for mode, want := range map[string]string{"exact": "", "leased": "not in this version", "lax": "want exact"} {
+		c := DefaultConfig()
+		flags := flag.NewFlagSet("writ-ratelimit", flag.ContinueOnError)
+		flags.SetOutput(io.Discard)
+		c.Flags(flags)
+		err := flags.Parse([]string{"-descriptors", "d", "-mode", mode})
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", mode, err, want)
+		}
 	}
 }
 
