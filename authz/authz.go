@@ -2,31 +2,27 @@ package authz
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"net"
 	"runtime"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/authz/token"
-	"github.com/writ-mesh/writ/internal/credential"
+	"github.com/writ-mesh/writ/internal/decider"
 	"github.com/writ-mesh/writ/internal/identity"
 	"github.com/writ-mesh/writ/internal/listen"
-	"github.com/writ-mesh/writ/internal/peercred"
 	"github.com/writ-mesh/writ/internal/rpc"
 	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/internal/xdsclient"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
-// The subsystems that readiness waits for.
+// The subsystems that readiness waits for; in the mesh the listener is package
+// decider's.
 const (
 	healthPolicies = "policies"
 	healthListener = "listener"
@@ -40,10 +36,11 @@ const messageOverhead = 4 << 20
 // Run runs the service until ctx ends. The configuration has passed Validate.
 func Run(ctx context.Context, c Config, rt *service.Runtime) error {
 	rt.Health.Register(healthPolicies)
-	rt.Health.Register(healthListener)
 	if c.Alone != nil {
+		rt.Health.Register(healthListener)
 		return runAlone(ctx, c, rt)
 	}
+	decider.Register(rt.Health)
 	return runInMesh(ctx, c, rt)
 }
 
@@ -56,60 +53,22 @@ func runInMesh(ctx context.Context, c Config, rt *service.Runtime) error {
 	fetcher := token.NewFetcher(token.FetcherOptions{Store: st, Log: rt.Log, Fetched: m.fetched})
 	defer fetcher.Close()
 	ps := newPolicies(rego.Options{Network: c.Decision.NetworkBuiltins}, c.Decision.Retire.D(), fetcher, st, rt.Log, m.swapped)
+	ready := func() { rt.Health.Set(healthPolicies, nil) }
 	if ps.restore(ctx) {
-		rt.Health.Set(healthPolicies, nil)
-	}
-
-	td, err := c.trustDomain()
-	if err != nil {
-		return err
-	}
-	self, err := identity.Service(td, identity.Authz)
-	if err != nil {
-		return err
-	}
-	join := func(ctx context.Context) (*credential.Source, error) {
-		return credential.New(ctx, c.Credential, self, rt.Log)
-	}
-	// A unix socket needs no certificate, so it answers, from the saved
-	// policies, while the certificate authority is away.
-	var source *credential.Source
-	if _, unix := listen.Unix(c.Listen); !unix {
-		if source, err = join(ctx); err != nil {
-			return err
-		}
-	}
-	l, err := c.open(source)
-	if err != nil {
-		return err
+		ready()
 	}
 	s := &server{
 		policies: ps, decision: c.Decision, metrics: m, log: rt.Log,
-		tokens: &tokens{
-			fetcher: fetcher, root: c.RootNamespace, metrics: m,
-			options: token.Options{Leeway: c.Token.Leeway.D(), MaxSize: c.Token.MaxBytes, RequireExpiry: c.Token.RequireExpiry},
-		},
+		tokens: &tokens{fetcher: fetcher, metrics: m, leeway: c.Token.Leeway.D()},
 		record: decisionLog{rt.Log, c.Decision.Log},
 	}
-	methods := rpc.Methods{authv3.Authorization_Check_FullMethodName: l.allow}
-	g := rpc.NewServer(l.creds, methods, rt, serverOptions(c.Decision.MaxRequestBytes+messageOverhead)...)
-	authv3.RegisterAuthorizationServer(g, s)
-	if err := rpc.CheckMethods(g, methods); err != nil {
-		return err
-	}
-	rt.Health.Set(healthListener, nil)
-	return service.RunTasks(ctx,
-		func(ctx context.Context) error { return rpc.Serve(ctx, g, l.listener) },
-		func(ctx context.Context) error {
-			source := source
-			if source == nil {
-				var err error
-				if source, err = join(ctx); err != nil {
-					return err
-				}
-			}
-			return service.RunTasks(ctx, source.Run, func(ctx context.Context) error { return ps.follow(ctx, c, source, rt, m) })
-		})
+	return c.Config.Run(ctx, decider.Service{
+		Name:          identity.Authz,
+		Method:        authv3.Authorization_Check_FullMethodName,
+		Register:      func(g *grpc.Server) { authv3.RegisterAuthorizationServer(g, s) },
+		Options:       serverOptions(c.Decision.MaxRequestBytes + messageOverhead),
+		Subscriptions: ps.subscriptions(ctx, m, ready),
+	}, rt)
 }
 
 // serverOptions are those that every server of checks has. Rego needs a deep
@@ -117,49 +76,6 @@ func runInMesh(ctx context.Context, c Config, rt *service.Runtime) error {
 // fifth of the time of a decision on growing one (measured by BenchmarkServer).
 func serverOptions(maxMessage int) []grpc.ServerOption {
 	return []grpc.ServerOption{grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(uint32(8 * runtime.GOMAXPROCS(0)))}
-}
-
-// listening is where and from whom checks are taken.
-type listening struct {
-	listener net.Listener
-	creds    credentials.TransportCredentials
-	allow    rpc.Allow
-}
-
-func (c *Config) open(source *credential.Source) (listening, error) {
-	mode, err := c.socketMode()
-	if err != nil {
-		return listening{}, err
-	}
-	l, err := listen.WithMode(c.Listen, mode)
-	if err != nil {
-		return listening{}, err
-	}
-	if _, unix := listen.Unix(c.Listen); !unix {
-		return listening{l, credentials.NewTLS(source.ServerTLS()), rpc.AnyWorkload()}, nil
-	}
-	if mode == listen.UnixMode {
-		return listening{l, peercred.Credentials(), rpc.SameUser()}, nil
-	}
-	return listening{l, peercred.Credentials(), rpc.Anyone()}, nil
-}
-
-// follow keeps the policies as pilot has them.
-func (p *policies) follow(ctx context.Context, c Config, source *credential.Source, rt *service.Runtime, m *metrics) error {
-	pilot, err := identity.Service(source.ID().TrustDomain(), identity.Pilot)
-	if err != nil {
-		return err
-	}
-	conn, err := source.Dial(c.Pilot, pilot)
-	if err != nil {
-		return fmt.Errorf("pilot: %w", err)
-	}
-	defer conn.Close()
-	subs := p.subscriptions(ctx, m, func() { rt.Health.Set(healthPolicies, nil) })
-	if err := xdsclient.Run(ctx, conn, c.NodeID, rt.Log, subs...); !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return nil
 }
 
 // subscriptions are what pilot is asked for. ready is called once policies are there.

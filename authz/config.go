@@ -4,18 +4,11 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io/fs"
-	"net"
 	"strconv"
-	"strings"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
-	"github.com/writ-mesh/writ/authz/token"
 	"github.com/writ-mesh/writ/internal/config"
-	"github.com/writ-mesh/writ/internal/credential"
-	"github.com/writ-mesh/writ/internal/listen"
+	"github.com/writ-mesh/writ/internal/decider"
 	"github.com/writ-mesh/writ/internal/service"
 )
 
@@ -23,25 +16,9 @@ import (
 // takes an OPA configuration instead, see [Standalone].
 type Config struct {
 	service.Common `yaml:",inline"`
-	// Listen is where Envoys call: "unix:///path", guarded by the socket's mode
-	// and the caller's user, or "host:port" with mTLS.
-	Listen string `yaml:"listen"`
-	// SocketMode is the mode of the unix socket in octal, 0600 if empty: only
-	// this user's processes may call. Any wider mode means that whoever can open
-	// the socket may.
-	SocketMode string `yaml:"socket_mode"`
-	// Pilot is pilot's address, host:port (mTLS).
-	Pilot string `yaml:"pilot"`
-	// NodeID is the name under which pilot knows this instance.
-	NodeID string `yaml:"node_id"`
-	// Credential is where this service's own identity comes from.
-	Credential credential.Config `yaml:"credential"`
-	// State is a folder for the last good configuration and key sets.
-	State string `yaml:"state"`
-	// RootNamespace is where token issuers count for every workload.
-	RootNamespace string         `yaml:"root_namespace"`
-	Decision      DecisionConfig `yaml:"decision"`
-	Token         TokenConfig    `yaml:"token"`
+	decider.Config `yaml:",inline"`
+	Decision       DecisionConfig `yaml:"decision"`
+	Token          TokenConfig    `yaml:"token"`
 
 	// Alone is set by flags only.
 	Alone *Standalone `yaml:"-"`
@@ -73,10 +50,6 @@ type TokenConfig struct {
 	// Leeway is granted on exp and nbf. The default is Envoy's (jwt_authn
 	// clock_skew_seconds), so that both say the same about a token.
 	Leeway config.Duration `yaml:"leeway"`
-	// MaxBytes bounds a token.
-	MaxBytes int `yaml:"max_bytes"`
-	// RequireExpiry refuses tokens without exp.
-	RequireExpiry bool `yaml:"require_expiry"`
 }
 
 // The values of DecisionConfig.Log.
@@ -89,9 +62,7 @@ const (
 // DefaultConfig has the defaults filled in.
 func DefaultConfig() Config {
 	return Config{
-		Listen:        "127.0.0.1:9191",
-		NodeID:        "writ-authz",
-		RootNamespace: "istio-system",
+		Config: decider.Config{Listen: "127.0.0.1:9191"},
 		Decision: DecisionConfig{
 			Timeout:           config.Duration(800 * time.Millisecond),
 			MaxRequestBytes:   1 << 20,
@@ -99,7 +70,7 @@ func DefaultConfig() Config {
 			UnknownPolicyWait: config.Duration(200 * time.Millisecond),
 			Retire:            config.Duration(30 * time.Second),
 		},
-		Token: TokenConfig{Leeway: config.Duration(time.Minute), MaxBytes: token.MaxToken},
+		Token: TokenConfig{Leeway: config.Duration(time.Minute)},
 	}
 }
 
@@ -110,27 +81,15 @@ func (c *Config) Validate() error {
 	if c.Alone != nil {
 		return errors.Join(append(errs, c.Alone.Validate())...)
 	}
-	if err := listen.Valid(c.Listen); err != nil {
-		fail("listen: %w", err)
-	}
-	if _, err := c.socketMode(); err != nil {
-		errs = append(errs, err)
-	}
 	if c.Pilot == "" {
 		fail("pilot: missing; give pilot's address, or -opa-config and policy files to run alone")
 	}
-	if c.NodeID == "" {
-		fail("node_id: missing")
-	}
-	if err := c.Credential.Validate(); err != nil {
+	if err := c.Config.Validate(); err != nil {
 		errs = append(errs, err)
 	}
 	errs = append(errs, c.Decision.validate()...)
 	if c.Token.Leeway < 0 || c.Token.Leeway.D() > 10*time.Minute {
 		fail("token.leeway %s: want 0s to 10m", c.Token.Leeway)
-	}
-	if c.Token.MaxBytes < 256 || c.Token.MaxBytes > 1<<20 {
-		fail("token.max_bytes %d: want 256 to 1048576", c.Token.MaxBytes)
 	}
 	return errors.Join(errs...)
 }
@@ -155,37 +114,6 @@ func (d *DecisionConfig) validate() (errs []error) {
 		fail("decision.retire %s: want 0s to 1h", d.Retire)
 	}
 	return errs
-}
-
-func (c *Config) socketMode() (fs.FileMode, error) {
-	if c.SocketMode == "" {
-		return listen.UnixMode, nil
-	}
-	n, err := strconv.ParseUint(c.SocketMode, 8, 32)
-	if err != nil || n > 0o777 || n&0o600 != 0o600 {
-		return 0, fmt.Errorf("socket_mode %q: want octal from 0600 to 0777", c.SocketMode)
-	}
-	return fs.FileMode(n), nil
-}
-
-func (c *Config) trustDomain() (spiffeid.TrustDomain, error) {
-	return spiffeid.TrustDomainFromString(c.Credential.TrustDomain)
-}
-
-// loopback says whether only processes of this machine can reach an address.
-func loopback(addr string) bool {
-	if strings.HasPrefix(addr, "unix:") {
-		return true
-	}
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return false
-	}
-	if host == "localhost" {
-		return true
-	}
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
 }
 
 // Flags binds the command's flags. Those that run the service alone make c.Alone.

@@ -52,6 +52,8 @@ type retiredPolicy struct {
 // issuer is a TokenIssuer in the form in which it is used.
 type issuer struct {
 	namespace string
+	// meshWide: it counts for requests to every workload.
+	meshWide  bool
 	issuer    string
 	audiences []string
 	where     token.Locations
@@ -239,6 +241,7 @@ func newIssuer(name string, t *configpb.TokenIssuer) (issuer, error) {
 	namespace, _, _ := strings.Cut(name, "/")
 	i := issuer{
 		namespace: namespace,
+		meshWide:  t.GetMeshWide(),
 		issuer:    t.GetIssuer(),
 		audiences: t.GetAudiences(),
 		uri:       t.GetJwksUri(),

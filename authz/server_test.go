@@ -74,7 +74,7 @@ func newMesh(t testing.TB, change ...func(*Config)) *mesh {
 	ps := newPolicies(rego.Options{}, c.Decision.Retire.D(), fetcher, st, log, metrics.swapped)
 	m.server = &server{
 		policies: ps, decision: c.Decision, metrics: metrics, log: log,
-		tokens: &tokens{fetcher: fetcher, root: c.RootNamespace, metrics: metrics, options: token.Options{Leeway: time.Minute}},
+		tokens: &tokens{fetcher: fetcher, metrics: metrics, leeway: time.Minute},
 		record: decisionLog{log, c.Decision.Log},
 	}
 	return m
@@ -582,7 +582,8 @@ func TestTokens(t *testing.T) {
 		"default/r/0":      {Issuer: "https://ours", Audiences: []string{"shop"}, Jwks: ours.jwks},
 		"default/r/1":      {Issuer: "https://header", Jwks: ours.jwks, FromHeaders: []*configpb.HeaderLocation{{Name: "X-Token", Prefix: "JWT "}}},
 		"elsewhere/r/0":    {Issuer: "https://theirs", Jwks: theirs.jwks},
-		"istio-system/r/0": {Issuer: "https://root", Jwks: ours.jwks},
+		"root/r/0":         {Issuer: "https://root", Jwks: ours.jwks, MeshWide: true},
+		"istio-system/r/0": {Issuer: "https://not-root", Jwks: theirs.jwks}, // a namespace as any other
 	}
 	if err := m.policies.applyIssuers(context.Background(), issuers); err != nil {
 		t.Fatal(err)
@@ -614,6 +615,7 @@ func TestTokens(t *testing.T) {
 		"another key":   {bearer(theirs, jwt.MapClaims{"iss": "https://ours", "aud": "shop", "sub": "john", "exp": later}), "!token's signature is wrong"},
 		"of elsewhere":  {bearer(theirs, jwt.MapClaims{"iss": "https://theirs", "sub": "john", "exp": later}), "!token's issuer is not accepted"},
 		"of the root":   {bearer(ours, jwt.MapClaims{"iss": "https://root", "sub": "john", "exp": later}), "https://root"},
+		"of no root":    {bearer(theirs, jwt.MapClaims{"iss": "https://not-root", "sub": "john", "exp": later}), "!token's issuer is not accepted"},
 		"own header":    {withHeader("x-token", "JWT "+ours.token(t, jwt.MapClaims{"iss": "https://header", "sub": "john", "exp": later})), "https://header"},
 		"garbage":       {withHeader("authorization", "Bearer garbage"), "!token is malformed: it does not have three parts"},
 		"basic":         {withHeader("authorization", "Basic abc"), "!no token"},

@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/writ-mesh/writ/authz/rego"
+	"github.com/writ-mesh/writ/internal/listen"
 )
 
 // Standalone is the service in place of the OPA-Envoy plugin.
@@ -260,8 +261,10 @@ func (s *Standalone) address() (string, error) {
 		host = "127.0.0.1"
 	}
 	addr = net.JoinHostPort(host, port)
-	if !loopback(addr) && !s.PlainTextAnywhere {
-		return "", fmt.Errorf("addr %q: plain text beyond this machine is refused; listen on 127.0.0.1 or a unix socket, or give -plaintext-anywhere", s.plugin.Addr)
+	if !s.PlainTextAnywhere {
+		if err := listen.Loopback(addr); err != nil {
+			return "", fmt.Errorf("addr: %w; listen there or on a unix socket, or give -plaintext-anywhere", err)
+		}
 	}
 	return addr, nil
 }

@@ -228,7 +228,7 @@ func TestStandaloneValidate(t *testing.T) {
 		"console log":       {config: "decision_logs: {console: true}"},
 		"everywhere, asked": {config: "plugins: {envoy_ext_authz_grpc: {addr: 'grpc://0.0.0.0:9191'}}", change: func(s *Standalone) { s.PlainTextAnywhere = true }},
 
-		"everywhere":      {config: "plugins: {envoy_ext_authz_grpc: {addr: '0.0.0.0:9191'}}", want: "plain text beyond this machine is refused"},
+		"everywhere":      {config: "plugins: {envoy_ext_authz_grpc: {addr: '0.0.0.0:9191'}}", want: "or give -plaintext-anywhere"},
 		"abstract":        {config: "plugins: {envoy_ext_authz_grpc: {addr: 'unix://@x'}}", want: "not supported by this version"},
 		"bad address":     {config: "plugins: {envoy_ext_authz_grpc: {addr: 'x'}}", want: "addr"},
 		"path and query":  {config: "plugins: {envoy_ext_authz_grpc: {path: a, query: data.a}}", want: "both set"},

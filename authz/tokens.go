@@ -26,9 +26,7 @@ const maxTokens = 4
 // tokens finds what a policy may know about the caller's token.
 type tokens struct {
 	fetcher *token.Fetcher
-	options token.Options
-	// root is the namespace whose issuers count everywhere.
-	root    string
+	leeway  time.Duration
 	metrics *metrics
 }
 
@@ -40,7 +38,7 @@ func (t *tokens) find(ctx context.Context, req *authv3.CheckRequest, issuers []i
 	if v := fromEnvoy(req); v != nil {
 		return v, ""
 	}
-	issuers = t.scope(issuers, req, policies)
+	issuers = scope(issuers, req, policies)
 	if len(issuers) == 0 {
 		return nil, ""
 	}
@@ -73,14 +71,14 @@ func fromEnvoy(req *authv3.CheckRequest) *rego.Token {
 	return &rego.Token{Issuer: payload.GetFields()["iss"].GetStringValue(), Claims: claims}
 }
 
-// scope keeps the issuers of the namespaces that a request has to do with: those
-// of its policies, of the workload that it goes to, and of the root. An issuer
-// of another namespace could say anything about anybody.
-func (t *tokens) scope(all []issuer, req *authv3.CheckRequest, policies []string) []issuer {
+// scope keeps the issuers that count everywhere, and those of the namespaces that
+// a request has to do with: that of its policies and of the workload that it goes
+// to. An issuer of another namespace could say anything about anybody.
+func scope(all []issuer, req *authv3.CheckRequest, policies []string) []issuer {
 	if len(all) == 0 {
 		return nil
 	}
-	want := map[string]bool{t.root: true}
+	want := make(map[string]bool)
 	for _, p := range policies {
 		namespace, _, _ := strings.Cut(p, "/")
 		want[namespace] = true
@@ -92,7 +90,7 @@ func (t *tokens) scope(all []issuer, req *authv3.CheckRequest, policies []string
 	}
 	var out []issuer
 	for _, i := range all {
-		if want[i.namespace] {
+		if i.meshWide || want[i.namespace] {
 			out = append(out, i)
 		}
 	}
@@ -117,9 +115,9 @@ func find(issuers []issuer, r token.Request) []string {
 // verify verifies one token; if its key is not known, the issuer's keys are
 // fetched anew and it is verified once more.
 func (t *tokens) verify(ctx context.Context, raw string, issuers []issuer, now time.Time) (*rego.Token, error) {
-	v, err := token.Verify(raw, t.believed(issuers), now, t.options)
+	v, err := token.Verify(raw, t.believed(issuers), now, t.leeway)
 	if errors.Is(err, token.ErrUnknownKey) && t.refresh(ctx, raw, issuers, now) {
-		v, err = token.Verify(raw, t.believed(issuers), now, t.options)
+		v, err = token.Verify(raw, t.believed(issuers), now, t.leeway)
 	}
 	if err != nil {
 		return nil, err
@@ -139,7 +137,7 @@ func (t *tokens) believed(issuers []issuer) []token.Issuer {
 }
 
 func (t *tokens) refresh(ctx context.Context, raw string, issuers []issuer, now time.Time) bool {
-	name, _, err := token.Peek(raw, t.options)
+	name, err := token.Peek(raw)
 	if err != nil {
 		return false
 	}

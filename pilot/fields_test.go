@@ -10,10 +10,12 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	meshv1 "istio.io/api/mesh/v1alpha1"
+	securityv1 "istio.io/api/security/v1beta1"
 
 	"github.com/writ-mesh/writ/internal/fieldtest"
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/security"
+	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
 // fieldsMesh has one object of each kind of ours, all in force for its one proxy.
@@ -148,5 +150,23 @@ func TestDigestFollowsPointers(t *testing.T) {
 	fieldtest.Fill(&second)
 	if a, b := (&digester{}).service(&first), (&digester{}).service(&second); string(a) != string(b) || len(a) == 0 {
 		t.Errorf("%s\n%s", a, b)
+	}
+}
+
+// TestTokenIssuersOfTheRoot: authz is told which issuers count for every
+// workload, whatever the root namespace is called.
+func TestTokenIssuersOfTheRoot(t *testing.T) {
+	m := fieldsMesh()
+	m.RootNamespace = "mesh-root"
+	for _, namespace := range []string{"mesh-root", "istio-system", "default"} {
+		m.RequestAuthentications = append(m.RequestAuthentications, &model.RequestAuthentication{
+			Meta: model.Meta{Ref: model.Ref{Kind: "RequestAuthentication", Namespace: namespace, Name: "a"}},
+			Spec: &securityv1.RequestAuthentication{JwtRules: []*securityv1.JWTRule{{Issuer: "i"}}},
+		})
+	}
+	for _, n := range tokenIssuers(m) {
+		if got, want := n.message.(*configpb.TokenIssuer).GetMeshWide(), n.name == "mesh-root/a/0"; got != want {
+			t.Errorf("%s counts for every workload: %v, want %v", n.name, got, want)
+		}
 	}
 }

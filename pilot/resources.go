@@ -119,7 +119,9 @@ func tokenIssuers(m *model.Mesh) []named {
 	var list []named
 	for _, ra := range m.RequestAuthentications {
 		for i, r := range ra.Spec.GetJwtRules() {
-			list = append(list, named{fmt.Sprintf("%s/%s/%d", ra.Namespace, ra.Name, i), tokenIssuer(r), []model.Ref{ra.Ref}})
+			t := tokenIssuer(r)
+			t.MeshWide = ra.Namespace == m.RootNamespace
+			list = append(list, named{fmt.Sprintf("%s/%s/%d", ra.Namespace, ra.Name, i), t, []model.Ref{ra.Ref}})
 		}
 	}
 	return list

@@ -12,9 +12,9 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// MaxToken is the size of a token in bytes that Verify looks at when
-// Options.MaxSize does not say otherwise. Envoy takes headers up to 60 KiB.
-const MaxToken = 16 << 10
+// maxToken is the size of a token in bytes that Verify looks at. Envoy takes
+// headers up to 60 KiB.
+const maxToken = 16 << 10
 
 // maxDate is the end of the year 9999 in seconds since 1970. What is above does
 // not fit the conversion to a time, whose result then depends on the machine.
@@ -42,16 +42,6 @@ type Issuer struct {
 	Keys      *KeySet
 }
 
-// Options are the parts of verification that operators choose.
-type Options struct {
-	// Leeway is granted on exp and nbf for clocks that differ.
-	Leeway time.Duration
-	// MaxSize bounds a token in bytes; 0 means MaxToken.
-	MaxSize int
-	// RequireExpiry refuses tokens without exp.
-	RequireExpiry bool
-}
-
 // Verified is a token whose signature and claims hold.
 type Verified struct {
 	// Issuer is the index of the one in the list that vouches for it.
@@ -68,11 +58,12 @@ var methods = map[string]jwt.SigningMethod{
 	"EdDSA": jwt.SigningMethodEdDSA,
 }
 
-// Verify decides whether a token holds at now. The issuers are those with the
+// Verify decides whether a token holds at now; leeway is granted on exp and nbf for
+// clocks that differ. The issuers are those with the
 // token's iss; if several have the same name, one whose keys and audiences fit
 // is enough.
-func Verify(raw string, issuers []Issuer, now time.Time, o Options) (Verified, error) {
-	h, claims, err := parse(raw, o)
+func Verify(raw string, issuers []Issuer, now time.Time, leeway time.Duration) (Verified, error) {
+	h, claims, err := parse(raw)
 	if err != nil {
 		return Verified{}, err
 	}
@@ -82,7 +73,7 @@ func Verify(raw string, issuers []Issuer, now time.Time, o Options) (Verified, e
 			continue
 		}
 		// Of several reasons the one that got furthest says most.
-		if err := h.verify(issuer, claims, now, o); err == nil {
+		if err := h.verify(issuer, claims, now, leeway); err == nil {
 			return Verified{Issuer: i, Claims: h.payload}, nil
 		} else if errors.Is(best, errIssuer) || errors.Is(best, ErrUnknownKey) {
 			best = err
@@ -91,14 +82,14 @@ func Verify(raw string, issuers []Issuer, now time.Time, o Options) (Verified, e
 	return Verified{}, best
 }
 
-// Peek reads the unverified iss and kid of a token, to find out which keys are
+// Peek reads the unverified iss of a token, to find out which keys are
 // worth fetching. Nothing else may be done with them.
-func Peek(raw string, o Options) (issuer, kid string, err error) {
-	h, claims, err := parse(raw, o)
+func Peek(raw string) (issuer string, err error) {
+	_, claims, err := parse(raw)
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
-	return claims.Issuer, h.kid, nil
+	return claims.Issuer, nil
 }
 
 // parsed is a token that is well-formed and not verified.
@@ -111,12 +102,8 @@ type parsed struct {
 	payload   []byte
 }
 
-func parse(raw string, o Options) (*parsed, *jwt.RegisteredClaims, error) {
-	limit := o.MaxSize
-	if limit <= 0 {
-		limit = MaxToken
-	}
-	if len(raw) > limit {
+func parse(raw string) (*parsed, *jwt.RegisteredClaims, error) {
+	if len(raw) > maxToken {
 		return nil, nil, errTooLarge
 	}
 	head, rest, ok1 := strings.Cut(raw, ".")
@@ -179,7 +166,7 @@ func (p *parsed) header(b []byte) error {
 	return nil
 }
 
-func (p *parsed) verify(issuer Issuer, claims *jwt.RegisteredClaims, now time.Time, o Options) error {
+func (p *parsed) verify(issuer Issuer, claims *jwt.RegisteredClaims, now time.Time, leeway time.Duration) error {
 	keys := issuer.Keys.find(p.kid, p.hasKid)
 	if len(keys) == 0 {
 		return ErrUnknownKey
@@ -191,20 +178,17 @@ func (p *parsed) verify(issuer Issuer, claims *jwt.RegisteredClaims, now time.Ti
 			continue
 		}
 		if method.Verify(p.signed, p.signature, k.public) == nil {
-			return checkClaims(issuer, claims, now, o)
+			return checkClaims(issuer, claims, now, leeway)
 		}
 		err = errSignature
 	}
 	return err
 }
 
-func checkClaims(issuer Issuer, claims *jwt.RegisteredClaims, now time.Time, o Options) error {
-	opts := []jwt.ParserOption{jwt.WithLeeway(o.Leeway), jwt.WithTimeFunc(func() time.Time { return now }), jwt.WithIssuer(issuer.Issuer)}
+func checkClaims(issuer Issuer, claims *jwt.RegisteredClaims, now time.Time, leeway time.Duration) error {
+	opts := []jwt.ParserOption{jwt.WithLeeway(leeway), jwt.WithTimeFunc(func() time.Time { return now }), jwt.WithIssuer(issuer.Issuer)}
 	if len(issuer.Audiences) > 0 {
 		opts = append(opts, jwt.WithAudience(issuer.Audiences...))
-	}
-	if o.RequireExpiry {
-		opts = append(opts, jwt.WithExpirationRequired())
 	}
 	err := jwt.NewValidator(opts...).Validate(claims)
 	switch {
@@ -218,8 +202,6 @@ func checkClaims(issuer Issuer, claims *jwt.RegisteredClaims, now time.Time, o O
 		return errAudience
 	case errors.Is(err, jwt.ErrTokenRequiredClaimMissing) && len(issuer.Audiences) > 0 && len(claims.Audience) == 0:
 		return errAudience
-	case errors.Is(err, jwt.ErrTokenRequiredClaimMissing):
-		return fmt.Errorf("%w: it has no exp", errExpired)
 	case errors.Is(err, jwt.ErrTokenInvalidIssuer):
 		return errIssuer
 	}

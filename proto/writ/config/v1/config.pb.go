@@ -372,9 +372,12 @@ type TokenIssuer struct {
 	JwksUri string `protobuf:"bytes,4,opt,name=jwks_uri,json=jwksUri,proto3" json:"jwks_uri,omitempty"`
 	// Where the token is looked for; all empty means the Authorization header
 	// with the prefix "Bearer " and the query parameter access_token.
-	FromHeaders   []*HeaderLocation `protobuf:"bytes,5,rep,name=from_headers,json=fromHeaders,proto3" json:"from_headers,omitempty"`
-	FromParams    []string          `protobuf:"bytes,6,rep,name=from_params,json=fromParams,proto3" json:"from_params,omitempty"`
-	FromCookies   []string          `protobuf:"bytes,7,rep,name=from_cookies,json=fromCookies,proto3" json:"from_cookies,omitempty"`
+	FromHeaders []*HeaderLocation `protobuf:"bytes,5,rep,name=from_headers,json=fromHeaders,proto3" json:"from_headers,omitempty"`
+	FromParams  []string          `protobuf:"bytes,6,rep,name=from_params,json=fromParams,proto3" json:"from_params,omitempty"`
+	FromCookies []string          `protobuf:"bytes,7,rep,name=from_cookies,json=fromCookies,proto3" json:"from_cookies,omitempty"`
+	// It counts for every workload, because it is of the mesh's root namespace;
+	// else for those of its own namespace.
+	MeshWide      bool `protobuf:"varint,8,opt,name=mesh_wide,json=meshWide,proto3" json:"mesh_wide,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -456,6 +459,13 @@ func (x *TokenIssuer) GetFromCookies() []string {
 		return x.FromCookies
 	}
 	return nil
+}
+
+func (x *TokenIssuer) GetMeshWide() bool {
+	if x != nil {
+		return x.MeshWide
+	}
+	return false
 }
 
 type HeaderLocation struct {
@@ -680,7 +690,7 @@ const file_writ_config_v1_config_proto_rawDesc = "" +
 	"\x06source\x18\a \x01(\tR\x06source\"O\n" +
 	"\x06Bundle\x12\x10\n" +
 	"\x03url\x18\x01 \x01(\tR\x03url\x123\n" +
-	"\arefresh\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\arefresh\"\xf9\x01\n" +
+	"\arefresh\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\arefresh\"\x96\x02\n" +
 	"\vTokenIssuer\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1c\n" +
 	"\taudiences\x18\x02 \x03(\tR\taudiences\x12\x12\n" +
@@ -689,7 +699,8 @@ const file_writ_config_v1_config_proto_rawDesc = "" +
 	"\ffrom_headers\x18\x05 \x03(\v2\x1e.writ.config.v1.HeaderLocationR\vfromHeaders\x12\x1f\n" +
 	"\vfrom_params\x18\x06 \x03(\tR\n" +
 	"fromParams\x12!\n" +
-	"\ffrom_cookies\x18\a \x03(\tR\vfromCookies\"<\n" +
+	"\ffrom_cookies\x18\a \x03(\tR\vfromCookies\x12\x1b\n" +
+	"\tmesh_wide\x18\b \x01(\bR\bmeshWide\"<\n" +
 	"\x0eHeaderLocation\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06prefix\x18\x02 \x01(\tR\x06prefix\"\xa0\x01\n" +
