@@ -11,22 +11,33 @@ export CGO_ENABLED ?= 0
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# go build puts the example's program, whose folder is called app, beside ours.
+build = go build -ldflags '-s -w' -o bin/ $(addprefix ./cmd/,$(1)) ./examples/bookinfo/app && mv bin/app bin/bookinfo
+
 .PHONY: build
 build: ## build every binary into bin/
 	@mkdir -p bin
-	go build -ldflags '-s -w' -o bin/ $(addprefix ./cmd/,$(BINARIES))
-	@go build -ldflags '-s -w' -o bin/bookinfo ./examples/bookinfo/app
+	$(call build,$(BINARIES))
 
 .PHONY: envoy
-envoy: ## fetch Envoy into .tools unless $ENVOY or PATH has a supported one
-	@[ -n "$$ENVOY" ] || command -v envoy >/dev/null || hack/fetch-envoy.sh $(ENVOY_NEWEST)
+envoy: ## fetch Envoy into .tools unless ENVOY or PATH has a supported one
+	@hack/fetch-envoy.sh --unless-found $(ENVOY_NEWEST)
+
+# What `make up` needs, Envoy being fetched meanwhile.
+.PHONY: up-tools
+up-tools:
+	@mkdir -p bin
+	@[ -x bin/writ ] || echo "building Writ (the first time about two minutes)"
+	@hack/fetch-envoy.sh --unless-found $(ENVOY_NEWEST) & fetch=$$!; \
+	  $(call build,$(filter-out writ-pod,$(BINARIES))); built=$$?; \
+	  wait $$fetch && exit $$built
 
 .PHONY: up
-up: build envoy ## run the Bookinfo mesh; Ctrl-C ends it
+up: up-tools ## run the Bookinfo mesh; Ctrl-C ends it
 	@exec bin/writ up examples/bookinfo
 
 .PHONY: demo
-demo: build envoy ## run the mesh and its checks, print a table, exit non-zero on a miss
+demo: up-tools ## run the mesh and its checks, print a table, exit non-zero on a miss
 	@exec bin/writ up examples/bookinfo --check
 
 .PHONY: test

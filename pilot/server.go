@@ -174,6 +174,7 @@ func (p *Pilot) status() (*pilotpb.GetStatusResponse, <-chan struct{}) {
 	for _, pr := range p.allProblems() {
 		st.Problems = append(st.Problems, &pilotpb.Problem{
 			File: pr.File, Line: uint32(max(pr.Line, 0)), Object: pr.Object, Field: pr.Field, Message: pr.Message, Severity: pr.Severity.String(),
+			InForce: pr.InForce,
 		})
 	}
 	return st, p.changed

@@ -58,7 +58,17 @@ type Problem struct {
 	// Message says what is wrong and what to do.
 	Message  string   `json:"message"`
 	Severity Severity `json:"severity"`
+	// InForce says what is in force in place of a file with an error: "earlier",
+	// its last good content, or "nothing". It is empty where that is not known, or
+	// where only the object is left out.
+	InForce string `json:"inForce,omitempty"`
 }
+
+// What may be in force in place of a file with an error.
+const (
+	InForceEarlier = "earlier"
+	InForceNothing = "nothing"
+)
 
 // String gives "file:line: object: field: message" without the parts that are
 // unknown; a warning has "warning: " before the message.

@@ -119,8 +119,10 @@ func (r *Reader) Read() (mesh *model.Mesh, changed bool, problems []Problem) {
 		problems = append(problems, found...)
 	}
 	if mesh == nil { // nothing better than what we have
+		r.sayInForce(problems, current, r.good)
 		return r.mesh, first, unique(problems)
 	}
+	r.sayInForce(problems, current, chosen)
 	sum := r.fingerprint(chosen)
 	changed = first || sum != r.print
 	r.good = chosen
@@ -130,6 +132,23 @@ func (r *Reader) Read() (mesh *model.Mesh, changed bool, problems []Problem) {
 		problems = append(problems, r.keep()...)
 	}
 	return r.mesh, changed, unique(problems)
+}
+
+// sayInForce adds to errors what is in force in place of their file.
+func (r *Reader) sayInForce(problems []Problem, current, chosen version) {
+	for i := range problems {
+		p := &problems[i]
+		file := current[p.File]
+		if p.Severity != Error || file == nil {
+			continue
+		}
+		switch used := chosen[p.File]; {
+		case used == nil:
+			p.InForce = InForceNothing
+		case used.sum != file.sum:
+			p.InForce = InForceEarlier
+		}
+	}
 }
 
 func unique(problems []Problem) []Problem {

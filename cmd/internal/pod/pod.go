@@ -23,7 +23,18 @@ const (
 	maxBody  = 1 << 20
 )
 
-var errUsage = errors.New("usage: writ-pod ready URL | request | hold")
+var errUsage = errors.New("usage: writ-pod ready URL | request | hold; writ-pod -help explains them")
+
+const help = `writ-pod: what a container without a shell needs beside its program
+
+  writ-pod ready URL   exit 0 if a GET of URL answers 200, else 1: for health checks
+  writ-pod request     send the request on standard input, in JSON, from where this
+                       container is, and write the answer: for writ check --target
+  writ-pod hold        do nothing until told to end: it keeps the network that the
+                       containers of a pod share
+
+example: writ-pod ready http://127.0.0.1:15014/readyz
+`
 
 // Run runs one of the duties. It returns an error if the answer is "no" or there
 // is none.
@@ -33,6 +44,9 @@ func Run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 		return ready(ctx, args[1])
 	case len(args) == 1 && args[0] == "request":
 		return request(ctx, in, out)
+	case len(args) == 1 && (args[0] == "-h" || args[0] == "-help" || args[0] == "--help"):
+		_, err := io.WriteString(out, help)
+		return err
 	case len(args) == 1 && args[0] == "hold":
 		<-ctx.Done()
 		return nil

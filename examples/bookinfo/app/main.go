@@ -36,13 +36,27 @@ func main() {
 	}
 }
 
+const usage = `usage: bookinfo productpage|details|reviews|ratings [--version=v1]
+
+It plays one service of Bookinfo and listens on 127.0.0.1:$PORT (9080 if not set).
+--version is of reviews: v1 without stars, v2 with black, v3 with red ones.
+The others are found at $DETAILS, $REVIEWS and $RATINGS, by way of $http_proxy.
+
+example: PORT=9081 bookinfo reviews --version=v2`
+
 func run(ctx context.Context, args []string) error {
-	if len(args) == 0 {
-		return errors.New("usage: bookinfo productpage|details|reviews|ratings [--version=v1]")
+	switch {
+	case len(args) == 0:
+		return errors.New(usage)
+	case args[0] == "-h" || args[0] == "-help" || args[0] == "--help":
+		fmt.Println(usage)
+		return nil
 	}
 	fs := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	version := fs.String("version", "v1", "the version to play: v1, v2 or v3 of reviews")
-	if err := fs.Parse(args[1:]); err != nil {
+	if err := fs.Parse(args[1:]); errors.Is(err, flag.ErrHelp) {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	app := newApp(*version)

@@ -16,7 +16,7 @@ func Print(w io.Writer, results []Result) (misses int, err error) {
 			mark = "MISS"
 			misses++
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", mark, r.Name, r.Request, r.Expected, r.Got, dash(r.Rule), dash(r.Where))
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", mark, r.Name, r.Request, r.Expected, r.Got, Dash(r.Rule), Dash(r.Where))
 	}
 	if err := tw.Flush(); err != nil {
 		return misses, err
@@ -26,11 +26,12 @@ func Print(w io.Writer, results []Result) (misses int, err error) {
 			fmt.Fprintf(w, "MISS %s: %s\n", r.Name, r.Why)
 		}
 	}
-	_, err = fmt.Fprintf(w, "%d of %d checks as expected\n", len(results)-misses, len(results))
+	_, err = fmt.Fprintf(w, "%d of %d as expected\n", len(results)-misses, len(results))
 	return misses, err
 }
 
-func dash(s string) string {
+// Dash is s, or - for nothing, as tables have it.
+func Dash(s string) string {
 	if s == "" {
 		return "-"
 	}

@@ -24,9 +24,9 @@ func bootstrapCommand() *cobra.Command {
 		Long: `Write the bootstrap of every proxy in an instances file as JSON, to be given to
 envoy -c: who it is and where its node agent is. Everything else comes from pilot.
 With --out DIR a file for each proxy, DIR/<namespace>-<name>.json; with
---proxy <namespace>/<name> that one alone, to standard output.`,
+--proxy NAMESPACE/NAME that one alone, to standard output.`,
 		Example: "  writ bootstrap deploy/compose/instances.yaml --agent unix:///run/writ/agent/agent.sock --proxy default/ratings",
-		Args:    cobra.ExactArgs(1),
+		Args:    arguments(1, 1, "one file of instances"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			socket, ok := listen.Unix(agent)
 			if !ok {
@@ -39,9 +39,9 @@ With --out DIR a file for each proxy, DIR/<namespace>-<name>.json; with
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&agent, "agent", "unix:///run/writ/nodeagent.sock", "the node agent's socket, as the proxies see it")
-	f.StringVar(&out, "out", "", "write a file for each proxy into this folder")
-	f.StringVar(&proxy, "proxy", "", "print that of this proxy, <namespace>/<name>")
+	f.StringVar(&agent, "agent", "unix:///run/writ/nodeagent.sock", "the node agent's `socket`, unix:///path, as the proxies see it")
+	f.StringVar(&out, "out", "", "write a file for each proxy into this `directory`")
+	f.StringVar(&proxy, "proxy", "", "print that of this `proxy`, namespace/name")
 	return c
 }
 

@@ -32,18 +32,25 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	root := &cobra.Command{
-		Use:           "writ",
-		Short:         "The policy and security authority for Envoy",
-		Long:          "Writ gives every workload an identity, decides who may call whom, counts what each\nmay use, and tells every Envoy so. Start with: writ up examples/bookinfo",
+		Use:   "writ",
+		Short: "The policy and security authority for Envoy",
+		Long: `Writ gives every workload an identity, decides who may call whom, counts what each
+may use, and tells every Envoy so.
+
+DIR is a mesh directory: what to run, and who may do what, in YAML. Where [DIR]
+may be left out it is the current directory.
+Exit codes: 0 yes, 1 no, 2 cannot tell. -o json prints for programs.`,
+		Example:       "  writ up examples/bookinfo",
 		Version:       version.String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetVersionTemplate("writ {{.Version}}\n")
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(upCommand(), checkCommand(), validateCommand(), statusCommand(), waitCommand(), certsCommand(), bootstrapCommand())
+	root.AddCommand(upCommand(), checkCommand(), validateCommand(), statusCommand(), waitCommand(), certsCommand(), bootstrapCommand(), versionCommand())
 	err := root.ExecuteContext(ctx)
 	switch {
 	case err == nil:
@@ -97,12 +104,35 @@ func (o *output) print(w io.Writer, v any, table func(io.Writer) error) error {
 	return fmt.Errorf("-o %q: want table or json", string(*o))
 }
 
-// oneDir wants the mesh directory as the only argument.
-func oneDir(cmd *cobra.Command, args []string) error {
-	if len(args) != 1 {
-		return fmt.Errorf("name one mesh directory, for example:\n%s", cmd.Example)
+// arguments wants from least to most arguments; what tells which.
+func arguments(least, most int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < least || len(args) > most {
+			return fmt.Errorf("name %s, for example:\n%s", what, cmd.Example)
+		}
+		return nil
 	}
-	return nil
+}
+
+// oneDir wants the mesh directory as the only argument, anyDir takes it.
+var (
+	oneDir = arguments(1, 1, "one mesh directory")
+	anyDir = arguments(0, 1, "one mesh directory, or none for the current one")
+)
+
+// stateFlag says where the state of a running mesh is.
+func stateFlag(c *cobra.Command, state *string) {
+	c.Flags().StringVar(state, "state", "", "the state `directory`, if writ up was given one (default DIR/.writ)")
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "version",
+		Short:   "Print the version",
+		Example: "  writ version",
+		Args:    arguments(0, 0, "nothing"),
+		Run:     func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), "writ "+version.String()) },
+	}
 }
 
 // meshDir is the optional positional argument that names the mesh directory.

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"math"
 	"path/filepath"
 	"strings"
 	"time"
@@ -33,7 +34,7 @@ authority's own user and root can use, and write each into a file (mode 0600).
 PATH is that of the SPIFFE ID, such as writ/pilot or writ/node/NAME. A service
 reads its token only when it has no certificate that is still valid.`,
 		Example: "  writ certs join-token --admin unix:///run/writ/admin/ca.sock writ/pilot=/run/writ/token/join-token",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    arguments(1, math.MaxInt, "one PATH=FILE or several"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, ok := listen.Unix(socket); !ok {
 				return fmt.Errorf("--admin %q: want unix:///absolute/path, the authority's admin socket", socket)
@@ -44,8 +45,8 @@ reads its token only when it has no certificate that is still valid.`,
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&socket, "admin", "", "the authority's admin socket")
-	f.StringVar(&trustDomain, "trust-domain", "cluster.local", "the trust domain")
+	f.StringVar(&socket, "admin", "", "the authority's admin `socket`, unix:///path")
+	f.StringVar(&trustDomain, "trust-domain", "cluster.local", "the trust `domain`")
 	f.DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait for the authority to come up")
 	return c
 }

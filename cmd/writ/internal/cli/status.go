@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -14,8 +13,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/writ-mesh/writ/cmd/writ/internal/check"
 	"github.com/writ-mesh/writ/cmd/writ/internal/stack"
-	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 	pilotpb "github.com/writ-mesh/writ/proto/writ/pilot/v1"
 )
 
@@ -46,16 +45,24 @@ func statusCommand() *cobra.Command {
 	var state string
 	c := &cobra.Command{
 		Use:   "status [DIR]",
-		Short: "Show revisions, proxies and problems of a running mesh",
-		Long: `Show which configuration every proxy and service has acknowledged, and what is
-wrong with the files as they stand. Exit code 0: everything is live; 1: not; 2:
-cannot tell.`,
+		Short: "Show what is live in a running mesh, and what is wrong",
+		Long: `Show which revision of the configuration every Envoy and service has, and what is
+wrong with the files and the programs as they are now.
+Exit code 0: everything is live and runs; 1: not; 2: cannot tell.`,
 		Example: "  writ status examples/bookinfo",
-		Args:    cobra.MaximumNArgs(1),
+		Args:    anyDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			st, err := pilotStatus(cmd.Context(), meshDir(args), state)
+			dir := meshDir(args)
+			st, err := pilotStatus(cmd.Context(), dir, state)
 			if err != nil {
 				return err
+			}
+			programs, err := stack.WorkloadProblems(dir, state)
+			if err != nil {
+				return err
+			}
+			for _, p := range programs {
+				st.Problems = append(st.Problems, problemOf(p))
 			}
 			if o == "json" {
 				data, err := protojson.MarshalOptions{Multiline: true, Indent: "  ", EmitUnpopulated: true}.Marshal(st)
@@ -63,7 +70,7 @@ cannot tell.`,
 					return err
 				}
 				fmt.Fprintln(cmd.OutOrStdout(), string(data))
-			} else if err := o.print(cmd.OutOrStdout(), st, func(w io.Writer) error { return printStatus(w, st) }); err != nil {
+			} else if err := o.print(cmd.OutOrStdout(), st, func(w io.Writer) error { return printStatus(w, dir, st) }); err != nil {
 				return err
 			}
 			if !healthy(st) {
@@ -73,7 +80,7 @@ cannot tell.`,
 		},
 	}
 	o.register(c)
-	c.Flags().StringVar(&state, "state", "", "the state folder given to `writ up`")
+	stateFlag(c, &state)
 	return c
 }
 
@@ -89,9 +96,9 @@ func healthy(st *pilotpb.GetStatusResponse) bool {
 	return stack.Live(st) == nil
 }
 
-func printStatus(out io.Writer, st *pilotpb.GetStatusResponse) error {
+func printStatus(out io.Writer, dir string, st *pilotpb.GetStatusResponse) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "REVISION\tSTATE\tWRITTEN\tLIVE AFTER\tWHY")
+	fmt.Fprintln(w, "REVISION\tSTATE\tWRITTEN\tLIVE AFTER\tREFUSED")
 	for i, r := range st.GetRevisions() {
 		if i == 5 {
 			break
@@ -101,50 +108,61 @@ func printStatus(out io.Writer, st *pilotpb.GetStatusResponse) error {
 			after = r.GetTimeToLive().AsDuration().Round(time.Millisecond).String()
 		}
 		if rej := r.GetRejection(); rej != nil {
-			why = fmt.Sprintf("%s refused %s: %s", rej.GetClient(), strings.Join(rej.GetObjects(), ", "), firstLine(rej.GetDetail()))
+			why = fmt.Sprintf("by %s: %s: %s", clientName(rej.GetClient()), strings.Join(rej.GetObjects(), ", "), firstLine(rej.GetDetail()))
 		}
 		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\n", r.GetNumber(), revisionState(r.GetState()), r.GetCreatedAt().AsTime().Local().Format(time.TimeOnly), after, why)
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintln(w, "\nCLIENT\tKIND\tREVISION\tRESOURCES\tLAST ERROR")
+	fmt.Fprintln(w, "\nWHO\tKIND\tHAS REVISION\tRESOURCES\tLAST ERROR")
 	for _, c := range st.GetClients() {
 		var n uint32
 		for _, k := range c.GetResources() {
 			n += k
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\n", c.GetId(), c.GetKind(), c.GetAckedRevision(), n, dash(firstLine(c.GetLastError())))
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\n", clientName(c.GetId()), c.GetKind(), c.GetAckedRevision(), n, check.Dash(firstLine(c.GetLastError())))
 	}
 	for _, m := range st.GetMissing() {
-		fmt.Fprintf(w, "%s\tproxy\tnot connected\t-\t-\n", m)
+		fmt.Fprintf(w, "%s\tproxy\tnot connected\t-\t-\n", clientName(m))
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	if len(st.GetProblems()) > 0 {
-		fmt.Fprintln(out, "\nPROBLEMS in the files (the last good state is served):")
-	}
-	for _, p := range st.GetProblems() {
-		fmt.Fprintf(out, "  %s: %s\n", p.GetSeverity(), problemText(p))
+	for _, kind := range []struct{ severity, title string }{
+		{"error", "\nERRORS (what has one is not in force as it stands in the file)"},
+		{"warning", "\nWARNINGS (what has one is in force)"},
+	} {
+		title := kind.title
+		for _, p := range st.GetProblems() {
+			if p.GetSeverity() != kind.severity {
+				continue
+			}
+			if title != "" {
+				fmt.Fprintln(out, title)
+				title = ""
+			}
+			fmt.Fprintln(out, "  "+problemLine(dir, p))
+		}
 	}
 	_, err := fmt.Fprintf(out, "\nserving revision %d\n", st.GetServing())
 	return err
 }
 
-func revisionState(s pilotpb.RevisionState) string {
-	return strings.ToLower(strings.TrimPrefix(s.String(), "REVISION_STATE_"))
+// clientName is what people call a client: the name and the namespace of a proxy's
+// xDS node id "sidecar~IP~NAME.NAMESPACE~DOMAIN", the name in "service~NAME".
+func clientName(id string) string {
+	switch parts := strings.Split(id, "~"); len(parts) {
+	case 4:
+		return parts[2]
+	case 2:
+		return parts[1]
+	}
+	return id
 }
 
-func problemText(p *pilotpb.Problem) string {
-	s := fmt.Sprintf("%s:%d: ", p.GetFile(), p.GetLine())
-	if p.GetObject() != "" {
-		s += p.GetObject() + ": "
-	}
-	if p.GetField() != "" {
-		s += p.GetField() + ": "
-	}
-	return s + p.GetMessage()
+func revisionState(s pilotpb.RevisionState) string {
+	return strings.ToLower(strings.TrimPrefix(s.String(), "REVISION_STATE_"))
 }
 
 func firstLine(s string) string {
@@ -152,21 +170,15 @@ func firstLine(s string) string {
 	return line
 }
 
-func dash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
 func waitCommand() *cobra.Command {
 	var state string
 	var timeout time.Duration
 	c := &cobra.Command{
 		Use:     "wait [DIR]",
-		Short:   "Wait until the configuration on disk is live in every proxy",
+		Short:   "Wait until the files as they are now are live in every Envoy",
+		Long:    "Wait until the files as they are now are live in every Envoy.\nExit code 0: they are; 1: not within the time; 2: cannot tell.",
 		Example: "  writ wait examples/bookinfo --timeout 5s",
-		Args:    cobra.MaximumNArgs(1),
+		Args:    anyDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			conn, err := admin(meshDir(args), state, "pilot")
 			if err != nil {
@@ -183,7 +195,7 @@ func waitCommand() *cobra.Command {
 				st, err := stream.Recv()
 				switch {
 				case ctx.Err() != nil:
-					return failed(fmt.Errorf("not live within %s", timeout))
+					return failed(fmt.Errorf("not live within %s: `writ status %s` says why", timeout, meshDir(args)))
 				case err != nil:
 					return err
 				case healthy(st):
@@ -193,80 +205,7 @@ func waitCommand() *cobra.Command {
 			}
 		},
 	}
-	c.Flags().StringVar(&state, "state", "", "the state folder given to `writ up`")
+	stateFlag(c, &state)
 	c.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait")
 	return c
-}
-
-// certificate is a row of `writ certs ls`.
-type certificate struct {
-	Serial    string    `json:"serial"`
-	SPIFFEID  string    `json:"spiffeId"`
-	Requester string    `json:"requester"`
-	NotBefore time.Time `json:"notBefore"`
-	NotAfter  time.Time `json:"notAfter"`
-	IssuedAt  time.Time `json:"issuedAt"`
-}
-
-func certsCommand() *cobra.Command {
-	c := &cobra.Command{Use: "certs", Short: "Look at the certificates that the authority has issued", Args: cobra.NoArgs}
-	var o output
-	var state, id string
-	var all bool
-	ls := &cobra.Command{
-		Use:     "ls [DIR]",
-		Short:   "List certificates, the live ones unless --all is given",
-		Example: "  writ certs ls examples/bookinfo --id spiffe://cluster.local/ns/default/sa/bookinfo-reviews",
-		Args:    cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			conn, err := admin(meshDir(args), state, "ca")
-			if err != nil {
-				return err
-			}
-			defer conn.Close()
-			rows, err := listCertificates(cmd.Context(), conn, &capb.ListCertificatesRequest{Live: !all, SpiffeId: id})
-			if err != nil {
-				return err
-			}
-			return o.print(cmd.OutOrStdout(), rows, func(w io.Writer) error { return printCertificates(w, rows) })
-		},
-	}
-	o.register(ls)
-	ls.Flags().StringVar(&state, "state", "", "the state folder given to `writ up`")
-	ls.Flags().StringVar(&id, "id", "", "only certificates of this SPIFFE ID")
-	ls.Flags().BoolVar(&all, "all", false, "expired ones too")
-	c.AddCommand(ls, joinTokenCommand())
-	return c
-}
-
-func listCertificates(ctx context.Context, conn *grpc.ClientConn, req *capb.ListCertificatesRequest) ([]certificate, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	stream, err := capb.NewAdminClient(conn).ListCertificates(ctx, req)
-	if err != nil {
-		return nil, err
-	}
-	rows := []certificate{}
-	for {
-		r, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return rows, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		rows = append(rows, certificate{
-			Serial: r.GetSerial(), SPIFFEID: r.GetSpiffeId(), Requester: r.GetRequester(),
-			NotBefore: r.GetNotBefore().AsTime(), NotAfter: r.GetNotAfter().AsTime(), IssuedAt: r.GetIssuedAt().AsTime(),
-		})
-	}
-}
-
-func printCertificates(out io.Writer, rows []certificate) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "SERIAL\tSPIFFE ID\tASKED FOR BY\tVALID UNTIL")
-	for _, r := range rows {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.Serial, r.SPIFFEID, r.Requester, r.NotAfter.Local().Format(time.DateTime))
-	}
-	return w.Flush()
 }

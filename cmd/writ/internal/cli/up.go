@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"text/tabwriter"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,32 +15,33 @@ import (
 	"github.com/writ-mesh/writ/cmd/writ/internal/check"
 	"github.com/writ-mesh/writ/cmd/writ/internal/stack"
 	"github.com/writ-mesh/writ/pilot/meshdir"
+	pilotpb "github.com/writ-mesh/writ/proto/writ/pilot/v1"
 )
 
 func upCommand() *cobra.Command {
 	var o stack.Options
 	var checks bool
-	var redis string
 	c := &cobra.Command{
 		Use:   "up DIR",
 		Short: "Run a mesh on this machine from a mesh directory",
 		Long: `Run a whole mesh on this machine: the five services of Writ, and the programs and
 real Envoys that DIR describes. No root, no container, no Kubernetes. Files are
-watched: an edit is live within a second. Ctrl-C ends everything.`,
+watched: an edit is live within a second, and what came of it is printed.
+Ctrl-C ends everything.`,
 		Example: "  writ up examples/bookinfo",
 		Args:    oneDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o.Dir, o.Redis = args[0], redis
+			o.Dir = args[0]
 			return up(cmd.Context(), o, checks, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.State, "state", "", "keep state in this folder instead of DIR/.writ")
-	f.StringVar(&o.ReadyFile, "ready-file", "", "write this file when every sidecar has acknowledged the first revision")
-	f.StringVar(&redis, "redis", "", "count quotas in the Redis at this address instead of in process")
-	f.DurationVar(&o.CertificateLife, "certificate-life", 0, "life of workload certificates, at least 10s (default 1h)")
+	f.StringVar(&o.State, "state", "", "keep the state in this `directory` (default DIR/.writ)")
+	f.StringVar(&o.ReadyFile, "ready-file", "", "write this `file` when every Envoy has its configuration")
+	f.StringVar(&o.Redis, "redis", "", "count quotas in the Redis at this `address`, host:port (default: in memory)")
+	f.DurationVar(&o.CertificateLife, "certificate-life", 0, "life of workloads' certificates, at least 10s (default 1h)")
 	f.DurationVar(&o.ServiceCertificateLife, "service-certificate-life", 0, "life of the services' own certificates, at least 10s (default 1h)")
-	f.StringVar(&o.EnvoyLogLevel, "envoy-log-level", "warning", "Envoy's log level")
+	f.StringVar(&o.EnvoyLogLevel, "envoy-log-level", "warning", "how much Envoys log: a `level` of envoy --log-level")
 	f.BoolVar(&checks, "check", false, "run DIR/checks.yaml when ready, then end")
 	return c
 }
@@ -60,7 +61,10 @@ func up(ctx context.Context, o stack.Options, checks bool, stdout, stderr io.Wri
 	// about attempts on the way would hide it.
 	level := new(slog.LevelVar)
 	level.Set(slog.LevelError)
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	log := slog.New(newTerminal(stderr, level))
+	o.Tell = func(line string) { fmt.Fprintln(stdout, line) }
+	o.Problem = func(p meshdir.Problem) { fmt.Fprintln(stderr, problemLine(o.Dir, problemOf(p))) }
+	files := stampsOf(o.Dir)
 	s, err := stack.Up(ctx, o, log)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -68,49 +72,68 @@ func up(ctx context.Context, o stack.Options, checks bool, stdout, stderr io.Wri
 		}
 		return failed(err)
 	}
-	defer s.Down()
 	level.Set(slog.LevelWarn)
+	err = run(ctx, s, o, checks, files, began, stdout, stderr)
+	s.Down()
+	if err == nil && !checks {
+		fmt.Fprintln(stdout, "ended")
+	}
+	return err
+}
+
+// run is what `writ up` does while the mesh runs.
+func run(ctx context.Context, s *stack.Stack, o stack.Options, checks bool, files stamps, began time.Time, stdout, stderr io.Writer) error {
 	ready, err := s.Ready(ctx)
 	if err != nil {
 		return failed(err)
 	}
-	printProblems(ctx, s, stderr)
+	st, err := s.Status(ctx)
+	if err != nil {
+		return failed(err)
+	}
+	for _, p := range st.GetProblems() {
+		fmt.Fprintln(stderr, problemLine(o.Dir, p))
+	}
 	if checks {
 		return runChecks(ctx, ready, filepath.Join(o.Dir, "checks.yaml"), "table", stdout)
 	}
 	announce(stdout, o, ready, time.Since(began))
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		e := newEdits(o.Dir, st, files)
+		s.WatchStatus(ctx, func(st *pilotpb.GetStatusResponse, rolling bool) {
+			for _, line := range e.lines(st, stampsOf(o.Dir), rolling) {
+				fmt.Fprintln(stdout, line)
+			}
+		})
+	})
 	s.Follow(ctx, meshdir.NewReader(meshdir.Options{Dir: o.Dir}).Watch(ctx))
 	fmt.Fprintln(stdout, "\nstopping")
+	wg.Wait()
 	return nil
 }
 
-// printProblems tells of configuration that was left out.
-func printProblems(ctx context.Context, s *stack.Stack, w io.Writer) {
-	st, err := s.Status(ctx)
-	if err != nil {
-		return
-	}
-	for _, p := range st.GetProblems() {
-		fmt.Fprintf(w, "%s: %s\n", p.GetSeverity(), problemText(p))
-	}
-}
-
+// announce tells what to do with the mesh, in few lines.
 func announce(w io.Writer, o stack.Options, r *stack.Ready, took time.Duration) {
-	fmt.Fprintf(w, "%s is up: %d workloads, %d gateways, revision %s, in %.1f s\n", o.Dir, len(r.Workloads), len(r.Gateways), r.Revision, took.Seconds())
+	fmt.Fprintf(w, "%s is up in %.1f s: %s, %s\n", o.Dir, took.Seconds(), count(len(r.Workloads), "program"), count(len(r.Gateways), "gateway"))
 	checks, err := check.Load(filepath.Join(o.Dir, "checks.yaml"))
 	if err != nil {
 		checks = new(check.File)
 	}
 	for _, g := range r.Gateways {
-		fmt.Fprintf(w, "  open     %s%s\n", g.URL, firstPath(checks, g.Name))
+		fmt.Fprintf(w, "  open  %s%s\n", g.URL, firstPath(checks, g.Name))
 	}
-	fmt.Fprintf(w, "  logs     %s\n  policies %s (edit one and see it work at once)\n\nTo try in another terminal:\n", r.Logs, o.Dir)
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, s := range suggestions(o.Dir, r, checks) {
-		fmt.Fprintf(tw, "  %s\t# %s\n", s[0], s[1])
+	fmt.Fprintf(w, "  edit  a file in %s: what comes of it is printed here\n", o.Dir)
+	state := ""
+	if o.State != "" {
+		state = " --state " + o.State
 	}
-	_ = tw.Flush()
-	fmt.Fprintln(w, "\nCtrl-C ends it all.")
+	try := "status"
+	if len(checks.Checks) > 0 {
+		try = "check"
+	}
+	fmt.Fprintf(w, "  try   %s %s %s%s, in another terminal\n", os.Args[0], try, o.Dir, state)
+	fmt.Fprintf(w, "Ctrl-C ends it. Logs are in %s\n", r.Logs)
 }
 
 // firstPath is where the first check through a gateway goes, a page worth opening.
@@ -121,25 +144,6 @@ func firstPath(f *check.File, gateway string) string {
 		}
 	}
 	return ""
-}
-
-// suggestions gives commands and what they show, spelled so that they can be
-// copied.
-func suggestions(dir string, r *stack.Ready, f *check.File) [][2]string {
-	self := os.Args[0]
-	out := [][2]string{{self + " status " + dir, "who runs which revision"}}
-	if len(f.Checks) > 0 {
-		out = append(out, [2]string{self + " check " + dir, "requests with their expected outcome"})
-	}
-	out = append(out,
-		[2]string{self + " certs ls " + dir, "certificates that are live now"},
-		[2]string{self + " validate " + dir, "what is wrong with the files, with line and field"})
-	for _, c := range f.Checks {
-		if w, err := r.Workload(c.From); c.From != "" && err == nil {
-			return append(out, [2]string{"curl -x " + w.Proxy + " " + c.Request.URL, "call as " + c.From})
-		}
-	}
-	return out
 }
 
 func runChecks(ctx context.Context, ready *stack.Ready, file string, o output, w io.Writer) error {
@@ -171,10 +175,11 @@ func checkCommand() *cobra.Command {
 		Use:   "check [DIR]",
 		Short: "Send the requests of checks.yaml through a running mesh and compare",
 		Long: `Send the requests of checks.yaml through a running mesh and compare the answers:
-the mesh that ` + "`writ up DIR`" + ` runs, or one that something else runs and --target
-describes, in the form of the ready file of ` + "`writ up`" + `.`,
+the mesh that writ up DIR runs, or one that something else runs and --target
+describes, in the form of the ready file of writ up.
+Exit code 0: every answer is as expected; 1: not; 2: cannot tell.`,
 		Example: "  writ check examples/bookinfo\n  writ check examples/bookinfo --target deploy/compose/target.json",
-		Args:    cobra.MaximumNArgs(1),
+		Args:    anyDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := meshDir(args)
 			ready, err := runningOr(target, dir, state)
@@ -188,9 +193,9 @@ describes, in the form of the ready file of ` + "`writ up`" + `.`,
 		},
 	}
 	o.register(c)
-	c.Flags().StringVar(&state, "state", "", "the state folder given to `writ up`")
-	c.Flags().StringVar(&file, "file", "", "the checks to run instead of DIR/checks.yaml")
-	c.Flags().StringVar(&target, "target", "", "a file that describes the mesh, instead of the one that runs from DIR")
+	stateFlag(c, &state)
+	c.Flags().StringVar(&file, "file", "", "the checks to run: a `file` instead of DIR/checks.yaml")
+	c.Flags().StringVar(&target, "target", "", "a `file` that describes the mesh, instead of the one that runs from DIR")
 	return c
 }
 

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -32,13 +31,18 @@ Exit code 0: valid (warnings allowed); 1: not; 2: cannot tell.`,
 		Args:    oneDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if info, err := os.Stat(args[0]); err != nil || !info.IsDir() {
-				return fmt.Errorf("%s is no mesh directory", args[0])
+				return fmt.Errorf("%s is no mesh directory: give a directory with YAML files, such as examples/bookinfo", args[0])
 			}
 			reserved, err := stack.Reserved(args[0], state)
 			if err != nil {
 				return err
 			}
 			_, problems := meshdir.Validate(meshdir.Options{Dir: args[0], Reserved: reserved, CompileRego: rego.Check})
+			missing, err := stack.MissingPrograms(args[0])
+			if err != nil {
+				return err
+			}
+			problems = append(problems, missing...)
 			v := validation{Valid: len(meshdir.Errors(problems)) == 0, Problems: problems}
 			if v.Problems == nil {
 				v.Problems = []meshdir.Problem{}
@@ -51,21 +55,25 @@ Exit code 0: valid (warnings allowed); 1: not; 2: cannot tell.`,
 		},
 	}
 	o.register(c)
-	c.Flags().StringVar(&state, "state", "", "state directory of the mesh (default DIR/.writ): nothing may name a file in it")
+	c.Flags().StringVar(&state, "state", "", "the state `directory`, if writ up is given one (default DIR/.writ): nothing may name a file in it")
 	return c
 }
 
 func printValidation(w io.Writer, dir string, v validation) error {
 	for _, p := range v.Problems {
-		p.File = filepath.Join(dir, p.File)
-		if _, err := fmt.Fprintln(w, p.String()); err != nil {
+		if _, err := fmt.Fprintln(w, problemLine(dir, problemOf(p))); err != nil {
 			return err
 		}
 	}
+	errs := len(meshdir.Errors(v.Problems))
+	warnings := ""
+	if n := len(v.Problems) - errs; n > 0 {
+		warnings = ", " + count(n, "warning")
+	}
 	if !v.Valid {
-		_, err := fmt.Fprintf(w, "%d errors\n", len(meshdir.Errors(v.Problems)))
+		_, err := fmt.Fprintf(w, "%s is not valid: %s%s\n", dir, count(errs, "error"), warnings)
 		return err
 	}
-	_, err := fmt.Fprintf(w, "%s is valid\n", dir)
+	_, err := fmt.Fprintf(w, "%s is valid%s\n", dir, warnings)
 	return err
 }

@@ -41,11 +41,13 @@ func FindEnvoy(ctx context.Context) (string, error) {
 		}
 		reasons = append(reasons, err)
 	}
-	return "", errors.Join(append([]error{fmt.Errorf(
-		"no Envoy 1.%d to 1.%d found: set $ENVOY to one, put one on PATH, or run `make envoy`, which fetches it", oldestEnvoy, newestEnvoy)}, reasons...)...)
+	if len(reasons) == 0 {
+		reasons = append(reasons, fmt.Errorf("there is no Envoy 1.%d to 1.%d: run `make envoy`, which fetches one, or set $ENVOY to one, or put one on PATH", oldestEnvoy, newestEnvoy))
+	}
+	return "", errors.Join(reasons...)
 }
 
-// fetched lists the Envoys below .tools of the folder that holds bin/writ.
+// fetched lists the Envoys below .tools of the directory that holds bin/writ.
 func fetched() []string {
 	self, err := os.Executable()
 	if err != nil {
@@ -75,7 +77,7 @@ func checkEnvoy(ctx context.Context, path string) error {
 	}
 	minor, err := strconv.Atoi(string(m[1]))
 	if err != nil || minor < oldestEnvoy || minor > newestEnvoy {
-		return fmt.Errorf("%s is Envoy 1.%s; supported are 1.%d to 1.%d", path, m[1], oldestEnvoy, newestEnvoy)
+		return fmt.Errorf("%s is Envoy 1.%s; Writ needs 1.%d to 1.%d: run `make envoy`, which fetches one, or set $ENVOY to one", path, m[1], oldestEnvoy, newestEnvoy)
 	}
 	return nil
 }

@@ -36,12 +36,31 @@ type Options struct {
 	Envoy string
 	// EnvoyLogLevel is Envoy's --log-level.
 	EnvoyLogLevel string
+	// Tell is called with a line on workloads that were started or ended, Problem
+	// with what keeps a workload from being started; nil for nobody.
+	Tell    func(string)
+	Problem func(meshdir.Problem)
 }
+
+func (o *Options) tell(line string) {
+	if o.Tell != nil && line != "" {
+		o.Tell(line)
+	}
+}
+
+func (o *Options) problem(p meshdir.Problem) {
+	if o.Problem != nil {
+		o.Problem(p)
+	}
+}
+
+// stateFolder is where a mesh directory has its state unless --state says otherwise.
+const stateFolder = ".writ"
 
 // paths are the files of one run.
 type paths struct {
 	dir, state string
-	// sockets is a short private folder: the path of a unix socket has at most
+	// sockets is a short private directory: the path of a unix socket has at most
 	// 107 bytes, and state directories may lie deep.
 	sockets string
 	// bin is where the binaries of Writ lie: beside this one.
@@ -55,9 +74,9 @@ func openPaths(o Options) (*paths, error) {
 		return nil, err
 	}
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
-		return nil, fmt.Errorf("%s is no mesh directory: give a folder with workloads.yaml, such as examples/bookinfo", o.Dir)
+		return nil, fmt.Errorf("%s is no mesh directory: give a directory with a workloads.yaml, such as examples/bookinfo", o.Dir)
 	}
-	p := &paths{dir: dir, state: filepath.Join(dir, ".writ")}
+	p := &paths{dir: dir, state: filepath.Join(dir, stateFolder)}
 	if o.State != "" {
 		if p.state, err = filepath.Abs(o.State); err != nil {
 			return nil, err
@@ -76,6 +95,10 @@ func openPaths(o Options) (*paths, error) {
 	if err := p.acquire(); err != nil {
 		return nil, err
 	}
+	if err := p.own(o.State != ""); err != nil {
+		_ = p.lock.Close()
+		return nil, err
+	}
 	return p, p.makeSockets()
 }
 
@@ -85,7 +108,7 @@ func openPaths(o Options) (*paths, error) {
 // as a run has settled that.
 func Reserved(dir, state string) (meshdir.Reserved, error) {
 	if state == "" {
-		state = filepath.Join(dir, ".writ")
+		state = filepath.Join(dir, stateFolder)
 	}
 	state, err := filepath.Abs(state)
 	if err != nil {
@@ -125,7 +148,7 @@ func (p *paths) acquire() error {
 	return nil
 }
 
-// makeSockets makes the folder for sockets. Its name follows from the state
+// makeSockets makes the directory for sockets. Its name follows from the state
 // directory, so that a restarted service finds what it had.
 func (p *paths) makeSockets() error {
 	sum := sha256.Sum256([]byte(p.state))
@@ -134,7 +157,7 @@ func (p *paths) makeSockets() error {
 		p.sockets = filepath.Join("/tmp", filepath.Base(p.sockets))
 	}
 	if err := os.Mkdir(p.sockets, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("folder for sockets: %w", err)
+		return fmt.Errorf("directory for sockets: %w", err)
 	}
 	info, err := os.Lstat(p.sockets)
 	if err != nil {
@@ -143,13 +166,14 @@ func (p *paths) makeSockets() error {
 	// In a shared /tmp somebody else may have been first.
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || !info.IsDir() || int(st.Uid) != os.Geteuid() || info.Mode().Perm() != 0o700 {
-		return fmt.Errorf("folder for sockets: %s is not a private folder of this user; remove it", p.sockets)
+		return fmt.Errorf("directory for sockets: %s is not a private directory of this user; remove it", p.sockets)
 	}
 	return nil
 }
 
 func (p *paths) close() {
 	_ = os.Remove(p.file(runFile))
+	_ = os.Remove(p.file(workloadsFile))
 	_ = os.RemoveAll(p.sockets)
 	_ = p.lock.Close()
 }

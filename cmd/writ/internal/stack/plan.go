@@ -38,8 +38,10 @@ type replica struct {
 	// url is where a gateway is reached, ports what it binds.
 	url   string
 	ports []uint32
-	// where names the object that brought it about, for messages.
-	where string
+	// where names the object that brought it about, for messages; object is the
+	// LocalWorkload.
+	where  string
+	object model.Ref
 }
 
 func (r *replica) gateway() bool { return r.instance.Spec.Type == "gateway" }
@@ -102,13 +104,16 @@ func (s *Stack) plan() (plan, error) {
 // those of mesh.yaml, of LocalWorkloads, and of files that cannot be read as a
 // whole and are named as workloads are.
 func blocking(problems []meshdir.Problem) error {
-	var all []error
+	var all problemsError
 	for _, p := range meshdir.Errors(problems) {
 		if p.File == "" || p.File == "mesh.yaml" || strings.HasPrefix(p.Object, "LocalWorkload ") || p.Object == "" && strings.HasPrefix(p.File, "workloads.") {
-			all = append(all, errors.New(p.String()))
+			all = append(all, p)
 		}
 	}
-	return errors.Join(all...)
+	if len(all) == 0 {
+		return nil
+	}
+	return all
 }
 
 func (s *Stack) planWorkload(out *plan, w *meshdir.LocalWorkload) error {
@@ -119,7 +124,7 @@ func (s *Stack) planWorkload(out *plan, w *meshdir.LocalWorkload) error {
 		if err != nil {
 			return err
 		}
-		r := replica{workload: w.Name, admin: addr, command: w.Spec.Command, env: w.Spec.Env, where: w.String()}
+		r := replica{workload: w.Name, admin: addr, command: w.Spec.Command, env: w.Spec.Env, where: w.String(), object: w.Ref}
 		r.address = addr
 		r.instance = meshdir.Instance{
 			Name: name, Namespace: w.Namespace, Labels: w.Labels,
@@ -261,7 +266,8 @@ func (s *Stack) checkGatewayPorts(want plan) error {
 		for _, port := range r.ports {
 			l, err := net.Listen("tcp", fmt.Sprintf("%s:%d", r.address, port))
 			if errors.Is(err, syscall.EADDRINUSE) {
-				return fmt.Errorf("%s: port %d of %s is in use by another process; stop it or change the server's port", r.where, port, r.address)
+				who := s.p.whoListens(fmt.Sprintf("%s:%d", r.address, port))
+				return fmt.Errorf("%s: port %d of %s is in use by %s: stop it, or change the server's port", r.where, port, r.address, who)
 			}
 			if err == nil {
 				_ = l.Close()

@@ -22,7 +22,7 @@ type Ready struct {
 	Services    map[string]string `json:"services"`
 	// Admin has the unix sockets of the services' operator interfaces.
 	Admin map[string]string `json:"admin"`
-	// Logs is the folder with the log of every process.
+	// Logs is the directory with the log of every process.
 	Logs string `json:"logs"`
 	// PID is that of `writ up`.
 	PID int `json:"pid"`
@@ -74,7 +74,10 @@ var errNotRunning = errors.New("no mesh is running")
 // state ("" for the default place).
 func Running(dir, state string) (*Ready, error) {
 	if state == "" {
-		state = filepath.Join(dir, ".writ")
+		state = filepath.Join(dir, stateFolder)
+	}
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		return nil, fmt.Errorf("%s is no mesh directory", dir)
 	}
 	data, err := os.ReadFile(filepath.Join(state, runFile))
 	if errors.Is(err, fs.ErrNotExist) {

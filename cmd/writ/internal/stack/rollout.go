@@ -26,8 +26,9 @@ const (
 
 // rollOut makes want run without losing a request: callers are sent to a replica
 // only when it is up, and one is ended only when nobody is sent to it any more
-// and its requests are done.
-func (s *Stack) rollOut(ctx context.Context, want plan) error {
+// and its requests are done. hurry says that a program which does not listen yet
+// should not be waited for any longer.
+func (s *Stack) rollOut(ctx context.Context, want plan, hurry func() bool) error {
 	have, wanted := s.last.byKey(), want.byKey()
 	arriving, leaving := make(map[string]bool), make(map[string]bool)
 	before, after := plan{}, plan{}
@@ -48,7 +49,7 @@ func (s *Stack) rollOut(ctx context.Context, want plan) error {
 		}
 	}
 	if len(arriving) > 0 {
-		if err := s.bringUp(ctx, before, arriving); err != nil {
+		if err := s.bringUp(ctx, before, arriving, hurry); err != nil {
 			return err
 		}
 	}
@@ -68,7 +69,7 @@ func (s *Stack) rollOut(ctx context.Context, want plan) error {
 		after.replicas = append(after.replicas, r)
 	}
 	if len(arriving) > 0 {
-		if err := s.bringUp(ctx, after, arriving); err != nil {
+		if err := s.bringUp(ctx, after, arriving, hurry); err != nil {
 			return err
 		}
 	}
@@ -80,7 +81,7 @@ func (s *Stack) rollOut(ctx context.Context, want plan) error {
 
 // bringUp starts what of p does not run and waits until it serves; nobody is
 // sent to the replicas whose key is in arriving.
-func (s *Stack) bringUp(ctx context.Context, p plan, arriving map[string]bool) error {
+func (s *Stack) bringUp(ctx context.Context, p plan, arriving map[string]bool, hurry func() bool) error {
 	if err := s.writeInstances(p, arriving); err != nil {
 		return err
 	}
@@ -100,7 +101,8 @@ func (s *Stack) bringUp(ctx context.Context, p plan, arriving map[string]bool) e
 	if err != nil {
 		return err
 	}
-	return s.waitForPrograms(ctx)
+	s.waitForPrograms(ctx, arriving, hurry)
+	return nil
 }
 
 // announce tells pilot who is ready and waits until every proxy knows.

@@ -5,12 +5,11 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/writ-mesh/writ/cmd/writ/internal/supervise"
@@ -21,16 +20,38 @@ import (
 	nodeagentpb "github.com/writ-mesh/writ/proto/writ/nodeagent/v1"
 )
 
-// run is a replica's processes.
+// run is a replica's processes. What of the replica may change while they go on
+// is guarded by the stack's mutex; the rest stays as it was at the start.
 type run struct {
-	replica replica
-	handles []*supervise.Handle
+	replica   replica
+	processes []*process
+	// name and object are those of the replica, program its program, nil if there
+	// is none to start, and apps the ports that it is to listen on.
+	name    string
+	object  model.Ref
+	program *process
+	apps    []uint32
+	// heard is the process ID of the program when it was last seen to listen.
+	heard atomic.Int64
 }
 
 func (r *run) stop() {
-	for _, h := range r.handles {
-		h.Stop()
+	var wg sync.WaitGroup
+	for _, p := range r.processes {
+		wg.Go(p.stop)
 	}
+	wg.Wait()
+}
+
+// process is a supervised process with its log.
+type process struct {
+	*supervise.Handle
+	log *os.File
+}
+
+func (p *process) stop() {
+	p.Stop()
+	_ = p.log.Close()
 }
 
 // reconcile makes what runs be what is wanted.
@@ -59,22 +80,35 @@ func (s *Stack) reconcile(ctx context.Context, want plan) error {
 }
 
 func (s *Stack) startReplica(ctx context.Context, r replica) (*run, error) {
-	out := &run{replica: r}
+	todo := make([]supervise.Process, 0, 2)
 	envoy, err := s.proxy(r)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.start(ctx, &out.handles, envoy); err != nil {
-		return nil, err
+	todo = append(todo, envoy)
+	if len(r.command) > 0 {
+		program, err := s.program(r)
+		if err != nil {
+			return nil, err
+		}
+		todo = append(todo, program)
 	}
-	if len(r.command) == 0 {
-		return out, nil
+	out := &run{replica: r, name: r.instance.Name, object: r.object}
+	for _, p := range todo {
+		started, err := s.start(ctx, p)
+		if err != nil {
+			out.stop()
+			return nil, err
+		}
+		out.processes = append(out.processes, started)
 	}
-	program, err := s.program(r)
-	if err != nil {
-		return nil, err
+	if len(r.command) > 0 {
+		out.program = out.processes[1]
+		for _, p := range r.instance.Spec.Ports {
+			out.apps = append(out.apps, p.App)
+		}
 	}
-	return out, s.start(ctx, &out.handles, program)
+	return out, nil
 }
 
 // proxy gives the Envoy of a replica. It is registered with the node agent by
@@ -123,7 +157,7 @@ func (s *Stack) register(pid int, proxyID string) {
 
 // program gives the program of a replica.
 func (s *Stack) program(r replica) (supervise.Process, error) {
-	path, err := s.lookUp(r.command[0])
+	path, err := lookUp(s.p.dir, s.p.bin, r.command[0])
 	if err != nil {
 		return supervise.Process{}, fmt.Errorf("%s: spec.command: %w", r.where, err)
 	}
@@ -150,21 +184,6 @@ func (s *Stack) program(r replica) (supervise.Process, error) {
 	}, nil
 }
 
-// lookUp finds a program: a path below the mesh directory, a binary beside
-// `writ`, or one on PATH.
-func (s *Stack) lookUp(name string) (string, error) {
-	if strings.ContainsRune(name, '/') {
-		if !filepath.IsAbs(name) {
-			name = filepath.Join(s.p.dir, name)
-		}
-		return exec.LookPath(name)
-	}
-	if path, err := exec.LookPath(filepath.Join(s.p.bin, name)); err == nil {
-		return path, nil
-	}
-	return exec.LookPath(name)
-}
-
 func envName(port string) string {
 	return strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' {
@@ -175,31 +194,6 @@ func envName(port string) string {
 		}
 		return '_'
 	}, port)
-}
-
-// waitForPrograms waits until every program that was started listens. One that
-// does not within ten seconds is named in the log: its callers get 503.
-func (s *Stack) waitForPrograms(ctx context.Context) error {
-	for _, r := range s.last.replicas {
-		if len(r.command) == 0 {
-			continue
-		}
-		for _, p := range r.instance.Spec.Ports {
-			err := poll(ctx, 10*time.Second, func() error {
-				c, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", p.App), time.Second)
-				if err != nil {
-					return err
-				}
-				return c.Close()
-			})
-			if err != nil {
-				s.log.WarnContext(ctx, "a program does not listen on the port it was given in $PORT",
-					slog.String("workload", r.instance.Name), slog.Uint64("port", uint64(p.App)),
-					slog.String("log", s.p.file("logs", "app-"+r.instance.Namespace+"-"+r.instance.Name+".log")))
-			}
-		}
-	}
-	return nil
 }
 
 // report writes run.json and the ready file.

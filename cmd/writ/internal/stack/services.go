@@ -115,9 +115,11 @@ func (s *Stack) startDaemons(ctx context.Context) error {
 		if d.identity != "" {
 			p.Before = func(ctx context.Context) error { return s.giveToken(ctx, d) }
 		}
-		if err := s.start(ctx, &s.services, p); err != nil {
+		started, err := s.start(ctx, p)
+		if err != nil {
 			return err
 		}
+		s.services = append(s.services, started)
 		if d.name == "ca" {
 			if err := s.waitForCA(ctx); err != nil {
 				return err
@@ -128,15 +130,14 @@ func (s *Stack) startDaemons(ctx context.Context) error {
 }
 
 // start opens the process's log and puts it under supervision.
-func (s *Stack) start(ctx context.Context, into *[]*supervise.Handle, p supervise.Process) error {
-	f, err := supervise.LogFile(s.p.file("logs", p.Name+".log"), logLimit)
+func (s *Stack) start(ctx context.Context, p supervise.Process) (*process, error) {
+	path := s.p.file("logs", p.Name+".log")
+	f, err := supervise.LogFile(path, logLimit)
 	if err != nil {
-		return fmt.Errorf("log of %s: %w", p.Name, err)
+		return nil, fmt.Errorf("log of %s: %w", p.Name, err)
 	}
-	s.logs = append(s.logs, f)
 	p.Output = f
-	*into = append(*into, supervise.Start(ctx, p, s.log))
-	return nil
+	return &process{supervise.Start(ctx, p, s.log.With(slog.String("log", path))), f}, nil
 }
 
 // giveToken puts a fresh join token where the service looks for it. The service
@@ -226,8 +227,7 @@ func (s *Stack) waitFor(ctx context.Context, process string, f func(context.Cont
 func (s *Stack) dying(process string) bool {
 	for _, h := range s.services {
 		if h.Name() == process {
-			_, restarts, _ := h.State()
-			return restarts >= 3
+			return h.State().Restarts >= 3
 		}
 	}
 	return false

@@ -5,19 +5,24 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
+	"math"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 
-	"github.com/writ-mesh/writ/cmd/writ/internal/supervise"
 	"github.com/writ-mesh/writ/pilot/meshdir"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 	nodeagentpb "github.com/writ-mesh/writ/proto/writ/nodeagent/v1"
 	pilotpb "github.com/writ-mesh/writ/proto/writ/pilot/v1"
 )
+
+// afterRollOut is how long it may take until the last revision of a roll-out is
+// live and known.
+const afterRollOut = time.Second
 
 // Stack is a running mesh.
 type Stack struct {
@@ -37,12 +42,17 @@ type Stack struct {
 	agentAdmin        nodeagentpb.AdminClient
 	pilotStatus       pilotpb.StatusClient
 
-	services []*supervise.Handle
-	logs     []*os.File
+	services []*process
 
 	mu   sync.Mutex
 	runs map[string]*run // by "<namespace>/<name>" of the replica or gateway
+	// trouble is what keeps workloads of the last edit from being started.
+	trouble []meshdir.Problem
+	// last is what pilot was told of; only one goroutine at a time uses it.
 	last plan
+	// rolling is until when, in nanoseconds of Unix time, revisions may come of
+	// workloads that start and end.
+	rolling atomic.Int64
 }
 
 // Up starts a mesh and returns when every sidecar has acknowledged the first
@@ -76,7 +86,13 @@ func (s *Stack) up(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if _, problems := s.missing(want); len(problems) > 0 {
+		return problemsError(problems)
+	}
 	if err := s.checkGatewayPorts(want); err != nil {
+		return err
+	}
+	if err := s.p.leaveNotice(want); err != nil {
 		return err
 	}
 	if err := s.dial(); err != nil {
@@ -137,7 +153,8 @@ func (s *Stack) waitUntilLive(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.waitForPrograms(ctx)
+	s.waitForPrograms(ctx, nil, func() bool { return false })
+	return nil
 }
 
 // Live says why a mesh is not live yet, nil if it is.
@@ -167,6 +184,24 @@ func (s *Stack) Status(ctx context.Context) (*pilotpb.GetStatusResponse, error) 
 	return s.pilotStatus.GetStatus(ctx, &pilotpb.GetStatusRequest{})
 }
 
+// WatchStatus calls tell with pilot's status now and after each change, until ctx
+// ends. rolling says that the revisions come of replicas that start and end.
+func (s *Stack) WatchStatus(ctx context.Context, tell func(st *pilotpb.GetStatusResponse, rolling bool)) {
+	for ctx.Err() == nil {
+		stream, err := s.pilotStatus.WatchStatus(ctx, &pilotpb.WatchStatusRequest{}, grpc.WaitForReady(true))
+		for err == nil {
+			var st *pilotpb.GetStatusResponse
+			if st, err = stream.Recv(); err == nil {
+				tell(st, time.Now().UnixNano() < s.rolling.Load())
+			}
+		}
+		select { // pilot is away: it is started again
+		case <-ctx.Done():
+		case <-time.After(programLook):
+		}
+	}
+}
+
 // Down ends every process: programs and proxies first, then the services.
 func (s *Stack) Down() {
 	s.mu.Lock()
@@ -178,15 +213,12 @@ func (s *Stack) Down() {
 		wg.Go(r.stop)
 	}
 	wg.Wait()
-	for _, h := range s.services {
-		wg.Go(h.Stop)
+	for _, p := range s.services {
+		wg.Go(p.stop)
 	}
 	wg.Wait()
 	for _, c := range s.conns {
 		_ = c.Close()
-	}
-	for _, f := range s.logs {
-		_ = f.Close()
 	}
 	if s.addr != nil && s.addr.reservation != nil {
 		_ = s.addr.close()
@@ -201,8 +233,9 @@ func (s *Stack) Follow(ctx context.Context, changes <-chan struct{}) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { s.renewTokens(ctx) })
+	wg.Go(func() { s.watchPrograms(ctx) })
 	for {
-		if err := s.follow(ctx); err != nil {
+		if err := s.follow(ctx, changes); err != nil && !errors.As(err, new(problemsError)) && ctx.Err() == nil {
 			s.log.WarnContext(ctx, "the workloads stay as they are", slog.Any("error", err))
 		}
 		select {
@@ -213,18 +246,101 @@ func (s *Stack) Follow(ctx context.Context, changes <-chan struct{}) {
 	}
 }
 
-func (s *Stack) follow(ctx context.Context) error {
+// follow makes what runs be what the directory says now. A workload whose program
+// is not there stays as it is, and Follow's caller hears of it from
+// WorkloadProblems.
+func (s *Stack) follow(ctx context.Context, changes <-chan struct{}) error {
 	want, err := s.plan()
 	if err != nil {
 		return err
 	}
-	if want.equal(s.last) {
+	missing, problems := s.missing(want)
+	s.mu.Lock()
+	known := s.trouble
+	s.trouble = problems
+	s.mu.Unlock()
+	for _, p := range problems {
+		if !slices.Contains(known, p) {
+			s.opts.problem(p)
+		}
+	}
+	if want = s.withoutMissing(want, missing); want.equal(s.last) {
 		return nil
 	}
-	if err := s.rollOut(ctx, want); err != nil {
+	before := s.last.byKey()
+	s.rolling.Store(math.MaxInt64)
+	defer func() { s.rolling.Store(time.Now().Add(afterRollOut).UnixNano()) }()
+	if err := s.rollOut(ctx, want, s.newerThan(want, changes)); err != nil {
+		return err
+	}
+	s.opts.tell(changesOf(before, want))
+	if err := s.p.leaveNotice(want); err != nil {
 		return err
 	}
 	return s.report(ctx)
+}
+
+// newerThan gives a function that says whether the directory wants other
+// workloads by now: a program that does not listen holds back no later edit.
+func (s *Stack) newerThan(want plan, changes <-chan struct{}) func() bool {
+	var mu sync.Mutex
+	var looked time.Time
+	newer := false
+	return func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if newer || len(changes) == 0 || time.Since(looked) < programLook {
+			return newer
+		}
+		looked = time.Now()
+		if next, err := s.plan(); err == nil {
+			missing, _ := s.missing(next)
+			newer = !s.withoutMissing(next, missing).equal(want)
+		}
+		return newer
+	}
+}
+
+// changesOf says which replicas and gateways were started, replaced and ended, ""
+// if none.
+func changesOf(before map[string]replica, want plan) string {
+	var started, replaced, ended, all []string
+	for _, r := range want.replicas {
+		old, ran := before[r.key()]
+		if !ran {
+			started = append(started, r.instance.Name)
+		} else if !old.sameProcesses(r) {
+			replaced = append(replaced, r.instance.Name)
+		}
+		delete(before, r.key())
+	}
+	for _, r := range before {
+		ended = append(ended, r.instance.Name)
+	}
+	slices.Sort(ended)
+	for _, part := range []struct {
+		verb  string
+		names []string
+	}{{"started", started}, {"replaced", replaced}, {"ended", ended}} {
+		if n := len(part.names); n > 5 {
+			part.names = append(part.names[:5:5], fmt.Sprintf("and %d more", n-5))
+		}
+		if len(part.names) > 0 {
+			all = append(all, part.verb+" "+strings.Join(part.names, ", "))
+		}
+	}
+	return strings.Join(all, "; ")
+}
+
+// problemsError is that of a mesh directory of which it is unknown what to run.
+type problemsError []meshdir.Problem
+
+func (e problemsError) Error() string {
+	lines := make([]string, 0, len(e))
+	for _, p := range e {
+		lines = append(lines, p.String())
+	}
+	return strings.Join(lines, "\n")
 }
 
 func lastLine(text string) string {

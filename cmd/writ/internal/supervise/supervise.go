@@ -50,10 +50,20 @@ type Handle struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 
-	mu       sync.Mutex
-	pid      int
-	restarts int
-	lastExit string
+	mu    sync.Mutex
+	state State
+}
+
+// State is how a process fares.
+type State struct {
+	// PID is its process ID, 0 while it does not run.
+	PID int
+	// Started is when it was started last.
+	Started time.Time
+	// Restarts is how often it ended and was started again, LastExit how it last
+	// ended.
+	Restarts int
+	LastExit string
 }
 
 // Start keeps p running until Stop is called or ctx ends.
@@ -70,12 +80,11 @@ func (h *Handle) Stop() {
 	<-h.done
 }
 
-// State tells the process ID (0 if it is not running), how often it was started
-// again, and how it last ended.
-func (h *Handle) State() (pid, restarts int, lastExit string) {
+// State tells how the process fares.
+func (h *Handle) State() State {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.pid, h.restarts, h.lastExit
+	return h.state
 }
 
 // run stays on one thread: the kernel's parent-death signal is tied to the
@@ -95,10 +104,14 @@ func (h *Handle) run(ctx context.Context) {
 			backoff = minBackoff
 		}
 		h.mu.Lock()
-		h.restarts++
-		h.lastExit = fmt.Sprint(err)
+		h.state.Restarts++
+		h.state.LastExit = fmt.Sprint(err)
+		n := h.state.Restarts
 		h.mu.Unlock()
-		h.log.WarnContext(ctx, "process ended, starting it again", slog.String("process", h.p.Name), slog.Any("exit", err), slog.Duration("in", backoff))
+		// One that ends again and again is told of ever more seldom.
+		if n&(n-1) == 0 {
+			h.log.WarnContext(ctx, "process ended, starting it again", slog.String("process", h.p.Name), slog.Any("exit", err), slog.Int("times", n))
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -145,7 +158,10 @@ func (h *Handle) once(ctx context.Context) error {
 func (h *Handle) setPID(pid int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.pid = pid
+	h.state.PID = pid
+	if pid != 0 {
+		h.state.Started = time.Now()
+	}
 }
 
 // terminate asks the whole process group to end and kills what is left after the grace.

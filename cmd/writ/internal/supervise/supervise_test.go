@@ -32,11 +32,11 @@ func TestAProcessThatDiesIsStartedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	proctest.Until(t, bound, "it has started again", func() bool { return started(2) })
-	if _, restarts, exit := h.State(); restarts != 1 || !strings.Contains(exit, "killed") {
-		t.Errorf("%d restarts, last exit %q", restarts, exit)
+	if st := h.State(); st.Restarts != 1 || !strings.Contains(st.LastExit, "killed") {
+		t.Errorf("%+v", st)
 	}
 	h.Stop()
-	if pid, _, _ := h.State(); pid != 0 {
+	if pid := h.State().PID; pid != 0 {
 		t.Errorf("process %d runs after Stop", pid)
 	}
 	if err := syscall.Kill(pids[1], 0); err == nil {

@@ -492,7 +492,10 @@ type Problem struct {
 	Field   string `protobuf:"bytes,4,opt,name=field,proto3" json:"field,omitempty"`
 	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
 	// error or warning.
-	Severity      string `protobuf:"bytes,6,opt,name=severity,proto3" json:"severity,omitempty"`
+	Severity string `protobuf:"bytes,6,opt,name=severity,proto3" json:"severity,omitempty"`
+	// What is in force in place of the file: "earlier", its last good content, or
+	// "nothing"; empty if only the object is left out, or nothing is.
+	InForce       string `protobuf:"bytes,7,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -569,6 +572,13 @@ func (x *Problem) GetSeverity() string {
 	return ""
 }
 
+func (x *Problem) GetInForce() string {
+	if x != nil {
+		return x.InForce
+	}
+	return ""
+}
+
 var File_writ_pilot_v1_pilot_proto protoreflect.FileDescriptor
 
 const file_writ_pilot_v1_pilot_proto_rawDesc = "" +
@@ -606,14 +616,15 @@ const file_writ_pilot_v1_pilot_proto_rawDesc = "" +
 	"\tresources\x18\a \x03(\v2$.writ.pilot.v1.Client.ResourcesEntryR\tresources\x1a<\n" +
 	"\x0eResourcesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\x95\x01\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xb0\x01\n" +
 	"\aProblem\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12\x12\n" +
 	"\x04line\x18\x02 \x01(\rR\x04line\x12\x16\n" +
 	"\x06object\x18\x03 \x01(\tR\x06object\x12\x14\n" +
 	"\x05field\x18\x04 \x01(\tR\x05field\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x12\x1a\n" +
-	"\bseverity\x18\x06 \x01(\tR\bseverity*\xa0\x01\n" +
+	"\bseverity\x18\x06 \x01(\tR\bseverity\x12\x19\n" +
+	"\bin_force\x18\a \x01(\tR\ainForce*\xa0\x01\n" +
 	"\rRevisionState\x12\x1e\n" +
 	"\x1aREVISION_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16REVISION_STATE_PENDING\x10\x01\x12\x17\n" +
