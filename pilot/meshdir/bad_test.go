@@ -45,7 +45,7 @@ func TestBadDocuments(t *testing.T) {
 			mesh := exampleFiles(t)
 			mesh[name], mesh["broken.rego"] = data, rego
 			_, problems := Parse(mesh, exampleInstances(t), Options{CompileRego: compileStub, ReadFile: func(name string) ([]byte, error) {
-				return readNamed("testdata/bad", name)
+				return (&Options{Dir: "testdata/bad"}).named(name)
 			}})
 			var got strings.Builder
 			for _, p := range problems {

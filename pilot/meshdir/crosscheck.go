@@ -3,6 +3,7 @@ package meshdir
 import (
 	"cmp"
 	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"slices"
 	"strings"
@@ -242,6 +243,7 @@ func (a *assembler) checkRule(c *checker) {
 			}
 		} else if t.GetMode() == networking.ClientTLSSettings_SIMPLE || t.GetMode() == networking.ClientTLSSettings_MUTUAL {
 			c.certificateFiles(at, "clientCertificate", t.ClientCertificate, t.PrivateKey, t.CaCertificates)
+			c.revocations(at+".caCrl", t.CaCrl)
 		}
 	}
 	traffic := func(at string, p *networking.TrafficPolicy) {
@@ -275,6 +277,7 @@ func (a *assembler) checkGatewayFiles(c *checker) {
 			a.credentialExists(c, index(at+".credentialNames", j), name)
 		}
 		c.certificateFiles(at, "serverCertificate", t.ServerCertificate, t.PrivateKey, t.CaCertificates)
+		c.revocations(at+".caCrl", t.CaCrl)
 		for j, pair := range t.TlsCertificates {
 			c.certificateFiles(index(at+".tlsCertificates", j), "serverCertificate", pair.ServerCertificate, pair.PrivateKey, "")
 		}
@@ -295,6 +298,24 @@ func (a *assembler) credentialExists(c *checker, at, name string) {
 		}
 	}
 	c.errorf(at, "there is no Secret %s: write one, or give certificate files", strings.Join(slices.Compact(candidates), " or "))
+}
+
+// revocations checks a file with lists of revoked certificates.
+func (c *checker) revocations(at, name string) {
+	if name == "" || c.options.ReadFile == nil {
+		return
+	}
+	data, err := c.options.ReadFile(name)
+	if err != nil {
+		c.errorf(at, "the file %q cannot be read: %s", shorten(name), fileProblem(err))
+		return
+	}
+	block, _ := pem.Decode(data)
+	if block == nil {
+		c.errorf(at, "the file %q has no revocation list in PEM", shorten(name))
+	} else if _, err := x509.ParseRevocationList(block.Bytes); err != nil {
+		c.errorf(at, "the file %q has no revocation list in PEM", shorten(name))
+	}
 }
 
 // certificateFiles checks files that an object names: they exist, parse, and

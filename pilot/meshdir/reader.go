@@ -76,7 +76,7 @@ func NewReader(options Options) *Reader {
 	r := &Reader{parsed: version{}, named: map[string][sha256.Size]byte{}, held: map[string]held{}}
 	read := options.ReadFile
 	if read == nil {
-		read = func(name string) ([]byte, error) { return readNamed(options.Dir, name) }
+		read = options.named
 	}
 	options.ReadFile = func(name string) ([]byte, error) {
 		data, err := read(name)

@@ -55,6 +55,8 @@ func checkRegoPolicy(c *checker) {
 		case u.Scheme != "file" || u.Host != "" || !path.IsAbs(u.Path):
 			// What authz refuses must not get into a revision.
 			c.errorf("spec.bundle.url", "%q is not supported by this version: use file:///path of a folder or .tar.gz", shorten(b.URL))
+		case c.options.folderProblem(u.Path) != "":
+			c.errorf("spec.bundle.url", "%q %s", shorten(b.URL), c.options.folderProblem(u.Path))
 		case c.missing(u.Path):
 			c.errorf("spec.bundle.url", "there is no %q", shorten(u.Path))
 		}

@@ -65,6 +65,9 @@ func (o *Options) folderProblem(p string) string {
 		reserved = append(reserved, filepath.Join(o.Dir, ".writ"))
 	}
 	for _, name := range namesOf(p) {
+		if slices.Contains(strings.Split(name, "/"), ".writ") {
+			return "is reserved: it lies in the state directory of a mesh"
+		}
 		for _, folder := range kernelFolders {
 			if within(folder, name) {
 				return "lies in " + folder + ", where no object may point"

@@ -113,3 +113,34 @@ func TestReserved(t *testing.T) {
 		})
 	}
 }
+
+// TestNamedFiles: which files an object gets at.
+func TestNamedFiles(t *testing.T) {
+	top := t.TempDir()
+	dir, state, other := filepath.Join(top, "mesh"), filepath.Join(top, "state"), filepath.Join(top, "other")
+	for _, name := range []string{dir + "/certs/a.pem", dir + "/.hidden/a.pem", dir + "/.writ/a.pem", state + "/a.pem", other + "/a.pem", other + "/.writ/a.pem"} {
+		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, to := range map[string]string{dir + "/out": other, dir + "/certs/link.pem": "a.pem", dir + "/certs/state.pem": dir + "/.writ/a.pem", dir + "/certs/hidden": "../.writ", other + "/state": state} {
+		if err := os.Symlink(to, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	options := NewReader(Options{Dir: dir, Reserved: Reserved{Folders: []string{state}}}).options
+	for name, allowed := range map[string]bool{
+		"certs/a.pem": true, "./certs/a.pem": true, "certs/link.pem": true, other + "/a.pem": true, dir + "/certs/a.pem": true,
+		".hidden/a.pem": false, ".writ/a.pem": false, "certs/../.writ/a.pem": false, "certs/hidden/a.pem": false, "certs/state.pem": false,
+		"../other/a.pem": false, "out/a.pem": false, "certs": false, "": false,
+		state + "/a.pem": false, other + "/state/a.pem": false, other + "/../state/a.pem": false, dir + "/.writ/a.pem": false, other + "/.writ/a.pem": false, dir + "/certs/state.pem": false,
+		"/proc/self/environ": false, "/dev/zero": false,
+	} {
+		if _, err := options.ReadFile(name); (err == nil) != allowed {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}

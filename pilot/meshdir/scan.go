@@ -112,19 +112,40 @@ func readBounded(root *os.Root, name string) ([]byte, error) {
 	return data, err
 }
 
-// readNamed reads a file that an object names: relative to dir, or absolute.
-func readNamed(dir, name string) ([]byte, error) {
-	if !filepath.IsAbs(name) {
-		name = filepath.Join(dir, filepath.FromSlash(name))
-	}
-	info, err := os.Stat(name)
-	switch {
-	case err != nil:
+// named reads a file that an object names. A relative name is of the mesh
+// directory: no hidden file or folder, and not out of it, neither by name nor by a
+// symbolic link. An absolute one, which Istio's certificates have, is any file but
+// one of the mesh itself.
+func (o *Options) named(name string) ([]byte, error) {
+	root, rel, err := o.locate(name)
+	if err != nil {
 		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, errors.New("it is not a regular file")
-	case info.Size() > maxFileSize:
-		return nil, errors.New(tooLarge)
 	}
-	return os.ReadFile(name)
+	defer root.Close()
+	return readBounded(root, rel)
+}
+
+// locate gives the folder from which an object's file is opened, and its name in it.
+func (o *Options) locate(name string) (*os.Root, string, error) {
+	if !filepath.IsAbs(name) {
+		for part := range strings.SplitSeq(filepath.ToSlash(name), "/") {
+			if strings.HasPrefix(part, ".") && part != "." {
+				return nil, "", errors.New("it lies in a hidden folder or outside of the mesh directory")
+			}
+		}
+		if o.folderProblem(filepath.Join(o.Dir, name)) != "" {
+			return nil, "", errors.New("it belongs to the mesh itself")
+		}
+		root, err := os.OpenRoot(o.Dir)
+		return root, filepath.Clean(name), err
+	}
+	if o.folderProblem(name) != "" {
+		return nil, "", errors.New("it belongs to the mesh itself")
+	}
+	real, err := filepath.EvalSymlinks(name)
+	if err != nil {
+		return nil, "", err
+	}
+	root, err := os.OpenRoot(filepath.Dir(real))
+	return root, filepath.Base(real), err
 }

@@ -13,6 +13,7 @@ import (
 	meshv1 "istio.io/api/mesh/v1alpha1"
 
 	"github.com/writ-mesh/writ/pilot/envoy"
+	"github.com/writ-mesh/writ/pilot/security"
 )
 
 // stdout is where access logs go unless MeshConfig.accessLogFile names a file.
@@ -47,6 +48,14 @@ func logFields() map[string]string {
 		"route_name":                        "%ROUTE_NAME%",
 		"source_principal":                  "%DOWNSTREAM_PEER_URI_SAN%",
 	}
+}
+
+// inboundLogFields are those of requests that arrive at a workload. Routes there
+// rewrite no path: a header that says otherwise is the caller's.
+func inboundLogFields() map[string]string {
+	fields := security.HTTPLogFields()
+	fields["path"] = "%REQ(:PATH)%"
+	return fields
 }
 
 // accessLog is the log of a connection manager or TCP proxy. deniedBy is the

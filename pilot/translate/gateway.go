@@ -7,10 +7,12 @@ import (
 	"slices"
 	"strings"
 
+	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	earlyheaderv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	meshv1 "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
 
@@ -248,6 +250,7 @@ func (g *gatewayBuilder) manager(routes string, port uint32, proto model.Protoco
 	}
 	m := g.t.connectionManager(fmt.Sprintf("outbound_0.0.0.0_%d", port), routes, deniedBy)
 	m.UseRemoteAddress = yes()
+	m.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{withoutOriginalPath()}
 	m.XffNumTrustedHops = topology.GetNumTrustedProxies()
 	m.ServerName = serverName
 	m.ServerHeaderTransformation = hcmv3.HttpConnectionManager_OVERWRITE
@@ -264,6 +267,14 @@ func (g *gatewayBuilder) manager(routes string, port uint32, proto model.Protoco
 	m.HttpFilters = routeFilters(m.HttpFilters...)
 	m.HttpFilters = slices.Insert(m.HttpFilters, len(m.HttpFilters)-1, dynamicForwardProxyFilter())
 	return networkFilter(hcmFilter, m)
+}
+
+// withoutOriginalPath drops the header by which Envoy says what a path was before
+// it rewrote it, where a client sends it: the access log would believe it.
+func withoutOriginalPath() *corev3.TypedExtensionConfig {
+	return &corev3.TypedExtensionConfig{Name: "envoy.http.early_header_mutation.header_mutation", TypedConfig: envoy.Any(&earlyheaderv3.HeaderMutation{
+		Mutations: []*mutationrulesv3.HeaderMutation{{Action: &mutationrulesv3.HeaderMutation_Remove{Remove: "x-envoy-original-path"}}},
+	})}
 }
 
 // showsDeniedBy says whether a Gateway asked for the reason of refusals.

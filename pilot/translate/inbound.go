@@ -94,7 +94,7 @@ func (t *Translator) inboundHTTP(p *model.Proxy, ip *inboundPort) error {
 	m := t.connectionManager(fmt.Sprintf("inbound_0.0.0.0_%d", ip.port.Port), name, security.DeniedByOperator)
 	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
 	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
-	m.AccessLog = t.accessLog(security.DeniedByOperator, security.HTTPLogFields())
+	m.AccessLog = t.accessLog(security.DeniedByOperator, inboundLogFields())
 	m.LocalReplyConfig = tellUnreached(policy.LocalReply)
 	m.HttpFilters = append(m.HttpFilters, policy.Filters...)
 	if ip.port.Protocol == model.GRPCWeb {
