@@ -263,12 +263,15 @@ func (s *Store) send(ctx context.Context, jobs []*job, load bool) (again []*job)
 	for _, j := range jobs {
 		j.sent.Store(sent)
 	}
-	// The first failed command's error; each has its own.
-	if _, err := pipe.Exec(ctx); err == nil {
+	_, failed := pipe.Exec(ctx)
+	if failed == nil {
 		s.answered.Store(int64(s.elapsed()))
 	}
 	for _, j := range jobs {
 		values, err := j.cmd.Int64Slice()
+		if j.cmd.Err() == nil && j.cmd.Val() == nil && failed != nil {
+			err = failed // it was not sent: Redis did not let us in
+		}
 		j.cmd = nil
 		if !load && err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
 			again = append(again, j)
