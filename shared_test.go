@@ -23,16 +23,15 @@ import (
 var ownByRight = map[string]string{
 	"internal/identity.Node":        "makes what NodeOf reads",
 	"internal/identity.Workload":    "makes what WorkloadOf reads",
-	"internal/peercred.FromContext": "reads what Credentials writes",
 	"internal/peercred.Of":          "is what Credentials asks; nodeagent/attest pins the process besides",
 	"internal/service.Health.Ready": "is asked over HTTP, and by the tests of the services",
 }
 
 // TestInternalNamesAreShared: internal is for what several services need. What
-// one alone uses is at home there. Another package of internal is a user too, and
-// so is the program writ; a service and its command are one. A type is used by
-// whoever has a value of it; fields are not looked at, nor methods that an
-// interface asks for.
+// one alone uses is at home there. A service and its command are one user, the
+// program writ is another, and another package of internal stands for all who use
+// it. A type is used by whoever has a value of it; fields are not looked at, nor
+// methods that an interface asks for.
 func TestInternalNamesAreShared(t *testing.T) {
 	c := newChecker(t)
 	users := map[string]map[string]bool{} // by name: who uses it
@@ -51,8 +50,12 @@ func TestInternalNamesAreShared(t *testing.T) {
 			continue // the kits of tests, such as internal/proctest
 		}
 		for _, name := range c.declares(p) {
-			by := users[name]
-			delete(by, folder)
+			by := map[string]bool{}
+			for u := range users[name] {
+				if u != folder {
+					c.standsFor(u, by)
+				}
+			}
 			reason := kept[name]
 			delete(kept, name)
 			switch {
@@ -81,6 +84,19 @@ func user(importPath string) string {
 	return parts[0]
 }
 
+// standsFor adds to by the services and programs that a user is or that use it.
+func (c *checker) standsFor(user string, by map[string]bool) {
+	if !strings.HasPrefix(user, "internal/") {
+		if user != "bench" {
+			by[user] = true
+		}
+		return
+	}
+	for importer := range c.importers[user] {
+		c.standsFor(importer, by)
+	}
+}
+
 // listed is a package as go list tells it.
 type listed struct {
 	ImportPath, Dir, Export string
@@ -94,6 +110,8 @@ type checker struct {
 	own      []listed
 	infos    map[string]*types.Info
 	packages map[string]*types.Package
+	// importers are the users of each package below internal.
+	importers map[string]map[string]bool
 	// interfaces of all packages that they import, by the names of their methods.
 	interfaces map[string][]*types.Interface
 }
@@ -106,7 +124,7 @@ func newChecker(t *testing.T) *checker {
 	if err != nil {
 		t.Fatalf("go list: %v", err)
 	}
-	c := &checker{t: t, infos: map[string]*types.Info{}, packages: map[string]*types.Package{}, interfaces: map[string][]*types.Interface{}}
+	c := &checker{t: t, infos: map[string]*types.Info{}, packages: map[string]*types.Package{}, importers: map[string]map[string]bool{}, interfaces: map[string][]*types.Interface{}}
 	exports := map[string]string{}
 	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
 		var p listed
@@ -150,6 +168,11 @@ func (c *checker) check(fset *token.FileSet, imports types.Importer, p listed, s
 	c.infos[p.ImportPath], c.packages[p.ImportPath] = info, pkg
 	for _, imported := range pkg.Imports() {
 		seen[imported] = true
+		folder := strings.TrimPrefix(imported.Path(), module)
+		if c.importers[folder] == nil {
+			c.importers[folder] = map[string]bool{}
+		}
+		c.importers[folder][user(p.ImportPath)] = true
 	}
 }
 
