@@ -96,9 +96,6 @@ func NewInput(req *authv3.CheckRequest, o InputOptions) (*Input, error) {
 	return &Input{value: in}, nil
 }
 
-// JSON gives the document, for tests and for commands that print it.
-func (in *Input) JSON() (any, error) { return ast.JSON(in.value) }
-
 func insertToken(in ast.Object, o InputOptions) error {
 	if o.TokenError != "" {
 		in.Insert(keyJWTError, ast.StringTerm(o.TokenError))

@@ -62,7 +62,7 @@ func FuzzNewInput(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if _, err := in.JSON(); err != nil {
+		if _, err := in.json(); err != nil {
 			t.Fatal(err)
 		}
 		if a := req.GetAttributes(); a != nil && attributes(a).Value.Compare(message(a.ProtoReflect()).Value) != 0 {

@@ -79,7 +79,7 @@ func TestFetcherKeepsLastGood(t *testing.T) {
 		w.set("https://a/keys", says(good))
 		f.Watch([]string{"https://a/keys"})
 		synctest.Wait()
-		if f.Keys("https://a/keys").Len() != 1 {
+		if f.Keys("https://a/keys").count() != 1 {
 			t.Fatal("not fetched at once")
 		}
 		for _, broken := range []func(context.Context) (string, error){
@@ -88,7 +88,7 @@ func TestFetcherKeepsLastGood(t *testing.T) {
 		} {
 			w.set("https://a/keys", broken)
 			time.Sleep(time.Hour) // time of the bubble
-			if f.Keys("https://a/keys").Len() != 1 {
+			if f.Keys("https://a/keys").count() != 1 {
 				t.Fatal("the last good keys are gone")
 			}
 		}
@@ -98,7 +98,7 @@ func TestFetcherKeepsLastGood(t *testing.T) {
 		f.Close()
 		again, _ := fetcher(t, store)
 		again.Watch([]string{"https://a/keys"})
-		if again.Keys("https://a/keys").Len() != 1 {
+		if again.Keys("https://a/keys").count() != 1 {
 			t.Error("the saved keys are not there after a restart")
 		}
 		again.Close()
@@ -134,11 +134,11 @@ func TestFetcherDeadOneDelaysNoOther(t *testing.T) {
 		w.set("https://a/keys", says(good))
 		f.Watch([]string{"https://slow/keys", "https://a/keys"})
 		synctest.Wait()
-		if f.Keys("https://a/keys").Len() != 1 || f.Keys("https://slow/keys") != nil {
+		if f.Keys("https://a/keys").count() != 1 || f.Keys("https://slow/keys") != nil {
 			t.Error("the good issuer waits for the dead one")
 		}
 		f.Watch([]string{"https://a/keys"})
-		if f.Keys("https://slow/keys") != nil || f.Keys("https://a/keys").Len() != 1 {
+		if f.Keys("https://slow/keys") != nil || f.Keys("https://a/keys").count() != 1 {
 			t.Error("what is watched did not follow")
 		}
 		f.Close()
@@ -167,7 +167,7 @@ func TestFetcherUnknownKid(t *testing.T) {
 		if n := len(w.times(uri)); n != 2 {
 			t.Errorf("%d fetches, want 2", n)
 		}
-		if f.Keys(uri).Len() != 2 {
+		if f.Keys(uri).count() != 2 {
 			t.Error("the new key is not known when Refresh returns")
 		}
 		for range 100 {
@@ -208,7 +208,7 @@ func TestFetcherDiscovery(t *testing.T) {
 		w.set("http://down/k", says(good))
 		f.Watch([]string{uri, down})
 		synctest.Wait()
-		if f.Keys(uri).Len() != 1 {
+		if f.Keys(uri).count() != 1 {
 			t.Error("keys were not discovered")
 		}
 		if f.Keys(down) != nil {

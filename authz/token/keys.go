@@ -41,14 +41,6 @@ type KeySet struct {
 	Skipped []string
 }
 
-// Len is the number of usable keys.
-func (s *KeySet) Len() int {
-	if s == nil {
-		return 0
-	}
-	return len(s.keys)
-}
-
 // find gives the keys that a token with this header may be signed by: those of
 // its kid, or all if it names none.
 func (s *KeySet) find(kid string, hasKid bool) []Key {

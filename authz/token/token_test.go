@@ -296,7 +296,7 @@ func TestParseKeys(t *testing.T) {
 			}
 			// A bad key does not take the good ones with it.
 			set, err := ParseKeys([]byte(mustJSON(t, map[string]any{"keys": []any{c.key, ec.jwk}})))
-			if err != nil || set.Len() != 1 || len(set.Skipped) != 1 {
+			if err != nil || set.count() != 1 || len(set.Skipped) != 1 {
 				t.Errorf("beside a good key: %v %v", set, err)
 			}
 		})
@@ -360,8 +360,11 @@ func FuzzParseKeys(f *testing.F) {
 	f.Add([]byte(`{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		set, err := ParseKeys(b)
-		if err == nil && set.Len() == 0 {
+		if err == nil && set.count() == 0 {
 			t.Fatal("no error and no key")
 		}
 	})
 }
+
+// count is the number of usable keys.
+func (s *KeySet) count() int { return len(s.find("", false)) }

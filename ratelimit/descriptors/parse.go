@@ -150,6 +150,38 @@ func (p *parser) merge(v *yaml.Node, what string, known []string) ([]field, erro
 	return out, nil
 }
 
+// key is a key that a mapping may have, and what is done with its value.
+type key struct {
+	name string
+	read func(field) error
+}
+
+// into reads a value to where it belongs.
+func into[T any](to *T, read func(field) (T, error)) func(field) error {
+	return func(f field) (err error) {
+		*to, err = read(f)
+		return err
+	}
+}
+
+// read reads a mapping that may have these keys.
+func (p *parser) read(n *yaml.Node, what string, keys ...key) error {
+	known := make([]string, len(keys))
+	for i, k := range keys {
+		known[i] = k.name
+	}
+	fields, err := p.fields(n, what, known...)
+	if err != nil {
+		return err
+	}
+	for _, f := range fields {
+		if err := keys[slices.Index(known, f.name)].read(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func has(fields []field, name string) bool {
 	return slices.ContainsFunc(fields, func(f field) bool { return f.name == name })
 }
@@ -172,22 +204,18 @@ func (p *parser) domain(doc *yaml.Node) (*Domain, error) {
 	if doc.Kind != yaml.DocumentNode || len(doc.Content) == 0 || doc.Content[0].Tag == "!!null" {
 		return nil, nil // an empty document, for example only comments
 	}
-	fields, err := p.fields(doc.Content[0], "the file", "domain", "descriptors")
-	if err != nil {
-		return nil, err
-	}
 	d := &Domain{File: p.file, Line: doc.Content[0].Line, root: &node{}}
 	var list *yaml.Node
-	for _, f := range fields {
-		switch f.name {
-		case "domain":
+	err := p.read(doc.Content[0], "the file",
+		key{"domain", func(f field) (err error) {
 			d.Line = f.key.Line
-			if d.Name, err = p.text(f); err != nil {
-				return nil, err
-			}
-		case "descriptors":
-			list = f.value
-		}
+			d.Name, err = p.text(f)
+			return err
+		}},
+		key{"descriptors", func(f field) error { list = f.value; return nil }},
+	)
+	if err != nil {
+		return nil, err
 	}
 	if d.Name == "" {
 		return nil, p.errorf(doc.Content[0], "domain is missing or empty")
@@ -219,11 +247,6 @@ func (p *parser) descriptors(d *Domain, parent *node, list *yaml.Node, path stri
 		}
 	}
 	return nil
-}
-
-var descriptorKeys = []string{
-	"key", "value", "rate_limit", "descriptors", "shadow_mode", "quota_mode",
-	"detailed_metric", "value_to_metric", "share_threshold", "metadata",
 }
 
 // descriptor is the file's shape of one descriptor.
@@ -276,77 +299,60 @@ func (p *parser) descriptor(d *Domain, parent *node, item *yaml.Node, path strin
 	return p.descriptors(d, n, c.children, path, depth+1)
 }
 
+// readDescriptor also says where the descriptor's key stands.
 func (p *parser) readDescriptor(item *yaml.Node) (c descriptor, at *yaml.Node, err error) {
-	fields, err := p.fields(item, "a descriptor", descriptorKeys...)
-	if err != nil {
-		return c, nil, err
-	}
 	at = item
-	for _, f := range fields {
-		var ignored bool
-		switch f.name {
-		case "key":
+	var ignored bool // checked, and without effect here
+	err = p.read(item, "a descriptor",
+		key{"key", func(f field) (err error) {
 			at = f.key
 			c.key, err = p.text(f)
-		case "value":
-			c.value, err = p.text(f)
-		case "shadow_mode":
-			c.shadow, err = p.boolean(f)
-		case "quota_mode":
-			c.quota, err = p.boolean(f)
-		case "share_threshold":
-			c.share, err = p.boolean(f)
-		case "detailed_metric", "value_to_metric":
-			ignored, err = p.boolean(f)
-		case "rate_limit":
+			return err
+		}},
+		key{"value", into(&c.value, p.text)},
+		key{"rate_limit", func(f field) error {
 			if f.value.Tag != "!!null" {
 				c.rateLimit = f.value
 			}
-		case "descriptors":
-			c.children = f.value
-		}
-		_ = ignored // checked, and without effect here
-		if err != nil {
-			return c, at, err
-		}
+			return nil
+		}},
+		key{"descriptors", func(f field) error { c.children = f.value; return nil }},
+		key{"shadow_mode", into(&c.shadow, p.boolean)},
+		key{"quota_mode", into(&c.quota, p.boolean)},
+		key{"detailed_metric", into(&ignored, p.boolean)},
+		key{"value_to_metric", into(&ignored, p.boolean)},
+		key{"share_threshold", into(&c.share, p.boolean)},
+		key{"metadata", func(field) error { return nil }},
+	)
+	if err == nil && c.key == "" {
+		err = p.errorf(at, "a descriptor has no key")
 	}
-	if c.key == "" {
-		return c, at, p.errorf(at, "a descriptor has no key")
-	}
-	return c, at, nil
+	return c, at, err
 }
 
 func (p *parser) rateLimit(n *yaml.Node, path string) (*Rule, error) {
-	fields, err := p.fields(n, "rate_limit", "unit", "requests_per_unit", "unlimited", "name", "replaces")
-	if err != nil {
-		return nil, err
-	}
 	r := &Rule{ID: path}
 	var requests uint32
-	var unit *field
-	for i, f := range fields {
-		switch f.name {
-		case "unit":
-			unit = &fields[i]
+	var unit *yaml.Node
+	err := p.read(n, "rate_limit",
+		key{"unit", func(f field) (err error) {
+			unit = f.key
 			r.Unit, err = p.unit(f)
-		case "requests_per_unit":
-			requests, err = p.number(f)
-		case "unlimited":
-			r.Unlimited, err = p.boolean(f)
-		case "name":
-			r.Name, err = p.text(f)
-		case "replaces":
-			r.Replaces, err = p.replaces(f)
-		}
-		if err != nil {
-			return nil, err
-		}
+			return err
+		}},
+		key{"requests_per_unit", into(&requests, p.number)},
+		key{"unlimited", into(&r.Unlimited, p.boolean)},
+		key{"name", into(&r.Name, p.text)},
+		key{"replaces", into(&r.Replaces, p.replaces)},
+	)
+	if err != nil {
+		return nil, err
 	}
 	switch {
 	case slices.Contains(r.Replaces, r.Name):
 		return nil, p.errorf(n, "a rate_limit replaces itself: %q", r.Name)
 	case r.Unlimited && unit != nil && r.Unit != rlsv3.RateLimitResponse_RateLimit_UNKNOWN:
-		return nil, p.errorf(unit.key, "an unlimited rate_limit has no unit")
+		return nil, p.errorf(unit, "an unlimited rate_limit has no unit")
 	case r.Unlimited:
 		return r, nil
 	}
@@ -384,15 +390,9 @@ func (p *parser) replaces(f field) ([]string, error) {
 	}
 	var out []string
 	for _, item := range f.value.Content {
-		fields, err := p.fields(item, "an entry of replaces", "name")
-		if err != nil {
-			return nil, err
-		}
 		name := ""
-		for _, f := range fields {
-			if name, err = p.text(f); err != nil {
-				return nil, err
-			}
+		if err := p.read(item, "an entry of replaces", key{"name", into(&name, p.text)}); err != nil {
+			return nil, err
 		}
 		if name == "" {
 			return nil, p.errorf(item, "an entry of replaces has no name")

@@ -90,9 +90,6 @@ func New(shared Shared, local Local, log *slog.Logger, reg prometheus.Registerer
 	return g
 }
 
-// Degraded tells whether the shared store is taken to be away.
-func (g *Guard) Degraded() bool { return g.degraded.Load() }
-
 // Decide makes one decision over all uses. It fails only if ctx ends.
 func (g *Guard) Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
 	counted := anyCountsRefused(uses)

@@ -88,15 +88,15 @@ func TestCircuit(t *testing.T) {
 		}
 		store.set(errors.New("connection refused"))
 		for range 5 {
-			if g.Degraded() {
+			if degraded(t, reg) {
 				t.Fatal("degraded before 25 ms of failures")
 			}
 			ask()
 			ask()                              // at the same time: part of the same hiccup
 			<-time.After(5 * time.Millisecond) // the bubble's time
 		}
-		if !g.Degraded() || gauge(t, reg) != 1 {
-			t.Fatal("not degraded after 25 ms of failures, or the gauge does not say so")
+		if !degraded(t, reg) {
+			t.Fatal("not degraded after 25 ms of failures")
 		}
 		before := store.count()
 		for range 100 {
@@ -109,14 +109,14 @@ func TestCircuit(t *testing.T) {
 			t.Errorf("%d passed of a limit of 20 across the outage", passed)
 		}
 		<-time.After(time.Minute) // probes fail meanwhile
-		if !g.Degraded() {
+		if !degraded(t, reg) {
 			t.Error("came back to a store that fails")
 		}
 		store.mu.Lock()
 		store.err, store.store = nil, memory.New(0) // back, and empty
 		store.mu.Unlock()
 		<-time.After(3 * time.Second)
-		if g.Degraded() || gauge(t, reg) != 0 {
+		if degraded(t, reg) {
 			t.Error("did not come back within three seconds")
 		}
 		for range 50 {
@@ -132,7 +132,8 @@ func TestCircuit(t *testing.T) {
 	})
 }
 
-func gauge(t *testing.T, reg *prometheus.Registry) float64 {
+// degraded is what the gauge says.
+func degraded(t testing.TB, reg *prometheus.Registry) bool {
 	t.Helper()
 	families, err := reg.Gather()
 	if err != nil {
@@ -140,20 +141,21 @@ func gauge(t *testing.T, reg *prometheus.Registry) float64 {
 	}
 	for _, f := range families {
 		if f.GetName() == "writ_ratelimit_store_degraded" {
-			return f.GetMetric()[0].GetGauge().GetValue()
+			return f.GetMetric()[0].GetGauge().GetValue() == 1
 		}
 	}
 	t.Fatal("no gauge writ_ratelimit_store_degraded")
-	return 0
+	return false
 }
 
 func TestAwayFromTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := fallback.New(&shared{err: errors.New("away")}, memory.New(0), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		reg := prometheus.NewRegistry()
+		g := fallback.New(&shared{err: errors.New("away")}, memory.New(0), slog.New(slog.DiscardHandler), reg)
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() { _ = g.Run(ctx) }()
 		synctest.Wait()
-		if !g.Degraded() {
+		if !degraded(t, reg) {
 			t.Error("not degraded with a store that is away from the start")
 		}
 		cancel()
@@ -171,7 +173,7 @@ func TestCallerWhoLeavesIsNoFailure(t *testing.T) {
 			t.Fatalf("got %v", err)
 		}
 	}
-	if g.Degraded() {
+	if degraded(t, reg) {
 		t.Error("callers who left opened the circuit")
 	}
 }
@@ -214,7 +216,8 @@ func realRedisAway(t *testing.T, goes, returns func(testing.TB, *redistest.Serve
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := fallback.New(store, memory.New(0), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	reg := prometheus.NewRegistry()
+	g := fallback.New(store, memory.New(0), slog.New(slog.DiscardHandler), reg)
 	ctx, cancel := context.WithCancel(context.Background())
 	var tasks sync.WaitGroup
 	tasks.Go(func() { _ = store.Run(ctx) })
@@ -231,7 +234,7 @@ func realRedisAway(t *testing.T, goes, returns func(testing.TB, *redistest.Serve
 	score.atLeast(t, 100)
 	before := runtime.NumGoroutine()
 	goes(t, server)
-	proctest.Until(t, 5*time.Second, "it is degraded", g.Degraded)
+	proctest.Until(t, 5*time.Second, "it is degraded", func() bool { return degraded(t, reg) })
 	score.slow.Store(0)
 	asked := score.asked.Load()
 	score.atLeast(t, asked+1000)
@@ -241,11 +244,11 @@ func realRedisAway(t *testing.T, goes, returns func(testing.TB, *redistest.Serve
 	if n := runtime.NumGoroutine(); n > before+10 {
 		t.Errorf("%d goroutines, %d before the store went away", n, before)
 	}
-	if !g.Degraded() {
+	if !degraded(t, reg) {
 		t.Error("not degraded while the store is away")
 	}
 	returns(t, server)
-	proctest.Until(t, 10*time.Second, "it is back", func() bool { return !g.Degraded() })
+	proctest.Until(t, 10*time.Second, "it is back", func() bool { return !degraded(t, reg) })
 	asked = score.asked.Load()
 	score.atLeast(t, asked+500)
 	// More only by what was on its way when the store went away: one per worker.
