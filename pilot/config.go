@@ -65,7 +65,7 @@ func DefaultConfig() Config { return Config{} }
 
 // Flags binds the flags that stand for keys of the file.
 func (c *Config) Flags(fs *flag.FlagSet) {
-	fs.StringVar(&c.Mesh, "mesh", c.Mesh, "the `directory` with the configuration of the mesh")
+	fs.StringVar(&c.Mesh, "mesh", c.Mesh, "the mesh `directory`: YAML files")
 	fs.StringVar(&c.Plaintext, "plaintext", c.Plaintext, "serve any xDS client without TLS on a loopback `address`, such as 127.0.0.1:15010")
 	fs.StringVar(&c.Admin, "admin", c.Admin, "serve the status on this `socket`, unix:///path")
 	fs.StringVar(&c.State, "state", c.State, "the `directory` that keeps the revision number over a restart")

@@ -10,6 +10,7 @@ func main() {
 	service.Main(service.Spec[ca.Config]{
 		Name:     "writ-ca",
 		About:    "the certificate authority: X.509-SVIDs for workloads, node agents and services",
+		Example:  "writ-ca -trust-domain example.org -state /var/lib/writ/ca -admin unix:///run/writ/ca.sock",
 		Default:  ca.DefaultConfig,
 		Common:   func(c *ca.Config) *service.Common { return &c.Common },
 		Flags:    (*ca.Config).Flags,

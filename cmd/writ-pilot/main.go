@@ -12,6 +12,7 @@ func main() {
 	service.Main(service.Spec[pilot.Config]{
 		Name:     "writ-pilot",
 		About:    "reads the configuration of the mesh and distributes it over xDS",
+		Example:  "writ-pilot -mesh examples/bookinfo -plaintext 127.0.0.1:15010",
 		Default:  pilot.DefaultConfig,
 		Common:   func(c *pilot.Config) *service.Common { return &c.Common },
 		Flags:    (*pilot.Config).Flags,

@@ -15,6 +15,7 @@ func main() {
 	service.Main(service.Spec[ratelimit.Config]{
 		Name:     "writ-ratelimit",
 		About:    "tells Envoys whether requests are within their quotas (RLS v3)",
+		Example:  "writ-ratelimit -descriptors limits -listen 127.0.0.1:8081",
 		Default:  ratelimit.DefaultConfig,
 		Common:   func(c *ratelimit.Config) *service.Common { return &c.Common },
 		Flags:    (*ratelimit.Config).Flags,

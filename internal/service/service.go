@@ -55,8 +55,8 @@ type Runtime struct {
 type Spec[C any] struct {
 	// Name is that of the binary, for example writ-ca.
 	Name string
-	// About is one line for -help.
-	About string
+	// About is one line for -help, Example a command line.
+	About, Example string
 	// Default returns a configuration with the defaults filled in.
 	Default func() C
 	// Common returns the common part of a configuration.
@@ -129,7 +129,15 @@ func parse[C any](s Spec[C], args []string, stderr io.Writer) (C, options, error
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			fs.SetOutput(stderr)
-			fmt.Fprintf(stderr, "%s: %s\n\nUsage: %s [flags]\n\n", s.Name, s.About, s.Name)
+			usage := s.Name + " [flags]"
+			if s.Args != nil {
+				usage += " [arguments]"
+			}
+			fmt.Fprintf(stderr, "%s: %s\n\nUsage:\n  %s\n\n", s.Name, s.About, usage)
+			if s.Example != "" {
+				fmt.Fprintf(stderr, "Example:\n  %s\n\n", s.Example)
+			}
+			fmt.Fprintln(stderr, "Flags:")
 			fs.PrintDefaults()
 			return c, opts, err
 		}
@@ -169,8 +177,8 @@ func flagSet[C any](s Spec[C], c *C, o *options) *flag.FlagSet {
 	fs.BoolVar(&o.version, "version", false, "print the version and exit")
 	common := s.Common(c)
 	fs.StringVar(&common.Monitoring, "monitoring", common.Monitoring, "serve /healthz, /readyz and /metrics on this `address`")
-	fs.StringVar(&common.Log.Level, "log-level", common.Log.Level, "debug, info, warn or error")
-	fs.StringVar(&common.Log.Format, "log-format", common.Log.Format, "text or json")
+	fs.StringVar(&common.Log.Level, "log-level", common.Log.Level, "how much is logged: a `level`, which is debug, info, warn or error")
+	fs.StringVar(&common.Log.Format, "log-format", common.Log.Format, "the `format` of logs: text or json")
 	if s.Flags != nil {
 		s.Flags(c, fs)
 	}

@@ -28,7 +28,7 @@ type conf struct {
 // spec is that service; ran says with what it was run.
 func spec(ran *[]conf) Spec[conf] {
 	return Spec[conf]{
-		Name: "writ-test", About: "a service of the tests",
+		Name: "writ-test", About: "a service of the tests", Example: "writ-test -listen 127.0.0.1:3",
 		Default: func() conf { return conf{Listen: "127.0.0.1:1"} },
 		Common:  func(c *conf) *Common { return &c.Common },
 		Flags:   func(c *conf, fs *flag.FlagSet) { fs.StringVar(&c.Listen, "listen", c.Listen, "where") },
@@ -69,7 +69,7 @@ func TestCommandLine(t *testing.T) {
 		"run what is bad":        {[]string{"-listen="}, 1, "", "listen: missing", ""},
 		"version":                {[]string{"-version"}, 0, "writ-test ", "", ""},
 		"version, two dashes":    {[]string{"--version"}, 0, "writ-test ", "", ""},
-		"help":                   {[]string{"-help"}, 0, "", "a service of the tests", ""},
+		"help":                   {[]string{"-help"}, 0, "", "a service of the tests\n\nUsage:\n  writ-test [flags]\n\nExample:\n  writ-test -listen 127.0.0.1:3\n\nFlags:\n  -config file", ""},
 		"unknown flag":           {[]string{"-nonsense"}, 2, "", "-nonsense", ""},
 		"argument":               {[]string{"nonsense"}, 2, "", `unexpected argument "nonsense"`, ""},
 		"missing file":           {[]string{"-config", "/nowhere/x"}, 1, "", "/nowhere/x", ""},
