@@ -115,16 +115,16 @@ func printStatus(out io.Writer, dir string, st *pilotpb.GetStatusResponse) error
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintln(w, "\nWHO\tKIND\tHAS REVISION\tRESOURCES\tLAST ERROR")
+	fmt.Fprintln(w, "\nCLIENT\tKIND\tREVISION\tRESOURCES\tLAST ERROR")
 	for _, c := range st.GetClients() {
 		var n uint32
 		for _, k := range c.GetResources() {
 			n += k
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\n", clientName(c.GetId()), c.GetKind(), c.GetAckedRevision(), n, check.Dash(firstLine(c.GetLastError())))
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\n", c.GetId(), c.GetKind(), c.GetAckedRevision(), n, check.Dash(firstLine(c.GetLastError())))
 	}
 	for _, m := range st.GetMissing() {
-		fmt.Fprintf(w, "%s\tproxy\tnot connected\t-\t-\n", clientName(m))
+		fmt.Fprintf(w, "%s\tproxy\tnot connected\t-\t-\n", m)
 	}
 	if err := w.Flush(); err != nil {
 		return err
