@@ -39,7 +39,9 @@ func TestEachEditIsALine(t *testing.T) {
 		{status(2, []*pilotpb.Revision{pending, live(2)}), stamps{"a.yaml": "3", "p.yaml": "1"}, false, nil},
 		// The next edit overtakes it, and a third file is broken.
 		{
-			status(4, []*pilotpb.Revision{live(4), overtaken, live(2)}, broken), stamps{"a.yaml": "3", "b.yaml": "1", "p.yaml": "2"}, false,
+			status(4, []*pilotpb.Revision{live(4), overtaken, live(2)}, broken),
+			stamps{"a.yaml": "3", "b.yaml": "1", "p.yaml": "2"},
+			false,
 			[]string{"error: mesh/p.yaml:8: spec.x: unknown field; what was there before stays in force", "revision 4 is live (a.yaml, b.yaml) after 44ms"},
 		},
 		{status(4, []*pilotpb.Revision{live(4)}, broken, fresh), stamps{"a.yaml": "3", "b.yaml": "1", "p.yaml": "2", "n.yaml": "1"}, false, []string{"error: mesh/n.yaml:1: no kind; not in force: it has no earlier content"}},

@@ -68,7 +68,7 @@ func up(ctx context.Context, o stack.Options, checks bool, stdout, stderr io.Wri
 	s, err := stack.Up(ctx, o, log)
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // ended by Ctrl-C in the middle of the start
 		}
 		return failed(err)
 	}
