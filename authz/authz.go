@@ -62,7 +62,7 @@ func runInMesh(ctx context.Context, c Config, rt *service.Runtime) error {
 		tokens: &tokens{fetcher: fetcher, metrics: m, leeway: c.Token.Leeway.D()},
 		record: decisionLog{rt.Log, c.Decision.Log},
 	}
-	return c.Config.Run(ctx, decider.Service{
+	return c.Run(ctx, decider.Service{
 		Name:          identity.Authz,
 		Method:        authv3.Authorization_Check_FullMethodName,
 		Register:      func(g *grpc.Server) { authv3.RegisterAuthorizationServer(g, s) },

@@ -92,8 +92,8 @@ func namesOf(p string) []string {
 	}
 	rest := ""
 	for at := p; ; at = filepath.Dir(at) {
-		if real, err := filepath.EvalSymlinks(at); err == nil {
-			names = append(names, filepath.Join(real, rest))
+		if target, err := filepath.EvalSymlinks(at); err == nil {
+			names = append(names, filepath.Join(target, rest))
 			break
 		}
 		if at == "/" || at == "." {

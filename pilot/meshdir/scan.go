@@ -142,10 +142,10 @@ func (o *Options) locate(name string) (*os.Root, string, error) {
 	if o.folderProblem(name) != "" {
 		return nil, "", errors.New("it belongs to the mesh itself")
 	}
-	real, err := filepath.EvalSymlinks(name)
+	target, err := filepath.EvalSymlinks(name)
 	if err != nil {
 		return nil, "", err
 	}
-	root, err := os.OpenRoot(filepath.Dir(real))
-	return root, filepath.Base(real), err
+	root, err := os.OpenRoot(filepath.Dir(target))
+	return root, filepath.Base(target), err
 }

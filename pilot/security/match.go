@@ -59,12 +59,12 @@ func header(name, value string, ignoreCase bool) *routev3.HeaderMatcher {
 // anyFormHost matches the Host header as header does, and also with a port and
 // with the dot at the end of an absolute name, which lead to the same server.
 func anyFormHost(value string) *routev3.HeaderMatcher {
-	rest, any := strings.CutPrefix(value, "*")
-	if value == "*" || !any && strings.HasSuffix(value, "*") {
+	rest, suffix := strings.CutPrefix(value, "*")
+	if value == "*" || !suffix && strings.HasSuffix(value, "*") {
 		return header(":authority", value, true)
 	}
 	before := ""
-	if any {
+	if suffix {
 		before = ".*"
 	}
 	m := regex("(?i)" + before + regexp.QuoteMeta(rest) + `\.?(:.*)?`)
