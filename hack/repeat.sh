@@ -4,12 +4,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/../e2e"
 times=${1:-20}
-log=$(mktemp)
-trap 'rm -f "$log" e2e.test' EXIT
-go test -c -o e2e.test .
+log=$(mktemp) bin=$(mktemp)
+trap 'rm -f "$log" "$bin"' EXIT
+go test -c -o "$bin" .
 for i in $(seq "$times"); do
   from=$SECONDS
-  if ! CI=true ./e2e.test -test.shuffle=on -test.parallel 4 -test.timeout 30m -test.v >"$log" 2>&1; then
+  if ! CI=true "$bin" -test.shuffle=on -test.parallel 4 -test.timeout 30m -test.v >"$log" 2>&1; then
     grep -v -e '^=== ' -e '^--- PASS' -e '^    --- PASS' "$log" || true
     echo "run $i of $times: FAILED after $((SECONDS - from)) s"
     exit 1
