@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,6 +19,8 @@ func (m *mesh) pause(name string) (resume func()) {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		m.t.Fatal(err)
 	}
+	// On a busy machine threads go on until the one that has the signal is run.
+	proctest.Eventually(m.t, 5*time.Second, func() error { return stopped(pid) })
 	done := false
 	resume = func() {
 		if !done {
@@ -26,6 +30,24 @@ func (m *mesh) pause(name string) (resume func()) {
 	}
 	m.t.Cleanup(resume)
 	return resume
+}
+
+// stopped says whether every thread of a process stands still.
+func stopped(pid int) error {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil || len(threads) == 0 {
+		return fmt.Errorf("process %d has no threads (%w)", pid, err)
+	}
+	for _, thread := range threads {
+		data, err := os.ReadFile(thread)
+		if err != nil {
+			return err
+		}
+		if _, state, _ := strings.Cut(string(data), ") "); !strings.HasPrefix(state, "T") {
+			return fmt.Errorf("%s: %s", thread, data)
+		}
+	}
+	return nil
 }
 
 const ownHead = "---\napiVersion: policy.writ.mesh/v1alpha1\n"
