@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 )
 
 // readAdvice reads a mesh of testdata/advice: NAME.yaml, and NAME.mesh for
@@ -57,17 +55,7 @@ func TestAdvice(t *testing.T) {
 					}
 				}
 			}
-			golden := strings.TrimSuffix(file, ".yaml") + ".txt"
-			if *update {
-				write(t, ".", golden, got.String())
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got.String()); diff != "" {
-				t.Error(diff)
-			}
+			sameAsGolden(t, strings.TrimSuffix(file, ".yaml")+".txt", got.String())
 		})
 	}
 }

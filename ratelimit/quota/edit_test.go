@@ -1,13 +1,12 @@
 package quota
 
 import (
-	"context"
-	"errors"
 	"testing"
 	"time"
 
 	commonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 	"github.com/writ-mesh/writ/ratelimit/redisstore"
 	"github.com/writ-mesh/writ/ratelimit/redistest"
@@ -24,15 +23,7 @@ func TestAlgorithmIsEdited(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; !errors.Is(err, context.Canceled) {
-			t.Errorf("run: %v", err)
-		}
-	})
+	proctest.Background(t, s.Run)
 	// Not across the edge of a fixed window.
 	now := time.Now().Truncate(time.Hour)
 	pass := func(a limit.Algorithm, n int) (passed int) {

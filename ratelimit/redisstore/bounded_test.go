@@ -2,7 +2,6 @@ package redisstore
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"io"
 	"net"
@@ -10,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 	"github.com/writ-mesh/writ/ratelimit/storetest"
 )
@@ -94,10 +94,7 @@ func TestMaliciousRedis(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ctx, cancel := context.WithCancel(t.Context())
-			done := make(chan error, 1)
-			go func() { done <- s.Run(ctx) }()
-			defer func() { cancel(); <-done }()
+			proctest.Background(t, s.Run)
 			u := []limit.Use{{Key: "k", Limit: storetest.Sliding(t, 1, time.Minute), Hits: 1}}
 			if err := s.Decide(t.Context(), time.Now(), u, make([]limit.Outcome, 1)); err == nil {
 				t.Error("the decision was made")

@@ -19,15 +19,7 @@ func run(t *testing.T, o redisstore.Options) *redisstore.Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; !errors.Is(err, context.Canceled) {
-			t.Errorf("run: %v", err)
-		}
-	})
+	proctest.Background(t, s.Run)
 	return s
 }
 
