@@ -6,6 +6,9 @@ ENVOY_NEWEST := 1.40.0
 ENVOY_OLDEST := 1.36.2
 BINARIES := writ writ-ca writ-nodeagent writ-authz writ-ratelimit writ-pilot writ-pod
 export CGO_ENABLED ?= 0
+# No path of the machine that builds gets into a binary, and what one checkout
+# compiled serves the next.
+export GOFLAGS += -trimpath
 
 .PHONY: help
 help: ## list the targets

@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"testing"
 
 	"github.com/writ-mesh/writ/internal/proctest"
@@ -73,12 +72,20 @@ func missing(t testing.TB, what string) string {
 	return ""
 }
 
+// fetched looks beside the go.mod file of the checkout, which is above the folder
+// that a test runs in.
 func fetched(version string) string {
-	_, file, _, ok := runtime.Caller(0)
-	if !ok {
-		return ""
+	dir, err := os.Getwd()
+	for err == nil {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			break
+		}
+		if filepath.Dir(dir) == dir {
+			return ""
+		}
+		dir = filepath.Dir(dir)
 	}
-	path := filepath.Join(filepath.Dir(file), "../../.tools/envoy-"+version+"/bin/envoy")
+	path := filepath.Join(dir, ".tools", "envoy-"+version, "bin", "envoy")
 	if _, err := os.Stat(path); err != nil {
 		return ""
 	}
