@@ -3,6 +3,7 @@ package nodeagent_test
 import (
 	"context"
 	"crypto/tls"
+	"flag"
 	"fmt"
 	"io"
 	"net/http"
@@ -52,6 +53,11 @@ func TestMain(m *testing.M) {
 			Validate: func(c *nodeagent.Config) error { return c.Validate() },
 			Run:      nodeagent.Run,
 		})
+	}
+	// Agents, certificates and Envoys are waited for far longer than they compute:
+	// more than one a processor at a time. The command line may say otherwise.
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		panic(err)
 	}
 	os.Exit(m.Run())
 }
@@ -195,6 +201,7 @@ func (r *rig) metric(t *testing.T, name string) string {
 }
 
 func TestUnattestedCallersGetNothing(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, time.Hour)
 	r.start(t)
 	r.connected(t)
@@ -221,14 +228,17 @@ func TestUnattestedCallersGetNothing(t *testing.T) {
 			return err
 		},
 	}
-	for name, call := range calls {
-		t.Run(name, func(t *testing.T) {
-			err := call(t.Context())
-			if status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), fmt.Sprintf("pid=%d uid=%d", os.Getpid(), os.Getuid())) {
-				t.Fatalf("got %v, want PERMISSION_DENIED with the facts", err)
-			}
-		})
-	}
+	t.Run("calls", func(t *testing.T) {
+		for name, call := range calls {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel() // each is refused after attest_wait
+				err := call(t.Context())
+				if status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), fmt.Sprintf("pid=%d uid=%d", os.Getpid(), os.Getuid())) {
+					t.Fatalf("got %v, want PERMISSION_DENIED with the facts", err)
+				}
+			})
+		}
+	})
 	if n := r.ca.count(spiffeID); n != 0 {
 		t.Errorf("%d certificates were asked for", n)
 	}
@@ -238,6 +248,7 @@ func TestUnattestedCallersGetNothing(t *testing.T) {
 }
 
 func TestSecretsOverEveryVariant(t *testing.T) {
+	t.Parallel()
 	r := newOwnRig(t)
 	r.start(t)
 	conn := r.dial(t)
@@ -313,6 +324,7 @@ func TestSecretsOverEveryVariant(t *testing.T) {
 }
 
 func TestRelayInTheStateOfTheWorldVariant(t *testing.T) {
+	t.Parallel()
 	r := newOwnRig(t)
 	r.pilot.set(t, "one", &clusterv3.Cluster{Name: "one"})
 	r.start(t)
@@ -395,6 +407,7 @@ func deltaClusters(t *testing.T, r *rig) discoveryv3.AggregatedDiscoveryService_
 }
 
 func TestStreamWithoutAnAnswerGoesLiveAsItIs(t *testing.T) {
+	t.Parallel()
 	r := newOwnRig(t)
 	r.pilot.set(t, "one", &clusterv3.Cluster{Name: "one"})
 	r.start(t)
@@ -419,6 +432,7 @@ func TestStreamWithoutAnAnswerGoesLiveAsItIs(t *testing.T) {
 }
 
 func TestPilotThatHangsIsNoReasonToWait(t *testing.T) {
+	t.Parallel()
 	r := newOwnRig(t)
 	r.pilot.set(t, "one", &clusterv3.Cluster{Name: "one"})
 	r.start(t)
@@ -445,6 +459,7 @@ func TestPilotThatHangsIsNoReasonToWait(t *testing.T) {
 }
 
 func TestAuthorityAwayAfterARestart(t *testing.T) {
+	t.Parallel()
 	r := newOwnRig(t)
 	r.start(t)
 	r.connected(t)
@@ -470,6 +485,7 @@ func TestAuthorityAwayAfterARestart(t *testing.T) {
 }
 
 func TestAgentStopsCleanly(t *testing.T) {
+	t.Parallel()
 	r := newOwnRig(t)
 	r.start(t)
 	s, err := secretv3.NewSecretDiscoveryServiceClient(r.dial(t)).DeltaSecrets(t.Context())

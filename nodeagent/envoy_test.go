@@ -255,8 +255,12 @@ func get(addr netip.AddrPort, path string) (int, error) {
 // TestEnvoy is one long story of a real Envoy, for the newest and the oldest one
 // supported.
 func TestEnvoy(t *testing.T) {
+	t.Parallel()
 	for i, binary := range envoytest.All(t) {
-		t.Run([]string{"newest", "oldest"}[i], func(t *testing.T) { story(t, binary) })
+		t.Run([]string{"newest", "oldest"}[i], func(t *testing.T) {
+			t.Parallel()
+			story(t, binary)
+		})
 	}
 }
 
