@@ -2,8 +2,10 @@ package pilot
 
 import (
 	"fmt"
+	"net/netip"
 	"runtime"
 	"slices"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -19,8 +21,10 @@ type compiled struct {
 	translator *translate.Translator
 	snapshot   *xds.Snapshot
 	digests    digests
-	// builder makes configurations for dynamic proxies of this revision.
-	builder *xds.Builder
+	// sharing makes configurations for dynamic proxies of this revision.
+	sharing *sharing
+	// offered finds what services have at an address; made when first asked for.
+	offered func() map[netip.Addr][]offer
 	// placed maps the node ids of the proxies that the mesh places.
 	placed map[string]*model.Proxy
 	// failed says why proxies could not be translated for; they keep what they
@@ -41,14 +45,17 @@ func compile(m *model.Mesh, b *xds.Builder, before *compiled) (*compiled, error)
 	if err != nil {
 		return nil, err
 	}
-	c := &compiled{mesh: m, translator: tr, builder: b, placed: make(map[string]*model.Proxy, len(m.Proxies))}
+	c := &compiled{
+		mesh: m, translator: tr, sharing: &sharing{builder: b}, placed: make(map[string]*model.Proxy, len(m.Proxies)),
+		offered: sync.OnceValue(func() map[netip.Addr][]offer { return offersOf(m) }),
+	}
 	configs, errs := make([]*xds.Config, len(m.Proxies)), make([]error, len(m.Proxies))
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for i, p := range m.Proxies {
 		c.placed[p.ID] = p
 		g.Go(func() error {
-			configs[i], errs[i] = c.config(b, p)
+			configs[i], errs[i] = c.config(p)
 			return nil
 		})
 	}
@@ -94,24 +101,71 @@ func reasons(proxies []*model.Proxy, errs []error) []string {
 	return out
 }
 
+// sharing makes configurations of what the translator gives, and that which the
+// translator gives to several proxies only once.
+type sharing struct {
+	builder *xds.Builder
+	// sets are by *translate.Snapshot, each a function that gives them in the order
+	// of listsOf.
+	sets sync.Map
+}
+
+// typed are the resources of one type.
+type typed struct {
+	url  string
+	list []translate.Resource
+}
+
+func listsOf(s *translate.Snapshot) [4]typed {
+	return [...]typed{{xds.ClusterType, s.Clusters}, {xds.EndpointType, s.Endpoints}, {xds.ListenerType, s.Listeners}, {xds.RouteType, s.Routes}}
+}
+
 // config translates for one proxy.
-func (c *compiled) config(b *xds.Builder, p *model.Proxy) (*xds.Config, error) {
-	s, err := c.translator.Proxy(p)
+func (c *compiled) config(p *model.Proxy) (*xds.Config, error) {
+	own, shared, err := c.translator.Parts(p)
 	if err != nil {
 		return nil, err
 	}
-	var sets []*xds.Set
-	for _, t := range []struct {
-		url  string
-		list []translate.Resource
-	}{{xds.ClusterType, s.Clusters}, {xds.EndpointType, s.Endpoints}, {xds.ListenerType, s.Listeners}, {xds.RouteType, s.Routes}} {
-		resources := make([]*xds.Resource, len(t.list))
-		for i, r := range t.list {
-			if resources[i], err = b.Resource(r.Name, r.Message, r.Sources); err != nil {
-				return nil, fmt.Errorf("proxy %s: %w", p.ID, err)
-			}
-		}
-		sets = append(sets, b.Set(t.url, resources))
+	common, err := c.sharing.setsOf(shared)
+	if err != nil {
+		return nil, fmt.Errorf("proxy %s: %w", p.ID, err)
 	}
-	return b.Config(p.Node, sets...), nil
+	var sets []*xds.Set
+	for i, t := range listsOf(own) {
+		resources, err := c.sharing.resources(t.list)
+		if err != nil {
+			return nil, fmt.Errorf("proxy %s: %w", p.ID, err)
+		}
+		sets = append(sets, c.sharing.builder.With(common[i], t.url, resources))
+	}
+	return c.sharing.builder.Config(p.Node, sets...), nil
+}
+
+// setsOf gives the sets of what proxies have in common.
+func (s *sharing) setsOf(shared *translate.Snapshot) ([4]*xds.Set, error) {
+	known, ok := s.sets.Load(shared)
+	if !ok {
+		known, _ = s.sets.LoadOrStore(shared, sync.OnceValues(func() (sets [4]*xds.Set, err error) {
+			for i, t := range listsOf(shared) {
+				resources, err := s.resources(t.list)
+				if err != nil {
+					return sets, err
+				}
+				sets[i] = s.builder.Set(t.url, resources)
+			}
+			return sets, nil
+		}))
+	}
+	return known.(func() ([4]*xds.Set, error))() //nolint:forcetypeassert // stored here only
+}
+
+func (s *sharing) resources(list []translate.Resource) ([]*xds.Resource, error) {
+	out := make([]*xds.Resource, len(list))
+	for i, r := range list {
+		var err error
+		if out[i], err = s.builder.Resource(r.Name, r.Message, r.Sources); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"net/netip"
 	"strings"
@@ -79,5 +80,46 @@ stringData: {ca.crt: %s}
 	alone, err := compile(broken, xds.NewBuilder(), nil)
 	if err != nil || alone.snapshot.Proxies["sidecar~aaa"] != nil || alone.snapshot.Proxies["sidecar~default"] == nil {
 		t.Errorf("at the start: %v %v", err, alone.snapshot.Proxies)
+	}
+}
+
+// TestCompileSharesWhatProxiesHaveInCommon: a proxy has exactly what the translator
+// gives it, and what several have alike is there once.
+func TestCompileSharesWhatProxiesHaveInCommon(t *testing.T) {
+	m, problems := meshdir.Parse(map[string][]byte{"one.yaml": []byte(entry("one", "8001")), "two.yaml": []byte(entry("two", "8002")), "route.yaml": []byte(routeTo("one", "two"))}, nil, meshdir.Options{})
+	if errs := meshdir.Errors(problems); len(errs) > 0 {
+		t.Fatal(errs)
+	}
+	for i, mode := range []model.Interception{model.Redirect, model.Redirect, model.Explicit} {
+		m.Proxies = append(m.Proxies, &model.Proxy{
+			ID: fmt.Sprintf("sidecar~%d", i), Name: "p", Namespace: "default", ServiceAccount: "p", Interception: mode,
+			Address: netip.AddrFrom4([4]byte{127, 9, 9, byte(i)}), Ports: []model.WorkloadPort{{Name: "http", Protocol: model.HTTP, Port: 9000, App: 9001}},
+		})
+	}
+	c, err := compile(m, xds.NewBuilder(), nil)
+	if err != nil || len(c.failed) > 0 {
+		t.Fatalf("%v %v", err, c.failed)
+	}
+	for _, p := range m.Proxies {
+		s, err := c.translator.Proxy(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plain := xds.NewBuilder()
+		for _, l := range listsOf(s) {
+			resources, err := (&sharing{builder: plain}).resources(l.list)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, want := c.snapshot.Proxies[p.ID].Set(l.url), plain.Set(l.url, resources); got.Hash != want.Hash || got.Len() != want.Len() {
+				t.Errorf("%s %s: %d resources, want %d", p.ID, l.url, got.Len(), want.Len())
+			}
+		}
+	}
+	a, b := c.snapshot.Proxies["sidecar~0"], c.snapshot.Proxies["sidecar~1"]
+	for _, url := range []string{xds.ClusterType, xds.EndpointType, xds.RouteType} {
+		if a.Set(url) != b.Set(url) || a.Set(url).Len() == 0 {
+			t.Errorf("%s: two alike proxies do not share their set", url)
+		}
 	}
 }

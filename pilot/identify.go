@@ -111,24 +111,39 @@ func proxyOf(n *corev3.Node) (*model.Proxy, error) {
 	return p, nil
 }
 
-// withPorts adds the ports that the services of the mesh have at the proxy's address.
-func withPorts(p *model.Proxy, m *model.Mesh) *model.Proxy {
-	seen := map[uint32]bool{}
+// offer is an endpoint of a service.
+type offer struct {
+	service  *model.Service
+	endpoint *model.Endpoint
+}
+
+// offersOf maps addresses to what the services of the mesh have there, in the
+// order of the mesh.
+func offersOf(m *model.Mesh) map[netip.Addr][]offer {
+	offers := map[netip.Addr][]offer{}
 	for _, s := range m.Services {
 		for _, e := range s.Endpoints {
-			if a, err := netip.ParseAddr(e.Address); err != nil || a.Unmap() != p.Address {
+			if a, err := netip.ParseAddr(e.Address); err == nil {
+				offers[a.Unmap()] = append(offers[a.Unmap()], offer{s, e})
+			}
+		}
+	}
+	return offers
+}
+
+// withPorts adds the ports that the services of the mesh have at the proxy's address.
+func withPorts(p *model.Proxy, offers map[netip.Addr][]offer) *model.Proxy {
+	seen := map[uint32]bool{}
+	for _, o := range offers[p.Address] {
+		for _, sp := range o.service.Ports {
+			port := o.endpoint.Ports[sp.Port]
+			if port == 0 || seen[port] {
 				continue
 			}
-			for _, sp := range s.Ports {
-				port := e.Ports[sp.Port]
-				if port == 0 || seen[port] {
-					continue
-				}
-				seen[port] = true
-				p.Ports = append(p.Ports, model.WorkloadPort{
-					Name: sp.Name, Protocol: sp.Protocol, Port: port, App: port, AppAddress: netip.AddrFrom4([4]byte{127, 0, 0, 1}),
-				})
-			}
+			seen[port] = true
+			p.Ports = append(p.Ports, model.WorkloadPort{
+				Name: sp.Name, Protocol: sp.Protocol, Port: port, App: port, AppAddress: netip.AddrFrom4([4]byte{127, 0, 0, 1}),
+			})
 		}
 	}
 	return p

@@ -120,7 +120,7 @@ func TestProxyOfNode(t *testing.T) {
 		Ports:     []model.ServicePort{{Name: "http", Protocol: model.HTTP, Port: 80}, {Name: "other", Port: 81}},
 		Endpoints: []*model.Endpoint{{Address: "127.0.1.1", Ports: map[uint32]uint32{80: 8080}}, {Address: "127.0.1.2", Ports: map[uint32]uint32{80: 9090}}},
 	}}}
-	ports := withPorts(p, m).Ports
+	ports := withPorts(p, offersOf(m)).Ports
 	if len(ports) != 1 || ports[0].Port != 8080 || ports[0].Protocol != model.HTTP {
 		t.Errorf("ports: %+v", ports)
 	}

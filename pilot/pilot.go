@@ -317,13 +317,13 @@ func (c *compiled) dynamic(e xds.Event) (*xds.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("node metadata: %w", err)
 	}
-	return c.config(c.builder, withPorts(proxy, c.mesh))
+	return c.config(withPorts(proxy, c.offered()))
 }
 
 // forget lets go of what was made for dynamic proxies when the last has gone.
 func (p *Pilot) forget(e xds.Event) {
 	if e.Client.Dynamic && p.current != nil && len(p.xds.Adopted()) == 0 {
-		p.current.builder = xds.NewBuilder(p.current.snapshot)
+		p.current.sharing = &sharing{builder: xds.NewBuilder(p.current.snapshot)}
 	}
 }
 

@@ -32,10 +32,35 @@ const anyAddress = "0.0.0.0"
 // its own workload; the redirection rules let them through.
 const passthroughSource = "127.0.0.6"
 
-// virtualInbound is the one listener that all redirected inbound traffic comes
-// to. Its chains are chosen by the port that the caller wanted; ports that the
-// workload did not name are passed on to it.
+// redirectedInbound is the server side of sidecars whose traffic is redirected, as
+// far as it is one for all of their ports.
+type redirectedInbound struct {
+	clusters []Resource
+	listener Resource
+}
+
+// virtualInbound adds the one listener that all redirected inbound traffic comes
+// to, and what it needs besides the ports' own clusters. Proxies with alike
+// workloads share it.
 func (t *Translator) virtualInbound(p *model.Proxy, ports []*inboundPort, out *collector) error {
+	keys := []string{inboundKey(p, model.WorkloadPort{})}
+	for _, ip := range ports {
+		keys = append(keys, fmt.Sprintf("%+v", ip.port))
+	}
+	r, err := t.redirected.get(strings.Join(keys, "|"), func() (*redirectedInbound, error) { return t.redirectedInbound(p, ports) })
+	if err != nil {
+		return err
+	}
+	for _, c := range r.clusters {
+		put(out.clusters, c)
+	}
+	put(out.listeners, r.listener)
+	return nil
+}
+
+// redirectedInbound makes the listener. Its chains are chosen by the port that the
+// caller wanted; ports that the workload did not name are passed on to it.
+func (t *Translator) redirectedInbound(p *model.Proxy, ports []*inboundPort) (*redirectedInbound, error) {
 	l := &listenerv3.Listener{
 		Name:             virtualInboundListener,
 		Address:          envoy.SocketAddress(anyAddress, model.InboundPort),
@@ -62,14 +87,14 @@ func (t *Translator) virtualInbound(p *model.Proxy, ports []*inboundPort, out *c
 	}
 	rest, err := t.inboundPassthrough(p)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	add(rest, 0)
+	out := &redirectedInbound{listener: Resource{Name: l.Name, Message: l, Sources: src.list}}
 	for _, c := range append(rest.others, rest.cluster, t.blackHole()) {
-		out.cluster(c, rest.sources)
+		out.clusters = append(out.clusters, Resource{Name: c.Name, Message: c, Sources: rest.sources})
 	}
-	put(out.listeners, Resource{Name: l.Name, Message: l, Sources: src.list})
-	return nil
+	return out, nil
 }
 
 // inspectionTimeout is how long a connection may be silent before it counts as

@@ -34,9 +34,10 @@ type Translator struct {
 	policy PolicyCompiler
 	index  *index
 
-	scopes   memo[scopeKey, *scope]
-	clusters memo[clusterKey, *builtCluster]
-	inbound  memo[string, *inboundPort]
+	scopes     memo[scopeKey, *scope]
+	clusters   memo[clusterKey, *builtCluster]
+	inbound    memo[string, *inboundPort]
+	redirected memo[string, *redirectedInbound]
 }
 
 // New indexes m. The error names the object that cannot be indexed.
@@ -51,21 +52,33 @@ func New(m *model.Mesh, policy PolicyCompiler) (*Translator, error) {
 // Proxy gives the resources of p. The error names the proxy and what cannot be
 // translated for it.
 func (t *Translator) Proxy(p *model.Proxy) (*Snapshot, error) {
+	own, shared, err := t.Parts(p)
+	if err != nil {
+		return nil, err
+	}
+	return own.with(shared), nil
+}
+
+// Parts gives what Proxy gives in two parts: the proxy's own resources, which go
+// first where both have a name, and those that it has in common with others. That
+// part is one and the same Snapshot for all of them, so that what is made of it
+// need be made only once.
+func (t *Translator) Parts(p *model.Proxy) (own, shared *Snapshot, err error) {
 	s, err := t.scope(p)
 	if err != nil {
-		return nil, fmt.Errorf("proxy %s: %w", p.ID, err)
+		return nil, nil, fmt.Errorf("proxy %s: %w", p.ID, err)
 	}
-	own := newCollector()
+	out := newCollector()
 	if p.Type == model.GatewayProxy {
-		err = t.gateway(p, s, own)
+		err = t.gateway(p, s, out)
 	} else {
-		s.explicitListener(p, own)
-		err = t.inboundResources(p, s, own)
+		s.explicitListener(p, out)
+		err = t.inboundResources(p, s, out)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("proxy %s: %w", p.ID, err)
+		return nil, nil, fmt.Errorf("proxy %s: %w", p.ID, err)
 	}
-	return own.snapshot().with(s.shared), nil
+	return out.snapshot(), s.shared, nil
 }
 
 // collector gathers the resources of one proxy; the first of a name stays.
@@ -138,21 +151,35 @@ func sorted(m map[string]Resource) []Resource {
 	return out
 }
 
-// memo keeps what was built, one value per key for the life of a Translator.
+// memo keeps what was built, one value per key for the life of a Translator. What
+// builds the values of one memo must not ask that memo.
 type memo[K comparable, V any] struct{ m sync.Map }
 
-// get builds the value outside of any lock; if two callers meet, both get the
-// value of the one that stored first, so that pointers stay the same.
+// built is one value of a memo.
+type built[V any] struct {
+	mu    sync.Mutex
+	done  bool
+	value V
+}
+
+// get builds the value once: who comes meanwhile waits for it. What fails is not
+// kept, because the error may name who asked.
 func (m *memo[K, V]) get(key K, build func() (V, error)) (V, error) {
-	if v, ok := m.m.Load(key); ok {
-		return v.(V), nil //nolint:forcetypeassert // only get stores
+	known, ok := m.m.Load(key)
+	if !ok {
+		known, _ = m.m.LoadOrStore(key, &built[V]{})
+	}
+	b := known.(*built[V]) //nolint:forcetypeassert // only get stores
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.done {
+		return b.value, nil
 	}
 	v, err := build()
-	if err != nil {
-		return v, err
+	if err == nil {
+		b.value, b.done = v, true
 	}
-	stored, _ := m.m.LoadOrStore(key, v)
-	return stored.(V), nil //nolint:forcetypeassert // only get stores
+	return v, err
 }
 
 // sources is an ordered set of references.

@@ -172,6 +172,9 @@ func (c *conversation) has(names []string, target *Set) bool {
 			return false
 		}
 	}
+	if sameList(told, target.Resources()) {
+		return true
+	}
 	i := 0
 	for _, n := range names {
 		for i < len(told) && told[i].Name < n {

@@ -39,7 +39,7 @@ func (s *selection) has(name string) bool {
 // diff compares what a client was told with the target. Both are sorted by name.
 func diff(told, target []*Resource, sel selection) change {
 	var c change
-	if sel.wildcard && sameList(told, target) {
+	if sameList(told, target) {
 		return c
 	}
 	i, j := 0, 0

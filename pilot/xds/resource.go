@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -126,6 +127,14 @@ type Builder struct {
 	messages  map[proto.Message]*Resource
 	resources map[string]*Resource
 	sets      map[string]*Set
+	// extended are the sets that With made.
+	extended map[extension]*Set
+}
+
+// extension is what With makes a set of: own names the resources.
+type extension struct {
+	shared *Set
+	own    string
 }
 
 // NewBuilder returns a builder that shares resources with the given snapshots, nil ones ignored.
@@ -134,6 +143,7 @@ func NewBuilder(earlier ...*Snapshot) *Builder {
 		messages:  map[proto.Message]*Resource{},
 		resources: map[string]*Resource{},
 		sets:      map[string]*Set{},
+		extended:  map[extension]*Set{},
 	}
 	for _, s := range earlier {
 		if s == nil {
@@ -210,14 +220,14 @@ func newResource(url, name, version string, value []byte, m proto.Message, sourc
 
 // Set makes a set; of several resources with one name the first one stays.
 func (b *Builder) Set(typeURL string, resources []*Resource) *Set {
+	byName := func(a, c *Resource) int { return strings.Compare(a.Name, c.Name) }
 	list := slices.Clone(resources)
-	slices.SortStableFunc(list, func(a, c *Resource) int { return strings.Compare(a.Name, c.Name) })
-	list = slices.Clip(slices.CompactFunc(list, func(a, c *Resource) bool { return a.Name == c.Name }))
-	h := sha256.New()
-	for _, r := range list {
-		fmt.Fprintf(h, "%d:%s%s", len(r.Name), r.Name, r.Version)
+	if !slices.IsSortedFunc(list, byName) {
+		slices.SortStableFunc(list, byName)
 	}
-	hash := hex.EncodeToString(h.Sum(nil)[:16])
+	list = slices.Clip(slices.CompactFunc(list, func(a, c *Resource) bool { return a.Name == c.Name }))
+	sum := sha256.Sum256(contentOf(list))
+	hash := hex.EncodeToString(sum[:16])
 
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -233,6 +243,39 @@ func (b *Builder) Set(typeURL string, resources []*Resource) *Set {
 	s.needed = slices.Clip(slices.Compact(s.needed))
 	b.sets[key] = s
 	return s
+}
+
+// With makes a set of the resources and of those of shared, which may be nil; of
+// several resources with one name the first one stays. A set of equal resources
+// and one and the same shared is made once.
+func (b *Builder) With(shared *Set, typeURL string, own []*Resource) *Set {
+	if shared != nil && len(own) == 0 {
+		return shared
+	}
+	key := extension{shared, string(contentOf(own))}
+	b.mu.Lock()
+	s := b.extended[key]
+	b.mu.Unlock()
+	if s != nil {
+		return s
+	}
+	s = b.Set(typeURL, slices.Concat(own, shared.Resources()))
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.extended[key] = s
+	return s
+}
+
+// contentOf is the same for lists of the same content only.
+func contentOf(list []*Resource) []byte {
+	var out []byte
+	for _, r := range list {
+		out = strconv.AppendInt(out, int64(len(r.Name)), 10)
+		out = append(out, ':')
+		out = append(out, r.Name...)
+		out = append(out, r.Version...)
+	}
+	return out
 }
 
 // Config puts sets together. Node is the node whose agent speaks for the client.
