@@ -200,6 +200,7 @@ func TestDifferential(t *testing.T) {
 		sets, requests = 15, 20
 	}
 	eachEnvoy(t, func(t *testing.T, bin string) {
+		t.Parallel() // one request after the other: most of it is waiting for answers
 		seed := *differentialSeed
 		if seed == 0 {
 			seed = rand.Uint64()
@@ -213,7 +214,7 @@ func TestDifferential(t *testing.T) {
 			tokens[sub] = s.token(t, map[string]any{"sub": sub, "groups": groupsOf(sub)})
 		}
 		base := compileHTTP(t, newMesh(t, jwt), workload())
-		list, tree := inbound{http: base, vhosts: map[string]*HTTP{}}, inbound{http: base, vhosts: map[string]*HTTP{}}
+		list, tree := inbound{http: base, vhosts: map[string]*HTTP{}, direct: true}, inbound{http: base, vhosts: map[string]*HTTP{}, direct: true}
 		policies := map[string][]*model.AuthorizationPolicy{}
 		trees := 0
 		for i := range sets {

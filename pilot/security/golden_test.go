@@ -139,7 +139,7 @@ func TestWholeValidates(t *testing.T) {
 	whole := inbound{http: compileHTTP(t, wholeMesh(t), workload())}
 	eachEnvoy(t, func(t *testing.T, bin string) {
 		p := &proxy{t: t, authority: newAuthority(t), log: filepath.Join(t.TempDir(), "log")}
-		validate(t, bin, filepath.Join(t.TempDir(), "envoy.json"), bootstrap(t, p, map[string]inbound{"in": whole}, []*clusterv3.Cluster{agent}))
+		validate(t, bin, bootstrap(t, p, map[string]inbound{"in": whole}, []*clusterv3.Cluster{agent}))
 	})
 }
 
