@@ -331,7 +331,7 @@ func TestDynamicProxyIsAdopted(t *testing.T) {
 // TestManyClients connects a thousand identical proxies, twice: their state is
 // shared, and it is gone after they have gone.
 func TestManyClients(t *testing.T) {
-	const clients, size = 1000, 50
+	const clients, size = 1000, 10
 	b := newBench(t, Options{})
 	build := NewBuilder()
 	proxies := map[string]*Config{}
@@ -351,7 +351,7 @@ func TestManyClients(t *testing.T) {
 	goroutines, before := runtime.NumGoroutine(), heap()
 	comeAndGo(t, b, clients, size)
 	proctest.Until(t, time.Minute, "the goroutines end", func() bool { return runtime.NumGoroutine() <= goroutines+5 })
-	if left := int64(heap()) - int64(before); left > 4<<20 {
+	if left := int64(heap()) - int64(before); left > 2<<20 {
 		t.Errorf("%d KiB are left of %d clients", left>>10, clients)
 	}
 }
