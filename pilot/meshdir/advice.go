@@ -60,18 +60,23 @@ type statement struct {
 
 // sourceStatements lists what a source says of the caller's identity and token.
 func sourceStatements(at string, s *security.Source) []statement {
-	return given([]statement{
-		{at + ".principals", condition.Principal, s.GetPrincipals(), false},
-		{at + ".notPrincipals", condition.Principal, s.GetNotPrincipals(), true},
-		{at + ".namespaces", condition.Namespace, s.GetNamespaces(), false},
-		{at + ".notNamespaces", condition.Namespace, s.GetNotNamespaces(), true},
-		{at + ".serviceAccounts", condition.ServiceAccount, s.GetServiceAccounts(), false},
-		{at + ".notServiceAccounts", condition.ServiceAccount, s.GetNotServiceAccounts(), true},
-		{at + ".trustDomains", condition.TrustDomain, s.GetTrustDomains(), false},
-		{at + ".notTrustDomains", condition.TrustDomain, s.GetNotTrustDomains(), true},
-		{at + ".requestPrincipals", condition.TokenPrincipal, s.GetRequestPrincipals(), false},
-		{at + ".notRequestPrincipals", condition.TokenPrincipal, s.GetNotRequestPrincipals(), true},
-	})
+	var out []statement
+	add := func(field, key string, values []string, negative bool) {
+		if len(values) > 0 {
+			out = append(out, statement{at + field, key, values, negative})
+		}
+	}
+	add(".principals", condition.Principal, s.GetPrincipals(), false)
+	add(".notPrincipals", condition.Principal, s.GetNotPrincipals(), true)
+	add(".namespaces", condition.Namespace, s.GetNamespaces(), false)
+	add(".notNamespaces", condition.Namespace, s.GetNotNamespaces(), true)
+	add(".serviceAccounts", condition.ServiceAccount, s.GetServiceAccounts(), false)
+	add(".notServiceAccounts", condition.ServiceAccount, s.GetNotServiceAccounts(), true)
+	add(".trustDomains", condition.TrustDomain, s.GetTrustDomains(), false)
+	add(".notTrustDomains", condition.TrustDomain, s.GetNotTrustDomains(), true)
+	add(".requestPrincipals", condition.TokenPrincipal, s.GetRequestPrincipals(), false)
+	add(".notRequestPrincipals", condition.TokenPrincipal, s.GetNotRequestPrincipals(), true)
+	return out
 }
 
 // whenStatements lists what the conditions of a rule say.
@@ -198,9 +203,7 @@ func (a *assembler) tokensNotLookedAt(c *checker, p *security.AuthorizationPolic
 }
 
 func (a *assembler) readsTokens(w workload) bool {
-	return slices.ContainsFunc(a.mesh.RequestAuthentications, func(r *model.RequestAuthentication) bool {
-		return len(r.Spec.JwtRules) > 0 && a.selects(r.Namespace, r.Spec.Selector.GetMatchLabels(), w)
-	})
+	return a.inventory.authentications.some(a.mesh.RootNamespace, w, func(r *model.RequestAuthentication) bool { return len(r.Spec.JwtRules) > 0 })
 }
 
 // tokensNotRequired: a RequestAuthentication refuses bad tokens and lets requests
@@ -221,18 +224,11 @@ func handsOn(r *security.JWTRule) bool {
 
 // usesTokens says that something decides by the tokens of requests to a workload.
 func (a *assembler) usesTokens(w workload) bool {
-	for _, p := range a.mesh.AuthorizationPolicies {
-		if !a.selects(p.Namespace, p.Spec.Selector.GetMatchLabels(), w) {
-			continue
-		}
-		if p.Spec.Action == security.AuthorizationPolicy_CUSTOM {
-			return true
-		}
-		for _, rule := range p.Spec.Rules {
-			if slices.ContainsFunc(statements("", rule), isToken) {
-				return true
-			}
-		}
+	if a.inventory.authorizations.some(a.mesh.RootNamespace, w, func(p *model.AuthorizationPolicy) bool {
+		return p.Spec.Action == security.AuthorizationPolicy_CUSTOM ||
+			slices.ContainsFunc(p.Spec.Rules, func(rule *security.Rule) bool { return slices.ContainsFunc(statements("", rule), isToken) })
+	}) {
+		return true
 	}
 	for _, p := range a.mesh.RegoPolicies {
 		if a.selects(p.Namespace, p.Selector, w) {

@@ -117,10 +117,9 @@ func (a *assembler) callersWithoutIdentity(c *checker, p *security.Authorization
 	workloads := a.selected(c.object.meta.Namespace, p.Selector.GetMatchLabels())
 	// Gateways have no PeerAuthentication, their servers say what they take.
 	workloads = slices.DeleteFunc(workloads, func(w workload) bool { return w.Type == model.GatewayProxy })
-	modes := model.NewPeerModes(a.mesh)
 	for i, rule := range p.Rules {
 		at := index("spec.rules", i)
-		plain, mtls := portsByMode(modes, workloads, rule)
+		plain, mtls := portsByMode(a.inventory.modes, workloads, rule)
 		all := statements(at, rule)
 		first := slices.IndexFunc(all, statement.ofPeer)
 		switch {
@@ -212,22 +211,21 @@ func needsIdentity(all []statement) bool {
 // for whoever has none.
 func (a *assembler) refusesPlainText(w workload) bool {
 	allows, needed := false, true
-	for _, p := range a.mesh.AuthorizationPolicies {
-		if model.DryRun(p) || !a.selects(p.Namespace, p.Spec.Selector.GetMatchLabels(), w) {
-			continue
+	denied := a.inventory.authorizations.some(a.mesh.RootNamespace, w, func(p *model.AuthorizationPolicy) bool {
+		if model.DryRun(p) {
+			return false
 		}
 		switch p.Spec.Action {
 		case security.AuthorizationPolicy_DENY:
-			if slices.ContainsFunc(p.Spec.Rules, deniesNobody) {
-				return true
-			}
+			return slices.ContainsFunc(p.Spec.Rules, deniesNobody)
 		case security.AuthorizationPolicy_ALLOW:
 			allows = true
 			needed = needed && !slices.ContainsFunc(p.Spec.Rules, func(r *security.Rule) bool { return !ruleNeedsIdentity(r) })
 		case security.AuthorizationPolicy_AUDIT, security.AuthorizationPolicy_CUSTOM:
 		}
-	}
-	return allows && needed
+		return false
+	})
+	return denied || allows && needed
 }
 
 func ruleNeedsIdentity(rule *security.Rule) bool {

@@ -18,12 +18,7 @@ func (a *assembler) deadServicePorts(c *checker) {
 	if len(s.Spec.Selector) == 0 {
 		return
 	}
-	var behind []workload
-	for _, w := range a.inventory.workloads {
-		if w.Namespace == c.object.meta.Namespace && model.SelectorMatches(s.Spec.Selector, w.Labels) {
-			behind = append(behind, w)
-		}
-	}
+	behind := a.inventory.workloads.having(c.object.meta.Namespace, s.Spec.Selector)
 	if len(behind) == 0 || len(a.entryLabels(c.object.meta.Namespace, s.Spec.Selector)) > 0 {
 		return // said of the selector; an entry listens on whatever it is told
 	}
@@ -85,10 +80,16 @@ func (a *assembler) hostsOfNobody(c *checker) {
 		return
 	}
 	namespace := c.object.meta.Namespace
-	names := a.hostNames(namespace)
+	var names []string // made when first needed
 	for i, written := range vs.Hosts {
 		host := model.ResolveHost(written, namespace, a.mesh.DomainSuffix)
-		if isIP(host) || strings.Contains(host, "/") || slices.ContainsFunc(names, func(n string) bool { return model.HostsOverlap(host, n) }) {
+		if isIP(host) || strings.Contains(host, "/") || a.mesh.ServiceByHost(host, namespace) != nil {
+			continue
+		}
+		if names == nil {
+			names = a.hostNames(namespace)
+		}
+		if slices.ContainsFunc(names, func(n string) bool { return model.HostsOverlap(host, n) }) {
 			continue
 		}
 		inside := strings.HasSuffix(host, ".svc."+a.mesh.DomainSuffix)
@@ -151,8 +152,8 @@ func (a *assembler) members(s *model.Service) []map[string]string {
 		}
 	default:
 		var out []map[string]string
-		for _, w := range a.inventory.workloads {
-			if w.Namespace == s.Namespace && model.ResolveHost(strings.ToLower(w.service), w.Namespace, a.mesh.DomainSuffix) == s.Hostname {
+		for _, w := range a.inventory.workloads.having(s.Namespace, nil) {
+			if model.ResolveHost(strings.ToLower(w.service), w.Namespace, a.mesh.DomainSuffix) == s.Hostname {
 				out = append(out, w.Labels)
 			}
 		}
@@ -162,10 +163,8 @@ func (a *assembler) members(s *model.Service) []map[string]string {
 		return nil
 	}
 	out := a.entryLabels(s.Namespace, selector)
-	for _, w := range a.inventory.workloads {
-		if w.Namespace == s.Namespace && model.SelectorMatches(selector, w.Labels) {
-			out = append(out, w.Labels)
-		}
+	for _, w := range a.inventory.workloads.having(s.Namespace, selector) {
+		out = append(out, w.Labels)
 	}
 	return out
 }

@@ -40,6 +40,8 @@ type assembler struct {
 	wildcards []string
 	// unready are the proxies that are no endpoint of any service.
 	unready map[*model.Proxy]bool
+	// selectable are the labels that a selector may ask for; made when first needed.
+	selectable labelIndex[struct{}]
 	// inventory is there while advice is given.
 	inventory inventory
 }

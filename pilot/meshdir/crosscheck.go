@@ -36,7 +36,9 @@ func (a *assembler) crossCheck() {
 			a.report(o, check)
 		}
 	}
-	a.advise()
+	if len(failing(a.findings)) == 0 {
+		a.advise() // of what has errors something is taken out first
+	}
 	slices.SortStableFunc(a.findings, func(x, y finding) int {
 		return strings.Compare(fmt.Sprintf("%s:%09d", x.File, x.Line), fmt.Sprintf("%s:%09d", y.File, y.Line))
 	})
@@ -355,23 +357,22 @@ func (a *assembler) knowsWorkloads() bool {
 
 // anyWorkload says whether something has the labels; namespace "" is every one.
 func (a *assembler) anyWorkload(namespace string, selector map[string]string) bool {
-	for _, kind := range []string{"LocalWorkload", instanceKind, "WorkloadEntry"} {
-		for _, o := range a.objects[kind] {
-			labels := o.meta.Labels
-			if w, ok := o.spec.(*networking.WorkloadEntry); ok {
-				labels = mergeLabels(w.Labels, labels)
-			}
-			if (namespace == "" || o.meta.Namespace == namespace) && model.SelectorMatches(selector, labels) {
-				return true
+	if a.selectable == nil {
+		a.selectable = labelIndex[struct{}]{}
+		for _, kind := range []string{"LocalWorkload", instanceKind, "WorkloadEntry"} {
+			for _, o := range a.objects[kind] {
+				labels := o.meta.Labels
+				if w, ok := o.spec.(*networking.WorkloadEntry); ok {
+					labels = mergeLabels(w.Labels, labels)
+				}
+				a.selectable.add(o.meta.Namespace, labels, struct{}{})
 			}
 		}
-	}
-	for _, o := range a.objects["Gateway"] {
-		if (namespace == "" || namespace == a.mesh.RootNamespace) && model.SelectorMatches(selector, o.spec.(*networking.Gateway).Selector) {
-			return true
+		for _, o := range a.objects["Gateway"] {
+			a.selectable.add(a.mesh.RootNamespace, o.spec.(*networking.Gateway).Selector, struct{}{})
 		}
 	}
-	return false
+	return len(a.selectable.having(namespace, selector)) > 0
 }
 
 func (a *assembler) checkPolicySelector(c *checker) {

@@ -12,9 +12,13 @@ import (
 // inventory is what is to run, or runs: advice that depends on it is given only
 // if it is known.
 type inventory struct {
-	workloads []workload
+	workloads labelIndex[workload]
 	// accounts are the service accounts in use, by namespace.
 	accounts map[string][]string
+	// modes, authorizations and authentications are those of the mesh.
+	modes           model.PeerModes
+	authorizations  policyIndex[*model.AuthorizationPolicy]
+	authentications policyIndex[*model.RequestAuthentication]
 }
 
 // workload is a LocalWorkload, a gateway, or a replica; of those that are alike
@@ -36,7 +40,16 @@ func (a *assembler) known() bool {
 
 // takeInventory lists what runs.
 func (a *assembler) takeInventory() inventory {
-	in := inventory{accounts: map[string][]string{}}
+	in := inventory{
+		workloads: labelIndex[workload]{}, accounts: map[string][]string{}, modes: model.NewPeerModes(a.mesh),
+		authorizations: policyIndex[*model.AuthorizationPolicy]{}, authentications: policyIndex[*model.RequestAuthentication]{},
+	}
+	for _, p := range a.mesh.AuthorizationPolicies {
+		in.authorizations.add(p.Namespace, p.Spec.GetSelector().GetMatchLabels(), p)
+	}
+	for _, r := range a.mesh.RequestAuthentications {
+		in.authentications.add(r.Namespace, r.Spec.GetSelector().GetMatchLabels(), r)
+	}
 	seen := map[string]bool{}
 	add := func(p *model.Proxy, service string) {
 		in.account(p.Namespace, p.ServiceAccount)
@@ -48,7 +61,7 @@ func (a *assembler) takeInventory() inventory {
 		key := fmt.Sprintf("%d %d %s/%s %s %v %s", p.Type, p.Interception, p.Namespace, p.ServiceAccount, service, p.Labels, ports)
 		if !seen[key] {
 			seen[key] = true
-			in.workloads = append(in.workloads, workload{p, service})
+			in.workloads.add(p.Namespace, p.Labels, workload{p, service})
 		}
 	}
 	for _, w := range workloadsOf(a.objects["LocalWorkload"]) {
@@ -106,13 +119,10 @@ func (in *inventory) account(namespace, name string) {
 
 // selected gives the workloads that a policy of the namespace is for.
 func (a *assembler) selected(namespace string, selector map[string]string) []workload {
-	var out []workload
-	for _, w := range a.inventory.workloads {
-		if a.selects(namespace, selector, w) {
-			out = append(out, w)
-		}
+	if namespace == a.mesh.RootNamespace {
+		namespace = ""
 	}
-	return out
+	return a.inventory.workloads.having(namespace, selector)
 }
 
 func (a *assembler) selects(namespace string, selector map[string]string, w workload) bool {
