@@ -250,7 +250,9 @@ type Bundle struct {
 	// The root certificates in DER.
 	Roots [][]byte `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
 	// Rises with every change of the bundle.
-	Sequence      uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Sequence uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// The keys that JWT-SVIDs are verified with, a JSON Web Key Set (RFC 7517).
+	Jwks          []byte `protobuf:"bytes,4,opt,name=jwks,proto3" json:"jwks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -304,6 +306,13 @@ func (x *Bundle) GetSequence() uint64 {
 		return x.Sequence
 	}
 	return 0
+}
+
+func (x *Bundle) GetJwks() []byte {
+	if x != nil {
+		return x.Jwks
+	}
+	return nil
 }
 
 type WatchBundleRequest struct {
@@ -703,11 +712,12 @@ const file_writ_ca_v1_ca_proto_rawDesc = "" +
 	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"W\n" +
 	"\x13CertificateResponse\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12*\n" +
-	"\x06bundle\x18\x02 \x01(\v2\x12.writ.ca.v1.BundleR\x06bundle\"]\n" +
+	"\x06bundle\x18\x02 \x01(\v2\x12.writ.ca.v1.BundleR\x06bundle\"q\n" +
 	"\x06Bundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
 	"\x05roots\x18\x02 \x03(\fR\x05roots\x12\x1a\n" +
-	"\bsequence\x18\x03 \x01(\x04R\bsequence\"\x14\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12\x12\n" +
+	"\x04jwks\x18\x04 \x01(\fR\x04jwks\"\x14\n" +
 	"\x12WatchBundleRequest\"\x12\n" +
 	"\x10GetBundleRequest\"b\n" +
 	"\x16CreateJoinTokenRequest\x12\x1b\n" +
