@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -95,25 +96,59 @@ func listener(i, generation int) *listenerv3.Listener {
 	}}}
 }
 
-func (w world) config(t testing.TB, b *Builder, node string) *Config {
+// part is what a resource of a world is made of.
+type part struct {
+	url  string
+	name string
+	// content is the generation, and for a route what it uses.
+	content string
+}
+
+// parts are the resources made so far: many worlds are made of few, and to
+// marshal them took longer than what the tests are about.
+type parts map[part]*Resource
+
+// resource is b's own resource for a part, as [Builder.Resource] gives it.
+func (made parts) resource(t testing.TB, b *Builder, p part, build func() proto.Message) *Resource {
+	t.Helper()
+	first := made[p]
+	if first == nil {
+		r, err := b.Resource(p.name, build(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		made[p] = r
+		return r
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	key := resourceKey(p.url, first.Name, first.Version)
+	if b.resources[key] == nil {
+		r := *first
+		b.resources[key] = &r
+	}
+	return b.resources[key]
+}
+
+// config makes the world's resources, with the help of made.
+func (w world) config(t testing.TB, b *Builder, node string, made parts) *Config {
 	t.Helper()
 	var sets []*Set
-	add := func(url string, m map[int]int, build func(i, g int) (string, proto.Message)) {
+	add := func(url, letter string, m map[int]int, build func(i, g int) proto.Message) {
 		var list []*Resource
 		for i, g := range m {
-			name, msg := build(i, g)
-			r, err := b.Resource(name, msg, nil)
-			if err != nil {
-				t.Fatal(err)
+			p := part{url, letter + strconv.Itoa(i), strconv.Itoa(g)}
+			if url == RouteType {
+				p.content += fmt.Sprint(w.uses[i])
 			}
-			list = append(list, r)
+			list = append(list, made.resource(t, b, p, func() proto.Message { return build(i, g) }))
 		}
 		sets = append(sets, b.Set(url, list))
 	}
-	add(ClusterType, w.clusters, func(i, g int) (string, proto.Message) { return fmt.Sprint("c", i), cluster(i, g) })
-	add(EndpointType, w.endpoints, func(i, g int) (string, proto.Message) { return fmt.Sprint("c", i), endpoints(i, g) })
-	add(ListenerType, w.listeners, func(i, g int) (string, proto.Message) { return fmt.Sprint("l", i), listener(i, g) })
-	add(RouteType, w.routes, func(i, g int) (string, proto.Message) { return fmt.Sprint("r", i), route(i, g, w.uses[i]) })
+	add(ClusterType, "c", w.clusters, func(i, g int) proto.Message { return cluster(i, g) })
+	add(EndpointType, "c", w.endpoints, func(i, g int) proto.Message { return endpoints(i, g) })
+	add(ListenerType, "l", w.listeners, func(i, g int) proto.Message { return listener(i, g) })
+	add(RouteType, "r", w.routes, func(i, g int) proto.Message { return route(i, g, w.uses[i]) })
 	return b.Config(node, sets...)
 }
 
@@ -128,6 +163,7 @@ type bench struct {
 	// proxies of the next snapshot
 	proxies map[string]*Config
 	rego    map[string]int
+	made    parts
 	// shared, if set, is the one connection of all Envoys.
 	shared *grpc.ClientConn
 }
@@ -153,7 +189,7 @@ func newBench(t testing.TB, o Options) *bench {
 	if o.Identify == nil {
 		o.Identify = identifyByName
 	}
-	b := &bench{t: t, srv: New(o), grpc: grpc.NewServer(), lis: bufconn.Listen(1 << 15), proxies: map[string]*Config{}, rego: map[string]int{}}
+	b := &bench{t: t, srv: New(o), grpc: grpc.NewServer(), lis: bufconn.Listen(1 << 15), proxies: map[string]*Config{}, rego: map[string]int{}, made: parts{}}
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(b.grpc, b.srv)
 	done := make(chan struct{})
 	go func() {
@@ -173,7 +209,7 @@ func (b *bench) publish(worlds map[string]world) *Snapshot {
 	build := NewBuilder(b.snap)
 	proxies := map[string]*Config{}
 	for id, w := range worlds {
-		proxies[id] = w.config(b.t, build, "n")
+		proxies[id] = w.config(b.t, build, "n", b.made)
 	}
 	var rego []*Resource
 	for name, generation := range b.rego {

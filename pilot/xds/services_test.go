@@ -194,7 +194,7 @@ func TestProxyOfAnotherNodeIsRefused(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		b := newBench(t, Options{})
 		build := NewBuilder()
-		snap := build.Snapshot(map[string]*Config{"sidecar~1": simple(1, 1).config(t, build, "elsewhere")}, nil, "")
+		snap := build.Snapshot(map[string]*Config{"sidecar~1": simple(1, 1).config(t, build, "elsewhere", parts{})}, nil, "")
 		snap.Revision = 1
 		b.srv.Publish(snap)
 		s := b.subscribe("sidecar~1", ClusterType)
@@ -316,7 +316,7 @@ func TestDynamicProxyIsAdopted(t *testing.T) {
 		if !wanted {
 			t.Fatal("the configuration was not asked for")
 		}
-		cfg := simple(2, 1).config(t, NewBuilder(), "")
+		cfg := simple(2, 1).config(t, NewBuilder(), "", parts{})
 		b.srv.Adopt("dynamic~1", cfg, b.num)
 		synctest.Wait()
 		e.wantState(cfg)
@@ -338,7 +338,7 @@ func TestManyClients(t *testing.T) {
 	for i := range clients {
 		c := proxies["sidecar~0"]
 		if i < 10 { // the others would be equal and share their sets too
-			c = simple(size, 1).config(t, build, "n")
+			c = simple(size, 1).config(t, build, "n", parts{})
 		}
 		proxies[fmt.Sprint("sidecar~", i)] = c
 	}
