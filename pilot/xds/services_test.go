@@ -351,7 +351,7 @@ func TestManyClients(t *testing.T) {
 	goroutines, before := runtime.NumGoroutine(), heap()
 	comeAndGo(t, b, clients, size)
 	proctest.Until(t, time.Minute, "the goroutines end", func() bool { return runtime.NumGoroutine() <= goroutines+5 })
-	if left := int64(heap()) - int64(before); left > 2<<20 {
+	if left := int64(heap()) - int64(before); left > 800<<10 {
 		t.Errorf("%d KiB are left of %d clients", left>>10, clients)
 	}
 }
