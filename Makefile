@@ -44,7 +44,7 @@ demo: up-tools ## run the mesh and its checks, print a table, exit non-zero on a
 	@exec bin/writ up examples/bookinfo --check
 
 .PHONY: test
-test: build test-tools ## all tests, real Envoys and Redis included; of one service: make test only=ca
+test: build test-tools ## all tests, real Envoys and Redis included; of one service, quickly: make test only=ca
 	hack/test.sh $(only)
 
 .PHONY: repeat
