@@ -12,6 +12,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/writ-mesh/writ/ca/csr"
+	"github.com/writ-mesh/writ/ca/jwtsvid"
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/profile"
 	"github.com/writ-mesh/writ/ca/signer"
@@ -30,7 +31,7 @@ const (
 
 // lifetimes are the checked times of a Config.
 type lifetimes struct {
-	workload, service, max, skew, token time.Duration
+	workload, service, max, skew, token, jwt, jwtMax time.Duration
 }
 
 // Authority is the core: it turns an order, whose right was checked by the
@@ -40,6 +41,7 @@ type Authority struct {
 	signer  *signer.Signer
 	bundle  *x509bundle.Bundle
 	store   ledger.Store
+	jwt     *jwtsvid.Keys
 	life    lifetimes
 	now     func() time.Time
 	log     *slog.Logger

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/writ-mesh/writ/ca/csr"
+	"github.com/writ-mesh/writ/ca/jwtsvid"
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/ledger/filelog"
 	"github.com/writ-mesh/writ/ca/ledger/ledgertest"
@@ -53,8 +54,15 @@ func newAuthority(t testing.TB, store ledger.Store, now func() time.Time) *Autho
 	if err != nil {
 		t.Fatal(err)
 	}
+	jwt, err := jwtsvid.Open(t.Context(), jwtsvid.Config{
+		Storage: jwtsvid.File(filepath.Join(t.TempDir(), jwtKeysFile)), Life: 24 * time.Hour, MaxTTL: time.Hour, Log: slog.New(slog.DiscardHandler),
+	}, now())
+	if err != nil {
+		t.Fatal(err)
+	}
 	return &Authority{
-		td: td, signer: sign, bundle: x509bundle.FromX509Authorities(td, []*x509.Certificate{cert}), store: store, now: now,
+		jwt: jwt,
+		td:  td, signer: sign, bundle: x509bundle.FromX509Authorities(td, []*x509.Certificate{cert}), store: store, now: now,
 		log: slog.New(slog.DiscardHandler), metrics: newMetrics(prometheus.NewRegistry()),
 		life: lifetimes{workload: time.Hour, service: time.Hour, max: 24 * time.Hour, skew: 10 * time.Second, token: 10 * time.Minute},
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"sync/atomic"
 	"time"
@@ -19,6 +20,7 @@ import (
 	istiopb "istio.io/api/security/v1alpha1"
 
 	"github.com/writ-mesh/writ/ca/csr"
+	"github.com/writ-mesh/writ/ca/jwtsvid"
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/ledger/filelog"
 	"github.com/writ-mesh/writ/ca/placement"
@@ -91,7 +93,7 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 	if err != nil {
 		return err
 	}
-	tasks = append(tasks, func(ctx context.Context) error { return a.keepChecking(ctx, &failing, rt) })
+	tasks = append(tasks, a.jwt.Run, func(ctx context.Context) error { return a.keepChecking(ctx, &failing, rt) })
 	return service.RunTasks(ctx, tasks...)
 }
 
@@ -111,6 +113,10 @@ func open(ctx context.Context, c Config, store ledger.Store, inUse bool, m *metr
 	if err != nil {
 		return nil, err
 	}
+	jwt, err := jwtsvid.Open(ctx, c.jwtKeys(log), time.Now())
+	if err != nil {
+		return nil, err
+	}
 	bundle := x509bundle.New(td)
 	bundle.AddX509Authority(r.Cert)
 	if err := atomicfile.Write(c.trustBundle(), root.PEM(bundle.X509Authorities()...), 0o644); err != nil {
@@ -118,10 +124,11 @@ func open(ctx context.Context, c Config, store ledger.Store, inUse bool, m *metr
 	}
 	m.notAfter.WithLabelValues("root").Set(float64(r.Cert.NotAfter.Unix()))
 	return &Authority{
-		td: td, signer: sign, bundle: bundle, store: store, now: time.Now, log: log, metrics: m,
+		td: td, signer: sign, bundle: bundle, store: store, jwt: jwt, now: time.Now, log: log, metrics: m,
 		life: lifetimes{
 			workload: c.WorkloadTTL.D(), service: c.ServiceTTL.D(), max: c.MaxTTL.D(),
 			skew: c.ClockSkew.D(), token: c.JoinTokenTTL.D(),
+			jwt: c.JWT.TTL.D(), jwtMax: c.JWT.MaxTTL.D(),
 		},
 	}, nil
 }
@@ -208,7 +215,10 @@ func serveIssuing(c Config, a *Authority, own *own, table *placement.Table, rt *
 	if c.Pilot == "" {
 		srv.wait = 0 // no placement will ever come
 	}
-	s := rpc.NewServer(credentials.NewTLS(own.serverTLS()), srv.methods(), rt,
+	tokens := &jwtServer{s: srv}
+	methods := srv.methods()
+	maps.Copy(methods, tokens.methods())
+	s := rpc.NewServer(credentials.NewTLS(own.serverTLS()), methods, rt,
 		grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(workers), grpc.MaxConcurrentStreams(maxStreams),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: 30 * time.Second, Timeout: 10 * time.Second,
@@ -218,7 +228,8 @@ func serveIssuing(c Config, a *Authority, own *own, table *placement.Table, rt *
 			MaxConnectionAge: max(c.ServiceTTL.D()/4, time.Second),
 		}))
 	capb.RegisterCertificateAuthorityServer(s, srv)
-	if err := rpc.CheckMethods(s, srv.methods()); err != nil {
+	capb.RegisterJWTAuthorityServer(s, tokens)
+	if err := rpc.CheckMethods(s, methods); err != nil {
 		return nil, err
 	}
 	l, err := rpc.Listen(c.Listen)

@@ -63,6 +63,9 @@ type Config struct {
 	// PlacementWait is how long a node's request waits for a placement that has
 	// not arrived yet.
 	PlacementWait config.Duration `yaml:"placement_wait"`
+
+	// JWT says how JWT-SVIDs are issued.
+	JWT JWTConfig `yaml:"jwt"`
 }
 
 // DefaultConfig has the defaults filled in.
@@ -76,6 +79,7 @@ func DefaultConfig() Config {
 		JoinTokenTTL:  config.Duration(10 * time.Minute),
 		ClockSkew:     config.Duration(10 * time.Second),
 		PlacementWait: config.Duration(2 * time.Second),
+		JWT:           defaultJWT(),
 	}
 }
 
@@ -129,6 +133,7 @@ func (c *Config) validateTimes() []error {
 	within("join_token_ttl", c.JoinTokenTTL, time.Second, maxTokenTTL)
 	within("clock_skew", c.ClockSkew, 0, 10*time.Minute)
 	within("placement_wait", c.PlacementWait, 0, 30*time.Second)
+	c.JWT.validate(within)
 	return errs
 }
 

@@ -79,7 +79,8 @@ func (h *harness) run() {
 		h.t.Fatal(err)
 	}
 	h.metrics, h.health = prometheus.NewRegistry(), new(service.Health)
-	rt := &service.Runtime{Log: slog.New(slog.DiscardHandler), Metrics: h.metrics, Health: h.health}
+	rt := newRuntime()
+	rt.Metrics, rt.Health = h.metrics, h.health
 	ctx, cancel := context.WithCancel(context.WithoutCancel(h.t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- Run(ctx, h.config, rt) }()
@@ -142,6 +143,12 @@ func (h *harness) bundle() *x509bundle.Bundle {
 
 // as connects with an identity; nil means without a client certificate.
 func (h *harness) as(svid *x509svid.SVID) capb.CertificateAuthorityClient {
+	h.t.Helper()
+	return capb.NewCertificateAuthorityClient(h.connAs(svid))
+}
+
+func (h *harness) connAs(svid *x509svid.SVID) *grpc.ClientConn {
+	h.t.Helper()
 	authorize := tlsconfig.AuthorizeID(spiffeid.RequireFromPath(td, "/writ/ca"))
 	var c *tls.Config
 	if svid == nil {
@@ -149,7 +156,7 @@ func (h *harness) as(svid *x509svid.SVID) capb.CertificateAuthorityClient {
 	} else {
 		c = tlsconfig.MTLSClientConfig(svid, h.bundle(), authorize)
 	}
-	return capb.NewCertificateAuthorityClient(h.dial(h.config.Listen, credentials.NewTLS(c)))
+	return h.dial(h.config.Listen, credentials.NewTLS(c))
 }
 
 // mint gets an X.509-SVID over the admin socket.
@@ -241,4 +248,8 @@ func wantCode(t testing.TB, err error, want codes.Code) {
 	if status.Code(err) != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
+}
+
+func newRuntime() *service.Runtime {
+	return &service.Runtime{Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(), Health: new(service.Health)}
 }

@@ -119,17 +119,21 @@ func (s *server) fresh(ctx context.Context) error {
 	return nil
 }
 
-// WatchBundle implements writ.ca.v1.CertificateAuthority. The bundle changes only
-// when the root does, and that is with a new process.
+// WatchBundle implements writ.ca.v1.CertificateAuthority. The roots change only
+// with a new process; the keys of JWT-SVIDs have a schedule.
 func (s *server) WatchBundle(_ *capb.WatchBundleRequest, stream grpc.ServerStreamingServer[capb.Bundle]) error {
-	if err := stream.Send(s.a.bundleProto()); err != nil {
-		return err
-	}
-	select {
-	case <-stream.Context().Done():
-		return stream.Context().Err()
-	case <-s.stopping:
-		return refuse(unavailable, "the authority is stopping; connect again")
+	for {
+		_, changed := s.a.jwt.Current()
+		if err := stream.Send(s.a.bundleProto()); err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		case <-s.stopping:
+			return refuse(unavailable, "the authority is stopping; connect again")
+		}
 	}
 }
 
@@ -146,7 +150,9 @@ func (a *Authority) response(cert *x509.Certificate, err error) (*capb.Certifica
 }
 
 func (a *Authority) bundleProto() *capb.Bundle {
-	b := &capb.Bundle{TrustDomain: a.td.Name(), Sequence: bundleSequence}
+	jwt, _ := a.jwt.Current()
+	// Both rise on their own and never fall, and so does their sum.
+	b := &capb.Bundle{TrustDomain: a.td.Name(), Sequence: bundleSequence + jwt.Version, Jwks: jwt.JWKS}
 	for _, c := range a.bundle.X509Authorities() {
 		b.Roots = append(b.Roots, c.Raw)
 	}
