@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -90,11 +91,13 @@ func (s *admin) createJoinToken(ctx context.Context, req *capb.CreateJoinTokenRe
 		return nil, "", refuse(internal, "no token could be made; see the authority's log").because(err)
 	}
 	now := s.a.now().UTC()
-	kept := ledger.Token{
-		ID: token.ID, Hash: token.Hash(), SPIFFEID: id.String(), Creator: administrator(ctx),
-		CreatedAt: now, ExpiresAt: now.Add(ttl),
+	kept := keptToken{Hash: token.Hash(), SPIFFEID: id.String(), ExpiresAt: now.Add(ttl)}
+	c, err := s.a.newToken(ctx, token.ID, kept, now)
+	if err != nil {
+		return nil, "", err
 	}
-	if err := s.a.store.AddToken(ctx, kept); err != nil {
+	c.Entry.Actor = administrator(ctx)
+	if _, err := s.a.store.Commit(ctx, c); err != nil {
 		return nil, "", recording(err)
 	}
 	return &capb.CreateJoinTokenResponse{Token: token.Reveal(), ExpiresAt: timestamppb.New(kept.ExpiresAt)}, token.ID, nil
@@ -119,13 +122,13 @@ func (s *admin) GetBundle(ctx context.Context, _ *capb.GetBundleRequest) (*capb.
 // ListCertificates implements writ.ca.v1.Admin.
 func (s *admin) ListCertificates(req *capb.ListCertificatesRequest, stream grpc.ServerStreamingServer[capb.CertificateRecord]) error {
 	now := s.a.now()
-	err := s.a.store.Each(stream.Context(), func(c ledger.Certificate) error {
-		if req.GetLive() && !now.Before(c.NotAfter) || req.GetSpiffeId() != "" && req.GetSpiffeId() != c.SPIFFEID {
+	err := s.a.eachCertificate(stream.Context(), req.GetSpiffeId(), func(e ledger.Entry) error {
+		if req.GetLive() && !now.Before(e.NotAfter) {
 			return nil
 		}
 		return stream.Send(&capb.CertificateRecord{
-			Serial: c.Serial, SpiffeId: c.SPIFFEID, Requester: c.Requester,
-			NotBefore: timestamppb.New(c.NotBefore), NotAfter: timestamppb.New(c.NotAfter), IssuedAt: timestamppb.New(c.IssuedAt),
+			Serial: e.Serial, SpiffeId: e.Subject, Requester: e.Actor,
+			NotBefore: timestamppb.New(e.NotBefore), NotAfter: timestamppb.New(e.NotAfter), IssuedAt: timestamppb.New(e.Time),
 		})
 	})
 	s.audit(stream.Context(), "ListCertificates", err)
@@ -136,4 +139,25 @@ func (s *admin) ListCertificates(req *capb.ListCertificatesRequest, stream grpc.
 		return refuse(gone, "the caller went away").because(err)
 	}
 	return refuse(internal, "the ledger cannot be read; see the authority's log").because(err)
+}
+
+// eachCertificate calls f with the certificates that were issued, oldest first; an
+// empty id stands for all.
+func (a *Authority) eachCertificate(ctx context.Context, id string, f func(ledger.Entry) error) error {
+	// Most entries are passed over by a look at their bytes, which is twenty times
+	// faster than reading them; JSON leaves a SPIFFE ID as it is.
+	issued, subject := []byte(`"kind":"`+string(ledger.Issued)+`"`), []byte(`"`+id+`"`)
+	return a.store.Each(ctx, 0, func(r ledger.Record) error {
+		if !bytes.Contains(r.Leaf, issued) || id != "" && !bytes.Contains(r.Leaf, subject) {
+			return nil
+		}
+		e, err := r.Entry()
+		if err != nil {
+			return err
+		}
+		if e.Kind != ledger.Issued || id != "" && e.Subject != id {
+			return nil
+		}
+		return f(e)
+	})
 }

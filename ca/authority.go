@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"log/slog"
 	"time"
 
@@ -56,8 +57,12 @@ type order struct {
 	// ttl is the wanted life; zero means the default.
 	ttl       time.Duration
 	requester string
-	// record records the certificate; nil is the ledger's Record.
-	record recorder
+	// proof is a document of the ledger that is deleted along with the record of the
+	// certificate, because it is good once; zero for none. Of several orders with
+	// one proof exactly one is fulfilled.
+	proof ledger.Document
+	// facts are what an attestation saw.
+	facts []string
 }
 
 // fulfil has an order filled in, whose kind and requester are known, and issues,
@@ -96,12 +101,8 @@ func (a *Authority) issue(ctx context.Context, o order) (*x509.Certificate, erro
 	if err != nil {
 		return nil, err
 	}
-	record := o.record
-	if record == nil {
-		record = a.store.Record
-	}
-	if err := record(ctx, entry(o, cert, now)); err != nil {
-		return nil, recording(err)
+	if err := a.record(ctx, o, entry(o, cert, now)); err != nil {
+		return nil, err
 	}
 	return cert, nil
 }
@@ -147,17 +148,39 @@ func (a *Authority) sign(o order, now time.Time, ttl time.Duration) (*x509.Certi
 	return cert, nil
 }
 
+// record writes a certificate down and uses up the proof it was issued for.
+// Errors are refusals.
+func (a *Authority) record(ctx context.Context, o order, e ledger.Entry) error {
+	c := ledger.Change{Entry: e}
+	if o.proof.Key != "" {
+		c.If = map[string]uint64{o.proof.Key: o.proof.Version}
+		c.Delete = []string{o.proof.Key}
+	}
+	_, err := a.store.Commit(ctx, c)
+	switch {
+	case errors.Is(err, ledger.ErrConflict) && o.proof.Key != "":
+		return refuse(denied, tokenRefused).because(err)
+	case err != nil:
+		return recording(err)
+	}
+	return nil
+}
+
 // entry is what the ledger keeps of a certificate.
-func entry(o order, cert *x509.Certificate, now time.Time) ledger.Certificate {
+func entry(o order, cert *x509.Certificate, now time.Time) ledger.Entry {
 	sum := sha256.Sum256(cert.Raw)
-	return ledger.Certificate{
+	return ledger.Entry{
+		Kind:      ledger.Issued,
+		Time:      now.UTC(),
+		Actor:     o.requester,
+		Request:   o.kind,
+		Subject:   o.id.String(),
 		Serial:    hex.EncodeToString(cert.SerialNumber.Bytes()),
-		SPIFFEID:  o.id.String(),
-		Requester: o.requester,
+		Authority: hex.EncodeToString(cert.AuthorityKeyId),
 		NotBefore: cert.NotBefore,
 		NotAfter:  cert.NotAfter,
-		IssuedAt:  now.UTC(),
 		SHA256:    hex.EncodeToString(sum[:]),
+		Facts:     o.facts,
 	}
 }
 

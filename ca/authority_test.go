@@ -84,7 +84,7 @@ type brokenStore struct {
 	err error
 }
 
-func (s brokenStore) Record(context.Context, ledger.Certificate) error { return s.err }
+func (s brokenStore) Commit(context.Context, ledger.Change) (uint64, error) { return 0, s.err }
 
 func TestNothingIsIssuedWithoutRecord(t *testing.T) {
 	for _, tc := range []struct {

@@ -22,7 +22,6 @@ import (
 	"github.com/writ-mesh/writ/ca/csr"
 	"github.com/writ-mesh/writ/ca/jwtsvid"
 	"github.com/writ-mesh/writ/ca/ledger"
-	"github.com/writ-mesh/writ/ca/ledger/filelog"
 	"github.com/writ-mesh/writ/ca/placement"
 	"github.com/writ-mesh/writ/ca/profile"
 	"github.com/writ-mesh/writ/ca/root"
@@ -67,26 +66,20 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 	defer func() { err = errors.Join(err, dir.Close()) }()
 	m := newMetrics(rt.Metrics)
 	var failing atomic.Bool
-	store, err := filelog.Open(filepath.Join(c.State, ledgerFile), filelog.Options{
-		Log: rt.Log,
-		Committed: func(records int, took time.Duration, err error) {
-			m.committed(records, took, err)
-			failing.Store(err != nil)
-			rt.Health.Set(subsystemLedger, err)
-		},
-	})
+	store, err := openStore(c, m, &failing, rt)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	a, err := open(ctx, c, store, !store.Empty(), m, rt.Log)
+	last, inUse, err := lastEntry(ctx, store)
 	if err != nil {
 		return err
 	}
-	if end := store.LastIssued(); end.After(a.now().Add(c.ClockSkew.D())) {
-		rt.Log.WarnContext(ctx, "this machine's clock is behind the last issued certificate; set the clock, or peers will find new certificates expired",
-			slog.Time("last_issued", end), slog.Time("now", a.now()))
+	a, err := open(ctx, c, store, inUse, m, rt.Log)
+	if err != nil {
+		return err
 	}
+	a.warnOfClock(ctx, last, c.ClockSkew.D())
 	failing.Store(true) // until the first check, which makes the ledger ready
 	a.check(ctx, &failing, rt)
 	tasks, err := listeners(ctx, c, a, rt)

@@ -84,8 +84,6 @@ func (e *refusal) because(err error) *refusal {
 // recording makes a refusal of an error of the ledger.
 func recording(err error) *refusal {
 	switch {
-	case errors.Is(err, ledger.ErrNoToken):
-		return refuse(denied, tokenRefused).because(err)
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return refuse(gone, "the caller did not wait for the record of the certificate").because(err)
 	case errors.Is(err, ledger.ErrUnavailable):

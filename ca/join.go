@@ -2,10 +2,12 @@ package ca
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -17,6 +19,26 @@ import (
 
 // tokenRefused is all that a stranger learns about a token.
 const tokenRefused = "the join token is unknown, expired or already used; ask for a new one"
+
+// tokenPrefix is that of the keys of join tokens in the ledger.
+const tokenPrefix = "tokens/"
+
+const (
+	// forget is how long after its expiry an unused token is forgotten.
+	forget = time.Hour
+	// maxForgotten is how many of them are at once.
+	maxForgotten = 100
+)
+
+// keptToken is what the ledger keeps of a join token: never the secret itself.
+// Its key has the token's ID, which is no secret.
+type keptToken struct {
+	// Hash is that of the secret (see package jointoken).
+	Hash []byte `json:"hash"`
+	// SPIFFEID is the only identity that the token is good for.
+	SPIFFEID  string    `json:"spiffe_id"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
 
 var (
 	errTokenSecret  = errors.New("the token's secret does not match")
@@ -39,13 +61,12 @@ type entrant struct {
 	id spiffeid.ID
 	// requester names the proof for the ledger and the log.
 	requester string
-	// record records the certificate and uses up the proof, both or neither. It is
-	// nil for a proof that is good more than once.
-	record recorder
+	// proof is the document of a proof that is good once, used up with the record
+	// of the certificate; zero for a proof that is good more often.
+	proof ledger.Document
+	// facts are what the proof says besides, for the ledger.
+	facts []string
 }
-
-// recorder returns once a certificate is durable in the ledger.
-type recorder func(context.Context, ledger.Certificate) error
 
 // services are those of Writ that have their certificates from here. The
 // authority's own never leaves its process.
@@ -76,9 +97,16 @@ func (j tokenJoiner) prove(ctx context.Context, req *capb.JoinRequest) (entrant,
 	if err != nil {
 		return e, refuse(denied, tokenRefused).because(err)
 	}
-	kept, err := j.a.store.Token(ctx, token.ID)
-	if err != nil {
+	doc, err := j.a.store.Get(ctx, tokenPrefix+token.ID)
+	switch {
+	case errors.Is(err, ledger.ErrNoDocument):
+		return e, refuse(denied, tokenRefused).because(err)
+	case err != nil:
 		return e, recording(err)
+	}
+	var kept keptToken
+	if err := json.Unmarshal(doc.Value, &kept); err != nil {
+		return e, refuse(internal, "the join token cannot be read").because(err)
 	}
 	if !token.Matches(kept.Hash) {
 		return e, refuse(denied, tokenRefused).because(errTokenSecret)
@@ -89,6 +117,32 @@ func (j tokenJoiner) prove(ctx context.Context, req *capb.JoinRequest) (entrant,
 	if e.id, err = spiffeid.FromString(kept.SPIFFEID); err != nil {
 		return e, refuse(internal, "the join token cannot be read").because(err)
 	}
-	e.record = func(ctx context.Context, c ledger.Certificate) error { return j.a.store.RecordJoin(ctx, token.ID, c) }
+	e.proof = doc
 	return e, nil
+}
+
+// newToken is the change that adds a token, and drops those that were never used
+// and that nobody can tell from unknown ones any more.
+func (a *Authority) newToken(ctx context.Context, id string, t keptToken, now time.Time) (ledger.Change, error) {
+	value, err := json.Marshal(t)
+	if err != nil {
+		return ledger.Change{}, refuse(internal, "no token could be made; see the authority's log").because(err)
+	}
+	key := tokenPrefix + id
+	c := ledger.Change{
+		If:    map[string]uint64{key: 0},
+		Entry: ledger.Entry{Kind: ledger.TokenMade, Time: now, Subject: t.SPIFFEID, NotAfter: t.ExpiresAt},
+		Put:   map[string][]byte{key: value},
+	}
+	old, err := a.store.List(ctx, tokenPrefix)
+	if err != nil {
+		return ledger.Change{}, recording(err)
+	}
+	for _, d := range old {
+		var t keptToken
+		if err := json.Unmarshal(d.Value, &t); err == nil && now.Sub(t.ExpiresAt) > forget && len(c.Delete) < maxForgotten {
+			c.Delete = append(c.Delete, d.Key)
+		}
+	}
+	return c, nil
 }

@@ -61,7 +61,7 @@ func TestWhoMayJoin(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := ledgertest.All(t, store); len(got) != 1 || got[0].SPIFFEID != id || got[0].Requester != "willing" {
+			if got := ledgertest.All(t, store); len(got) != 1 || got[0].Subject != id || got[0].Actor != "willing" || got[0].Request != kindJoin {
 				t.Errorf("recorded: %v", got)
 			}
 		})
@@ -79,18 +79,48 @@ func TestTokenInTheLedgerForAnotherIdentity(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			kept := ledger.Token{ID: token.ID, Hash: token.Hash(), SPIFFEID: id, ExpiresAt: time.Now().Add(time.Hour)}
-			if err := a.store.AddToken(t.Context(), kept); err != nil {
+			kept := keptToken{Hash: token.Hash(), SPIFFEID: id, ExpiresAt: time.Now().Add(time.Hour)}
+			c, err := a.newToken(t.Context(), token.ID, kept, time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := a.store.Commit(t.Context(), c); err != nil {
 				t.Fatal(err)
 			}
 			_, err = (&server{a: a, joiner: tokenJoiner{a}}).Join(t.Context(), &capb.JoinRequest{Token: token.Reveal(), Csr: der})
 			wantCode(t, err, codes.PermissionDenied)
-			if got := ledgertest.All(t, a.store); len(got) > 0 {
+			if got := ledgertest.All(t, a.store); len(got) != 1 || got[0].Kind != ledger.TokenMade {
 				t.Errorf("recorded: %v", got)
 			}
-			if _, err := a.store.Token(t.Context(), token.ID); errors.Is(err, ledger.ErrNoToken) {
+			if _, err := a.store.Get(t.Context(), tokenPrefix+token.ID); errors.Is(err, ledger.ErrNoDocument) {
 				t.Error("a refusal uses up the token")
 			}
 		})
+	}
+}
+
+// Tokens that were never used are forgotten some time after they expired.
+func TestUnusedTokensAreForgotten(t *testing.T) {
+	now := time.Now()
+	a := newAuthority(t, ledgertest.NewMemory(), func() time.Time { return now })
+	make1 := func() {
+		t.Helper()
+		if _, err := (&admin{a: a}).CreateJoinToken(t.Context(), &capb.CreateJoinTokenRequest{SpiffeId: nodeID}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		make1()
+	}
+	for _, step := range []struct {
+		later time.Duration
+		want  int
+	}{{0, 4}, {forget + 11*time.Minute, 1}} {
+		now = now.Add(step.later)
+		make1()
+		docs, err := a.store.List(t.Context(), tokenPrefix)
+		if err != nil || len(docs) != step.want {
+			t.Errorf("%s later: %d tokens, want %d (%v)", step.later, len(docs), step.want, err)
+		}
 	}
 }

@@ -49,7 +49,7 @@ func (s *server) methods() rpc.Methods {
 func (s *server) Join(ctx context.Context, req *capb.JoinRequest) (*capb.CertificateResponse, error) {
 	return s.a.response(s.a.fulfil(ctx, order{kind: kindJoin}, func(o *order) error {
 		e, err := s.joiner.prove(ctx, req)
-		o.id, o.requester, o.record = e.id, e.requester, e.record
+		o.id, o.requester, o.proof, o.facts = e.id, e.requester, e.proof, e.facts
 		if err != nil {
 			return err
 		}

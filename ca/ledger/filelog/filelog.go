@@ -1,30 +1,25 @@
 package filelog
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/writ-mesh/writ/ca/ledger"
+	"github.com/writ-mesh/writ/ca/ledger/docstore"
+	"github.com/writ-mesh/writ/ca/ledger/hashtree"
 )
 
-// maxBatch bounds how many records become durable together, so that the first of
+// maxBatch bounds how many entries become durable together, so that the first of
 // them does not wait for ever.
 const maxBatch = 1024
-
-// forget is how long after its expiry an unused token is forgotten.
-const forget = time.Hour
 
 // file is what a Log needs of its file; tests make it fail.
 type file interface {
@@ -39,9 +34,9 @@ type file interface {
 type Options struct {
 	// Log gets what happened at the start; nil means nothing is logged.
 	Log *slog.Logger
-	// Committed is called after each commit with the number of records, how long
+	// Committed is called after each commit with the number of entries, how long
 	// it took and whether it worked. It must not block. May be nil.
-	Committed func(records int, took time.Duration, err error)
+	Committed func(entries int, took time.Duration, err error)
 }
 
 // Log is a ledger.Store in one file.
@@ -55,28 +50,28 @@ type Log struct {
 	closing sync.RWMutex
 	closed  bool
 
-	size       atomic.Int64 // end of the durable records
-	lastIssued time.Time    // as it was at the start
+	docs *docstore.Store
 
-	mu     sync.Mutex
-	tokens map[string]ledger.Token
+	// What is durable.
+	mu      sync.Mutex
+	size    int64 // in bytes
+	tree    hashtree.Tree
+	offsets []int64 // of every stride-th entry
 
 	// The committer's own.
 	f     file
-	next  uint64
 	dirty bool // the file may go on after size
 }
 
-// pending is a record that waits for its commit.
+// pending is a change that waits for its commit.
 type pending struct {
-	kind kind
-	body []byte
-	// admit is called by the committer in the order of the records; an error keeps
-	// the record out. undo takes its effect back if the commit fails.
-	admit func() error
-	undo  func()
-	done  chan error
-	err   error
+	// probe tells that there is no change: only whether the disk takes it matters.
+	probe  bool
+	change ledger.Change
+	record ledger.Record
+	hash   []byte
+	done   chan error
+	err    error
 }
 
 // Open opens the ledger at path, makes it (mode 0600) if it is not there, and
@@ -94,7 +89,7 @@ func Open(path string, opts Options) (*Log, error) {
 }
 
 func load(f *os.File, log *slog.Logger) (contents, error) {
-	c, err := scan(f, f.Name())
+	c, err := scan(f, f.Name(), nil)
 	if err != nil {
 		return c, err
 	}
@@ -107,7 +102,7 @@ func load(f *os.File, log *slog.Logger) (contents, error) {
 			return c, fmt.Errorf("ledger: cut the torn end of %s: %w", f.Name(), err)
 		}
 		if log != nil {
-			log.Warn("ledger: records that never became durable were cut off",
+			log.Warn("ledger: entries that never became durable were cut off",
 				slog.String("file", f.Name()), slog.Int64("offset", c.size), slog.Int64("bytes", torn), slog.String("kept_in", f.Name()+".torn"))
 		}
 	}
@@ -124,96 +119,32 @@ func load(f *os.File, log *slog.Logger) (contents, error) {
 
 func start(path string, f file, c contents, opts Options) *Log {
 	l := &Log{
-		path: path, committed: opts.Committed, f: f, next: c.next, tokens: c.tokens,
+		path: path, committed: opts.Committed, f: f,
+		docs: c.docs, size: c.size, tree: c.tree, offsets: c.offsets,
 		queue: make(chan *pending, maxBatch), done: make(chan struct{}),
 	}
 	if l.committed == nil {
 		l.committed = func(int, time.Duration, error) {}
 	}
-	l.size.Store(c.size)
-	// What cannot be read there is found by Each; here it only serves a warning.
-	if last, ok, err := c.last.certificate(); ok && err == nil {
-		l.lastIssued = last.IssuedAt
-	}
 	go l.run()
 	return l
 }
 
-// Empty tells whether nothing was ever recorded.
-func (l *Log) Empty() bool { return l.size.Load() == 0 }
-
-// LastIssued is when the last certificate was issued before this process, by the
-// clock of that time; zero if the file does not end in one.
-func (l *Log) LastIssued() time.Time { return l.lastIssued }
-
-// Record implements ledger.Certificates.
-func (l *Log) Record(ctx context.Context, c ledger.Certificate) error {
-	return l.append(ctx, kindCert, c, nil, nil)
-}
-
-// AddToken implements ledger.Tokens.
-func (l *Log) AddToken(ctx context.Context, t ledger.Token) error {
-	if err := l.append(ctx, kindToken, t, nil, nil); err != nil {
-		return err
+// Commit implements ledger.Store.
+func (l *Log) Commit(ctx context.Context, c ledger.Change) (uint64, error) {
+	r, err := ledger.Encode(c)
+	if err != nil {
+		return 0, err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.tokens[t.ID] = t
-	// Those that were never used: nobody can tell them from unknown ones.
-	for id, old := range l.tokens {
-		if t.CreatedAt.Sub(old.ExpiresAt) > forget {
-			delete(l.tokens, id)
-		}
+	p := &pending{change: c, record: r, hash: hashtree.Hash(r.Leaf)}
+	if err := l.submit(ctx, p); err != nil {
+		return 0, err
 	}
-	return nil
-}
-
-// Token implements ledger.Tokens.
-func (l *Log) Token(_ context.Context, id string) (ledger.Token, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	t, ok := l.tokens[id]
-	if !ok {
-		return ledger.Token{}, ledger.ErrNoToken
-	}
-	return t, nil
-}
-
-// RecordJoin implements ledger.Tokens. One record holds both facts, so that no
-// crash can part them.
-func (l *Log) RecordJoin(ctx context.Context, tokenID string, c ledger.Certificate) error {
-	var taken ledger.Token
-	return l.append(ctx, kindJoin, joined{TokenID: tokenID, Certificate: c}, func() error {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		t, ok := l.tokens[tokenID]
-		if !ok {
-			return ledger.ErrNoToken
-		}
-		taken = t
-		delete(l.tokens, tokenID)
-		return nil
-	}, func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.tokens[tokenID] = taken
-	})
+	return p.record.Index + 1, nil
 }
 
 // Check implements ledger.Store.
-func (l *Log) Check(ctx context.Context) error { return l.submit(ctx, &pending{}) }
-
-func (l *Log) append(ctx context.Context, k kind, content any, admit func() error, undo func()) error {
-	body, err := json.Marshal(content)
-	if err != nil {
-		return fmt.Errorf("ledger: %w", err)
-	}
-	// The rest of a line has at most 60 bytes.
-	if len(body) > maxLine-64 {
-		return fmt.Errorf("ledger: record of %d bytes is too long", len(body))
-	}
-	return l.submit(ctx, &pending{kind: k, body: body, admit: admit, undo: undo})
-}
+func (l *Log) Check(ctx context.Context) error { return l.submit(ctx, &pending{probe: true}) }
 
 func (l *Log) submit(ctx context.Context, p *pending) error {
 	p.done = make(chan error, 1)
@@ -242,40 +173,17 @@ func (l *Log) enqueue(ctx context.Context, p *pending) error {
 	}
 }
 
-// Each implements ledger.Certificates.
-func (l *Log) Each(ctx context.Context, f func(ledger.Certificate) error) error {
-	size := l.size.Load()
-	in, err := os.Open(l.path)
-	if err != nil {
-		return fmt.Errorf("ledger: %w", err)
-	}
-	defer func() { _ = in.Close() }() // read only: nothing can be lost
-	r := bufio.NewReaderSize(io.LimitReader(in, size), maxLine)
-	for off := int64(0); off < size; {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		b, err := r.ReadSlice('\n')
-		if err != nil {
-			return fmt.Errorf("ledger: read %s at offset %d: %w", l.path, off, err)
-		}
-		rec, err := parseLine(b[:len(b)-1])
-		if err != nil {
-			return fmt.Errorf("ledger: %s is damaged at offset %d: %w; restore the file from a backup", l.path, off, err)
-		}
-		c, ok, err := rec.certificate()
-		if err != nil {
-			return fmt.Errorf("ledger: %s, offset %d: %w", l.path, off, err)
-		}
-		off += int64(len(b))
-		if !ok {
-			continue
-		}
-		if err := f(c); err != nil {
-			return err
-		}
-	}
-	return nil
+// Get implements ledger.Documents.
+func (l *Log) Get(_ context.Context, key string) (ledger.Document, error) { return l.docs.Get(key) }
+
+// List implements ledger.Documents.
+func (l *Log) List(_ context.Context, prefix string) ([]ledger.Document, error) {
+	return l.docs.List(prefix), nil
+}
+
+// Watch implements ledger.Documents.
+func (l *Log) Watch(ctx context.Context, prefix string, f func(ledger.Update) error) error {
+	return l.docs.Watch(ctx, l.done, prefix, f)
 }
 
 // Close implements ledger.Store.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/writ-mesh/writ/ca/ledger"
+	"github.com/writ-mesh/writ/ca/ledger/docstore"
 	"github.com/writ-mesh/writ/ca/ledger/ledgertest"
 	"github.com/writ-mesh/writ/internal/proctest"
 )
@@ -50,16 +52,16 @@ func written(t testing.TB, n int) ([]byte, []int) {
 		var err error
 		switch i % 5 {
 		case 3:
-			err = l.AddToken(t.Context(), ledgertest.Token(i))
+			_, err = l.Commit(t.Context(), ledgertest.Put(key(i), "value"))
 		case 4:
-			err = l.RecordJoin(t.Context(), ledgertest.Token(i-1).ID, ledgertest.Certificate(i))
+			_, err = l.Commit(t.Context(), ledgertest.Use(key(i-1), uint64(i), i))
 		default:
-			err = l.Record(t.Context(), ledgertest.Certificate(i))
+			err = issue(t, l, i)
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		offsets = append(offsets, int(l.size.Load()))
+		offsets = append(offsets, int(l.size))
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
@@ -69,6 +71,14 @@ func written(t testing.TB, n int) ([]byte, []int) {
 		t.Fatal(err)
 	}
 	return data, offsets
+}
+
+func key(n int) string { return fmt.Sprintf("tokens/%d", n) }
+
+func issue(t testing.TB, l *Log, n int) error {
+	t.Helper()
+	_, err := l.Commit(t.Context(), ledgertest.Issue(n))
+	return err
 }
 
 // near tells the offsets worth trying, since each costs several syncs: around the
@@ -99,10 +109,10 @@ func TestTornTail(t *testing.T) {
 			whole++
 		}
 		l := open(t, path)
-		if got := int(l.size.Load()); got != offsets[whole] || l.next != uint64(whole) {
-			t.Fatalf("cut at %d: %d bytes and %d records are left, want %d and %d", cut, got, l.next, offsets[whole], whole)
+		if got := int(l.size); got != offsets[whole] || l.tree.Size() != uint64(whole) {
+			t.Fatalf("cut at %d: %d bytes and %d entries are left, want %d and %d", cut, got, l.tree.Size(), offsets[whole], whole)
 		}
-		if err := l.Record(t.Context(), ledgertest.Certificate(100)); err != nil {
+		if err := issue(t, l, 100); err != nil {
 			t.Fatalf("cut at %d: %v", cut, err)
 		}
 		if err := l.Close(); err != nil {
@@ -110,7 +120,7 @@ func TestTornTail(t *testing.T) {
 		}
 		again := open(t, path)
 		certs := ledgertest.All(t, again)
-		if len(certs) == 0 || certs[len(certs)-1] != ledgertest.Certificate(100) || again.next != uint64(whole+1) {
+		if len(certs) != whole+1 || certs[whole].Serial != ledgertest.Certificate(100).Serial {
 			t.Fatalf("cut at %d: the ledger did not go on", cut)
 		}
 		if err := again.Close(); err != nil {
@@ -132,8 +142,8 @@ func TestTornTailOfOtherBytes(t *testing.T) {
 			}
 			l := open(t, path)
 			defer l.Close()
-			if l.next != 3 {
-				t.Fatalf("%d records are left, want 3", l.next)
+			if l.tree.Size() != 3 {
+				t.Fatalf("%d entries are left, want 3", l.tree.Size())
 			}
 			if kept, err := os.ReadFile(path + ".torn"); err != nil || !bytes.Equal(kept, tail) {
 				t.Fatalf("the torn end was not kept: %v", err)
@@ -146,7 +156,7 @@ func TestTornTailOfOtherBytes(t *testing.T) {
 func TestTornBatch(t *testing.T) {
 	var data []byte
 	for i := range 5 {
-		data = appendLine(data, line{index: uint64(i), batch: min(uint64(i), 1), kind: kindCert, body: []byte(`{}`)})
+		data = appendLine(data, line{batch: min(uint64(i), 1), record: ledger.Record{Index: uint64(i), Leaf: []byte(`{"kind":"x"}`)}})
 	}
 	lines := bytes.SplitAfter(data, []byte("\n"))
 	lines[2] = make([]byte, len(lines[2]))
@@ -156,8 +166,8 @@ func TestTornBatch(t *testing.T) {
 	}
 	l := open(t, path)
 	defer l.Close()
-	if l.next != 2 {
-		t.Fatalf("%d records are left, want 2", l.next)
+	if l.tree.Size() != 2 {
+		t.Fatalf("%d entries are left, want 2", l.tree.Size())
 	}
 }
 
@@ -263,7 +273,7 @@ func (d *badDisk) set(f func()) {
 }
 
 func onDisk(d *badDisk) *Log {
-	return start("disk", d, contents{tokens: make(map[string]ledger.Token)}, Options{})
+	return start("disk", d, contents{docs: docstore.New()}, Options{})
 }
 
 func TestDiskFailsAndRecovers(t *testing.T) {
@@ -277,13 +287,14 @@ func TestDiskFailsAndRecovers(t *testing.T) {
 			l := onDisk(d)
 			defer l.Close()
 			ctx := t.Context()
-			must(t, l.AddToken(ctx, ledgertest.Token(1)))
-			must(t, l.Record(ctx, ledgertest.Certificate(0)))
+			commit := func(c ledger.Change) error { _, err := l.Commit(ctx, c); return err }
+			must(t, commit(ledgertest.Put(key(1), "a")))
+			must(t, commit(ledgertest.Issue(0)))
 			d.set(func() { fault.begin(d) })
 			for range 3 {
 				for what, err := range map[string]error{
-					"record": l.Record(ctx, ledgertest.Certificate(1)), "join": l.RecordJoin(ctx, ledgertest.Token(1).ID, ledgertest.Certificate(2)),
-					"token": l.AddToken(ctx, ledgertest.Token(2)), "check": l.Check(ctx),
+					"entry": commit(ledgertest.Issue(1)), "use": commit(ledgertest.Use(key(1), 1, 2)),
+					"put": commit(ledgertest.Put(key(2), "b")), "check": l.Check(ctx),
 				} {
 					if !errors.Is(err, ledger.ErrUnavailable) {
 						t.Fatalf("%s: got %v", what, err)
@@ -292,11 +303,16 @@ func TestDiskFailsAndRecovers(t *testing.T) {
 			}
 			d.set(func() { fault.end(d) })
 			must(t, l.Check(ctx))
-			must(t, l.RecordJoin(ctx, ledgertest.Token(1).ID, ledgertest.Certificate(3)))
-			c, err := scan(bytes.NewReader(d.synced), "disk")
+			must(t, commit(ledgertest.Use(key(1), 1, 3)))
+			c, err := scan(bytes.NewReader(d.synced), "disk", nil)
 			must(t, err)
-			if c.next != 3 || c.size != int64(len(d.synced)) || len(c.tokens) != 0 {
+			if c.next != 3 || c.size != int64(len(d.synced)) || len(c.docs.List("")) != 0 {
 				t.Fatalf("got %+v of %q", c, d.synced)
+			}
+			head, err := l.Head(ctx)
+			must(t, err)
+			if want, err := c.tree.Head(); err != nil || head != want {
+				t.Fatalf("the log says %+v, its file %+v (%v)", head, want, err)
 			}
 		})
 	}
@@ -312,7 +328,7 @@ func TestManyRecordsShareOneSync(t *testing.T) {
 	var wg sync.WaitGroup
 	for n := range records {
 		wg.Go(func() {
-			if err := l.Record(t.Context(), ledgertest.Certificate(n)); err != nil {
+			if err := issue(t, l, n); err != nil {
 				t.Error(err)
 			}
 		})
@@ -344,7 +360,7 @@ func TestCrashKeepsWhatWasAcknowledged(t *testing.T) {
 		wg.Go(func() {
 			for n := range 50 {
 				c := ledgertest.Certificate(w*50 + n)
-				if err := l.Record(t.Context(), c); err != nil {
+				if err := issue(t, l, w*50+n); err != nil {
 					t.Error(err)
 				}
 				acked.Store(c.Serial, true)
@@ -363,7 +379,7 @@ func TestCrashKeepsWhatWasAcknowledged(t *testing.T) {
 				image = append(image, d.data[len(d.synced):len(d.synced)+extra/2]...)
 			}
 		})
-		c, err := scan(bytes.NewReader(image), "disk")
+		c, err := scan(bytes.NewReader(image), "disk", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -380,33 +396,39 @@ func TestClosed(t *testing.T) {
 	l := open(t, filepath.Join(t.TempDir(), "l"))
 	must(t, l.Close())
 	must(t, l.Close())
-	if err := l.Record(t.Context(), ledgertest.Certificate(1)); !errors.Is(err, ledger.ErrUnavailable) {
+	if err := issue(t, l, 1); !errors.Is(err, ledger.ErrUnavailable) {
 		t.Fatalf("got %v", err)
 	}
 }
 
-func TestModeAndLastIssued(t *testing.T) {
+func TestMode(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "l")
-	l := open(t, path)
-	if !l.Empty() || !l.LastIssued().IsZero() {
-		t.Fatal("a new ledger is not empty")
-	}
-	must(t, l.Record(t.Context(), ledgertest.Certificate(5)))
-	must(t, l.Close())
-	l = open(t, path)
-	defer l.Close()
-	if l.Empty() || !l.LastIssued().Equal(ledgertest.Certificate(5).IssuedAt) {
-		t.Fatalf("got %v", l.LastIssued())
-	}
+	must(t, open(t, path).Close())
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("got %v, %v", info.Mode(), err)
 	}
 }
 
+// A file as the first versions wrote it is named, and stays as it is.
+func TestOldFormat(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "l")
+	old := []byte("00000000 0 0 cert {}")
+	copy(old, fmt.Sprintf("%08x", crc32.Checksum(old[9:], crc32.MakeTable(crc32.Castagnoli))))
+	must(t, os.WriteFile(path, append(old, '\n'), 0o600))
+	if _, err := Open(path, Options{}); err == nil || !strings.Contains(err.Error(), path+": it is of an old format") {
+		t.Fatalf("got %v", err)
+	}
+	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, append(old, '\n')) {
+		t.Fatal("the file was changed")
+	}
+}
+
 // What is taken for a record is written the same way again.
 func FuzzParseLine(f *testing.F) {
-	f.Add(bytes.TrimSuffix(appendLine(nil, line{index: 12, batch: 10, kind: kindCert, body: []byte(`{"a":1}`)}), []byte("\n")))
-	f.Add([]byte("00000000 0 0 cert {}"))
+	for _, r := range []ledger.Record{{Index: 12, Leaf: []byte(`{"a":1}`)}, {Index: 12, Leaf: []byte(`{"a b":1}`), Values: []byte(`{"a":"b"}`)}} {
+		f.Add(bytes.TrimSuffix(appendLine(nil, line{batch: 10, record: r}), []byte("\n")))
+	}
+	f.Add([]byte("00000000 0 0 {}"))
 	f.Add([]byte(""))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		l, err := parseLine(b)
@@ -422,11 +444,11 @@ func FuzzScan(f *testing.F) {
 	f.Add(data)
 	f.Add(data[:len(data)-3])
 	f.Fuzz(func(t *testing.T, b []byte) {
-		c, err := scan(bytes.NewReader(b), "f")
+		c, err := scan(bytes.NewReader(b), "f", nil)
 		if err != nil {
 			return
 		}
-		again, err := scan(bytes.NewReader(b[:c.size]), "f")
+		again, err := scan(bytes.NewReader(b[:c.size]), "f", nil)
 		if err != nil || again.size != c.size || again.next != c.next {
 			t.Fatalf("what is left of the file is not a ledger: %v", err)
 		}

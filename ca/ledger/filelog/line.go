@@ -2,7 +2,6 @@ package filelog
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -11,44 +10,35 @@ import (
 	"github.com/writ-mesh/writ/ca/ledger"
 )
 
-type kind string
+// maxLine bounds a line in bytes: an entry of at most 64 KiB, and documents of at
+// most 256 KiB in base64 with their keys.
+const maxLine = 512 << 10
 
-const (
-	kindCert  kind = "cert"
-	kindToken kind = "token"
-	kindJoin  kind = "join"
-)
-
-// maxLine bounds a record in bytes; a SPIFFE ID has at most 2 KiB, and there are
-// at most two in a record, which JSON may make six times as long.
-const maxLine = 64 << 10
-
-// joined is the content of a record of kind join.
-type joined struct {
-	TokenID     string             `json:"token"`
-	Certificate ledger.Certificate `json:"certificate"`
-}
-
-// line is a record in the file.
+// line is an entry in the file.
 type line struct {
-	index, batch uint64
-	kind         kind
-	body         []byte
+	batch  uint64
+	record ledger.Record
 }
 
-var errLine = errors.New("not a record")
+var (
+	errLine = errors.New("not an entry")
+	// errFormat is that of a file as the first versions wrote it.
+	errFormat = errors.New("it is of an old format without a hash tree, which is not read any more; move it away to begin a new one (what was issued stays valid, and is not in the new one)")
+)
 
 // appendLine appends the bytes of l to buf.
 func appendLine(buf []byte, l line) []byte {
 	start := len(buf)
 	buf = append(buf, "00000000 "...)
-	buf = strconv.AppendUint(buf, l.index, 10)
+	buf = strconv.AppendUint(buf, l.record.Index, 10)
 	buf = append(buf, ' ')
 	buf = strconv.AppendUint(buf, l.batch, 10)
 	buf = append(buf, ' ')
-	buf = append(buf, l.kind...)
-	buf = append(buf, ' ')
-	buf = append(buf, l.body...)
+	buf = append(buf, l.record.Leaf...)
+	if len(l.record.Values) > 0 {
+		buf = append(buf, '\t')
+		buf = append(buf, l.record.Values...)
+	}
 	sum := crc32.Checksum(buf[start+9:], crc32.MakeTable(crc32.Castagnoli))
 	const hex = "0123456789abcdef"
 	for i := range 8 {
@@ -57,8 +47,8 @@ func appendLine(buf []byte, l line) []byte {
 	return append(buf, '\n')
 }
 
-// parseLine reads one record without its newline. What it takes, appendLine gives
-// back byte for byte. body is part of b.
+// parseLine reads one line without its newline. What it takes, appendLine gives
+// back byte for byte. The record is part of b.
 func parseLine(b []byte) (line, error) {
 	if len(b) < 9 || b[8] != ' ' {
 		return line{}, errLine
@@ -67,21 +57,23 @@ func parseLine(b []byte) (line, error) {
 	if want := fmt.Sprintf("%08x", crc32.Checksum(rest, crc32.MakeTable(crc32.Castagnoli))); string(b[:8]) != want {
 		return line{}, errLine
 	}
-	fields := bytes.SplitN(rest, []byte{' '}, 4)
-	if len(fields) != 4 {
+	fields := bytes.SplitN(rest, []byte{' '}, 3)
+	if len(fields) != 3 {
 		return line{}, errLine
 	}
 	index, err1 := number(fields[0])
 	batch, err2 := number(fields[1])
-	l := line{index: index, batch: batch, kind: kind(fields[2]), body: fields[3]}
-	if err1 != nil || err2 != nil || batch > index {
+	leaf, values, both := bytes.Cut(fields[2], []byte{'\t'})
+	if err1 != nil || err2 != nil || batch > index || both && len(values) == 0 || bytes.ContainsAny(fields[2], "\n") {
 		return line{}, errLine
 	}
-	switch l.kind {
-	case kindCert, kindToken, kindJoin:
-		return l, nil
+	if len(leaf) == 0 || leaf[0] != '{' {
+		if k, _, _ := bytes.Cut(leaf, []byte{' '}); string(k) == "cert" || string(k) == "token" || string(k) == "join" {
+			return line{}, errFormat
+		}
+		return line{}, errLine
 	}
-	return line{}, errLine
+	return line{batch: batch, record: ledger.Record{Index: index, Leaf: leaf, Values: values}}, nil
 }
 
 // number refuses the other ways to write the same number.
@@ -91,18 +83,4 @@ func number(b []byte) (uint64, error) {
 		return 0, errLine
 	}
 	return n, nil
-}
-
-// certificate returns the certificate that a record carries, if it carries one.
-func (l line) certificate() (c ledger.Certificate, ok bool, err error) {
-	switch l.kind {
-	case kindCert:
-		err = json.Unmarshal(l.body, &c)
-		return c, true, err
-	case kindJoin:
-		var j joined
-		err = json.Unmarshal(l.body, &j)
-		return j.Certificate, true, err
-	}
-	return c, false, nil
 }
