@@ -220,7 +220,11 @@ func (m *liveMesh) limits(t *testing.T, client *model.Proxy, begun <-chan struct
 	var wg sync.WaitGroup
 	for i := range 5 {
 		if i == 1 {
-			<-begun // the connection is up, so the next one waits and the rest is too much
+			select { // the connection is up, so the next one waits and the rest is too much
+			case <-begun:
+			case <-time.After(bound):
+				t.Fatal("the first request did not arrive")
+			}
 		}
 		wg.Go(func() {
 			r := m.via(client, http.MethodGet, "http://slow:9080/")
