@@ -40,23 +40,31 @@ type Config struct {
 	Dir string
 	// Wait is how long an unknown caller is parked before it is refused.
 	Wait time.Duration
-	Log  *slog.Logger
+	// Docker is the path of the container runtime's socket, "" if there is none.
+	Docker string
+	Log    *slog.Logger
 }
 
 // Attestor knows the workloads of a node and recognizes them among callers. It
 // is safe for concurrent use.
 type Attestor struct {
-	cfg      Config
-	overflow uint32
-	wg       sync.WaitGroup
+	cfg     Config
+	collect *collector
+	ctx     context.Context //nolint:containedctx // the life of the goroutines, ended by Close
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
 
 	mu        sync.Mutex
 	closed    bool
 	placement placement
 	regs      map[int32]*registration
+	index     *index
 	leases    map[*Lease]struct{}
 	parked    map[uint32]int
 	changed   chan struct{} // closed and replaced at each change
+	// rechecking: a goroutine looks at leases again. saving: one will write the
+	// identities' registrations.
+	rechecking, saving bool
 
 	saveMu sync.Mutex // serializes writing of the registrations
 }
@@ -65,18 +73,26 @@ type Attestor struct {
 // be read is set aside with a warning: registration and placement come again.
 func New(ctx context.Context, cfg Config) *Attestor {
 	a := &Attestor{
-		cfg:      cfg,
-		overflow: overflowUID(),
-		regs:     make(map[int32]*registration),
-		leases:   make(map[*Lease]struct{}),
-		parked:   make(map[uint32]int),
-		changed:  make(chan struct{}),
+		cfg:     cfg,
+		regs:    make(map[int32]*registration),
+		index:   newIndex(),
+		leases:  make(map[*Lease]struct{}),
+		parked:  make(map[uint32]int),
+		changed: make(chan struct{}),
+	}
+	a.ctx, a.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	a.collect = &collector{overflowUID: overflow("uid"), overflowGID: overflow("gid"), sums: newSums()}
+	if cfg.Docker != "" {
+		a.collect.runtime = newDocker(a.ctx, cfg.Docker, &a.wg, cfg.Log)
 	}
 	if err := a.loadPlacement(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		cfg.Log.WarnContext(ctx, "stored placement is not used", slog.Any("error", err))
 	}
 	if err := a.loadRegistrations(ctx); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		cfg.Log.WarnContext(ctx, "stored registrations are not used", slog.Any("error", err))
+	}
+	if err := a.loadIdentities(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		cfg.Log.WarnContext(ctx, "stored identities are not used", slog.Any("error", err))
 	}
 	return a
 }
@@ -92,6 +108,7 @@ func (a *Attestor) Close() {
 		l.cancel()
 	}
 	a.mu.Unlock()
+	a.cancel()
 	a.wg.Wait()
 }
 
@@ -100,6 +117,7 @@ func (a *Attestor) Close() {
 type Lease struct {
 	Workload
 	caller Caller
+	seen   seen // guarded by Attestor.mu
 	done   chan struct{}
 	once   sync.Once
 	owner  *Attestor
@@ -120,9 +138,10 @@ func (l *Lease) cancel() { l.once.Do(func() { close(l.done) }) }
 // Attest returns a lease for the workload that the caller is. A caller that is
 // not known waits for at most Config.Wait. Errors are gRPC status errors:
 // PERMISSION_DENIED, RESOURCE_EXHAUSTED with too many callers waiting, or that of
-// ctx.
+// ctx. Their text is for the log; what the caller gets of it names no
+// registration but its own.
 func (a *Attestor) Attest(ctx context.Context, c Caller) (*Lease, error) {
-	l, changed, reason := a.try(c)
+	l, next := a.look(ctx, c)
 	if l != nil {
 		return l, nil
 	}
@@ -132,55 +151,180 @@ func (a *Attestor) Attest(ctx context.Context, c Caller) (*Lease, error) {
 	defer a.unpark(c.UID)
 	timeout := time.NewTimer(a.cfg.Wait)
 	defer timeout.Stop()
-	for {
+	for wait := againMin; ; wait = min(2*wait, againMax) {
 		select {
 		case <-ctx.Done():
 			return nil, status.FromContextError(ctx.Err()).Err()
 		case <-timeout.C:
-			return nil, status.Errorf(codes.PermissionDenied, "caller %s is no workload of node %s: %s (waited %s)", c, a.cfg.Node, reason, a.cfg.Wait)
-		case <-changed:
+			return nil, a.refuse(c, next)
+		case <-next.changed:
+			wait = againMin
+		case <-next.again(wait):
 		}
-		if l, changed, reason = a.try(c); l != nil {
+		if l, next = a.look(ctx, c); l != nil {
 			return l, nil
 		}
 	}
 }
 
-// try also returns what is closed when it is worth trying again.
-func (a *Attestor) try(c Caller) (*Lease, <-chan struct{}, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.closed {
-		return nil, a.changed, errors.New("the agent is stopping")
-	}
-	w, err := a.resolve(c)
-	if err != nil {
-		return nil, a.changed, err
-	}
-	l := &Lease{Workload: w, caller: c, done: make(chan struct{}), owner: a}
-	a.leases[l] = struct{}{}
-	return l, a.changed, nil
+// againMin and againMax bound how long a caller waits of whom something could
+// not be found out, until it is looked for again.
+const (
+	againMin = 100 * time.Millisecond
+	againMax = time.Second
+)
+
+// missed is why a caller is not known, and when to look again.
+type missed struct {
+	reason  error
+	seen    seen
+	changed <-chan struct{}
 }
 
-// resolve needs a.mu.
-func (a *Attestor) resolve(c Caller) (Workload, error) {
-	proxyID, ok := "", false
-	if r := a.regs[c.PID]; r != nil && c.StartTime != 0 && r.proc.start == c.StartTime {
-		proxyID, ok = r.proxyID, true
+// again gives a channel that fires if looking again may help by itself.
+func (m missed) again(wait time.Duration) <-chan time.Time {
+	if !m.seen.again {
+		return nil
 	}
-	return a.placement.resolve(c, proxyID, ok, a.overflow)
+	return time.After(wait)
 }
+
+// look collects the facts that are needed and tries.
+func (a *Attestor) look(ctx context.Context, c Caller) (*Lease, missed) {
+	for {
+		s := a.collect.collect(ctx, c, a.needs(c))
+		a.mu.Lock()
+		if a.needsLocked(c)&^s.kinds != 0 {
+			a.mu.Unlock()
+			continue // a registration came that needs more
+		}
+		l, m := a.try(c, s)
+		a.mu.Unlock()
+		return l, m
+	}
+}
+
+func (a *Attestor) needs(c Caller) kinds {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.needsLocked(c)
+}
+
+// needsLocked are the kinds of facts by which c is recognized: none for a
+// registered process. It needs a.mu.
+func (a *Attestor) needsLocked(c Caller) kinds {
+	if _, ok := a.process(c); ok {
+		return 0
+	}
+	return a.index.needs()
+}
+
+// process gives the proxy that the caller's process is registered for. It needs
+// a.mu.
+func (a *Attestor) process(c Caller) (proxyID string, ok bool) {
+	r := a.regs[c.PID]
+	if r == nil || c.StartTime == 0 || r.proc.start != c.StartTime {
+		return "", false
+	}
+	return r.proxyID, true
+}
+
+// try needs a.mu.
+func (a *Attestor) try(c Caller, s seen) (*Lease, missed) {
+	if a.closed {
+		return nil, missed{reason: errors.New("the agent is stopping"), seen: s, changed: a.changed}
+	}
+	w, err := a.resolve(c, s)
+	if err != nil {
+		return nil, missed{reason: err, seen: s, changed: a.changed}
+	}
+	l := &Lease{Workload: w, caller: c, seen: s, done: make(chan struct{}), owner: a}
+	a.leases[l] = struct{}{}
+	return l, missed{}
+}
+
+// resolve says which workload a caller is. The supervisor's word about a process
+// comes first; then it is whoever has most facts for him: what pilot places has
+// one, the user. It needs a.mu.
+func (a *Attestor) resolve(c Caller, s seen) (Workload, error) {
+	proxyID, ok := a.process(c)
+	w, err := a.placement.resolve(c, proxyID, ok, a.collect.overflowUID)
+	best := a.index.match(s.facts)
+	switch {
+	case ok, len(best) == 0:
+		return w, err
+	case err == nil && len(best[0].facts) == 1 && best[0].spiffeID == w.ID:
+		return w, nil
+	case err == nil && len(best[0].facts) == 1:
+		return Workload{}, &ambiguity{"by its user it is a workload that the mesh places here, by a registration another"}
+	}
+	for _, e := range best[1:] {
+		if e.spiffeID != best[0].spiffeID {
+			return Workload{}, &ambiguity{fmt.Sprintf("its facts are those of %d registrations, of different identities", len(best))}
+		}
+	}
+	return registered(best[0].spiffeID), nil
+}
+
+// registered is the workload of a registration.
+func registered(id spiffeid.ID) Workload {
+	return Workload{ProxyID: id.String(), ID: id, Registered: true}
+}
+
+// ambiguity is when somebody could be one or another.
+type ambiguity struct{ text string }
+
+// Error implements error.
+func (e *ambiguity) Error() string { return e.text }
 
 // notify ends the leases that no longer hold and wakes who waits. It needs a.mu.
 func (a *Attestor) notify() {
+	stale := false
 	for l := range a.leases {
-		if w, err := a.resolve(l.caller); err != nil || w != l.Workload {
+		switch w, err := a.resolve(l.caller, l.seen); {
+		case a.needsLocked(l.caller)&^l.seen.kinds != 0:
+			stale = true // with the facts that are asked for now it may be somebody else
+		case err != nil || w != l.Workload:
 			delete(a.leases, l)
 			l.cancel()
 		}
 	}
+	if stale && !a.rechecking && !a.closed {
+		a.rechecking = true
+		a.wg.Go(a.recheck)
+	}
 	close(a.changed)
 	a.changed = make(chan struct{})
+}
+
+// recheck collects what registrations that came later ask for, for the leases
+// that were given without it.
+func (a *Attestor) recheck() {
+	for {
+		a.mu.Lock()
+		var stale *Lease
+		for l := range a.leases {
+			if a.needsLocked(l.caller)&^l.seen.kinds != 0 {
+				stale = l
+				break
+			}
+		}
+		if stale == nil || a.closed {
+			a.rechecking = false
+			a.mu.Unlock()
+			return
+		}
+		caller, need := stale.caller, a.needsLocked(stale.caller)
+		a.mu.Unlock()
+		s := a.collect.collect(a.ctx, caller, need)
+		a.mu.Lock()
+		stale.seen = s
+		if w, err := a.resolve(caller, s); err != nil || w != stale.Workload {
+			delete(a.leases, stale)
+			stale.cancel()
+		}
+		a.mu.Unlock()
+	}
 }
 
 func (a *Attestor) park(uid uint32) bool {

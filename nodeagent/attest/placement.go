@@ -9,12 +9,16 @@ import (
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
-// Workload is a replica that the mesh places on this node.
+// Workload is a replica that the mesh places on this node, or whoever fulfils a
+// registration.
 type Workload struct {
-	// ProxyID is the xDS node id of its proxy.
+	// ProxyID is the xDS node id of its proxy; of a registered workload, which has
+	// none, its SPIFFE ID.
 	ProxyID         string
 	Name, Namespace string
 	ID              spiffeid.ID
+	// Registered: it is known by a registration, and pilot knows nothing of it.
+	Registered bool
 }
 
 type placed struct {

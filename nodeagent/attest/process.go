@@ -92,11 +92,12 @@ func bootID() string {
 	return strings.TrimSpace(string(data))
 }
 
-// overflowUID is what the kernel reports for users that have no name in this
-// user namespace (user_namespaces(7)): many different users look like this one.
-func overflowUID() uint32 {
+// overflow is what the kernel reports for users ("uid") or groups ("gid") that
+// have no name in this user namespace (user_namespaces(7)): many different ones
+// look like this one.
+func overflow(of string) uint32 {
 	const usual = 65534
-	data, err := os.ReadFile("/proc/sys/kernel/overflowuid")
+	data, err := os.ReadFile("/proc/sys/kernel/overflow" + of)
 	if err != nil {
 		return usual
 	}

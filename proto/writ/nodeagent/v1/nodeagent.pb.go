@@ -315,6 +315,243 @@ func (x *WorkloadStatus) GetNacked() uint64 {
 	return 0
 }
 
+type ExplainIdentityRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainIdentityRequest) Reset() {
+	*x = ExplainIdentityRequest{}
+	mi := &file_writ_nodeagent_v1_nodeagent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainIdentityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainIdentityRequest) ProtoMessage() {}
+
+func (x *ExplainIdentityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_nodeagent_v1_nodeagent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainIdentityRequest.ProtoReflect.Descriptor instead.
+func (*ExplainIdentityRequest) Descriptor() ([]byte, []int) {
+	return file_writ_nodeagent_v1_nodeagent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ExplainIdentityRequest) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+type ExplainIdentityResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Pid   int32                  `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	// What the kernel and the container runtime say, as KIND:VALUE.
+	Facts []string `protobuf:"bytes,3,rep,name=facts,proto3" json:"facts,omitempty"`
+	// What could not be found out, and why.
+	Unread []string `protobuf:"bytes,4,rep,name=unread,proto3" json:"unread,omitempty"`
+	// Empty if the process gets none; then refusal says why.
+	SpiffeId string `protobuf:"bytes,5,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	// By what it is recognized: "process", "user" or "registration ID".
+	By string `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`
+	// The xDS node id, if it is a proxy that the mesh places here.
+	ProxyId string `protobuf:"bytes,7,opt,name=proxy_id,json=proxyId,proto3" json:"proxy_id,omitempty"`
+	Refusal string `protobuf:"bytes,8,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	// The registrations of which the process has a fact, those that lack the fewest
+	// first.
+	Nearest []*NearRegistration `protobuf:"bytes,9,rep,name=nearest,proto3" json:"nearest,omitempty"`
+	// How many registrations this agent has.
+	Registrations uint32 `protobuf:"varint,10,opt,name=registrations,proto3" json:"registrations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainIdentityResponse) Reset() {
+	*x = ExplainIdentityResponse{}
+	mi := &file_writ_nodeagent_v1_nodeagent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainIdentityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainIdentityResponse) ProtoMessage() {}
+
+func (x *ExplainIdentityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_nodeagent_v1_nodeagent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainIdentityResponse.ProtoReflect.Descriptor instead.
+func (*ExplainIdentityResponse) Descriptor() ([]byte, []int) {
+	return file_writ_nodeagent_v1_nodeagent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ExplainIdentityResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ExplainIdentityResponse) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *ExplainIdentityResponse) GetFacts() []string {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+func (x *ExplainIdentityResponse) GetUnread() []string {
+	if x != nil {
+		return x.Unread
+	}
+	return nil
+}
+
+func (x *ExplainIdentityResponse) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *ExplainIdentityResponse) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *ExplainIdentityResponse) GetProxyId() string {
+	if x != nil {
+		return x.ProxyId
+	}
+	return ""
+}
+
+func (x *ExplainIdentityResponse) GetRefusal() string {
+	if x != nil {
+		return x.Refusal
+	}
+	return ""
+}
+
+func (x *ExplainIdentityResponse) GetNearest() []*NearRegistration {
+	if x != nil {
+		return x.Nearest
+	}
+	return nil
+}
+
+func (x *ExplainIdentityResponse) GetRegistrations() uint32 {
+	if x != nil {
+		return x.Registrations
+	}
+	return 0
+}
+
+type NearRegistration struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Id       string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	SpiffeId string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Facts    []string               `protobuf:"bytes,3,rep,name=facts,proto3" json:"facts,omitempty"`
+	// Those of facts that the process does not have.
+	Missing       []string `protobuf:"bytes,4,rep,name=missing,proto3" json:"missing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NearRegistration) Reset() {
+	*x = NearRegistration{}
+	mi := &file_writ_nodeagent_v1_nodeagent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NearRegistration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NearRegistration) ProtoMessage() {}
+
+func (x *NearRegistration) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_nodeagent_v1_nodeagent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NearRegistration.ProtoReflect.Descriptor instead.
+func (*NearRegistration) Descriptor() ([]byte, []int) {
+	return file_writ_nodeagent_v1_nodeagent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *NearRegistration) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *NearRegistration) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *NearRegistration) GetFacts() []string {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+func (x *NearRegistration) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
 var File_writ_nodeagent_v1_nodeagent_proto protoreflect.FileDescriptor
 
 const file_writ_nodeagent_v1_nodeagent_proto_rawDesc = "" +
@@ -337,10 +574,30 @@ const file_writ_nodeagent_v1_nodeagent_proto_rawDesc = "" +
 	"\tnot_after\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x16\n" +
 	"\x06issued\x18\x05 \x01(\x04R\x06issued\x12\x14\n" +
 	"\x05acked\x18\x06 \x01(\x04R\x05acked\x12\x16\n" +
-	"\x06nacked\x18\a \x01(\x04R\x06nacked2\xc9\x01\n" +
+	"\x06nacked\x18\a \x01(\x04R\x06nacked\"*\n" +
+	"\x16ExplainIdentityRequest\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\"\xb4\x02\n" +
+	"\x17ExplainIdentityResponse\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x10\n" +
+	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x14\n" +
+	"\x05facts\x18\x03 \x03(\tR\x05facts\x12\x16\n" +
+	"\x06unread\x18\x04 \x03(\tR\x06unread\x12\x1b\n" +
+	"\tspiffe_id\x18\x05 \x01(\tR\bspiffeId\x12\x0e\n" +
+	"\x02by\x18\x06 \x01(\tR\x02by\x12\x19\n" +
+	"\bproxy_id\x18\a \x01(\tR\aproxyId\x12\x18\n" +
+	"\arefusal\x18\b \x01(\tR\arefusal\x12=\n" +
+	"\anearest\x18\t \x03(\v2#.writ.nodeagent.v1.NearRegistrationR\anearest\x12$\n" +
+	"\rregistrations\x18\n" +
+	" \x01(\rR\rregistrations\"o\n" +
+	"\x10NearRegistration\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
+	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x14\n" +
+	"\x05facts\x18\x03 \x03(\tR\x05facts\x12\x18\n" +
+	"\amissing\x18\x04 \x03(\tR\amissing2\xb3\x02\n" +
 	"\x05Admin\x12h\n" +
 	"\x0fRegisterProcess\x12).writ.nodeagent.v1.RegisterProcessRequest\x1a*.writ.nodeagent.v1.RegisterProcessResponse\x12V\n" +
-	"\tGetStatus\x12#.writ.nodeagent.v1.GetStatusRequest\x1a$.writ.nodeagent.v1.GetStatusResponseB?Z=github.com/writ-mesh/writ/proto/writ/nodeagent/v1;nodeagentpbb\x06proto3"
+	"\tGetStatus\x12#.writ.nodeagent.v1.GetStatusRequest\x1a$.writ.nodeagent.v1.GetStatusResponse\x12h\n" +
+	"\x0fExplainIdentity\x12).writ.nodeagent.v1.ExplainIdentityRequest\x1a*.writ.nodeagent.v1.ExplainIdentityResponseB?Z=github.com/writ-mesh/writ/proto/writ/nodeagent/v1;nodeagentpbb\x06proto3"
 
 var (
 	file_writ_nodeagent_v1_nodeagent_proto_rawDescOnce sync.Once
@@ -354,27 +611,33 @@ func file_writ_nodeagent_v1_nodeagent_proto_rawDescGZIP() []byte {
 	return file_writ_nodeagent_v1_nodeagent_proto_rawDescData
 }
 
-var file_writ_nodeagent_v1_nodeagent_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_writ_nodeagent_v1_nodeagent_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_writ_nodeagent_v1_nodeagent_proto_goTypes = []any{
 	(*RegisterProcessRequest)(nil),  // 0: writ.nodeagent.v1.RegisterProcessRequest
 	(*RegisterProcessResponse)(nil), // 1: writ.nodeagent.v1.RegisterProcessResponse
 	(*GetStatusRequest)(nil),        // 2: writ.nodeagent.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),       // 3: writ.nodeagent.v1.GetStatusResponse
 	(*WorkloadStatus)(nil),          // 4: writ.nodeagent.v1.WorkloadStatus
-	(*timestamppb.Timestamp)(nil),   // 5: google.protobuf.Timestamp
+	(*ExplainIdentityRequest)(nil),  // 5: writ.nodeagent.v1.ExplainIdentityRequest
+	(*ExplainIdentityResponse)(nil), // 6: writ.nodeagent.v1.ExplainIdentityResponse
+	(*NearRegistration)(nil),        // 7: writ.nodeagent.v1.NearRegistration
+	(*timestamppb.Timestamp)(nil),   // 8: google.protobuf.Timestamp
 }
 var file_writ_nodeagent_v1_nodeagent_proto_depIdxs = []int32{
 	4, // 0: writ.nodeagent.v1.GetStatusResponse.workloads:type_name -> writ.nodeagent.v1.WorkloadStatus
-	5, // 1: writ.nodeagent.v1.WorkloadStatus.not_after:type_name -> google.protobuf.Timestamp
-	0, // 2: writ.nodeagent.v1.Admin.RegisterProcess:input_type -> writ.nodeagent.v1.RegisterProcessRequest
-	2, // 3: writ.nodeagent.v1.Admin.GetStatus:input_type -> writ.nodeagent.v1.GetStatusRequest
-	1, // 4: writ.nodeagent.v1.Admin.RegisterProcess:output_type -> writ.nodeagent.v1.RegisterProcessResponse
-	3, // 5: writ.nodeagent.v1.Admin.GetStatus:output_type -> writ.nodeagent.v1.GetStatusResponse
-	4, // [4:6] is the sub-list for method output_type
-	2, // [2:4] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	8, // 1: writ.nodeagent.v1.WorkloadStatus.not_after:type_name -> google.protobuf.Timestamp
+	7, // 2: writ.nodeagent.v1.ExplainIdentityResponse.nearest:type_name -> writ.nodeagent.v1.NearRegistration
+	0, // 3: writ.nodeagent.v1.Admin.RegisterProcess:input_type -> writ.nodeagent.v1.RegisterProcessRequest
+	2, // 4: writ.nodeagent.v1.Admin.GetStatus:input_type -> writ.nodeagent.v1.GetStatusRequest
+	5, // 5: writ.nodeagent.v1.Admin.ExplainIdentity:input_type -> writ.nodeagent.v1.ExplainIdentityRequest
+	1, // 6: writ.nodeagent.v1.Admin.RegisterProcess:output_type -> writ.nodeagent.v1.RegisterProcessResponse
+	3, // 7: writ.nodeagent.v1.Admin.GetStatus:output_type -> writ.nodeagent.v1.GetStatusResponse
+	6, // 8: writ.nodeagent.v1.Admin.ExplainIdentity:output_type -> writ.nodeagent.v1.ExplainIdentityResponse
+	6, // [6:9] is the sub-list for method output_type
+	3, // [3:6] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_writ_nodeagent_v1_nodeagent_proto_init() }
@@ -388,7 +651,7 @@ func file_writ_nodeagent_v1_nodeagent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_nodeagent_v1_nodeagent_proto_rawDesc), len(file_writ_nodeagent_v1_nodeagent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Admin_RegisterProcess_FullMethodName = "/writ.nodeagent.v1.Admin/RegisterProcess"
 	Admin_GetStatus_FullMethodName       = "/writ.nodeagent.v1.Admin/GetStatus"
+	Admin_ExplainIdentity_FullMethodName = "/writ.nodeagent.v1.Admin/ExplainIdentity"
 )
 
 // AdminClient is the client API for Admin service.
@@ -36,6 +37,9 @@ type AdminClient interface {
 	RegisterProcess(ctx context.Context, in *RegisterProcessRequest, opts ...grpc.CallOption) (*RegisterProcessResponse, error)
 	// GetStatus tells what the agent serves to whom.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
+	// ExplainIdentity tells which identity a process would get from this agent,
+	// why, and if none, what comes nearest. It issues nothing.
+	ExplainIdentity(ctx context.Context, in *ExplainIdentityRequest, opts ...grpc.CallOption) (*ExplainIdentityResponse, error)
 }
 
 type adminClient struct {
@@ -66,6 +70,16 @@ func (c *adminClient) GetStatus(ctx context.Context, in *GetStatusRequest, opts 
 	return out, nil
 }
 
+func (c *adminClient) ExplainIdentity(ctx context.Context, in *ExplainIdentityRequest, opts ...grpc.CallOption) (*ExplainIdentityResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainIdentityResponse)
+	err := c.cc.Invoke(ctx, Admin_ExplainIdentity_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -75,6 +89,9 @@ type AdminServer interface {
 	RegisterProcess(context.Context, *RegisterProcessRequest) (*RegisterProcessResponse, error)
 	// GetStatus tells what the agent serves to whom.
 	GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
+	// ExplainIdentity tells which identity a process would get from this agent,
+	// why, and if none, what comes nearest. It issues nothing.
+	ExplainIdentity(context.Context, *ExplainIdentityRequest) (*ExplainIdentityResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -90,6 +107,9 @@ func (UnimplementedAdminServer) RegisterProcess(context.Context, *RegisterProces
 }
 func (UnimplementedAdminServer) GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetStatus not implemented")
+}
+func (UnimplementedAdminServer) ExplainIdentity(context.Context, *ExplainIdentityRequest) (*ExplainIdentityResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExplainIdentity not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -148,6 +168,24 @@ func _Admin_GetStatus_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_ExplainIdentity_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainIdentityRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ExplainIdentity(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ExplainIdentity_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ExplainIdentity(ctx, req.(*ExplainIdentityRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -162,6 +200,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetStatus",
 			Handler:    _Admin_GetStatus_Handler,
+		},
+		{
+			MethodName: "ExplainIdentity",
+			Handler:    _Admin_ExplainIdentity_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

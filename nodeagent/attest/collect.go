@@ -1,0 +1,251 @@
+package attest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strconv"
+
+	"github.com/writ-mesh/writ/internal/fact"
+)
+
+// kinds is a set of kinds of facts.
+type kinds uint32
+
+// bits gives each kind its place in a set.
+func kindsOf(list ...fact.Kind) kinds {
+	var out kinds
+	for _, k := range list {
+		out |= 1 << slices.Index(fact.Kinds(), k)
+	}
+	return out
+}
+
+// has tells whether one of list is in the set.
+func (k kinds) has(list ...fact.Kind) bool { return k&kindsOf(list...) != 0 }
+
+func allKinds() kinds { return kindsOf(fact.Kinds()...) }
+
+// seen are the facts of a caller.
+type seen struct {
+	// kinds are those that were looked for.
+	kinds kinds
+	facts []string
+	// unread says what could not be found out, and why.
+	unread []string
+	// again: what could not be found out may be, a moment later.
+	again bool
+}
+
+func (s *seen) add(k fact.Kind, value string) { s.facts = append(s.facts, fact.Of(k, value)) }
+
+func (s *seen) failed(k fact.Kind, err error) {
+	s.unread = append(s.unread, fmt.Sprintf("%s: %v", k, err))
+}
+
+// collector finds facts out. It is safe for concurrent use.
+type collector struct {
+	// overflowUID and overflowGID stand for everybody who has no name here.
+	overflowUID, overflowGID uint32
+	sums                     *sums
+	// runtime is nil if there is none.
+	runtime containers
+	log     *slog.Logger
+}
+
+// attempts is how often a caller is looked at that executes something else
+// meanwhile.
+const attempts = 3
+
+var errKeepsChanging = errors.New("it executes one program after the other")
+
+// collect looks for the facts of the kinds that are wanted and for no others. It
+// reads the caller's process as it is now: a process that has executed another
+// program since it connected has that program's facts.
+func (c *collector) collect(ctx context.Context, caller Caller, want kinds) seen {
+	s := seen{kinds: want}
+	if want.has(fact.UID) {
+		if caller.UID == c.overflowUID {
+			s.failed(fact.UID, fmt.Errorf("%d stands for every user that is unknown in this user namespace", caller.UID))
+		} else {
+			s.add(fact.UID, strconv.FormatUint(uint64(caller.UID), 10))
+		}
+	}
+	if want.has(fact.GID) {
+		if caller.GID == c.overflowGID {
+			s.failed(fact.GID, fmt.Errorf("%d stands for every group that is unknown in this user namespace", caller.GID))
+		} else {
+			s.add(fact.GID, strconv.FormatUint(uint64(caller.GID), 10))
+		}
+	}
+	want &^= kindsOf(fact.UID, fact.GID)
+	if want == 0 {
+		return s
+	}
+	if caller.PID <= 0 || caller.StartTime == 0 {
+		s.unread = append(s.unread, "its process cannot be seen from here")
+		return s
+	}
+	for range attempts {
+		found, err := c.ofProcess(ctx, caller, want)
+		if err != nil {
+			s.unread = append(s.unread, err.Error())
+			return s
+		}
+		if found != nil {
+			s.facts = append(s.facts, found.facts...)
+			s.unread = append(s.unread, found.unread...)
+			s.again = found.again
+			return s
+		}
+	}
+	s.unread = append(s.unread, errKeepsChanging.Error())
+	s.again = true
+	return s
+}
+
+// ofProcess returns nil if the process executed another program meanwhile.
+func (c *collector) ofProcess(ctx context.Context, caller Caller, want kinds) (*seen, error) {
+	p, err := openProcDir(caller.PID, caller.StartTime)
+	if err != nil {
+		return nil, err
+	}
+	defer p.close()
+	before, berr := p.executable()
+	s := new(seen)
+	c.credentials(p, want, s)
+	c.executable(ctx, p, want, s)
+	c.container(ctx, p, want, s)
+	after, aerr := p.executable()
+	// Still the same process, or this fails: p is bound to it.
+	if _, err := p.stat(); err != nil {
+		return nil, err
+	}
+	if berr == nil && aerr == nil && before != after || (berr == nil) != (aerr == nil) {
+		return nil, nil //nolint:nilnil // see above
+	}
+	return s, nil
+}
+
+func (c *collector) credentials(p *procDir, want kinds, s *seen) {
+	if !want.has(fact.SupplementaryGID) {
+		return
+	}
+	creds, err := p.creds()
+	if err != nil {
+		s.failed(fact.SupplementaryGID, err)
+		return
+	}
+	for _, g := range creds.groups {
+		if g != c.overflowGID {
+			s.add(fact.SupplementaryGID, strconv.FormatUint(uint64(g), 10))
+		}
+	}
+}
+
+func (c *collector) executable(ctx context.Context, p *procDir, want kinds, s *seen) {
+	if want.has(fact.Path) {
+		if path, err := p.path(); err != nil {
+			s.failed(fact.Path, err)
+		} else {
+			s.facts = appendFact(s.facts, fact.Path, path)
+		}
+	}
+	if want.has(fact.SHA256) {
+		if sum, err := c.sums.of(ctx, p); err != nil {
+			s.failed(fact.SHA256, err)
+			s.again = s.again || errors.Is(err, errFileChanged)
+		} else {
+			s.add(fact.SHA256, sum)
+		}
+	}
+	if want.has(fact.ParentPath) {
+		paths, err := p.ancestors()
+		if err != nil {
+			s.failed(fact.ParentPath, err)
+			s.again = true
+		}
+		for _, path := range slices.Compact(paths) {
+			s.facts = appendFact(s.facts, fact.ParentPath, path)
+		}
+	}
+}
+
+// dockerKinds are those that a container runtime knows.
+func dockerKinds() []fact.Kind {
+	return []fact.Kind{fact.DockerLabel, fact.DockerImage, fact.DockerImageID, fact.DockerName}
+}
+
+var (
+	errDelegated = errors.New("its group is below one whose user may choose the names, and no container runtime confirms it")
+	errNoRuntime = errors.New("no container runtime is configured (docker_socket)")
+	errForeign   = errors.New("the process is not in the groups of the container whose name they have")
+)
+
+func (c *collector) container(ctx context.Context, p *procDir, want kinds, s *seen) {
+	docker := want.has(dockerKinds()...)
+	if !docker && !want.has(fact.ContainerID, fact.PodUID) {
+		return
+	}
+	groups, err := p.cgroups()
+	if err != nil {
+		s.failed(fact.ContainerID, err)
+		return
+	}
+	in, err := groups.container()
+	if err != nil {
+		s.failed(fact.ContainerID, err)
+		return
+	}
+	confirmed := !in.delegated
+	if in.id != "" && (docker || in.delegated) {
+		facts, err := c.ofRuntime(ctx, groups, in.id)
+		if err == nil {
+			s.facts = append(s.facts, facts...)
+			confirmed = true
+		} else if docker {
+			s.failed(fact.DockerLabel, err)
+			s.again = !errors.Is(err, errNoRuntime)
+		}
+	}
+	if !confirmed {
+		s.failed(fact.ContainerID, errDelegated)
+		return
+	}
+	if in.id != "" {
+		s.add(fact.ContainerID, in.id)
+	}
+	if in.podUID != "" {
+		s.add(fact.PodUID, in.podUID)
+	}
+}
+
+// ofRuntime asks the runtime about a container and holds the process to be in it:
+// the name of a group alone proves nothing where others may make groups, but they
+// cannot make them within those of the container's first process.
+func (c *collector) ofRuntime(ctx context.Context, groups cgroups, id string) ([]string, error) {
+	if c.runtime == nil {
+		return nil, errNoRuntime
+	}
+	got, err := c.runtime.inspect(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	first, err := openProcDir(got.pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("first %w", err)
+	}
+	defer first.close()
+	own, err := first.cgroups()
+	if err != nil {
+		return nil, err
+	}
+	// The first process's groups have to be the container's themselves: its id
+	// may be that of another process by now.
+	if in, err := own.container(); err != nil || in.id != id || !groups.within(own) {
+		return nil, errForeign
+	}
+	return got.facts, nil
+}
