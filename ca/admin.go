@@ -35,6 +35,10 @@ func adminMethods() rpc.Methods {
 		capb.Admin_ListCertificates_FullMethodName:                       rpc.SameUser(),
 		capb.Admin_GetBundle_FullMethodName:                              rpc.SameUser(),
 		istiopb.IstioCertificateService_CreateCertificate_FullMethodName: rpc.SameUser(),
+		capb.Ledger_GetCheckpoint_FullMethodName:                         rpc.SameUser(),
+		capb.Ledger_ReadEntries_FullMethodName:                           rpc.SameUser(),
+		capb.Ledger_ProveInclusion_FullMethodName:                        rpc.SameUser(),
+		capb.Ledger_ProveConsistency_FullMethodName:                      rpc.SameUser(),
 	}
 }
 

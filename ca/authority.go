@@ -47,6 +47,8 @@ type Authority struct {
 	now     func() time.Time
 	log     *slog.Logger
 	metrics *metrics
+	// refusals writes down what is refused; nil means nothing does.
+	refusals *refusals
 }
 
 // order is a certificate that somebody may have.
@@ -190,6 +192,7 @@ func (a *Authority) answer(ctx context.Context, o order, begin time.Time, cert *
 	a.metrics.answered(o.kind, begin, a.now(), err)
 	attrs := []slog.Attr{slog.String("kind", o.kind), slog.String("requester", o.requester), slog.String("spiffe_id", o.id.String())}
 	if err != nil {
+		a.refusals.note(o.kind, o.requester, o.id.String(), err)
 		attrs = append(attrs, slog.String("result", string(reasonOf(err))), slog.Any("error", err))
 		a.log.LogAttrs(ctx, slog.LevelWarn, "certificate refused", attrs...)
 		return

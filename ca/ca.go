@@ -71,6 +71,12 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
+	kept, err := openCheckpoints(ctx, c, store)
+	if err != nil {
+		return err
+	}
+	// After everything else has ended.
+	defer func() { err = errors.Join(err, kept.keep(context.WithoutCancel(ctx))) }()
 	last, inUse, err := lastEntry(ctx, store)
 	if err != nil {
 		return err
@@ -80,13 +86,16 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 		return err
 	}
 	a.warnOfClock(ctx, last, c.ClockSkew.D())
+	a.refusals = newRefusals(store, a.now, rt.Log)
 	failing.Store(true) // until the first check, which makes the ledger ready
 	a.check(ctx, &failing, rt)
-	tasks, err := listeners(ctx, c, a, rt)
+	tasks, err := listeners(ctx, c, a, kept, rt)
 	if err != nil {
 		return err
 	}
-	tasks = append(tasks, a.jwt.Run, func(ctx context.Context) error { return a.keepChecking(ctx, &failing, rt) })
+	tasks = append(tasks, a.jwt.Run, a.refusals.run,
+		func(ctx context.Context) error { return kept.run(ctx, rt.Log) },
+		func(ctx context.Context) error { return a.keepChecking(ctx, &failing, rt) })
 	return service.RunTasks(ctx, tasks...)
 }
 
@@ -157,10 +166,10 @@ func (a *Authority) check(ctx context.Context, failing *atomic.Bool, rt *service
 }
 
 // listeners opens everything that is served; no task runs before all are open.
-func listeners(ctx context.Context, c Config, a *Authority, rt *service.Runtime) ([]func(context.Context) error, error) {
+func listeners(ctx context.Context, c Config, a *Authority, kept *checkpoints, rt *service.Runtime) ([]func(context.Context) error, error) {
 	var tasks []func(context.Context) error
 	if c.Admin != "" {
-		task, err := serveAdmin(c.Admin, a, rt)
+		task, err := serveAdmin(c.Admin, a, kept, rt)
 		if err != nil {
 			return nil, err
 		}
@@ -189,10 +198,11 @@ func listeners(ctx context.Context, c Config, a *Authority, rt *service.Runtime)
 	return tasks, nil
 }
 
-func serveAdmin(addr string, a *Authority, rt *service.Runtime) (func(context.Context) error, error) {
+func serveAdmin(addr string, a *Authority, kept *checkpoints, rt *service.Runtime) (func(context.Context) error, error) {
 	s := rpc.NewServer(peercred.Credentials(), adminMethods(), rt, grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(workers))
 	capb.RegisterAdminServer(s, &admin{a: a})
 	istiopb.RegisterIstioCertificateServiceServer(s, &istio{a: a})
+	capb.RegisterLedgerServer(s, &ledgerServer{log: a.store, signer: kept.signer, audit: (&admin{a: a}).audit})
 	if err := rpc.CheckMethods(s, adminMethods()); err != nil {
 		return nil, err
 	}

@@ -74,6 +74,10 @@ type pending struct {
 	err    error
 }
 
+func newPending(c ledger.Change, r ledger.Record) *pending {
+	return &pending{change: c, record: r, hash: hashtree.Hash(r.Leaf), done: make(chan error, 1)}
+}
+
 // Open opens the ledger at path, makes it (mode 0600) if it is not there, and
 // cuts off a torn end. The caller sees to it that no other process has it open.
 func Open(path string, opts Options) (*Log, error) {
@@ -136,7 +140,7 @@ func (l *Log) Commit(ctx context.Context, c ledger.Change) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	p := &pending{change: c, record: r, hash: hashtree.Hash(r.Leaf)}
+	p := newPending(c, r)
 	if err := l.submit(ctx, p); err != nil {
 		return 0, err
 	}
@@ -144,10 +148,11 @@ func (l *Log) Commit(ctx context.Context, c ledger.Change) (uint64, error) {
 }
 
 // Check implements ledger.Store.
-func (l *Log) Check(ctx context.Context) error { return l.submit(ctx, &pending{probe: true}) }
+func (l *Log) Check(ctx context.Context) error {
+	return l.submit(ctx, &pending{probe: true, done: make(chan error, 1)})
+}
 
 func (l *Log) submit(ctx context.Context, p *pending) error {
-	p.done = make(chan error, 1)
 	if err := l.enqueue(ctx, p); err != nil {
 		return err
 	}

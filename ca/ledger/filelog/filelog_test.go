@@ -272,9 +272,9 @@ func (d *badDisk) set(f func()) {
 	f()
 }
 
-func onDisk(d *badDisk) *Log {
-	return start("disk", d, contents{docs: docstore.New()}, Options{})
-}
+func onDisk(d *badDisk) *Log { return onFile(d) }
+
+func onFile(f file) *Log { return start("disk", f, contents{docs: docstore.New()}, Options{}) }
 
 func TestDiskFailsAndRecovers(t *testing.T) {
 	for name, fault := range map[string]struct{ begin, end func(*badDisk) }{

@@ -12,6 +12,25 @@ import (
 	"github.com/writ-mesh/writ/ca/ledger/hashtree"
 )
 
+// Read reads the log in a file from its beginning, also one that a writ-ca has
+// open, and calls f, which may be nil, for each record. What is no record, a torn
+// end included, is an error that names the offset.
+func Read(path string, f func(ledger.Record) error) (ledger.Head, error) {
+	in, err := os.Open(path)
+	if err != nil {
+		return ledger.Head{}, fmt.Errorf("ledger: %w", err)
+	}
+	defer func() { _ = in.Close() }() // read only: nothing can be lost
+	c, err := scan(in, path, f)
+	if err != nil {
+		return ledger.Head{}, err
+	}
+	if end, err := in.Seek(0, io.SeekEnd); err != nil || end > c.size {
+		return ledger.Head{}, errors.Join(err, fmt.Errorf("ledger: %s: what stands at offset %d, behind the %d entries, is no entry, or only a part of one (a writ-ca that runs may be about to write it)", path, c.size, c.next))
+	}
+	return c.tree.Head()
+}
+
 // Head implements ledger.Log.
 func (l *Log) Head(context.Context) (ledger.Head, error) {
 	l.mu.Lock()

@@ -52,22 +52,23 @@ func certsCommand() *cobra.Command {
 			if len(args) == 0 {
 				return cmd.Help()
 			}
-			return fmt.Errorf("unknown command %q of writ certs: it has ls, show and join-token", args[0])
+			return fmt.Errorf("unknown command %q of writ certs: it has ls, show, join-token, export, checkpoint and verify-log", args[0])
 		},
 	}
-	c.AddCommand(certsListCommand(), certsShowCommand(), joinTokenCommand())
+	c.AddCommand(certsListCommand(), certsShowCommand(), joinTokenCommand(),
+		exportCommand(), checkpointCommand(), verifyLogCommand())
 	return c
 }
 
 func certsListCommand() *cobra.Command {
 	var o output
 	var state, id string
-	var all bool
+	var all, live bool
 	c := &cobra.Command{
 		Use:   "ls [DIR]",
 		Short: "List the newest certificate of each identity, and who has it",
-		Long: `List the newest certificate of each identity, or with --all every one that was
-ever issued. An identity is a service account: its replicas may share it.`,
+		Long: `List the newest certificate of each identity, or with --live every one that has
+not expired, or with --all every one that was ever issued. An identity is a service account: its replicas may share it.`,
 		Example: "  writ certs ls examples/bookinfo\n  writ certs ls examples/bookinfo --all --id spiffe://cluster.local/ns/default/sa/bookinfo-reviews",
 		Args:    anyDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -86,7 +87,7 @@ ever issued. An identity is a service account: its replicas may share it.`,
 			for i := range rows {
 				rows[i].Workloads = inUse[plainSerial(rows[i].Serial)]
 			}
-			if !all {
+			if !all && !live {
 				rows = newest(rows)
 			}
 			if len(rows) == 0 && id != "" && o != "json" {
@@ -103,7 +104,9 @@ ever issued. An identity is a service account: its replicas may share it.`,
 	o.register(c)
 	stateFlag(c, &state)
 	c.Flags().StringVar(&id, "id", "", "only this `identity`, for example spiffe://cluster.local/ns/default/sa/bookinfo-reviews")
+	c.Flags().BoolVar(&live, "live", false, "every one that has not expired")
 	c.Flags().BoolVar(&all, "all", false, "older and expired ones too")
+	c.MarkFlagsMutuallyExclusive("live", "all")
 	return c
 }
 
