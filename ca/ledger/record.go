@@ -118,33 +118,37 @@ func (r Record) Entry() (Entry, error) {
 	return e, nil
 }
 
-// Documents returns what the record did to documents: the new values by key, nil
-// for those deleted. Values that are not those that the entry names are an error.
-func (r Record) Documents() (map[string][]byte, error) {
+// Documents returns what the record did to documents: those that it put, and the keys
+// of those that it deleted. Values that are not those that the entry names are an
+// error.
+func (r Record) Documents() (put []Document, deleted []string, err error) {
 	if len(r.Values) == 0 && !bytes.Contains(r.Leaf, []byte(`"documents"`)) {
-		return nil, nil //nolint:nilnil // most entries touch none, and no map is as good as an empty one
+		return nil, nil, nil // as most do
 	}
 	e, err := r.Entry()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var values map[string][]byte
 	if len(r.Values) > 0 {
 		if err := json.Unmarshal(r.Values, &values); err != nil {
-			return nil, fmt.Errorf("entry %d: its documents: %w", r.Index, err)
+			return nil, nil, fmt.Errorf("entry %d: its documents: %w", r.Index, err)
 		}
 	}
-	out := make(map[string][]byte, len(e.Documents))
 	for key, hash := range e.Documents {
-		value, put := values[key]
-		if put != (hash != "") || put && (value == nil || hashOf(value) != hash) {
-			return nil, fmt.Errorf("entry %d: document %s is not the one that the entry names", r.Index, key)
+		value, found := values[key]
+		switch {
+		case found != (hash != ""), found && (value == nil || hashOf(value) != hash):
+			return nil, nil, fmt.Errorf("entry %d: document %s is not the one that the entry names", r.Index, key)
+		case found:
+			put = append(put, Document{Key: key, Value: value, Version: r.Index + 1})
+		default:
+			deleted = append(deleted, key)
 		}
-		out[key] = value
 		delete(values, key)
 	}
 	if len(values) > 0 {
-		return nil, fmt.Errorf("entry %d: it has documents that it does not name", r.Index)
+		return nil, nil, fmt.Errorf("entry %d: it has documents that it does not name", r.Index)
 	}
-	return out, nil
+	return put, deleted, nil
 }

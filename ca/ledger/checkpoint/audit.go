@@ -31,7 +31,7 @@ func (a *Audit) Add(r ledger.Record) error {
 	if _, err := r.Entry(); err != nil {
 		return err
 	}
-	if _, err := r.Documents(); err != nil {
+	if _, _, err := r.Documents(); err != nil {
 		return err
 	}
 	if a.hashes = append(a.hashes, hashtree.Hash(r.Leaf)); len(a.hashes) == chunk || a.known(r.Index+1) {

@@ -40,17 +40,19 @@ func (s *Store) Version(key string) uint64 {
 	return s.docs[key].Version
 }
 
-// Apply makes changes: nil values delete. Those of one change are seen together.
-func (s *Store) Apply(version uint64, values map[string][]byte) {
+// Apply puts and deletes documents. Those of one call are seen together.
+func (s *Store) Apply(put []ledger.Document, deleted []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for key, value := range values {
-		if value == nil {
+	for _, d := range put {
+		s.docs[d.Key] = d
+		s.tell(d.Key)
+	}
+	for _, key := range deleted {
+		if _, ok := s.docs[key]; ok {
 			delete(s.docs, key)
-		} else {
-			s.docs[key] = ledger.Document{Key: key, Value: value, Version: version}
+			s.tell(key)
 		}
-		s.tell(key)
 	}
 }
 

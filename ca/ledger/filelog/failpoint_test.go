@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/writ-mesh/writ/ca/ledger"
+	"github.com/writ-mesh/writ/ca/ledger/group"
 	"github.com/writ-mesh/writ/ca/ledger/ledgertest"
 )
 
@@ -103,25 +104,17 @@ func history(t *testing.T, m *mortal) (acked, all int) {
 	for i := range 5 {
 		// A token, and its use together with other entries; the committer is played, so
 		// that what is in a batch is known.
-		var batch []*pending
-		for _, c := range []ledger.Change{ledgertest.Put(key(i), "value"), ledgertest.Issue(i), ledgertest.Use(key(i), uint64(4*i+1), i), ledgertest.Issue(i)} {
-			r, err := ledger.Encode(c)
+		changes := []ledger.Change{ledgertest.Put(key(i), "value"), ledgertest.Issue(i), ledgertest.Use(key(i), uint64(4*i+1), i), ledgertest.Issue(i)}
+		for _, c := range [][]ledger.Change{changes[:1], changes[1:]} {
+			b, err := group.NewBatch(c...)
 			must(t, err)
-			batch = append(batch, newPending(c, r))
-		}
-		for _, b := range [][]*pending{batch[:1], batch[1:]} {
-			all += len(b)
-			l.commit(b)
-			for _, p := range b {
-				if err := <-p.done; err == nil {
-					acked++
-				} else if !errors.Is(err, ledger.ErrUnavailable) {
-					t.Fatal(err)
-				}
-			}
-			if acked < all {
+			all += len(c)
+			if err := l.commit(b); errors.Is(err, ledger.ErrUnavailable) {
 				return acked, all
+			} else if err != nil || b.Len() != len(c) {
+				t.Fatalf("%d of %d entries are admitted: %v", b.Len(), len(c), err)
 			}
+			acked += len(c)
 		}
 	}
 	return acked, all

@@ -14,12 +14,9 @@ import (
 
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/ledger/docstore"
+	"github.com/writ-mesh/writ/ca/ledger/group"
 	"github.com/writ-mesh/writ/ca/ledger/hashtree"
 )
-
-// maxBatch bounds how many entries become durable together, so that the first of
-// them does not wait for ever.
-const maxBatch = 1024
 
 // file is what a Log needs of its file; tests make it fail.
 type file interface {
@@ -41,14 +38,8 @@ type Options struct {
 
 // Log is a ledger.Store in one file.
 type Log struct {
-	path      string
-	committed func(int, time.Duration, error)
-
-	queue chan *pending
-	done  chan struct{} // closed when the committer has stopped
-	// closing guards queue against sends after its end.
-	closing sync.RWMutex
-	closed  bool
+	path  string
+	queue *group.Queue
 
 	docs *docstore.Store
 
@@ -61,21 +52,6 @@ type Log struct {
 	// The committer's own.
 	f     file
 	dirty bool // the file may go on after size
-}
-
-// pending is a change that waits for its commit.
-type pending struct {
-	// probe tells that there is no change: only whether the disk takes it matters.
-	probe  bool
-	change ledger.Change
-	record ledger.Record
-	hash   []byte
-	done   chan error
-	err    error
-}
-
-func newPending(c ledger.Change, r ledger.Record) *pending {
-	return &pending{change: c, record: r, hash: hashtree.Hash(r.Leaf), done: make(chan error, 1)}
 }
 
 // Open opens the ledger at path, makes it (mode 0600) if it is not there, and
@@ -122,61 +98,18 @@ func load(f *os.File, log *slog.Logger) (contents, error) {
 }
 
 func start(path string, f file, c contents, opts Options) *Log {
-	l := &Log{
-		path: path, committed: opts.Committed, f: f,
-		docs: c.docs, size: c.size, tree: c.tree, offsets: c.offsets,
-		queue: make(chan *pending, maxBatch), done: make(chan struct{}),
-	}
-	if l.committed == nil {
-		l.committed = func(int, time.Duration, error) {}
-	}
-	go l.run()
+	l := &Log{path: path, f: f, docs: c.docs, size: c.size, tree: c.tree, offsets: c.offsets}
+	l.queue = group.New(l.commit, opts.Committed)
 	return l
 }
 
 // Commit implements ledger.Store.
 func (l *Log) Commit(ctx context.Context, c ledger.Change) (uint64, error) {
-	r, err := ledger.Encode(c)
-	if err != nil {
-		return 0, err
-	}
-	p := newPending(c, r)
-	if err := l.submit(ctx, p); err != nil {
-		return 0, err
-	}
-	return p.record.Index + 1, nil
+	return l.queue.Commit(ctx, c)
 }
 
 // Check implements ledger.Store.
-func (l *Log) Check(ctx context.Context) error {
-	return l.submit(ctx, &pending{probe: true, done: make(chan error, 1)})
-}
-
-func (l *Log) submit(ctx context.Context, p *pending) error {
-	if err := l.enqueue(ctx, p); err != nil {
-		return err
-	}
-	select {
-	case err := <-p.done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (l *Log) enqueue(ctx context.Context, p *pending) error {
-	l.closing.RLock()
-	defer l.closing.RUnlock()
-	if l.closed {
-		return fmt.Errorf("%w: it is closed", ledger.ErrUnavailable)
-	}
-	select {
-	case l.queue <- p:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
+func (l *Log) Check(ctx context.Context) error { return l.queue.Check(ctx) }
 
 // Get implements ledger.Documents.
 func (l *Log) Get(_ context.Context, key string) (ledger.Document, error) { return l.docs.Get(key) }
@@ -188,20 +121,12 @@ func (l *Log) List(_ context.Context, prefix string) ([]ledger.Document, error) 
 
 // Watch implements ledger.Documents.
 func (l *Log) Watch(ctx context.Context, prefix string, f func(ledger.Update) error) error {
-	return l.docs.Watch(ctx, l.done, prefix, f)
+	return l.docs.Watch(ctx, l.queue.Done(), prefix, f)
 }
 
 // Close implements ledger.Store.
 func (l *Log) Close() error {
-	l.closing.Lock()
-	first := !l.closed
-	l.closed = true
-	if first {
-		close(l.queue)
-	}
-	l.closing.Unlock()
-	<-l.done
-	if !first {
+	if !l.queue.Close() {
 		return nil
 	}
 	return l.f.Close()

@@ -339,7 +339,7 @@ func TestManyRecordsShareOneSync(t *testing.T) {
 		d.mu.Lock()
 		taken := bytes.Count(d.data, []byte("\n"))
 		d.mu.Unlock()
-		return len(l.queue) >= records-1 || taken+len(l.queue) == records
+		return l.queue.Waiting() >= records-1 || taken+l.queue.Waiting() == records
 	})
 	release()
 	wg.Wait()

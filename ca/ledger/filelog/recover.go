@@ -71,7 +71,7 @@ func whole(b []byte) (line, error) {
 
 // take adds an entry that is at the end so far.
 func (c *contents) take(r ledger.Record) error {
-	docs, err := r.Documents()
+	put, deleted, err := r.Documents()
 	if err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func (c *contents) take(r ledger.Record) error {
 		c.offsets = append(c.offsets, c.size)
 	}
 	c.next++
-	c.docs.Apply(c.next, docs)
+	c.docs.Apply(put, deleted)
 	if c.hashes = append(c.hashes, hashtree.Hash(r.Leaf)); len(c.hashes) == stride {
 		return c.grow()
 	}

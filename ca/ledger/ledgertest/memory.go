@@ -44,7 +44,7 @@ func (m *Memory) Commit(_ context.Context, c ledger.Change) (uint64, error) {
 		}
 	}
 	r.Index = uint64(len(m.records))
-	docs, err := r.Documents()
+	put, deleted, err := r.Documents()
 	if err != nil {
 		return 0, err
 	}
@@ -54,7 +54,7 @@ func (m *Memory) Commit(_ context.Context, c ledger.Change) (uint64, error) {
 	}
 	m.records = append(m.records, r)
 	m.hashes = append(m.hashes, hash)
-	m.docs.Apply(r.Index+1, docs)
+	m.docs.Apply(put, deleted)
 	return r.Index + 1, nil
 }
 
