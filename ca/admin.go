@@ -39,6 +39,16 @@ func adminMethods() rpc.Methods {
 		capb.Ledger_ReadEntries_FullMethodName:                           rpc.SameUser(),
 		capb.Ledger_ProveInclusion_FullMethodName:                        rpc.SameUser(),
 		capb.Ledger_ProveConsistency_FullMethodName:                      rpc.SameUser(),
+		capb.Revocations_Revoke_FullMethodName:                           rpc.SameUser(),
+		capb.Revocations_Unrevoke_FullMethodName:                         rpc.SameUser(),
+		capb.Revocations_ListRevocations_FullMethodName:                  rpc.SameUser(),
+		capb.Roots_GetRoots_FullMethodName:                               rpc.SameUser(),
+		capb.Roots_WatchRoots_FullMethodName:                             rpc.SameUser(),
+		capb.Roots_RotateRoot_FullMethodName:                             rpc.SameUser(),
+		capb.Roots_AbortRotation_FullMethodName:                          rpc.SameUser(),
+		capb.Registrations_PutRegistration_FullMethodName:                rpc.SameUser(),
+		capb.Registrations_DeleteRegistration_FullMethodName:             rpc.SameUser(),
+		capb.Registrations_ListRegistrations_FullMethodName:              rpc.SameUser(),
 	}
 }
 
@@ -120,7 +130,7 @@ func (s *admin) Mint(ctx context.Context, req *capb.MintRequest) (*capb.Certific
 // GetBundle implements writ.ca.v1.Admin.
 func (s *admin) GetBundle(ctx context.Context, _ *capb.GetBundleRequest) (*capb.Bundle, error) {
 	s.audit(ctx, "GetBundle", nil)
-	return s.a.bundleProto(), nil
+	return s.a.bundleProto(s.a.trusted()), nil
 }
 
 // ListCertificates implements writ.ca.v1.Admin.

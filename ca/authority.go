@@ -7,16 +7,17 @@ import (
 	"encoding/hex"
 	"errors"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/writ-mesh/writ/ca/csr"
 	"github.com/writ-mesh/writ/ca/jwtsvid"
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/profile"
-	"github.com/writ-mesh/writ/ca/signer"
+	"github.com/writ-mesh/writ/ca/revocation"
 	"github.com/writ-mesh/writ/internal/identity"
 )
 
@@ -38,15 +39,23 @@ type lifetimes struct {
 // Authority is the core: it turns an order, whose right was checked by the
 // caller, into a certificate that is in the ledger. It is safe for concurrent use.
 type Authority struct {
-	td      spiffeid.TrustDomain
-	signer  *signer.Signer
-	bundle  *x509bundle.Bundle
+	td spiffeid.TrustDomain
+	// trust is who signs and who is trusted; keeper replaces it, under signing.
+	trust atomic.Pointer[trust]
+	// signing is held for reading from signing to recording, so that a new trust
+	// finds everything in the ledger that the one before signed.
+	signing sync.RWMutex
+	keeper  *keeper
+	// own is the authority's own certificate, nil if nothing is served over TLS.
+	own     atomic.Pointer[own]
 	store   ledger.Store
 	jwt     *jwtsvid.Keys
 	life    lifetimes
 	now     func() time.Time
 	log     *slog.Logger
 	metrics *metrics
+	// revocations are what is revoked; nil means nothing is.
+	revocations *revocations
 	// refusals writes down what is refused; nil means nothing does.
 	refusals *refusals
 }
@@ -94,10 +103,15 @@ func (a *Authority) issue(ctx context.Context, o order) (*x509.Certificate, erro
 			return nil, refuse(denied, "%v", err)
 		}
 	}
+	if err := a.revocations.issuable(o.id.String()); err != nil {
+		return nil, err
+	}
 	ttl, err := a.ttl(o)
 	if err != nil {
 		return nil, err
 	}
+	a.signing.RLock()
+	defer a.signing.RUnlock()
 	now := a.now()
 	cert, err := a.sign(o, now, ttl)
 	if err != nil {
@@ -131,7 +145,8 @@ func (a *Authority) defaultTTL(id spiffeid.ID) time.Duration {
 
 // sign makes the certificate and compares it with the order.
 func (a *Authority) sign(o order, now time.Time, ttl time.Duration) (*x509.Certificate, error) {
-	issuer := a.signer.Issuer()
+	signer := a.trusted().signer
+	issuer := signer.Issuer()
 	if err := profile.CheckTime(issuer, now); err != nil {
 		return nil, refuse(unavailable, "the authority's certificate is not valid now; see its log").because(err)
 	}
@@ -140,7 +155,7 @@ func (a *Authority) sign(o order, now time.Time, ttl time.Duration) (*x509.Certi
 	if err != nil {
 		return nil, refuse(internal, "the certificate could not be made; see the authority's log").because(err)
 	}
-	cert, err := a.signer.Sign(template)
+	cert, err := signer.Sign(template)
 	if err != nil {
 		return nil, refuse(internal, "the certificate could not be signed; see the authority's log").because(err)
 	}
@@ -150,18 +165,18 @@ func (a *Authority) sign(o order, now time.Time, ttl time.Duration) (*x509.Certi
 	return cert, nil
 }
 
-// record writes a certificate down and uses up the proof it was issued for.
-// Errors are refusals.
+// record writes a certificate down and uses up the proof it was issued for, unless
+// its identity is revoked at that moment. Errors are refusals.
 func (a *Authority) record(ctx context.Context, o order, e ledger.Entry) error {
-	c := ledger.Change{Entry: e}
+	c := ledger.Change{Entry: e, If: map[string]uint64{revocation.IdentityKey(o.id.String()): 0}}
 	if o.proof.Key != "" {
-		c.If = map[string]uint64{o.proof.Key: o.proof.Version}
+		c.If[o.proof.Key] = o.proof.Version
 		c.Delete = []string{o.proof.Key}
 	}
 	_, err := a.store.Commit(ctx, c)
 	switch {
-	case errors.Is(err, ledger.ErrConflict) && o.proof.Key != "":
-		return refuse(denied, tokenRefused).because(err)
+	case errors.Is(err, ledger.ErrConflict):
+		return a.conflicted(ctx, o, err)
 	case err != nil:
 		return recording(err)
 	}

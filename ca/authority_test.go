@@ -16,7 +16,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -31,6 +30,8 @@ import (
 	"github.com/writ-mesh/writ/ca/ledger/ledgertest"
 	"github.com/writ-mesh/writ/ca/placement"
 	"github.com/writ-mesh/writ/ca/profile"
+	"github.com/writ-mesh/writ/ca/root"
+	"github.com/writ-mesh/writ/ca/roots"
 	"github.com/writ-mesh/writ/ca/signer"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
@@ -60,12 +61,19 @@ func newAuthority(t testing.TB, store ledger.Store, now func() time.Time) *Autho
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &Authority{
+	a := &Authority{
 		jwt: jwt,
-		td:  td, signer: sign, bundle: x509bundle.FromX509Authorities(td, []*x509.Certificate{cert}), store: store, now: now,
+		td:  td, store: store, now: now,
 		log: slog.New(slog.DiscardHandler), metrics: newMetrics(prometheus.NewRegistry()),
 		life: lifetimes{workload: time.Hour, service: time.Hour, max: 24 * time.Hour, skew: 10 * time.Second, token: 10 * time.Minute},
 	}
+	a.keeper = newKeeper(DefaultConfig(), a)
+	trust, err := newTrust(td, roots.First(roots.Authority{KeyID: root.KeyID(cert), Certificate: cert.Raw}), sign)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.replace(trust)
+	return a
 }
 
 func parsed(t testing.TB) csr.Request {
@@ -119,7 +127,7 @@ func TestClockOutsideTheRootsTime(t *testing.T) {
 		now = begin.Add(shift)
 		cert, err := a.issue(t.Context(), o)
 		wantCode(t, err, want)
-		if err == nil && cert.NotAfter.After(a.signer.Issuer().NotAfter) {
+		if err == nil && cert.NotAfter.After(a.trusted().signer.Issuer().NotAfter) {
 			t.Error("a certificate outlives its issuer")
 		}
 	}
@@ -135,10 +143,10 @@ func TestTokenExpires(t *testing.T) {
 	}
 	_, der := request(t, "")
 	now = now.Add(10 * time.Minute)
-	_, err = s.Join(t.Context(), &capb.JoinRequest{Token: resp.GetToken(), Csr: der})
+	_, err = s.Join(t.Context(), &capb.JoinRequest{Proof: &capb.JoinRequest_Token{Token: resp.GetToken()}, Csr: der})
 	wantCode(t, err, codes.PermissionDenied)
 	now = now.Add(-time.Second)
-	if _, err = s.Join(t.Context(), &capb.JoinRequest{Token: resp.GetToken(), Csr: der}); err != nil {
+	if _, err = s.Join(t.Context(), &capb.JoinRequest{Proof: &capb.JoinRequest_Token{Token: resp.GetToken()}, Csr: der}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -168,7 +176,7 @@ func TestExpiredCaller(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	a := newAuthority(t, ledgertest.NewMemory(), time.Now)
 	s := &server{a: a, joiner: tokenJoiner{a}}
-	_, _ = s.Join(t.Context(), &capb.JoinRequest{Token: "x"})
+	_, _ = s.Join(t.Context(), &capb.JoinRequest{Proof: &capb.JoinRequest_Token{Token: "x"}})
 	o := order{kind: kindMint, id: spiffeid.RequireFromString(reviewsID), csr: parsed(t)}
 	cert, err := a.issue(t.Context(), o)
 	a.answer(t.Context(), o, time.Now(), cert, err)
@@ -267,7 +275,7 @@ func BenchmarkFloor(b *testing.B) {
 	_, der := request(b, "")
 	id := spiffeid.RequireFromString(reviewsID)
 	now := time.Now()
-	issuerTemplate := *a.signer.Issuer()
+	issuerTemplate := *a.trusted().signer.Issuer()
 	issuerTemplate.PublicKey = key.Public()
 	b.SetParallelism(8)
 	b.ResetTimer()

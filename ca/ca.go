@@ -2,7 +2,6 @@ package ca
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -22,11 +20,10 @@ import (
 	"github.com/writ-mesh/writ/ca/csr"
 	"github.com/writ-mesh/writ/ca/jwtsvid"
 	"github.com/writ-mesh/writ/ca/ledger"
+	"github.com/writ-mesh/writ/ca/nodeattest"
 	"github.com/writ-mesh/writ/ca/placement"
 	"github.com/writ-mesh/writ/ca/profile"
 	"github.com/writ-mesh/writ/ca/root"
-	"github.com/writ-mesh/writ/ca/signer"
-	"github.com/writ-mesh/writ/internal/atomicfile"
 	"github.com/writ-mesh/writ/internal/peercred"
 	"github.com/writ-mesh/writ/internal/rpc"
 	"github.com/writ-mesh/writ/internal/service"
@@ -86,6 +83,9 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 		return err
 	}
 	a.warnOfClock(ctx, last, c.ClockSkew.D())
+	if a.revocations, err = newRevocations(ctx, a, newRevocationMetrics(rt.Metrics)); err != nil {
+		return err
+	}
 	a.refusals = newRefusals(store, a.now, rt.Log)
 	failing.Store(true) // until the first check, which makes the ledger ready
 	a.check(ctx, &failing, rt)
@@ -93,7 +93,7 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 	if err != nil {
 		return err
 	}
-	tasks = append(tasks, a.jwt.Run, a.refusals.run,
+	tasks = append(tasks, a.jwt.Run, a.refusals.run, a.revocations.run,
 		func(ctx context.Context) error { return kept.run(ctx, rt.Log) },
 		func(ctx context.Context) error { return a.keepChecking(ctx, &failing, rt) })
 	return service.RunTasks(ctx, tasks...)
@@ -105,34 +105,23 @@ func open(ctx context.Context, c Config, store ledger.Store, inUse bool, m *metr
 	if err != nil {
 		return nil, err
 	}
-	r, err := root.Open(ctx, c.State, root.Spec{TrustDomain: td, Life: c.RootTTL.D(), Skew: c.ClockSkew.D(), InUse: inUse}, time.Now())
-	if err != nil {
-		return nil, err
-	}
-	log.InfoContext(ctx, "root certificate", slog.String("trust_domain", td.Name()), slog.Bool("new", r.New),
-		slog.String("serial", r.Cert.SerialNumber.Text(16)), slog.Time("not_after", r.Cert.NotAfter))
-	sign, err := signer.New(ctx, []*x509.Certificate{r.Cert}, r.Key)
-	if err != nil {
-		return nil, err
-	}
 	jwt, err := jwtsvid.Open(ctx, c.jwtKeys(log), time.Now())
 	if err != nil {
 		return nil, err
 	}
-	bundle := x509bundle.New(td)
-	bundle.AddX509Authority(r.Cert)
-	if err := atomicfile.Write(c.trustBundle(), root.PEM(bundle.X509Authorities()...), 0o644); err != nil {
-		return nil, fmt.Errorf("trust bundle: %w", err)
-	}
-	m.notAfter.WithLabelValues("root").Set(float64(r.Cert.NotAfter.Unix()))
-	return &Authority{
-		td: td, signer: sign, bundle: bundle, store: store, jwt: jwt, now: time.Now, log: log, metrics: m,
+	a := &Authority{
+		td: td, store: store, jwt: jwt, now: time.Now, log: log, metrics: m,
 		life: lifetimes{
 			workload: c.WorkloadTTL.D(), service: c.ServiceTTL.D(), max: c.MaxTTL.D(),
 			skew: c.ClockSkew.D(), token: c.JoinTokenTTL.D(),
 			jwt: c.JWT.TTL.D(), jwtMax: c.JWT.MaxTTL.D(),
 		},
-	}, nil
+	}
+	a.keeper = newKeeper(c, a)
+	if err := a.keeper.open(ctx, inUse); err != nil {
+		return nil, err
+	}
+	return a, nil
 }
 
 // keepChecking looks after the subsystems.
@@ -152,7 +141,7 @@ func (a *Authority) keepChecking(ctx context.Context, failing *atomic.Bool, rt *
 // check looks at the clock, and tries a ledger that failed again, so that the
 // authority gets ready by itself when, say, the disk has room again.
 func (a *Authority) check(ctx context.Context, failing *atomic.Bool, rt *service.Runtime) {
-	err := profile.CheckTime(a.signer.Issuer(), a.now())
+	err := profile.CheckTime(a.trusted().signer.Issuer(), a.now())
 	rt.Health.Set(subsystemRoot, err)
 	if err != nil {
 		a.log.ErrorContext(ctx, "nothing is issued: the root is not valid now", slog.Any("error", err))
@@ -167,9 +156,21 @@ func (a *Authority) check(ctx context.Context, failing *atomic.Bool, rt *service
 
 // listeners opens everything that is served; no task runs before all are open.
 func listeners(ctx context.Context, c Config, a *Authority, kept *checkpoints, rt *service.Runtime) ([]func(context.Context) error, error) {
-	var tasks []func(context.Context) error
+	tasks := []func(context.Context) error{a.keeper.run}
+	var table *placement.Table // of who is issued to by node agents
+	if c.Listen != "" {
+		table = placement.NewTable(loadPlacements(ctx, c, a))
+		tasks = append(tasks, func(ctx context.Context) error { return a.followRegistrations(ctx, table) })
+	}
 	if c.Admin != "" {
-		task, err := serveAdmin(c.Admin, a, kept, rt)
+		task, err := serveAdmin(c.Admin, a, kept, table, rt)
+		if err != nil {
+			return nil, err
+		}
+		tasks = append(tasks, task)
+	}
+	if c.CRL.Listen != "" {
+		task, err := serveCRL(c.CRL, a)
 		if err != nil {
 			return nil, err
 		}
@@ -182,7 +183,7 @@ func listeners(ctx context.Context, c Config, a *Authority, kept *checkpoints, r
 	if err != nil {
 		return nil, err
 	}
-	table := placement.NewTable(loadPlacements(ctx, c, a))
+	a.own.Store(own)
 	task, err := serveIssuing(c, a, own, table, rt)
 	if err != nil {
 		return nil, err
@@ -198,11 +199,14 @@ func listeners(ctx context.Context, c Config, a *Authority, kept *checkpoints, r
 	return tasks, nil
 }
 
-func serveAdmin(addr string, a *Authority, kept *checkpoints, rt *service.Runtime) (func(context.Context) error, error) {
+func serveAdmin(addr string, a *Authority, kept *checkpoints, table *placement.Table, rt *service.Runtime) (func(context.Context) error, error) {
 	s := rpc.NewServer(peercred.Credentials(), adminMethods(), rt, grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(workers))
 	capb.RegisterAdminServer(s, &admin{a: a})
+	capb.RegisterRootsServer(s, &rootsServer{a: a})
+	capb.RegisterRevocationsServer(s, &revocationsServer{a: a})
 	istiopb.RegisterIstioCertificateServiceServer(s, &istio{a: a})
 	capb.RegisterLedgerServer(s, &ledgerServer{log: a.store, signer: kept.signer, audit: (&admin{a: a}).audit})
+	capb.RegisterRegistrationsServer(s, &registrationServer{a: a, table: table, audit: (&admin{a: a}).audit})
 	if err := rpc.CheckMethods(s, adminMethods()); err != nil {
 		return nil, err
 	}
@@ -214,13 +218,13 @@ func serveAdmin(addr string, a *Authority, kept *checkpoints, rt *service.Runtim
 }
 
 func serveIssuing(c Config, a *Authority, own *own, table *placement.Table, rt *service.Runtime) (func(context.Context) error, error) {
-	srv := &server{a: a, joiner: tokenJoiner{a}, placed: table, wait: c.PlacementWait.D()}
-	if c.Pilot == "" {
-		srv.wait = 0 // no placement will ever come
-	}
-	tokens := &jwtServer{s: srv}
+	srv := &server{a: a, joiner: joiners{tokenJoiner{a}, nodeattest.New(c.Join, a.td, a.now)}, placed: table, wait: c.PlacementWait.D()}
+	tokens, registered := &jwtServer{s: srv}, &nodeRegistrations{s: srv}
 	methods := srv.methods()
+	feed := &revocationFeed{s: srv}
+	maps.Copy(methods, feed.methods())
 	maps.Copy(methods, tokens.methods())
+	maps.Copy(methods, registered.methods())
 	s := rpc.NewServer(credentials.NewTLS(own.serverTLS()), methods, rt,
 		grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(workers), grpc.MaxConcurrentStreams(maxStreams),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
@@ -232,6 +236,8 @@ func serveIssuing(c Config, a *Authority, own *own, table *placement.Table, rt *
 		}))
 	capb.RegisterCertificateAuthorityServer(s, srv)
 	capb.RegisterJWTAuthorityServer(s, tokens)
+	capb.RegisterRevocationFeedServer(s, feed)
+	capb.RegisterNodeRegistrationsServer(s, registered)
 	if err := rpc.CheckMethods(s, methods); err != nil {
 		return nil, err
 	}

@@ -19,6 +19,8 @@ const (
 	invalid reason = "invalid"
 	// denied: the caller may not have this.
 	denied reason = "denied"
+	// unfit: not in the state that things are in.
+	unfit reason = "unfit"
 	// stale: the caller's own certificate has expired; connecting anew helps.
 	stale reason = "unauthenticated"
 	// unavailable: the same request may be granted later.
@@ -36,6 +38,8 @@ func codeOf(r reason) codes.Code {
 		return codes.InvalidArgument
 	case denied:
 		return codes.PermissionDenied
+	case unfit:
+		return codes.FailedPrecondition
 	case stale:
 		return codes.Unauthenticated
 	case unavailable:

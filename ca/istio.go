@@ -26,11 +26,15 @@ func (s *istio) CreateCertificate(ctx context.Context, req *istiopb.IstioCertifi
 	if err != nil {
 		return nil, err
 	}
+	t, err := s.a.covering(cert)
+	if err != nil {
+		return nil, err
+	}
 	resp := &istiopb.IstioCertificateResponse{CertChain: []string{string(root.PEM(cert))}}
-	for _, c := range s.a.signer.Intermediates() {
+	for _, c := range t.signer.Intermediates() {
 		resp.CertChain = append(resp.CertChain, string(root.PEM(c)))
 	}
-	resp.CertChain = append(resp.CertChain, string(root.PEM(s.a.bundle.X509Authorities()...)))
+	resp.CertChain = append(resp.CertChain, string(root.PEM(t.bundle.X509Authorities()...)))
 	return resp, nil
 }
 

@@ -157,7 +157,7 @@ func TestNextKeyIsPushed(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	stream, err := h.as(h.mint(nodeID)).WatchBundle(t.Context(), &capb.WatchBundleRequest{})
+	stream, err := h.as(h.mint(nodeID)).WatchBundle(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -135,9 +135,9 @@ func TestLedgerIsNotTheOneOfTheCheckpoint(t *testing.T) {
 		want               string
 	}{
 		"as it was":            {good, kept, ""},
-		"last entry gone":      {bytes.Join(lines[:2], nil), kept, "it has 2 entries, and had 3"},
-		"ledger gone":          {nil, kept, "it has 0 entries, and had 3"},
-		"torn":                 {good[:len(good)-5], kept, "it has 2 entries, and had 3"},
+		"last entry gone":      {bytes.Join(lines[:3], nil), kept, "it has 3 entries, and had 4"},
+		"ledger gone":          {nil, kept, "it has 0 entries, and had 4"},
+		"torn":                 {good[:len(good)-5], kept, "it has 3 entries, and had 4"},
 		"another ledger":       {mustRead(t, filepath.Join(other.config.State, ledgerFile)), kept, "not those that it had"},
 		"damaged checkpoint":   {good, kept[:len(kept)-9], ledgerCheckpointFile},
 		"no checkpoint":        {good, nil, ""},

@@ -1,9 +1,13 @@
 package ca
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/writ-mesh/writ/ca/root"
+	"github.com/writ-mesh/writ/ca/roots"
 )
 
 // metrics of the authority.
@@ -23,6 +27,17 @@ type metrics struct {
 	notAfter *prometheus.GaugeVec
 	// placements counts the sets of placements received from pilot.
 	placements *prometheus.CounterVec
+	// rootNotAfter is the end of each root in the bundle, in seconds since 1970.
+	rootNotAfter *prometheus.GaugeVec
+	// sequence is that of the current bundle.
+	sequence prometheus.Gauge
+	// acknowledged counts the watchers of the bundle by whether they, and all whom
+	// they serve, use the current one.
+	acknowledged *prometheus.GaugeVec
+	// holds is how many hold the gate of a rotation shut.
+	holds prometheus.Gauge
+	// rotation is 1 for the step of the rotation under way.
+	rotation *prometheus.GaugeVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -49,8 +64,47 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "writ_ca_placements_total", Help: "Sets of placements from pilot by result.",
 		}, []string{"result"}),
 	}
+	m.registerRoots(r)
 	r.MustRegister(m.issued, m.took, m.commit, m.records, m.notAfter, m.placements)
 	return m
+}
+
+// registerRoots makes the metrics of the roots and their rotation.
+func (m *metrics) registerRoots(r prometheus.Registerer) {
+	m.rootNotAfter = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "writ_ca_root_not_after_seconds", Help: "When a root in the bundle expires, in seconds since 1970; active is true for the one that signs.",
+	}, []string{"root", "active"})
+	m.sequence = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "writ_ca_bundle_sequence", Help: "The number of the current trust bundle.",
+	})
+	m.acknowledged = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "writ_ca_bundle_acknowledged", Help: "Watchers of the trust bundle, by whether they and all whom they serve use the current one.",
+	}, []string{"current"})
+	m.holds = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "writ_ca_rotation_holds", Help: "How many hold up the next step of the rotation of the root.",
+	})
+	m.rotation = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "writ_ca_rotation_step", Help: "1 for the step that the rotation of the root is at, else 0.",
+	}, []string{"step"})
+	r.MustRegister(m.rootNotAfter, m.sequence, m.acknowledged, m.holds, m.rotation)
+}
+
+// roots takes in a new trust.
+func (m *metrics) roots(t *trust) {
+	m.sequence.Set(float64(t.state.Sequence))
+	m.notAfter.WithLabelValues("root").Set(float64(t.signer.Issuer().NotAfter.Unix()))
+	m.rootNotAfter.Reset()
+	for _, cert := range t.bundle.X509Authorities() {
+		id := root.KeyID(cert)
+		m.rootNotAfter.WithLabelValues(id, strconv.FormatBool(id == t.state.Active)).Set(float64(cert.NotAfter.Unix()))
+	}
+	for _, step := range []roots.Step{roots.Distributing, roots.Draining} {
+		at := 0.0
+		if r := t.state.Rotation; r != nil && r.Step == step {
+			at = 1
+		}
+		m.rotation.WithLabelValues(string(step)).Set(at)
+	}
 }
 
 func (m *metrics) answered(kind string, begin, end time.Time, err error) {

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -57,23 +58,41 @@ func (o *own) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	chain := append([]*x509.Certificate{cert}, o.a.signer.Intermediates()...)
+	t, err := o.a.covering(cert)
+	if err != nil {
+		return err
+	}
+	chain := append([]*x509.Certificate{cert}, t.signer.Intermediates()...)
 	o.svid.Store(&x509svid.SVID{ID: o.id, Certificates: chain, PrivateKey: key})
 	o.a.metrics.notAfter.WithLabelValues("server").Set(float64(cert.NotAfter.Unix()))
+	o.a.keeper.wake()
 	return nil
 }
 
-// run renews at half life until ctx ends. What fails is tried again soon.
+// run renews at half life, and when another authority signs, until ctx ends. What
+// fails is tried again soon.
 func (o *own) run(ctx context.Context) error {
 	failed := false
 	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(o.wait(failed)):
+		t := o.a.trusted()
+		if failed || o.signedBy(t) {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-t.replaced:
+				continue
+			case <-time.After(o.wait(failed)):
+			}
 		}
 		failed = o.renew(ctx) != nil // answer has logged it
 	}
+}
+
+// signedBy tells whether the certificate at hand is of the authority that signs
+// now, or there is none.
+func (o *own) signedBy(t *trust) bool {
+	svid := o.svid.Load()
+	return svid == nil || slices.Equal(svid.Certificates[0].RawIssuer, t.signer.Issuer().RawSubject)
 }
 
 // wait is how long to wait for the next renewal.
@@ -98,7 +117,7 @@ func (o *own) GetX509SVID() (*x509svid.SVID, error) {
 // because who joins has none yet; rpc.Methods says which methods need one. A
 // certificate that is given has to be a valid X.509-SVID of the trust domain.
 func (o *own) serverTLS() *tls.Config {
-	verify := tlsconfig.VerifyPeerCertificate(o.a.bundle, tlsconfig.AuthorizeMemberOf(o.a.td))
+	verify := tlsconfig.VerifyPeerCertificate(o.a, tlsconfig.AuthorizeMemberOf(o.a.td))
 	return &tls.Config{
 		MinVersion:     tls.VersionTLS13,
 		GetCertificate: tlsconfig.GetCertificate(o),
@@ -107,7 +126,14 @@ func (o *own) serverTLS() *tls.Config {
 			if len(raw) == 0 {
 				return nil
 			}
-			return verify(raw, chains)
+			if err := verify(raw, chains); err != nil {
+				return err
+			}
+			leaf, err := x509.ParseCertificate(raw[0])
+			if err != nil {
+				return err
+			}
+			return o.a.revocations.usable(leaf)
 		},
 		// A resumed session would not be verified again.
 		SessionTicketsDisabled: true,
@@ -116,7 +142,7 @@ func (o *own) serverTLS() *tls.Config {
 
 // clientTLS is for calling the service of Writ with that identity.
 func (o *own) clientTLS(service spiffeid.ID) *tls.Config {
-	c := tlsconfig.MTLSClientConfig(o, o.a.bundle, tlsconfig.AuthorizeID(service))
+	c := tlsconfig.MTLSClientConfig(o, o.a, tlsconfig.AuthorizeID(service))
 	c.MinVersion = tls.VersionTLS13
 	return c
 }

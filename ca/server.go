@@ -3,6 +3,8 @@ package ca
 import (
 	"context"
 	"crypto/x509"
+	"errors"
+	"io"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -18,8 +20,11 @@ import (
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
-// bundleSequence is that of a bundle that has never changed.
-const bundleSequence = 1
+// The bounds of what a watcher of the bundle may say about itself.
+const (
+	maxWaiting     = 10_000
+	maxAuthorities = 16
+)
 
 // server implements writ.ca.v1.CertificateAuthority.
 type server struct {
@@ -86,10 +91,11 @@ func (s *server) Issue(ctx context.Context, req *capb.IssueRequest) (*capb.Certi
 	}))
 }
 
-// placedOn checks that the mesh places id on the caller's node.
+// placedOn checks that the caller's node may have id for a workload: the mesh places
+// it there, or it is registered.
 func (s *server) placedOn(ctx context.Context, id spiffeid.ID) error {
 	node, ok := identity.NodeOf(rpc.CallerFrom(ctx).ID)
-	if _, _, workload := identity.WorkloadOf(id); !ok || !workload || !id.MemberOf(s.a.td) {
+	if !ok || !s.a.forWorkloads(id) {
 		return refuse(denied, "%s is no workload of the trust domain %s", id, s.a.td.Name())
 	}
 	wait, cancel := context.WithTimeout(ctx, s.wait)
@@ -98,12 +104,12 @@ func (s *server) placedOn(ctx context.Context, id spiffeid.ID) error {
 		if ctx.Err() != nil {
 			return refuse(gone, "the caller did not wait for a placement")
 		}
-		return refuse(denied, "the mesh does not place %s on node %s", id, node)
+		return refuse(denied, "the mesh does not place %s on node %s, and it is not registered for it", id, node)
 	}
 	return nil
 }
 
-// fresh refuses a caller whose certificate expired after he connected.
+// fresh refuses a caller whose certificate expired or was revoked after he connected.
 func (s *server) fresh(ctx context.Context) error {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
@@ -116,24 +122,61 @@ func (s *server) fresh(ctx context.Context) error {
 	if end := info.State.PeerCertificates[0].NotAfter; !s.a.now().Before(end) {
 		return refuse(stale, "the client certificate of this connection expired at %s; connect anew with the current one", end.UTC().Format(time.RFC3339))
 	}
-	return nil
+	return s.unrevoked(ctx)
 }
 
-// WatchBundle implements writ.ca.v1.CertificateAuthority. The roots change only
-// with a new process; the keys of JWT-SVIDs have a schedule.
-func (s *server) WatchBundle(_ *capb.WatchBundleRequest, stream grpc.ServerStreamingServer[capb.Bundle]) error {
+// unrevoked refuses a caller whose certificate was revoked after he connected.
+func (s *server) unrevoked(ctx context.Context) error {
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok && len(info.State.PeerCertificates) > 0 {
+			return s.a.revocations.usable(info.State.PeerCertificates[0])
+		}
+	}
+	return refuse(stale, "no client certificate")
+}
+
+// WatchBundle implements writ.ca.v1.CertificateAuthority. What a watcher says
+// counts for itself alone, and as long as the stream is open.
+func (s *server) WatchBundle(stream grpc.BidiStreamingServer[capb.WatchBundleRequest, capb.Bundle]) error {
+	ctx := stream.Context()
+	report := s.a.keeper.watch(rpc.CallerFrom(ctx).ID)
+	defer s.a.keeper.forget(report)
+	ended := make(chan error, 1)
+	go func() { ended <- s.a.keeper.hear(report, stream.Recv) }()
 	for {
-		_, changed := s.a.jwt.Current()
-		if err := stream.Send(s.a.bundleProto()); err != nil {
+		t := s.a.trusted()
+		_, keys := s.a.jwt.Current()
+		if err := stream.Send(s.a.bundleProto(t)); err != nil {
 			return err
 		}
 		select {
-		case <-changed:
-		case <-stream.Context().Done():
-			return stream.Context().Err()
+		case <-t.replaced:
+		case <-keys:
+		case err := <-ended:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
 		case <-s.stopping:
 			return refuse(unavailable, "the authority is stopping; connect again")
 		}
+	}
+}
+
+// hear takes what a watcher says until its stream ends, which it does when the
+// handler returns. A watcher that has nothing more to say ends its side and with it
+// the stream.
+func (k *keeper) hear(r *report, recv func() (*capb.WatchBundleRequest, error)) error {
+	for {
+		req, err := recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		case len(req.GetWaiting()) > maxWaiting || len(req.GetAuthorities()) > maxAuthorities:
+			return refuse(invalid, "at most %d names of proxies and %d authorities", maxWaiting, maxAuthorities)
+		}
+		k.heard(r, req)
 	}
 }
 
@@ -142,21 +185,41 @@ func (a *Authority) response(cert *x509.Certificate, err error) (*capb.Certifica
 	if err != nil {
 		return nil, err
 	}
-	resp := &capb.CertificateResponse{Chain: [][]byte{cert.Raw}, Bundle: a.bundleProto()}
-	for _, c := range a.signer.Intermediates() {
+	t, err := a.covering(cert)
+	if err != nil {
+		return nil, err
+	}
+	resp := &capb.CertificateResponse{Chain: [][]byte{cert.Raw}, Bundle: a.bundleProto(t)}
+	for _, c := range t.signer.Intermediates() {
 		resp.Chain = append(resp.Chain, c.Raw)
 	}
 	return resp, nil
 }
 
-func (a *Authority) bundleProto() *capb.Bundle {
+// covering gives the trust to hand a certificate out with. There is none if its
+// root was dropped since it was signed, which takes a forced rotation.
+func (a *Authority) covering(cert *x509.Certificate) (*trust, error) {
+	t := a.trusted()
+	if !t.covers(cert) {
+		return nil, refuse(unavailable, "the root was replaced just now; ask again")
+	}
+	return t, nil
+}
+
+// bundleProto is the bundle of a trust, with the keys of JWT-SVIDs of now.
+func (a *Authority) bundleProto(t *trust) *capb.Bundle {
 	jwt, _ := a.jwt.Current()
 	// Both rise on their own and never fall, and so does their sum.
-	b := &capb.Bundle{TrustDomain: a.td.Name(), Sequence: bundleSequence + jwt.Version, Jwks: jwt.JWKS}
-	for _, c := range a.bundle.X509Authorities() {
-		b.Roots = append(b.Roots, c.Raw)
+	return &capb.Bundle{
+		TrustDomain: a.td.Name(), Sequence: t.state.Sequence + jwt.Version, Roots: t.roots, Jwks: jwt.JWKS, ActiveAuthority: t.state.Active,
 	}
-	return b
+}
+
+// rootsSequence is what the sequence of a bundle that somebody had says of the
+// roots in it: at least that. The version of the keys was not higher than now.
+func (a *Authority) rootsSequence(bundle uint64) uint64 {
+	jwt, _ := a.jwt.Current()
+	return bundle - min(bundle, jwt.Version)
 }
 
 // wanted takes the life and the request of a caller who may choose both.

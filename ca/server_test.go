@@ -23,7 +23,7 @@ func TestJoinThenRenew(t *testing.T) {
 	h := start(t, nil)
 	for _, id := range []string{nodeID, pilotID} {
 		key, der := request(t, "")
-		resp, err := h.as(nil).Join(t.Context(), &capb.JoinRequest{Token: h.token(id), Csr: der})
+		resp, err := h.as(nil).Join(t.Context(), &capb.JoinRequest{Proof: &capb.JoinRequest_Token{Token: h.token(id)}, Csr: der})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -62,7 +62,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 	_, der := request(t, "")
 	calls := map[string]func(capb.CertificateAuthorityClient) error{
 		"Join": func(c capb.CertificateAuthorityClient) error {
-			_, err := c.Join(t.Context(), &capb.JoinRequest{Token: h.token(nodeID), Csr: der})
+			_, err := c.Join(t.Context(), &capb.JoinRequest{Proof: &capb.JoinRequest_Token{Token: h.token(nodeID)}, Csr: der})
 			return err
 		},
 		"Renew": func(c capb.CertificateAuthorityClient) error {
@@ -74,7 +74,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 			return err
 		},
 		"WatchBundle": func(c capb.CertificateAuthorityClient) error {
-			s, err := c.WatchBundle(t.Context(), &capb.WatchBundleRequest{})
+			s, err := c.WatchBundle(t.Context())
 			if err == nil {
 				_, err = s.Recv()
 			}
@@ -110,7 +110,7 @@ func TestTokenIsGoodOnce(t *testing.T) {
 	for range racers {
 		c := h.as(nil)
 		wg.Go(func() {
-			_, err := c.Join(t.Context(), &capb.JoinRequest{Token: token, Csr: der})
+			_, err := c.Join(t.Context(), &capb.JoinRequest{Proof: &capb.JoinRequest_Token{Token: token}, Csr: der})
 			codesSeen <- status.Code(err)
 		})
 	}
@@ -124,7 +124,7 @@ func TestTokenIsGoodOnce(t *testing.T) {
 		t.Fatalf("got %v, want one winner", count)
 	}
 	h.restart() // and so does their use
-	_, err := h.as(nil).Join(t.Context(), &capb.JoinRequest{Token: token, Csr: der})
+	_, err := h.as(nil).Join(t.Context(), &capb.JoinRequest{Proof: &capb.JoinRequest_Token{Token: token}, Csr: der})
 	wantCode(t, err, codes.PermissionDenied)
 	if got := h.ledger(&capb.ListCertificatesRequest{SpiffeId: nodeID}); len(got) != 1 {
 		t.Fatalf("%d certificates for one token", len(got))
@@ -139,7 +139,7 @@ func TestBadTokens(t *testing.T) {
 	_, der := request(t, "")
 	var texts []string
 	for _, token := range []string{"", "x", good + "x", good[:len(good)-2], mixed, strings.Replace(good, "writ-join", "writ-koin", 1)} {
-		_, err := h.as(nil).Join(t.Context(), &capb.JoinRequest{Token: token, Csr: der})
+		_, err := h.as(nil).Join(t.Context(), &capb.JoinRequest{Proof: &capb.JoinRequest_Token{Token: token}, Csr: der})
 		wantCode(t, err, codes.PermissionDenied)
 		texts = append(texts, status.Convert(err).Message())
 	}
@@ -151,10 +151,10 @@ func TestBadTokens(t *testing.T) {
 	// A request that is refused for another reason does not use up the token.
 	_, forOther := request(t, pilotID)
 	for _, bad := range [][]byte{nil, []byte("x"), forOther} {
-		_, err := h.as(nil).Join(t.Context(), &capb.JoinRequest{Token: good, Csr: bad})
+		_, err := h.as(nil).Join(t.Context(), &capb.JoinRequest{Proof: &capb.JoinRequest_Token{Token: good}, Csr: bad})
 		wantCode(t, err, codes.InvalidArgument)
 	}
-	if _, err := h.as(nil).Join(t.Context(), &capb.JoinRequest{Token: good, Csr: der}); err != nil {
+	if _, err := h.as(nil).Join(t.Context(), &capb.JoinRequest{Proof: &capb.JoinRequest_Token{Token: good}, Csr: der}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -278,7 +278,7 @@ func TestTTL(t *testing.T) {
 
 func TestBundleIsWatched(t *testing.T) {
 	h := start(t, nil)
-	s, err := h.as(h.mint(nodeID)).WatchBundle(t.Context(), &capb.WatchBundleRequest{})
+	s, err := h.as(h.mint(nodeID)).WatchBundle(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -96,12 +96,14 @@ func newAgent(ctx context.Context, cfg Config, rt *service.Runtime) (*agent, err
 		return nil, fmt.Errorf("state: %w", err)
 	}
 	a := &agent{cfg: cfg, rt: rt, metrics: newMetrics(rt.Metrics), pilot: new(relay.Pilot), stopping: make(chan struct{})}
-	a.attestor = attest.New(ctx, attest.Config{Node: cfg.Node, TrustDomain: td, Dir: cfg.State, Wait: cfg.AttestWait.D(), Log: rt.Log})
+	a.attestor = attest.New(ctx, attest.Config{Node: cfg.Node, TrustDomain: td, Dir: cfg.State, Wait: cfg.AttestWait.D(), Docker: cfg.dockerSocket(), Log: rt.Log})
 	a.authority = &authority{log: rt.Log, report: a.authorityChanged}
-	a.svids = svid.NewStore(svid.Config{Issuer: a.authority, Observer: a.metrics, Log: rt.Log})
+	moved := func() { a.authority.moved.Set(struct{}{}) }
+	a.svids = svid.NewStore(svid.Config{Issuer: a.authority, Observer: a.metrics, Moved: moved, Log: rt.Log})
 	rt.Metrics.MustRegister(newExpiry(a.svids.Status))
 	a.kept = lastgood.NewStore(proxies, rt.Log)
-	a.sds = sds.New(sds.Config{Attestor: a, SVIDs: a.svids, Bundle: &a.authority.bundle, Stopping: a.stopping, Observer: a.metrics, Log: rt.Log})
+	a.sds = sds.New(sds.Config{Attestor: a, SVIDs: a.svids, Bundle: &a.authority.bundle, Stopping: a.stopping, Observer: a.metrics, Moved: moved, Log: rt.Log})
+	a.authority.svids, a.authority.sds = a.svids, a.sds
 	a.ads = relay.New(relay.Config{Attestor: a, Pilot: a.pilot, Kept: a.kept, Node: cfg.Node, Stopping: a.stopping, Observer: a.metrics, Log: rt.Log})
 	return a, nil
 }
@@ -176,6 +178,7 @@ func (a *agent) serveAdmin(ctx context.Context, l net.Listener) error {
 	methods := rpc.Methods{
 		nodeagentpb.Admin_RegisterProcess_FullMethodName: rpc.SameUser(),
 		nodeagentpb.Admin_GetStatus_FullMethodName:       rpc.SameUser(),
+		nodeagentpb.Admin_ExplainIdentity_FullMethodName: rpc.SameUser(),
 	}
 	s := rpc.NewServer(peercred.Credentials(), methods, a.rt)
 	nodeagentpb.RegisterAdminServer(s, admin{agent: a})
@@ -208,6 +211,7 @@ func (a *agent) connect(ctx context.Context) error {
 	if err := a.authority.setBundle(roots); err != nil {
 		return err
 	}
+	source.Attach(a.authority)
 	ca, err := a.dial(source, identity.CA, a.cfg.Credential.CA)
 	if err != nil {
 		return err
@@ -220,9 +224,10 @@ func (a *agent) connect(ctx context.Context) error {
 	defer func() { _ = pilot.Close() }()
 	return service.RunTasks(ctx,
 		source.Run,
-		func(ctx context.Context) error { return a.authority.run(ctx, ca) },
+		func(ctx context.Context) error { return a.authority.use(ctx, ca) },
 		func(ctx context.Context) error { return a.pilot.Run(ctx, pilot, a.pilotChanged) },
 		func(ctx context.Context) error { return a.followPlacement(ctx, pilot) },
+		func(ctx context.Context) error { return a.followRegistrations(ctx, ca) },
 	)
 }
 
@@ -264,7 +269,7 @@ func (a *agent) place(ctx context.Context, p *configpb.NodePlacement) error {
 	for _, w := range a.attestor.Workloads() {
 		placed[w.ProxyID] = true
 	}
-	keep := func(proxyID string) bool { return placed[proxyID] }
+	keep := func(proxyID string) bool { return placed[proxyID] || a.attestor.Serves(proxyID) }
 	a.kept.Keep(ctx, keep)
 	a.sds.Forget(keep)
 	// The authority learns the placement from pilot too: what it refused a moment

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -16,7 +15,9 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 
+	"github.com/writ-mesh/writ/internal/credential"
 	"github.com/writ-mesh/writ/nodeagent/latest"
+	"github.com/writ-mesh/writ/nodeagent/sds"
 	"github.com/writ-mesh/writ/nodeagent/svid"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
@@ -27,6 +28,10 @@ type authority struct {
 	client atomic.Pointer[capb.CertificateAuthorityClient]
 	up     atomic.Bool
 	bundle latest.Value[[]byte] // PEM
+	active latest.Value[string] // key id of the authority that signs
+	moved  latest.Value[struct{}]
+	svids  *svid.Store
+	sds    *sds.Server
 	log    *slog.Logger
 	// report is called when the connection comes or goes.
 	report func(up bool)
@@ -67,57 +72,45 @@ func (a *authority) setBundle(roots [][]byte) error {
 	return nil
 }
 
-// Bounds of the back-off between attempts to follow the bundle.
-const (
-	followMin = 100 * time.Millisecond
-	followMax = time.Second
-)
-
-// run uses conn and follows the trust bundle until ctx ends.
-func (a *authority) run(ctx context.Context, conn grpc.ClientConnInterface) error {
+// use begins to ask for certificates over conn, until ctx ends.
+func (a *authority) use(ctx context.Context, conn grpc.ClientConnInterface) error {
 	client := capb.NewCertificateAuthorityClient(conn)
 	a.client.Store(&client)
 	defer a.client.Store(nil)
-	wait := followMin
-	for {
-		worked, err := a.follow(ctx, client)
-		if a.up.Swap(false) {
-			a.report(false)
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if worked {
-			wait = followMin
-		}
-		a.log.DebugContext(ctx, "trust bundle is not followed, will try again", slog.Any("error", err))
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(wait/2 + rand.N(wait)):
-		}
-		wait = min(2*wait, followMax)
-	}
+	<-ctx.Done()
+	return ctx.Err()
 }
 
-// follow takes bundles from one stream until it ends.
-func (a *authority) follow(ctx context.Context, client capb.CertificateAuthorityClient) (worked bool, err error) {
-	stream, err := client.WatchBundle(ctx, &capb.WatchBundleRequest{}, grpc.WaitForReady(true))
-	if err != nil {
-		return false, err
+// Take implements credential.Consumer: the bundle goes to every Envoy.
+func (a *authority) Take(b *capb.Bundle) error {
+	if err := a.setBundle(b.GetRoots()); err != nil {
+		return err
 	}
-	for {
-		b, err := stream.Recv()
-		if err != nil {
-			return worked, err
+	a.active.Set(b.GetActiveAuthority())
+	a.svids.SetActive(b.GetActiveAuthority())
+	a.moved.Set(struct{}{})
+	return nil
+}
+
+// Standing implements credential.Consumer: a bundle is in use when every Envoy has
+// accepted it, and an authority's certificates are in use as long as an Envoy or
+// another workload has one.
+func (a *authority) Standing() (credential.Standing, <-chan struct{}) {
+	_, changed := a.moved.Get()
+	active, _ := a.active.Get()
+	st := a.sds.Standing(active)
+	out := credential.Standing{Behind: st.Behind, Stale: st.Stale, Authorities: st.Authorities}
+	for _, v := range a.svids.Status() {
+		if v.SVID != nil && v.SVID.NotAfter().After(time.Now()) {
+			out.Authorities = append(out.Authorities, v.SVID.Authority())
 		}
-		if err := a.setBundle(b.GetRoots()); err != nil {
-			a.log.WarnContext(ctx, "trust bundle is not used", slog.Any("error", err))
-			continue
-		}
-		worked = true
-		if !a.up.Swap(true) {
-			a.report(true)
-		}
+	}
+	return out, changed
+}
+
+// Connected implements credential.Consumer.
+func (a *authority) Connected(up bool) {
+	if a.up.Swap(up) != up {
+		a.report(up)
 	}
 }

@@ -133,7 +133,7 @@ func (f *fakeCA) count(id string) int {
 	return f.issued[id]
 }
 
-func (f *fakeCA) WatchBundle(_ *capb.WatchBundleRequest, s grpc.ServerStreamingServer[capb.Bundle]) error {
+func (f *fakeCA) WatchBundle(s grpc.BidiStreamingServer[capb.WatchBundleRequest, capb.Bundle]) error {
 	for seq := uint64(1); ; seq++ {
 		roots, changed := f.bundle.Get()
 		if err := s.Send(&capb.Bundle{TrustDomain: domain, Roots: roots, Sequence: seq}); err != nil {

@@ -1,6 +1,7 @@
-// Package root keeps the root of a trust domain in the authority's state
-// directory: root.key (mode 0600), root.crt, and the lock that keeps a second
-// process out. What is there is loaded; a first start makes it; nothing that
+// Package root keeps the keys of a trust domain's roots in the authority's state
+// directory: those of the first root (root.key, mode 0600, and root.crt), those of
+// roots that follow it (roots/KEYID.key, mode 0600), and the lock that keeps a
+// second process out. What is there is loaded; a first start makes it; nothing that
 // exists is ever overwritten.
 package root
 
@@ -81,27 +82,18 @@ func Open(ctx context.Context, dir string, spec Spec, now time.Time) (*Root, err
 // start that was cut off between the two files, and serves.
 func create(ctx context.Context, dir string, key crypto.Signer, spec Spec, now time.Time) (*Root, error) {
 	if key == nil {
-		made, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		made, data, err := newKey()
 		if err != nil {
-			return nil, fmt.Errorf("root key: %w", err)
+			return nil, err
 		}
-		der, err := x509.MarshalPKCS8PrivateKey(made)
-		if err != nil {
-			return nil, fmt.Errorf("root key: %w", err)
-		}
-		data := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 		if err := atomicfile.Write(filepath.Join(dir, KeyFile), data, 0o600); err != nil {
 			return nil, err
 		}
 		key = made
 	}
-	template, err := profile.Root(spec.TrustDomain, key.Public(), now.Add(-spec.Skew), now.Add(spec.Life))
+	cert, err := selfSigned(ctx, key, spec, now)
 	if err != nil {
-		return nil, fmt.Errorf("root certificate: %w", err)
-	}
-	cert, err := signer.SelfSign(ctx, template, key)
-	if err != nil {
-		return nil, fmt.Errorf("root certificate: %w", err)
+		return nil, err
 	}
 	if err := atomicfile.Write(filepath.Join(dir, CertFile), PEM(cert), 0o644); err != nil {
 		return nil, err
@@ -114,13 +106,37 @@ func create(ctx context.Context, dir string, key crypto.Signer, spec Spec, now t
 	return r, nil
 }
 
+// newKey makes a key, and gives it in PEM too.
+func newKey() (crypto.Signer, []byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("root key: %w", err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("root key: %w", err)
+	}
+	return key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+func selfSigned(ctx context.Context, key crypto.Signer, spec Spec, now time.Time) (*x509.Certificate, error) {
+	template, err := profile.Root(spec.TrustDomain, key.Public(), now.Add(-spec.Skew), now.Add(spec.Life))
+	if err != nil {
+		return nil, fmt.Errorf("root certificate: %w", err)
+	}
+	cert, err := signer.SelfSign(ctx, template, key)
+	if err != nil {
+		return nil, fmt.Errorf("root certificate: %w", err)
+	}
+	return cert, nil
+}
+
 func check(r *Root, dir string, td spiffeid.TrustDomain, now time.Time) (*Root, error) {
 	certPath := filepath.Join(dir, CertFile)
 	if err := profile.CheckRoot(r.Cert, td, now); err != nil {
 		return nil, fmt.Errorf("%s: %w", certPath, err)
 	}
-	type publicKey interface{ Equal(crypto.PublicKey) bool }
-	if pub, ok := r.Key.Public().(publicKey); !ok || !pub.Equal(r.Cert.PublicKey) {
+	if !matches(r.Key, r.Cert) {
 		return nil, fmt.Errorf("%s is not the certificate of the key in %s; restore both from the same backup", certPath, KeyFile)
 	}
 	return r, nil

@@ -83,10 +83,15 @@ type Source struct {
 	log *slog.Logger
 	now func() time.Time
 
-	mu     sync.RWMutex
-	svid   *x509svid.SVID
-	bundle *x509bundle.Bundle
-	conn   *grpc.ClientConn
+	consumer Consumer // nil for none
+	taking   sync.Mutex
+
+	mu    sync.RWMutex
+	svid  *x509svid.SVID
+	trust trust
+	conn  *grpc.ClientConn
+	// changed is closed when svid or trust is replaced.
+	changed chan struct{}
 }
 
 // dialBackoff is short: services restart within a second, and what waits for
@@ -119,7 +124,7 @@ func New(ctx context.Context, cfg Config, id spiffeid.ID, log *slog.Logger) (*So
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("credential: %w", err)
 	}
-	s := &Source{cfg: cfg, id: id, td: id.TrustDomain(), log: log, now: time.Now}
+	s := &Source{cfg: cfg, id: id, td: id.TrustDomain(), log: log, now: time.Now, changed: make(chan struct{})}
 	if err := s.loadBundle(ctx); err != nil {
 		return nil, err
 	}
@@ -139,7 +144,7 @@ func (s *Source) loadBundle(ctx context.Context) error {
 		for _, path := range []string{filepath.Join(s.cfg.Dir, bundleFile), s.cfg.TrustBundle} {
 			b, err := x509bundle.Load(s.td, path)
 			if err == nil && !b.Empty() {
-				s.setBundle(b)
+				s.setTrust(trust{bundle: b})
 				return nil
 			}
 			if !errors.Is(err, fs.ErrNotExist) && path == s.cfg.TrustBundle {
@@ -218,7 +223,7 @@ func (s *Source) proof() (*capb.JoinRequest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("join token: %w", err)
 	}
-	return &capb.JoinRequest{Token: strings.TrimSpace(string(token))}, nil
+	return &capb.JoinRequest{Proof: &capb.JoinRequest_Token{Token: strings.TrimSpace(string(token))}}, nil
 }
 
 func (s *Source) join(ctx context.Context) error {
@@ -236,7 +241,7 @@ func (s *Source) join(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
-	return s.obtain(ctx, func(ctx context.Context, csr []byte) (*capb.CertificateResponse, error) {
+	return s.obtain(ctx, true, func(ctx context.Context, csr []byte) (*capb.CertificateResponse, error) {
 		req.Csr = csr
 		return capb.NewCertificateAuthorityClient(conn).Join(ctx, req)
 	})
@@ -260,7 +265,7 @@ func (s *Source) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.obtain(ctx, func(ctx context.Context, csr []byte) (*capb.CertificateResponse, error) {
+	return s.obtain(ctx, false, func(ctx context.Context, csr []byte) (*capb.CertificateResponse, error) {
 		return capb.NewCertificateAuthorityClient(conn).Renew(ctx, &capb.RenewRequest{Csr: csr})
 	})
 }
@@ -287,8 +292,10 @@ func (s *Source) closeConn() {
 	}
 }
 
-// obtain makes a new key, asks for its certificate, checks it and keeps both.
-func (s *Source) obtain(ctx context.Context, ask func(context.Context, []byte) (*capb.CertificateResponse, error)) error {
+// obtain makes a new key, asks for its certificate, checks it and keeps both. anew
+// says that what is known of the authority so far does not count: another may have
+// taken its place.
+func (s *Source) obtain(ctx context.Context, anew bool, ask func(context.Context, []byte) (*capb.CertificateResponse, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -303,7 +310,7 @@ func (s *Source) obtain(ctx context.Context, ask func(context.Context, []byte) (
 	if err != nil {
 		return err
 	}
-	if err := s.takeBundle(resp.GetBundle()); err != nil {
+	if err := s.takeBundle(resp.GetBundle(), !anew); err != nil {
 		return err
 	}
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
@@ -332,32 +339,6 @@ func (s *Source) obtain(ctx context.Context, ask func(context.Context, []byte) (
 	return nil
 }
 
-func (s *Source) takeBundle(b *capb.Bundle) error {
-	bundle := x509bundle.New(s.td)
-	for _, der := range b.GetRoots() {
-		c, err := x509.ParseCertificate(der)
-		if err != nil {
-			return fmt.Errorf("trust bundle from the authority: %w", err)
-		}
-		bundle.AddX509Authority(c)
-	}
-	if bundle.Empty() {
-		return errors.New("trust bundle from the authority is empty")
-	}
-	if s.currentBundle().Equal(bundle) {
-		return nil
-	}
-	data, err := bundle.Marshal()
-	if err != nil {
-		return err
-	}
-	if err := atomicfile.Write(filepath.Join(s.cfg.Dir, bundleFile), data, 0o644); err != nil {
-		return err
-	}
-	s.setBundle(bundle)
-	return nil
-}
-
 // renewIn says how long to use a certificate from now on: half of the life that
 // is left, give or take a tenth of it, at least renewMin. jitter is in [0, 1).
 func renewIn(notBefore, notAfter, now time.Time, jitter float64) time.Duration {
@@ -367,18 +348,16 @@ func renewIn(notBefore, notAfter, now time.Time, jitter float64) time.Duration {
 }
 
 // Run renews the certificate at half of the life that is left, give or take a
-// tenth, and follows the trust bundle, until ctx ends.
+// tenth, or soon when another authority signs, and follows the trust bundle, until
+// ctx ends.
 func (s *Source) Run(ctx context.Context) error {
 	defer s.closeConn()
 	var wg sync.WaitGroup
 	wg.Go(func() { s.followBundle(ctx) })
 	defer wg.Wait()
 	for {
-		leaf := s.current().Certificates[0]
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(renewIn(leaf.NotBefore, leaf.NotAfter, s.now(), mathrand.Float64())):
+		if err := s.untilRenewal(ctx); err != nil {
+			return err
 		}
 		if err := s.retry(ctx, "renew the certificate", s.renewOrJoin); err != nil {
 			return err
@@ -386,43 +365,21 @@ func (s *Source) Run(ctx context.Context) error {
 	}
 }
 
-// renewOrJoin falls back to the token when the certificate has expired meanwhile.
+// renewOrJoin falls back to the token when the certificate has expired meanwhile,
+// or cannot be renewed because its root was replaced in a hurry.
 func (s *Source) renewOrJoin(ctx context.Context) error {
-	if s.now().Before(s.current().Certificates[0].NotAfter) {
-		return s.renew(ctx)
+	if !s.now().Before(s.current().Certificates[0].NotAfter) {
+		return s.join(ctx)
 	}
-	return s.join(ctx)
-}
-
-func (s *Source) followBundle(ctx context.Context) {
-	for ctx.Err() == nil {
-		_ = s.retry(ctx, "follow the trust bundle", s.receiveBundles)
-	}
-}
-
-// receiveBundles takes bundles until the stream ends. An end after at least one
-// bundle is no error: the next stream is opened at once.
-func (s *Source) receiveBundles(ctx context.Context) error {
-	conn, err := s.caConn()
-	if err != nil {
+	err := s.renew(ctx)
+	if err == nil || !s.disowned() {
 		return err
 	}
-	stream, err := capb.NewCertificateAuthorityClient(conn).WatchBundle(ctx, &capb.WatchBundleRequest{})
-	if err != nil {
-		return err
+	if jerr := s.join(ctx); jerr != nil {
+		return fmt.Errorf("%w; joining again: %w", err, jerr)
 	}
-	for received := false; ; received = true {
-		b, err := stream.Recv()
-		if err != nil {
-			if received {
-				return nil
-			}
-			return err
-		}
-		if err := s.takeBundle(b); err != nil {
-			return err
-		}
-	}
+	s.closeConn() // it was made with the old certificate
+	return nil
 }
 
 // ServerTLS is for servers: a client certificate of the trust domain is
@@ -479,18 +436,28 @@ func (s *Source) setSVID(svid *x509svid.SVID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.svid = svid
+	s.tell()
 }
 
-func (s *Source) currentBundle() *x509bundle.Bundle {
+func (s *Source) trusted() trust {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.bundle
+	return s.trust
 }
 
-func (s *Source) setBundle(b *x509bundle.Bundle) {
+func (s *Source) currentBundle() *x509bundle.Bundle { return s.trusted().bundle }
+
+func (s *Source) setTrust(t trust) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.bundle = b
+	s.trust = t
+	s.tell()
+}
+
+// tell wakes who waits for changes; mu is held.
+func (s *Source) tell() {
+	close(s.changed)
+	s.changed = make(chan struct{})
 }
 
 func tls13(c *tls.Config) *tls.Config {

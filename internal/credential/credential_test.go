@@ -137,7 +137,7 @@ func (a *authority) Renew(ctx context.Context, req *capb.RenewRequest) (*capb.Ce
 	return a.issue(req.GetCsr())
 }
 
-func (a *authority) WatchBundle(_ *capb.WatchBundleRequest, s grpc.ServerStreamingServer[capb.Bundle]) error {
+func (a *authority) WatchBundle(s grpc.BidiStreamingServer[capb.WatchBundleRequest, capb.Bundle]) error {
 	for {
 		a.mu.Lock()
 		b, changed := &capb.Bundle{TrustDomain: "cluster.local", Roots: a.bundles}, a.changed

@@ -12,7 +12,11 @@ type delta struct {
 	nonces nonces
 	began  bool
 	subs   map[string]*interest
+	has    holdings
 }
+
+// holds is what the client has.
+func (d *delta) holds() holdings { return d.has }
 
 // interest is a subscription to one name.
 type interest struct {
@@ -27,7 +31,7 @@ type interest struct {
 // request takes a request of the client in.
 func (d *delta) request(req *discoveryv3.DeltaDiscoveryRequest) event {
 	if d.subs == nil {
-		d.subs = make(map[string]*interest)
+		d.subs, d.has = make(map[string]*interest), make(holdings)
 	}
 	// Unlike in the other variant, subscriptions count whatever the nonce says:
 	// they are changes, and none may be lost.
@@ -41,12 +45,16 @@ func (d *delta) request(req *discoveryv3.DeltaDiscoveryRequest) event {
 			s.version = req.GetInitialResourceVersions()[name]
 		}
 		d.subs[name] = s
+		d.has.subscribed(name, s.version)
 	}
 	for _, name := range req.GetResourceNamesUnsubscribe() {
 		delete(d.subs, name)
+		delete(d.has, name)
 	}
 	d.began = true
-	return d.nonces.answered(req.GetResponseNonce(), req.GetErrorDetail() != nil)
+	ev := d.nonces.answered(req.GetResponseNonce(), req.GetErrorDetail() != nil)
+	d.has.answered(req.GetResponseNonce(), ev)
+	return ev
 }
 
 // wants tells whether the client subscribes to name.
@@ -65,7 +73,11 @@ func (d *delta) respond(have secrets) *discoveryv3.DeltaDiscoveryResponse {
 			continue
 		}
 		v, ok := have[name]
-		if !ok || (v.version == s.version && !s.force) {
+		if !ok {
+			continue
+		}
+		if v.version == s.version && !s.force {
+			d.has.same(name, v)
 			continue
 		}
 		s.version, s.force = v.version, false
@@ -75,5 +87,8 @@ func (d *delta) respond(have secrets) *discoveryv3.DeltaDiscoveryResponse {
 		return nil
 	}
 	resp.Nonce = d.nonces.next()
+	for _, r := range resp.GetResources() {
+		d.has.sent(r.GetName(), resp.GetNonce(), have[r.GetName()])
+	}
 	return resp
 }

@@ -30,28 +30,36 @@ func known(name string) bool { return name == NameDefault || name == NameRoot }
 type secret struct {
 	version string
 	body    *anypb.Any
+	// authority is the key id of a certificate's issuer.
+	authority string
 }
 
 // secrets are the ones that can be sent now, by name.
 type secrets map[string]secret
 
 func certificateSecret(v *svid.SVID) (secret, error) {
-	return newSecret(v.Serial(), &tlsv3.Secret{
+	s, err := newSecret(v.Serial(), &tlsv3.Secret{
 		Name: NameDefault,
 		Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
 			CertificateChain: inline(v.ChainPEM()),
 			PrivateKey:       inline(v.KeyPEM()),
 		}},
 	})
+	s.authority = v.Authority()
+	return s, err
 }
 
 // rootSecret is for a trust bundle in PEM.
 func rootSecret(bundle []byte) (secret, error) {
-	sum := sha256.Sum256(bundle)
-	return newSecret(hex.EncodeToString(sum[:8]), &tlsv3.Secret{
+	return newSecret(rootVersion(bundle), &tlsv3.Secret{
 		Name: NameRoot,
 		Type: &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: inline(bundle)}},
 	})
+}
+
+func rootVersion(bundle []byte) string {
+	sum := sha256.Sum256(bundle)
+	return hex.EncodeToString(sum[:8])
 }
 
 func newSecret(version string, m *tlsv3.Secret) (secret, error) {

@@ -47,13 +47,16 @@ type Config struct {
 	// Stopping is closed when streams have to end.
 	Stopping <-chan struct{}
 	Observer Observer
-	Log      *slog.Logger
+	// Moved is called when the Standing may have changed. It must not block.
+	Moved func()
+	Log   *slog.Logger
 }
 
 // Server implements the secret discovery service.
 type Server struct {
 	secretv3.UnimplementedSecretDiscoveryServiceServer
-	cfg Config
+	cfg       Config
+	positions *positions
 
 	mu     sync.Mutex
 	counts map[string]Counts
@@ -63,7 +66,19 @@ type Server struct {
 type Counts struct{ Acked, Nacked uint64 }
 
 // New returns a server.
-func New(cfg Config) *Server { return &Server{cfg: cfg, counts: make(map[string]Counts)} }
+func New(cfg Config) *Server {
+	if cfg.Moved == nil {
+		cfg.Moved = func() {}
+	}
+	return &Server{cfg: cfg, positions: newPositions(cfg.Moved), counts: make(map[string]Counts)}
+}
+
+// Standing says which proxies have not accepted the trust bundle of now, and which
+// authorities' certificates they use while active signs.
+func (s *Server) Standing(active string) Standing {
+	bundle, _ := s.cfg.Bundle.Get()
+	return s.positions.standing(rootVersion(bundle), active)
+}
 
 // Counts returns how many pushes a proxy has acknowledged and refused since the
 // agent started.
@@ -88,6 +103,7 @@ func (s *Server) Forget(keep func(proxyID string) bool) {
 type machine[Q, P any] interface {
 	request(req Q) event
 	wants(name string) bool
+	holds() holdings
 	respond(have secrets) P
 }
 
@@ -122,6 +138,8 @@ func serve[Q, P any, R interface {
 	defer s.cfg.Observer.SDSStream(-1)
 	w := watch{cfg: s.cfg, lease: lease}
 	defer w.close()
+	pos := s.positions.open(lease.ProxyID)
+	defer func() { s.positions.close(pos, isClosed(lease.Done())) }()
 	requests := receive[Q](ctx, stream.Recv)
 	for {
 		have, err := w.look(m.wants)
@@ -133,6 +151,7 @@ func serve[Q, P any, R interface {
 				return err
 			}
 		}
+		s.positions.update(pos, m.holds())
 		select {
 		case req, ok := <-requests:
 			if !ok {
@@ -149,6 +168,15 @@ func serve[Q, P any, R interface {
 		case <-s.cfg.Stopping:
 			return errStopping()
 		}
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -1,6 +1,7 @@
 package sds
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
@@ -16,11 +17,16 @@ type sotw struct {
 	version string
 	// force: answer though nothing is newer, because the names changed.
 	force bool
+	has   holdings
 }
+
+// holds is what the client has.
+func (s *sotw) holds() holdings { return s.has }
 
 // request takes a request of the client in.
 func (s *sotw) request(req *discoveryv3.DiscoveryRequest) event {
 	ev := s.nonces.answered(req.GetResponseNonce(), req.GetErrorDetail() != nil)
+	s.has.answered(req.GetResponseNonce(), ev)
 	// The first request of a stream counts whatever nonce of an earlier stream it
 	// carries. Later ones that answer an older response are stale: the client
 	// will answer the newest too, with the names that it wants by then.
@@ -32,7 +38,19 @@ func (s *sotw) request(req *discoveryv3.DiscoveryRequest) event {
 		s.force = true
 	}
 	s.began, s.names = true, names
+	s.subscribed()
 	return ev
+}
+
+// subscribed keeps what the client has in line with the names that it wants.
+func (s *sotw) subscribed() {
+	if s.has == nil {
+		s.has = make(holdings)
+	}
+	maps.DeleteFunc(s.has, func(name string, _ *holding) bool { return !s.wants(name) })
+	for _, name := range s.names {
+		s.has.subscribed(name, "")
+	}
 }
 
 // wants tells whether the client subscribes to name. Without names it subscribes
@@ -57,5 +75,10 @@ func (s *sotw) respond(have secrets) *discoveryv3.DiscoveryResponse {
 	}
 	s.version, s.force = resp.GetVersionInfo(), false
 	resp.Nonce = s.nonces.next()
+	for _, name := range s.names {
+		if v, ok := have[name]; ok {
+			s.has.sent(name, resp.GetNonce(), v)
+		}
+	}
 	return resp
 }

@@ -3,7 +3,8 @@
 // renewal; it is never written or logged, and it is forgotten when nobody has
 // asked for it during half a certificate's life.
 //
-// Renewal is at half of the remaining life, give or take a tenth of it. While
+// Renewal is at half of the remaining life, give or take a tenth of it, or within
+// half a minute when another authority signs than the one of the certificate. While
 // the authority is away the certificate at hand is served until a new one comes,
 // and the authority is asked again with back-off and jitter.
 //

@@ -11,7 +11,17 @@ const (
 	// retryMaxNone while a proxy waits for its first one.
 	retryMax     = 5 * time.Second
 	retryMaxNone = time.Second
+	// hurryMax bounds how long a certificate of an authority that does not sign any
+	// more is used on.
+	hurryMax = 30 * time.Second
 )
+
+// hurryIn says how long to use a certificate on when another authority signs now:
+// some part of hurryMax, or of a quarter of the life that is left, so that not all
+// certificates of all nodes are renewed at once. jitter is in [0, 1).
+func hurryIn(left time.Duration, jitter float64) time.Duration {
+	return max(time.Duration(float64(min(left/4, hurryMax))*jitter), minRenew)
+}
 
 // renewIn says how long to use a certificate that was received now: half of the
 // life that is left, give or take a tenth of that life. jitter is in [0, 1).

@@ -41,7 +41,9 @@ type Observer interface {
 type Config struct {
 	Issuer   Issuer
 	Observer Observer
-	Log      *slog.Logger
+	// Moved is called when a certificate was replaced or forgotten; nil for nobody.
+	Moved func()
+	Log   *slog.Logger
 }
 
 // Store has the SVIDs of the workloads whose proxies ask. It is safe for
@@ -53,6 +55,7 @@ type Store struct {
 	wg     sync.WaitGroup
 	slots  chan struct{}
 	retry  latest.Value[struct{}]
+	active latest.Value[string]
 
 	mu      sync.Mutex
 	closed  bool
@@ -76,6 +79,9 @@ type entry struct {
 // NewStore returns a store; Close ends its renewals.
 func NewStore(cfg Config) *Store {
 	ctx, cancel := context.WithCancel(context.Background())
+	if cfg.Moved == nil {
+		cfg.Moved = func() {}
+	}
 	return &Store{cfg: cfg, ctx: ctx, cancel: cancel, slots: make(chan struct{}, issueParallel), entries: make(map[key]*entry)}
 }
 
@@ -135,6 +141,14 @@ func (s *Subscription) Close() {
 // Wake lets failed requests be tried again now: the authority is back.
 func (s *Store) Wake() { s.retry.Set(struct{}{}) }
 
+// SetActive says which authority signs now, by its key id. Certificates of others
+// are renewed soon.
+func (s *Store) SetActive(keyID string) {
+	if old, _ := s.active.Get(); old != keyID {
+		s.active.Set(keyID)
+	}
+}
+
 // Status is the state of one proxy's certificate.
 type Status struct {
 	ProxyID string
@@ -168,6 +182,7 @@ func (s *Store) Status() []Status {
 
 // run obtains and renews until the store is closed or nobody is interested.
 func (s *Store) run(e *entry) {
+	defer s.cfg.Moved()
 	for attempt := 0; !s.forget(e); {
 		_, retry := s.retry.Get()
 		v, err := s.obtain(e.key.id)
@@ -185,9 +200,31 @@ func (s *Store) run(e *entry) {
 		}
 		attempt = 0
 		s.publish(e, v)
-		now := time.Now()
-		if !s.sleep(now.Add(renewIn(v.notBefore, v.notAfter, now, rand.Float64())), nil) {
+		if !s.untilRenewal(v) {
 			return
+		}
+	}
+}
+
+// untilRenewal sleeps until a certificate that was obtained now is to be renewed;
+// false means that the store is being closed.
+func (s *Store) untilRenewal(v *SVID) bool {
+	now := time.Now()
+	until := now.Add(renewIn(v.notBefore, v.notAfter, now, rand.Float64()))
+	for {
+		active, changed := s.active.Get()
+		if active != "" && active != v.authority {
+			now = time.Now()
+			if soon := now.Add(hurryIn(v.notAfter.Sub(now), rand.Float64())); soon.Before(until) {
+				until = soon
+			}
+			changed = nil // it will not be sooner
+		}
+		if !s.sleep(until, changed) {
+			return false
+		}
+		if !time.Now().Round(0).Before(until.Round(0)) {
+			return true
 		}
 	}
 }
@@ -231,6 +268,7 @@ func (s *Store) publish(e *entry, v *SVID) {
 	e.mu.Unlock()
 	e.svid.Set(v)
 	s.cfg.Observer.SVIDIssued()
+	s.cfg.Moved()
 	s.cfg.Log.Info("certificate obtained", slog.String("proxy", e.key.proxyID), slog.Any("svid", v))
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 type SVID struct {
 	id        spiffeid.ID
 	serial    string
+	authority string
 	notBefore time.Time
 	notAfter  time.Time
 	chainPEM  []byte
@@ -32,6 +34,10 @@ func (s *SVID) ID() spiffeid.ID { return s.id }
 
 // Serial is the certificate's serial number in lower-case hexadecimal.
 func (s *SVID) Serial() string { return s.serial }
+
+// Authority is the key id of the authority that signed the certificate, in
+// lower-case hexadecimal.
+func (s *SVID) Authority() string { return s.authority }
 
 // NotAfter is when the certificate expires.
 func (s *SVID) NotAfter() time.Time { return s.notAfter }
@@ -119,7 +125,7 @@ func accept(id spiffeid.ID, key *ecdsa.PrivateKey, in Issued, now time.Time) (*S
 		return nil, fmt.Errorf("marshal the key: %w", err)
 	}
 	return &SVID{
-		id: id, serial: fmt.Sprintf("%x", leaf.SerialNumber), notBefore: leaf.NotBefore, notAfter: leaf.NotAfter,
+		id: id, serial: fmt.Sprintf("%x", leaf.SerialNumber), authority: hex.EncodeToString(leaf.AuthorityKeyId), notBefore: leaf.NotBefore, notAfter: leaf.NotAfter,
 		chainPEM: chainPEM, keyPEM: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
 	}, nil
 }

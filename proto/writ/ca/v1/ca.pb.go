@@ -27,8 +27,14 @@ const (
 
 type JoinRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The one-time token.
-	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// Who the caller is.
+	//
+	// Types that are valid to be assigned to Proof:
+	//
+	//	*JoinRequest_Token
+	//	*JoinRequest_KubernetesToken
+	//	*JoinRequest_X509
+	Proof isJoinRequest_Proof `protobuf_oneof:"proof"`
 	// PKCS #10 request in DER. Only its public key and signature are used; the
 	// identity comes from the token.
 	Csr           []byte `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`
@@ -66,16 +72,134 @@ func (*JoinRequest) Descriptor() ([]byte, []int) {
 	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{0}
 }
 
+func (x *JoinRequest) GetProof() isJoinRequest_Proof {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
 func (x *JoinRequest) GetToken() string {
 	if x != nil {
-		return x.Token
+		if x, ok := x.Proof.(*JoinRequest_Token); ok {
+			return x.Token
+		}
 	}
 	return ""
+}
+
+func (x *JoinRequest) GetKubernetesToken() string {
+	if x != nil {
+		if x, ok := x.Proof.(*JoinRequest_KubernetesToken); ok {
+			return x.KubernetesToken
+		}
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetX509() *X509Proof {
+	if x != nil {
+		if x, ok := x.Proof.(*JoinRequest_X509); ok {
+			return x.X509
+		}
+	}
+	return nil
 }
 
 func (x *JoinRequest) GetCsr() []byte {
 	if x != nil {
 		return x.Csr
+	}
+	return nil
+}
+
+type isJoinRequest_Proof interface {
+	isJoinRequest_Proof()
+}
+
+type JoinRequest_Token struct {
+	// The one-time token.
+	Token string `protobuf:"bytes,1,opt,name=token,proto3,oneof"`
+}
+
+type JoinRequest_KubernetesToken struct {
+	// A service-account token that a Kubernetes cluster projected into a pod.
+	KubernetesToken string `protobuf:"bytes,3,opt,name=kubernetes_token,json=kubernetesToken,proto3,oneof"`
+}
+
+type JoinRequest_X509 struct {
+	// A certificate of another authority, and proof that its key is there.
+	X509 *X509Proof `protobuf:"bytes,4,opt,name=x509,proto3,oneof"`
+}
+
+func (*JoinRequest_Token) isJoinRequest_Proof() {}
+
+func (*JoinRequest_KubernetesToken) isJoinRequest_Proof() {}
+
+func (*JoinRequest_X509) isJoinRequest_Proof() {}
+
+// X509Proof binds a certificate request to a certificate of another authority.
+type X509Proof struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In DER, leaf first, without the root.
+	Chain [][]byte `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
+	// When the proof was made, in seconds since 1970.
+	Time int64 `protobuf:"varint,2,opt,name=time,proto3" json:"time,omitempty"`
+	// By the key of the leaf, over the SHA-256 of: "writ join x509 v1", a zero byte,
+	// time as 8 bytes in network order, and the SHA-256 of csr. ECDSA in ASN.1,
+	// RSA-PSS with a salt as long as the hash, or Ed25519 over those 32 bytes.
+	Signature     []byte `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *X509Proof) Reset() {
+	*x = X509Proof{}
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *X509Proof) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*X509Proof) ProtoMessage() {}
+
+func (x *X509Proof) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use X509Proof.ProtoReflect.Descriptor instead.
+func (*X509Proof) Descriptor() ([]byte, []int) {
+	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *X509Proof) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *X509Proof) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+func (x *X509Proof) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
 	}
 	return nil
 }
@@ -90,7 +214,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[1]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -102,7 +226,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[1]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -115,7 +239,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{1}
+	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -140,7 +264,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[2]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -152,7 +276,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[2]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -165,7 +289,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{2}
+	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *IssueRequest) GetSpiffeId() string {
@@ -201,7 +325,7 @@ type CertificateResponse struct {
 
 func (x *CertificateResponse) Reset() {
 	*x = CertificateResponse{}
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[3]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -213,7 +337,7 @@ func (x *CertificateResponse) String() string {
 func (*CertificateResponse) ProtoMessage() {}
 
 func (x *CertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[3]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -226,7 +350,7 @@ func (x *CertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateResponse.ProtoReflect.Descriptor instead.
 func (*CertificateResponse) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{3}
+	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *CertificateResponse) GetChain() [][]byte {
@@ -249,17 +373,22 @@ type Bundle struct {
 	TrustDomain string `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
 	// The root certificates in DER.
 	Roots [][]byte `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
-	// Rises with every change of the bundle.
+	// Rises with every change of the bundle, whatever it is in.
 	Sequence uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// The keys that JWT-SVIDs are verified with, a JSON Web Key Set (RFC 7517).
-	Jwks          []byte `protobuf:"bytes,4,opt,name=jwks,proto3" json:"jwks,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Jwks []byte `protobuf:"bytes,4,opt,name=jwks,proto3" json:"jwks,omitempty"`
+	// The key id of the authority that signs certificates now: its subject key
+	// identifier in lower-case hexadecimal, which is the authority key identifier
+	// of every certificate that it signs. Who has a certificate of another one
+	// renews it soon.
+	ActiveAuthority string `protobuf:"bytes,5,opt,name=active_authority,json=activeAuthority,proto3" json:"active_authority,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[4]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -271,7 +400,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[4]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -284,7 +413,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{4}
+	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -315,15 +444,32 @@ func (x *Bundle) GetJwks() []byte {
 	return nil
 }
 
+func (x *Bundle) GetActiveAuthority() string {
+	if x != nil {
+		return x.ActiveAuthority
+	}
+	return ""
+}
+
+// WatchBundleRequest says where a watcher stands. It is sent whenever that
+// changes; the newest counts.
 type WatchBundleRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The sequence of the newest bundle that the watcher uses and that everybody
+	// whom it serves has taken; zero for none yet.
+	Acknowledged uint64 `protobuf:"varint,1,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
+	// The key ids of the authorities whose certificates are still in use here.
+	Authorities []string `protobuf:"bytes,2,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	// Whom the watcher waits for: proxies that have not taken its newest bundle, or
+	// still have a certificate of an authority that does not sign any more.
+	Waiting       []string `protobuf:"bytes,3,rep,name=waiting,proto3" json:"waiting,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchBundleRequest) Reset() {
 	*x = WatchBundleRequest{}
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[5]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -335,7 +481,7 @@ func (x *WatchBundleRequest) String() string {
 func (*WatchBundleRequest) ProtoMessage() {}
 
 func (x *WatchBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[5]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -348,7 +494,28 @@ func (x *WatchBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchBundleRequest.ProtoReflect.Descriptor instead.
 func (*WatchBundleRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{5}
+	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *WatchBundleRequest) GetAcknowledged() uint64 {
+	if x != nil {
+		return x.Acknowledged
+	}
+	return 0
+}
+
+func (x *WatchBundleRequest) GetAuthorities() []string {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
+func (x *WatchBundleRequest) GetWaiting() []string {
+	if x != nil {
+		return x.Waiting
+	}
+	return nil
 }
 
 type GetBundleRequest struct {
@@ -359,7 +526,7 @@ type GetBundleRequest struct {
 
 func (x *GetBundleRequest) Reset() {
 	*x = GetBundleRequest{}
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[6]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -371,7 +538,7 @@ func (x *GetBundleRequest) String() string {
 func (*GetBundleRequest) ProtoMessage() {}
 
 func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[6]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -384,7 +551,7 @@ func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetBundleRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{6}
+	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{7}
 }
 
 type CreateJoinTokenRequest struct {
@@ -400,7 +567,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[7]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -412,7 +579,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[7]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -425,7 +592,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{7}
+	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateJoinTokenRequest) GetSpiffeId() string {
@@ -452,7 +619,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[8]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -464,7 +631,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[8]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -477,7 +644,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{8}
+	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -505,7 +672,7 @@ type MintRequest struct {
 
 func (x *MintRequest) Reset() {
 	*x = MintRequest{}
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[9]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -517,7 +684,7 @@ func (x *MintRequest) String() string {
 func (*MintRequest) ProtoMessage() {}
 
 func (x *MintRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[9]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -530,7 +697,7 @@ func (x *MintRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MintRequest.ProtoReflect.Descriptor instead.
 func (*MintRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{9}
+	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *MintRequest) GetSpiffeId() string {
@@ -566,7 +733,7 @@ type ListCertificatesRequest struct {
 
 func (x *ListCertificatesRequest) Reset() {
 	*x = ListCertificatesRequest{}
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[10]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -578,7 +745,7 @@ func (x *ListCertificatesRequest) String() string {
 func (*ListCertificatesRequest) ProtoMessage() {}
 
 func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[10]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -591,7 +758,7 @@ func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*ListCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{10}
+	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListCertificatesRequest) GetLive() bool {
@@ -615,17 +782,21 @@ type CertificateRecord struct {
 	Serial   string `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
 	SpiffeId string `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
 	// Who asked: a SPIFFE ID, "join-token", or "admin uid=N".
-	Requester     string                 `protobuf:"bytes,3,opt,name=requester,proto3" json:"requester,omitempty"`
-	NotBefore     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
-	NotAfter      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
-	IssuedAt      *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
+	Requester string                 `protobuf:"bytes,3,opt,name=requester,proto3" json:"requester,omitempty"`
+	NotBefore *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	NotAfter  *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	IssuedAt  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
+	// The key id of the authority that signed it, in lower-case hexadecimal.
+	Authority string `protobuf:"bytes,7,opt,name=authority,proto3" json:"authority,omitempty"`
+	// What the attestation of the requester saw.
+	Facts         []string `protobuf:"bytes,8,rep,name=facts,proto3" json:"facts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CertificateRecord) Reset() {
 	*x = CertificateRecord{}
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[11]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -637,7 +808,7 @@ func (x *CertificateRecord) String() string {
 func (*CertificateRecord) ProtoMessage() {}
 
 func (x *CertificateRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_ca_proto_msgTypes[11]
+	mi := &file_writ_ca_v1_ca_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -650,7 +821,7 @@ func (x *CertificateRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateRecord.ProtoReflect.Descriptor instead.
 func (*CertificateRecord) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{11}
+	return file_writ_ca_v1_ca_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CertificateRecord) GetSerial() string {
@@ -695,15 +866,36 @@ func (x *CertificateRecord) GetIssuedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *CertificateRecord) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+func (x *CertificateRecord) GetFacts() []string {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
 var File_writ_ca_v1_ca_proto protoreflect.FileDescriptor
 
 const file_writ_ca_v1_ca_proto_rawDesc = "" +
 	"\n" +
 	"\x13writ/ca/v1/ca.proto\x12\n" +
-	"writ.ca.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n" +
-	"\vJoinRequest\x12\x14\n" +
-	"\x05token\x18\x01 \x01(\tR\x05token\x12\x10\n" +
-	"\x03csr\x18\x02 \x01(\fR\x03csr\" \n" +
+	"writ.ca.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\x01\n" +
+	"\vJoinRequest\x12\x16\n" +
+	"\x05token\x18\x01 \x01(\tH\x00R\x05token\x12+\n" +
+	"\x10kubernetes_token\x18\x03 \x01(\tH\x00R\x0fkubernetesToken\x12+\n" +
+	"\x04x509\x18\x04 \x01(\v2\x15.writ.ca.v1.X509ProofH\x00R\x04x509\x12\x10\n" +
+	"\x03csr\x18\x02 \x01(\fR\x03csrB\a\n" +
+	"\x05proof\"S\n" +
+	"\tX509Proof\x12\x14\n" +
+	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x12\n" +
+	"\x04time\x18\x02 \x01(\x03R\x04time\x12\x1c\n" +
+	"\tsignature\x18\x03 \x01(\fR\tsignature\" \n" +
 	"\fRenewRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"j\n" +
 	"\fIssueRequest\x12\x1b\n" +
@@ -712,13 +904,17 @@ const file_writ_ca_v1_ca_proto_rawDesc = "" +
 	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"W\n" +
 	"\x13CertificateResponse\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12*\n" +
-	"\x06bundle\x18\x02 \x01(\v2\x12.writ.ca.v1.BundleR\x06bundle\"q\n" +
+	"\x06bundle\x18\x02 \x01(\v2\x12.writ.ca.v1.BundleR\x06bundle\"\x9c\x01\n" +
 	"\x06Bundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
 	"\x05roots\x18\x02 \x03(\fR\x05roots\x12\x1a\n" +
 	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12\x12\n" +
-	"\x04jwks\x18\x04 \x01(\fR\x04jwks\"\x14\n" +
-	"\x12WatchBundleRequest\"\x12\n" +
+	"\x04jwks\x18\x04 \x01(\fR\x04jwks\x12)\n" +
+	"\x10active_authority\x18\x05 \x01(\tR\x0factiveAuthority\"t\n" +
+	"\x12WatchBundleRequest\x12\"\n" +
+	"\facknowledged\x18\x01 \x01(\x04R\facknowledged\x12 \n" +
+	"\vauthorities\x18\x02 \x03(\tR\vauthorities\x12\x18\n" +
+	"\awaiting\x18\x03 \x03(\tR\awaiting\"\x12\n" +
 	"\x10GetBundleRequest\"b\n" +
 	"\x16CreateJoinTokenRequest\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12+\n" +
@@ -733,7 +929,7 @@ const file_writ_ca_v1_ca_proto_rawDesc = "" +
 	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"J\n" +
 	"\x17ListCertificatesRequest\x12\x12\n" +
 	"\x04live\x18\x01 \x01(\bR\x04live\x12\x1b\n" +
-	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\"\x93\x02\n" +
+	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\"\xc7\x02\n" +
 	"\x11CertificateRecord\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x1c\n" +
@@ -741,12 +937,14 @@ const file_writ_ca_v1_ca_proto_rawDesc = "" +
 	"\n" +
 	"not_before\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
 	"\tnot_after\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x127\n" +
-	"\tissued_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bissuedAt2\xa5\x02\n" +
+	"\tissued_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bissuedAt\x12\x1c\n" +
+	"\tauthority\x18\a \x01(\tR\tauthority\x12\x14\n" +
+	"\x05facts\x18\b \x03(\tR\x05facts2\xa7\x02\n" +
 	"\x14CertificateAuthority\x12@\n" +
 	"\x04Join\x12\x17.writ.ca.v1.JoinRequest\x1a\x1f.writ.ca.v1.CertificateResponse\x12B\n" +
 	"\x05Renew\x12\x18.writ.ca.v1.RenewRequest\x1a\x1f.writ.ca.v1.CertificateResponse\x12B\n" +
-	"\x05Issue\x12\x18.writ.ca.v1.IssueRequest\x1a\x1f.writ.ca.v1.CertificateResponse\x12C\n" +
-	"\vWatchBundle\x12\x1e.writ.ca.v1.WatchBundleRequest\x1a\x12.writ.ca.v1.Bundle0\x012\xbe\x02\n" +
+	"\x05Issue\x12\x18.writ.ca.v1.IssueRequest\x1a\x1f.writ.ca.v1.CertificateResponse\x12E\n" +
+	"\vWatchBundle\x12\x1e.writ.ca.v1.WatchBundleRequest\x1a\x12.writ.ca.v1.Bundle(\x010\x012\xbe\x02\n" +
 	"\x05Admin\x12Z\n" +
 	"\x0fCreateJoinToken\x12\".writ.ca.v1.CreateJoinTokenRequest\x1a#.writ.ca.v1.CreateJoinTokenResponse\x12@\n" +
 	"\x04Mint\x12\x17.writ.ca.v1.MintRequest\x1a\x1f.writ.ca.v1.CertificateResponse\x12X\n" +
@@ -765,53 +963,55 @@ func file_writ_ca_v1_ca_proto_rawDescGZIP() []byte {
 	return file_writ_ca_v1_ca_proto_rawDescData
 }
 
-var file_writ_ca_v1_ca_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_writ_ca_v1_ca_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_writ_ca_v1_ca_proto_goTypes = []any{
 	(*JoinRequest)(nil),             // 0: writ.ca.v1.JoinRequest
-	(*RenewRequest)(nil),            // 1: writ.ca.v1.RenewRequest
-	(*IssueRequest)(nil),            // 2: writ.ca.v1.IssueRequest
-	(*CertificateResponse)(nil),     // 3: writ.ca.v1.CertificateResponse
-	(*Bundle)(nil),                  // 4: writ.ca.v1.Bundle
-	(*WatchBundleRequest)(nil),      // 5: writ.ca.v1.WatchBundleRequest
-	(*GetBundleRequest)(nil),        // 6: writ.ca.v1.GetBundleRequest
-	(*CreateJoinTokenRequest)(nil),  // 7: writ.ca.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil), // 8: writ.ca.v1.CreateJoinTokenResponse
-	(*MintRequest)(nil),             // 9: writ.ca.v1.MintRequest
-	(*ListCertificatesRequest)(nil), // 10: writ.ca.v1.ListCertificatesRequest
-	(*CertificateRecord)(nil),       // 11: writ.ca.v1.CertificateRecord
-	(*durationpb.Duration)(nil),     // 12: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 13: google.protobuf.Timestamp
+	(*X509Proof)(nil),               // 1: writ.ca.v1.X509Proof
+	(*RenewRequest)(nil),            // 2: writ.ca.v1.RenewRequest
+	(*IssueRequest)(nil),            // 3: writ.ca.v1.IssueRequest
+	(*CertificateResponse)(nil),     // 4: writ.ca.v1.CertificateResponse
+	(*Bundle)(nil),                  // 5: writ.ca.v1.Bundle
+	(*WatchBundleRequest)(nil),      // 6: writ.ca.v1.WatchBundleRequest
+	(*GetBundleRequest)(nil),        // 7: writ.ca.v1.GetBundleRequest
+	(*CreateJoinTokenRequest)(nil),  // 8: writ.ca.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil), // 9: writ.ca.v1.CreateJoinTokenResponse
+	(*MintRequest)(nil),             // 10: writ.ca.v1.MintRequest
+	(*ListCertificatesRequest)(nil), // 11: writ.ca.v1.ListCertificatesRequest
+	(*CertificateRecord)(nil),       // 12: writ.ca.v1.CertificateRecord
+	(*durationpb.Duration)(nil),     // 13: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 14: google.protobuf.Timestamp
 }
 var file_writ_ca_v1_ca_proto_depIdxs = []int32{
-	12, // 0: writ.ca.v1.IssueRequest.ttl:type_name -> google.protobuf.Duration
-	4,  // 1: writ.ca.v1.CertificateResponse.bundle:type_name -> writ.ca.v1.Bundle
-	12, // 2: writ.ca.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	13, // 3: writ.ca.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	12, // 4: writ.ca.v1.MintRequest.ttl:type_name -> google.protobuf.Duration
-	13, // 5: writ.ca.v1.CertificateRecord.not_before:type_name -> google.protobuf.Timestamp
-	13, // 6: writ.ca.v1.CertificateRecord.not_after:type_name -> google.protobuf.Timestamp
-	13, // 7: writ.ca.v1.CertificateRecord.issued_at:type_name -> google.protobuf.Timestamp
-	0,  // 8: writ.ca.v1.CertificateAuthority.Join:input_type -> writ.ca.v1.JoinRequest
-	1,  // 9: writ.ca.v1.CertificateAuthority.Renew:input_type -> writ.ca.v1.RenewRequest
-	2,  // 10: writ.ca.v1.CertificateAuthority.Issue:input_type -> writ.ca.v1.IssueRequest
-	5,  // 11: writ.ca.v1.CertificateAuthority.WatchBundle:input_type -> writ.ca.v1.WatchBundleRequest
-	7,  // 12: writ.ca.v1.Admin.CreateJoinToken:input_type -> writ.ca.v1.CreateJoinTokenRequest
-	9,  // 13: writ.ca.v1.Admin.Mint:input_type -> writ.ca.v1.MintRequest
-	10, // 14: writ.ca.v1.Admin.ListCertificates:input_type -> writ.ca.v1.ListCertificatesRequest
-	6,  // 15: writ.ca.v1.Admin.GetBundle:input_type -> writ.ca.v1.GetBundleRequest
-	3,  // 16: writ.ca.v1.CertificateAuthority.Join:output_type -> writ.ca.v1.CertificateResponse
-	3,  // 17: writ.ca.v1.CertificateAuthority.Renew:output_type -> writ.ca.v1.CertificateResponse
-	3,  // 18: writ.ca.v1.CertificateAuthority.Issue:output_type -> writ.ca.v1.CertificateResponse
-	4,  // 19: writ.ca.v1.CertificateAuthority.WatchBundle:output_type -> writ.ca.v1.Bundle
-	8,  // 20: writ.ca.v1.Admin.CreateJoinToken:output_type -> writ.ca.v1.CreateJoinTokenResponse
-	3,  // 21: writ.ca.v1.Admin.Mint:output_type -> writ.ca.v1.CertificateResponse
-	11, // 22: writ.ca.v1.Admin.ListCertificates:output_type -> writ.ca.v1.CertificateRecord
-	4,  // 23: writ.ca.v1.Admin.GetBundle:output_type -> writ.ca.v1.Bundle
-	16, // [16:24] is the sub-list for method output_type
-	8,  // [8:16] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	1,  // 0: writ.ca.v1.JoinRequest.x509:type_name -> writ.ca.v1.X509Proof
+	13, // 1: writ.ca.v1.IssueRequest.ttl:type_name -> google.protobuf.Duration
+	5,  // 2: writ.ca.v1.CertificateResponse.bundle:type_name -> writ.ca.v1.Bundle
+	13, // 3: writ.ca.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	14, // 4: writ.ca.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	13, // 5: writ.ca.v1.MintRequest.ttl:type_name -> google.protobuf.Duration
+	14, // 6: writ.ca.v1.CertificateRecord.not_before:type_name -> google.protobuf.Timestamp
+	14, // 7: writ.ca.v1.CertificateRecord.not_after:type_name -> google.protobuf.Timestamp
+	14, // 8: writ.ca.v1.CertificateRecord.issued_at:type_name -> google.protobuf.Timestamp
+	0,  // 9: writ.ca.v1.CertificateAuthority.Join:input_type -> writ.ca.v1.JoinRequest
+	2,  // 10: writ.ca.v1.CertificateAuthority.Renew:input_type -> writ.ca.v1.RenewRequest
+	3,  // 11: writ.ca.v1.CertificateAuthority.Issue:input_type -> writ.ca.v1.IssueRequest
+	6,  // 12: writ.ca.v1.CertificateAuthority.WatchBundle:input_type -> writ.ca.v1.WatchBundleRequest
+	8,  // 13: writ.ca.v1.Admin.CreateJoinToken:input_type -> writ.ca.v1.CreateJoinTokenRequest
+	10, // 14: writ.ca.v1.Admin.Mint:input_type -> writ.ca.v1.MintRequest
+	11, // 15: writ.ca.v1.Admin.ListCertificates:input_type -> writ.ca.v1.ListCertificatesRequest
+	7,  // 16: writ.ca.v1.Admin.GetBundle:input_type -> writ.ca.v1.GetBundleRequest
+	4,  // 17: writ.ca.v1.CertificateAuthority.Join:output_type -> writ.ca.v1.CertificateResponse
+	4,  // 18: writ.ca.v1.CertificateAuthority.Renew:output_type -> writ.ca.v1.CertificateResponse
+	4,  // 19: writ.ca.v1.CertificateAuthority.Issue:output_type -> writ.ca.v1.CertificateResponse
+	5,  // 20: writ.ca.v1.CertificateAuthority.WatchBundle:output_type -> writ.ca.v1.Bundle
+	9,  // 21: writ.ca.v1.Admin.CreateJoinToken:output_type -> writ.ca.v1.CreateJoinTokenResponse
+	4,  // 22: writ.ca.v1.Admin.Mint:output_type -> writ.ca.v1.CertificateResponse
+	12, // 23: writ.ca.v1.Admin.ListCertificates:output_type -> writ.ca.v1.CertificateRecord
+	5,  // 24: writ.ca.v1.Admin.GetBundle:output_type -> writ.ca.v1.Bundle
+	17, // [17:25] is the sub-list for method output_type
+	9,  // [9:17] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_writ_ca_v1_ca_proto_init() }
@@ -819,13 +1019,18 @@ func file_writ_ca_v1_ca_proto_init() {
 	if File_writ_ca_v1_ca_proto != nil {
 		return
 	}
+	file_writ_ca_v1_ca_proto_msgTypes[0].OneofWrappers = []any{
+		(*JoinRequest_Token)(nil),
+		(*JoinRequest_KubernetesToken)(nil),
+		(*JoinRequest_X509)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_ca_v1_ca_proto_rawDesc), len(file_writ_ca_v1_ca_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -35,10 +35,12 @@ const (
 // but Join requires a client certificate of this authority, and every method
 // names who may call it.
 type CertificateAuthorityClient interface {
-	// Join exchanges a one-time token for the first certificate of the identity
-	// that the token is bound to: a node agent or a service of Writ. Callable by
-	// anybody who holds a token; no client certificate is needed. A token that is
-	// unknown, expired or already used is answered PERMISSION_DENIED.
+	// Join exchanges a proof for the first certificate of the identity that the
+	// proof is bound to: a node agent or a service of Writ. Callable by anybody who
+	// has a one-time token, a token of a Kubernetes service account, or a
+	// certificate of another authority, where the authority is told to take these;
+	// no client certificate is needed. A proof that is not good is answered
+	// PERMISSION_DENIED.
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*CertificateResponse, error)
 	// Renew issues a new certificate for the identity of the caller's own client
 	// certificate. Callable by node agents and services of Writ.
@@ -47,8 +49,9 @@ type CertificateAuthorityClient interface {
 	// SPIFFE IDs that the mesh places on the caller's node and no others.
 	Issue(ctx context.Context, in *IssueRequest, opts ...grpc.CallOption) (*CertificateResponse, error)
 	// WatchBundle streams the trust bundle: the current one at once, then each
-	// change. Callable by node agents and services of Writ.
-	WatchBundle(ctx context.Context, in *WatchBundleRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Bundle], error)
+	// change. The watcher says which one it uses, by which a rotation of the root
+	// knows when to go on. Callable by node agents and services of Writ.
+	WatchBundle(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchBundleRequest, Bundle], error)
 }
 
 type certificateAuthorityClient struct {
@@ -89,24 +92,18 @@ func (c *certificateAuthorityClient) Issue(ctx context.Context, in *IssueRequest
 	return out, nil
 }
 
-func (c *certificateAuthorityClient) WatchBundle(ctx context.Context, in *WatchBundleRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Bundle], error) {
+func (c *certificateAuthorityClient) WatchBundle(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchBundleRequest, Bundle], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &CertificateAuthority_ServiceDesc.Streams[0], CertificateAuthority_WatchBundle_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
 	x := &grpc.GenericClientStream[WatchBundleRequest, Bundle]{ClientStream: stream}
-	if err := x.ClientStream.SendMsg(in); err != nil {
-		return nil, err
-	}
-	if err := x.ClientStream.CloseSend(); err != nil {
-		return nil, err
-	}
 	return x, nil
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type CertificateAuthority_WatchBundleClient = grpc.ServerStreamingClient[Bundle]
+type CertificateAuthority_WatchBundleClient = grpc.BidiStreamingClient[WatchBundleRequest, Bundle]
 
 // CertificateAuthorityServer is the server API for CertificateAuthority service.
 // All implementations must embed UnimplementedCertificateAuthorityServer
@@ -116,10 +113,12 @@ type CertificateAuthority_WatchBundleClient = grpc.ServerStreamingClient[Bundle]
 // but Join requires a client certificate of this authority, and every method
 // names who may call it.
 type CertificateAuthorityServer interface {
-	// Join exchanges a one-time token for the first certificate of the identity
-	// that the token is bound to: a node agent or a service of Writ. Callable by
-	// anybody who holds a token; no client certificate is needed. A token that is
-	// unknown, expired or already used is answered PERMISSION_DENIED.
+	// Join exchanges a proof for the first certificate of the identity that the
+	// proof is bound to: a node agent or a service of Writ. Callable by anybody who
+	// has a one-time token, a token of a Kubernetes service account, or a
+	// certificate of another authority, where the authority is told to take these;
+	// no client certificate is needed. A proof that is not good is answered
+	// PERMISSION_DENIED.
 	Join(context.Context, *JoinRequest) (*CertificateResponse, error)
 	// Renew issues a new certificate for the identity of the caller's own client
 	// certificate. Callable by node agents and services of Writ.
@@ -128,8 +127,9 @@ type CertificateAuthorityServer interface {
 	// SPIFFE IDs that the mesh places on the caller's node and no others.
 	Issue(context.Context, *IssueRequest) (*CertificateResponse, error)
 	// WatchBundle streams the trust bundle: the current one at once, then each
-	// change. Callable by node agents and services of Writ.
-	WatchBundle(*WatchBundleRequest, grpc.ServerStreamingServer[Bundle]) error
+	// change. The watcher says which one it uses, by which a rotation of the root
+	// knows when to go on. Callable by node agents and services of Writ.
+	WatchBundle(grpc.BidiStreamingServer[WatchBundleRequest, Bundle]) error
 	mustEmbedUnimplementedCertificateAuthorityServer()
 }
 
@@ -149,7 +149,7 @@ func (UnimplementedCertificateAuthorityServer) Renew(context.Context, *RenewRequ
 func (UnimplementedCertificateAuthorityServer) Issue(context.Context, *IssueRequest) (*CertificateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Issue not implemented")
 }
-func (UnimplementedCertificateAuthorityServer) WatchBundle(*WatchBundleRequest, grpc.ServerStreamingServer[Bundle]) error {
+func (UnimplementedCertificateAuthorityServer) WatchBundle(grpc.BidiStreamingServer[WatchBundleRequest, Bundle]) error {
 	return status.Error(codes.Unimplemented, "method WatchBundle not implemented")
 }
 func (UnimplementedCertificateAuthorityServer) mustEmbedUnimplementedCertificateAuthorityServer() {}
@@ -228,15 +228,11 @@ func _CertificateAuthority_Issue_Handler(srv interface{}, ctx context.Context, d
 }
 
 func _CertificateAuthority_WatchBundle_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(WatchBundleRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
-	}
-	return srv.(CertificateAuthorityServer).WatchBundle(m, &grpc.GenericServerStream[WatchBundleRequest, Bundle]{ServerStream: stream})
+	return srv.(CertificateAuthorityServer).WatchBundle(&grpc.GenericServerStream[WatchBundleRequest, Bundle]{ServerStream: stream})
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type CertificateAuthority_WatchBundleServer = grpc.ServerStreamingServer[Bundle]
+type CertificateAuthority_WatchBundleServer = grpc.BidiStreamingServer[WatchBundleRequest, Bundle]
 
 // CertificateAuthority_ServiceDesc is the grpc.ServiceDesc for CertificateAuthority service.
 // It's only intended for direct use with grpc.RegisterService,
@@ -263,6 +259,7 @@ var CertificateAuthority_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "WatchBundle",
 			Handler:       _CertificateAuthority_WatchBundle_Handler,
 			ServerStreams: true,
+			ClientStreams: true,
 		},
 	},
 	Metadata: "writ/ca/v1/ca.proto",

@@ -1,0 +1,489 @@
+package ca
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-mesh/writ/ca/ledger"
+	"github.com/writ-mesh/writ/ca/root"
+	"github.com/writ-mesh/writ/ca/roots"
+	"github.com/writ-mesh/writ/internal/atomicfile"
+	"github.com/writ-mesh/writ/internal/identity"
+	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
+)
+
+const (
+	// gateTick is how often the gate of a rotation is looked at when nobody reports
+	// anything: certificates expire.
+	gateTick = time.Second
+	// gateRest keeps the ledger from being read all the time, which a gate needs: ten
+	// times as long as the last reading took, this at least.
+	gateRest = 50 * time.Millisecond
+	// rootWarn is the part of a root's life that is left when the log begins to say
+	// that it should be rotated.
+	rootWarn = 3
+	// rootWarnEvery is how often it says so.
+	rootWarnEvery = 24 * time.Hour
+	// selfActor is the authority in the log of what was done.
+	selfActor = "authority"
+)
+
+// rootsDocument is the key of the state of the roots among the ledger's documents.
+const rootsDocument = "roots"
+
+// event is a change of the roots as the ledger keeps it.
+type event struct {
+	// actor is who wanted it.
+	actor string
+	// step is what was done.
+	step string
+	// subject is the key id that it is about.
+	subject string
+}
+
+// keeper keeps the roots: it makes and removes their keys, remembers the state of
+// a rotation, hears where the watchers of the bundle stand, and goes on from step
+// to step. Package roots has the rules.
+type keeper struct {
+	a      *Authority
+	dir    string
+	bundle string // the file
+	spec   root.Spec
+	store  ledger.Store
+	now    func() time.Time
+	log    *slog.Logger
+
+	// mu is held during a change of the state.
+	mu      sync.Mutex
+	version uint64
+
+	reportsMu sync.Mutex
+	reports   map[*report]struct{}
+	// news has a token when the gate has to be looked at again.
+	news chan struct{}
+
+	statusMu sync.Mutex
+	status   progress
+	// problem is why the last attempt at a step failed.
+	problem error
+	// told is closed when the status is replaced.
+	told chan struct{}
+	// stopped is closed when run ends.
+	stopped chan struct{}
+}
+
+// progress is what a gate was judged by, for operators.
+type progress struct {
+	state   roots.State
+	gate    []roots.Hold
+	problem error
+	live    map[string]livePart // by key id
+}
+
+// livePart is what there is of one authority's certificates.
+type livePart struct {
+	count uint64
+	until time.Time
+}
+
+// report is one watcher's; the keeper's reportsMu guards it.
+type report struct{ roots.Report }
+
+func newKeeper(c Config, a *Authority) *keeper {
+	return &keeper{
+		a: a, dir: c.State, bundle: c.trustBundle(), store: a.store, log: a.log, now: a.now,
+		spec:    root.Spec{TrustDomain: a.td, Life: c.RootTTL.D(), Skew: c.ClockSkew.D()},
+		reports: make(map[*report]struct{}), news: make(chan struct{}, 1), told: make(chan struct{}), stopped: make(chan struct{}),
+	}
+}
+
+// loadState reads the state; version 0 says that there is none yet.
+func (k *keeper) loadState(ctx context.Context) (s roots.State, version uint64, err error) {
+	doc, err := k.store.Get(ctx, rootsDocument)
+	switch {
+	case errors.Is(err, ledger.ErrNoDocument):
+		return s, 0, nil
+	case err != nil:
+		return s, 0, fmt.Errorf("state of the roots: %w", err)
+	}
+	if err := json.Unmarshal(doc.Value, &s); err != nil {
+		return s, 0, fmt.Errorf("the ledger's document %s cannot be read; restore the ledger from a backup: %w", rootsDocument, err)
+	}
+	if err := s.Check(); err != nil {
+		return s, 0, fmt.Errorf("the ledger's document %s is damaged; restore the ledger from a backup: %w", rootsDocument, err)
+	}
+	return s, doc.Version, nil
+}
+
+// saveState makes a state durable if the one before is still that of k.version.
+func (k *keeper) saveState(ctx context.Context, s roots.State, e event) error {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("state of the roots: %w", err)
+	}
+	version, err := k.store.Commit(ctx, ledger.Change{
+		If: map[string]uint64{rootsDocument: k.version}, Put: map[string][]byte{rootsDocument: data},
+		Entry: ledger.Entry{
+			Kind: ledger.Rotated, Time: k.now().UTC(), Actor: e.actor, Subject: e.subject,
+			Detail: map[string]string{"step": e.step, "sequence": strconv.FormatUint(s.Sequence, 10)},
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("state of the roots: %w", err)
+	}
+	k.version = version
+	return nil
+}
+
+// settle brings what follows from the state into line with it: the bundle's file,
+// the keys that nobody needs, the metrics. It is done after each change, and at
+// start for one that was cut off.
+func (k *keeper) settle(ctx context.Context, t *trust) error {
+	if err := atomicfile.Write(k.bundle, root.PEM(t.bundle.X509Authorities()...), 0o644); err != nil {
+		return fmt.Errorf("trust bundle: %w", err)
+	}
+	k.a.metrics.roots(t)
+	k.reportsMu.Lock()
+	k.reported()
+	k.reportsMu.Unlock()
+	k.note(t.state, nil, nil)
+	inUse := func(keyID string) bool { _, ok := t.state.Authority(keyID); return ok }
+	if err := root.Leftovers(k.dir, inUse); err != nil {
+		k.log.WarnContext(ctx, "the key of a dropped root is still there; remove it by hand", slog.Any("error", err))
+	}
+	return nil
+}
+
+// change takes the state from f, makes it durable and puts it into force. Nothing
+// that follows can fail the change any more.
+func (k *keeper) change(ctx context.Context, e *event, f func(roots.State) (roots.State, error)) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.reload(ctx); err != nil {
+		return err
+	}
+	s, err := f(k.a.trusted().state)
+	if err != nil {
+		return err
+	}
+	t, err := k.prepared(ctx, s)
+	if err != nil {
+		return err
+	}
+	if err := k.saveState(ctx, s, *e); err != nil {
+		return err
+	}
+	k.log.InfoContext(ctx, "roots", slog.String("step", e.step), slog.String("actor", e.actor), slog.String("root", e.subject), slog.Uint64("sequence", s.Sequence), slog.String("active", s.Active))
+	k.adopt(ctx, t)
+	return nil
+}
+
+// reload adopts the state that the ledger has, if it is another one: an attempt to
+// change it may have failed only after it was durable.
+func (k *keeper) reload(ctx context.Context) error {
+	s, version, err := k.loadState(ctx)
+	if err != nil || version == k.version {
+		return err
+	}
+	t, err := k.prepared(ctx, s)
+	if err != nil {
+		return err
+	}
+	k.version = version
+	k.adopt(ctx, t)
+	return nil
+}
+
+// adopt puts a durable state into force and does what follows from it.
+func (k *keeper) adopt(ctx context.Context, t *trust) {
+	old := k.a.trusted()
+	k.a.replace(t)
+	for _, cert := range old.bundle.X509Authorities() {
+		if t.bundle.HasX509Authority(cert) {
+			continue
+		}
+		if err := root.Retire(k.dir, cert); err != nil {
+			k.log.WarnContext(ctx, "the key of a dropped root is still there; remove it by hand", slog.Any("error", err))
+		}
+	}
+	if err := k.settle(ctx, t); err != nil {
+		k.log.ErrorContext(ctx, "the trust bundle's file is behind", slog.Any("error", err))
+	}
+	k.wake()
+}
+
+// prepared builds the trust of a state that is not durable yet.
+func (k *keeper) prepared(ctx context.Context, s roots.State) (*trust, error) {
+	old := k.a.trusted()
+	sign := old.signer
+	if s.Active != old.state.Active {
+		next, ok := s.Authority(s.Active)
+		if !ok {
+			return nil, fmt.Errorf("root %s is not in the state", s.Active)
+		}
+		cert, err := x509.ParseCertificate(next.Certificate)
+		if err != nil {
+			return nil, fmt.Errorf("root %s: %w", s.Active, err)
+		}
+		if sign, err = k.loadSigner(ctx, cert); err != nil {
+			return nil, err
+		}
+	}
+	return newTrust(k.spec.TrustDomain, s, sign)
+}
+
+// rotate begins a rotation, or lets the one under way go on.
+func (k *keeper) rotate(ctx context.Context, by string, how roots.How) error {
+	e := event{actor: by, step: "prepare"}
+	return k.change(ctx, &e, func(s roots.State) (roots.State, error) {
+		if r := s.Rotation; r != nil {
+			e.step, e.subject = "continue", r.New
+			return s.Continue(how)
+		}
+		now := k.now()
+		// If the change fails its key goes with the next one, or at the next start.
+		next, err := root.Further(ctx, k.dir, k.spec, now)
+		if err != nil {
+			return s, err
+		}
+		e.subject = root.KeyID(next.Cert)
+		return s.Begin(roots.Authority{KeyID: e.subject, Certificate: next.Cert.Raw}, by, how, now)
+	})
+}
+
+// abort takes the new root out again.
+func (k *keeper) abort(ctx context.Context, by string) error {
+	e := event{actor: by, step: "abort"}
+	return k.change(ctx, &e, func(s roots.State) (roots.State, error) {
+		if s.Rotation != nil {
+			e.subject = s.Rotation.New
+		}
+		return s.Abort(k.now())
+	})
+}
+
+// run takes the rotation under way from step to step until ctx ends.
+func (k *keeper) run(ctx context.Context) error {
+	defer close(k.stopped)
+	tick := time.NewTicker(gateTick)
+	defer tick.Stop()
+	var warned time.Time
+	for {
+		rest := gateRest
+		if k.a.trusted().state.Rotation != nil {
+			began := time.Now()
+			k.step(ctx)
+			rest = max(rest, 10*time.Since(began))
+		}
+		warned = k.warn(ctx, warned)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(rest):
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		case <-k.news:
+		}
+	}
+}
+
+// step looks at the gate and goes on if it is open.
+func (k *keeper) step(ctx context.Context) {
+	t := k.a.trusted()
+	facts, err := k.facts(ctx)
+	if err != nil {
+		k.failed(ctx, fmt.Errorf("the ledger cannot be read: %w", err))
+		return
+	}
+	r := t.state.Rotation
+	gate := roots.Gate(t.state, facts, k.now())
+	k.note(t.state, gate, facts.Leaves)
+	if !r.May(gate) {
+		return
+	}
+	step, subject := "activate", r.New
+	if r.Step == roots.Draining {
+		step, subject = "retire", r.Old
+	}
+	err = k.change(ctx, &event{selfActor, step, subject}, func(s roots.State) (roots.State, error) {
+		if s.Sequence != t.state.Sequence || s.Rotation == nil || s.Rotation.Step != r.Step {
+			return s, errMoved
+		}
+		return s.Advance(gate, k.now())
+	})
+	if !errors.Is(err, errMoved) {
+		k.failed(ctx, err)
+	}
+}
+
+// errMoved: the state is another than the gate was judged for.
+var errMoved = errors.New("the roots have changed meanwhile")
+
+// failed keeps why a step failed, nil if it did not.
+func (k *keeper) failed(ctx context.Context, err error) {
+	k.statusMu.Lock()
+	fresh := err != nil && (k.problem == nil || k.problem.Error() != err.Error())
+	k.problem = err
+	k.statusMu.Unlock()
+	if fresh {
+		k.log.ErrorContext(ctx, "the rotation of the root does not go on, will try again", slog.Any("error", err))
+	}
+}
+
+// warn says in the log that the root should be rotated, once a day.
+func (k *keeper) warn(ctx context.Context, last time.Time) time.Time {
+	now := k.now()
+	t := k.a.trusted()
+	cert := t.signer.Issuer()
+	if t.state.Rotation != nil || now.Sub(last) < rootWarnEvery || cert.NotAfter.Sub(now) > cert.NotAfter.Sub(cert.NotBefore)/rootWarn {
+		return last
+	}
+	k.log.WarnContext(ctx, "two thirds of the root's life are over; replace it: writ roots rotate", slog.String("root", t.state.Active), slog.Time("not_after", cert.NotAfter))
+	return now
+}
+
+// watch begins to hear a watcher of the bundle.
+func (k *keeper) watch(holder spiffeid.ID) *report {
+	k.reportsMu.Lock()
+	defer k.reportsMu.Unlock()
+	r := &report{roots.Report{Holder: holder.String(), Since: k.now()}}
+	k.reports[r] = struct{}{}
+	k.reported()
+	return r
+}
+
+// heard takes what a watcher says about itself.
+func (k *keeper) heard(r *report, req *capb.WatchBundleRequest) {
+	k.reportsMu.Lock()
+	defer k.reportsMu.Unlock()
+	r.Acknowledged, r.Authorities, r.Waiting, r.Since = req.GetAcknowledged(), req.GetAuthorities(), req.GetWaiting(), k.now()
+	k.reported()
+}
+
+// forget ends what watch began.
+func (k *keeper) forget(r *report) {
+	k.reportsMu.Lock()
+	defer k.reportsMu.Unlock()
+	delete(k.reports, r)
+	k.reported()
+}
+
+// reported counts the reports and has the gate looked at. reportsMu is held.
+func (k *keeper) reported() {
+	current, sequence := 0, k.a.trusted().state.Sequence
+	for r := range k.reports {
+		if k.a.rootsSequence(r.Acknowledged) >= sequence {
+			current++
+		}
+	}
+	k.a.metrics.acknowledged.WithLabelValues("true").Set(float64(current))
+	k.a.metrics.acknowledged.WithLabelValues("false").Set(float64(len(k.reports) - current))
+	k.wake()
+}
+
+func (k *keeper) wake() {
+	select {
+	case k.news <- struct{}{}:
+	default:
+	}
+}
+
+// facts are those of now: certificates from the ledger, reports of the watchers.
+func (k *keeper) facts(ctx context.Context) (roots.Facts, error) {
+	var f roots.Facts
+	// First the reports: one that comes meanwhile is for the next time, one that
+	// ends is a holder that is not connected.
+	k.reportsMu.Lock()
+	for r := range k.reports {
+		rep := r.Report
+		rep.Acknowledged = k.a.rootsSequence(rep.Acknowledged)
+		f.Reports = append(f.Reports, rep)
+	}
+	k.reportsMu.Unlock()
+	if own, err := k.ownReport(); err == nil {
+		f.Reports = append(f.Reports, own)
+	}
+	var err error
+	f.Leaves, err = k.leaves(ctx)
+	return f, err
+}
+
+// ownReport is where the authority itself stands: it uses the bundle by nature, and
+// its own certificate until the next.
+func (k *keeper) ownReport() (roots.Report, error) {
+	id, err := identity.Service(k.spec.TrustDomain, identity.CA)
+	if err != nil {
+		return roots.Report{}, err
+	}
+	r := roots.Report{Holder: id.String(), Acknowledged: k.a.trusted().state.Sequence, Since: k.now()}
+	if own := k.a.own.Load(); own != nil {
+		if svid := own.svid.Load(); svid != nil {
+			r.Authorities = []string{issuerOf(svid.Certificates[0])}
+		}
+	}
+	return r, nil
+}
+
+// leaves are the certificates of the ledger that have not expired.
+func (k *keeper) leaves(ctx context.Context) ([]roots.Leaf, error) {
+	now := k.now()
+	var out []roots.Leaf
+	err := k.a.eachCertificate(ctx, "", func(e ledger.Entry) error {
+		if e.NotAfter.After(now) {
+			out = append(out, leaf(e.Subject, e.Actor, e.Authority, e.NotAfter))
+		}
+		return nil
+	})
+	return out, err
+}
+
+// leaf is what a certificate of the ledger is for a gate.
+func leaf(id, requester, issuer string, notAfter time.Time) roots.Leaf {
+	l := roots.Leaf{Identity: id, Issuer: issuer, NotAfter: notAfter}
+	parsed, err := spiffeid.FromString(id)
+	if err != nil {
+		return l
+	}
+	_, node := identity.NodeOf(parsed)
+	_, service := identity.ServiceOf(parsed)
+	switch {
+	case node || service:
+		l.Owner = id
+	case strings.HasPrefix(requester, "spiffe://"):
+		l.Owner = requester
+	}
+	return l
+}
+
+// note keeps what operators are told, and counts it.
+func (k *keeper) note(s roots.State, gate []roots.Hold, leaves []roots.Leaf) {
+	st := progress{state: s, gate: gate, live: make(map[string]livePart)}
+	for _, l := range leaves {
+		p := st.live[l.Issuer]
+		p.count++
+		if l.NotAfter.After(p.until) {
+			p.until = l.NotAfter
+		}
+		st.live[l.Issuer] = p
+	}
+	k.statusMu.Lock()
+	defer k.statusMu.Unlock()
+	st.problem = k.problem
+	k.status = st
+	close(k.told)
+	k.told = make(chan struct{})
+	k.a.metrics.holds.Set(float64(len(gate)))
+}

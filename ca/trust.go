@@ -1,0 +1,162 @@
+package ca
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"slices"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-mesh/writ/ca/root"
+	"github.com/writ-mesh/writ/ca/roots"
+	"github.com/writ-mesh/writ/ca/signer"
+)
+
+// trust is who signs and who is trusted, at a moment. It is never changed, only
+// replaced as a whole, so that whoever holds one sees no half of a rotation.
+type trust struct {
+	state  roots.State
+	signer *signer.Signer
+	bundle *x509bundle.Bundle
+	// roots are those of the bundle in DER.
+	roots [][]byte
+	// replaced is closed when there is a newer one.
+	replaced chan struct{}
+}
+
+// newTrust builds what a state says; sign signs for its active authority.
+func newTrust(td spiffeid.TrustDomain, s roots.State, sign *signer.Signer) (*trust, error) {
+	t := &trust{state: s, signer: sign, bundle: x509bundle.New(td), replaced: make(chan struct{})}
+	for _, a := range s.Authorities {
+		cert, err := x509.ParseCertificate(a.Certificate)
+		if err != nil {
+			return nil, fmt.Errorf("root %s: %w", a.KeyID, err)
+		}
+		t.bundle.AddX509Authority(cert)
+		t.roots = append(t.roots, a.Certificate)
+	}
+	return t, nil
+}
+
+// covers tells whether the issuer of a certificate that this authority signed is
+// still trusted. One that does not name its issuer is given the benefit.
+func (t *trust) covers(cert *x509.Certificate) bool {
+	if len(cert.AuthorityKeyId) == 0 || slices.Equal(cert.AuthorityKeyId, t.signer.Issuer().SubjectKeyId) {
+		return true
+	}
+	_, ok := t.state.Authority(issuerOf(cert))
+	return ok
+}
+
+// issuerOf is the key id of the authority that signed a certificate.
+func issuerOf(cert *x509.Certificate) string { return hex.EncodeToString(cert.AuthorityKeyId) }
+
+// trusted is who signs and who is trusted now.
+func (a *Authority) trusted() *trust { return a.trust.Load() }
+
+// replace puts a new trust into force. When it returns, every certificate that the
+// one before signed is in the ledger, and none will be signed by it any more.
+func (a *Authority) replace(t *trust) {
+	a.signing.Lock()
+	old := a.trust.Swap(t)
+	a.signing.Unlock()
+	if old != nil {
+		close(old.replaced)
+	}
+}
+
+// GetX509BundleForTrustDomain implements x509bundle.Source with the roots that are
+// trusted at the moment of the call.
+func (a *Authority) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	return a.trusted().bundle.GetX509BundleForTrustDomain(td)
+}
+
+// open puts the trust that the ledger remembers into force, or that of a new root.
+func (k *keeper) open(ctx context.Context, inUse bool) error {
+	t, err := k.openTrust(ctx, inUse)
+	if err != nil {
+		return err
+	}
+	k.a.replace(t)
+	cert := t.signer.Issuer()
+	k.log.InfoContext(ctx, "root certificate", slog.String("trust_domain", k.spec.TrustDomain.Name()), slog.String("root", t.state.Active),
+		slog.Time("not_after", cert.NotAfter), slog.Uint64("bundle", t.state.Sequence))
+	return k.settle(ctx, t)
+}
+
+// openTrust loads the state of the roots and the key that signs, or makes the first
+// root.
+func (k *keeper) openTrust(ctx context.Context, inUse bool) (*trust, error) {
+	s, version, err := k.loadState(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if version == 0 {
+		return k.first(ctx, inUse)
+	}
+	k.version = version
+	active, _ := s.Authority(s.Active)
+	cert, err := x509.ParseCertificate(active.Certificate)
+	if err != nil {
+		return nil, fmt.Errorf("root %s: %w", s.Active, err)
+	}
+	sign, err := k.loadSigner(ctx, cert)
+	if err != nil {
+		return nil, err
+	}
+	return newTrust(k.spec.TrustDomain, s, sign)
+}
+
+// first makes the first root, or takes in the one that an earlier version made.
+func (k *keeper) first(ctx context.Context, inUse bool) (*trust, error) {
+	further, err := root.HasFurther(k.dir)
+	if err != nil {
+		return nil, err
+	}
+	if further {
+		return nil, fmt.Errorf("the state of the roots is missing, yet there are keys in %s/roots; restore both from the same backup, or begin with an empty directory", k.dir)
+	}
+	spec := k.spec
+	spec.InUse = inUse
+	r, err := root.Open(ctx, k.dir, spec, k.now())
+	if err != nil {
+		return nil, err
+	}
+	sign, err := signer.New(ctx, []*x509.Certificate{r.Cert}, r.Key)
+	if err != nil {
+		return nil, err
+	}
+	s := roots.First(roots.Authority{KeyID: root.KeyID(r.Cert), Certificate: r.Cert.Raw})
+	if err := k.saveState(ctx, s, event{selfActor, "first", s.Active}); err != nil {
+		return nil, err
+	}
+	return newTrust(k.spec.TrustDomain, s, sign)
+}
+
+// loadSigner loads the key of a root that is in the state: a further one's, or the
+// first one's from the files where it has always been.
+func (k *keeper) loadSigner(ctx context.Context, cert *x509.Certificate) (*signer.Signer, error) {
+	key, err := root.LoadFurther(k.dir, cert)
+	if errors.Is(err, fs.ErrNotExist) {
+		spec := k.spec
+		spec.InUse = true
+		var first *root.Root
+		if first, err = root.Open(ctx, k.dir, spec, k.now()); err != nil {
+			return nil, err
+		}
+		if !first.Cert.Equal(cert) {
+			return nil, fmt.Errorf("the root %s signs, of which %s has no key; restore the directory from a backup", root.KeyID(cert), k.dir)
+		}
+		key = first.Key
+	}
+	if err != nil {
+		return nil, err
+	}
+	return signer.New(ctx, []*x509.Certificate{cert}, key)
+}
