@@ -9,6 +9,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/writ-mesh/writ/ca/nodeattest"
 	"github.com/writ-mesh/writ/internal/config"
 	"github.com/writ-mesh/writ/internal/listen"
 	"github.com/writ-mesh/writ/internal/service"
@@ -46,6 +47,9 @@ type Config struct {
 	// means bundle.pem in the state directory.
 	TrustBundle string `yaml:"trust_bundle"`
 
+	// Join says by what node agents and services may join, besides one-time tokens.
+	Join nodeattest.Config `yaml:"join"`
+
 	// WorkloadTTL is the life of workload certificates if nobody asks for another.
 	WorkloadTTL config.Duration `yaml:"workload_ttl"`
 	// ServiceTTL is that of node agents and services of Writ, this one included.
@@ -66,6 +70,8 @@ type Config struct {
 
 	// JWT says how JWT-SVIDs are issued.
 	JWT JWTConfig `yaml:"jwt"`
+	// CRL says where certificate revocation lists are served.
+	CRL CRLConfig `yaml:"crl"`
 }
 
 // DefaultConfig has the defaults filled in.
@@ -105,7 +111,7 @@ func (c *Config) Validate() error {
 	if c.Listen == "" && c.Admin == "" {
 		errs = append(errs, errors.New("nothing to serve: set listen (-listen HOST:PORT) or admin (-admin unix:///PATH)"))
 	}
-	for _, a := range []struct{ key, addr string }{{"listen", c.Listen}, {"admin", c.Admin}, {"pilot", c.Pilot}} {
+	for _, a := range []struct{ key, addr string }{{"listen", c.Listen}, {"admin", c.Admin}, {"pilot", c.Pilot}, {"crl.listen", c.CRL.Listen}} {
 		if a.addr == "" {
 			continue
 		}
@@ -116,6 +122,7 @@ func (c *Config) Validate() error {
 	if _, ok := listen.Unix(c.Admin); c.Admin != "" && !ok {
 		errs = append(errs, fmt.Errorf("admin: address %q: the admin service is served on a unix socket only (unix:///path)", c.Admin))
 	}
+	errs = append(errs, c.Join.Validate())
 	return errors.Join(append(errs, c.validateTimes()...)...)
 }
 

@@ -87,7 +87,7 @@ func TestTokenInTheLedgerForAnotherIdentity(t *testing.T) {
 			if _, err := a.store.Commit(t.Context(), c); err != nil {
 				t.Fatal(err)
 			}
-			_, err = (&server{a: a, joiner: tokenJoiner{a}}).Join(t.Context(), &capb.JoinRequest{Token: token.Reveal(), Csr: der})
+			_, err = (&server{a: a, joiner: tokenJoiner{a}}).Join(t.Context(), &capb.JoinRequest{Proof: &capb.JoinRequest_Token{Token: token.Reveal()}, Csr: der})
 			wantCode(t, err, codes.PermissionDenied)
 			if got := ledgertest.All(t, a.store); len(got) != 1 || got[0].Kind != ledger.TokenMade {
 				t.Errorf("recorded: %v", got)

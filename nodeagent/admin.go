@@ -35,6 +35,11 @@ func (s admin) GetStatus(context.Context, *nodeagentpb.GetStatusRequest) (*nodea
 	}
 	for _, v := range a.svids.Status() {
 		st := issued[v.ProxyID+" "+v.ID.String()]
+		if st == nil && a.attestor.Serves(v.ProxyID) {
+			counts := a.sds.Counts(v.ProxyID)
+			st = &nodeagentpb.WorkloadStatus{ProxyId: v.ProxyID, SpiffeId: v.ID.String(), Acked: counts.Acked, Nacked: counts.Nacked}
+			resp.Workloads = append(resp.Workloads, st)
+		}
 		if st == nil {
 			continue
 		}
@@ -42,6 +47,28 @@ func (s admin) GetStatus(context.Context, *nodeagentpb.GetStatusRequest) (*nodea
 		if v.SVID != nil {
 			st.Serial, st.NotAfter = v.SVID.Serial(), timestamppb.New(v.SVID.NotAfter())
 		}
+	}
+	return resp, nil
+}
+
+// ExplainIdentity implements nodeagentpb.AdminServer.
+func (s admin) ExplainIdentity(ctx context.Context, req *nodeagentpb.ExplainIdentityRequest) (*nodeagentpb.ExplainIdentityResponse, error) {
+	x, err := s.agent.attestor.Explain(ctx, req.GetPid())
+	if err != nil {
+		return nil, err
+	}
+	resp := &nodeagentpb.ExplainIdentityResponse{
+		Node: s.agent.cfg.Node, Pid: req.GetPid(), Facts: x.Facts, Unread: x.Unread,
+		By: x.By, Refusal: x.Refusal, Registrations: uint32(x.Registrations),
+	}
+	if w := x.Workload; w != nil {
+		resp.SpiffeId = w.ID.String()
+		if !w.Registered {
+			resp.ProxyId = w.ProxyID
+		}
+	}
+	for _, n := range x.Nearest {
+		resp.Nearest = append(resp.Nearest, &nodeagentpb.NearRegistration{Id: n.ID, SpiffeId: n.SPIFFEID.String(), Facts: n.Facts, Missing: n.Missing})
 	}
 	return resp, nil
 }

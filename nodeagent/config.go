@@ -37,6 +37,9 @@ type Config struct {
 	// Credential says where the agent's own certificate comes from; the authority
 	// that it names also issues those of the workloads.
 	Credential credential.Config `yaml:"credential"`
+	// DockerSocket is the Docker Engine API's, unix:///path, where containers'
+	// labels, images and names come from. Empty means that they are not known.
+	DockerSocket string `yaml:"docker_socket"`
 	// AttestWait is how long a caller that is not known yet waits to become so.
 	AttestWait config.Duration `yaml:"attest_wait"`
 }
@@ -64,8 +67,8 @@ func (c *Config) Validate() error {
 	if c.Node == "" {
 		fail("node: the name of this node is not set")
 	}
-	for _, s := range []struct{ field, addr string }{{"socket", c.Socket}, {"admin", c.Admin}} {
-		if s.addr == "" && s.field == "admin" {
+	for _, s := range []struct{ field, addr string }{{"socket", c.Socket}, {"admin", c.Admin}, {"docker_socket", c.DockerSocket}} {
+		if s.addr == "" && s.field != "socket" {
 			continue
 		}
 		if _, ok := listen.Unix(s.addr); !ok {
@@ -90,6 +93,12 @@ func (c *Config) Validate() error {
 		fail("attest_wait: %s is not between 0 and 1m", w)
 	}
 	return errors.Join(errs...)
+}
+
+// dockerSocket is the path of DockerSocket, "" if there is none.
+func (c *Config) dockerSocket() string {
+	path, _ := listen.Unix(c.DockerSocket)
+	return path
 }
 
 func (c *Config) trustDomain() (spiffeid.TrustDomain, error) {

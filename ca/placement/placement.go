@@ -1,5 +1,6 @@
-// Package placement knows which workload identities the mesh places on which
-// node, as pilot says. It is what decides whether a node may ask for an identity.
+// Package placement knows which workload identities may be had on which node: what
+// the mesh places there, as pilot says, and what administrators registered. It is
+// what decides whether a node may ask for an identity.
 package placement
 
 import (
@@ -63,13 +64,17 @@ func (s Set) add(node, rawID string, td spiffeid.TrustDomain) error {
 
 // Table is the set in force. It is safe for concurrent use.
 type Table struct {
-	mu      sync.Mutex
-	set     Set
-	changed chan struct{} // closed at the next change
+	mu         sync.Mutex
+	set        Set
+	registered registrations
+	changed    chan struct{} // closed at the next change
+	loaded     chan struct{} // closed when the registrations are known
 }
 
 // NewTable returns a table with the given set, which may be nil.
-func NewTable(s Set) *Table { return &Table{set: s, changed: make(chan struct{})} }
+func NewTable(s Set) *Table {
+	return &Table{set: s, registered: newRegistrations(), changed: make(chan struct{}), loaded: make(chan struct{})}
+}
 
 // Replace puts a new set in force and wakes those who wait.
 func (t *Table) Replace(s Set) {
@@ -80,12 +85,13 @@ func (t *Table) Replace(s Set) {
 	t.changed = make(chan struct{})
 }
 
-// Wait tells whether id is placed on node. If it is not, Wait waits until it is
-// or ctx ends: a workload may start a moment before its placement gets here.
+// Wait tells whether id is placed on node or registered for it. If it is not, Wait
+// waits until it is or ctx ends: a workload may start a moment before its placement
+// gets here.
 func (t *Table) Wait(ctx context.Context, node string, id spiffeid.ID) bool {
 	for {
 		t.mu.Lock()
-		placed, changed := t.set[node][id], t.changed
+		placed, changed := t.set[node][id] || t.registered.gives(node, id), t.changed
 		t.mu.Unlock()
 		if placed {
 			return true

@@ -152,6 +152,9 @@ func serve[Q, P any](s *Server, down grpc.BidiStreamingServer[Q, P], v variant[Q
 		return err
 	}
 	defer lease.Release()
+	if lease.Registered {
+		return status.Errorf(codes.PermissionDenied, "%s is no proxy of the mesh: pilot has no configuration for it", lease.ID)
+	}
 	ctx, cancel := context.WithCancelCause(down.Context())
 	defer cancel(nil)
 	go func() {
