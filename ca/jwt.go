@@ -106,6 +106,9 @@ func (j *jwtServer) issue(ctx context.Context, req *capb.IssueJWTRequest) (spiff
 		return id, jwtsvid.Token{}, err
 	}
 	a := j.s.a
+	if err := a.revocations.issuable(id.String()); err != nil {
+		return id, jwtsvid.Token{}, err
+	}
 	token, err := a.jwt.Sign(id, audiences, a.life.jwtFor(wanted), a.now())
 	if err != nil {
 		return id, token, refuse(internal, "the token could not be signed; see the authority's log").because(err)
