@@ -17,7 +17,9 @@ import (
 
 // compiled is one configuration, translated for everybody.
 type compiled struct {
+	// mesh is as the source gave it; what was translated has what is revoked besides.
 	mesh       *model.Mesh
+	revoked    *model.Revoked
 	translator *translate.Translator
 	snapshot   *xds.Snapshot
 	digests    digests
@@ -36,7 +38,10 @@ type compiled struct {
 // shared. A proxy that cannot be translated for keeps its configuration of the
 // revision before, which is nil before the first, so that what one author wrote
 // cannot keep the changes of others from other proxies.
-func compile(m *model.Mesh, b *xds.Builder, before *compiled) (*compiled, error) {
+func compile(files *model.Mesh, revoked *model.Revoked, b *xds.Builder, before *compiled) (*compiled, error) {
+	with := *files
+	with.Revoked = *revoked
+	m := &with
 	policy, err := security.New(m)
 	if err != nil {
 		return nil, err
@@ -46,7 +51,7 @@ func compile(m *model.Mesh, b *xds.Builder, before *compiled) (*compiled, error)
 		return nil, err
 	}
 	c := &compiled{
-		mesh: m, translator: tr, sharing: &sharing{builder: b}, placed: make(map[string]*model.Proxy, len(m.Proxies)),
+		mesh: files, revoked: revoked, translator: tr, sharing: &sharing{builder: b}, placed: make(map[string]*model.Proxy, len(m.Proxies)),
 		offered: sync.OnceValue(func() map[netip.Addr][]offer { return offersOf(m) }),
 	}
 	configs, errs := make([]*xds.Config, len(m.Proxies)), make([]error, len(m.Proxies))

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-mesh/writ/pilot/model"
+	"github.com/writ-mesh/writ/pilot/security"
 )
 
 // digests are the hashes of the objects of a mesh, places in files left out.
@@ -53,6 +54,9 @@ func digest(m *model.Mesh) (digests, error) {
 	for _, name := range slices.Sorted(maps.Keys(m.Secrets)) {
 		sum := d.objects[m.Secrets[name].ID()]
 		d.order = append(d.order, sum[:]...)
+	}
+	if r := &m.Revoked; len(r.Certificates)+len(r.Identities) > 0 || r.Newest > 0 {
+		d.add(security.RevokedRef().ID(), d.value([]any{r.Newest, r.Certificates, r.Identities}))
 	}
 	d.order = append(d.order, d.value([]any{m.NamespaceLabels, m.TrustDomain, m.TrustDomainAliases, m.Deciders})...)
 	if d.err != nil {

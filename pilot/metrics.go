@@ -23,6 +23,9 @@ type metrics struct {
 	revision    prometheus.Gauge
 	live        prometheus.Gauge
 	rejected    prometheus.Counter
+	// revocations is the number of the list in force, revocationsConnected 1 while the
+	// authority tells of new ones.
+	revocations, revocationsConnected prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -53,6 +56,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		live:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "writ_pilot_revision_live", Help: "The newest revision that was acknowledged by every client."}),
 		rejected: prometheus.NewCounter(prometheus.CounterOpts{Name: "writ_pilot_revisions_rejected_total", Help: "Revisions taken back because a client refused them."}),
 	}
+	m.revocations = prometheus.NewGauge(prometheus.GaugeOpts{Name: "writ_pilot_revocations_sequence", Help: "The number of the list of revocations that clients are being given."})
+	m.revocationsConnected = prometheus.NewGauge(prometheus.GaugeOpts{Name: "writ_pilot_revocations_connected", Help: "1 while the authority tells of new revocations."})
+	reg.MustRegister(m.revocations, m.revocationsConnected)
 	reg.MustRegister(m.changeToAck, m.compile, m.pushes, m.resources, m.acks, m.nacks, m.clients, m.problems, m.revision, m.live, m.rejected)
 	for _, k := range []xds.Kind{xds.SidecarKind, xds.GatewayKind, xds.ServiceKind} {
 		m.clients.WithLabelValues(string(k))

@@ -71,7 +71,11 @@ type Pilot struct {
 	// current is being distributed; good was the last that everybody acknowledged.
 	// Both nil before the first.
 	current, good *compiled
-	problems      []meshdir.Problem
+	// revoked is what the authority revoked, never nil and never changed; revokedFile
+	// keeps it, empty for none.
+	revoked     *model.Revoked
+	revokedFile string
+	problems    []meshdir.Problem
 	// failed is why the files as they stand cannot be translated, or not for
 	// everybody.
 	failed []meshdir.Problem
@@ -93,6 +97,7 @@ func newPilot(o Options) (*Pilot, error) {
 		}
 		p.saved = saved
 	}
+	p.openRevoked(o.State)
 	p.tracker = revision.New(p.saved)
 	o.XDS.Identify, o.XDS.Log, o.XDS.Observer = identify, o.Log, p.metrics
 	p.xds = xds.New(o.XDS)
@@ -151,7 +156,7 @@ func (p *Pilot) read(written time.Time) {
 
 func (p *Pilot) compile(mesh *model.Mesh, written time.Time) {
 	start := time.Now()
-	c, err := compile(mesh, p.builder(), p.current)
+	c, err := compile(mesh, p.revoked, p.builder(), p.current)
 	p.metrics.since(p.metrics.compile, start)
 	if err != nil {
 		p.log.Error("the configuration cannot be translated; the last good one stays", slog.Any("error", err))
@@ -287,6 +292,10 @@ func (p *Pilot) refused(e xds.Event) (heldBack bool) {
 	p.log.Warn("revision rejected, the last good one is distributed again", slog.Any("rejected", e.Revision), slog.Any("serving", back.Number))
 	p.current = p.good
 	p.publish()
+	if !sameRevoked(p.current.revoked, p.revoked) {
+		// The good one is older than what was revoked since.
+		p.compile(p.current.mesh, time.Now())
+	}
 	return heldBack
 }
 

@@ -57,14 +57,16 @@ func (p *Pilot) ServeADS(ctx context.Context, addr string, cfg credential.Config
 		return fmt.Errorf("credential: %w", err)
 	}
 	methods := adsMethods(rpc.Or(rpc.AnyNode(), rpc.AnyService(identity.CA, identity.Authz, identity.RateLimit)))
-	s := rpc.NewServer(credentials.NewTLS(source.ServerTLS()), methods, rt)
+	s := rpc.NewServer(credentials.NewTLS(p.refuseRevoked(source.ServerTLS())), methods, rt)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s, p.xds)
 	if err := rpc.CheckMethods(s, methods); err != nil {
 		_ = l.Close()
 		return err
 	}
 	rt.Health.Set("listen", nil)
-	return service.RunTasks(ctx, source.Run, func(ctx context.Context) error { return rpc.Serve(ctx, s, l) })
+	return service.RunTasks(ctx, source.Run,
+		func(ctx context.Context) error { return rpc.Serve(ctx, s, l) },
+		func(ctx context.Context) error { return p.followRevocations(ctx, source, cfg.CA) })
 }
 
 // ServePlaintext serves any xDS client on a loopback address until ctx ends.

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	meshv1 "istio.io/api/mesh/v1alpha1"
 
@@ -95,10 +96,14 @@ func TrustDomains(m *model.Mesh) []string {
 
 // UpstreamTLS is the client side of mesh mTLS. sans are the exact SPIFFE IDs
 // that the server may have (secure naming); with none the connection is refused,
-// because a server that nobody vouches for must not be talked to.
+// because a server that nobody vouches for must not be talked to. Identities that
+// are revoked are left out.
 func UpstreamTLS(m *model.Mesh, sans, alpn []string) *tlsv3.UpstreamTlsContext {
 	matchers := make([]*tlsv3.SubjectAltNameMatcher, 0, len(sans))
 	for _, san := range sans {
+		if m.Revoked.Identity(san) {
+			continue
+		}
 		matchers = append(matchers, uriSAN(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: san}}))
 	}
 	if len(matchers) == 0 {
@@ -118,6 +123,18 @@ func DownstreamTLS(m *model.Mesh, alpn []string) *tlsv3.DownstreamTlsContext {
 		CommonTlsContext:         common(m, matchers, alpn),
 		RequireClientCertificate: wrapperspb.Bool(true),
 	}
+}
+
+// RevokedMark is metadata that nobody reads: with another number a cluster or filter
+// chain is another one for Envoy, which then lets go of the connections that it has.
+// It is nil for 0.
+func RevokedMark(number uint64) *corev3.Metadata {
+	if number == 0 {
+		return nil
+	}
+	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"writ": {Fields: map[string]*structpb.Value{
+		"revoked": structpb.NewStringValue(strconv.FormatUint(number, 10)),
+	}}}}
 }
 
 // TransportSocket wraps a TLS context.
@@ -188,6 +205,7 @@ func GRPCCluster(m *model.Mesh, name, addr, service string) (*clusterv3.Cluster,
 			sans = append(sans, "spiffe://"+td+"/writ/"+service)
 		}
 		c.TransportSocket = TransportSocket(UpstreamTLS(m, sans, []string{"h2"}))
+		c.Metadata = RevokedMark(m.Revoked.NewestOf(sans))
 	}
 	return c, nil
 }

@@ -106,6 +106,8 @@ type Mesh struct {
 
 	// Deciders are where proxies reach the services of Writ.
 	Deciders Deciders
+	// Revoked is what the authority has revoked. It is not of the files.
+	Revoked Revoked
 }
 
 // Deciders are the addresses of the services that Envoys call while deciding.

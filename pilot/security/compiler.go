@@ -55,6 +55,8 @@ type Compiler struct {
 	trustDomains []string
 	peer         model.PeerModes
 	providers    map[string]provider
+	// revoked is the content of the filter for what is revoked, nil if nothing is.
+	revoked *anypb.Any
 	// treeThreshold is the number of rules with an exact principal from which a
 	// set of policies becomes a matcher tree.
 	treeThreshold int
@@ -77,6 +79,7 @@ func New(m *model.Mesh) (*Compiler, error) {
 		trustDomains:  envoy.TrustDomains(m),
 		peer:          model.NewPeerModes(m),
 		treeThreshold: defaultTreeThreshold,
+		revoked:       revokedRules(&m.Revoked),
 	}
 	c.providers = newProviders(m)
 	return c, nil
@@ -97,6 +100,7 @@ func (c *Compiler) HTTP(p *model.Proxy, port model.WorkloadPort) (*HTTP, error) 
 	if p.Type == model.GatewayProxy {
 		out.add(stripDeniedBy(c.mesh, p))
 	}
+	c.addRevoked(out)
 	if err := c.addCustom(out, s); err != nil {
 		return nil, err
 	}

@@ -69,8 +69,14 @@ type inbound struct {
 // inbounds, named "<name>.plain" and "<name>.mtls".
 func start(t testing.TB, bin string, inbounds map[string]inbound, more ...*clusterv3.Cluster) *proxy {
 	t.Helper()
+	return startUnder(t, bin, newAuthority(t), inbounds, more...)
+}
+
+// startUnder is start with an authority that has signed something before.
+func startUnder(t testing.TB, bin string, a authority, inbounds map[string]inbound, more ...*clusterv3.Cluster) *proxy {
+	t.Helper()
 	dir := t.TempDir()
-	p := &proxy{t: t, listeners: map[string]string{}, authority: newAuthority(t), clients: map[string]*http.Client{}, log: filepath.Join(dir, "access.log")}
+	p := &proxy{t: t, listeners: map[string]string{}, authority: a, clients: map[string]*http.Client{}, log: filepath.Join(dir, "access.log")}
 	config := writeBootstrap(t, bootstrap(t, p, inbounds, more))
 	adminFile := filepath.Join(dir, "admin")
 	t.Cleanup(func() {

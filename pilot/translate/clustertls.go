@@ -92,6 +92,7 @@ func (b *clusterBuilder) meshTLS(sans []string, sni string) *corev3.TransportSoc
 		alpn = nil
 	}
 	ctx := envoy.UpstreamTLS(b.t.mesh, sans, alpn)
+	b.out.Metadata = envoy.RevokedMark(b.t.mesh.Revoked.NewestOf(sans))
 	ctx.Sni = sni
 	if sni == "" {
 		ctx.Sni = serverNameOf(b.key.port, b.key.subset, b.key.svc.Hostname)

@@ -222,6 +222,11 @@ func (t *Translator) inboundChains(ip *inboundPort) (chains []*listenerv3.Filter
 		TransportSocket: envoy.TransportSocket(envoy.DownstreamTLS(t.mesh, alpn)),
 		Filters:         ip.filters,
 	}
+	if !ip.port.Protocol.IsHTTP() {
+		// A TCP connection is judged once. When something is revoked all of them are
+		// closed, and whoever may connects again.
+		mesh.Metadata = envoy.RevokedMark(t.mesh.Revoked.Newest)
+	}
 	plain := &listenerv3.FilterChain{Name: fmt.Sprintf("%d-plain", ip.port.Port), Filters: ip.filters}
 	switch ip.mode {
 	case model.Strict:

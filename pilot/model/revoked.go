@@ -1,0 +1,50 @@
+package model
+
+import "slices"
+
+// Revoked is what the authority has revoked, as far as it is in force.
+type Revoked struct {
+	// Sequence is the number of the authority's list.
+	Sequence uint64
+	// Newest is the number of the newest list that revoked something. Unlike Sequence
+	// it stays when a revocation is taken back or expires.
+	Newest uint64
+	// Certificates and Identities are in the order in which they were revoked.
+	Certificates []RevokedCertificate
+	Identities   []RevokedIdentity
+}
+
+// RevokedCertificate is one certificate.
+type RevokedCertificate struct {
+	// Serial is in lower-case hexadecimal.
+	Serial   string
+	SPIFFEID string
+	// SHA256 is of the certificate in DER, in lower-case hexadecimal.
+	SHA256 string
+	// Sequence is the number of the list that had it first.
+	Sequence uint64
+}
+
+// RevokedIdentity stands for all certificates of a SPIFFE ID.
+type RevokedIdentity struct {
+	SPIFFEID string
+	// Sequence is the number of the list that had it first.
+	Sequence uint64
+}
+
+// Identity tells whether all certificates of a SPIFFE ID are revoked.
+func (r *Revoked) Identity(id string) bool {
+	return slices.ContainsFunc(r.Identities, func(i RevokedIdentity) bool { return i.SPIFFEID == id })
+}
+
+// NewestOf is the number of the newest list that revoked a certificate of one of the
+// SPIFFE IDs, 0 if none did.
+func (r *Revoked) NewestOf(ids []string) uint64 {
+	var newest uint64
+	for _, c := range r.Certificates {
+		if c.Sequence > newest && slices.Contains(ids, c.SPIFFEID) {
+			newest = c.Sequence
+		}
+	}
+	return newest
+}

@@ -1,0 +1,209 @@
+package pilot
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+
+	"github.com/writ-mesh/writ/internal/atomicfile"
+	"github.com/writ-mesh/writ/internal/credential"
+	"github.com/writ-mesh/writ/internal/identity"
+	"github.com/writ-mesh/writ/pilot/model"
+	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
+)
+
+const (
+	// revocationsFile in the state directory has what was revoked last, for a start
+	// while the authority is away.
+	revocationsFile = "revocations.json"
+	// revocationsMin and revocationsMax bound the back-off towards the authority.
+	revocationsMin = 50 * time.Millisecond
+	revocationsMax = time.Second
+	// maxRevoked bounds the entries of a list that are enforced, the newest first. What
+	// is left out fails in new handshakes only.
+	maxRevoked = 10_000
+)
+
+// followRevocations keeps what is revoked as the authority says, until ctx ends. While
+// it is away what it said last stays in force.
+func (p *Pilot) followRevocations(ctx context.Context, source *credential.Source, addr string) error {
+	ca, err := identity.Service(source.ID().TrustDomain(), identity.CA)
+	if err != nil {
+		return err
+	}
+	conn, err := source.Dial(addr, ca)
+	if err != nil {
+		return fmt.Errorf("authority: %w", err)
+	}
+	defer func() { _ = conn.Close() }()
+	wait := revocationsMin
+	for {
+		worked, err := p.receiveRevocations(ctx, conn, source.ID().TrustDomain())
+		p.metrics.revocationsConnected.Set(0)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if worked {
+			wait = revocationsMin
+		}
+		p.log.DebugContext(ctx, "the stream of revocations ended; those known stay in force", slog.Any("error", err), slog.Duration("retry_in", wait))
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait/2 + rand.N(wait)):
+		}
+		wait = min(2*wait, revocationsMax)
+	}
+}
+
+// receiveRevocations runs one stream to its end; worked tells whether a list came.
+func (p *Pilot) receiveRevocations(ctx context.Context, conn grpc.ClientConnInterface, td spiffeid.TrustDomain) (worked bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := capb.NewRevocationFeedClient(conn).WatchRevocations(ctx, &capb.WatchRevocationsRequest{})
+	if err != nil {
+		return false, err
+	}
+	for {
+		list, err := stream.Recv()
+		if err != nil {
+			return worked, err
+		}
+		worked = true
+		p.metrics.revocationsConnected.Set(1)
+		r, bad := revokedOf(list, td)
+		for _, why := range bad {
+			p.log.ErrorContext(ctx, "a revocation makes no sense and is passed over", slog.Any("error", why))
+		}
+		p.setRevoked(r)
+	}
+}
+
+// revokedOf reads a list; what makes no sense in it is left out, so that it does not
+// keep the rest from being enforced.
+func revokedOf(list *capb.RevocationList, td spiffeid.TrustDomain) (r *model.Revoked, bad []error) {
+	r = &model.Revoked{Sequence: list.GetSequence()}
+	all := list.GetRevocations()
+	for _, e := range all[max(0, len(all)-maxRevoked):] {
+		id, err := spiffeid.FromString(e.GetSpiffeId())
+		switch {
+		case err != nil:
+		case !id.MemberOf(td):
+			err = fmt.Errorf("%s is not in the trust domain %s", id, td.Name())
+		case e.GetSerial() != "" && (!isHex(e.GetSerial()) || len(e.GetSerial()) > 40 || !isHex(e.GetSha256()) || len(e.GetSha256()) != 64):
+			err = fmt.Errorf("serial %q, SHA-256 %q", e.GetSerial(), e.GetSha256())
+		}
+		if err != nil {
+			bad = append(bad, fmt.Errorf("revocation %d: %w", e.GetSequence(), err))
+			continue
+		}
+		r.Newest = max(r.Newest, e.GetSequence())
+		if e.GetSerial() == "" {
+			r.Identities = append(r.Identities, model.RevokedIdentity{SPIFFEID: id.String(), Sequence: e.GetSequence()})
+			continue
+		}
+		r.Certificates = append(r.Certificates, model.RevokedCertificate{
+			Serial: e.GetSerial(), SPIFFEID: id.String(), SHA256: e.GetSha256(), Sequence: e.GetSequence(),
+		})
+	}
+	return r, bad
+}
+
+func isHex(s string) bool {
+	_, err := hex.DecodeString(s)
+	return err == nil && s != ""
+}
+
+// setRevoked puts a list into force: the mesh that is being distributed is translated
+// with it.
+func (p *Pilot) setRevoked(r *model.Revoked) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := p.revoked
+	r.Newest = max(r.Newest, old.Newest)
+	if reflect.DeepEqual(old, r) {
+		return
+	}
+	p.revoked = r
+	p.metrics.revocations.Set(float64(r.Sequence))
+	if !sameRevoked(old, r) {
+		p.log.Info("revocations", slog.Uint64("list", r.Sequence), slog.Int("certificates", len(r.Certificates)), slog.Int("identities", len(r.Identities)))
+		if p.current != nil {
+			p.compile(p.current.mesh, time.Now())
+		}
+	}
+	p.notify()
+	if p.revokedFile == "" {
+		return
+	}
+	data, err := json.Marshal(r)
+	if err == nil {
+		err = atomicfile.Write(p.revokedFile, data, 0o600)
+	}
+	if err != nil {
+		p.log.Error("what is revoked is not saved; a start while the authority is away will not know it", slog.Any("error", err))
+	}
+}
+
+// sameRevoked tells whether two lists come to the same configuration.
+func sameRevoked(a, b *model.Revoked) bool {
+	return a.Newest == b.Newest && slices.Equal(a.Certificates, b.Certificates) && slices.Equal(a.Identities, b.Identities)
+}
+
+// loadRevoked reads what setRevoked saved. A damaged file is no reason not to start:
+// the authority has the list too.
+func loadRevoked(file string, log *slog.Logger) *model.Revoked {
+	r := new(model.Revoked)
+	data, err := os.ReadFile(file)
+	if err == nil {
+		err = json.Unmarshal(data, r)
+	}
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			log.Warn("the file of what is revoked is not used; nothing is, until the authority says so again", slog.String("file", file), slog.Any("error", err))
+		}
+		return new(model.Revoked)
+	}
+	return r
+}
+
+// refuseRevoked makes a server refuse new connections of revoked peers.
+func (p *Pilot) refuseRevoked(c *tls.Config) *tls.Config {
+	c.VerifyConnection = func(s tls.ConnectionState) error {
+		if len(s.PeerCertificates) == 0 || len(s.PeerCertificates[0].URIs) == 0 {
+			return nil // refused by others
+		}
+		leaf := s.PeerCertificates[0]
+		serial, id := hex.EncodeToString(leaf.SerialNumber.Bytes()), leaf.URIs[0].String()
+		p.mu.Lock()
+		r := p.revoked
+		p.mu.Unlock()
+		if r.Identity(id) || slices.ContainsFunc(r.Certificates, func(c model.RevokedCertificate) bool { return c.Serial == serial }) {
+			return fmt.Errorf("the certificate %s of %s is revoked", serial, id)
+		}
+		return nil
+	}
+	return c
+}
+
+func (p *Pilot) openRevoked(state string) {
+	p.revoked = new(model.Revoked)
+	if state != "" {
+		p.revokedFile = filepath.Join(state, revocationsFile)
+		p.revoked = loadRevoked(p.revokedFile, p.log)
+	}
+}

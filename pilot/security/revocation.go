@@ -1,0 +1,95 @@
+package security
+
+import (
+	"fmt"
+	"strings"
+
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	rbachttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	exprpb "google.golang.org/genproto/googleapis/api/expr/v1alpha1"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/writ-mesh/writ/pilot/envoy"
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+const (
+	// filterRevoked refuses requests of those whose certificate is revoked, also on
+	// connections that were made before. New ones fail in their handshake, by the
+	// certificate revocation list that the node agent serves.
+	filterRevoked     = "writ.revoked"
+	revokedStatPrefix = "writ_revoked_"
+	// kindRevocation is in the header of a refusal before the serial or SPIFFE ID.
+	kindRevocation = "Revocation"
+	// maxNamedCertificates bounds the revoked certificates that have a rule of their
+	// own, each of which is tried for every request; those beyond share one.
+	maxNamedCertificates = 64
+)
+
+// revokedRules are the DENY rules of what is revoked, nil if nothing is.
+func revokedRules(r *model.Revoked) *anypb.Any {
+	if len(r.Certificates)+len(r.Identities) == 0 {
+		return nil
+	}
+	rules := &rbacv3.RBAC{Action: rbacv3.RBAC_DENY, Policies: map[string]*rbacv3.Policy{}}
+	always := []*rbacv3.Permission{{Rule: &rbacv3.Permission_Any{Any: true}}}
+	anybody := []*rbacv3.Principal{{Identifier: &rbacv3.Principal_Any{Any: true}}}
+	for _, i := range r.Identities {
+		rules.Policies[kindRevocation+" "+i.SPIFFEID] = &rbacv3.Policy{Permissions: always, Principals: []*rbacv3.Principal{{
+			Identifier: &rbacv3.Principal_Authenticated_{Authenticated: &rbacv3.Principal_Authenticated{
+				PrincipalName: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: i.SPIFFEID}},
+			}},
+		}}}
+	}
+	named := r.Certificates[max(0, len(r.Certificates)-maxNamedCertificates):]
+	for _, c := range named {
+		rules.Policies[kindRevocation+" "+c.Serial] = &rbacv3.Policy{Permissions: always, Principals: anybody, Condition: peerDigestIn(c.SHA256)}
+	}
+	if older := r.Certificates[:len(r.Certificates)-len(named)]; len(older) > 0 {
+		digests := make([]string, len(older))
+		for i, c := range older {
+			digests[i] = c.SHA256
+		}
+		rules.Policies[fmt.Sprintf("%s one-of-%d-certificates", kindRevocation, len(older))] = &rbacv3.Policy{
+			Permissions: always, Principals: anybody, Condition: peerDigestIn(digests...),
+		}
+	}
+	return envoy.Any(perRoute(&rbachttpv3.RBAC{Rules: rules, RulesStatPrefix: revokedStatPrefix}))
+}
+
+// peerDigestIn holds for a connection whose client certificate has one of the
+// SHA-256 digests. Without a client certificate the attribute is missing, and the
+// condition does not hold.
+func peerDigestIn(digests ...string) *exprpb.Expr {
+	list := &exprpb.Expr_CreateList{}
+	for i, d := range digests {
+		list.Elements = append(list.Elements, &exprpb.Expr{Id: int64(10 + i), ExprKind: &exprpb.Expr_ConstExpr{
+			ConstExpr: &exprpb.Constant{ConstantKind: &exprpb.Constant_StringValue{StringValue: strings.ToLower(d)}},
+		}})
+	}
+	return &exprpb.Expr{Id: 1, ExprKind: &exprpb.Expr_CallExpr{CallExpr: &exprpb.Expr_Call{
+		Function: "@in",
+		Args: []*exprpb.Expr{
+			{Id: 2, ExprKind: &exprpb.Expr_SelectExpr{SelectExpr: &exprpb.Expr_Select{
+				Operand: &exprpb.Expr{Id: 3, ExprKind: &exprpb.Expr_IdentExpr{IdentExpr: &exprpb.Expr_Ident{Name: "connection"}}},
+				Field:   "sha256_peer_certificate_digest",
+			}}},
+			{Id: 4, ExprKind: &exprpb.Expr_ListExpr{ListExpr: list}},
+		},
+	}}}
+}
+
+// addRevoked comes before all other policies.
+func (c *Compiler) addRevoked(b *httpBuilder) {
+	b.addGeneric(filterRevoked, &rbachttpv3.RBAC{})
+	if c.revoked == nil {
+		return
+	}
+	b.PerFilterConfig[filterRevoked] = c.revoked
+	b.Sources = append(b.Sources, RevokedRef())
+}
+
+// RevokedRef stands for the list of revocations among the objects that a resource is
+// made of.
+func RevokedRef() model.Ref { return model.Ref{Kind: "Revocations", Namespace: "writ", Name: "ca"} }
