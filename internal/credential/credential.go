@@ -50,6 +50,8 @@ type Config struct {
 	// TokenFile holds the one-time join token. It is read, anew at each try, when
 	// Dir has no certificate that is still valid; else it need not be there.
 	TokenFile string `yaml:"token_file"`
+	// Join has other proofs than the token, which then need not be there at all.
+	Join Join `yaml:"join"`
 	// Dir is where key and certificate are kept, a folder of mode 0700.
 	Dir string `yaml:"dir"`
 	// TrustDomain is without scheme.
@@ -62,7 +64,7 @@ func (c Config) Validate() error {
 	for _, f := range []struct{ name, value string }{
 		{"ca", c.CA}, {"dir", c.Dir}, {"token_file", c.TokenFile}, {"trust_bundle", c.TrustBundle}, {"trust_domain", c.TrustDomain},
 	} {
-		if f.value == "" {
+		if f.value == "" && (f.name != "token_file" || !c.Join.some()) {
 			missing = append(missing, f.name)
 		}
 	}
@@ -72,7 +74,7 @@ func (c Config) Validate() error {
 	if _, err := spiffeid.TrustDomainFromString(c.TrustDomain); err != nil {
 		return fmt.Errorf("credential: trust_domain %q: %w", c.TrustDomain, err)
 	}
-	return nil
+	return c.Join.validate()
 }
 
 // Source is a credential that renews itself. It is safe for concurrent use.
@@ -209,42 +211,6 @@ func (s *Source) retry(ctx context.Context, what string, f func(context.Context)
 		case <-time.After(wait/2 + mathrand.N(wait)):
 		}
 	}
-}
-
-// proof begins a request to join with the proof of who this is: the join token,
-// the one kind there is. What else may prove it is for the authority to take and
-// for this method to put into the request.
-func (s *Source) proof() (*capb.JoinRequest, error) {
-	token, err := os.ReadFile(s.cfg.TokenFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("join token: %s does not exist; where the authority runs, make one: writ certs join-token --admin unix:///SOCKET %s=%s",
-			s.cfg.TokenFile, strings.TrimPrefix(s.id.Path(), "/"), s.cfg.TokenFile)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("join token: %w", err)
-	}
-	return &capb.JoinRequest{Proof: &capb.JoinRequest_Token{Token: strings.TrimSpace(string(token))}}, nil
-}
-
-func (s *Source) join(ctx context.Context) error {
-	req, err := s.proof()
-	if err != nil {
-		return err
-	}
-	ca, err := identity.Service(s.td, identity.CA)
-	if err != nil {
-		return err
-	}
-	conn, err := grpc.NewClient(s.cfg.CA, grpc.WithDisableServiceConfig(),
-		grpc.WithTransportCredentials(credentials.NewTLS(tls13(tlsconfig.TLSClientConfig(s.joinBundle(), tlsconfig.AuthorizeID(ca))))))
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	return s.obtain(ctx, true, func(ctx context.Context, csr []byte) (*capb.CertificateResponse, error) {
-		req.Csr = csr
-		return capb.NewCertificateAuthorityClient(conn).Join(ctx, req)
-	})
 }
 
 // joinBundle has the roots by which the authority is known when joining: those
