@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/writ-mesh/writ/ca/jwtsvid"
+	"github.com/writ-mesh/writ/internal/audience"
 	"github.com/writ-mesh/writ/internal/config"
 	"github.com/writ-mesh/writ/internal/rpc"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
@@ -94,7 +95,7 @@ func (j *jwtServer) issue(ctx context.Context, req *capb.IssueJWTRequest) (spiff
 	if err != nil {
 		return spiffeid.ID{}, jwtsvid.Token{}, err
 	}
-	audiences, err := jwtsvid.Audiences(req.GetAudiences())
+	audiences, err := audience.Check(req.GetAudiences())
 	if err != nil {
 		return id, jwtsvid.Token{}, refuse(invalid, "%v", err)
 	}

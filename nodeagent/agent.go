@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
+	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/protobuf/proto"
@@ -28,6 +30,7 @@ import (
 	"github.com/writ-mesh/writ/nodeagent/relay"
 	"github.com/writ-mesh/writ/nodeagent/sds"
 	"github.com/writ-mesh/writ/nodeagent/svid"
+	"github.com/writ-mesh/writ/nodeagent/workloadapi"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 	nodeagentpb "github.com/writ-mesh/writ/proto/writ/nodeagent/v1"
 )
@@ -49,10 +52,12 @@ type agent struct {
 	attestor  *attest.Attestor
 	authority *authority
 	svids     *svid.Store
+	tokens    *workloadapi.Tokens
 	kept      *lastgood.Store
 	pilot     *relay.Pilot
 	sds       *sds.Server
 	ads       *relay.Server
+	workload  *workloadapi.Server
 	stopping  chan struct{} // closed when streams have to end
 	stopOnce  sync.Once
 }
@@ -69,6 +74,7 @@ func Run(ctx context.Context, cfg Config, rt *service.Runtime) error {
 	}
 	defer a.attestor.Close()
 	defer a.svids.Close()
+	defer a.tokens.Close()
 	defer a.stop()
 	proxies, admin, err := a.listen()
 	if err != nil {
@@ -97,14 +103,19 @@ func newAgent(ctx context.Context, cfg Config, rt *service.Runtime) (*agent, err
 	}
 	a := &agent{cfg: cfg, rt: rt, metrics: newMetrics(rt.Metrics), pilot: new(relay.Pilot), stopping: make(chan struct{})}
 	a.attestor = attest.New(ctx, attest.Config{Node: cfg.Node, TrustDomain: td, Dir: cfg.State, Wait: cfg.AttestWait.D(), Docker: cfg.dockerSocket(), Log: rt.Log})
-	a.authority = &authority{log: rt.Log, report: a.authorityChanged}
+	a.authority = &authority{td: td, log: rt.Log, report: a.authorityChanged}
 	moved := func() { a.authority.moved.Set(struct{}{}) }
 	a.svids = svid.NewStore(svid.Config{Issuer: a.authority, Observer: a.metrics, Moved: moved, Log: rt.Log})
 	rt.Metrics.MustRegister(newExpiry(a.svids.Status))
+	a.tokens = workloadapi.NewTokens(workloadapi.TokensConfig{Issuer: a.authority, Keys: &a.authority.keys, Observer: a.metrics, Log: rt.Log})
 	a.kept = lastgood.NewStore(proxies, rt.Log)
 	a.sds = sds.New(sds.Config{Attestor: a, SVIDs: a.svids, Bundle: &a.authority.bundle, Stopping: a.stopping, Observer: a.metrics, Moved: moved, Log: rt.Log})
 	a.authority.svids, a.authority.sds = a.svids, a.sds
 	a.ads = relay.New(relay.Config{Attestor: a, Pilot: a.pilot, Kept: a.kept, Node: cfg.Node, Stopping: a.stopping, Observer: a.metrics, Log: rt.Log})
+	a.workload = workloadapi.New(workloadapi.Config{
+		TrustDomain: td, Attestor: a, SVIDs: a.svids, Tokens: a.tokens,
+		Roots: &a.authority.bundle, Keys: &a.authority.keys, Stopping: a.stopping, Observer: a.metrics, Log: rt.Log,
+	})
 	return a, nil
 }
 
@@ -154,7 +165,7 @@ func listenIn(addr string, open func(string) (net.Listener, error)) (net.Listene
 	return open(addr)
 }
 
-// serveProxies serves SDS and ADS. Every method recognizes its caller itself.
+// serveProxies serves SDS, ADS and the SPIFFE Workload API. Every method recognizes its caller itself.
 func (a *agent) serveProxies(ctx context.Context, l net.Listener) error {
 	methods := rpc.Methods{
 		secretv3.SecretDiscoveryService_StreamSecrets_FullMethodName:                    rpc.Anyone(),
@@ -163,10 +174,12 @@ func (a *agent) serveProxies(ctx context.Context, l net.Listener) error {
 		discoveryv3.AggregatedDiscoveryService_StreamAggregatedResources_FullMethodName: rpc.Anyone(),
 		discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName:  rpc.Anyone(),
 	}
+	maps.Copy(methods, workloadapi.Methods())
 	s := rpc.NewServer(attest.Credentials(), methods, a.rt, grpc.MaxConcurrentStreams(maxStreams),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: idleConnection}))
 	secretv3.RegisterSecretDiscoveryServiceServer(s, a.sds)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s, a.ads)
+	workload.RegisterSpiffeWorkloadAPIServer(s, a.workload)
 	if err := rpc.CheckMethods(s, methods); err != nil {
 		return err
 	}

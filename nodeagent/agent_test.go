@@ -54,6 +54,10 @@ func TestMain(m *testing.M) {
 			Run:      nodeagent.Run,
 		})
 	}
+	if len(os.Args) > 1 && os.Args[1] == runPeer {
+		peer(os.Args[2])
+		return
+	}
 	// Agents, certificates and Envoys are waited for far longer than they compute:
 	// more than one a processor at a time. The command line may say otherwise.
 	if err := flag.Set("test.parallel", "6"); err != nil {

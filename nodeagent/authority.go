@@ -19,15 +19,19 @@ import (
 	"github.com/writ-mesh/writ/nodeagent/latest"
 	"github.com/writ-mesh/writ/nodeagent/sds"
 	"github.com/writ-mesh/writ/nodeagent/svid"
+	"github.com/writ-mesh/writ/nodeagent/workloadapi"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
 // authority is the certificate authority as the agent uses it. Before the agent
 // has its own certificate there is no connection and every call fails.
 type authority struct {
+	td     spiffeid.TrustDomain
 	client atomic.Pointer[capb.CertificateAuthorityClient]
+	tokens atomic.Pointer[capb.JWTAuthorityClient]
 	up     atomic.Bool
 	bundle latest.Value[[]byte] // PEM
+	keys   latest.Value[workloadapi.Keys]
 	active latest.Value[string] // key id of the authority that signs
 	moved  latest.Value[struct{}]
 	svids  *svid.Store
@@ -77,6 +81,9 @@ func (a *authority) use(ctx context.Context, conn grpc.ClientConnInterface) erro
 	client := capb.NewCertificateAuthorityClient(conn)
 	a.client.Store(&client)
 	defer a.client.Store(nil)
+	tokens := capb.NewJWTAuthorityClient(conn)
+	a.tokens.Store(&tokens)
+	defer a.tokens.Store(nil)
 	<-ctx.Done()
 	return ctx.Err()
 }
@@ -86,6 +93,7 @@ func (a *authority) Take(b *capb.Bundle) error {
 	if err := a.setBundle(b.GetRoots()); err != nil {
 		return err
 	}
+	a.setKeys(b.GetJwks())
 	a.active.Set(b.GetActiveAuthority())
 	a.svids.SetActive(b.GetActiveAuthority())
 	a.moved.Set(struct{}{})

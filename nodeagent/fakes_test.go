@@ -84,17 +84,19 @@ type fakeCA struct {
 	node   string
 	life   time.Duration
 	bundle latest.Value[[][]byte]
+	jwt    *fakeJWT
 
 	mu     sync.Mutex
 	issued map[string]int
 }
 
 func newFakeCA(t testing.TB, root *pkitest.Root, node string, life time.Duration) *fakeCA {
-	f := &fakeCA{root: root, node: node, life: life, issued: make(map[string]int)}
+	f := &fakeCA{root: root, node: node, life: life, issued: make(map[string]int), jwt: newFakeJWT(t, life)}
 	f.bundle.Set([][]byte{root.Cert.Raw})
 	f.onOff = newOnOff(t, func() *grpc.Server {
 		s := grpc.NewServer(grpc.Creds(serverTLS(t, root, "/writ/ca", tls.VerifyClientCertIfGiven)))
 		capb.RegisterCertificateAuthorityServer(s, f)
+		capb.RegisterJWTAuthorityServer(s, f.jwt)
 		return s
 	})
 	return f
@@ -136,11 +138,13 @@ func (f *fakeCA) count(id string) int {
 func (f *fakeCA) WatchBundle(s grpc.BidiStreamingServer[capb.WatchBundleRequest, capb.Bundle]) error {
 	for seq := uint64(1); ; seq++ {
 		roots, changed := f.bundle.Get()
-		if err := s.Send(&capb.Bundle{TrustDomain: domain, Roots: roots, Sequence: seq}); err != nil {
+		jwks, rekeyed := f.jwt.jwks.Get()
+		if err := s.Send(&capb.Bundle{TrustDomain: domain, Roots: roots, Sequence: seq, Jwks: jwks}); err != nil {
 			return err
 		}
 		select {
 		case <-changed:
+		case <-rekeyed:
 		case <-s.Context().Done():
 			return s.Context().Err()
 		}

@@ -4,8 +4,10 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
 
 	"github.com/writ-mesh/writ/nodeagent/svid"
+	"github.com/writ-mesh/writ/nodeagent/workloadapi"
 )
 
 // metrics hears from the subpackages what happens.
@@ -18,6 +20,9 @@ type metrics struct {
 	attestations    *prometheus.CounterVec
 	attestationTime prometheus.Histogram
 	connected       *prometheus.GaugeVec
+	workloadCalls   *prometheus.GaugeVec
+	workloadAnswers *prometheus.CounterVec
+	tokens          *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -35,6 +40,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 		connected: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "writ_nodeagent_connected", Help: "1 while a service is connected, else 0."}, []string{"peer"}),
 	}
+	m.workloadCalls = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "writ_nodeagent_workload_api_calls", Help: "Calls of the SPIFFE Workload API under way, streams included."}, []string{"method"})
+	m.workloadAnswers = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "writ_nodeagent_workload_api_answers_total", Help: "Calls of the SPIFFE Workload API that have ended, by gRPC code."}, []string{"method", "code"})
+	m.tokens = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "writ_nodeagent_jwt_svids_total", Help: "JWT-SVIDs handed out, cached or new, and requests for one that the authority did not grant (failed)."}, []string{"result"})
+	for _, r := range []string{workloadapi.TokenCached, workloadapi.TokenNew, workloadapi.TokenFailed} {
+		m.tokens.WithLabelValues(r)
+	}
 	// Present from the start, so that a rate can be computed from the first event.
 	for _, r := range []string{"acked", "nacked"} {
 		m.pushes.WithLabelValues(r)
@@ -48,7 +59,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, r := range []string{peerCA, peerPilot} {
 		m.connected.WithLabelValues(r)
 	}
-	reg.MustRegister(m.issued, m.failed, m.pushes, m.sdsStreams, m.adsStreams, m.corrected, m.attestations, m.attestationTime, m.connected)
+	reg.MustRegister(m.issued, m.failed, m.pushes, m.sdsStreams, m.adsStreams, m.corrected, m.attestations, m.attestationTime, m.connected,
+		m.workloadCalls, m.workloadAnswers, m.tokens)
 	return m
 }
 
@@ -87,6 +99,19 @@ func (m *metrics) ADSStream(live bool, change int) {
 
 // NodeCorrected implements relay.Observer.
 func (m *metrics) NodeCorrected() { m.corrected.Inc() }
+
+// WorkloadCall implements workloadapi.Observer.
+func (m *metrics) WorkloadCall(method string, change int) {
+	m.workloadCalls.WithLabelValues(method).Add(float64(change))
+}
+
+// WorkloadAnswer implements workloadapi.Observer.
+func (m *metrics) WorkloadAnswer(method string, code codes.Code) {
+	m.workloadAnswers.WithLabelValues(method, code.String()).Inc()
+}
+
+// JWTSVID implements workloadapi.TokenObserver.
+func (m *metrics) JWTSVID(result string) { m.tokens.WithLabelValues(result).Inc() }
 
 func (m *metrics) setConnected(peer string, up bool) {
 	v := 0.0

@@ -3,21 +3,10 @@ package jwtsvid
 import (
 	"encoding/json"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-)
-
-// The bounds of a token's audiences: tokens travel in HTTP headers.
-const (
-	maxAudiences     = 16
-	maxAudience      = 512
-	maxAudienceTotal = 2048
 )
 
 // Token is a signed JWT-SVID.
@@ -38,7 +27,8 @@ type claims struct {
 	IssuedAt int64    `json:"iat"`
 }
 
-// Sign makes a JWT-SVID. The audiences have been checked, and ttl is at most the
+// Sign makes a JWT-SVID. The audiences have been checked
+// (package audience), and ttl is at most the
 // longest life of the configuration.
 func (k *Keys) Sign(id spiffeid.ID, audiences []string, ttl time.Duration, now time.Time) (Token, error) {
 	if ttl <= 0 || ttl > k.cfg.MaxTTL {
@@ -67,32 +57,4 @@ func sign(signer jose.Signer, payload []byte) (string, error) {
 		return "", err
 	}
 	return signed.CompactSerialize()
-}
-
-// Audiences checks whom a token is wanted for, and returns them without
-// repetitions.
-func Audiences(in []string) ([]string, error) {
-	if len(in) == 0 {
-		return nil, fmt.Errorf("no audience: a token has to name whom it is for")
-	}
-	if len(in) > maxAudiences {
-		return nil, fmt.Errorf("%d audiences: want %d at most", len(in), maxAudiences)
-	}
-	total := 0
-	var out []string
-	for _, a := range in {
-		switch {
-		case a == "" || len(a) > maxAudience:
-			return nil, fmt.Errorf("an audience has %d bytes: want 1 to %d", len(a), maxAudience)
-		case !utf8.ValidString(a) || strings.ContainsFunc(a, unicode.IsControl):
-			return nil, fmt.Errorf("audience %q: want printable text", a)
-		}
-		if total += len(a); total > maxAudienceTotal {
-			return nil, fmt.Errorf("the audiences have more than %d bytes together", maxAudienceTotal)
-		}
-		if !slices.Contains(out, a) {
-			out = append(out, a)
-		}
-	}
-	return out, nil
 }
