@@ -142,7 +142,11 @@ func (s *server) WatchBundle(stream grpc.BidiStreamingServer[capb.WatchBundleReq
 	report := s.a.keeper.watch(rpc.CallerFrom(ctx).ID)
 	defer s.a.keeper.forget(report)
 	ended := make(chan error, 1)
-	go func() { ended <- s.a.keeper.hear(report, stream.Recv) }()
+	go func() {
+		if err := s.a.keeper.hear(report, stream.Recv); err != nil {
+			ended <- err
+		}
+	}()
 	for {
 		t := s.a.trusted()
 		_, keys := s.a.jwt.Current()
@@ -163,8 +167,8 @@ func (s *server) WatchBundle(stream grpc.BidiStreamingServer[capb.WatchBundleReq
 }
 
 // hear takes what a watcher says until its stream ends, which it does when the
-// handler returns. A watcher that has nothing more to say ends its side and with it
-// the stream.
+// handler returns. A watcher of an earlier version says nothing, and is told of
+// bundles all the same.
 func (k *keeper) hear(r *report, recv func() (*capb.WatchBundleRequest, error)) error {
 	for {
 		req, err := recv()
