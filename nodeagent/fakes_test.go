@@ -86,6 +86,8 @@ type fakeCA struct {
 	bundle latest.Value[[][]byte]
 	jwt    *fakeJWT
 
+	registrations fakeRegistrations
+
 	mu     sync.Mutex
 	issued map[string]int
 }
@@ -96,6 +98,7 @@ func newFakeCA(t testing.TB, root *pkitest.Root, node string, life time.Duration
 	f.onOff = newOnOff(t, func() *grpc.Server {
 		s := grpc.NewServer(grpc.Creds(serverTLS(t, root, "/writ/ca", tls.VerifyClientCertIfGiven)))
 		capb.RegisterCertificateAuthorityServer(s, f)
+		capb.RegisterNodeRegistrationsServer(s, &f.registrations)
 		capb.RegisterJWTAuthorityServer(s, f.jwt)
 		return s
 	})
