@@ -29,7 +29,8 @@ type Report struct {
 	// Acknowledged is the sequence of the bundle that it, and all whom it serves,
 	// use.
 	Acknowledged uint64
-	// Authorities are the key ids of the authorities whose certificates it uses.
+	// Authorities are the key ids of the authorities whose certificates it uses; an
+	// empty one stands for one that it does not know.
 	Authorities []string
 	// Waiting names the proxies that it waits for.
 	Waiting []string
@@ -127,7 +128,7 @@ func (r *Rotation) hold(who party, reports []Report) (Hold, bool) {
 		case rep.Acknowledged < r.Sequence:
 			h.Reason = fmt.Sprintf("has not acknowledged bundle %d", r.Sequence)
 			return h, true
-		case r.Step == Draining && slices.Contains(rep.Authorities, r.Old):
+		case r.Step == Draining && (slices.Contains(rep.Authorities, r.Old) || slices.Contains(rep.Authorities, "")):
 			h.Reason = "uses certificates of the old root"
 			return h, true
 		}
