@@ -63,7 +63,7 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 	defer func() { err = errors.Join(err, dir.Close()) }()
 	m := newMetrics(rt.Metrics)
 	var failing atomic.Bool
-	store, err := openStore(c, m, &failing, rt)
+	store, err := openStore(ctx, c, m, &failing, rt)
 	if err != nil {
 		return err
 	}
@@ -73,7 +73,7 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 		return err
 	}
 	// After everything else has ended.
-	defer func() { err = errors.Join(err, kept.keep(context.WithoutCancel(ctx))) }()
+	defer kept.tryKeep(context.WithoutCancel(ctx), rt.Log)
 	last, inUse, err := lastEntry(ctx, store)
 	if err != nil {
 		return err

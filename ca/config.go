@@ -34,6 +34,8 @@ type Config struct {
 	TrustDomain string `yaml:"trust_domain"`
 	// State is the directory of root, ledger and tokens (mode 0700).
 	State string `yaml:"state"`
+	// Ledger says where the ledger is, if not in the state directory.
+	Ledger LedgerConfig `yaml:"ledger"`
 	// Listen is where certificates are issued over TLS: host:port, unix:///path, or
 	// empty for nowhere.
 	Listen string `yaml:"listen"`
@@ -123,6 +125,9 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("admin: address %q: the admin service is served on a unix socket only (unix:///path)", c.Admin))
 	}
 	errs = append(errs, c.Join.Validate())
+	if err := c.Ledger.validate(); err != nil {
+		errs = append(errs, err)
+	}
 	return errors.Join(append(errs, c.validateTimes()...)...)
 }
 

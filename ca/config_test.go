@@ -33,6 +33,9 @@ func TestValidate(t *testing.T) {
 		{"maximum beyond the root", func(c *Config) { c.RootTTL = config.Duration(2 * time.Hour) }, "max_ttl: 24h0m0s is outside"},
 		{"negative skew", func(c *Config) { c.ClockSkew = -1 }, "clock_skew"},
 		{"token", func(c *Config) { c.JoinTokenTTL = 0 }, "join_token_ttl"},
+		{"database", func(c *Config) { c.Ledger.Postgres = "postgres://writ@localhost/writ" }, ""},
+		{"database in clear text", func(c *Config) { c.Ledger.Postgres = "postgres://writ@db.example/writ" }, "ledger.postgres: db.example is another machine"},
+		{"password without a database", func(c *Config) { c.Ledger.PasswordFile = "/p" }, "ledger.password_file"},
 		{"wait", func(c *Config) { c.PlacementWait = config.Duration(time.Hour) }, "placement_wait"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -271,7 +271,7 @@ func TestBadRevocationDocument(t *testing.T) {
 	if err := h.stop(); err != nil {
 		t.Fatal(err)
 	}
-	store, err := openStore(h.config, newMetrics(newRuntime().Metrics), new(atomic.Bool), newRuntime())
+	store, err := openStore(t.Context(), h.config, newMetrics(newRuntime().Metrics), new(atomic.Bool), newRuntime())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"sync/atomic"
@@ -9,20 +10,49 @@ import (
 
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/ledger/filelog"
+	"github.com/writ-mesh/writ/ca/ledger/pglog"
 	"github.com/writ-mesh/writ/internal/service"
 )
 
-// openStore opens the ledger. failing tells from then on whether its last change
-// failed.
-func openStore(c Config, m *metrics, failing *atomic.Bool, rt *service.Runtime) (ledger.Store, error) {
-	return filelog.Open(filepath.Join(c.State, ledgerFile), filelog.Options{
-		Log: rt.Log,
-		Committed: func(entries int, took time.Duration, err error) {
-			m.committed(entries, took, err)
-			failing.Store(err != nil)
-			rt.Health.Set(subsystemLedger, err)
-		},
-	})
+// LedgerConfig says where the ledger is.
+type LedgerConfig struct {
+	// Postgres is the database of a ledger that several authorities share,
+	// postgres://user@host/database?sslmode=verify-full without a password; empty
+	// means a file in the state directory.
+	Postgres string `yaml:"postgres"`
+	// PasswordFile holds the password of its user; empty means that it needs none.
+	PasswordFile string `yaml:"password_file"`
+}
+
+func (c LedgerConfig) database() pglog.Config {
+	return pglog.Config{URL: c.Postgres, PasswordFile: c.PasswordFile}
+}
+
+func (c LedgerConfig) validate() error {
+	switch {
+	case c.Postgres == "" && c.PasswordFile == "":
+		return nil
+	case c.Postgres == "":
+		return fmt.Errorf("ledger.password_file: it is for ledger.postgres, which is not set")
+	}
+	if err := c.database().Validate(); err != nil {
+		return fmt.Errorf("ledger.postgres: %w", err)
+	}
+	return nil
+}
+
+// openStore opens the ledger; a database that does not answer is waited for. failing
+// tells from then on whether the last change failed.
+func openStore(ctx context.Context, c Config, m *metrics, failing *atomic.Bool, rt *service.Runtime) (ledger.Store, error) {
+	committed := func(entries int, took time.Duration, err error) {
+		m.committed(entries, took, err)
+		failing.Store(err != nil)
+		rt.Health.Set(subsystemLedger, err)
+	}
+	if c.Ledger.Postgres != "" {
+		return pglog.Open(ctx, c.Ledger.database(), pglog.Options{Log: rt.Log, Committed: committed})
+	}
+	return filelog.Open(filepath.Join(c.State, ledgerFile), filelog.Options{Log: rt.Log, Committed: committed})
 }
 
 // lastEntry is the newest entry of the ledger, and whether there is one.
