@@ -25,8 +25,12 @@ import (
 	"github.com/writ-mesh/writ/internal/proctest"
 )
 
-// TestMain builds the binaries that the tests run.
+// TestMain builds the binaries that the tests run, or is a program of a mesh.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == spiffeProgram {
+		fmt.Fprintln(os.Stderr, runSpiffeProgram())
+		os.Exit(1)
+	}
 	out, err := exec.Command("make", "-C", "..", "build").CombinedOutput()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)

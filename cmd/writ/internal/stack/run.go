@@ -12,6 +12,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/writ-mesh/writ/cmd/writ/internal/supervise"
 	"github.com/writ-mesh/writ/internal/atomicfile"
 	"github.com/writ-mesh/writ/nodeagent/bootstrap"
@@ -140,22 +143,26 @@ func (s *Stack) proxy(r replica) (supervise.Process, error) {
 	}, nil
 }
 
-// register tells the node agent which workload a process is. The agent may be
-// down at the moment; the process waits for it anyhow.
+// register tells the node agent which workload a process is, an Envoy or a
+// program. The agent may be down at the moment; the process waits for it anyhow.
 func (s *Stack) register(pid int, proxyID string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	err := poll(ctx, time.Minute, func() error {
 		_, err := s.agentAdmin.RegisterProcess(ctx, &nodeagentpb.RegisterProcessRequest{Pid: int32(pid), ProxyId: proxyID})
+		if status.Code(err) == codes.NotFound {
+			return nil // it has ended
+		}
 		return err
 	})
 	if err != nil {
-		s.log.WarnContext(ctx, "a proxy could not be registered with the node agent",
+		s.log.WarnContext(ctx, "a process could not be registered with the node agent",
 			slog.String("proxy", proxyID), slog.Int("pid", pid), slog.Any("error", err))
 	}
 }
 
-// program gives the program of a replica.
+// program gives the program of a replica. It is registered like its Envoy, so that
+// it finds its own identity at the agent's socket.
 func (s *Stack) program(r replica) (supervise.Process, error) {
 	path, err := lookUp(s.p.dir, s.p.bin, r.command[0])
 	if err != nil {
@@ -165,7 +172,7 @@ func (s *Stack) program(r replica) (supervise.Process, error) {
 	vars := map[string]string{
 		"PATH": s.p.bin + string(os.PathListSeparator) + os.Getenv("PATH"), "HOME": os.Getenv("HOME"),
 		"http_proxy": proxy, "HTTP_PROXY": proxy, "https_proxy": proxy, "HTTPS_PROXY": proxy,
-		"ADDRESS": r.address.String(),
+		"ADDRESS": r.address.String(), "SPIFFE_ENDPOINT_SOCKET": s.p.unix("nodeagent"),
 	}
 	for i, p := range r.instance.Spec.Ports {
 		if i == 0 {
@@ -181,6 +188,7 @@ func (s *Stack) program(r replica) (supervise.Process, error) {
 	return supervise.Process{
 		Name: "app-" + r.instance.Namespace + "-" + r.instance.Name, Dir: s.p.dir, Env: env, Grace: 3 * time.Second,
 		Command: append([]string{path}, r.command[1:]...),
+		Started: func(pid int) { go s.register(pid, meshdir.ProxyID(r.instance)) },
 	}, nil
 }
 
