@@ -26,6 +26,8 @@ func (s admin) RegisterProcess(ctx context.Context, req *nodeagentpb.RegisterPro
 func (s admin) GetStatus(context.Context, *nodeagentpb.GetStatusRequest) (*nodeagentpb.GetStatusResponse, error) {
 	a := s.agent
 	resp := &nodeagentpb.GetStatusResponse{Node: a.cfg.Node, PilotConnected: a.pilot.Ready(), CaConnected: a.authority.up.Load()}
+	state, _ := a.authority.crlState.Get()
+	resp.Revocation = state.String()
 	issued := make(map[string]*nodeagentpb.WorkloadStatus)
 	for _, w := range a.attestor.Workloads() {
 		counts := a.sds.Counts(w.ProxyID)

@@ -103,13 +103,13 @@ func newAgent(ctx context.Context, cfg Config, rt *service.Runtime) (*agent, err
 	}
 	a := &agent{cfg: cfg, rt: rt, metrics: newMetrics(rt.Metrics), pilot: new(relay.Pilot), stopping: make(chan struct{})}
 	a.attestor = attest.New(ctx, attest.Config{Node: cfg.Node, TrustDomain: td, Dir: cfg.State, Wait: cfg.AttestWait.D(), Docker: cfg.dockerSocket(), Log: rt.Log})
-	a.authority = &authority{td: td, log: rt.Log, report: a.authorityChanged}
+	a.authority = &authority{td: td, log: rt.Log, report: a.authorityChanged, observeCRLs: a.metrics.setCRLs}
 	moved := func() { a.authority.moved.Set(struct{}{}) }
 	a.svids = svid.NewStore(svid.Config{Issuer: a.authority, Observer: a.metrics, Moved: moved, Log: rt.Log})
 	rt.Metrics.MustRegister(newExpiry(a.svids.Status))
 	a.tokens = workloadapi.NewTokens(workloadapi.TokensConfig{Issuer: a.authority, Keys: &a.authority.keys, Observer: a.metrics, Log: rt.Log})
 	a.kept = lastgood.NewStore(proxies, rt.Log)
-	a.sds = sds.New(sds.Config{Attestor: a, SVIDs: a.svids, Bundle: &a.authority.bundle, Stopping: a.stopping, Observer: a.metrics, Moved: moved, Log: rt.Log})
+	a.sds = sds.New(sds.Config{Attestor: a, SVIDs: a.svids, Bundle: &a.authority.bundle, CRLs: &a.authority.crls, Stopping: a.stopping, Observer: a.metrics, Moved: moved, Log: rt.Log})
 	a.authority.svids, a.authority.sds = a.svids, a.sds
 	a.ads = relay.New(relay.Config{Attestor: a, Pilot: a.pilot, Kept: a.kept, Node: cfg.Node, Stopping: a.stopping, Observer: a.metrics, Log: rt.Log})
 	a.workload = workloadapi.New(workloadapi.Config{
@@ -238,6 +238,8 @@ func (a *agent) connect(ctx context.Context) error {
 	return service.RunTasks(ctx,
 		source.Run,
 		func(ctx context.Context) error { return a.authority.use(ctx, ca) },
+		func(ctx context.Context) error { return a.authority.followRevocations(ctx, ca) },
+		a.authority.keepCRLs,
 		func(ctx context.Context) error { return a.pilot.Run(ctx, pilot, a.pilotChanged) },
 		func(ctx context.Context) error { return a.followPlacement(ctx, pilot) },
 		func(ctx context.Context) error { return a.followRegistrations(ctx, ca) },

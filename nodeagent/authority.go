@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -34,9 +35,16 @@ type authority struct {
 	keys   latest.Value[workloadapi.Keys]
 	active latest.Value[string] // key id of the authority that signs
 	moved  latest.Value[struct{}]
-	svids  *svid.Store
-	sds    *sds.Server
-	log    *slog.Logger
+	// revoked is what the authority said last, nil before the first time; crls is what
+	// the Envoys get of it in PEM, and crlState how that stands.
+	revoked  latest.Value[*capb.RevocationList]
+	crls     latest.Value[[]byte]
+	crlState latest.Value[crlState]
+	svids    *svid.Store
+	sds      *sds.Server
+	log      *slog.Logger
+	// observeCRLs is told the number of the list in use, and whether it is the newest.
+	observeCRLs func(sequence uint64, newest bool)
 	// report is called when the connection comes or goes.
 	report func(up bool)
 }
@@ -95,9 +103,20 @@ func (a *authority) Take(b *capb.Bundle) error {
 	}
 	a.setKeys(b.GetJwks())
 	a.active.Set(b.GetActiveAuthority())
-	a.svids.SetActive(b.GetActiveAuthority())
+	a.svids.SetAuthorities(b.GetActiveAuthority(), trusted(b.GetRoots()))
 	a.moved.Set(struct{}{})
 	return nil
+}
+
+// trusted gives the key ids of roots in DER that setBundle has taken.
+func trusted(roots [][]byte) []string {
+	var ids []string
+	for _, der := range roots {
+		if c, err := x509.ParseCertificate(der); err == nil {
+			ids = append(ids, hex.EncodeToString(c.SubjectKeyId))
+		}
+	}
+	return ids
 }
 
 // Standing implements credential.Consumer: a bundle is in use when every Envoy has

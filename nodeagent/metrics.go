@@ -23,6 +23,8 @@ type metrics struct {
 	workloadCalls   *prometheus.GaugeVec
 	workloadAnswers *prometheus.CounterVec
 	tokens          *prometheus.CounterVec
+	revocations     prometheus.Gauge
+	crlsRejected    prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -46,6 +48,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, r := range []string{workloadapi.TokenCached, workloadapi.TokenNew, workloadapi.TokenFailed} {
 		m.tokens.WithLabelValues(r)
 	}
+	m.revocations = prometheus.NewGauge(prometheus.GaugeOpts{Name: "writ_nodeagent_revocations_sequence", Help: "The number of the authority's list of revocations that came last."})
+	m.crlsRejected = prometheus.NewGauge(prometheus.GaugeOpts{Name: "writ_nodeagent_crls_rejected", Help: "1 while the newest certificate revocation lists are not used because something is wrong with them."})
 	// Present from the start, so that a rate can be computed from the first event.
 	for _, r := range []string{"acked", "nacked"} {
 		m.pushes.WithLabelValues(r)
@@ -60,7 +64,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		m.connected.WithLabelValues(r)
 	}
 	reg.MustRegister(m.issued, m.failed, m.pushes, m.sdsStreams, m.adsStreams, m.corrected, m.attestations, m.attestationTime, m.connected,
-		m.workloadCalls, m.workloadAnswers, m.tokens)
+		m.workloadCalls, m.workloadAnswers, m.tokens, m.revocations, m.crlsRejected)
 	return m
 }
 
@@ -112,6 +116,15 @@ func (m *metrics) WorkloadAnswer(method string, code codes.Code) {
 
 // JWTSVID implements workloadapi.TokenObserver.
 func (m *metrics) JWTSVID(result string) { m.tokens.WithLabelValues(result).Inc() }
+
+// setCRLs takes down which list came last and whether its lists are in use.
+func (m *metrics) setCRLs(sequence uint64, used bool) {
+	m.revocations.Set(float64(sequence))
+	m.crlsRejected.Set(1)
+	if used {
+		m.crlsRejected.Set(0)
+	}
+}
 
 func (m *metrics) setConnected(peer string, up bool) {
 	v := 0.0

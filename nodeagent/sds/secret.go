@@ -49,13 +49,21 @@ func certificateSecret(v *svid.SVID) (secret, error) {
 	return s, err
 }
 
-// rootSecret is for a trust bundle in PEM.
-func rootSecret(bundle []byte) (secret, error) {
-	return newSecret(rootVersion(bundle), &tlsv3.Secret{
-		Name: NameRoot,
-		Type: &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: inline(bundle)}},
-	})
+// rootSecret is for a trust bundle and certificate revocation lists in PEM, of which
+// there may be none. The version begins with that of the bundle.
+func rootSecret(bundle, crls []byte) (secret, error) {
+	v := &tlsv3.CertificateValidationContext{TrustedCa: inline(bundle)}
+	version := rootVersion(bundle)
+	if len(crls) > 0 {
+		// Authorities between the leaf and the root are the root's affair.
+		v.Crl, v.OnlyVerifyLeafCertCrl = inline(crls), true
+		version += crlMark + rootVersion(crls)
+	}
+	return newSecret(version, &tlsv3.Secret{Name: NameRoot, Type: &tlsv3.Secret_ValidationContext{ValidationContext: v}})
 }
+
+// crlMark is between the two parts of the version of a trust bundle with lists.
+const crlMark = "+"
 
 func rootVersion(bundle []byte) string {
 	sum := sha256.Sum256(bundle)

@@ -1,6 +1,7 @@
 package sds
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"sync"
@@ -44,6 +45,8 @@ type Config struct {
 	SVIDs    SVIDs
 	// Bundle is the trust bundle in PEM, empty while there is none.
 	Bundle *latest.Value[[]byte]
+	// CRLs are certificate revocation lists in PEM, empty for none.
+	CRLs *latest.Value[[]byte]
 	// Stopping is closed when streams have to end.
 	Stopping <-chan struct{}
 	Observer Observer
@@ -160,8 +163,13 @@ func serve[Q, P any, R interface {
 			if err := checkType(R(req)); err != nil {
 				return err
 			}
-			s.answered(ctx, lease.ProxyID, m.request(R(req)), R(req).GetErrorDetail())
+			ev := m.request(R(req))
+			s.answered(ctx, lease.ProxyID, ev, R(req).GetErrorDetail())
+			if ev == nacked {
+				w.withoutCRLs()
+			}
 		case <-w.svidChanged:
+		case <-w.crlsChanged:
 		case <-w.bundleChanged:
 		case <-lease.Done():
 			return errGone(lease)
@@ -228,14 +236,23 @@ type watch struct {
 	sub           *svid.Subscription
 	svidChanged   <-chan struct{}
 	bundleChanged <-chan struct{}
+	crlsChanged   <-chan struct{}
+	// crls are those in use, and refused those that the client may have refused. It
+	// gets the bundle without them, so that a bad list does not keep a bundle away.
+	crls, refused []byte
 }
 
 func (w *watch) look(wants func(string) bool) (secrets, error) {
 	have := make(secrets, 2)
 	bundle, changed := w.cfg.Bundle.Get()
 	w.bundleChanged = changed
+	crls, changed := w.cfg.CRLs.Get()
+	w.crls, w.crlsChanged = crls, changed
+	if w.refused != nil && bytes.Equal(crls, w.refused) {
+		crls = nil
+	}
 	if wants(NameRoot) && len(bundle) > 0 {
-		v, err := rootSecret(bundle)
+		v, err := rootSecret(bundle, crls)
 		if err != nil {
 			return nil, status.Error(codes.Internal, err.Error())
 		}
@@ -258,6 +275,13 @@ func (w *watch) look(wants func(string) bool) (secrets, error) {
 		have[NameDefault] = s
 	}
 	return have, nil
+}
+
+// withoutCRLs is called when the client refused something, perhaps for the lists.
+func (w *watch) withoutCRLs() {
+	if len(w.crls) > 0 {
+		w.refused = w.crls
+	}
 }
 
 func (w *watch) close() {

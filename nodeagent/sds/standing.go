@@ -2,6 +2,7 @@ package sds
 
 import (
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -148,6 +149,13 @@ func (p *positions) close(pos *position, gone bool) {
 	})
 }
 
+// bundleOf is the version of the bundle in that of a trust bundle with lists: whether
+// a proxy has the newest lists is no matter of a rotation.
+func bundleOf(version string) string {
+	bundle, _, _ := strings.Cut(version, crlMark)
+	return bundle
+}
+
 // standing compares all positions with the version of the newest trust bundle and
 // the authority that signs now, which is empty if it is unknown.
 func (p *positions) standing(root, active string) Standing {
@@ -167,7 +175,7 @@ func (p *positions) standing(root, active string) Standing {
 		}
 	}
 	for pos := range p.all {
-		if pos.root != nil && pos.root.version != root && !(pos.closed && open[pos.proxyID+NameRoot]) {
+		if pos.root != nil && bundleOf(pos.root.version) != root && !(pos.closed && open[pos.proxyID+NameRoot]) {
 			st.Behind = append(st.Behind, pos.proxyID)
 		}
 		if pos.leaf == nil || pos.leaf.version == "" || pos.closed && open[pos.proxyID+NameDefault] {

@@ -18,8 +18,12 @@ const (
 
 // hurryIn says how long to use a certificate on when another authority signs now:
 // some part of hurryMax, or of a quarter of the life that is left, so that not all
-// certificates of all nodes are renewed at once. jitter is in [0, 1).
-func hurryIn(left time.Duration, jitter float64) time.Duration {
+// certificates of all nodes are renewed at once. One that is useless because its
+// root is not trusted any more is used up to minRenew. jitter is in [0, 1).
+func hurryIn(left time.Duration, useless bool, jitter float64) time.Duration {
+	if useless {
+		return time.Duration(float64(minRenew) * jitter)
+	}
 	return max(time.Duration(float64(min(left/4, hurryMax))*jitter), minRenew)
 }
 

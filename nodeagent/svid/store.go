@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -49,17 +50,26 @@ type Config struct {
 // Store has the SVIDs of the workloads whose proxies ask. It is safe for
 // concurrent use.
 type Store struct {
-	cfg    Config
-	ctx    context.Context //nolint:containedctx // the life of the renewals, ended by Close
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
-	slots  chan struct{}
-	retry  latest.Value[struct{}]
-	active latest.Value[string]
+	cfg         Config
+	ctx         context.Context //nolint:containedctx // the life of the renewals, ended by Close
+	cancel      context.CancelFunc
+	wg          sync.WaitGroup
+	slots       chan struct{}
+	retry       latest.Value[struct{}]
+	authorities latest.Value[authorities]
 
 	mu      sync.Mutex
 	closed  bool
 	entries map[key]*entry
+}
+
+// authorities are what the authority says that may be a reason to renew.
+type authorities struct {
+	// active signs now, trusted are the roots, by their key ids.
+	active  string
+	trusted []string
+	// revoked are the serial numbers of revoked certificates.
+	revoked map[string]struct{}
 }
 
 type key struct {
@@ -141,12 +151,27 @@ func (s *Subscription) Close() {
 // Wake lets failed requests be tried again now: the authority is back.
 func (s *Store) Wake() { s.retry.Set(struct{}{}) }
 
-// SetActive says which authority signs now, by its key id. Certificates of others
-// are renewed soon.
-func (s *Store) SetActive(keyID string) {
-	if old, _ := s.active.Get(); old != keyID {
-		s.active.Set(keyID)
+// SetAuthorities says which authority signs now and which roots are trusted, by
+// their key ids. Certificates of others than the one that signs are renewed soon,
+// and those that nobody trusts any more at once.
+func (s *Store) SetAuthorities(active string, trusted []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old, _ := s.authorities.Get(); old.active != active || !slices.Equal(old.trusted, trusted) {
+		s.authorities.Set(authorities{active, slices.Clone(trusted), old.revoked})
 	}
+}
+
+// SetRevoked says which certificates are revoked, by their serial numbers in
+// lower-case hexadecimal without leading zeros. They are replaced at once.
+func (s *Store) SetRevoked(serials map[string]struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old, _ := s.authorities.Get(); !maps.Equal(old.revoked, serials) {
+		s.authorities.Set(authorities{old.active, old.trusted, serials})
+	}
+	// What was refused for a revocation may be granted now.
+	s.retry.Set(struct{}{})
 }
 
 // Status is the state of one proxy's certificate.
@@ -212,13 +237,16 @@ func (s *Store) untilRenewal(v *SVID) bool {
 	now := time.Now()
 	until := now.Add(renewIn(v.notBefore, v.notAfter, now, rand.Float64()))
 	for {
-		active, changed := s.active.Get()
-		if active != "" && active != v.authority {
+		o, changed := s.authorities.Get()
+		if _, revoked := o.revoked[v.serial]; revoked {
+			return true
+		}
+		if o.active != "" && o.active != v.authority {
 			now = time.Now()
-			if soon := now.Add(hurryIn(v.notAfter.Sub(now), rand.Float64())); soon.Before(until) {
+			useless := len(o.trusted) > 0 && !slices.Contains(o.trusted, v.authority)
+			if soon := now.Add(hurryIn(v.notAfter.Sub(now), useless, rand.Float64())); soon.Before(until) {
 				until = soon
 			}
-			changed = nil // it will not be sooner
 		}
 		if !s.sleep(until, changed) {
 			return false

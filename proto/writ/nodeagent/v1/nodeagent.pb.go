@@ -158,8 +158,11 @@ type GetStatusResponse struct {
 	PilotConnected bool              `protobuf:"varint,2,opt,name=pilot_connected,json=pilotConnected,proto3" json:"pilot_connected,omitempty"`
 	CaConnected    bool              `protobuf:"varint,3,opt,name=ca_connected,json=caConnected,proto3" json:"ca_connected,omitempty"`
 	Workloads      []*WorkloadStatus `protobuf:"bytes,4,rep,name=workloads,proto3" json:"workloads,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What the proxies have been given of what is revoked: "nothing is revoked",
+	// "N certificates are revoked", or "rejected (REASON); before that ...".
+	Revocation    string `protobuf:"bytes,5,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
@@ -218,6 +221,13 @@ func (x *GetStatusResponse) GetWorkloads() []*WorkloadStatus {
 		return x.Workloads
 	}
 	return nil
+}
+
+func (x *GetStatusResponse) GetRevocation() string {
+	if x != nil {
+		return x.Revocation
+	}
+	return ""
 }
 
 type WorkloadStatus struct {
@@ -561,12 +571,15 @@ const file_writ_nodeagent_v1_nodeagent_proto_rawDesc = "" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x19\n" +
 	"\bproxy_id\x18\x02 \x01(\tR\aproxyId\"\x19\n" +
 	"\x17RegisterProcessResponse\"\x12\n" +
-	"\x10GetStatusRequest\"\xb4\x01\n" +
+	"\x10GetStatusRequest\"\xd4\x01\n" +
 	"\x11GetStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12'\n" +
 	"\x0fpilot_connected\x18\x02 \x01(\bR\x0epilotConnected\x12!\n" +
 	"\fca_connected\x18\x03 \x01(\bR\vcaConnected\x12?\n" +
-	"\tworkloads\x18\x04 \x03(\v2!.writ.nodeagent.v1.WorkloadStatusR\tworkloads\"\xdf\x01\n" +
+	"\tworkloads\x18\x04 \x03(\v2!.writ.nodeagent.v1.WorkloadStatusR\tworkloads\x12\x1e\n" +
+	"\n" +
+	"revocation\x18\x05 \x01(\tR\n" +
+	"revocation\"\xdf\x01\n" +
 	"\x0eWorkloadStatus\x12\x19\n" +
 	"\bproxy_id\x18\x01 \x01(\tR\aproxyId\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x16\n" +
