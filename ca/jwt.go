@@ -4,12 +4,14 @@ import (
 	"context"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/writ-mesh/writ/ca/jwtsvid"
+	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/internal/audience"
 	"github.com/writ-mesh/writ/internal/config"
 	"github.com/writ-mesh/writ/internal/rpc"
@@ -77,6 +79,7 @@ func (j *jwtServer) IssueJWT(ctx context.Context, req *capb.IssueJWTRequest) (*c
 	a.metrics.answered(kindJWT, begin, a.now(), err)
 	attrs := []slog.Attr{slog.String("kind", kindJWT), slog.String("requester", rpc.CallerFrom(ctx).ID.String()), slog.String("spiffe_id", id.String())}
 	if err != nil {
+		a.refusals.note(kindJWT, rpc.CallerFrom(ctx).ID.String(), id.String(), err)
 		a.log.LogAttrs(ctx, slog.LevelWarn, "token refused", append(attrs, slog.String("result", string(reasonOf(err))), slog.Any("error", err))...)
 		return nil, err
 	}
@@ -85,8 +88,8 @@ func (j *jwtServer) IssueJWT(ctx context.Context, req *capb.IssueJWTRequest) (*c
 	return &capb.IssueJWTResponse{Token: token.Compact, IssuedAt: timestamppb.New(token.IssuedAt), ExpiresAt: timestamppb.New(token.Expiry)}, nil
 }
 
-// issue checks that the caller may have the token, and signs it. Errors are
-// refusals.
+// issue checks that the caller may have the token, signs it and writes it down.
+// Errors are refusals.
 func (j *jwtServer) issue(ctx context.Context, req *capb.IssueJWTRequest) (spiffeid.ID, jwtsvid.Token, error) {
 	if err := j.s.fresh(ctx); err != nil {
 		return spiffeid.ID{}, jwtsvid.Token{}, err
@@ -113,6 +116,13 @@ func (j *jwtServer) issue(ctx context.Context, req *capb.IssueJWTRequest) (spiff
 	token, err := a.jwt.Sign(id, audiences, a.life.jwtFor(wanted), a.now())
 	if err != nil {
 		return id, token, refuse(internal, "the token could not be signed; see the authority's log").because(err)
+	}
+	_, err = a.store.Commit(ctx, ledger.Change{Entry: ledger.Entry{
+		Kind: ledger.IssuedJWT, Time: token.IssuedAt, Actor: rpc.CallerFrom(ctx).ID.String(), Request: kindJWT, Subject: id.String(),
+		Authority: token.KeyID, NotAfter: token.Expiry, Detail: map[string]string{"audiences": strings.Join(audiences, " ")},
+	}})
+	if err != nil {
+		return id, token, recording(err)
 	}
 	return id, token, nil
 }

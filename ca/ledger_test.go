@@ -274,3 +274,28 @@ func BenchmarkListOneIdentity(b *testing.B) {
 		}
 	}
 }
+
+// Tokens are recorded like certificates, what is refused of them too.
+func TestTokensAreInTheLedger(t *testing.T) {
+	h, n1 := jwtRig(t, nil)
+	resp, err := n1.IssueJWT(t.Context(), &capb.IssueJWTRequest{SpiffeId: reviewsID, Audiences: []string{"a", "b"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	records := h.entries()
+	e, err := records[len(records)-1].Entry()
+	if err != nil || e.Kind != ledger.IssuedJWT || e.Actor != nodeID || e.Subject != reviewsID || e.Authority == "" ||
+		!e.NotAfter.Equal(resp.GetExpiresAt().AsTime()) || e.Detail["audiences"] != "a b" {
+		t.Fatalf("got %+v, %v", e, err)
+	}
+	if strings.Contains(string(records[len(records)-1].Leaf), resp.GetToken()) {
+		t.Error("the token itself is in the ledger")
+	}
+	_, err = n1.IssueJWT(t.Context(), &capb.IssueJWTRequest{SpiffeId: ratingsID, Audiences: []string{"a"}})
+	wantCode(t, err, codes.PermissionDenied)
+	h.eventually("the refusal is in the ledger", func() bool {
+		records := h.entries()
+		e, err := records[len(records)-1].Entry()
+		return err == nil && e.Kind == ledger.Refused && e.Request == kindJWT && e.Subject == ratingsID && e.Actor == nodeID
+	})
+}
