@@ -179,7 +179,7 @@ func dockerKinds() []fact.Kind {
 }
 
 var (
-	errDelegated = errors.New("its group is below one whose user may choose the names, and no container runtime confirms it")
+	errDelegated = errors.New("the name of its group proves nothing: who made the group may have chosen it, and no container runtime confirms it")
 	errNoRuntime = errors.New("no container runtime is configured (docker_socket)")
 	errForeign   = errors.New("the process is not in the groups of the container whose name they have")
 )
@@ -199,24 +199,27 @@ func (c *collector) container(ctx context.Context, p *procDir, want kinds, s *se
 		s.failed(fact.ContainerID, err)
 		return
 	}
-	confirmed := !in.delegated
-	if in.id != "" && (docker || in.delegated) {
-		facts, err := c.ofRuntime(ctx, groups, in.id)
-		if err == nil {
-			s.facts = append(s.facts, facts...)
-			confirmed = true
-		} else if docker {
-			s.failed(fact.DockerLabel, err)
-			s.again = !errors.Is(err, errNoRuntime)
+	if in.id == "" {
+		if in.podUID != "" && !in.delegated {
+			s.add(fact.PodUID, in.podUID)
 		}
+		return
 	}
-	if !confirmed {
+	facts, err := c.ofRuntime(ctx, groups, in.id)
+	switch {
+	case err == nil:
+		s.facts = append(s.facts, facts...)
+	case docker:
+		s.failed(fact.DockerLabel, err)
+		s.again = s.again || !errors.Is(err, errNoRuntime)
+	}
+	// A runtime that does not know the container may be another one than its own;
+	// one that says that the process is elsewhere is believed.
+	if errors.Is(err, errForeign) || err != nil && in.delegated {
 		s.failed(fact.ContainerID, errDelegated)
 		return
 	}
-	if in.id != "" {
-		s.add(fact.ContainerID, in.id)
-	}
+	s.add(fact.ContainerID, in.id)
 	if in.podUID != "" {
 		s.add(fact.PodUID, in.podUID)
 	}

@@ -1,7 +1,29 @@
 package attest
 
+import (
+	"context"
+	"log/slog"
+	"sync"
+)
+
 // StartTime and ParseStartTime are for tests.
 var (
 	StartTime      = startTime
 	ParseStartTime = parseStartTime
 )
+
+// Inspect asks the runtime at a socket about a container, for tests.
+func Inspect(ctx context.Context, socket, id string) ([]string, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	c, err := newDocker(ctx, socket, &wg, slog.New(slog.DiscardHandler)).inspect(ctx, id)
+	return c.facts, err
+}
+
+// ParseInspected is for tests.
+func ParseInspected(data []byte, id string) ([]string, error) {
+	c, err := parseInspected(data, id)
+	return c.facts, err
+}
