@@ -142,7 +142,7 @@ func (s *admin) ListCertificates(req *capb.ListCertificatesRequest, stream grpc.
 		}
 		return stream.Send(&capb.CertificateRecord{
 			Serial: e.Serial, SpiffeId: e.Subject, Requester: e.Actor,
-			NotBefore: timestamppb.New(e.NotBefore), NotAfter: timestamppb.New(e.NotAfter), IssuedAt: timestamppb.New(e.Time),
+			NotBefore: timestamppb.New(e.NotBefore), NotAfter: timestamppb.New(e.NotAfter), IssuedAt: timestamppb.New(e.Time), Authority: e.Authority, Facts: e.Facts,
 		})
 	})
 	s.audit(stream.Context(), "ListCertificates", err)

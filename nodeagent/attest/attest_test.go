@@ -284,7 +284,7 @@ func TestRestartTakesUpRunningProcesses(t *testing.T) {
 
 func TestRestartIgnoresCorruptState(t *testing.T) {
 	dir := t.TempDir()
-	for _, name := range []string{"placement", "registrations"} {
+	for _, name := range []string{"placement", "registrations", "identities"} {
 		if err := os.WriteFile(dir+"/"+name, []byte("garbage"), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -1,10 +1,14 @@
 package attest
 
 import (
+	"bufio"
+	"bytes"
+	"compress/flate"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"slices"
@@ -12,7 +16,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/encoding/protodelim"
 
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 
@@ -22,9 +26,14 @@ import (
 const (
 	identityFile  = "identities"
 	identityMagic = "WRITIDS1"
-	// identityLimit bounds the file of identities, in bytes: 100,000 registrations
-	// with facts of usual length are a third of it.
+	// identityLimit bounds the file of identities, in bytes, compressed: 100,000
+	// registrations with facts of usual length are a tenth of it.
 	identityLimit = 64 << 20
+	// maxRegistration bounds a registration in it, in bytes; the authority's bound is
+	// below it.
+	maxRegistration = 64 << 10
+	// savePart is how many registrations are copied at once.
+	savePart = 500
 	// saveDelay gathers changes before the file is written.
 	saveDelay = time.Second
 )
@@ -90,7 +99,12 @@ func (a *Attestor) Serves(proxyID string) bool {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.index.ids[id] > 0
+	for _, e := range a.index.byID {
+		if e.spiffeID == id {
+			return true
+		}
+	}
+	return false
 }
 
 // saveIdentitiesSoon has the file written once for all changes of a while. It
@@ -109,24 +123,48 @@ func (a *Attestor) saveIdentitiesSoon() {
 	})
 }
 
+// saveIdentities writes the file. Registrations that change meanwhile are in it or
+// not; then it is written again.
 func (a *Attestor) saveIdentities() {
 	a.saveMu.Lock()
 	defer a.saveMu.Unlock()
-	stored := new(capb.RegistrationUpdate)
 	a.mu.Lock()
 	a.saving = false
-	for _, e := range a.index.byID {
-		r := a.index.registration(e)
-		stored.Put = append(stored.Put, &capb.Registration{Id: r.ID, SpiffeId: r.SPIFFEID.String(), Facts: r.Facts})
-	}
+	ids := slices.Collect(maps.Keys(a.index.byID))
 	a.mu.Unlock()
-	data, err := proto.Marshal(stored)
+	// Compressed while it is made, so that it takes little memory at once.
+	var data bytes.Buffer
+	w, err := flate.NewWriter(&data, flate.BestSpeed)
+	for part := range slices.Chunk(ids, savePart) {
+		for _, r := range a.some(part) {
+			if err == nil {
+				_, err = protodelim.MarshalTo(w, r)
+			}
+		}
+	}
 	if err == nil {
-		err = statefile.Write(a.path(identityFile), identityMagic, data)
+		err = w.Close()
+	}
+	if err == nil {
+		err = statefile.Write(a.path(identityFile), identityMagic, data.Bytes())
 	}
 	if err != nil {
 		a.cfg.Log.WarnContext(a.ctx, "identities are not kept for a restart", slog.Any("error", err))
 	}
+}
+
+// some returns those registrations that are still there.
+func (a *Attestor) some(ids []string) []*capb.Registration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := make([]*capb.Registration, 0, len(ids))
+	for _, id := range ids {
+		if e := a.index.byID[id]; e != nil {
+			r := a.index.registration(e)
+			out = append(out, &capb.Registration{Id: r.ID, SpiffeId: r.SPIFFEID.String(), Facts: r.Facts})
+		}
+	}
+	return out
 }
 
 func (a *Attestor) loadIdentities() error {
@@ -134,14 +172,19 @@ func (a *Attestor) loadIdentities() error {
 	if err != nil {
 		return err
 	}
-	stored := new(capb.RegistrationUpdate)
-	if err := proto.Unmarshal(data, stored); err != nil {
-		return fmt.Errorf("stored identities: %w", err)
-	}
-	for _, r := range stored.GetPut() {
-		if perr := a.put(r); perr != nil {
-			err = errors.Join(err, perr)
+	in := bufio.NewReader(flate.NewReader(bytes.NewReader(data)))
+	var left error
+	for {
+		r := new(capb.Registration)
+		err := protodelim.UnmarshalOptions{MaxSize: maxRegistration}.UnmarshalFrom(in, r)
+		if errors.Is(err, io.EOF) {
+			return left
+		}
+		if err != nil {
+			return errors.Join(left, fmt.Errorf("stored identities: %w", err))
+		}
+		if err := a.put(r); err != nil {
+			left = errors.Join(left, err)
 		}
 	}
-	return err
 }

@@ -26,6 +26,7 @@ type entry struct {
 	id       string
 	spiffeID spiffeid.ID
 	facts    []uint32 // numbers of facts, ascending
+	next     *entry   // the next one under the same fact
 }
 
 // index finds the registrations that a caller's facts fulfil. Each stands under
@@ -37,16 +38,15 @@ type index struct {
 	numbers map[string]uint32
 	names   []string // by number, "" if it is free
 	uses    []uint32 // by number, in how many registrations it is
+	under   []*entry // by number, the first of those that stand under the fact
 	free    []uint32
-	under   map[uint32][]*entry // by the fact that each stands under
-	byKind  map[fact.Kind]int   // how many facts in use are of a kind
-	ids     map[spiffeid.ID]int // how many registrations give an identity
+	byKind  map[fact.Kind]int // how many facts in use are of a kind
 	// listing has the ids that a full list has named so far, nil without one.
 	listing map[string]bool
 }
 
 func newIndex() *index {
-	return &index{byID: make(map[string]*entry), numbers: make(map[string]uint32), under: make(map[uint32][]*entry), byKind: make(map[fact.Kind]int), ids: make(map[spiffeid.ID]int)}
+	return &index{byID: make(map[string]*entry), numbers: make(map[string]uint32), byKind: make(map[fact.Kind]int)}
 }
 
 // needs are the kinds of the facts of all registrations.
@@ -75,7 +75,6 @@ func (x *index) put(r Registration) error {
 		x.listing[r.ID] = true
 	}
 	x.remove(r.ID)
-	x.ids[r.SPIFFEID]++
 	e := &entry{id: r.ID, spiffeID: r.SPIFFEID, facts: make([]uint32, 0, len(kindOf))}
 	for f, k := range kindOf {
 		e.facts = append(e.facts, x.use(f, k))
@@ -83,7 +82,7 @@ func (x *index) put(r Registration) error {
 	slices.Sort(e.facts)
 	x.byID[e.id] = e
 	at := x.rarest(e.facts)
-	x.under[at] = append(x.under[at], e)
+	e.next, x.under[at] = x.under[at], e
 	return nil
 }
 
@@ -94,7 +93,7 @@ func (x *index) use(f string, k fact.Kind) uint32 {
 			n, x.free = x.free[last], x.free[:last]
 		} else {
 			n = uint32(len(x.names))
-			x.names, x.uses = append(x.names, ""), append(x.uses, 0)
+			x.names, x.uses, x.under = append(x.names, ""), append(x.uses, 0), append(x.under, nil)
 		}
 		f = strings.Clone(f) // not part of a whole message
 		x.names[n], x.numbers[f] = f, n
@@ -115,13 +114,11 @@ func (x *index) remove(id string) {
 		return
 	}
 	delete(x.byID, id)
-	if x.ids[e.spiffeID]--; x.ids[e.spiffeID] == 0 {
-		delete(x.ids, e.spiffeID)
-	}
 	for _, n := range e.facts {
-		if i := slices.Index(x.under[n], e); i >= 0 {
-			if x.under[n] = slices.Delete(x.under[n], i, i+1); len(x.under[n]) == 0 {
-				delete(x.under, n)
+		for at := &x.under[n]; *at != nil; at = &(*at).next {
+			if *at == e {
+				*at = e.next
+				break
 			}
 		}
 		if x.uses[n]--; x.uses[n] == 0 {
@@ -173,7 +170,7 @@ func (x *index) match(facts []string) []*entry {
 	have := x.known(facts)
 	var best []*entry
 	for n := range have {
-		for _, e := range x.under[n] {
+		for e := x.under[n]; e != nil; e = e.next {
 			if len(best) > 0 && len(e.facts) < len(best[0].facts) || slices.ContainsFunc(e.facts, func(f uint32) bool { return !have[f] }) {
 				continue
 			}
