@@ -122,6 +122,9 @@ func (s *server) fresh(ctx context.Context) error {
 	if end := info.State.PeerCertificates[0].NotAfter; !s.a.now().Before(end) {
 		return refuse(stale, "the client certificate of this connection expired at %s; connect anew with the current one", end.UTC().Format(time.RFC3339))
 	}
+	if err := s.a.rooted(ctx, info.State.PeerCertificates); err != nil {
+		return err
+	}
 	return s.unrevoked(ctx)
 }
 

@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
@@ -9,10 +10,13 @@ import (
 	"io/fs"
 	"log/slog"
 	"slices"
+	"sync"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
+	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/root"
 	"github.com/writ-mesh/writ/ca/roots"
 	"github.com/writ-mesh/writ/ca/signer"
@@ -28,6 +32,11 @@ type trust struct {
 	roots [][]byte
 	// replaced is closed when there is a newer one.
 	replaced chan struct{}
+
+	formerMu sync.Mutex
+	// former has the SHA-256 of each live certificate of a root that is not trusted
+	// any more, nil until somebody asks.
+	former map[string]bool
 }
 
 // newTrust builds what a state says; sign signs for its active authority.
@@ -69,6 +78,41 @@ func (a *Authority) replace(t *trust) {
 	if old != nil {
 		close(old.replaced)
 	}
+}
+
+// rooted refuses a caller whose certificate is of a compromised root that was
+// dropped since he connected, unless the ledger has that very certificate: whoever
+// got hold of the root's key can make certificates, but not those. So a caller who
+// was connected gets a new certificate, and a forger does not.
+func (a *Authority) rooted(ctx context.Context, chain []*x509.Certificate) error {
+	t := a.trusted()
+	if last := t.state.Last; last == nil || !last.Compromised || last.Step != roots.Done || a.now().After(last.Since.Add(a.life.max)) {
+		return nil
+	}
+	cert := chain[0]
+	// By the signature: what a forged certificate says of its issuer is worth nothing.
+	if _, _, err := x509svid.Verify(chain, t.bundle, x509svid.WithTime(a.now())); err == nil {
+		return nil
+	}
+	t.formerMu.Lock()
+	defer t.formerMu.Unlock()
+	if t.former == nil {
+		former, now := make(map[string]bool), a.now()
+		err := a.eachCertificate(ctx, "", func(e ledger.Entry) error {
+			if _, trusted := t.state.Authority(e.Authority); !trusted && e.NotAfter.After(now) {
+				former[e.SHA256] = true
+			}
+			return nil
+		})
+		if err != nil {
+			return refuse(unavailable, "the ledger cannot be read at the moment").because(err)
+		}
+		t.former = former
+	}
+	if sum := sha256.Sum256(cert.Raw); !t.former[hex.EncodeToString(sum[:])] {
+		return refuse(stale, "the root of the client certificate is not trusted any more; join again")
+	}
+	return nil
 }
 
 // GetX509BundleForTrustDomain implements x509bundle.Source with the roots that are

@@ -225,12 +225,15 @@ func (s *Source) untilRenewal(ctx context.Context) error {
 	wait := renewIn(leaf.NotBefore, leaf.NotAfter, s.now(), mathrand.Float64())
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
-	hurried := false
+	until := time.Now().Add(wait)
 	for {
 		_, changed := s.leafAuthority()
-		if active := s.trusted().active; !hurried && active != "" && active != authorityOf(svid) {
-			hurried = true
-			timer.Reset(min(wait, hurryIn(leaf.NotAfter.Sub(s.now()), mathrand.Float64())))
+		if t := s.trusted(); t.active != "" && t.active != authorityOf(svid) {
+			_, _, err := x509svid.Verify(svid.Certificates, t.bundle, x509svid.WithTime(leaf.NotBefore))
+			if soon := time.Now().Add(hurryIn(leaf.NotAfter.Sub(s.now()), err != nil, mathrand.Float64())); soon.Before(until) {
+				until = soon
+				timer.Reset(time.Until(until))
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -243,8 +246,12 @@ func (s *Source) untilRenewal(ctx context.Context) error {
 }
 
 // hurryIn says how long to use a certificate of an authority that does not sign
-// any more, of whose life some is left. jitter is in [0, 1).
-func hurryIn(left time.Duration, jitter float64) time.Duration {
+// any more, of whose life some is left; a useless one, whose root is not trusted any
+// more, up to renewMin. jitter is in [0, 1).
+func hurryIn(left time.Duration, useless bool, jitter float64) time.Duration {
+	if useless {
+		return time.Duration(float64(renewMin) * jitter)
+	}
 	return max(time.Duration(float64(min(left/4, hurryMax))*jitter), renewMin)
 }
 
