@@ -21,9 +21,9 @@ import (
 // ownByRight are names below internal that one user has, each with the reason why
 // it is not that user's own.
 var ownByRight = map[string]string{
-	"internal/identity.Node":        "makes what NodeOf reads",
 	"internal/identity.Workload":    "makes what WorkloadOf reads",
 	"internal/peercred.Of":          "is what Credentials asks; nodeagent/attest pins the process besides",
+	"internal/x509proof.Verify":     "checks what Sign made, which is the other side",
 	"internal/service.Health.Ready": "is asked over HTTP, and by the tests of the services",
 }
 

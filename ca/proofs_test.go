@@ -151,8 +151,8 @@ func TestJoinByAnotherAuthority(t *testing.T) {
 	certPEM, keyPEM := root.Issue(t, leaf)
 	cfg := credential.Config{
 		CA: h.config.Listen, TrustBundle: h.config.trustBundle(), Dir: filepath.Join(dir, "identity"), TrustDomain: td.Name(),
-		Join: credential.Join{X509CertFile: file("cert.pem", certPEM), X509KeyFile: file("key.pem", keyPEM)},
 	}
+	cfg.Join.X509CertFile, cfg.Join.X509KeyFile = file("cert.pem", certPEM), file("key.pem", keyPEM)
 	ctx, cancel := context.WithTimeout(t.Context(), testBudget)
 	defer cancel()
 	if _, err := credential.New(ctx, cfg, spiffeid.RequireFromString(nodeID), slog.New(slog.DiscardHandler)); err != nil {

@@ -51,7 +51,7 @@ type Config struct {
 	// Dir has no certificate that is still valid; else it need not be there.
 	TokenFile string `yaml:"token_file"`
 	// Join has other proofs than the token, which then need not be there at all.
-	Join Join `yaml:"join"`
+	Join join `yaml:"join"`
 	// Dir is where key and certificate are kept, a folder of mode 0700.
 	Dir string `yaml:"dir"`
 	// TrustDomain is without scheme.

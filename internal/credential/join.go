@@ -19,9 +19,9 @@ import (
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
-// Join says by what this service proves who it is when it has no valid
+// join says by what this service proves who it is when it has no valid
 // certificate, besides the one-time token. The files are read anew at each try.
-type Join struct {
+type join struct {
 	// KubernetesTokenFile holds a token of the pod's service account, which the
 	// cluster projects for the authority's audience.
 	KubernetesTokenFile string `yaml:"kubernetes_token_file"`
@@ -31,9 +31,9 @@ type Join struct {
 	X509KeyFile  string `yaml:"x509_key_file"`
 }
 
-func (j Join) some() bool { return j.KubernetesTokenFile != "" || j.X509CertFile != "" }
+func (j join) some() bool { return j.KubernetesTokenFile != "" || j.X509CertFile != "" }
 
-func (j Join) validate() error {
+func (j join) validate() error {
 	if (j.X509CertFile == "") != (j.X509KeyFile == "") {
 		return errors.New("credential: join.x509_cert_file and join.x509_key_file: want both or none")
 	}

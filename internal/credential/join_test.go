@@ -23,7 +23,7 @@ func TestProofs(t *testing.T) {
 	at := time.Unix(1_700_000_000, 0)
 	csr := []byte("request")
 	s := &Source{id: pilotID, now: func() time.Time { return at }, cfg: Config{
-		TokenFile: file("token"), Join: Join{KubernetesTokenFile: file("k8s"), X509CertFile: file("cert"), X509KeyFile: file("key")},
+		TokenFile: file("token"), Join: join{KubernetesTokenFile: file("k8s"), X509CertFile: file("cert"), X509KeyFile: file("key")},
 	}}
 	reqs, err := s.proofs(csr)
 	if len(reqs) != 0 || err == nil || !strings.Contains(err.Error(), "writ certs join-token") {

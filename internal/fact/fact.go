@@ -17,29 +17,29 @@ type Kind string
 
 // The kinds.
 const (
-	// UID and GID are those that the kernel recorded when the caller connected.
-	UID Kind = "unix:uid"
-	GID Kind = "unix:gid"
-	// SupplementaryGID is one of the further groups of the process.
-	SupplementaryGID Kind = "unix:supplementary_gid"
-	// Path is the file that the process executes, symbolic links resolved.
-	Path Kind = "unix:path"
-	// SHA256 is that of the file's content, in lower-case hexadecimal.
-	SHA256 Kind = "unix:sha256"
-	// ParentPath is Path of the parent or another ancestor.
-	ParentPath Kind = "unix:parent_path"
-	// ContainerID is the container's, 64 hexadecimal digits.
-	ContainerID Kind = "container:id"
-	// DockerLabel has the value NAME:VALUE.
-	DockerLabel Kind = "docker:label"
-	// DockerImage is the image as the container was started with,
-	// DockerImageID its content address, sha256:....
-	DockerImage   Kind = "docker:image"
-	DockerImageID Kind = "docker:image_id"
-	// DockerName is the container's name.
-	DockerName Kind = "docker:name"
-	// PodUID is that of the Kubernetes pod.
-	PodUID Kind = "k8s:pod-uid"
+	// uid and gid are those that the kernel recorded when the caller connected.
+	uid Kind = "unix:uid"
+	gid Kind = "unix:gid"
+	// supplementaryGID is one of the further groups of the process.
+	supplementaryGID Kind = "unix:supplementary_gid"
+	// path is the file that the process executes, symbolic links resolved.
+	path Kind = "unix:path"
+	// sha256 is that of the file's content, in lower-case hexadecimal.
+	sha256 Kind = "unix:sha256"
+	// parentPath is path of the parent or another ancestor.
+	parentPath Kind = "unix:parent_path"
+	// containerID is the container's, 64 hexadecimal digits.
+	containerID Kind = "container:id"
+	// dockerLabel has the value NAME:VALUE.
+	dockerLabel Kind = "docker:label"
+	// dockerImage is the image as the container was started with,
+	// dockerImageID its content address, sha256:....
+	dockerImage   Kind = "docker:image"
+	dockerImageID Kind = "docker:image_id"
+	// dockerName is the container's name.
+	dockerName Kind = "docker:name"
+	// podUID is that of the Kubernetes pod.
+	podUID Kind = "k8s:pod-uid"
 )
 
 // maxLength bounds a fact in bytes: a path has 4,096 at most.
@@ -48,13 +48,10 @@ const maxLength = 4200
 // Kinds lists all kinds.
 func Kinds() []Kind {
 	return []Kind{
-		UID, GID, SupplementaryGID, Path, SHA256, ParentPath,
-		ContainerID, DockerLabel, DockerImage, DockerImageID, DockerName, PodUID,
+		uid, gid, supplementaryGID, path, sha256, parentPath,
+		containerID, dockerLabel, dockerImage, dockerImageID, dockerName, podUID,
 	}
 }
-
-// Of writes a fact.
-func Of(k Kind, value string) string { return string(k) + ":" + value }
 
 // Parse checks a written fact and takes it apart.
 func Parse(s string) (Kind, string, error) {
@@ -79,28 +76,28 @@ func Parse(s string) (Kind, string, error) {
 
 func check(k Kind, value string) error {
 	switch k {
-	case UID, GID, SupplementaryGID:
+	case uid, gid, supplementaryGID:
 		n, err := strconv.ParseUint(value, 10, 32)
 		if err != nil || strconv.FormatUint(n, 10) != value {
 			return fmt.Errorf("%q is no user or group id: want a decimal number", value)
 		}
-	case Path, ParentPath:
+	case path, parentPath:
 		if !strings.HasPrefix(value, "/") {
 			return fmt.Errorf("%q is no absolute path", value)
 		}
-	case SHA256, ContainerID:
+	case sha256, containerID:
 		return digest(value)
-	case DockerImageID:
+	case dockerImageID:
 		sum, ok := strings.CutPrefix(value, "sha256:")
 		if !ok {
 			return fmt.Errorf("want %s:sha256:DIGITS", k)
 		}
 		return digest(sum)
-	case DockerLabel:
+	case dockerLabel:
 		if name, _, ok := strings.Cut(value, ":"); !ok || name == "" {
 			return fmt.Errorf("want %s:NAME:VALUE", k)
 		}
-	case DockerImage, DockerName, PodUID:
+	case dockerImage, dockerName, podUID:
 		if value == "" {
 			return fmt.Errorf("want %s:VALUE", k)
 		}

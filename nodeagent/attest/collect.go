@@ -11,23 +11,6 @@ import (
 	"github.com/writ-mesh/writ/internal/fact"
 )
 
-// kinds is a set of kinds of facts.
-type kinds uint32
-
-// bits gives each kind its place in a set.
-func kindsOf(list ...fact.Kind) kinds {
-	var out kinds
-	for _, k := range list {
-		out |= 1 << slices.Index(fact.Kinds(), k)
-	}
-	return out
-}
-
-// has tells whether one of list is in the set.
-func (k kinds) has(list ...fact.Kind) bool { return k&kindsOf(list...) != 0 }
-
-func allKinds() kinds { return kindsOf(fact.Kinds()...) }
-
 // seen are the facts of a caller.
 type seen struct {
 	// kinds are those that were looked for.
@@ -39,7 +22,7 @@ type seen struct {
 	again bool
 }
 
-func (s *seen) add(k fact.Kind, value string) { s.facts = append(s.facts, fact.Of(k, value)) }
+func (s *seen) add(k fact.Kind, value string) { s.facts = append(s.facts, written(k, value)) }
 
 func (s *seen) failed(k fact.Kind, err error) {
 	s.unread = append(s.unread, fmt.Sprintf("%s: %v", k, err))
@@ -66,21 +49,21 @@ var errKeepsChanging = errors.New("it executes one program after the other")
 // program since it connected has that program's facts.
 func (c *collector) collect(ctx context.Context, caller Caller, want kinds) seen {
 	s := seen{kinds: want}
-	if want.has(fact.UID) {
+	if want.has(kindUID) {
 		if caller.UID == c.overflowUID {
-			s.failed(fact.UID, fmt.Errorf("%d stands for every user that is unknown in this user namespace", caller.UID))
+			s.failed(kindUID, fmt.Errorf("%d stands for every user that is unknown in this user namespace", caller.UID))
 		} else {
-			s.add(fact.UID, strconv.FormatUint(uint64(caller.UID), 10))
+			s.add(kindUID, strconv.FormatUint(uint64(caller.UID), 10))
 		}
 	}
-	if want.has(fact.GID) {
+	if want.has(kindGID) {
 		if caller.GID == c.overflowGID {
-			s.failed(fact.GID, fmt.Errorf("%d stands for every group that is unknown in this user namespace", caller.GID))
+			s.failed(kindGID, fmt.Errorf("%d stands for every group that is unknown in this user namespace", caller.GID))
 		} else {
-			s.add(fact.GID, strconv.FormatUint(uint64(caller.GID), 10))
+			s.add(kindGID, strconv.FormatUint(uint64(caller.GID), 10))
 		}
 	}
-	want &^= kindsOf(fact.UID, fact.GID)
+	want &^= kindsOf(kindUID, kindGID)
 	if want == 0 {
 		return s
 	}
@@ -130,52 +113,52 @@ func (c *collector) ofProcess(ctx context.Context, caller Caller, want kinds) (*
 }
 
 func (c *collector) credentials(p *procDir, want kinds, s *seen) {
-	if !want.has(fact.SupplementaryGID) {
+	if !want.has(kindSupplementaryGID) {
 		return
 	}
 	creds, err := p.creds()
 	if err != nil {
-		s.failed(fact.SupplementaryGID, err)
+		s.failed(kindSupplementaryGID, err)
 		return
 	}
 	for _, g := range creds.groups {
 		if g != c.overflowGID {
-			s.add(fact.SupplementaryGID, strconv.FormatUint(uint64(g), 10))
+			s.add(kindSupplementaryGID, strconv.FormatUint(uint64(g), 10))
 		}
 	}
 }
 
 func (c *collector) executable(ctx context.Context, p *procDir, want kinds, s *seen) {
-	if want.has(fact.Path) {
+	if want.has(kindPath) {
 		if path, err := p.path(); err != nil {
-			s.failed(fact.Path, err)
+			s.failed(kindPath, err)
 		} else {
-			s.facts = appendFact(s.facts, fact.Path, path)
+			s.facts = appendFact(s.facts, kindPath, path)
 		}
 	}
-	if want.has(fact.SHA256) {
+	if want.has(kindSHA256) {
 		if sum, err := c.sums.of(ctx, p); err != nil {
-			s.failed(fact.SHA256, err)
+			s.failed(kindSHA256, err)
 			s.again = s.again || errors.Is(err, errFileChanged)
 		} else {
-			s.add(fact.SHA256, sum)
+			s.add(kindSHA256, sum)
 		}
 	}
-	if want.has(fact.ParentPath) {
+	if want.has(kindParentPath) {
 		paths, err := p.ancestors()
 		if err != nil {
-			s.failed(fact.ParentPath, err)
+			s.failed(kindParentPath, err)
 			s.again = true
 		}
 		for _, path := range slices.Compact(paths) {
-			s.facts = appendFact(s.facts, fact.ParentPath, path)
+			s.facts = appendFact(s.facts, kindParentPath, path)
 		}
 	}
 }
 
 // dockerKinds are those that a container runtime knows.
 func dockerKinds() []fact.Kind {
-	return []fact.Kind{fact.DockerLabel, fact.DockerImage, fact.DockerImageID, fact.DockerName}
+	return []fact.Kind{kindDockerLabel, kindDockerImage, kindDockerImageID, kindDockerName}
 }
 
 var (
@@ -186,22 +169,22 @@ var (
 
 func (c *collector) container(ctx context.Context, p *procDir, want kinds, s *seen) {
 	docker := want.has(dockerKinds()...)
-	if !docker && !want.has(fact.ContainerID, fact.PodUID) {
+	if !docker && !want.has(kindContainerID, kindPodUID) {
 		return
 	}
 	groups, err := p.cgroups()
 	if err != nil {
-		s.failed(fact.ContainerID, err)
+		s.failed(kindContainerID, err)
 		return
 	}
 	in, err := groups.container()
 	if err != nil {
-		s.failed(fact.ContainerID, err)
+		s.failed(kindContainerID, err)
 		return
 	}
 	if in.id == "" {
 		if in.podUID != "" && !in.delegated {
-			s.add(fact.PodUID, in.podUID)
+			s.add(kindPodUID, in.podUID)
 		}
 		return
 	}
@@ -210,18 +193,18 @@ func (c *collector) container(ctx context.Context, p *procDir, want kinds, s *se
 	case err == nil:
 		s.facts = append(s.facts, facts...)
 	case docker:
-		s.failed(fact.DockerLabel, err)
+		s.failed(kindDockerLabel, err)
 		s.again = s.again || !errors.Is(err, errNoRuntime)
 	}
 	// A runtime that does not know the container may be another one than its own;
 	// one that says that the process is elsewhere is believed.
 	if errors.Is(err, errForeign) || err != nil && in.delegated {
-		s.failed(fact.ContainerID, errDelegated)
+		s.failed(kindContainerID, errDelegated)
 		return
 	}
-	s.add(fact.ContainerID, in.id)
+	s.add(kindContainerID, in.id)
 	if in.podUID != "" {
-		s.add(fact.PodUID, in.podUID)
+		s.add(kindPodUID, in.podUID)
 	}
 }
 

@@ -166,9 +166,9 @@ func parseInspected(data []byte, id string) (runtimeContainer, error) {
 		kind  fact.Kind
 		value string
 	}{
-		{fact.DockerImage, in.Config.Image},
-		{fact.DockerImageID, in.Image},
-		{fact.DockerName, strings.TrimPrefix(in.Name, "/")},
+		{kindDockerImage, in.Config.Image},
+		{kindDockerImageID, in.Image},
+		{kindDockerName, strings.TrimPrefix(in.Name, "/")},
 	} {
 		c.facts = appendFact(c.facts, f.kind, f.value)
 	}
@@ -176,14 +176,14 @@ func parseInspected(data []byte, id string) (runtimeContainer, error) {
 		if strings.Contains(k, ":") {
 			continue // it could be read as another name with another value
 		}
-		c.facts = appendFact(c.facts, fact.DockerLabel, k+":"+v)
+		c.facts = appendFact(c.facts, kindDockerLabel, k+":"+v)
 	}
 	return c, nil
 }
 
 // appendFact leaves out what has no written form, which no registration can name.
 func appendFact(facts []string, k fact.Kind, value string) []string {
-	f := fact.Of(k, value)
+	f := written(k, value)
 	if got, _, err := fact.Parse(f); err != nil || got != k {
 		return facts
 	}

@@ -183,7 +183,7 @@ func TestDocker(t *testing.T) {
 	web := d.container("web", "--label", "app=web", "--label", "com.example.team=a:b", "--user", "1234")
 	a := withDocker(t, d.socket)
 	register(t, a, registration("r1", billing, "docker:label:app:web", "docker:name:web", "docker:image:empty:1",
-		fact.Of(fact.DockerImageID, imageID), "docker:label:com.example.team:a:b", fact.Of(fact.ContainerID, web), "unix:uid:1234"))
+		"docker:image_id:"+imageID, "docker:label:com.example.team:a:b", "container:id:"+web, "unix:uid:1234"))
 	first := caller(t, d.pid("web"), 1234)
 	wantID(t, a, first, billing)
 
@@ -220,7 +220,7 @@ func TestDocker(t *testing.T) {
 		register(t, a, registration("r1", billing, "docker:label:a:b:c"))
 		wantRefused(t, a, caller(t, d.pid("colon"), 0))
 	})
-	register(t, a, registration("r1", billing, "docker:label:app:web"), registration("r2", billing, fact.Of(fact.ContainerID, web)))
+	register(t, a, registration("r1", billing, "docker:label:app:web"), registration("r2", billing, "container:id:"+web))
 	t.Run("a process outside in a group with its name", func(t *testing.T) {
 		spoof := d.group + "-spoof/docker/" + web
 		bases, err := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")

@@ -18,7 +18,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/writ-mesh/writ/internal/fact"
 	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/nodeagent/attest"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
@@ -122,7 +121,7 @@ func TestRegistrationByExecutable(t *testing.T) {
 	good := filepath.Join(dir, "billing")
 	sum := program(t, good)
 	a := impatient(t)
-	register(t, a, registration("r1", billing, fact.Of(fact.Path, good), fact.Of(fact.SHA256, sum), "unix:uid:1000"))
+	register(t, a, registration("r1", billing, "unix:path:"+good, "unix:sha256:"+sum, "unix:uid:1000"))
 	c := caller(t, run(t, good), 1000)
 	wantID(t, a, c, billing)
 	c.UID = 1001
@@ -142,9 +141,9 @@ func TestSymlinkIsNotTheProgram(t *testing.T) {
 		}
 	}
 	a := impatient(t)
-	register(t, a, registration("r1", billing, fact.Of(fact.Path, disguise)))
+	register(t, a, registration("r1", billing, "unix:path:"+disguise))
 	wantRefused(t, a, caller(t, run(t, disguise), 1))
-	register(t, a, registration("r1", billing, fact.Of(fact.Path, good)))
+	register(t, a, registration("r1", billing, "unix:path:"+good))
 	wantID(t, a, caller(t, run(t, alias), 1), billing)
 	wantRefused(t, a, caller(t, run(t, disguise), 1))
 }
@@ -161,7 +160,7 @@ func TestRenamedBinary(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := impatient(t)
-	register(t, a, registration("r1", billing, fact.Of(fact.Path, good), fact.Of(fact.SHA256, sum)))
+	register(t, a, registration("r1", billing, "unix:path:"+good, "unix:sha256:"+sum))
 	wantRefused(t, a, caller(t, pid, 1))
 }
 
@@ -176,7 +175,7 @@ func TestReplacedBinary(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := impatient(t)
-	register(t, a, registration("r1", billing, fact.Of(fact.Path, path)), registration("r2", billing, fact.Of(fact.Path, path+" (deleted)")))
+	register(t, a, registration("r1", billing, "unix:path:"+path), registration("r2", billing, "unix:path:"+path+" (deleted)"))
 	wantRefused(t, a, caller(t, pid, 1))
 	// A file that has the name which the kernel gives the deleted one.
 	program(t, path+" (deleted)")
@@ -187,7 +186,7 @@ func TestReplacedBinary(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantRefused(t, a, caller(t, pid, 1))
-	register(t, a, registration("r1", shipping, fact.Of(fact.SHA256, afterSum)), registration("r2", billing, fact.Of(fact.SHA256, before)))
+	register(t, a, registration("r1", shipping, "unix:sha256:"+afterSum), registration("r2", billing, "unix:sha256:"+before))
 	wantID(t, a, caller(t, pid, 1), billing)
 }
 
@@ -210,9 +209,9 @@ func TestPathOfAnotherMountNamespace(t *testing.T) {
 	})
 	a := impatient(t)
 	c := caller(t, int32(p.PID()), 1)
-	register(t, a, registration("r1", billing, fact.Of(fact.Path, good)))
+	register(t, a, registration("r1", billing, "unix:path:"+good))
 	wantRefused(t, a, c)
-	register(t, a, registration("r1", shipping, fact.Of(fact.SHA256, evilSum)))
+	register(t, a, registration("r1", shipping, "unix:sha256:"+evilSum))
 	wantID(t, a, c, shipping)
 }
 
@@ -229,7 +228,7 @@ func TestExecAfterConnecting(t *testing.T) {
 	}
 	c := caller(t, int32(p.PID()), 1) // as it connects
 	a := impatient(t)
-	register(t, a, registration("r1", billing, fact.Of(fact.Path, shell)))
+	register(t, a, registration("r1", billing, "unix:path:"+shell))
 	wantID(t, a, c, billing)
 	if err := os.WriteFile(goOn, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -248,7 +247,7 @@ func TestProcessIDIsUsedAgain(t *testing.T) {
 	good := filepath.Join(dir, "good")
 	program(t, good)
 	a := impatient(t)
-	register(t, a, registration("r1", billing, fact.Of(fact.Path, good)))
+	register(t, a, registration("r1", billing, "unix:path:"+good))
 	c := caller(t, run(t, good), 1)
 	earlier := c
 	earlier.StartTime-- // it had the id before
@@ -295,7 +294,7 @@ func TestParents(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := impatient(t)
-	register(t, a, registration("r1", billing, fact.Of(fact.ParentPath, shell), fact.Of(fact.ParentPath, self)))
+	register(t, a, registration("r1", billing, "unix:parent_path:"+shell, "unix:parent_path:"+self))
 	wantID(t, a, caller(t, pid, 1), billing)
 	wantRefused(t, a, caller(t, int32(p.PID()), 1)) // the shell is not its own parent
 }
@@ -380,13 +379,13 @@ func TestExplain(t *testing.T) {
 	a := impatient(t)
 	register(t, a,
 		registration("far", shipping, fmt.Sprint("unix:uid:", uid), "unix:path:/usr/bin/other", "k8s:pod-uid:x"),
-		registration("near", billing, fmt.Sprint("unix:uid:", uid), fact.Of(fact.Path, path), "docker:name:web"),
+		registration("near", billing, fmt.Sprint("unix:uid:", uid), "unix:path:"+path, "docker:name:web"),
 		registration("none", shipping, "docker:name:db"))
 	x, err := a.Explain(t.Context(), pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{fmt.Sprint("unix:uid:", uid), fmt.Sprint("unix:gid:", gid), fact.Of(fact.Path, path), fact.Of(fact.SHA256, sum)} {
+	for _, want := range []string{fmt.Sprint("unix:uid:", uid), fmt.Sprint("unix:gid:", gid), "unix:path:" + path, "unix:sha256:" + sum} {
 		if !slices.Contains(x.Facts, want) {
 			t.Errorf("facts %q are without %s", x.Facts, want)
 		}
@@ -397,7 +396,7 @@ func TestExplain(t *testing.T) {
 	if len(x.Nearest) != 2 || x.Nearest[0].ID != "near" || !slices.Equal(x.Nearest[0].Missing, []string{"docker:name:web"}) {
 		t.Errorf("nearest are %+v", x.Nearest)
 	}
-	register(t, a, registration("fits", billing, fact.Of(fact.Path, path)))
+	register(t, a, registration("fits", billing, "unix:path:"+path))
 	if x, err = a.Explain(t.Context(), pid); err != nil || x.Workload == nil || x.Workload.ID.String() != billing || x.By != "registration fits" {
 		t.Errorf("explained as %+v, %v", x, err)
 	}

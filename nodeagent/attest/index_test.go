@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-mesh/writ/internal/fact"
 )
 
 // naive is what index.match has to find.
@@ -147,5 +149,19 @@ func BenchmarkMatch(b *testing.B) {
 		if len(x.match(facts)) != 1 {
 			b.Fatal("not found")
 		}
+	}
+}
+
+// TestKinds: every kind that a registration may have is found out here.
+func TestKinds(t *testing.T) {
+	own := []fact.Kind{
+		kindUID, kindGID, kindSupplementaryGID, kindPath, kindSHA256, kindParentPath, kindContainerID,
+		kindDockerLabel, kindDockerImage, kindDockerImageID, kindDockerName, kindPodUID,
+	}
+	slices.Sort(own)
+	all := fact.Kinds()
+	slices.Sort(all)
+	if !slices.Equal(own, all) {
+		t.Errorf("%v, want %v", own, all)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 
+	"github.com/writ-mesh/writ/internal/fact"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
@@ -65,13 +66,11 @@ func registerCommand() *cobra.Command {
 		Short: "Give an identity to every process that has all of some facts",
 		Long: `Give an identity to every process that has all of some facts, on one node or on
 all. The node agents of these nodes know it a moment later. Facts are written as
-KIND:VALUE; writ explain identity shows those that a process has:
-  unix:uid:N  unix:gid:N  unix:supplementary_gid:N
-  unix:path:/FILE  unix:sha256:DIGITS  unix:parent_path:/FILE
-  container:id:DIGITS  k8s:pod-uid:UID
-  docker:label:NAME:VALUE  docker:image:NAME  docker:image_id:sha256:DIGITS  docker:name:NAME
+KIND:VALUE; writ explain identity shows those that a process has. The kinds are
+` + kindsOfFacts() + `
 If a process has the facts of several registrations, the one with the most facts
-counts; with a tie between different identities it gets none.`,
+counts; with a tie between different identities it gets none. docker:label has the
+value NAME:VALUE.`,
 		Example: "  writ certs register spiffe://cluster.local/ns/default/sa/billing --node n1 --fact unix:uid:1000 --fact unix:path:/usr/bin/billing",
 		Args:    arguments(1, 1, "one SPIFFE ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -81,6 +80,11 @@ counts; with a tie between different identities it gets none.`,
 			}
 			if len(req.GetFacts()) == 0 {
 				return errors.New("say by what: --fact KIND:VALUE, once or more")
+			}
+			for _, f := range req.GetFacts() {
+				if _, _, err := fact.Parse(f); err != nil {
+					return err
+				}
 			}
 			return at.call(cmd.Context(), func(ctx context.Context, conn *grpc.ClientConn) error {
 				r, err := capb.NewRegistrationsClient(conn).PutRegistration(ctx, &req)
@@ -102,6 +106,23 @@ counts; with a tie between different identities it gets none.`,
 	f.BoolVar(&req.AllNodes, "all-nodes", false, "on every node")
 	f.StringArrayVar(&req.Facts, "fact", nil, "a `fact` that a process must have, KIND:VALUE; may be repeated")
 	return c
+}
+
+// kindsOfFacts lists them in lines of a terminal.
+func kindsOfFacts() string {
+	var lines []string
+	for part := range slices.Chunk(fact.Kinds(), 4) {
+		lines = append(lines, "  "+strings.Join(text(part), ", "))
+	}
+	return strings.Join(lines, ",\n")
+}
+
+func text(kinds []fact.Kind) []string {
+	var out []string
+	for _, k := range kinds {
+		out = append(out, string(k))
+	}
+	return out
 }
 
 func nodeName(node string) string {

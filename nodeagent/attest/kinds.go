@@ -1,0 +1,47 @@
+package attest
+
+import (
+	"slices"
+
+	"github.com/writ-mesh/writ/internal/fact"
+)
+
+// The kinds of facts that are found out here, which are all that package fact
+// knows.
+const (
+	// kindUID and kindGID are those that the kernel recorded when the caller
+	// connected.
+	kindUID fact.Kind = "unix:uid"
+	kindGID fact.Kind = "unix:gid"
+	// The others are of the process as it is now.
+	kindSupplementaryGID fact.Kind = "unix:supplementary_gid"
+	kindPath             fact.Kind = "unix:path"
+	kindSHA256           fact.Kind = "unix:sha256"
+	kindParentPath       fact.Kind = "unix:parent_path"
+	kindContainerID      fact.Kind = "container:id"
+	kindDockerLabel      fact.Kind = "docker:label"
+	kindDockerImage      fact.Kind = "docker:image"
+	kindDockerImageID    fact.Kind = "docker:image_id"
+	kindDockerName       fact.Kind = "docker:name"
+	kindPodUID           fact.Kind = "k8s:pod-uid"
+)
+
+// written is a fact in the form in which registrations have it.
+func written(k fact.Kind, value string) string { return string(k) + ":" + value }
+
+// kinds is a set of kinds of facts.
+type kinds uint32
+
+// kindsOf gives each kind its place in a set.
+func kindsOf(list ...fact.Kind) kinds {
+	var out kinds
+	for _, k := range list {
+		out |= 1 << slices.Index(fact.Kinds(), k)
+	}
+	return out
+}
+
+// has tells whether one of list is in the set.
+func (k kinds) has(list ...fact.Kind) bool { return k&kindsOf(list...) != 0 }
+
+func allKinds() kinds { return kindsOf(fact.Kinds()...) }
