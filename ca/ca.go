@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	istiopb "istio.io/api/security/v1alpha1"
 
+	"github.com/writ-mesh/writ/ca/bundleendpoint"
 	"github.com/writ-mesh/writ/ca/csr"
 	"github.com/writ-mesh/writ/ca/jwtsvid"
 	"github.com/writ-mesh/writ/ca/ledger"
@@ -155,7 +156,7 @@ func (a *Authority) check(ctx context.Context, failing *atomic.Bool, rt *service
 }
 
 // listeners opens everything that is served; no task runs before all are open.
-func listeners(ctx context.Context, c Config, a *Authority, kept *checkpoints, rt *service.Runtime) ([]func(context.Context) error, error) {
+func listeners(ctx context.Context, c Config, a *Authority, kept *checkpoints, rt *service.Runtime) (_ []func(context.Context) error, err error) {
 	tasks := []func(context.Context) error{a.keeper.run}
 	var table *placement.Table // of who is issued to by node agents
 	if c.Listen != "" {
@@ -176,21 +177,31 @@ func listeners(ctx context.Context, c Config, a *Authority, kept *checkpoints, r
 		}
 		tasks = append(tasks, task)
 	}
+	var identity *own
+	if c.Listen != "" || c.BundleEndpoint.NeedsSVID() {
+		if identity, err = newOwn(ctx, a); err != nil {
+			return nil, err
+		}
+		a.own.Store(identity)
+		tasks = append(tasks, identity.run)
+	}
+	if c.BundleEndpoint.Listen != "" {
+		task, err := bundleendpoint.Serve(c.BundleEndpoint, a.td, bundleSource{a, c.BundleEndpoint.RefreshHint.D()}, identity, rt.Log)
+		if err != nil {
+			return nil, err
+		}
+		tasks = append(tasks, task)
+	}
 	if c.Listen == "" {
 		return tasks, nil
 	}
-	own, err := newOwn(ctx, a)
+	task, err := serveIssuing(c, a, identity, table, rt)
 	if err != nil {
 		return nil, err
 	}
-	a.own.Store(own)
-	task, err := serveIssuing(c, a, own, table, rt)
-	if err != nil {
-		return nil, err
-	}
-	tasks = append(tasks, own.run, task)
+	tasks = append(tasks, task)
 	if c.Pilot != "" {
-		follow, err := followPlacements(c, a, own, table)
+		follow, err := followPlacements(c, a, identity, table)
 		if err != nil {
 			return nil, err
 		}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/writ-mesh/writ/ca/bundleendpoint"
 	"github.com/writ-mesh/writ/ca/nodeattest"
 	"github.com/writ-mesh/writ/internal/config"
 	"github.com/writ-mesh/writ/internal/listen"
@@ -74,6 +75,8 @@ type Config struct {
 	JWT JWTConfig `yaml:"jwt"`
 	// CRL says where certificate revocation lists are served.
 	CRL CRLConfig `yaml:"crl"`
+	// BundleEndpoint says where other trust domains get the bundle.
+	BundleEndpoint bundleendpoint.Config `yaml:"bundle_endpoint"`
 }
 
 // DefaultConfig has the defaults filled in.
@@ -88,6 +91,8 @@ func DefaultConfig() Config {
 		ClockSkew:     config.Duration(10 * time.Second),
 		PlacementWait: config.Duration(2 * time.Second),
 		JWT:           defaultJWT(),
+
+		BundleEndpoint: bundleendpoint.Default(),
 	}
 }
 
@@ -124,7 +129,7 @@ func (c *Config) Validate() error {
 	if _, ok := listen.Unix(c.Admin); c.Admin != "" && !ok {
 		errs = append(errs, fmt.Errorf("admin: address %q: the admin service is served on a unix socket only (unix:///path)", c.Admin))
 	}
-	errs = append(errs, c.Join.Validate())
+	errs = append(errs, c.Join.Validate(), c.BundleEndpoint.Validate())
 	if err := c.Ledger.validate(); err != nil {
 		errs = append(errs, err)
 	}
