@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -253,4 +254,43 @@ func TestSVIDDoesNotShowItsKey(t *testing.T) {
 	if st := s.Status(); len(st) != 1 || st[0].SVID != v || st[0].Issued != 1 || st[0].ProxyID != "p" {
 		t.Fatalf("status %+v", st)
 	}
+}
+
+// When another authority signs, a certificate is renewed soon and not at once, also
+// if the answer is of the old one again; when nobody trusts its root any more, at
+// once; and when its own authority signs, at half of its life as ever.
+func TestAnotherAuthoritySigns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newFakeCA(t, time.Hour)
+		s := newStore(ca, new(counts))
+		defer s.Close()
+		sub := s.Subscribe("p", reviews)
+		defer sub.Close()
+		v := next(t, sub, nil)
+		own := v.Authority()
+		if own == "" || own != hex.EncodeToString(ca.root.Cert.SubjectKeyId) {
+			t.Fatalf("authority %q", own)
+		}
+		began := time.Now()
+		after := func() time.Duration {
+			v = next(t, sub, v)
+			took := time.Since(began)
+			began = time.Now()
+			return took
+		}
+		for range 5 {
+			s.SetAuthorities("other", []string{own, "other"})
+			if took := after(); took < time.Second || took > 30*time.Second {
+				t.Errorf("renewed after %s", took)
+			}
+		}
+		s.SetAuthorities("other", []string{"other"})
+		if took := after(); took > time.Second {
+			t.Errorf("without anybody's trust, renewed after %s", took)
+		}
+		s.SetAuthorities(own, []string{own, "other"})
+		if after(); after() < 20*time.Minute {
+			t.Error("renewed although its authority signs")
+		}
+	})
 }
