@@ -56,6 +56,8 @@ type Authority struct {
 	metrics *metrics
 	// revocations are what is revoked; nil means nothing is.
 	revocations *revocations
+	// lost knows what the ledger does not; nil means nothing was lost.
+	lost *lost
 	// refusals writes down what is refused; nil means nothing does.
 	refusals *refusals
 }

@@ -88,6 +88,9 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 		return err
 	}
 	a.refusals = newRefusals(store, a.now, rt.Log)
+	if a.lost, err = loadLost(ctx, store); err != nil {
+		return err
+	}
 	failing.Store(true) // until the first check, which makes the ledger ready
 	a.check(ctx, &failing, rt)
 	tasks, err := listeners(ctx, c, a, kept, rt)

@@ -17,9 +17,9 @@ import (
 
 // The files in the state directory that show that the ledger is the same as ever.
 const (
-	ledgerKeyFile        = "ledger.key"
-	ledgerPublicFile     = "ledger.pub"
-	ledgerCheckpointFile = "ledger.checkpoint"
+	ledgerKeyFile        = checkpoint.KeyFile
+	ledgerPublicFile     = checkpoint.PublicFile
+	ledgerCheckpointFile = checkpoint.File
 )
 
 // checkpointEvery is how long an entry may be without a checkpoint on disk.

@@ -10,6 +10,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/writ-mesh/writ/ca/bundleendpoint"
+	"github.com/writ-mesh/writ/ca/ledger/filelog"
 	"github.com/writ-mesh/writ/ca/nodeattest"
 	"github.com/writ-mesh/writ/internal/config"
 	"github.com/writ-mesh/writ/internal/listen"
@@ -22,7 +23,7 @@ const minTTL = 10 * time.Second
 
 // The files in the state directory beside those of package root.
 const (
-	ledgerFile    = "ledger.log"
+	ledgerFile    = filelog.Name
 	bundleFile    = "bundle.pem"
 	placementFile = "placements.json"
 )

@@ -125,6 +125,7 @@ func (s *server) fresh(ctx context.Context) error {
 	if err := s.a.rooted(ctx, info.State.PeerCertificates); err != nil {
 		return err
 	}
+	s.a.flag(ctx, info.State.PeerCertificates[0])
 	return s.unrevoked(ctx)
 }
 

@@ -29,6 +29,14 @@ import (
 	"github.com/writ-mesh/writ/internal/atomicfile"
 )
 
+// The files in an authority's state directory: the key, its public half, and the newest
+// checkpoint.
+const (
+	KeyFile    = "ledger.key"
+	PublicFile = "ledger.pub"
+	File       = "ledger.checkpoint"
+)
+
 // Signer signs the checkpoints of one log.
 type Signer struct {
 	signer note.Signer
@@ -39,10 +47,10 @@ type Signer struct {
 }
 
 // OpenKey loads the key of a log from a file, or makes it (mode 0600), for the log
-// with that name, if it is not there.
+// with that name, if it is not there; with an empty name that is an error.
 func OpenKey(path, name string) (*Signer, error) {
 	info, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) && name != "" {
 		secret, _, err := note.GenerateKey(rand.Reader, name)
 		if err != nil {
 			return nil, fmt.Errorf("ledger key: %w", err)

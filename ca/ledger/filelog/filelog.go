@@ -18,6 +18,9 @@ import (
 	"github.com/writ-mesh/writ/ca/ledger/hashtree"
 )
 
+// Name is that of the file in an authority's state directory.
+const Name = "ledger.log"
+
 // file is what a Log needs of its file; tests make it fail.
 type file interface {
 	WriteAt(b []byte, off int64) (int, error)
