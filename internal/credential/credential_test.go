@@ -59,6 +59,9 @@ type authority struct {
 	joined         int
 	renewed        int
 	bundles        [][]byte
+	sequence       uint64
+	active         string // key id of the authority that signs
+	said           []*capb.WatchBundleRequest
 	changed        chan struct{}
 }
 
@@ -138,9 +141,18 @@ func (a *authority) Renew(ctx context.Context, req *capb.RenewRequest) (*capb.Ce
 }
 
 func (a *authority) WatchBundle(s grpc.BidiStreamingServer[capb.WatchBundleRequest, capb.Bundle]) error {
+	go func() {
+		for {
+			req, err := s.Recv()
+			if err != nil {
+				return
+			}
+			a.set(func() { a.said = append(a.said, req) })
+		}
+	}()
 	for {
 		a.mu.Lock()
-		b, changed := &capb.Bundle{TrustDomain: "cluster.local", Roots: a.bundles}, a.changed
+		b, changed := &capb.Bundle{TrustDomain: "cluster.local", Roots: a.bundles, Sequence: a.sequence, ActiveAuthority: a.active}, a.changed
 		a.mu.Unlock()
 		if err := s.Send(b); err != nil {
 			return err
@@ -159,8 +171,19 @@ func (a *authority) setBundle(roots ...*pkitest.Root) {
 		for _, r := range roots {
 			a.bundles = append(a.bundles, r.Cert.Raw)
 		}
+		a.sequence++
 		close(a.changed)
 		a.changed = make(chan struct{})
+	})
+}
+
+// hears waits until the newest that a watcher said is as wanted.
+func (a *authority) hears(t *testing.T, what string, ok func(*capb.WatchBundleRequest) bool) {
+	t.Helper()
+	proctest.Until(t, 10*time.Second, what, func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return len(a.said) > 0 && ok(a.said[len(a.said)-1])
 	})
 }
 
