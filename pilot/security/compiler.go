@@ -124,6 +124,7 @@ func (c *Compiler) HTTP(p *model.Proxy, port model.WorkloadPort) (*HTTP, error) 
 func (c *Compiler) TCP(p *model.Proxy, port model.WorkloadPort) (*TCP, error) {
 	s := c.selectFor(p)
 	out := &TCP{Sources: refsOf(s.custom, s.audit, s.deny, s.allow)}
+	addRevokedTCP(out)
 	if err := c.addTCP(out, s); err != nil {
 		return nil, fmt.Errorf("port %d of %s: %w", port.Port, p.ID, err)
 	}

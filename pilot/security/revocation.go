@@ -4,11 +4,14 @@ import (
 	"fmt"
 	"strings"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	rbachttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	rbactcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	exprpb "google.golang.org/genproto/googleapis/api/expr/v1alpha1"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/writ-mesh/writ/pilot/envoy"
 	"github.com/writ-mesh/writ/pilot/model"
@@ -63,21 +66,28 @@ func revokedRules(r *model.Revoked) *anypb.Any {
 // condition does not hold.
 func peerDigestIn(digests ...string) *exprpb.Expr {
 	list := &exprpb.Expr_CreateList{}
-	for i, d := range digests {
-		list.Elements = append(list.Elements, &exprpb.Expr{Id: int64(10 + i), ExprKind: &exprpb.Expr_ConstExpr{
-			ConstExpr: &exprpb.Constant{ConstantKind: &exprpb.Constant_StringValue{StringValue: strings.ToLower(d)}},
-		}})
+	for _, d := range digests {
+		list.Elements = append(list.Elements, text(strings.ToLower(d)))
 	}
-	return &exprpb.Expr{Id: 1, ExprKind: &exprpb.Expr_CallExpr{CallExpr: &exprpb.Expr_Call{
-		Function: "@in",
-		Args: []*exprpb.Expr{
-			{Id: 2, ExprKind: &exprpb.Expr_SelectExpr{SelectExpr: &exprpb.Expr_Select{
-				Operand: &exprpb.Expr{Id: 3, ExprKind: &exprpb.Expr_IdentExpr{IdentExpr: &exprpb.Expr_Ident{Name: "connection"}}},
-				Field:   "sha256_peer_certificate_digest",
-			}}},
-			{Id: 4, ExprKind: &exprpb.Expr_ListExpr{ListExpr: list}},
-		},
-	}}}
+	return call("@in", field(ident("connection"), "sha256_peer_certificate_digest"), &exprpb.Expr{ExprKind: &exprpb.Expr_ListExpr{ListExpr: list}})
+}
+
+// The expressions of CEL that are needed here. Envoy asks for no ids.
+
+func ident(name string) *exprpb.Expr {
+	return &exprpb.Expr{ExprKind: &exprpb.Expr_IdentExpr{IdentExpr: &exprpb.Expr_Ident{Name: name}}}
+}
+
+func field(of *exprpb.Expr, name string) *exprpb.Expr {
+	return &exprpb.Expr{ExprKind: &exprpb.Expr_SelectExpr{SelectExpr: &exprpb.Expr_Select{Operand: of, Field: name}}}
+}
+
+func text(value string) *exprpb.Expr {
+	return &exprpb.Expr{ExprKind: &exprpb.Expr_ConstExpr{ConstExpr: &exprpb.Constant{ConstantKind: &exprpb.Constant_StringValue{StringValue: value}}}}
+}
+
+func call(function string, args ...*exprpb.Expr) *exprpb.Expr {
+	return &exprpb.Expr{ExprKind: &exprpb.Expr_CallExpr{CallExpr: &exprpb.Expr_Call{Function: function, Args: args}}}
 }
 
 // addRevoked comes before all other policies.
@@ -93,3 +103,44 @@ func (c *Compiler) addRevoked(b *httpBuilder) {
 // RevokedRef stands for the list of revocations among the objects that a resource is
 // made of.
 func RevokedRef() model.Ref { return model.Ref{Kind: "Revocations", Namespace: "writ", Name: "ca"} }
+
+// MetadataRevoked is the namespace of the metadata of a program's endpoint that has
+// what is revoked, each digest and SPIFFE ID a key. See addRevokedTCP.
+const MetadataRevoked = "writ.revoked"
+
+// RevokedMetadata is that metadata, nil if nothing is revoked.
+func RevokedMetadata(r *model.Revoked) *corev3.Metadata {
+	if len(r.Certificates)+len(r.Identities) == 0 {
+		return nil
+	}
+	fields := make(map[string]*structpb.Value, len(r.Certificates)+len(r.Identities))
+	for _, c := range r.Certificates {
+		fields[strings.ToLower(c.SHA256)] = structpb.NewBoolValue(true)
+	}
+	for _, i := range r.Identities {
+		fields[i.SPIFFEID] = structpb.NewBoolValue(true)
+	}
+	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{MetadataRevoked: {Fields: fields}}}
+}
+
+// addRevokedTCP ends TCP connections of those whose certificate is revoked, when the
+// client sends something. The filters of a connection never change. What they look at
+// may: the metadata of the endpoint that the connection leads to is replaced where it
+// is, and this filter looks at it again for all that comes.
+func addRevokedTCP(out *TCP) {
+	revoked := func(attribute string) *rbacv3.Policy {
+		return &rbacv3.Policy{
+			Permissions: []*rbacv3.Permission{{Rule: &rbacv3.Permission_Any{Any: true}}},
+			Principals:  []*rbacv3.Principal{{Identifier: &rbacv3.Principal_Any{Any: true}}},
+			Condition: call("@in", field(ident("connection"), attribute),
+				call("_[_]", field(field(ident("xds"), "upstream_host_metadata"), "filter_metadata"), text(MetadataRevoked))),
+		}
+	}
+	out.add(filterRevoked, &rbactcpv3.RBAC{
+		StatPrefix: "tcp.", EnforcementType: rbactcpv3.RBAC_CONTINUOUS,
+		Rules: &rbacv3.RBAC{Action: rbacv3.RBAC_DENY, Policies: map[string]*rbacv3.Policy{
+			kindRevocation + " certificate": revoked("sha256_peer_certificate_digest"),
+			kindRevocation + " identity":    revoked("uri_san_peer_certificate"),
+		}},
+	})
+}

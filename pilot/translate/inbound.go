@@ -25,6 +25,8 @@ import (
 type inboundPort struct {
 	port    model.WorkloadPort
 	cluster *clusterv3.Cluster
+	// endpoints are the cluster's, nil if they are in it.
+	endpoints *endpointv3.ClusterLoadAssignment
 	// others are clusters that the policies' filters call.
 	others  []*clusterv3.Cluster
 	routes  *routev3.RouteConfiguration // nil for TCP
@@ -49,6 +51,9 @@ func (t *Translator) inboundResources(p *model.Proxy, s *scope, out *collector) 
 		}
 		ports = append(ports, ip)
 		out.cluster(ip.cluster, ip.sources)
+		if ip.endpoints != nil {
+			put(out.endpoints, Resource{Name: ip.cluster.Name, Message: ip.endpoints, Sources: []model.Ref{security.RevokedRef()}})
+		}
 		for _, c := range ip.others {
 			out.cluster(c, ip.sources)
 		}
@@ -146,6 +151,7 @@ func (t *Translator) inboundTCP(p *model.Proxy, ip *inboundPort) error {
 		return err
 	}
 	ip.others, ip.sources = policy.Clusters, policy.Sources
+	t.liveEndpoint(ip)
 	name := inboundName(ip.port.Port)
 	ip.filters = append(ip.filters, policy.Filters...)
 	ip.filters = append(ip.filters, networkFilter(tcpProxy, &tcpproxyv3.TcpProxy{
@@ -177,6 +183,16 @@ func (t *Translator) appCluster(wp model.WorkloadPort) *clusterv3.Cluster {
 		c.TypedExtensionProtocolOptions = protocolOptions(&httpv3.HttpProtocolOptions{}, http1)
 	}
 	return c
+}
+
+// liveEndpoint takes the program's endpoint out of its cluster, so that what its
+// metadata says of revocations holds for connections that are open.
+func (t *Translator) liveEndpoint(ip *inboundPort) {
+	c := ip.cluster
+	ip.endpoints, c.LoadAssignment = c.GetLoadAssignment(), nil
+	c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}
+	c.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: envoy.ADS(), ServiceName: c.GetName()}
+	ip.endpoints.Endpoints[0].LbEndpoints[0].Metadata = security.RevokedMetadata(&t.mesh.Revoked)
 }
 
 func appAddress(wp model.WorkloadPort) string {
