@@ -90,6 +90,7 @@ type fakeCA struct {
 
 	mu     sync.Mutex
 	issued map[string]int
+	said   []*capb.WatchBundleRequest
 }
 
 func newFakeCA(t testing.TB, root *pkitest.Root, node string, life time.Duration) *fakeCA {
@@ -139,6 +140,17 @@ func (f *fakeCA) count(id string) int {
 }
 
 func (f *fakeCA) WatchBundle(s grpc.BidiStreamingServer[capb.WatchBundleRequest, capb.Bundle]) error {
+	go func() {
+		for {
+			req, err := s.Recv()
+			if err != nil {
+				return
+			}
+			f.mu.Lock()
+			f.said = append(f.said, req)
+			f.mu.Unlock()
+		}
+	}()
 	for seq := uint64(1); ; seq++ {
 		roots, changed := f.bundle.Get()
 		jwks, rekeyed := f.jwt.jwks.Get()
@@ -152,6 +164,19 @@ func (f *fakeCA) WatchBundle(s grpc.BidiStreamingServer[capb.WatchBundleRequest,
 			return s.Context().Err()
 		}
 	}
+}
+
+// hears waits until the newest that the agent said of the bundle is as wanted.
+func (f *fakeCA) hears(t *testing.T, what string, ok func(*capb.WatchBundleRequest) bool) {
+	t.Helper()
+	proctest.Eventually(t, bound, func() error {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if len(f.said) == 0 || !ok(f.said[len(f.said)-1]) {
+			return fmt.Errorf("%s: it said %v", what, f.said)
+		}
+		return nil
+	})
 }
 
 // fakePilot serves the same resources to everybody, in both variants, and
