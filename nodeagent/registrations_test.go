@@ -113,7 +113,7 @@ func TestRegisteredWorkload(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.ca.registrations.list.Set(nil)
-	r.ca.onOff.start(t)
+	r.ca.start(t)
 	if _, err := stream.Recv(); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("after it was dropped: %v", err)
 	}

@@ -351,7 +351,6 @@ type review struct {
 	t      *testing.T
 	key    crypto.PublicKey
 	change func(answer map[string]any)
-	seen   map[string]any
 }
 
 func (r *review) ServeHTTP(w http.ResponseWriter, req *http.Request) {

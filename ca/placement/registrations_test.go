@@ -122,7 +122,9 @@ func TestWaitsForARegistration(t *testing.T) {
 	go func() { done <- table.Wait(ctx, "n1", r.SPIFFEID) }()
 	go func() { done <- table.HasRegistration(ctx, r.ID, true) }()
 	table.ChangeRegistrations([]*placement.Registration{r}, nil, false)
-	if !<-done || !<-done {
-		t.Error("it was not waited for")
+	for range 2 {
+		if !<-done {
+			t.Error("it was not waited for")
+		}
 	}
 }

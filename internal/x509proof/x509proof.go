@@ -53,7 +53,7 @@ var errSignature = errors.New("the signature is not that of the certificate's ke
 // Verify checks what Sign made.
 func Verify(key crypto.PublicKey, csr []byte, at time.Time, signature []byte) error {
 	sum := digest(csr, at)
-	good := false
+	var good bool
 	switch k := key.(type) {
 	case *ecdsa.PublicKey:
 		good = ecdsa.VerifyASN1(k, sum, signature)

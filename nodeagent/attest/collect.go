@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strconv"
 
@@ -35,7 +34,6 @@ type collector struct {
 	sums                     *sums
 	// runtime is nil if there is none.
 	runtime containers
-	log     *slog.Logger
 }
 
 // attempts is how often a caller is looked at that executes something else
