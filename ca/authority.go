@@ -50,6 +50,7 @@ type Authority struct {
 	own     atomic.Pointer[own]
 	store   ledger.Store
 	jwt     *jwtsvid.Keys
+	keys    *jwtBundle
 	life    lifetimes
 	now     func() time.Time
 	log     *slog.Logger

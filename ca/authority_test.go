@@ -73,6 +73,10 @@ func newAuthority(t testing.TB, store ledger.Store, now func() time.Time) *Autho
 		t.Fatal(err)
 	}
 	a.replace(trust)
+	a.keys = newJWTBundle(a, false, 24*time.Hour)
+	if err := a.keys.open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	return a
 }
 

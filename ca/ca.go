@@ -97,7 +97,7 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 	if err != nil {
 		return err
 	}
-	tasks = append(tasks, a.jwt.Run, a.refusals.run, a.revocations.run,
+	tasks = append(tasks, a.jwt.Run, a.keys.run, a.refusals.run, a.revocations.run,
 		func(ctx context.Context) error { return kept.run(ctx, rt.Log) },
 		func(ctx context.Context) error { return a.keepChecking(ctx, &failing, rt) })
 	return service.RunTasks(ctx, tasks...)
@@ -125,7 +125,8 @@ func open(ctx context.Context, c Config, store ledger.Store, inUse bool, m *metr
 	if err := a.keeper.open(ctx, inUse); err != nil {
 		return nil, err
 	}
-	return a, nil
+	a.keys = newJWTBundle(a, c.Ledger.Postgres != "", c.JWT.KeyTTL.D())
+	return a, a.keys.open(ctx)
 }
 
 // keepChecking looks after the subsystems.

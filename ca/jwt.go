@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"path/filepath"
@@ -116,6 +117,9 @@ func (j *jwtServer) issue(ctx context.Context, req *capb.IssueJWTRequest) (spiff
 	token, err := a.jwt.Sign(id, audiences, a.life.jwtFor(wanted), a.now())
 	if err != nil {
 		return id, token, refuse(internal, "the token could not be signed; see the authority's log").because(err)
+	}
+	if set, _ := a.keys.current(); !bytes.Contains(set.jwks, []byte(token.KeyID)) {
+		return id, token, refuse(unavailable, "the key of JWT-SVIDs is not in the bundle yet; ask again")
 	}
 	_, err = a.store.Commit(ctx, ledger.Change{Entry: ledger.Entry{
 		Kind: ledger.IssuedJWT, Time: token.IssuedAt, Actor: rpc.CallerFrom(ctx).ID.String(), Request: kindJWT, Subject: id.String(),

@@ -153,7 +153,7 @@ func (s *server) WatchBundle(stream grpc.BidiStreamingServer[capb.WatchBundleReq
 	}()
 	for {
 		t := s.a.trusted()
-		_, keys := s.a.jwt.Current()
+		_, keys := s.a.keys.current()
 		if err := stream.Send(s.a.bundleProto(t)); err != nil {
 			return err
 		}
@@ -216,18 +216,18 @@ func (a *Authority) covering(cert *x509.Certificate) (*trust, error) {
 
 // bundleProto is the bundle of a trust, with the keys of JWT-SVIDs of now.
 func (a *Authority) bundleProto(t *trust) *capb.Bundle {
-	jwt, _ := a.jwt.Current()
+	jwt, _ := a.keys.current()
 	// Both rise on their own and never fall, and so does their sum.
 	return &capb.Bundle{
-		TrustDomain: a.td.Name(), Sequence: t.state.Sequence + jwt.Version, Roots: t.roots, Jwks: jwt.JWKS, ActiveAuthority: t.state.Active,
+		TrustDomain: a.td.Name(), Sequence: t.state.Sequence + jwt.version, Roots: t.roots, Jwks: jwt.jwks, ActiveAuthority: t.state.Active,
 	}
 }
 
 // rootsSequence is what the sequence of a bundle that somebody had says of the
 // roots in it: at least that. The version of the keys was not higher than now.
 func (a *Authority) rootsSequence(bundle uint64) uint64 {
-	jwt, _ := a.jwt.Current()
-	return bundle - min(bundle, jwt.Version)
+	jwt, _ := a.keys.current()
+	return bundle - min(bundle, jwt.version)
 }
 
 // wanted takes the life and the request of a caller who may choose both.

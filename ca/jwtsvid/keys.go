@@ -77,6 +77,17 @@ type Set struct {
 	Version uint64
 	// Active is the ID of the key that signs.
 	Active string
+	// Keys are those of JWKS.
+	Keys []Published
+}
+
+// Published is a key of a Set.
+type Published struct {
+	ID string
+	// JWK is the public key (RFC 7517).
+	JWK []byte
+	// Until is when no token of its is valid any more; zero if it may still sign.
+	Until time.Time
 }
 
 // state is the stored form.
@@ -199,7 +210,7 @@ func (c Config) step(old state, now time.Time) (state, error) {
 		next.Keys[prepared].Longest = c.MaxTTL
 		next.Version++
 	}
-	gone := func(k key) bool { return !k.Retired.IsZero() && !now.Before(k.Retired.Add(k.Longest+leeway)) }
+	gone := func(k key) bool { return !k.Retired.IsZero() && !now.Before(k.until()) }
 	if slices.ContainsFunc(next.Keys, gone) {
 		next.Keys, next.Version = slices.DeleteFunc(next.Keys, gone), next.Version+1
 	}
@@ -224,10 +235,14 @@ func (k *Keys) save(ctx context.Context, st state) error {
 
 // use publishes a state.
 func (k *Keys) use(st state) error {
-	var jwks jose.JSONWebKeySet
+	var published []Published
 	var active *key
 	for i, key := range st.Keys {
-		jwks.Keys = append(jwks.Keys, jose.JSONWebKey{Key: key.private.Public(), KeyID: key.ID, Algorithm: string(jose.ES256)})
+		data, err := json.Marshal(jose.JSONWebKey{Key: key.private.Public(), KeyID: key.ID, Algorithm: string(jose.ES256)})
+		if err != nil {
+			return fmt.Errorf("keys of JWT-SVIDs: %w", err)
+		}
+		published = append(published, Published{ID: key.ID, JWK: data, Until: key.until()})
 		if !key.Activated.IsZero() && key.Retired.IsZero() {
 			active = &st.Keys[i]
 		}
@@ -240,16 +255,39 @@ func (k *Keys) use(st state) error {
 	if err != nil {
 		return fmt.Errorf("keys of JWT-SVIDs: %w", err)
 	}
-	data, err := json.Marshal(jwks)
+	data, err := JWKS(published)
 	if err != nil {
-		return fmt.Errorf("keys of JWT-SVIDs: %w", err)
+		return err
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.state, k.active, k.now = st, signer, Set{JWKS: data, Version: st.Version, Active: active.ID}
+	k.state, k.active, k.now = st, signer, Set{JWKS: data, Version: st.Version, Active: active.ID, Keys: published}
 	close(k.changed)
 	k.changed = make(chan struct{})
 	return nil
+}
+
+// until is when no token of a key that was retired is valid any more.
+func (k key) until() time.Time {
+	if k.Retired.IsZero() {
+		return time.Time{}
+	}
+	return k.Retired.Add(k.Longest + leeway)
+}
+
+// JWKS makes a JSON Web Key Set of keys, in their order.
+func JWKS(keys []Published) ([]byte, error) {
+	set := struct {
+		Keys []json.RawMessage `json:"keys"`
+	}{Keys: []json.RawMessage{}}
+	for _, k := range keys {
+		set.Keys = append(set.Keys, k.JWK)
+	}
+	data, err := json.Marshal(set)
+	if err != nil {
+		return nil, fmt.Errorf("keys of JWT-SVIDs: %w", err)
+	}
+	return data, nil
 }
 
 // newKey makes a key that is prepared now. Its ID is the SHA-256 of the public key.
