@@ -191,6 +191,34 @@ func TestRevokedIdentity(t *testing.T) {
 	if out, _ := m.writ("certs", "revocations", m.dir); !strings.Contains(out, "nothing is revoked") {
 		t.Errorf("the list is\n%s", out)
 	}
+	m.revokedServer()
+}
+
+// revokedServer revokes the identity of b: nobody sends it anything, over connections
+// that are open either.
+func (m *mesh) revokedServer() {
+	m.t.Helper()
+	c := client(m.proxyOf("c-1"))
+	defer c.CloseIdleConnections()
+	ask := func(want int) error {
+		if got := do(c, request{url: "http://b:8000/"}); got.status != want {
+			return fmt.Errorf("got %s, want %d", got, want)
+		}
+		return nil
+	}
+	if err := ask(http.StatusOK); err != nil {
+		m.t.Error(err)
+	}
+	began := time.Now()
+	if out, code := m.writ("certs", "revoke", accountOf+"b", m.dir); code != 0 {
+		m.t.Fatalf("exit code %d: %s", code, out)
+	}
+	proctest.Eventually(m.t, 10*time.Second, func() error { return ask(http.StatusServiceUnavailable) })
+	m.t.Logf("nothing is sent to a revoked server after %s", time.Since(began).Round(time.Millisecond))
+	if out, code := m.writ("certs", "unrevoke", accountOf+"b", m.dir); code != 0 {
+		m.t.Fatalf("exit code %d: %s", code, out)
+	}
+	proctest.Eventually(m.t, 10*time.Second, func() error { return ask(http.StatusOK) })
 }
 
 // TestRevokedCertificate revokes one certificate of an identity: others of it are good,

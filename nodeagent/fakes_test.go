@@ -87,6 +87,7 @@ type fakeCA struct {
 	jwt    *fakeJWT
 
 	registrations fakeRegistrations
+	feed          fakeFeed
 
 	mu     sync.Mutex
 	issued map[string]int
@@ -101,6 +102,7 @@ func newFakeCA(t testing.TB, root *pkitest.Root, node string, life time.Duration
 		capb.RegisterCertificateAuthorityServer(s, f)
 		capb.RegisterNodeRegistrationsServer(s, &f.registrations)
 		capb.RegisterJWTAuthorityServer(s, f.jwt)
+		capb.RegisterRevocationFeedServer(s, &f.feed)
 		return s
 	})
 	return f

@@ -140,6 +140,7 @@ func (a *authority) useCRLs(ctx context.Context, list *capb.RevocationList, good
 	if old, _ := a.crls.Get(); !bytes.Equal(old, u.PEM) {
 		a.crls.Set(u.PEM)
 	}
+	a.observeCRLs(list.GetSequence(), state.problem == "")
 	if old, _ := a.crlState.Get(); old != state {
 		a.crlState.Set(state)
 		level := slog.LevelInfo
@@ -148,7 +149,6 @@ func (a *authority) useCRLs(ctx context.Context, list *capb.RevocationList, good
 		}
 		a.log.Log(ctx, level, "certificate revocation lists", slog.Uint64("list", list.GetSequence()), slog.String("revocation", state.String()))
 	}
-	a.observeCRLs(list.GetSequence(), state.problem == "")
 	return good
 }
 

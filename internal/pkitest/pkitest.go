@@ -26,7 +26,7 @@ func NewRoot(t testing.TB, trustDomain string) *Root {
 	t.Helper()
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test root"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(1000 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(1000 * time.Hour), KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
 	if trustDomain != "" {
 		template.URIs = []*url.URL{{Scheme: "spiffe", Host: trustDomain}}
@@ -88,6 +88,11 @@ func Leaf(id string, life time.Duration) *x509.Certificate {
 // Sign signs a leaf for a public key.
 func (r *Root) Sign(leaf *x509.Certificate, public any) ([]byte, error) {
 	return x509.CreateCertificate(rand.Reader, leaf, r.Cert, public, r.key)
+}
+
+// CRL signs a certificate revocation list, in DER.
+func (r *Root) CRL(l *x509.RevocationList) ([]byte, error) {
+	return x509.CreateRevocationList(rand.Reader, l, r.Cert, r.key)
 }
 
 // Issue signs a leaf for a new key, and gives both in PEM.

@@ -76,8 +76,8 @@ func Check(lists [][]byte, roots []*x509.Certificate, now time.Time) (Usable, er
 func listOf(root *x509.Certificate, lists []*x509.RevocationList, now time.Time) (*x509.RevocationList, error) {
 	var best *x509.RevocationList
 	for _, l := range lists {
-		if !bytes.Equal(l.RawIssuer, root.RawSubject) {
-			continue
+		if !bytes.Equal(l.RawIssuer, root.RawSubject) || len(l.AuthorityKeyId) > 0 && !bytes.Equal(l.AuthorityKeyId, root.SubjectKeyId) {
+			continue // another's, perhaps of the same name
 		}
 		if err := check(l, root, now); err != nil {
 			return nil, err

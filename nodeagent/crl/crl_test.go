@@ -22,7 +22,9 @@ type root struct {
 	key  *ecdsa.PrivateKey
 }
 
-func newRoot(t testing.TB, name string) root {
+func newRoot(t testing.TB, name string) root { return newRootWith(t, name, []byte(name)) }
+
+func newRootWith(t testing.TB, name string, keyID []byte) root {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -30,7 +32,7 @@ func newRoot(t testing.TB, name string) root {
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(1000 * time.Hour),
-		KeyUsage: x509.KeyUsageCRLSign | x509.KeyUsageCertSign, IsCA: true, BasicConstraintsValid: true, SubjectKeyId: []byte(name),
+		KeyUsage: x509.KeyUsageCRLSign | x509.KeyUsageCertSign, IsCA: true, BasicConstraintsValid: true, SubjectKeyId: keyID,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
@@ -66,6 +68,7 @@ func (r root) sign(t testing.TB, l *x509.RevocationList) []byte {
 
 func TestCheck(t *testing.T) {
 	a, b, thief := newRoot(t, "a"), newRoot(t, "b"), newRoot(t, "a")
+	namesake := newRootWith(t, "a", []byte("another"))
 	with := func(change func(*x509.RevocationList)) []byte {
 		l := template(1, 7)
 		change(l)
@@ -88,6 +91,8 @@ func TestCheck(t *testing.T) {
 		{"one missing", [][]byte{a.list(t, 1, 7)}, []*x509.Certificate{a.cert, b.cert}, 0, "no list of it"},
 		{"none", nil, []*x509.Certificate{a.cert}, 0, "no list of it"},
 		{"another's signature", [][]byte{thief.list(t, 1, 7)}, []*x509.Certificate{a.cert}, 0, "not signed"},
+		{"another's of the same name", [][]byte{namesake.list(t, 1, 7), a.list(t, 1, 7, 8)}, []*x509.Certificate{a.cert}, 2, ""},
+		{"two of the same name", [][]byte{namesake.list(t, 1, 7), a.list(t, 1, 7, 8)}, []*x509.Certificate{a.cert, namesake.cert}, 3, ""},
 		{"broken", [][]byte{whole[:len(whole)/2]}, []*x509.Certificate{a.cert}, 0, "cannot be read"},
 		{"a broken one of nobody", [][]byte{whole, {1, 2}}, []*x509.Certificate{a.cert}, 0, "cannot be read"},
 		{"future", [][]byte{with(func(l *x509.RevocationList) { l.ThisUpdate = now.Add(time.Second) })}, []*x509.Certificate{a.cert}, 0, "future"},
