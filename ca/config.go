@@ -11,6 +11,7 @@ import (
 
 	"github.com/writ-mesh/writ/ca/bundleendpoint"
 	"github.com/writ-mesh/writ/ca/ledger/filelog"
+	"github.com/writ-mesh/writ/ca/limit"
 	"github.com/writ-mesh/writ/ca/nodeattest"
 	"github.com/writ-mesh/writ/internal/config"
 	"github.com/writ-mesh/writ/internal/listen"
@@ -74,6 +75,9 @@ type Config struct {
 
 	// JWT says how JWT-SVIDs are issued.
 	JWT JWTConfig `yaml:"jwt"`
+	// Limits says how much each caller may ask where certificates are issued over TLS.
+	Limits limit.Config `yaml:"limits"`
+
 	// CRL says where certificate revocation lists are served.
 	CRL CRLConfig `yaml:"crl"`
 	// BundleEndpoint says where other trust domains get the bundle.
@@ -93,6 +97,7 @@ func DefaultConfig() Config {
 		PlacementWait: config.Duration(2 * time.Second),
 		JWT:           defaultJWT(),
 
+		Limits:        limit.Default(),
 		BundleEndpoint: bundleendpoint.Default(),
 	}
 }
@@ -130,7 +135,7 @@ func (c *Config) Validate() error {
 	if _, ok := listen.Unix(c.Admin); c.Admin != "" && !ok {
 		errs = append(errs, fmt.Errorf("admin: address %q: the admin service is served on a unix socket only (unix:///path)", c.Admin))
 	}
-	errs = append(errs, c.Join.Validate(), c.BundleEndpoint.Validate())
+	errs = append(errs, c.Authority.validate(), c.Join.Validate(), c.Limits.Validate(), c.BundleEndpoint.Validate())
 	if err := c.Ledger.validate(); err != nil {
 		errs = append(errs, err)
 	}

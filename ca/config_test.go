@@ -36,6 +36,7 @@ func TestValidate(t *testing.T) {
 		{"database", func(c *Config) { c.Ledger.Postgres = "postgres://writ@localhost/writ" }, ""},
 		{"database in clear text", func(c *Config) { c.Ledger.Postgres = "postgres://writ@db.example/writ" }, "ledger.postgres: db.example is another machine"},
 		{"password without a database", func(c *Config) { c.Ledger.PasswordFile = "/p" }, "ledger.password_file"},
+		{"no rate", func(c *Config) { c.Limits.CallerRate = 0 }, "limits.caller_rate: 0 is outside"},
 		{"wait", func(c *Config) { c.PlacementWait = config.Duration(time.Hour) }, "placement_wait"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

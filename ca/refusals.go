@@ -105,6 +105,16 @@ func (r *refusals) note(request, requester, subject string, err error) {
 	r.counted[request+" "+string(why)]++
 }
 
+// count takes down a refusal without an entry of its own. r may be nil.
+func (r *refusals) count(request, why string) {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.counted[request+" "+why]++
+}
+
 // summary is the entry that stands for what was only counted since the last one.
 func (r *refusals) summary() (e ledger.Entry, any bool) {
 	r.mu.Lock()
