@@ -240,11 +240,11 @@ func serveIssuing(c Config, a *Authority, own *own, table *placement.Table, rt *
 	maps.Copy(methods, feed.methods())
 	maps.Copy(methods, tokens.methods())
 	maps.Copy(methods, registered.methods())
-	s := rpc.NewServer(credentials.NewTLS(own.serverTLS()), methods, rt,
-		grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(workers), grpc.MaxConcurrentStreams(maxStreams),
 	limits := a.limiter(c.Limits, rt.Metrics)
-		grpc.KeepaliveParams(keepalive.ServerParameters{
+	s := rpc.NewServer(credentials.NewTLS(own.serverTLS()), methods, rt,
 		grpc.ChainUnaryInterceptor(limits.Unary), grpc.ChainStreamInterceptor(limits.Stream),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(workers), grpc.MaxConcurrentStreams(maxStreams),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: 30 * time.Second, Timeout: 10 * time.Second,
 			// Callers connect anew while their certificate is valid, so that a
 			// connection does not outlive it (see server.fresh). Renewed at half life, it

@@ -73,11 +73,11 @@ type Config struct {
 	// not arrived yet.
 	PlacementWait config.Duration `yaml:"placement_wait"`
 
-	// JWT says how JWT-SVIDs are issued.
-	JWT JWTConfig `yaml:"jwt"`
 	// Limits says how much each caller may ask where certificates are issued over TLS.
 	Limits limit.Config `yaml:"limits"`
 
+	// JWT says how JWT-SVIDs are issued.
+	JWT JWTConfig `yaml:"jwt"`
 	// CRL says where certificate revocation lists are served.
 	CRL CRLConfig `yaml:"crl"`
 	// BundleEndpoint says where other trust domains get the bundle.
@@ -95,9 +95,9 @@ func DefaultConfig() Config {
 		JoinTokenTTL:  config.Duration(10 * time.Minute),
 		ClockSkew:     config.Duration(10 * time.Second),
 		PlacementWait: config.Duration(2 * time.Second),
+		Limits:        limit.Default(),
 		JWT:           defaultJWT(),
 
-		Limits:        limit.Default(),
 		BundleEndpoint: bundleendpoint.Default(),
 	}
 }
@@ -135,7 +135,7 @@ func (c *Config) Validate() error {
 	if _, ok := listen.Unix(c.Admin); c.Admin != "" && !ok {
 		errs = append(errs, fmt.Errorf("admin: address %q: the admin service is served on a unix socket only (unix:///path)", c.Admin))
 	}
-	errs = append(errs, c.Authority.validate(), c.Join.Validate(), c.Limits.Validate(), c.BundleEndpoint.Validate())
+	errs = append(errs, c.Join.Validate(), c.Limits.Validate(), c.BundleEndpoint.Validate())
 	if err := c.Ledger.validate(); err != nil {
 		errs = append(errs, err)
 	}
