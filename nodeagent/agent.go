@@ -102,7 +102,7 @@ func newAgent(ctx context.Context, cfg Config, rt *service.Runtime) (*agent, err
 		return nil, fmt.Errorf("state: %w", err)
 	}
 	a := &agent{cfg: cfg, rt: rt, metrics: newMetrics(rt.Metrics), pilot: new(relay.Pilot), stopping: make(chan struct{})}
-	a.attestor = attest.New(ctx, attest.Config{Node: cfg.Node, TrustDomain: td, Dir: cfg.State, Wait: cfg.AttestWait.D(), Docker: cfg.dockerSocket(), Log: rt.Log})
+	a.attestor = attest.New(ctx, attest.Config{Node: cfg.Node, TrustDomain: td, Dir: cfg.State, Wait: cfg.AttestWait.D(), Docker: cfg.dockerSocket(), Kubelet: cfg.Kubelet, Log: rt.Log})
 	a.authority = &authority{td: td, log: rt.Log, report: a.authorityChanged, observeCRLs: a.metrics.setCRLs}
 	moved := func() { a.authority.moved.Set(struct{}{}) }
 	a.svids = svid.NewStore(svid.Config{Issuer: a.authority, Observer: a.metrics, Moved: moved, Log: rt.Log})

@@ -13,6 +13,7 @@ import (
 	"github.com/writ-mesh/writ/internal/identity"
 	"github.com/writ-mesh/writ/internal/listen"
 	"github.com/writ-mesh/writ/internal/service"
+	"github.com/writ-mesh/writ/nodeagent/attest"
 )
 
 // Config is the configuration file of writ-nodeagent.
@@ -40,6 +41,9 @@ type Config struct {
 	// DockerSocket is the Docker Engine API's, unix:///path, where containers'
 	// labels, images and names come from. Empty means that they are not known.
 	DockerSocket string `yaml:"docker_socket"`
+	// Kubelet is where namespace, service account and name of a Kubernetes pod come
+	// from. Without it they are not known.
+	Kubelet attest.Kubelet `yaml:"kubelet"`
 	// AttestWait is how long a caller that is not known yet waits to become so.
 	AttestWait config.Duration `yaml:"attest_wait"`
 }
@@ -81,6 +85,9 @@ func (c *Config) Validate() error {
 		fail("admin: it must not be the same as socket: registering processes is for the supervisor alone")
 	}
 	if _, err := listen.Mode(c.SocketMode); err != nil {
+		errs = append(errs, err)
+	}
+	if err := c.Kubelet.Validate(); err != nil {
 		errs = append(errs, err)
 	}
 	if c.State == "" {

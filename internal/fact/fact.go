@@ -38,8 +38,12 @@ const (
 	dockerImageID Kind = "docker:image_id"
 	// dockerName is the container's name.
 	dockerName Kind = "docker:name"
-	// podUID is that of the Kubernetes pod.
-	podUID Kind = "k8s:pod-uid"
+	// podUID is that of the Kubernetes pod; the others are what the node's kubelet
+	// says of it: its namespace, service account and name.
+	podUID            Kind = "k8s:pod-uid"
+	podNamespace      Kind = "k8s:ns"
+	podServiceAccount Kind = "k8s:sa"
+	podName           Kind = "k8s:pod-name"
 )
 
 // maxLength bounds a fact in bytes: a path has 4,096 at most.
@@ -49,7 +53,8 @@ const maxLength = 4200
 func Kinds() []Kind {
 	return []Kind{
 		uid, gid, supplementaryGID, path, sha256, parentPath,
-		containerID, dockerLabel, dockerImage, dockerImageID, dockerName, podUID,
+		containerID, dockerLabel, dockerImage, dockerImageID, dockerName,
+		podUID, podNamespace, podServiceAccount, podName,
 	}
 }
 
@@ -97,7 +102,7 @@ func check(k Kind, value string) error {
 		if name, _, ok := strings.Cut(value, ":"); !ok || name == "" {
 			return fmt.Errorf("want %s:NAME:VALUE", k)
 		}
-	case dockerImage, dockerName, podUID:
+	case dockerImage, dockerName, podUID, podNamespace, podServiceAccount, podName:
 		if value == "" {
 			return fmt.Errorf("want %s:VALUE", k)
 		}

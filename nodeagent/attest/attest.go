@@ -42,7 +42,9 @@ type Config struct {
 	Wait time.Duration
 	// Docker is the path of the container runtime's socket, "" if there is none.
 	Docker string
-	Log    *slog.Logger
+	// Kubelet is where the node's pods are told of, zero if there is none.
+	Kubelet Kubelet
+	Log     *slog.Logger
 }
 
 // Attestor knows the workloads of a node and recognizes them among callers. It
@@ -84,6 +86,9 @@ func New(ctx context.Context, cfg Config) *Attestor {
 	a.collect = &collector{overflowUID: overflow("uid"), overflowGID: overflow("gid"), sums: newSums()}
 	if cfg.Docker != "" {
 		a.collect.runtime = newDocker(a.ctx, cfg.Docker, &a.wg, cfg.Log)
+	}
+	if cfg.Kubelet.URL != "" {
+		a.collect.pods = &kubelet{cfg: cfg.Kubelet}
 	}
 	if err := a.loadPlacement(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		cfg.Log.WarnContext(ctx, "stored placement is not used", slog.Any("error", err))

@@ -39,8 +39,9 @@ type container struct {
 	id string
 	// podUID is that of the Kubernetes pod, empty if it is in none.
 	podUID string
-	// delegated: the group is below one that belongs to a user, who can give
-	// groups there any name. It proves nothing until a runtime confirms it.
+	// delegated: the group is below one that belongs to a user or a service, who may
+	// be allowed to make groups there, with any name. It proves nothing until a
+	// runtime confirms it.
 	delegated bool
 }
 
@@ -73,7 +74,7 @@ func containerOf(path string) container {
 	pods := false // below the group of all pods
 	for part := range strings.SplitSeq(path, "/") {
 		switch {
-		case part == "user.slice" || strings.HasPrefix(part, "user@"):
+		case part == "user.slice" || strings.HasSuffix(part, ".service"):
 			c.delegated = true
 		case isPods(part):
 			pods = true
@@ -84,6 +85,9 @@ func containerOf(path string) container {
 		if c.id = containerID(part); c.id != "" {
 			break
 		}
+	}
+	if c.id == "" && c.podUID == "" {
+		return container{}
 	}
 	return c
 }

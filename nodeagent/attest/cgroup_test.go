@@ -26,7 +26,7 @@ func TestContainerOf(t *testing.T) {
 		"/kubepods.slice/kubepods-pod" + under + ".slice":                                                                   {podUID: uid},
 		"/system.slice/containerd.service/kubepods/x":                                                                       {},
 		"/kubepods/burstable/pod" + strings.Repeat("9f", 16) + "/" + a:                                                      {id: a, podUID: strings.Repeat("9f", 16)},
-		"/system.slice/containerd.service/kubepods-burstable-pod" + under + ".slice:cri-containerd:" + a:                    {id: a},
+		"/system.slice/containerd.service/kubepods-burstable-pod" + under + ".slice:cri-containerd:" + a:                    {id: a, delegated: true},
 		"/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod" + under + ".slice/cri-containerd-" + a + ".scope":      {id: a, podUID: uid},
 		"/../../system.slice/docker-" + a + ".scope":                                                                        {id: a},
 
@@ -39,6 +39,9 @@ func TestContainerOf(t *testing.T) {
 		"/user.slice/user-1000.slice/user@1000.service/app.slice/docker-" + a + ".scope":               {id: a, delegated: true},
 		"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-" + a + ".scope":              {id: a, delegated: true},
 		"/user.slice/user-1000.slice/user@1000.service/kubepods.slice/kubepods-pod" + under + ".slice": {podUID: uid, delegated: true},
+
+		// Nor what a service makes to which systemd leaves its own.
+		"/system.slice/evil.service/kubepods/pod" + uid + "/" + a: {id: a, podUID: uid, delegated: true},
 
 		"/docker/" + a[:63]:                  {},
 		"/docker/" + a + "0":                 {},

@@ -32,8 +32,9 @@ type collector struct {
 	// overflowUID and overflowGID stand for everybody who has no name here.
 	overflowUID, overflowGID uint32
 	sums                     *sums
-	// runtime is nil if there is none.
+	// runtime and pods are nil if there is none.
 	runtime containers
+	pods    pods
 }
 
 // attempts is how often a caller is looked at that executes something else
@@ -167,7 +168,7 @@ var (
 
 func (c *collector) container(ctx context.Context, p *procDir, want kinds, s *seen) {
 	docker := want.has(dockerKinds()...)
-	if !docker && !want.has(kindContainerID, kindPodUID) {
+	if !docker && !want.has(kindContainerID, kindPodUID, kindPodNamespace, kindPodAccount, kindPodName) {
 		return
 	}
 	groups, err := p.cgroups()
@@ -181,8 +182,8 @@ func (c *collector) container(ctx context.Context, p *procDir, want kinds, s *se
 		return
 	}
 	if in.id == "" {
-		if in.podUID != "" && !in.delegated {
-			s.add(kindPodUID, in.podUID)
+		if !in.delegated {
+			c.pod(ctx, in.podUID, want, s)
 		}
 		return
 	}
@@ -201,9 +202,33 @@ func (c *collector) container(ctx context.Context, p *procDir, want kinds, s *se
 		return
 	}
 	s.add(kindContainerID, in.id)
-	if in.podUID != "" {
-		s.add(kindPodUID, in.podUID)
+	c.pod(ctx, in.podUID, want, s)
+}
+
+var errNoKubelet = errors.New("no kubelet is configured (kubelet.url)")
+
+// pod adds the facts of a Kubernetes pod; an empty uid is none.
+func (c *collector) pod(ctx context.Context, uid string, want kinds, s *seen) {
+	if uid == "" {
+		return
 	}
+	s.add(kindPodUID, uid)
+	if !want.has(kindPodNamespace, kindPodAccount, kindPodName) {
+		return
+	}
+	if c.pods == nil {
+		s.failed(kindPodNamespace, errNoKubelet)
+		return
+	}
+	p, err := c.pods.pod(ctx, uid)
+	if err != nil {
+		s.failed(kindPodNamespace, err)
+		s.again = true
+		return
+	}
+	s.facts = appendFact(s.facts, kindPodNamespace, p.namespace)
+	s.facts = appendFact(s.facts, kindPodAccount, p.serviceAccount)
+	s.facts = appendFact(s.facts, kindPodName, p.name)
 }
 
 // ofRuntime asks the runtime about a container and holds the process to be in it:

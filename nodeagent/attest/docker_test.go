@@ -222,34 +222,8 @@ func TestDocker(t *testing.T) {
 	})
 	register(t, a, registration("r1", billing, "docker:label:app:web"), registration("r2", billing, "container:id:"+web))
 	t.Run("a process outside in a group with its name", func(t *testing.T) {
-		spoof := d.group + "-spoof/docker/" + web
-		bases, err := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(bases) == 0 {
-			bases = []string{"/sys/fs/cgroup/cgroup.procs"}
-		}
 		p := proctest.Start(t, "sleep", "600")
-		moved := false
-		for _, base := range bases {
-			dir := filepath.Join(filepath.Dir(base), spoof)
-			if err := os.MkdirAll(dir, 0o755); err != nil {
-				continue
-			}
-			t.Cleanup(func() {
-				p.Kill()
-				for g := dir; strings.Contains(g, d.group); g = filepath.Dir(g) {
-					_ = os.Remove(g)
-				}
-			})
-			if os.WriteFile(dir+"/cgroup.procs", []byte(strconv.Itoa(p.PID())), 0o600) == nil {
-				moved = true
-			}
-		}
-		if !moved {
-			t.Fatal("no control group could be made")
-		}
+		moveTo(t, p, d.group+"-spoof/docker/"+web)
 		x, err := a.Explain(t.Context(), int32(p.PID()))
 		if err != nil || x.Workload != nil || slices.ContainsFunc(x.Facts, func(f string) bool { return strings.HasPrefix(f, "docker:") || strings.HasPrefix(f, "container:") }) {
 			t.Errorf("explained as %+v, %v", x, err)
@@ -284,6 +258,36 @@ func TestDocker(t *testing.T) {
 		register(t, a, registration("r1", billing, "unix:uid:1234"), registration("r2", shipping, "unix:uid:1234", "docker:label:app:web"))
 		wantDone(t, l)
 	})
+}
+
+// moveTo puts a process into a control group of that path, in every hierarchy in
+// which that is possible.
+func moveTo(t *testing.T, p *proctest.Process, path string) {
+	t.Helper()
+	bases, err := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved := false
+	for _, base := range append(bases, "/sys/fs/cgroup/cgroup.procs") {
+		root := filepath.Dir(base)
+		dir := filepath.Join(root, path)
+		if os.MkdirAll(dir, 0o755) != nil {
+			continue
+		}
+		t.Cleanup(func() {
+			p.Kill()
+			for g := dir; g != root; g = filepath.Dir(g) {
+				_ = os.Remove(g)
+			}
+		})
+		if os.WriteFile(dir+"/cgroup.procs", []byte(strconv.Itoa(p.PID())), 0o600) == nil {
+			moved = true
+		}
+	}
+	if !moved {
+		t.Fatal("no control group could be made")
+	}
 }
 
 // TestContainerRuntimeThatMisbehaves: the caller is in no container that the

@@ -156,7 +156,8 @@ func BenchmarkMatch(b *testing.B) {
 func TestKinds(t *testing.T) {
 	own := []fact.Kind{
 		kindUID, kindGID, kindSupplementaryGID, kindPath, kindSHA256, kindParentPath, kindContainerID,
-		kindDockerLabel, kindDockerImage, kindDockerImageID, kindDockerName, kindPodUID,
+		kindDockerLabel, kindDockerImage, kindDockerImageID, kindDockerName,
+		kindPodUID, kindPodNamespace, kindPodAccount, kindPodName,
 	}
 	slices.Sort(own)
 	all := fact.Kinds()

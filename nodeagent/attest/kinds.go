@@ -24,6 +24,9 @@ const (
 	kindDockerImageID    fact.Kind = "docker:image_id"
 	kindDockerName       fact.Kind = "docker:name"
 	kindPodUID           fact.Kind = "k8s:pod-uid"
+	kindPodNamespace     fact.Kind = "k8s:ns"
+	kindPodAccount       fact.Kind = "k8s:sa"
+	kindPodName          fact.Kind = "k8s:pod-name"
 )
 
 // written is a fact in the form in which registrations have it.
