@@ -1,0 +1,122 @@
+package pilot
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-mesh/writ/pilot/model"
+	"github.com/writ-mesh/writ/pilot/xds"
+	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
+)
+
+func revokedIdentity(sequence uint64, id string) *model.Revoked {
+	return &model.Revoked{Sequence: sequence, Newest: sequence, Identities: []model.RevokedIdentity{{SPIFFEID: id, Sequence: sequence}}}
+}
+
+// enforced is what the configuration that clients are being given says.
+func (f *fixture) enforced() []model.RevokedIdentity {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.current.revoked.Identities
+}
+
+func TestRevocationIsARevision(t *testing.T) {
+	state := t.TempDir()
+	const id = "spiffe://cluster.local/ns/default/sa/a"
+	files := map[string]string{"one.yaml": entry("one", "8001")}
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, state, files)
+		f.sidecar(1, nil)
+		f.want("serving 1", "1 live")
+		f.setRevoked(revokedIdentity(7, id))
+		f.want("serving 2", "2 live", "1 live")
+		f.setRevoked(&model.Revoked{Sequence: 8, Newest: 7, Identities: revokedIdentity(7, id).Identities}) // an expired certificate has left the list
+		f.want("serving 2", "2 live", "1 live")
+		if e := f.enforced(); len(e) != 1 || e[0].SPIFFEID != id {
+			t.Errorf("enforced: %v", e)
+		}
+		f.setRevoked(&model.Revoked{Sequence: 9})
+		f.want("serving 3", "3 live", "2 live", "1 live")
+		if n := f.revoked.Newest; n != 7 {
+			t.Errorf("the number of the newest revocation fell to %d, which closes connections for nothing", n)
+		}
+		f.setRevoked(revokedIdentity(10, id))
+		f.want("serving 4", "4 live", "3 live", "2 live", "1 live")
+	})
+	// A start without the authority goes on with what it said last.
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, state, files)
+		f.want("serving 4", "4 live")
+		if e := f.enforced(); len(e) != 1 || e[0].SPIFFEID != id {
+			t.Errorf("enforced: %v", e)
+		}
+	})
+	for _, damage := range []string{"", "{", "[]"} {
+		file := filepath.Join(state, revocationsFile)
+		if err := os.WriteFile(file, []byte(damage), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if r := loadRevoked(file, slog.New(slog.DiscardHandler)); len(r.Identities) != 0 || r.Sequence != 0 {
+			t.Errorf("%q: %v", damage, r)
+		}
+	}
+}
+
+// TestRevocationOutlivesARejectedEdit: the last good revision is older than the
+// revocation, and does not bring back who is revoked.
+func TestRevocationOutlivesARejectedEdit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const id = "spiffe://cluster.local/ns/default/sa/a"
+		f := newFixture(t, "", map[string]string{"one.yaml": entry("one", "8001"), "two.yaml": routeTo("one", "one")})
+		c := f.sidecar(1, nil)
+		f.want("serving 1", "1 live")
+		c.mu.Lock()
+		c.refuse = func(r *discoveryv3.DeltaDiscoveryResponse) string {
+			switch {
+			case r.TypeUrl != xds.RouteType:
+				return ""
+			case r.SystemVersionInfo == "2": // while the edit is on its way
+				f.setRevoked(revokedIdentity(7, id))
+			case r.SystemVersionInfo != "3":
+				return ""
+			}
+			return "no such timeout"
+		}
+		c.mu.Unlock()
+		f.source.set(map[string]string{"two.yaml": withTimeout(7)})
+		synctest.Wait()
+		st := f.state()
+		if st[0] != "serving 4" || !strings.HasPrefix(st[1], "4 live") || !strings.HasPrefix(st[2], "3 rejected") {
+			t.Errorf("status: %q", st)
+		}
+		if e := f.enforced(); len(e) != 1 || e[0].SPIFFEID != id {
+			t.Errorf("enforced: %v", e)
+		}
+	})
+}
+
+func TestWhatMakesNoSenseIsPassedOver(t *testing.T) {
+	const id = "spiffe://cluster.local/ns/default/sa/a"
+	digest := strings.Repeat("ab", 32)
+	list := &capb.RevocationList{Sequence: 9, Revocations: []*capb.Revocation{
+		{SpiffeId: id, Sequence: 1},
+		{SpiffeId: id, Serial: "0a", Sha256: digest, Sequence: 2},
+		{SpiffeId: "no", Sequence: 3},
+		{SpiffeId: "spiffe://elsewhere/ns/a/sa/b", Sequence: 4},
+		{SpiffeId: id, Serial: "0a", Sha256: "ab", Sequence: 5},
+		{SpiffeId: id, Serial: "x'", Sha256: digest, Sequence: 6},
+		{SpiffeId: id, Serial: strings.Repeat("ab", 21), Sha256: digest, Sequence: 7},
+		{Sequence: 8},
+	}}
+	r, bad := revokedOf(list, spiffeid.RequireTrustDomainFromString("cluster.local"))
+	if len(bad) != 6 || len(r.Identities) != 1 || len(r.Certificates) != 1 || r.Newest != 2 || r.Sequence != 9 {
+		t.Errorf("%+v, passed over %v", r, bad)
+	}
+}
