@@ -12,7 +12,9 @@
 // Guarantees:
 //
 //   - A certificate that left the authority is in the ledger, whatever dies.
-//   - The root is made once and never overwritten; damage is an error.
+//   - The root is made once and never overwritten; damage is an error. It is
+//     replaced by a rotation (package roots), of which each step is one durable
+//     change, and goes on only when everybody concerned has acknowledged it.
 //   - A join token buys one certificate for one identity. By whatever proof, only
 //     node agents and services of Writ join, and never as the authority itself.
 //   - A node gets the workload identities that the mesh places on it, and renews
@@ -25,8 +27,7 @@
 // PERMISSION_DENIED. It goes on by itself when the cause is gone. While pilot is
 // away the placements known last are in force, also after a restart.
 //
-// Not here: renewal and keys, which are the node agent's; revocation; rotation of
-// the root.
+// Not here: renewal and keys, which are the node agent's.
 //
 // Standards: SPIFFE ID, X.509-SVID (https://github.com/spiffe/spiffe/tree/main/standards),
 // RFC 5280 (certificates), RFC 2986 (requests).
