@@ -152,7 +152,7 @@ func TestJoinByAnotherAuthority(t *testing.T) {
 	cfg := credential.Config{
 		CA: h.config.Listen, TrustBundle: h.config.trustBundle(), Dir: filepath.Join(dir, "identity"), TrustDomain: td.Name(),
 	}
-	cfg.Join.X509CertFile, cfg.Join.X509KeyFile = file("cert.pem", certPEM), file("key.pem", keyPEM)
+	cfg.Join.CertFile, cfg.Join.KeyFile = file("cert.pem", certPEM), file("key.pem", keyPEM)
 	ctx, cancel := context.WithTimeout(t.Context(), testBudget)
 	defer cancel()
 	if _, err := credential.New(ctx, cfg, spiffeid.RequireFromString(nodeID), slog.New(slog.DiscardHandler)); err != nil {

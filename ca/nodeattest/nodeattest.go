@@ -43,7 +43,7 @@ type Config struct {
 	// Kubernetes are the clusters whose service accounts may join.
 	Kubernetes []Kubernetes `yaml:"kubernetes"`
 	// X509 are the authorities whose certificates prove who a node is.
-	X509 []X509 `yaml:"x509"`
+	X509 []X509 `yaml:"certificates"`
 }
 
 // Validate checks the configuration, without reading files.
@@ -56,7 +56,7 @@ func (c Config) Validate() error {
 	}
 	for i, x := range c.X509 {
 		if err := x.validate(); err != nil {
-			errs = append(errs, fmt.Errorf("join.x509, number %d: %w", i+1, err))
+			errs = append(errs, fmt.Errorf("join.certificates, number %d: %w", i+1, err))
 		}
 	}
 	return errors.Join(errs...)

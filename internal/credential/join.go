@@ -25,17 +25,17 @@ type join struct {
 	// KubernetesTokenFile holds a token of the pod's service account, which the
 	// cluster projects for the authority's audience.
 	KubernetesTokenFile string `yaml:"kubernetes_token_file"`
-	// X509CertFile and X509KeyFile are a chain of another authority, leaf first, and
+	// CertFile and KeyFile are a chain of another authority, leaf first, and
 	// its key, in PEM.
-	X509CertFile string `yaml:"x509_cert_file"`
-	X509KeyFile  string `yaml:"x509_key_file"`
+	CertFile string `yaml:"cert_file"`
+	KeyFile  string `yaml:"key_file"`
 }
 
-func (j join) some() bool { return j.KubernetesTokenFile != "" || j.X509CertFile != "" }
+func (j join) some() bool { return j.KubernetesTokenFile != "" || j.CertFile != "" }
 
 func (j join) validate() error {
-	if (j.X509CertFile == "") != (j.X509KeyFile == "") {
-		return errors.New("credential: join.x509_cert_file and join.x509_key_file: want both or none")
+	if (j.CertFile == "") != (j.KeyFile == "") {
+		return errors.New("credential: join.cert_file and join.key_file: want both or none")
 	}
 	return nil
 }
@@ -56,7 +56,7 @@ func (s *Source) proofs(csr []byte) ([]*capb.JoinRequest, error) {
 	if s.cfg.Join.KubernetesTokenFile != "" {
 		add(s.kubernetesProof(csr))
 	}
-	if s.cfg.Join.X509CertFile != "" {
+	if s.cfg.Join.CertFile != "" {
 		add(s.x509Proof(csr))
 	}
 	if s.cfg.TokenFile != "" {
@@ -86,7 +86,7 @@ func (s *Source) kubernetesProof(csr []byte) (*capb.JoinRequest, error) {
 }
 
 func (s *Source) x509Proof(csr []byte) (*capb.JoinRequest, error) {
-	pair, err := tls.LoadX509KeyPair(s.cfg.Join.X509CertFile, s.cfg.Join.X509KeyFile)
+	pair, err := tls.LoadX509KeyPair(s.cfg.Join.CertFile, s.cfg.Join.KeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("certificate to join with: %w", err)
 	}

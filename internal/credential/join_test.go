@@ -23,7 +23,7 @@ func TestProofs(t *testing.T) {
 	at := time.Unix(1_700_000_000, 0)
 	csr := []byte("request")
 	s := &Source{id: pilotID, now: func() time.Time { return at }, cfg: Config{
-		TokenFile: file("token"), Join: join{KubernetesTokenFile: file("k8s"), X509CertFile: file("cert"), X509KeyFile: file("key")},
+		TokenFile: file("token"), Join: join{KubernetesTokenFile: file("k8s"), CertFile: file("cert"), KeyFile: file("key")},
 	}}
 	reqs, err := s.proofs(csr)
 	if len(reqs) != 0 || err == nil || !strings.Contains(err.Error(), "writ certs join-token") {
@@ -81,8 +81,8 @@ func TestValidateJoin(t *testing.T) {
 	}{
 		"both":                  {func(c *Config) { c.Join.KubernetesTokenFile = "k" }, ""},
 		"Kubernetes alone":      {func(c *Config) { c.Join.KubernetesTokenFile, c.TokenFile = "k", "" }, ""},
-		"a certificate":         {func(c *Config) { c.Join.X509CertFile, c.Join.X509KeyFile, c.TokenFile = "c", "k", "" }, ""},
-		"a certificate, no key": {func(c *Config) { c.Join.X509CertFile = "c" }, "want both"},
+		"a certificate":         {func(c *Config) { c.Join.CertFile, c.Join.KeyFile, c.TokenFile = "c", "k", "" }, ""},
+		"a certificate, no key": {func(c *Config) { c.Join.CertFile = "c" }, "want both"},
 		"none":                  {func(c *Config) { c.TokenFile = "" }, "token_file"},
 	} {
 		c := good
