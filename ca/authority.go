@@ -148,17 +148,20 @@ func (a *Authority) defaultTTL(id spiffeid.ID) time.Duration {
 
 // sign makes the certificate and compares it with the order.
 func (a *Authority) sign(o order, now time.Time, ttl time.Duration) (*x509.Certificate, error) {
-	signer := a.trusted().signer
-	issuer := signer.Issuer()
-	if err := profile.CheckTime(issuer, now); err != nil {
+	t := a.trusted()
+	issuer := t.signer.Issuer()
+	if err := t.checkTime(now); err != nil {
 		return nil, refuse(unavailable, "the authority's certificate is not valid now; see its log").because(err)
 	}
 	notBefore, notAfter := profile.Window(now, ttl, a.life.skew, issuer)
+	if notAfter.After(t.end) {
+		notAfter = t.end
+	}
 	template, err := profile.Leaf(o.id, o.csr.PublicKey, notBefore, notAfter)
 	if err != nil {
 		return nil, refuse(internal, "the certificate could not be made; see the authority's log").because(err)
 	}
-	cert, err := signer.Sign(template)
+	cert, err := t.signer.Sign(template)
 	if err != nil {
 		return nil, refuse(internal, "the certificate could not be signed; see the authority's log").because(err)
 	}

@@ -23,7 +23,6 @@ import (
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/nodeattest"
 	"github.com/writ-mesh/writ/ca/placement"
-	"github.com/writ-mesh/writ/ca/profile"
 	"github.com/writ-mesh/writ/ca/root"
 	"github.com/writ-mesh/writ/internal/peercred"
 	"github.com/writ-mesh/writ/internal/rpc"
@@ -97,7 +96,7 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 	if err != nil {
 		return err
 	}
-	tasks = append(tasks, a.jwt.Run, a.keys.run, a.refusals.run, a.revocations.run,
+	tasks = append(tasks, a.jwt.Run, a.keys.run, a.refusals.run, a.revocations.run, a.keeper.follow,
 		func(ctx context.Context) error { return kept.run(ctx, rt.Log) },
 		func(ctx context.Context) error { return a.keepChecking(ctx, &failing, rt) })
 	return service.RunTasks(ctx, tasks...)
@@ -122,6 +121,9 @@ func open(ctx context.Context, c Config, store ledger.Store, inUse bool, m *metr
 		},
 	}
 	a.keeper = newKeeper(c, a)
+	if err := a.keeper.openAuthority(ctx, c); err != nil {
+		return nil, err
+	}
 	if err := a.keeper.open(ctx, inUse); err != nil {
 		return nil, err
 	}
@@ -146,7 +148,7 @@ func (a *Authority) keepChecking(ctx context.Context, failing *atomic.Bool, rt *
 // check looks at the clock, and tries a ledger that failed again, so that the
 // authority gets ready by itself when, say, the disk has room again.
 func (a *Authority) check(ctx context.Context, failing *atomic.Bool, rt *service.Runtime) {
-	err := profile.CheckTime(a.trusted().signer.Issuer(), a.now())
+	err := a.trusted().checkTime(a.now())
 	rt.Health.Set(subsystemRoot, err)
 	if err != nil {
 		a.log.ErrorContext(ctx, "nothing is issued: the root is not valid now", slog.Any("error", err))

@@ -39,6 +39,8 @@ type Config struct {
 	State string `yaml:"state"`
 	// Ledger says where the ledger is, if not in the state directory.
 	Ledger LedgerConfig `yaml:"ledger"`
+	// Authority says where its key is, if not in the state directory.
+	Authority AuthorityConfig `yaml:"authority"`
 	// Listen is where certificates are issued over TLS: host:port, unix:///path, or
 	// empty for nowhere.
 	Listen string `yaml:"listen"`
@@ -135,7 +137,7 @@ func (c *Config) Validate() error {
 	if _, ok := listen.Unix(c.Admin); c.Admin != "" && !ok {
 		errs = append(errs, fmt.Errorf("admin: address %q: the admin service is served on a unix socket only (unix:///path)", c.Admin))
 	}
-	errs = append(errs, c.Join.Validate(), c.Limits.Validate(), c.BundleEndpoint.Validate())
+	errs = append(errs, c.Authority.validate(), c.Join.Validate(), c.Limits.Validate(), c.BundleEndpoint.Validate())
 	if err := c.Ledger.validate(); err != nil {
 		errs = append(errs, err)
 	}

@@ -36,6 +36,10 @@ type metrics struct {
 	acknowledged *prometheus.GaugeVec
 	// holds is how many hold the gate of a rotation shut.
 	holds prometheus.Gauge
+	// filesRefused is since when the files of a plugged-in authority are not taken.
+	filesRefused prometheus.Gauge
+	// upstreamAway is since when an upstream authority does not sign.
+	upstreamAway prometheus.Gauge
 	// rotation is 1 for the step of the rotation under way.
 	rotation *prometheus.GaugeVec
 }
@@ -65,6 +69,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}, []string{"result"}),
 	}
 	m.registerRoots(r)
+	m.registerOutside(r)
 	r.MustRegister(m.issued, m.took, m.commit, m.records, m.notAfter, m.placements)
 	return m
 }
@@ -89,10 +94,21 @@ func (m *metrics) registerRoots(r prometheus.Registerer) {
 	r.MustRegister(m.rootNotAfter, m.sequence, m.acknowledged, m.holds, m.rotation)
 }
 
+// registerOutside makes the metrics of authorities from outside.
+func (m *metrics) registerOutside(r prometheus.Registerer) {
+	m.filesRefused = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "writ_ca_authority_files_refused_seconds", Help: "How long the files of the plugged-in authority have not been taken; 0 if they are in force.",
+	})
+	m.upstreamAway = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "writ_ca_upstream_unreachable_seconds", Help: "How long the upstream authority has not signed the certificate that is due; 0 if none is.",
+	})
+	r.MustRegister(m.filesRefused, m.upstreamAway)
+}
+
 // roots takes in a new trust.
 func (m *metrics) roots(t *trust) {
 	m.sequence.Set(float64(t.state.Sequence))
-	m.notAfter.WithLabelValues("root").Set(float64(t.signer.Issuer().NotAfter.Unix()))
+	m.notAfter.WithLabelValues("root").Set(float64(t.end.Unix()))
 	m.rootNotAfter.Reset()
 	for _, cert := range t.bundle.X509Authorities() {
 		id := root.KeyID(cert)

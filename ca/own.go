@@ -62,8 +62,7 @@ func (o *own) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	chain := append([]*x509.Certificate{cert}, t.signer.Intermediates()...)
-	o.svid.Store(&x509svid.SVID{ID: o.id, Certificates: chain, PrivateKey: key})
+	o.svid.Store(&x509svid.SVID{ID: o.id, Certificates: t.chain(cert), PrivateKey: key})
 	o.a.metrics.notAfter.WithLabelValues("server").Set(float64(cert.NotAfter.Unix()))
 	o.a.keeper.wake()
 	return nil

@@ -17,6 +17,7 @@ import (
 
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/revocation"
+	"github.com/writ-mesh/writ/ca/root"
 	"github.com/writ-mesh/writ/ca/signer"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
@@ -207,35 +208,33 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// sign makes the list of each authority in the bundle. Envoy wants one of each or
+// sign makes the list of each authority that issues or issued. Envoy wants one of each or
 // none.
 func (r *revocations) sign(ctx context.Context, live []revocation.Entry, now time.Time) (map[string][]byte, error) {
 	certificates, err := r.certificates(ctx, live)
 	if err != nil {
 		return nil, err
 	}
-	t, out := r.a.trusted(), map[string][]byte{}
-	signers := map[string]*signer.Signer{}
-	for _, authority := range t.state.Authorities {
-		s, err := r.signerOf(ctx, t, authority.KeyID, authority.Certificate)
-		if err != nil {
-			return nil, fmt.Errorf("authority %s: %w", authority.KeyID, err)
-		}
-		signers[authority.KeyID] = s
+	issuers, err := r.issuers(ctx, r.a.trusted())
+	if err != nil {
+		return nil, err
+	}
+	out := map[string][]byte{}
+	for _, s := range issuers {
 		issuer := s.Issuer()
+		id := root.KeyID(issuer)
 		from := later(now.Add(-crlBackdate), issuer.NotBefore)
-		template, err := revocation.Template(r.number, certificates[hex.EncodeToString(issuer.SubjectKeyId)], now, from, now.Add(r.life))
+		template, err := revocation.Template(r.number, certificates[id], now, from, now.Add(r.life))
 		if err != nil {
 			return nil, err
 		}
-		if out[authority.KeyID], err = s.CRL(template); err != nil {
-			return nil, fmt.Errorf("authority %s: %w", authority.KeyID, err)
+		if out[id], err = s.CRL(template); err != nil {
+			return nil, fmt.Errorf("authority %s: %w", id, err)
 		}
-		if err := revocation.Check(out[authority.KeyID], template, issuer); err != nil {
-			return nil, fmt.Errorf("authority %s: %w", authority.KeyID, err)
+		if err := revocation.Check(out[id], template, issuer); err != nil {
+			return nil, fmt.Errorf("authority %s: %w", id, err)
 		}
 	}
-	r.signers = signers
 	return out, nil
 }
 

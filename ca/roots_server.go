@@ -121,6 +121,9 @@ func (k *keeper) tell() (*capb.RootsStatus, <-chan struct{}) {
 		Sequence: k.a.bundleProto(k.a.trusted()).GetSequence(),
 		Rotation: rotationProto(st.state.Rotation, st.gate, k.problem), Last: rotationProto(st.state.Last, nil, nil),
 	}
+	if k.outsideProblem != nil {
+		out.Problem = k.outsideProblem.Error()
+	}
 	for _, a := range st.state.Authorities {
 		live := st.live[a.KeyID]
 		out.Roots = append(out.Roots, &capb.Root{

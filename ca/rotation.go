@@ -14,6 +14,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/writ-mesh/writ/ca/kms"
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/root"
 	"github.com/writ-mesh/writ/ca/roots"
@@ -63,6 +64,16 @@ type keeper struct {
 	now    func() time.Time
 	log    *slog.Logger
 
+	// keys are those of the key manager, nil without one; refs are the URIs of the
+	// roots' keys in it by key id.
+	keys   *kms.Keys
+	refs   sync.Map
+	kmsURI string
+	// outside is the authority from outside, nil without one.
+	outside outsideBox
+	// source is where that is from, nil without one.
+	source source
+
 	// mu is held during a change of the state.
 	mu      sync.Mutex
 	version uint64
@@ -76,6 +87,8 @@ type keeper struct {
 	status   progress
 	// problem is why the last attempt at a step failed.
 	problem error
+	// outsideProblem is why the newest set from outside is not in force.
+	outsideProblem error
 	// told is closed when the status is replaced.
 	told chan struct{}
 	// stopped is closed when run ends.
@@ -122,6 +135,7 @@ func (k *keeper) loadState(ctx context.Context) (s roots.State, version uint64, 
 	if err := s.Check(); err != nil {
 		return s, 0, fmt.Errorf("the ledger's document %s is damaged; restore the ledger from a backup: %w", rootsDocument, err)
 	}
+	k.remember(s)
 	return s, doc.Version, nil
 }
 
@@ -226,7 +240,7 @@ func (k *keeper) adopt(ctx context.Context, t *trust) {
 func (k *keeper) prepared(ctx context.Context, s roots.State) (*trust, error) {
 	old := k.a.trusted()
 	sign := old.signer
-	if s.Active != old.state.Active {
+	if s.Active != old.state.Active || k.outside.signsFor(s.Active) {
 		next, ok := s.Authority(s.Active)
 		if !ok {
 			return nil, fmt.Errorf("root %s is not in the state", s.Active)
@@ -239,7 +253,11 @@ func (k *keeper) prepared(ctx context.Context, s roots.State) (*trust, error) {
 			return nil, err
 		}
 	}
-	return newTrust(k.spec.TrustDomain, s, sign)
+	t, err := newTrust(k.spec.TrustDomain, s, sign)
+	if err == nil {
+		t.follows(old)
+	}
+	return t, err
 }
 
 // rotate begins a rotation, or lets the one under way go on.
@@ -250,14 +268,17 @@ func (k *keeper) rotate(ctx context.Context, by string, how roots.How) error {
 			e.step, e.subject = "continue", r.New
 			return s.Continue(how)
 		}
+		if err := k.outside.refusesRotation(); err != nil {
+			return s, err
+		}
 		now := k.now()
 		// If the change fails its key goes with the next one, or at the next start.
-		next, err := root.Further(ctx, k.dir, k.spec, now)
+		next, err := k.further(ctx, now)
 		if err != nil {
 			return s, err
 		}
-		e.subject = root.KeyID(next.Cert)
-		return s.Begin(roots.Authority{KeyID: e.subject, Certificate: next.Cert.Raw}, by, how, now)
+		e.subject = next.KeyID
+		return s.Begin(next, by, how, now)
 	})
 }
 
@@ -418,6 +439,7 @@ func (k *keeper) facts(ctx context.Context) (roots.Facts, error) {
 	}
 	var err error
 	f.Leaves, err = k.leaves(ctx)
+	k.byRoot(f)
 	return f, err
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/writ-mesh/writ/ca/csr"
 	"github.com/writ-mesh/writ/ca/placement"
+	"github.com/writ-mesh/writ/ca/root"
 	"github.com/writ-mesh/writ/internal/identity"
 	"github.com/writ-mesh/writ/internal/rpc"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
@@ -197,8 +198,8 @@ func (a *Authority) response(cert *x509.Certificate, err error) (*capb.Certifica
 	if err != nil {
 		return nil, err
 	}
-	resp := &capb.CertificateResponse{Chain: [][]byte{cert.Raw}, Bundle: a.bundleProto(t)}
-	for _, c := range t.signer.Intermediates() {
+	resp := &capb.CertificateResponse{Bundle: a.bundleProto(t)}
+	for _, c := range t.chain(cert) {
 		resp.Chain = append(resp.Chain, c.Raw)
 	}
 	return resp, nil
@@ -219,7 +220,7 @@ func (a *Authority) bundleProto(t *trust) *capb.Bundle {
 	jwt, _ := a.keys.current()
 	// Both rise on their own and never fall, and so does their sum.
 	return &capb.Bundle{
-		TrustDomain: a.td.Name(), Sequence: t.state.Sequence + jwt.version, Roots: t.roots, Jwks: jwt.jwks, ActiveAuthority: t.state.Active,
+		TrustDomain: a.td.Name(), Sequence: t.state.Sequence + jwt.version, Roots: t.roots, Jwks: jwt.jwks, ActiveAuthority: root.KeyID(t.signer.Issuer()),
 	}
 }
 

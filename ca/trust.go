@@ -9,8 +9,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -30,6 +33,10 @@ type trust struct {
 	bundle *x509bundle.Bundle
 	// roots are those of the bundle in DER.
 	roots [][]byte
+	// end is when the first certificate of those above a signed one expires.
+	end time.Time
+	// past are those who signed before, as far as their roots are still trusted.
+	past []*signer.Signer
 	// replaced is closed when there is a newer one.
 	replaced chan struct{}
 
@@ -41,14 +48,21 @@ type trust struct {
 
 // newTrust builds what a state says; sign signs for its active authority.
 func newTrust(td spiffeid.TrustDomain, s roots.State, sign *signer.Signer) (*trust, error) {
-	t := &trust{state: s, signer: sign, bundle: x509bundle.New(td), replaced: make(chan struct{})}
-	for _, a := range s.Authorities {
-		cert, err := x509.ParseCertificate(a.Certificate)
+	t := &trust{state: s, signer: sign, bundle: x509bundle.New(td), roots: s.Trusted(), replaced: make(chan struct{})}
+	for i, der := range t.roots {
+		cert, err := x509.ParseCertificate(der)
 		if err != nil {
-			return nil, fmt.Errorf("root %s: %w", a.KeyID, err)
+			return nil, fmt.Errorf("root %d of the bundle: %w", i+1, err)
 		}
 		t.bundle.AddX509Authority(cert)
-		t.roots = append(t.roots, a.Certificate)
+		if root.KeyID(cert) == s.Active {
+			t.end = cert.NotAfter
+		}
+	}
+	for _, cert := range sign.Intermediates() {
+		if cert.NotAfter.Before(t.end) {
+			t.end = cert.NotAfter
+		}
 	}
 	return t, nil
 }
@@ -59,7 +73,13 @@ func (t *trust) covers(cert *x509.Certificate) bool {
 	if len(cert.AuthorityKeyId) == 0 || slices.Equal(cert.AuthorityKeyId, t.signer.Issuer().SubjectKeyId) {
 		return true
 	}
-	_, ok := t.state.Authority(issuerOf(cert))
+	return t.knows(issuerOf(cert))
+}
+
+// knows tells whether the authority with that key id is under a root that signs or
+// signed here, and is trusted.
+func (t *trust) knows(issuer string) bool {
+	_, ok := t.state.Authority(t.state.RootOf(issuer))
 	return ok
 }
 
@@ -99,7 +119,7 @@ func (a *Authority) rooted(ctx context.Context, chain []*x509.Certificate) error
 	if t.former == nil {
 		former, now := make(map[string]bool), a.now()
 		err := a.eachCertificate(ctx, "", func(e ledger.Entry) error {
-			if _, trusted := t.state.Authority(e.Authority); !trusted && e.NotAfter.After(now) {
+			if !t.knows(e.Authority) && e.NotAfter.After(now) {
 				former[e.SHA256] = true
 			}
 			return nil
@@ -130,7 +150,7 @@ func (k *keeper) open(ctx context.Context, inUse bool) error {
 	k.a.replace(t)
 	cert := t.signer.Issuer()
 	k.log.InfoContext(ctx, "root certificate", slog.String("trust_domain", k.spec.TrustDomain.Name()), slog.String("root", t.state.Active),
-		slog.Time("not_after", cert.NotAfter), slog.Uint64("bundle", t.state.Sequence))
+		slog.String("issuer", root.KeyID(cert)), slog.Time("not_after", t.end), slog.Uint64("bundle", t.state.Sequence))
 	return k.settle(ctx, t)
 }
 
@@ -141,10 +161,13 @@ func (k *keeper) openTrust(ctx context.Context, inUse bool) (*trust, error) {
 	if err != nil {
 		return nil, err
 	}
+	k.version = version
+	if o := k.outside.Load(); o != nil {
+		return k.openOutside(ctx, o, s, inUse)
+	}
 	if version == 0 {
 		return k.first(ctx, inUse)
 	}
-	k.version = version
 	active, _ := s.Authority(s.Active)
 	cert, err := x509.ParseCertificate(active.Certificate)
 	if err != nil {
@@ -166,6 +189,9 @@ func (k *keeper) first(ctx context.Context, inUse bool) (*trust, error) {
 	if further {
 		return nil, fmt.Errorf("the state of the roots is missing, yet there are keys in %s/roots; restore both from the same backup, or begin with an empty directory", k.dir)
 	}
+	if _, err := os.Stat(filepath.Join(k.dir, root.CertFile)); k.keys != nil && errors.Is(err, fs.ErrNotExist) {
+		return k.firstKMS(ctx, inUse)
+	}
 	spec := k.spec
 	spec.InUse = inUse
 	r, err := root.Open(ctx, k.dir, spec, k.now())
@@ -186,7 +212,13 @@ func (k *keeper) first(ctx context.Context, inUse bool) (*trust, error) {
 // loadSigner loads the key of a root that is in the state: a further one's, or the
 // first one's from the files where it has always been.
 func (k *keeper) loadSigner(ctx context.Context, cert *x509.Certificate) (*signer.Signer, error) {
+	if sign, err := k.outsideSigner(ctx, cert); sign != nil || err != nil {
+		return sign, err
+	}
 	key, err := root.LoadFurther(k.dir, cert)
+	if errors.Is(err, fs.ErrNotExist) && k.foreign() {
+		return nil, fmt.Errorf("root %s: %w", root.KeyID(cert), errForeign)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		spec := k.spec
 		spec.InUse = true
@@ -195,7 +227,7 @@ func (k *keeper) loadSigner(ctx context.Context, cert *x509.Certificate) (*signe
 			return nil, err
 		}
 		if !first.Cert.Equal(cert) {
-			return nil, fmt.Errorf("the root %s signs, of which %s has no key; restore the directory from a backup", root.KeyID(cert), k.dir)
+			return nil, fmt.Errorf("the root %s signs, of which %s has no key; restore the directory from a backup, or set authority if the root is not the authority's own", root.KeyID(cert), k.dir)
 		}
 		key = first.Key
 	}

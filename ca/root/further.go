@@ -45,7 +45,7 @@ func Further(ctx context.Context, dir string, spec Spec, now time.Time) (*Root, 
 	if err != nil {
 		return nil, err
 	}
-	cert, err := selfSigned(ctx, key, spec, now)
+	cert, err := SelfSigned(ctx, key, spec, now)
 	if err != nil {
 		return nil, err
 	}

@@ -91,7 +91,7 @@ func create(ctx context.Context, dir string, key crypto.Signer, spec Spec, now t
 		}
 		key = made
 	}
-	cert, err := selfSigned(ctx, key, spec, now)
+	cert, err := SelfSigned(ctx, key, spec, now)
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +119,8 @@ func newKey() (crypto.Signer, []byte, error) {
 	return key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
-func selfSigned(ctx context.Context, key crypto.Signer, spec Spec, now time.Time) (*x509.Certificate, error) {
+// SelfSigned makes a root's certificate for a key.
+func SelfSigned(ctx context.Context, key crypto.Signer, spec Spec, now time.Time) (*x509.Certificate, error) {
 	template, err := profile.Root(spec.TrustDomain, key.Public(), now.Add(-spec.Skew), now.Add(spec.Life))
 	if err != nil {
 		return nil, fmt.Errorf("root certificate: %w", err)

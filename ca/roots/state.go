@@ -28,6 +28,12 @@ type Authority struct {
 	KeyID string `json:"key_id"`
 	// Certificate is in DER.
 	Certificate []byte `json:"certificate"`
+	// Key says where its key is, if it is not in the state directory: a URI without
+	// secrets.
+	Key string `json:"key,omitempty"`
+	// Issuers are the key ids of the authorities below it that signed in its name, the
+	// newest last; none if it signs itself.
+	Issuers []string `json:"issuers,omitempty"`
 }
 
 // State is all that is remembered. The zero State is of an authority without a
@@ -39,6 +45,9 @@ type State struct {
 	Active string `json:"active"`
 	// Authorities are those in the bundle, the oldest first.
 	Authorities []Authority `json:"authorities"`
+	// Extra are roots in DER that are trusted besides, though nothing is signed in
+	// their name here; of plugged-in authorities only.
+	Extra [][]byte `json:"extra,omitempty"`
 	// Rotation is the one under way, nil if there is none.
 	Rotation *Rotation `json:"rotation,omitempty"`
 	// Last is the rotation that ended last.

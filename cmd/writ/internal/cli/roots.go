@@ -27,6 +27,8 @@ type rootStatus struct {
 	Roots    []rootRow     `json:"roots"`
 	Rotation *rotationInfo `json:"rotation,omitempty"`
 	Last     *rotationInfo `json:"last,omitempty"`
+	// Problem is why the newest set from outside is not in force.
+	Problem string `json:"problem,omitempty"`
 }
 
 type rootRow struct {
@@ -315,7 +317,7 @@ func printRootStatus(out io.Writer, o output, st *capb.RootsStatus) error {
 }
 
 func rootsOf(st *capb.RootsStatus) (*rootStatus, error) {
-	v := &rootStatus{Bundle: st.GetSequence(), Roots: []rootRow{}, Rotation: rotationOf(st.GetRotation()), Last: rotationOf(st.GetLast())}
+	v := &rootStatus{Bundle: st.GetSequence(), Roots: []rootRow{}, Rotation: rotationOf(st.GetRotation()), Last: rotationOf(st.GetLast()), Problem: st.GetProblem()}
 	for _, r := range st.GetRoots() {
 		cert, err := x509.ParseCertificate(r.GetCertificate())
 		if err != nil {
@@ -372,6 +374,9 @@ func printRootTable(out io.Writer, v *rootStatus, st *capb.RootsStatus, now time
 	}
 	if err := w.Flush(); err != nil {
 		return err
+	}
+	if v.Problem != "" {
+		fmt.Fprintf(out, "\nthe newest set of certificates is not in force: %s\n", v.Problem)
 	}
 	r := st.GetRotation()
 	if r == nil {

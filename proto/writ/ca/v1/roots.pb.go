@@ -265,7 +265,10 @@ type RootsStatus struct {
 	// The rotation under way, if there is one.
 	Rotation *Rotation `protobuf:"bytes,3,opt,name=rotation,proto3" json:"rotation,omitempty"`
 	// The rotation that ended last, if one did.
-	Last          *Rotation `protobuf:"bytes,4,opt,name=last,proto3" json:"last,omitempty"`
+	Last *Rotation `protobuf:"bytes,4,opt,name=last,proto3" json:"last,omitempty"`
+	// Why the newest set from outside (plugged-in files, an upstream authority) is
+	// not in force; empty if it is, or there is none.
+	Problem       string `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -326,6 +329,13 @@ func (x *RootsStatus) GetLast() *Rotation {
 		return x.Last
 	}
 	return nil
+}
+
+func (x *RootsStatus) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
 }
 
 type Root struct {
@@ -640,12 +650,13 @@ const file_writ_ca_v1_roots_proto_rawDesc = "" +
 	"\x11RotateRootRequest\x12\x14\n" +
 	"\x05force\x18\x01 \x01(\bR\x05force\x12 \n" +
 	"\vcompromised\x18\x02 \x01(\bR\vcompromised\x12\x16\n" +
-	"\x06manual\x18\x03 \x01(\bR\x06manual\"\xad\x01\n" +
+	"\x06manual\x18\x03 \x01(\bR\x06manual\"\xc7\x01\n" +
 	"\vRootsStatus\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12&\n" +
 	"\x05roots\x18\x02 \x03(\v2\x10.writ.ca.v1.RootR\x05roots\x120\n" +
 	"\brotation\x18\x03 \x01(\v2\x14.writ.ca.v1.RotationR\brotation\x12(\n" +
-	"\x04last\x18\x04 \x01(\v2\x14.writ.ca.v1.RotationR\x04last\"\xa6\x01\n" +
+	"\x04last\x18\x04 \x01(\v2\x14.writ.ca.v1.RotationR\x04last\x12\x18\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\"\xa6\x01\n" +
 	"\x04Root\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12 \n" +
 	"\vcertificate\x18\x02 \x01(\fR\vcertificate\x12\x16\n" +

@@ -1,0 +1,142 @@
+package ca
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-mesh/writ/ca/kms"
+	"github.com/writ-mesh/writ/ca/plugged"
+)
+
+// AuthorityConfig says where the authority's key and certificate are, if they are
+// not to be its own in the state directory.
+type AuthorityConfig struct {
+	// Files is a directory with ca-cert.pem, ca-key.pem, cert-chain.pem and
+	// root-cert.pem.
+	Files string `yaml:"files"`
+	// KMS is the PKCS #11 URI of the key, without a PIN: that of the certificate in
+	// Files, or else of a root of the authority's own.
+	KMS string `yaml:"kms"`
+	// PINFile holds the PIN of its token (mode 0600).
+	PINFile string `yaml:"pin_file"`
+}
+
+func (c AuthorityConfig) validate() error {
+	var errs []error
+	if c.KMS != "" {
+		if err := kms.Valid(c.KMS); err != nil {
+			errs = append(errs, fmt.Errorf("authority.kms: %w", err))
+		}
+	}
+	if c.PINFile != "" && c.KMS == "" {
+		errs = append(errs, errors.New("authority.pin_file: it is for authority.kms, which is not set"))
+	}
+	return errors.Join(errs...)
+}
+
+// openAuthority opens the key manager and the source of a set from outside, as far
+// as the configuration has them.
+func (k *keeper) openAuthority(ctx context.Context, c Config) error {
+	if c.Authority.KMS != "" {
+		keys, err := kms.Open(ctx, c.Authority.KMS, c.Authority.PINFile)
+		if err != nil {
+			return fmt.Errorf("authority.kms: %w", err)
+		}
+		k.keys, k.kmsURI = keys, c.Authority.KMS
+	}
+	if c.Authority.Files == "" {
+		return nil
+	}
+	files := &fileSource{k: k, dir: c.Authority.Files, td: k.spec.TrustDomain}
+	if k.keys != nil {
+		key, err := k.keys.Find(k.kmsURI)
+		if err != nil {
+			return fmt.Errorf("authority.kms: %w", err)
+		}
+		files.key = key
+	}
+	k.source = files
+	set, err := k.source.load(ctx)
+	if err != nil {
+		return fmt.Errorf("authority: %w", err)
+	}
+	o, err := newOutside(ctx, set)
+	if err != nil {
+		return fmt.Errorf("authority: %w", err)
+	}
+	k.outside.Store(o)
+	return nil
+}
+
+// follow has newer sets from outside taken until ctx ends.
+func (k *keeper) follow(ctx context.Context) error {
+	if k.source == nil {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return k.source.run(ctx, k.take)
+}
+
+// fileSource is a plugged-in authority in files.
+type fileSource struct {
+	k   *keeper
+	dir string
+	key crypto.Signer // nil: in the directory
+	td  spiffeid.TrustDomain
+	// since is when the files could not be taken for the first time in a row.
+	since time.Time
+	said  string
+}
+
+func (f *fileSource) load(context.Context) (plugged.Set, error) {
+	return plugged.Load(f.dir, f.key, f.td, f.k.now())
+}
+
+func (f *fileSource) run(ctx context.Context, take func(context.Context, plugged.Set) error) error {
+	return plugged.Watch(ctx, f.dir, func(ctx context.Context) {
+		set, err := f.load(ctx)
+		if err == nil {
+			err = take(ctx, set)
+		}
+		f.report(ctx, set, err)
+	})
+}
+
+// report says how the files stand, in the log when that changes.
+func (f *fileSource) report(ctx context.Context, set plugged.Set, err error) {
+	now, log := f.k.now(), f.k.log
+	f.k.refused(err)
+	if err == nil {
+		f.k.a.metrics.filesRefused.Set(0)
+		if f.said != "" {
+			log.InfoContext(ctx, "the files of the plugged-in authority are in force", slog.String("issuer", set.Issuer().Subject.String()))
+		}
+		f.since, f.said = time.Time{}, ""
+		return
+	}
+	if f.since.IsZero() {
+		f.since = now
+	}
+	f.k.a.metrics.filesRefused.Set(max(now.Sub(f.since).Seconds(), 1))
+	if f.said != err.Error() {
+		f.said = err.Error()
+		log.ErrorContext(ctx, "the files of the plugged-in authority are not taken, those from before stay in force", slog.Any("error", err))
+	}
+}
+
+// refused keeps why the newest set from outside is not in force, nil if it is.
+func (k *keeper) refused(err error) {
+	k.statusMu.Lock()
+	defer k.statusMu.Unlock()
+	if (err == nil) != (k.outsideProblem == nil) || err != nil && err.Error() != k.outsideProblem.Error() {
+		k.outsideProblem = err
+		close(k.told)
+		k.told = make(chan struct{})
+	}
+}
