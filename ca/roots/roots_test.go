@@ -182,8 +182,11 @@ func TestGate(t *testing.T) {
 			Leaves:  []roots.Leaf{own(agent, "old", hour)},
 			Reports: []report{{Holder: agent, Acknowledged: 2, Authorities: []string{"new"}}},
 		}, []string{agent + " has not acknowledged bundle 3"}},
-		{"a node that is gone leaves its workloads' certificates", true, roots.Facts{Leaves: []roots.Leaf{served}},
-			[]string{workload + " has a certificate of the old root and nobody who renews it"}},
+		{
+			"a node that is gone leaves its workloads' certificates", true,
+			roots.Facts{Leaves: []roots.Leaf{served}},
+			[]string{workload + " has a certificate of the old root and nobody who renews it"},
+		},
 		{"minted", true, roots.Facts{Leaves: []roots.Leaf{minted}}, []string{workload + " has a certificate of the old root and nobody who renews it"}},
 		{"minted, expired", true, roots.Facts{Leaves: []roots.Leaf{{Identity: workload, Issuer: "old", NotAfter: start}}}, nil},
 	} {

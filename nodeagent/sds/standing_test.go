@@ -30,7 +30,7 @@ func TestStandingOfADeltaClient(t *testing.T) {
 			}
 		}
 		want("r1", "old", "{["+returning+"] [] []}")
-		time.Sleep(settle)
+		<-time.After(settle)
 		synctest.Wait()
 		if moved != 1 {
 			t.Errorf("told %d times that the time to come back is over", moved)
@@ -93,7 +93,7 @@ func TestStandingOfADeltaClient(t *testing.T) {
 func TestStandingOfClientsThatGo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPositions(func() {})
-		time.Sleep(settle)
+		<-time.After(settle)
 		d := new(delta)
 		d.request(sub(NameRoot))
 		d.respond(have("", "r1"))
@@ -104,7 +104,7 @@ func TestStandingOfClientsThatGo(t *testing.T) {
 			if got := len(p.standing("r1", "").Behind); got != map[bool]int{false: 1, true: 0}[gone] {
 				t.Errorf("gone %v: %d are waited for", gone, got)
 			}
-			time.Sleep(settle)
+			<-time.After(settle)
 			synctest.Wait()
 			if got := p.standing("r1", ""); len(got.Behind) > 0 || len(p.all) > 0 {
 				t.Errorf("gone %v: in the end %v", gone, got)
