@@ -116,7 +116,7 @@ func (r *refusals) count(request, why string) {
 }
 
 // summary is the entry that stands for what was only counted since the last one.
-func (r *refusals) summary() (e ledger.Entry, any bool) {
+func (r *refusals) summary() (e ledger.Entry, some bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.counted) == 0 {
@@ -142,7 +142,7 @@ func (r *refusals) run(ctx context.Context) error {
 		case e := <-r.entries:
 			r.write(ctx, e)
 		case <-tick.C:
-			if e, any := r.summary(); any {
+			if e, some := r.summary(); some {
 				r.write(ctx, e)
 			}
 		case <-ctx.Done():
@@ -160,7 +160,7 @@ func (r *refusals) drain(ctx context.Context) {
 		case e := <-r.entries:
 			r.write(ctx, e)
 		default:
-			if e, any := r.summary(); any {
+			if e, some := r.summary(); some {
 				r.write(ctx, e)
 			}
 			return

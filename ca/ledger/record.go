@@ -108,8 +108,7 @@ func hashOf(value []byte) string {
 // Entry reads the entry.
 func (r Record) Entry() (Entry, error) {
 	var e Entry
-	dec := json.NewDecoder(bytes.NewReader(r.Leaf))
-	if err := dec.Decode(&e); err != nil {
+	if err := json.Unmarshal(r.Leaf, &e); err != nil {
 		return Entry{}, fmt.Errorf("entry %d: %w", r.Index, err)
 	}
 	if e.Kind == "" {

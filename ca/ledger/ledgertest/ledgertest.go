@@ -113,7 +113,7 @@ func (s *suite) commit(c ledger.Change) uint64 {
 
 func (s *suite) head() ledger.Head {
 	s.Helper()
-	h, err := s.Store.Head(s.Context())
+	h, err := s.Head(s.Context())
 	if err != nil {
 		s.Fatal(err)
 	}

@@ -320,15 +320,15 @@ each is a line of JSON whose "entry" is the content of its leaf in the hash tree
 				return err
 			}
 			defer source.close()
-			print := exportTable
+			line := exportTable
 			switch o {
 			case "json":
-				print = exportJSON
+				line = exportJSON
 			case "table":
 			default:
 				return fmt.Errorf("-o %q: want table or json", string(o))
 			}
-			return source.each(cmd.Context(), print(cmd.OutOrStdout()))
+			return source.each(cmd.Context(), line(cmd.OutOrStdout()))
 		},
 	}
 	o.register(c)
