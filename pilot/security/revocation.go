@@ -104,9 +104,9 @@ func (c *Compiler) addRevoked(b *httpBuilder) {
 // made of.
 func RevokedRef() model.Ref { return model.Ref{Kind: "Revocations", Namespace: "writ", Name: "ca"} }
 
-// MetadataRevoked is the namespace of the metadata of a program's endpoint that has
+// metadataRevoked is the namespace of the metadata of a program's endpoint that has
 // what is revoked, each digest and SPIFFE ID a key. See addRevokedTCP.
-const MetadataRevoked = "writ.revoked"
+const metadataRevoked = "writ.revoked"
 
 // RevokedMetadata is that metadata, nil if nothing is revoked.
 func RevokedMetadata(r *model.Revoked) *corev3.Metadata {
@@ -120,7 +120,7 @@ func RevokedMetadata(r *model.Revoked) *corev3.Metadata {
 	for _, i := range r.Identities {
 		fields[i.SPIFFEID] = structpb.NewBoolValue(true)
 	}
-	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{MetadataRevoked: {Fields: fields}}}
+	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{metadataRevoked: {Fields: fields}}}
 }
 
 // addRevokedTCP ends TCP connections of those whose certificate is revoked, when the
@@ -133,7 +133,7 @@ func addRevokedTCP(out *TCP) {
 			Permissions: []*rbacv3.Permission{{Rule: &rbacv3.Permission_Any{Any: true}}},
 			Principals:  []*rbacv3.Principal{{Identifier: &rbacv3.Principal_Any{Any: true}}},
 			Condition: call("@in", field(ident("connection"), attribute),
-				call("_[_]", field(field(ident("xds"), "upstream_host_metadata"), "filter_metadata"), text(MetadataRevoked))),
+				call("_[_]", field(field(ident("xds"), "upstream_host_metadata"), "filter_metadata"), text(metadataRevoked))),
 		}
 	}
 	out.add(filterRevoked, &rbactcpv3.RBAC{
