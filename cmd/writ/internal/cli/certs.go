@@ -219,8 +219,12 @@ func printRoots(ctx context.Context, conn *grpc.ClientConn, out io.Writer, now t
 	if err != nil {
 		return err
 	}
+	what := ", which signs them all,"
+	if len(roots) > 1 {
+		what = " (`writ roots` says which signs)"
+	}
 	for _, root := range roots {
-		fmt.Fprintf(out, "\nroot %s, which signs them all, expires in %s (%s UTC)\n", root.Subject, left(root.NotAfter, now), utc(root.NotAfter))
+		fmt.Fprintf(out, "\nroot %s%s expires in %s (%s UTC)\n", root.Subject, what, left(root.NotAfter, now), utc(root.NotAfter))
 	}
 	return nil
 }

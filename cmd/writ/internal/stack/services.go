@@ -157,8 +157,8 @@ func (s *Stack) giveToken(ctx context.Context, d daemon) error {
 }
 
 // renewTokens gives a token to a service whose certificate has expired, as after
-// a laptop's sleep: it cannot renew any more, only join again. It runs until ctx
-// ends.
+// a laptop's sleep, or whose root was replaced in a hurry: it cannot renew any
+// more, only join again. It runs until ctx ends.
 func (s *Stack) renewTokens(ctx context.Context) {
 	tick := time.NewTicker(tokenCheck)
 	defer tick.Stop()
@@ -169,28 +169,39 @@ func (s *Stack) renewTokens(ctx context.Context) {
 		case <-tick.C:
 		}
 		for _, d := range s.daemons() {
-			if d.identity == "" || !expired(s.p.file(d.name, "identity", "identity.pem"), time.Now()) {
+			if d.identity == "" || !useless(s.p.file(d.name, "identity", "identity.pem"), s.p.file("ca", "bundle.pem"), time.Now()) {
 				continue
 			}
 			if err := s.giveToken(ctx, d); err != nil {
-				s.log.WarnContext(ctx, "a service whose certificate has expired gets no token yet", slog.String("service", d.name), slog.Any("error", err))
+				s.log.WarnContext(ctx, "a service whose certificate is of no use any more gets no token yet", slog.String("service", d.name), slog.Any("error", err))
 			}
 		}
 	}
 }
 
-// expired says that the first certificate in a PEM file is not valid any more.
-func expired(path string, now time.Time) bool {
+// useless says that the first certificate in a PEM file is not valid any more, or
+// not under a root of the bundle. Files that cannot be read say nothing.
+func useless(path, bundle string, now time.Time) bool {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return false
 	}
-	block, _ := pem.Decode(data)
+	block, rest := pem.Decode(data)
 	if block == nil {
 		return false
 	}
 	cert, err := x509.ParseCertificate(block.Bytes)
-	return err == nil && now.After(cert.NotAfter)
+	if err != nil {
+		return false
+	}
+	above, roots := x509.NewCertPool(), x509.NewCertPool()
+	above.AppendCertsFromPEM(rest)
+	trusted, err := os.ReadFile(bundle)
+	if err != nil || !roots.AppendCertsFromPEM(trusted) {
+		return now.After(cert.NotAfter)
+	}
+	_, err = cert.Verify(x509.VerifyOptions{Roots: roots, Intermediates: above, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	return err != nil
 }
 
 func (s *Stack) waitForCA(ctx context.Context) error {
