@@ -82,6 +82,7 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, a.keeper.close()) }()
 	a.warnOfClock(ctx, last, c.ClockSkew.D())
 	if a.revocations, err = newRevocations(ctx, a, newRevocationMetrics(rt.Metrics)); err != nil {
 		return err

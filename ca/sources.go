@@ -140,3 +140,11 @@ func (k *keeper) refused(err error) {
 		k.told = make(chan struct{})
 	}
 }
+
+// close ends the sessions with the key manager.
+func (k *keeper) close() error {
+	if k.keys == nil {
+		return nil
+	}
+	return k.keys.Close()
+}
