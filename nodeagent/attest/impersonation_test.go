@@ -404,3 +404,41 @@ func TestExplain(t *testing.T) {
 		t.Errorf("process -1: %v", err)
 	}
 }
+
+// BenchmarkAttest is one attestation by user, path and hash of the file.
+func BenchmarkAttest(b *testing.B) {
+	self, err := filepath.EvalSymlinks("/proc/self/exe")
+	if err != nil {
+		b.Fatal(err)
+	}
+	a := attest.New(b.Context(), attest.Config{
+		Node: "n1", TrustDomain: spiffeid.RequireTrustDomainFromString("cluster.local"), Dir: b.TempDir(),
+		Wait: time.Millisecond, Log: slog.New(slog.DiscardHandler),
+	})
+	defer a.Close()
+	explained, err := a.Explain(b.Context(), int32(os.Getpid()))
+	if err != nil {
+		b.Fatal(err)
+	}
+	reg := registration("r1", billing, "unix:path:"+self, fmt.Sprint("unix:uid:", os.Getuid()))
+	for _, f := range explained.Facts {
+		if strings.HasPrefix(f, "unix:sha256:") {
+			reg.Facts = append(reg.Facts, f)
+		}
+	}
+	if err := a.Apply(b.Context(), &capb.RegistrationUpdate{Full: true, Put: []*capb.Registration{reg}, Complete: true}); err != nil {
+		b.Fatal(err)
+	}
+	started, err := attest.StartTime(int32(os.Getpid()))
+	if err != nil {
+		b.Fatal(err)
+	}
+	c := attest.Caller{PID: int32(os.Getpid()), StartTime: started, UID: uint32(os.Getuid())}
+	for b.Loop() {
+		l, err := a.Attest(b.Context(), c)
+		if err != nil || len(reg.GetFacts()) != 3 {
+			b.Fatal(err, reg.GetFacts())
+		}
+		l.Release()
+	}
+}
