@@ -153,6 +153,9 @@ func (p *Pilot) status() (*pilotpb.GetStatusResponse, <-chan struct{}) {
 	for _, r := range p.tracker.Revisions() {
 		st.Revisions = append(st.Revisions, revisionStatus(r))
 	}
+	st.Revocations = &pilotpb.RevocationStatus{
+		Sequence: p.revoked.Sequence, Certificates: uint32(len(p.revoked.Certificates)), Identities: uint32(len(p.revoked.Identities)),
+	}
 	connected := map[string]bool{}
 	for _, c := range p.xds.Clients() {
 		connected[c.ID] = true

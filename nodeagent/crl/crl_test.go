@@ -100,7 +100,9 @@ func TestCheck(t *testing.T) {
 		{"critical extension", [][]byte{with(func(l *x509.RevocationList) { l.ExtraExtensions = critical })}, []*x509.Certificate{a.cert}, 0, "critical"},
 		{
 			"critical extension of an entry",
-			[][]byte{with(func(l *x509.RevocationList) { l.RevokedCertificateEntries[0].ExtraExtensions = critical })}, []*x509.Certificate{a.cert}, 0, "critical",
+			[][]byte{with(func(l *x509.RevocationList) { l.RevokedCertificateEntries[0].ExtraExtensions = critical })},
+			[]*x509.Certificate{a.cert},
+			0, "critical",
 		},
 		{"many", slicesOf(maxLists+1, whole), []*x509.Certificate{a.cert}, 0, "more than"},
 		{"large", [][]byte{make([]byte, maxSize+1)}, []*x509.Certificate{a.cert}, 0, "more than"},

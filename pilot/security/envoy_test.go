@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -183,7 +184,10 @@ func get(url string) (string, error) {
 }
 
 func bootstrap(t testing.TB, p *proxy, inbounds map[string]inbound, clusters []*clusterv3.Cluster) *bootstrapv3.Bootstrap {
-	static := &bootstrapv3.Bootstrap_StaticResources{Clusters: []*clusterv3.Cluster{backend(t), lineServer(t)}}
+	static := &bootstrapv3.Bootstrap_StaticResources{Clusters: []*clusterv3.Cluster{backend(t)}}
+	if !slices.ContainsFunc(clusters, func(c *clusterv3.Cluster) bool { return c.GetName() == "line" }) {
+		static.Clusters = append(static.Clusters, lineServer(t))
+	}
 	seen := map[string]bool{}
 	for _, c := range clusters {
 		seen[c.GetName()] = true

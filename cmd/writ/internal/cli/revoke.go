@@ -13,6 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
+	nodeagentpb "github.com/writ-mesh/writ/proto/writ/nodeagent/v1"
+	pilotpb "github.com/writ-mesh/writ/proto/writ/pilot/v1"
 )
 
 // reasonPrefix is that of the reasons' names in the protocol.
@@ -218,4 +220,29 @@ func withRevocations(ctx context.Context, dir, state string, call func(context.C
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	return call(ctx, capb.NewRevocationsClient(conn))
+}
+
+// revocationProblems says if the node agent cannot use the newest revocation lists.
+// Without the agent it is unknown; the rest of a status is told.
+func revocationProblems(ctx context.Context, dir, state string) []*pilotpb.Problem {
+	conn, err := admin(dir, state, "nodeagent")
+	if err != nil {
+		return nil
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	st, err := nodeagentpb.NewAdminClient(conn).GetStatus(ctx, &nodeagentpb.GetStatusRequest{})
+	if err != nil || !strings.HasPrefix(st.GetRevocation(), "rejected") {
+		return nil
+	}
+	return []*pilotpb.Problem{{Severity: "warning", Message: "node " + st.GetNode() + ": revocation: " + st.GetRevocation()}}
+}
+
+// identities gives "1 identity", "2 identities".
+func identities(n uint32) string {
+	if n == 1 {
+		return "1 identity"
+	}
+	return fmt.Sprintf("%d identities", n)
 }

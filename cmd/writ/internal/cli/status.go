@@ -64,6 +64,7 @@ Exit code 0: everything is live and runs; 1: not; 2: cannot tell.`,
 			for _, p := range programs {
 				st.Problems = append(st.Problems, problemOf(p))
 			}
+			st.Problems = append(st.Problems, revocationProblems(cmd.Context(), dir, state)...)
 			if o == "json" {
 				data, err := protojson.MarshalOptions{Multiline: true, Indent: "  ", EmitUnpopulated: true}.Marshal(st)
 				if err != nil {
@@ -144,6 +145,9 @@ func printStatus(out io.Writer, dir string, st *pilotpb.GetStatusResponse) error
 			}
 			fmt.Fprintln(out, "  "+problemLine(dir, p))
 		}
+	}
+	if r := st.GetRevocations(); r.GetCertificates()+r.GetIdentities() > 0 {
+		fmt.Fprintf(out, "\nrevoked: %s and %s (list %d)\n", count(int(r.GetCertificates()), "certificate"), identities(r.GetIdentities()), r.GetSequence())
 	}
 	_, err := fmt.Fprintf(out, "\nserving revision %d\n", st.GetServing())
 	return err

@@ -166,7 +166,9 @@ type GetStatusResponse struct {
 	// The revision that clients are being given now.
 	Serving uint64 `protobuf:"varint,4,opt,name=serving,proto3" json:"serving,omitempty"`
 	// The proxies that the mesh places and that have not connected, by xDS node id.
-	Missing       []string `protobuf:"bytes,5,rep,name=missing,proto3" json:"missing,omitempty"`
+	Missing []string `protobuf:"bytes,5,rep,name=missing,proto3" json:"missing,omitempty"`
+	// What is revoked, as far as clients are being told.
+	Revocations   *RevocationStatus `protobuf:"bytes,6,opt,name=revocations,proto3" json:"revocations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -236,6 +238,74 @@ func (x *GetStatusResponse) GetMissing() []string {
 	return nil
 }
 
+func (x *GetStatusResponse) GetRevocations() *RevocationStatus {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
+}
+
+type RevocationStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The number of the authority's list, 0 before the first.
+	Sequence      uint64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Certificates  uint32 `protobuf:"varint,2,opt,name=certificates,proto3" json:"certificates,omitempty"`
+	Identities    uint32 `protobuf:"varint,3,opt,name=identities,proto3" json:"identities,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevocationStatus) Reset() {
+	*x = RevocationStatus{}
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevocationStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevocationStatus) ProtoMessage() {}
+
+func (x *RevocationStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevocationStatus.ProtoReflect.Descriptor instead.
+func (*RevocationStatus) Descriptor() ([]byte, []int) {
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RevocationStatus) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *RevocationStatus) GetCertificates() uint32 {
+	if x != nil {
+		return x.Certificates
+	}
+	return 0
+}
+
+func (x *RevocationStatus) GetIdentities() uint32 {
+	if x != nil {
+		return x.Identities
+	}
+	return 0
+}
+
 type Revision struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Number    uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
@@ -251,7 +321,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[3]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -263,7 +333,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[3]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -276,7 +346,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{3}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Revision) GetNumber() uint64 {
@@ -329,7 +399,7 @@ type Rejection struct {
 
 func (x *Rejection) Reset() {
 	*x = Rejection{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[4]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -341,7 +411,7 @@ func (x *Rejection) String() string {
 func (*Rejection) ProtoMessage() {}
 
 func (x *Rejection) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[4]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -354,7 +424,7 @@ func (x *Rejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejection.ProtoReflect.Descriptor instead.
 func (*Rejection) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{4}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Rejection) GetClient() string {
@@ -405,7 +475,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[5]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -417,7 +487,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[5]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -430,7 +500,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{5}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Client) GetId() string {
@@ -502,7 +572,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[6]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -514,7 +584,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[6]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -527,7 +597,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{6}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Problem) GetFile() string {
@@ -585,13 +655,20 @@ const file_writ_pilot_v1_pilot_proto_rawDesc = "" +
 	"\n" +
 	"\x19writ/pilot/v1/pilot.proto\x12\rwrit.pilot.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
 	"\x10GetStatusRequest\"\x14\n" +
-	"\x12WatchStatusRequest\"\xe3\x01\n" +
+	"\x12WatchStatusRequest\"\xa6\x02\n" +
 	"\x11GetStatusResponse\x125\n" +
 	"\trevisions\x18\x01 \x03(\v2\x17.writ.pilot.v1.RevisionR\trevisions\x12/\n" +
 	"\aclients\x18\x02 \x03(\v2\x15.writ.pilot.v1.ClientR\aclients\x122\n" +
 	"\bproblems\x18\x03 \x03(\v2\x16.writ.pilot.v1.ProblemR\bproblems\x12\x18\n" +
 	"\aserving\x18\x04 \x01(\x04R\aserving\x12\x18\n" +
-	"\amissing\x18\x05 \x03(\tR\amissing\"\x86\x02\n" +
+	"\amissing\x18\x05 \x03(\tR\amissing\x12A\n" +
+	"\vrevocations\x18\x06 \x01(\v2\x1f.writ.pilot.v1.RevocationStatusR\vrevocations\"r\n" +
+	"\x10RevocationStatus\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\"\n" +
+	"\fcertificates\x18\x02 \x01(\rR\fcertificates\x12\x1e\n" +
+	"\n" +
+	"identities\x18\x03 \x01(\rR\n" +
+	"identities\"\x86\x02\n" +
 	"\bRevision\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x122\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1c.writ.pilot.v1.RevisionStateR\x05state\x129\n" +
@@ -648,39 +725,41 @@ func file_writ_pilot_v1_pilot_proto_rawDescGZIP() []byte {
 }
 
 var file_writ_pilot_v1_pilot_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_writ_pilot_v1_pilot_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_writ_pilot_v1_pilot_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_writ_pilot_v1_pilot_proto_goTypes = []any{
 	(RevisionState)(0),            // 0: writ.pilot.v1.RevisionState
 	(*GetStatusRequest)(nil),      // 1: writ.pilot.v1.GetStatusRequest
 	(*WatchStatusRequest)(nil),    // 2: writ.pilot.v1.WatchStatusRequest
 	(*GetStatusResponse)(nil),     // 3: writ.pilot.v1.GetStatusResponse
-	(*Revision)(nil),              // 4: writ.pilot.v1.Revision
-	(*Rejection)(nil),             // 5: writ.pilot.v1.Rejection
-	(*Client)(nil),                // 6: writ.pilot.v1.Client
-	(*Problem)(nil),               // 7: writ.pilot.v1.Problem
-	nil,                           // 8: writ.pilot.v1.Client.ResourcesEntry
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
+	(*RevocationStatus)(nil),      // 4: writ.pilot.v1.RevocationStatus
+	(*Revision)(nil),              // 5: writ.pilot.v1.Revision
+	(*Rejection)(nil),             // 6: writ.pilot.v1.Rejection
+	(*Client)(nil),                // 7: writ.pilot.v1.Client
+	(*Problem)(nil),               // 8: writ.pilot.v1.Problem
+	nil,                           // 9: writ.pilot.v1.Client.ResourcesEntry
+	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
 }
 var file_writ_pilot_v1_pilot_proto_depIdxs = []int32{
-	4,  // 0: writ.pilot.v1.GetStatusResponse.revisions:type_name -> writ.pilot.v1.Revision
-	6,  // 1: writ.pilot.v1.GetStatusResponse.clients:type_name -> writ.pilot.v1.Client
-	7,  // 2: writ.pilot.v1.GetStatusResponse.problems:type_name -> writ.pilot.v1.Problem
-	0,  // 3: writ.pilot.v1.Revision.state:type_name -> writ.pilot.v1.RevisionState
-	9,  // 4: writ.pilot.v1.Revision.created_at:type_name -> google.protobuf.Timestamp
-	10, // 5: writ.pilot.v1.Revision.time_to_live:type_name -> google.protobuf.Duration
-	5,  // 6: writ.pilot.v1.Revision.rejection:type_name -> writ.pilot.v1.Rejection
-	9,  // 7: writ.pilot.v1.Client.connected_at:type_name -> google.protobuf.Timestamp
-	8,  // 8: writ.pilot.v1.Client.resources:type_name -> writ.pilot.v1.Client.ResourcesEntry
-	1,  // 9: writ.pilot.v1.Status.GetStatus:input_type -> writ.pilot.v1.GetStatusRequest
-	2,  // 10: writ.pilot.v1.Status.WatchStatus:input_type -> writ.pilot.v1.WatchStatusRequest
-	3,  // 11: writ.pilot.v1.Status.GetStatus:output_type -> writ.pilot.v1.GetStatusResponse
-	3,  // 12: writ.pilot.v1.Status.WatchStatus:output_type -> writ.pilot.v1.GetStatusResponse
-	11, // [11:13] is the sub-list for method output_type
-	9,  // [9:11] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	5,  // 0: writ.pilot.v1.GetStatusResponse.revisions:type_name -> writ.pilot.v1.Revision
+	7,  // 1: writ.pilot.v1.GetStatusResponse.clients:type_name -> writ.pilot.v1.Client
+	8,  // 2: writ.pilot.v1.GetStatusResponse.problems:type_name -> writ.pilot.v1.Problem
+	4,  // 3: writ.pilot.v1.GetStatusResponse.revocations:type_name -> writ.pilot.v1.RevocationStatus
+	0,  // 4: writ.pilot.v1.Revision.state:type_name -> writ.pilot.v1.RevisionState
+	10, // 5: writ.pilot.v1.Revision.created_at:type_name -> google.protobuf.Timestamp
+	11, // 6: writ.pilot.v1.Revision.time_to_live:type_name -> google.protobuf.Duration
+	6,  // 7: writ.pilot.v1.Revision.rejection:type_name -> writ.pilot.v1.Rejection
+	10, // 8: writ.pilot.v1.Client.connected_at:type_name -> google.protobuf.Timestamp
+	9,  // 9: writ.pilot.v1.Client.resources:type_name -> writ.pilot.v1.Client.ResourcesEntry
+	1,  // 10: writ.pilot.v1.Status.GetStatus:input_type -> writ.pilot.v1.GetStatusRequest
+	2,  // 11: writ.pilot.v1.Status.WatchStatus:input_type -> writ.pilot.v1.WatchStatusRequest
+	3,  // 12: writ.pilot.v1.Status.GetStatus:output_type -> writ.pilot.v1.GetStatusResponse
+	3,  // 13: writ.pilot.v1.Status.WatchStatus:output_type -> writ.pilot.v1.GetStatusResponse
+	12, // [12:14] is the sub-list for method output_type
+	10, // [10:12] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_writ_pilot_v1_pilot_proto_init() }
@@ -694,7 +773,7 @@ func file_writ_pilot_v1_pilot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_pilot_v1_pilot_proto_rawDesc), len(file_writ_pilot_v1_pilot_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
