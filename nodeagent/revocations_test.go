@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"math/big"
 	"strings"
 	"testing"
@@ -17,7 +19,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/writ-mesh/writ/internal/envoytest"
 	"github.com/writ-mesh/writ/internal/pkitest"
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/nodeagent/latest"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 	nodeagentpb "github.com/writ-mesh/writ/proto/writ/nodeagent/v1"
@@ -177,5 +181,70 @@ func TestRevokedLeafIsReplaced(t *testing.T) {
 	})
 	if n := r.ca.count(spiffeID); n != 2 {
 		t.Errorf("%d certificates", n)
+	}
+}
+
+// TestRevocationListsInEnvoy: a real Envoy enforces the lists that the agent hands on,
+// for one certificate and no other, also of a client that resumes a session, and does
+// without them again.
+func TestRevocationListsInEnvoy(t *testing.T) {
+	t.Parallel()
+	for i, binary := range envoytest.All(t) {
+		t.Run([]string{"newest", "oldest"}[i], func(t *testing.T) {
+			t.Parallel()
+			at := address(t)
+			r := newRig(t, time.Hour)
+			r.pilot.set(t, "web", listener(t, at))
+			r.pilot.set(t, "answer", answer("one"))
+			r.start(t)
+			r.connected(t)
+			r.register(t, startEnvoy(t, r, binary).PID())
+			revoked, other := newCaller(t, r, at), newCaller(t, r, at)
+			revoked.want(t, "nothing is revoked", "one")
+			// TLS 1.3 gives tickets after the handshake; a session is resumed from the
+			// second call on.
+			resuming := newCaller(t, r, at)
+			resuming.config.Certificates = revoked.config.Certificates
+			resuming.config.ClientSessionCache = tls.NewLRUClientSessionCache(10)
+			resumed := false
+			verify := resuming.config.VerifyConnection
+			resuming.config.VerifyConnection = func(s tls.ConnectionState) error {
+				resumed = resumed || s.DidResume
+				return verify(s)
+			}
+			proctest.Eventually(t, bound, func() error {
+				if _, _, _, err := resuming.call(t.Context()); err != nil || !resumed {
+					return fmt.Errorf("resumed: %t, %w", resumed, errors.Join(err, errors.New("not yet")))
+				}
+				return nil
+			})
+			leaf, err := x509.ParseCertificate(revoked.config.Certificates[0].Certificate[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			list := &x509.RevocationList{
+				Number: big.NewInt(1), ThisUpdate: time.Now().Add(-time.Minute), NextUpdate: time.Now().Add(time.Hour),
+				RevokedCertificateEntries: []x509.RevocationListEntry{{SerialNumber: leaf.SerialNumber, RevocationTime: time.Now(), ReasonCode: 1}},
+			}
+			der, err := r.root.CRL(list)
+			if err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			r.ca.feed.list.Set(&capb.RevocationList{Sequence: 1, Crls: [][]byte{der}})
+			proctest.Eventually(t, bound, func() error {
+				if _, _, _, err := revoked.call(t.Context()); err == nil {
+					return errors.New("the revoked certificate opens a connection")
+				}
+				return nil
+			})
+			t.Logf("refused after %s", time.Since(began).Round(time.Millisecond))
+			if _, _, _, err := resuming.call(t.Context()); err == nil {
+				t.Error("the revoked certificate resumes a session")
+			}
+			other.want(t, "another certificate", "one")
+			r.ca.feed.list.Set(&capb.RevocationList{Sequence: 2, Crls: [][]byte{crlOf(t, r.root, 2)}})
+			revoked.want(t, "no longer revoked", "one")
+		})
 	}
 }
