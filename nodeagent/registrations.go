@@ -42,7 +42,7 @@ func (a *agent) followRegistrations(ctx context.Context, conn grpc.ClientConnInt
 
 // receiveRegistrations takes updates from one stream until it ends.
 func (a *agent) receiveRegistrations(ctx context.Context, client capb.NodeRegistrationsClient) (worked bool, err error) {
-	stream, err := client.WatchRegistrations(ctx, &capb.WatchRegistrationsRequest{Digest: a.attestor.Digest()}, grpc.WaitForReady(true))
+	stream, err := client.WatchRegistrations(ctx, &capb.WatchRegistrationsRequest{Digest: a.attestor.Resume()}, grpc.WaitForReady(true))
 	if err != nil {
 		return false, err
 	}

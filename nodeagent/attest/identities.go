@@ -77,11 +77,13 @@ func (a *Attestor) put(r *capb.Registration) error {
 	return a.index.put(Registration{ID: r.GetId(), SPIFFEID: id, Facts: r.GetFacts()})
 }
 
-// Digest identifies the registrations that the attestor has: the SHA-256 of their
-// ids in order, each with a line feed. The authority sends nothing to who has
-// all.
-func (a *Attestor) Digest() []byte {
+// Resume is called before updates of another stream are applied: a full list that
+// was not complete is forgotten. It returns what identifies the registrations that
+// the attestor has: the SHA-256 of their ids in order, each with a line feed. The
+// authority sends nothing to who has all.
+func (a *Attestor) Resume() []byte {
 	a.mu.Lock()
+	a.index.listing = nil
 	ids := slices.Sorted(maps.Keys(a.index.byID))
 	a.mu.Unlock()
 	h := sha256.New()

@@ -405,6 +405,38 @@ func TestExplain(t *testing.T) {
 	}
 }
 
+// TestBrokenListDropsNothing: a full list that ends in the middle, with its stream,
+// does not make the next stream drop what it did not get to.
+func TestBrokenListDropsNothing(t *testing.T) {
+	a := impatient(t)
+	one, two := registration("a", billing, "unix:uid:1"), registration("b", shipping, "unix:uid:2")
+	register(t, a, one, two)
+	had := a.Resume()
+	apply := func(u *capb.RegistrationUpdate) {
+		t.Helper()
+		if err := a.Apply(t.Context(), u); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply(&capb.RegistrationUpdate{Full: true, Put: []*capb.Registration{one}})
+	if got := a.Resume(); !slices.Equal(got, had) {
+		t.Error("half a list changed what it has")
+	}
+	apply(&capb.RegistrationUpdate{Complete: true}) // it has all
+	wantID(t, a, attest.Caller{UID: 2}, shipping)
+	// One that cannot be used is left out and told, the others count.
+	err := a.Apply(t.Context(), &capb.RegistrationUpdate{Complete: true, Delete: []string{"a"}, Put: []*capb.Registration{
+		registration("c", billing, "future:fact:1"), registration("d", "spiffe://cluster.local/writ/pilot", "unix:uid:3"),
+		registration("e", "spiffe://example.org/x", "unix:uid:3"), registration("f", billing, "unix:uid:4"), registration("g", billing),
+	}})
+	if err == nil || strings.Count(err.Error(), "registration ") < 4 {
+		t.Errorf("%v", err)
+	}
+	wantID(t, a, attest.Caller{UID: 4}, billing)
+	wantRefused(t, a, attest.Caller{UID: 1})
+	wantRefused(t, a, attest.Caller{UID: 3})
+}
+
 // BenchmarkAttest is one attestation by user, path and hash of the file.
 func BenchmarkAttest(b *testing.B) {
 	self, err := filepath.EvalSymlinks("/proc/self/exe")
