@@ -34,9 +34,11 @@ type caller struct {
 	t    *testing.T
 	m    *mesh
 	cert tls.Certificate
-	http *http.Client
-	tcp  *tls.Conn
-	read *bufio.Reader
+	// target is the address that is called, of b-1 if it is empty.
+	target string
+	http   *http.Client
+	tcp    *tls.Conn
+	read   *bufio.Reader
 }
 
 func newRevocationCaller(t *testing.T, m *mesh, id string) *caller {
@@ -90,7 +92,10 @@ func (c *caller) speak() error {
 // get sends a request and tells whether it went over a connection that was open.
 func (c *caller) get() (got answer, reused bool) {
 	ctx := httptrace.WithClientTrace(c.t.Context(), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { reused = i.Reused }})
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+c.m.addressOf("b-1")+":8000/", http.NoBody)
+	if c.target == "" {
+		c.target = c.m.addressOf("b-1")
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+c.target+":8000/", http.NoBody)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -281,6 +286,58 @@ func (m *mesh) serialOf(account string) string {
 	}
 	m.t.Fatalf("nobody has a certificate of %s:\n%s", account, out)
 	return ""
+}
+
+// TestRevocationInTwentyEnvoys: one certificate has a live connection to each of twenty
+// Envoys. How long it takes until all of them refuse it is told, not judged.
+func TestRevocationInTwentyEnvoys(t *testing.T) {
+	t.Parallel()
+	const envoys = 20
+	e := newEcho(t, "b")
+	var workloads strings.Builder
+	for i := range envoys {
+		workloads.WriteString(workload(fmt.Sprintf("b%d", i), "b", e))
+	}
+	m := up(t, writeFiles(t, map[string]string{"workloads.yaml": workloads.String(), "mtls.yaml": strict}))
+	id := accountOf + "nobody"
+	cert := m.mint(id)
+	leaf, err := x509.ParseCertificate(cert.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	callers := make([]*caller, envoys)
+	for i := range callers {
+		c := &caller{t: t, m: m, cert: cert, target: m.addressOf(fmt.Sprintf("b%d-1", i))}
+		c.http = &http.Client{Transport: &http.Transport{TLSClientConfig: c.config("http/1.1"), MaxConnsPerHost: 1}, Timeout: 10 * time.Second}
+		t.Cleanup(c.http.CloseIdleConnections)
+		if got, _ := c.get(); got.status != http.StatusOK {
+			t.Fatalf("before: %s", got)
+		}
+		callers[i] = c
+	}
+	began := time.Now()
+	if out, code := m.writ("certs", "revoke", hex.EncodeToString(leaf.SerialNumber.Bytes()), m.dir); code != 0 {
+		t.Fatalf("exit code %d: %s", code, out)
+	}
+	took := make([]time.Duration, 0, envoys)
+	for _, c := range callers {
+		proctest.Eventually(t, 20*time.Second, func() error {
+			got, reused := c.get()
+			if got.status != http.StatusForbidden || !reused {
+				return fmt.Errorf("%s on the live connection: %s, the same: %t", c.target, got, reused)
+			}
+			return nil
+		})
+		proctest.Eventually(t, 20*time.Second, func() error {
+			fresh := &http.Client{Transport: &http.Transport{TLSClientConfig: c.config("http/1.1"), DisableKeepAlives: true}, Timeout: 10 * time.Second}
+			if got, _ := (&caller{t: t, m: m, target: c.target, http: fresh}).get(); got.err == nil {
+				return fmt.Errorf("%s takes a new connection: %s", c.target, got)
+			}
+			return nil
+		})
+		took = append(took, time.Since(began))
+	}
+	t.Logf("refused by all %d Envoys, on live connections and new ones, %s after the command began", envoys, took[envoys-1].Round(time.Millisecond))
 }
 
 // TestRevocationSourceAway: what is revoked stays so while the authority is away and
