@@ -14,6 +14,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/writ-mesh/writ/ca/csr"
+	"github.com/writ-mesh/writ/ca/federated"
 	"github.com/writ-mesh/writ/ca/jwtsvid"
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/profile"
@@ -51,6 +52,7 @@ type Authority struct {
 	store   ledger.Store
 	jwt     *jwtsvid.Keys
 	keys    *jwtBundle
+	foreign *federated.Bundles
 	life    lifetimes
 	now     func() time.Time
 	log     *slog.Logger

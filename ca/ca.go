@@ -19,6 +19,7 @@ import (
 
 	"github.com/writ-mesh/writ/ca/bundleendpoint"
 	"github.com/writ-mesh/writ/ca/csr"
+	"github.com/writ-mesh/writ/ca/federated"
 	"github.com/writ-mesh/writ/ca/jwtsvid"
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/nodeattest"
@@ -97,7 +98,7 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 	if err != nil {
 		return err
 	}
-	tasks = append(tasks, a.jwt.Run, a.keys.run, a.refusals.run, a.revocations.run, a.keeper.follow,
+	tasks = append(tasks, a.jwt.Run, a.keys.run, a.foreign.Run, a.refusals.run, a.revocations.run, a.keeper.follow,
 		func(ctx context.Context) error { return kept.run(ctx, rt.Log) },
 		func(ctx context.Context) error { return a.keepChecking(ctx, &failing, rt) })
 	return service.RunTasks(ctx, tasks...)
@@ -126,6 +127,9 @@ func open(ctx context.Context, c Config, store ledger.Store, inUse bool, m *metr
 		return nil, err
 	}
 	if err := a.keeper.open(ctx, inUse); err != nil {
+		return nil, err
+	}
+	if a.foreign, err = federated.Open(filepath.Join(c.State, foreignDir), c.FederatesWith, log); err != nil {
 		return nil, err
 	}
 	a.keys = newJWTBundle(a, c.Ledger.Postgres != "", c.JWT.KeyTTL.D())
@@ -243,6 +247,8 @@ func serveIssuing(c Config, a *Authority, own *own, table *placement.Table, rt *
 	maps.Copy(methods, feed.methods())
 	maps.Copy(methods, tokens.methods())
 	maps.Copy(methods, registered.methods())
+	others := &federationServer{s: srv}
+	maps.Copy(methods, others.methods())
 	limits := a.limiter(c.Limits, rt.Metrics)
 	s := rpc.NewServer(credentials.NewTLS(own.serverTLS()), methods, rt,
 		grpc.ChainUnaryInterceptor(limits.Unary), grpc.ChainStreamInterceptor(limits.Stream),
@@ -256,6 +262,7 @@ func serveIssuing(c Config, a *Authority, own *own, table *placement.Table, rt *
 		}))
 	capb.RegisterCertificateAuthorityServer(s, srv)
 	capb.RegisterJWTAuthorityServer(s, tokens)
+	capb.RegisterFederationServer(s, others)
 	capb.RegisterRevocationFeedServer(s, feed)
 	capb.RegisterNodeRegistrationsServer(s, registered)
 	if err := rpc.CheckMethods(s, methods); err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/writ-mesh/writ/ca/bundleendpoint"
+	"github.com/writ-mesh/writ/ca/federated"
 	"github.com/writ-mesh/writ/ca/ledger/filelog"
 	"github.com/writ-mesh/writ/ca/limit"
 	"github.com/writ-mesh/writ/ca/nodeattest"
@@ -84,6 +85,8 @@ type Config struct {
 	CRL CRLConfig `yaml:"crl"`
 	// BundleEndpoint says where other trust domains get the bundle.
 	BundleEndpoint bundleendpoint.Config `yaml:"bundle_endpoint"`
+	// FederatesWith are the trust domains whose identities are accepted too.
+	FederatesWith []federated.Domain `yaml:"federates_with"`
 }
 
 // DefaultConfig has the defaults filled in.
@@ -137,7 +140,7 @@ func (c *Config) Validate() error {
 	if _, ok := listen.Unix(c.Admin); c.Admin != "" && !ok {
 		errs = append(errs, fmt.Errorf("admin: address %q: the admin service is served on a unix socket only (unix:///path)", c.Admin))
 	}
-	errs = append(errs, c.Authority.validate(), c.Join.Validate(), c.Limits.Validate(), c.BundleEndpoint.Validate())
+	errs = append(errs, c.Authority.validate(), c.Join.Validate(), c.Limits.Validate(), c.BundleEndpoint.Validate(), federated.Validate(c.FederatesWith, c.TrustDomain))
 	if err := c.Ledger.validate(); err != nil {
 		errs = append(errs, err)
 	}

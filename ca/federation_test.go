@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"io"
@@ -13,10 +14,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/federation"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc/codes"
 
+	"github.com/writ-mesh/writ/ca/federated"
 	keys "github.com/writ-mesh/writ/ca/jwtsvid"
 	"github.com/writ-mesh/writ/internal/config"
 	"github.com/writ-mesh/writ/internal/pkitest"
@@ -168,4 +172,58 @@ func TestBundleEndpointWithoutItsFiles(t *testing.T) {
 	if err := Run(t.Context(), c, newRuntime()); err == nil || !strings.Contains(err.Error(), "/nowhere/cert.pem") {
 		t.Errorf("got %v", err)
 	}
+}
+
+// TestTwoAuthoritiesFederate: each gets the other's bundle from its endpoint, and
+// tells it to node agents and services, not to workloads.
+func TestTwoAuthoritiesFederate(t *testing.T) {
+	a := start(t, func(c *Config) { c.BundleEndpoint.Listen = proctest.Address(t) })
+	begin := filepath.Join(t.TempDir(), "begin.json")
+	first, err := bundleOf(t, a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := first.Clone()
+	old.SetSequenceNumber(0)
+	data, err := old.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(begin, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := start(t, func(c *Config) {
+		c.TrustDomain = foreignTD
+		c.FederatesWith = []federated.Domain{{
+			TrustDomain: td.Name(), URL: "https://" + a.config.BundleEndpoint.Listen + "/", Profile: "https_spiffe",
+			EndpointID: "spiffe://" + td.Name() + "/writ/ca", BundleFile: begin,
+		}}
+	})
+	for path, want := range map[string]codes.Code{"/writ/node/n1": codes.OK, "/writ/pilot": codes.OK, "/ns/default/sa/x": codes.PermissionDenied} {
+		stream, err := capb.NewFederationClient(b.connAs(b.mint("spiffe://"+foreignTD+path))).WatchFederated(t.Context(), &capb.WatchFederatedRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := stream.Recv()
+		if wantCode(t, err, want); err != nil {
+			continue
+		}
+		got := list.GetBundles()
+		if len(got) != 1 || got[0].GetTrustDomain() != td.Name() || len(got[0].GetRoots()) != 1 || !bytes.Equal(got[0].GetRoots()[0], first.X509Authorities()[0].Raw) {
+			t.Errorf("%s got %v", path, list)
+		}
+		if keys, err := jwtbundle.Parse(td, got[0].GetJwks()); err != nil || !keys.Equal(a.jwks()) {
+			t.Errorf("%s got the keys %s, %v", path, got[0].GetJwks(), err)
+		}
+	}
+	proctest.Until(t, testBudget, "the bundle is fetched and kept", func() bool {
+		kept, _ := filepath.Glob(filepath.Join(b.config.State, foreignDir, "*"))
+		return len(kept) == 1
+	})
+}
+
+// bundleOf fetches from an authority's endpoint.
+func bundleOf(t *testing.T, h *harness) (*spiffebundle.Bundle, error) {
+	t.Helper()
+	return federation.FetchBundle(t.Context(), td, "https://"+h.config.BundleEndpoint.Listen+"/", federation.WithSPIFFEAuth(h.bundle(), spiffeid.RequireFromPath(td, "/writ/ca")))
 }

@@ -132,9 +132,13 @@ func (h *harness) adminConn() *grpc.ClientConn {
 
 func (h *harness) admin() capb.AdminClient { return capb.NewAdminClient(h.adminConn()) }
 
+func (h *harness) trustDomain() spiffeid.TrustDomain {
+	return spiffeid.RequireTrustDomainFromString(h.config.TrustDomain)
+}
+
 func (h *harness) bundle() *x509bundle.Bundle {
 	h.t.Helper()
-	b, err := x509bundle.Load(td, h.config.trustBundle())
+	b, err := x509bundle.Load(h.trustDomain(), h.config.trustBundle())
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -149,7 +153,7 @@ func (h *harness) as(svid *x509svid.SVID) capb.CertificateAuthorityClient {
 
 func (h *harness) connAs(svid *x509svid.SVID) *grpc.ClientConn {
 	h.t.Helper()
-	authorize := tlsconfig.AuthorizeID(spiffeid.RequireFromPath(td, "/writ/ca"))
+	authorize := tlsconfig.AuthorizeID(spiffeid.RequireFromPath(h.trustDomain(), "/writ/ca"))
 	var c *tls.Config
 	if svid == nil {
 		c = tlsconfig.TLSClientConfig(h.bundle(), authorize)

@@ -114,7 +114,7 @@ func newAgent(ctx context.Context, cfg Config, rt *service.Runtime) (*agent, err
 	a.ads = relay.New(relay.Config{Attestor: a, Pilot: a.pilot, Kept: a.kept, Node: cfg.Node, Stopping: a.stopping, Observer: a.metrics, Log: rt.Log})
 	a.workload = workloadapi.New(workloadapi.Config{
 		TrustDomain: td, Attestor: a, SVIDs: a.svids, Tokens: a.tokens,
-		Roots: &a.authority.bundle, Keys: &a.authority.keys, Stopping: a.stopping, Observer: a.metrics, Log: rt.Log,
+		Roots: &a.authority.bundle, Keys: &a.authority.keys, Foreign: &a.authority.foreign, Stopping: a.stopping, Observer: a.metrics, Log: rt.Log,
 	})
 	return a, nil
 }
@@ -238,6 +238,7 @@ func (a *agent) connect(ctx context.Context) error {
 	return service.RunTasks(ctx,
 		source.Run,
 		func(ctx context.Context) error { return a.authority.use(ctx, ca) },
+		func(ctx context.Context) error { return a.authority.followForeign(ctx, ca) },
 		func(ctx context.Context) error { return a.authority.followRevocations(ctx, ca) },
 		a.authority.keepCRLs,
 		func(ctx context.Context) error { return a.pilot.Run(ctx, pilot, a.pilotChanged) },

@@ -33,8 +33,10 @@ type authority struct {
 	up     atomic.Bool
 	bundle latest.Value[[]byte] // PEM
 	keys   latest.Value[workloadapi.Keys]
-	active latest.Value[string] // key id of the authority that signs
-	moved  latest.Value[struct{}]
+	// foreign are the other trust domains.
+	foreign latest.Value[[]workloadapi.Foreign]
+	active  latest.Value[string] // key id of the authority that signs
+	moved   latest.Value[struct{}]
 	// revoked is what the authority said last, nil before the first time; crls is what
 	// the Envoys get of it in PEM, and crlState how that stands.
 	revoked  latest.Value[*capb.RevocationList]

@@ -85,6 +85,7 @@ type fakeCA struct {
 	life   time.Duration
 	bundle latest.Value[[][]byte]
 	jwt    *fakeJWT
+	others fakeFederation
 
 	registrations fakeRegistrations
 	feed          fakeFeed
@@ -103,6 +104,7 @@ func newFakeCA(t testing.TB, root *pkitest.Root, node string, life time.Duration
 		capb.RegisterNodeRegistrationsServer(s, &f.registrations)
 		capb.RegisterJWTAuthorityServer(s, f.jwt)
 		capb.RegisterRevocationFeedServer(s, &f.feed)
+		capb.RegisterFederationServer(s, &f.others)
 		return s
 	})
 	return f

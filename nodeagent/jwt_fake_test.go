@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/writ-mesh/writ/ca/jwtsvid"
@@ -76,4 +77,25 @@ func (f *fakeJWT) count() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.issued
+}
+
+// fakeFederation is the part of a fake authority that knows other trust domains.
+type fakeFederation struct {
+	capb.UnimplementedFederationServer
+	known latest.Value[*capb.FederatedBundles]
+}
+
+// WatchFederated implements writ.ca.v1.Federation.
+func (f *fakeFederation) WatchFederated(_ *capb.WatchFederatedRequest, s grpc.ServerStreamingServer[capb.FederatedBundles]) error {
+	for {
+		known, changed := f.known.Get()
+		if err := s.Send(known); err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-s.Context().Done():
+			return s.Context().Err()
+		}
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
@@ -24,6 +25,7 @@ import (
 
 	"github.com/writ-mesh/writ/internal/pkitest"
 	"github.com/writ-mesh/writ/internal/proctest"
+	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 	nodeagentpb "github.com/writ-mesh/writ/proto/writ/nodeagent/v1"
 )
 
@@ -181,6 +183,71 @@ func TestTokensOutliveTheAuthority(t *testing.T) {
 	proctest.Eventually(t, bound, func() error {
 		_, err := c.FetchJWTSVID(ctx, jwtsvid.Params{Audience: "b"})
 		return err
+	})
+}
+
+// TestWorkloadAPIFederated: identities of another trust domain are verified by its
+// own bundle and by no other, and the bundle comes and goes by itself.
+func TestWorkloadAPIFederated(t *testing.T) {
+	t.Parallel()
+	r, c, ctx := workloadRig(t, time.Hour)
+	otherID := spiffeid.RequireTrustDomainFromString("other.example")
+	root, jwt := pkitest.NewRoot(t, "other.example"), newFakeJWT(t, time.Hour)
+	jwks, _ := jwt.jwks.Get()
+	token, err := jwt.sign("spiffe://other.example/x", []string{"a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	crossed, err := r.ca.jwt.sign("spiffe://other.example/x", []string{"a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	backwards, err := jwt.sign(spiffeID, []string{"a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.ValidateJWTSVID(ctx, token.Compact, "a"); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a trust domain that nobody knows: %v", err)
+	}
+	other := &capb.FederatedBundle{TrustDomain: "other.example", Roots: [][]byte{root.Cert.Raw}, Jwks: jwks}
+	impostor := &capb.FederatedBundle{TrustDomain: domain, Roots: [][]byte{root.Cert.Raw}, Jwks: jwks}
+	broken := &capb.FederatedBundle{TrustDomain: "third.example", Roots: [][]byte{{1}}, Jwks: jwks}
+	r.ca.others.known.Set(&capb.FederatedBundles{Bundles: []*capb.FederatedBundle{impostor, broken, other}})
+	proctest.Eventually(t, bound, func() error {
+		_, err := c.ValidateJWTSVID(ctx, token.Compact, "a")
+		return err
+	})
+	for name, tok := range map[string]string{"of the other domain by this one's key": crossed.Compact, "of this domain by the other's key": backwards.Compact} {
+		if _, err := c.ValidateJWTSVID(ctx, tok, "a"); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("a token %s: %v", name, err)
+		}
+	}
+	own, err := c.FetchX509Context(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundles, err := c.FetchX509Bundles(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, set := range map[string]interface {
+		Get(spiffeid.TrustDomain) (*x509bundle.Bundle, bool)
+		Len() int
+	}{"of FetchX509SVID": own.Bundles, "of FetchX509Bundles": bundles} {
+		mine, _ := set.Get(domainID)
+		theirs, ok := set.Get(otherID)
+		if !ok || set.Len() != 2 || !theirs.HasX509Authority(root.Cert) || mine.HasX509Authority(root.Cert) {
+			t.Errorf("the bundles %s are others", what)
+		}
+	}
+	keys, err := c.FetchJWTBundles(ctx)
+	if b, ok := keys.Get(otherID); err != nil || !ok || keys.Len() != 2 || len(b.JWTAuthorities()) != 1 {
+		t.Errorf("keys %v, %v", keys, err)
+	}
+	r.ca.others.known.Set(&capb.FederatedBundles{})
+	proctest.Until(t, bound, "the other domain is not accepted any more", func() bool {
+		_, err := c.ValidateJWTSVID(ctx, token.Compact, "a")
+		return status.Code(err) == codes.InvalidArgument
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/writ-mesh/writ/internal/audience"
@@ -91,17 +92,21 @@ func (s *Server) FetchJWTBundles(_ *workload.JWTBundlesRequest, stream grpc.Serv
 }
 
 func (s *Server) streamJWTBundles(lease *attest.Lease, stream grpc.ServerStreamingServer[workload.JWTBundlesResponse]) error {
-	var sent Keys
+	var sent *workload.JWTBundlesResponse
 	for {
 		keys, changed := s.cfg.Keys.Get()
-		if keys.bundle != nil && !sent.Same(keys.jwks) {
-			resp := &workload.JWTBundlesResponse{Bundles: map[string][]byte{s.cfg.TrustDomain.IDString(): keys.jwks}}
+		foreign, federated := s.cfg.Foreign.Get()
+		resp := &workload.JWTBundlesResponse{Bundles: map[string][]byte{s.cfg.TrustDomain.IDString(): keys.jwks}}
+		for _, f := range foreign {
+			resp.Bundles[f.td.IDString()] = f.keys.jwks
+		}
+		if keys.bundle != nil && !proto.Equal(resp, sent) {
 			if err := stream.Send(resp); err != nil {
 				return err
 			}
-			sent = keys
+			sent = resp
 		}
-		if err := s.wait(stream.Context(), lease, changed, nil); err != nil {
+		if err := s.wait(stream.Context(), lease, changed, federated, nil); err != nil {
 			return err
 		}
 	}
@@ -131,7 +136,8 @@ func (s *Server) validate(req *workload.ValidateJWTSVIDRequest) (*workload.Valid
 	if keys.bundle == nil {
 		return nil, status.Error(codes.Unavailable, "the keys of the trust domain are not there yet; they come from the authority")
 	}
-	token, err := jwtsvid.ParseAndValidate(req.GetSvid(), keys.bundle, []string{req.GetAudience()})
+	foreign, _ := s.cfg.Foreign.Get()
+	token, err := jwtsvid.ParseAndValidate(req.GetSvid(), verifiers(keys, foreign), []string{req.GetAudience()})
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}

@@ -58,6 +58,8 @@ type Config struct {
 	Roots *latest.Value[[]byte]
 	// Keys verify JWT-SVIDs of the trust domain; zero while there are none.
 	Keys *latest.Value[Keys]
+	// Foreign are the other trust domains whose identities are accepted.
+	Foreign *latest.Value[[]Foreign]
 	// Stopping is closed when calls have to end.
 	Stopping <-chan struct{}
 	Observer Observer
@@ -144,12 +146,14 @@ func (s *Server) end(who caller) {
 	}
 }
 
-// wait blocks until one of two values has changed; an error ends the stream.
-func (s *Server) wait(ctx context.Context, lease *attest.Lease, a, b <-chan struct{}) error {
+// wait blocks until one of some values has changed; an error ends the stream.
+func (s *Server) wait(ctx context.Context, lease *attest.Lease, a, b, c <-chan struct{}) error {
 	select {
 	case <-a:
 		return nil
 	case <-b:
+		return nil
+	case <-c:
 		return nil
 	case <-ctx.Done():
 		return status.FromContextError(ctx.Err()).Err()

@@ -5,13 +5,14 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-mesh/writ/nodeagent/attest"
 	"github.com/writ-mesh/writ/nodeagent/svid"
 )
 
 // FetchX509SVID implements the Workload API: the caller's certificate and key, and
-// again whenever it was renewed or the roots changed.
+// again whenever it was renewed or roots changed.
 func (s *Server) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
 	lease, leave, err := s.enter(stream.Context(), "FetchX509SVID")
 	if err != nil {
@@ -25,31 +26,40 @@ func (s *Server) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerSt
 func (s *Server) streamX509SVID(lease *attest.Lease, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
 	sub := s.cfg.SVIDs.Subscribe(lease.ProxyID, lease.ID)
 	defer sub.Close()
-	var sent *svid.SVID
-	var sentRoots string
+	var sent *workload.X509SVIDResponse
 	for {
 		v, renewed := sub.Current()
 		roots, changed := s.cfg.Roots.Get()
-		if v != nil && len(roots) > 0 && (v != sent || string(roots) != sentRoots) {
-			if err := stream.Send(x509Response(v, roots)); err != nil {
-				return err
+		foreign, federated := s.cfg.Foreign.Get()
+		if v != nil && len(roots) > 0 {
+			if resp := x509Response(v, roots, foreign); !proto.Equal(resp, sent) {
+				if err := stream.Send(resp); err != nil {
+					return err
+				}
+				sent = resp
 			}
-			sent, sentRoots = v, string(roots)
 		}
-		if err := s.wait(stream.Context(), lease, renewed, changed); err != nil {
+		if err := s.wait(stream.Context(), lease, renewed, changed, federated); err != nil {
 			return err
 		}
 	}
 }
 
-func x509Response(v *svid.SVID, roots []byte) *workload.X509SVIDResponse {
-	return &workload.X509SVIDResponse{Svids: []*workload.X509SVID{{
-		SpiffeId: v.ID().String(), X509Svid: der(v.ChainPEM()), X509SvidKey: der(v.KeyPEM()), Bundle: der(roots),
-	}}}
+func x509Response(v *svid.SVID, roots []byte, foreign []Foreign) *workload.X509SVIDResponse {
+	resp := &workload.X509SVIDResponse{
+		Svids: []*workload.X509SVID{{
+			SpiffeId: v.ID().String(), X509Svid: der(v.ChainPEM()), X509SvidKey: der(v.KeyPEM()), Bundle: der(roots),
+		}},
+		FederatedBundles: make(map[string][]byte),
+	}
+	for _, f := range foreign {
+		resp.FederatedBundles[f.td.IDString()] = f.roots
+	}
+	return resp
 }
 
-// FetchX509Bundles implements the Workload API: the roots of the trust domain, and
-// again whenever they change.
+// FetchX509Bundles implements the Workload API: the roots of the trust domain and of
+// the foreign ones, and again whenever they change.
 func (s *Server) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
 	lease, leave, err := s.enter(stream.Context(), "FetchX509Bundles")
 	if err != nil {
@@ -61,17 +71,21 @@ func (s *Server) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.Se
 }
 
 func (s *Server) streamX509Bundles(lease *attest.Lease, stream grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
-	var sent string
+	var sent *workload.X509BundlesResponse
 	for {
 		roots, changed := s.cfg.Roots.Get()
-		if len(roots) > 0 && string(roots) != sent {
-			resp := &workload.X509BundlesResponse{Bundles: map[string][]byte{s.cfg.TrustDomain.IDString(): der(roots)}}
+		foreign, federated := s.cfg.Foreign.Get()
+		resp := &workload.X509BundlesResponse{Bundles: map[string][]byte{s.cfg.TrustDomain.IDString(): der(roots)}}
+		for _, f := range foreign {
+			resp.Bundles[f.td.IDString()] = f.roots
+		}
+		if len(roots) > 0 && !proto.Equal(resp, sent) {
 			if err := stream.Send(resp); err != nil {
 				return err
 			}
-			sent = string(roots)
+			sent = resp
 		}
-		if err := s.wait(stream.Context(), lease, changed, nil); err != nil {
+		if err := s.wait(stream.Context(), lease, changed, federated, nil); err != nil {
 			return err
 		}
 	}
