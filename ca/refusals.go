@@ -14,8 +14,8 @@ import (
 )
 
 // The bounds of what refusals may add to the ledger, so that nobody fills the disk
-// by asking for what he does not get: at most 3 MB in a day, from strangers and from
-// callers with a name alike.
+// by asking for what he does not get: at most 10 MB in a day, half of it from
+// strangers.
 const (
 	// refusalBurst are written down one by one.
 	refusalBurst = 100

@@ -37,6 +37,10 @@ type certificate struct {
 	NotBefore time.Time `json:"notBefore"`
 	NotAfter  time.Time `json:"notAfter"`
 	IssuedAt  time.Time `json:"issuedAt"`
+	// Authority is the key id of what signed it.
+	Authority string `json:"authority,omitempty"`
+	// Facts are what was seen of whoever asked.
+	Facts []string `json:"facts,omitempty"`
 	// Workloads are the replicas and gateways that have it now, as far as the
 	// node agent says.
 	Workloads []string `json:"workloads,omitempty"`
@@ -181,6 +185,7 @@ func listCertificates(ctx context.Context, conn *grpc.ClientConn, req *capb.List
 		rows = append(rows, certificate{
 			Serial: r.GetSerial(), SPIFFEID: r.GetSpiffeId(), Requester: r.GetRequester(),
 			NotBefore: r.GetNotBefore().AsTime(), NotAfter: r.GetNotAfter().AsTime(), IssuedAt: r.GetIssuedAt().AsTime(),
+			Authority: r.GetAuthority(), Facts: r.GetFacts(),
 		})
 	}
 }
