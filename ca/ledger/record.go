@@ -117,6 +117,18 @@ func (r Record) Entry() (Entry, error) {
 	return e, nil
 }
 
+// Holds tells whether the record put that document.
+func (r Record) Holds(d Document) error {
+	e, err := r.Entry()
+	if err != nil {
+		return err
+	}
+	if hash := e.Documents[d.Key]; d.Version != r.Index+1 || hash == "" || hash != hashOf(d.Value) {
+		return fmt.Errorf("document %s is not the one that entry %d names", d.Key, r.Index)
+	}
+	return nil
+}
+
 // Documents returns what the record did to documents: those that it put, and the keys
 // of those that it deleted. Values that are not those that the entry names are an
 // error.

@@ -22,7 +22,11 @@
 // after a failover to a standby that was behind, the next start of an authority finds
 // the ledger shorter than its checkpoint.
 //
-// Security: who can write to the tables can do everything to the ledger except hide it
-// from who kept a checkpoint. Who can read them reads the documents, among them the
-// hashes of join tokens. The password is read from a file and is in no message.
+// Security: who can write to the tables can stop everything, and can append to the log
+// what a replica would append. What he alters is found by whoever reads it: an entry
+// has its hash, a document is believed only if the entry of its version names it, and
+// the head of the log is compared with a checkpoint at each start. What he deletes from
+// the table of documents without an entry, a revocation for example, is gone until
+// somebody compares it with the log. Who can read the tables reads the documents, among
+// them the hashes of join tokens. The password is read from a file and is in no message.
 package pglog

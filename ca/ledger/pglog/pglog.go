@@ -208,7 +208,7 @@ func (l *Log) failed(err error) error {
 	if err == nil {
 		return nil
 	}
-	if pg := new(pgconn.PgError); errors.As(err, &pg) && permanent(pg.Code) || errors.Is(err, errNotDurable) || errors.Is(err, os.ErrNotExist) && !errors.As(err, new(*net.OpError)) {
+	if pg := new(pgconn.PgError); errors.As(err, &pg) && permanent(pg.Code) || errors.Is(err, errNotDurable) || errors.Is(err, errAltered) || errors.Is(err, os.ErrNotExist) && !errors.As(err, new(*net.OpError)) {
 		return fmt.Errorf("ledger: %s: %w", l.name, err)
 	}
 	return fmt.Errorf("%w: %s: %w", ledger.ErrUnavailable, l.name, err)

@@ -179,9 +179,22 @@ func testStartTogether(t *testing.T, url string) {
 
 // Somebody who may write to the tables is found out by the readers.
 func testTampering(t *testing.T, server *pgtest.Server) {
-	for name, sql := range map[string]string{
-		"entry gone":    "DELETE FROM writ_ledger_entries WHERE index = 1",
-		"last one gone": "DELETE FROM writ_ledger_entries WHERE index = 2",
+	each := func(l *Log) error { return l.Each(t.Context(), 0, func(ledger.Record) error { return nil }) }
+	prove := func(l *Log) error { _, err := l.ConsistencyProof(t.Context(), 1, 4); return err }
+	get := func(l *Log) error { _, err := l.Get(t.Context(), "a"); return err }
+	list := func(l *Log) error { _, err := l.List(t.Context(), ""); return err }
+	for name, tc := range map[string]struct {
+		sql   string
+		finds []func(*Log) error
+	}{
+		"entry gone":      {"DELETE FROM writ_ledger_entries WHERE index = 1", []func(*Log) error{each, prove}},
+		"last one gone":   {"DELETE FROM writ_ledger_entries WHERE index = 3", []func(*Log) error{each, prove, get, list}},
+		"entry altered":   {"UPDATE writ_ledger_entries SET leaf = set_byte(leaf, 20, 65) WHERE index = 1", []func(*Log) error{each}},
+		"its entry":       {"UPDATE writ_ledger_entries SET leaf = set_byte(leaf, 20, 65) WHERE index = 3", []func(*Log) error{each, get, list}},
+		"document":        {"UPDATE writ_ledger_documents SET value = 'x'", []func(*Log) error{get, list}},
+		"older version":   {"UPDATE writ_ledger_documents SET version = 1", []func(*Log) error{get, list}},
+		"version to come": {"UPDATE writ_ledger_documents SET version = 9", []func(*Log) error{get, list}},
+		"made up":         {"INSERT INTO writ_ledger_documents VALUES ('b', 'x', 4)", []func(*Log) error{list}},
 	} {
 		url := server.Schema(t)
 		l := opened(t, url)
@@ -190,13 +203,17 @@ func testTampering(t *testing.T, server *pgtest.Server) {
 				t.Fatal(err)
 			}
 		}
-		server.Exec(t, url, sql)
-		err := l.Each(t.Context(), 0, func(ledger.Record) error { return nil })
-		if err == nil || !strings.Contains(err.Error(), "is missing") {
-			t.Errorf("%s: got %v", name, err)
+		if _, err := l.Commit(t.Context(), ledgertest.Put("a", "value")); err != nil {
+			t.Fatal(err)
 		}
-		if _, err := l.ConsistencyProof(t.Context(), 1, 3); err == nil {
-			t.Errorf("%s: there is a proof", name)
+		if err := errors.Join(each(l), get(l), list(l)); err != nil {
+			t.Fatal(err)
+		}
+		server.Exec(t, url, tc.sql)
+		for i, find := range tc.finds {
+			if err := find(l); err == nil || !strings.Contains(err.Error(), "restore the database from a backup") && !strings.Contains(err.Error(), "is missing") {
+				t.Errorf("%s: reader %d got %v", name, i, err)
+			}
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package pglog
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -75,7 +76,10 @@ func (l *Log) page(ctx context.Context, begin, end uint64) (out []ledger.Record,
 			return err
 		}
 		out, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (r ledger.Record, err error) {
-			err = row.Scan(&r.Index, &r.Leaf, &r.Values)
+			var hash []byte
+			if err = row.Scan(&r.Index, &r.Leaf, &r.Values, &hash); err == nil && !bytes.Equal(hash, hashtree.Hash(r.Leaf)) {
+				err = fmt.Errorf("%w: entry %d is not the one that was written", errAltered, r.Index)
+			}
 			return r, err
 		})
 		return err
@@ -178,9 +182,24 @@ func (l *Log) documents(ctx context.Context, sql string, arg any) (out []ledger.
 	return out, err
 }
 
+// errAltered is that of what somebody changed in the tables.
+var errAltered = errors.New("somebody altered the ledger's tables; restore the database from a backup")
+
+// collect reads documents, each of which has to be the one that its entry names: what
+// nobody wrote into the log is not believed.
 func collect(rows pgx.Rows) ([]ledger.Document, error) {
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (d ledger.Document, err error) {
-		err = row.Scan(&d.Key, &d.Value, &d.Version)
+		r, hash := ledger.Record{}, []byte(nil)
+		if err = row.Scan(&d.Key, &d.Value, &d.Version, &r.Leaf, &hash); err != nil {
+			return d, err
+		}
+		r.Index = d.Version - 1
+		if !bytes.Equal(hash, hashtree.Hash(r.Leaf)) {
+			return d, fmt.Errorf("%w: entry %d is not the one that was written", errAltered, r.Index)
+		}
+		if err = r.Holds(d); err != nil {
+			err = fmt.Errorf("%w: %w", errAltered, err)
+		}
 		return d, err
 	})
 }

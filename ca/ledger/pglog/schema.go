@@ -42,11 +42,13 @@ const (
 
 // The statements that read.
 const (
-	readHead     = `SELECT size, edge FROM writ_ledger_head`
-	readEntries  = `SELECT index, leaf, documents FROM writ_ledger_entries WHERE index >= $1 AND index < $2 ORDER BY index`
-	readHashes   = `SELECT index, hash FROM writ_ledger_entries WHERE index >= $1 AND index < $2 ORDER BY index`
-	readTouched  = `SELECT touches FROM writ_ledger_entries WHERE index >= $1 AND touches IS NOT NULL`
-	getDocuments = `SELECT key, value, version FROM writ_ledger_documents WHERE key = ANY($1)`
+	readHead    = `SELECT size, edge FROM writ_ledger_head`
+	readEntries = `SELECT index, leaf, documents, hash FROM writ_ledger_entries WHERE index >= $1 AND index < $2 ORDER BY index`
+	readHashes  = `SELECT index, hash FROM writ_ledger_entries WHERE index >= $1 AND index < $2 ORDER BY index`
+	readTouched = `SELECT touches FROM writ_ledger_entries WHERE index >= $1 AND touches IS NOT NULL`
+	// With each document the entry that put it.
+	documents    = `SELECT d.key, d.value, d.version, e.leaf, e.hash FROM writ_ledger_documents d LEFT JOIN writ_ledger_entries e ON e.index = d.version - 1 `
+	getDocuments = documents + `WHERE d.key = ANY($1)`
 	// No key has a byte above a tilde.
-	listDocuments = `SELECT key, value, version FROM writ_ledger_documents WHERE key >= $1 AND key < $1 || E'\x7f' ORDER BY key`
+	listDocuments = documents + `WHERE d.key >= $1 AND d.key < $1 || E'\x7f' ORDER BY d.key`
 )
