@@ -167,9 +167,8 @@ func TestRevokedCaller(t *testing.T) {
 func TestRevocationFeed(t *testing.T) {
 	h := start(t, nil)
 	conn := h.connAs(h.mint(pilotID))
-	_, err := capb.NewRevocationFeedClient(h.connAs(h.mint(ratingsID))).WatchRevocations(t.Context(), &capb.WatchRevocationsRequest{})
+	stream, err := capb.NewRevocationFeedClient(h.connAs(h.mint(ratingsID))).WatchRevocations(t.Context(), &capb.WatchRevocationsRequest{})
 	if err == nil {
-		var stream, _ = capb.NewRevocationFeedClient(h.connAs(h.mint(ratingsID))).WatchRevocations(t.Context(), &capb.WatchRevocationsRequest{})
 		_, err = stream.Recv()
 	}
 	wantCode(t, err, codes.PermissionDenied)
