@@ -32,11 +32,14 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 
 	"github.com/writ-mesh/writ/internal/atomicfile"
 	"github.com/writ-mesh/writ/internal/identity"
+	"github.com/writ-mesh/writ/internal/rpc"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
@@ -90,10 +93,13 @@ type Source struct {
 
 	mu    sync.RWMutex
 	svid  *x509svid.SVID
+	since time.Time // when svid came, by the wall clock
 	trust trust
 	conn  *grpc.ClientConn
 	// changed is closed when svid or trust is replaced.
 	changed chan struct{}
+
+	dialed connections
 }
 
 // dialBackoff is short: services restart within a second, and what waits for
@@ -114,6 +120,9 @@ const (
 	// renewMin keeps an authority that hands out nearly expired certificates, or
 	// one whose clock is far behind, from being asked in a tight loop.
 	renewMin = time.Second
+	// lookAtClock is how often the wall clock is looked at: it may jump while timers
+	// do not (suspend, adjusted clock).
+	lookAtClock = time.Second
 )
 
 // New returns a source for id once a certificate is there: from disk if it has
@@ -177,7 +186,7 @@ func (s *Source) load() error {
 	if svid.ID != s.id {
 		return fmt.Errorf("the certificate in %s is for %s", s.cfg.Dir, svid.ID)
 	}
-	if !s.now().Before(svid.Certificates[0].NotAfter) {
+	if !s.wall().Before(svid.Certificates[0].NotAfter) {
 		return fmt.Errorf("the certificate in %s has expired", s.cfg.Dir)
 	}
 	if _, _, err := x509svid.Verify(svid.Certificates, s, x509svid.WithTime(s.now())); err != nil {
@@ -208,9 +217,15 @@ func (s *Source) retry(ctx context.Context, what string, f func(context.Context)
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("credential: %s: %w (gave up: %w)", what, err, ctx.Err())
-		case <-time.After(wait/2 + mathrand.N(wait)):
+		case <-time.After(pause(wait, rpc.RetryAfter(err), mathrand.Float64())):
 		}
 	}
+}
+
+// pause says how long to wait after a failure: about wait, and not less than the
+// authority asked for, after, and up to half of that more. jitter is in [0, 1).
+func pause(wait, after time.Duration, jitter float64) time.Duration {
+	return max(time.Duration(float64(wait)*(0.5+jitter)), time.Duration(float64(after)*(1+jitter/2)))
 }
 
 // joinBundle has the roots by which the authority is known when joining: those
@@ -331,20 +346,28 @@ func (s *Source) Run(ctx context.Context) error {
 	}
 }
 
-// renewOrJoin falls back to the token when the certificate has expired meanwhile,
-// or cannot be renewed because its root was replaced in a hurry.
+// renewOrJoin renews with the certificate, and falls back to a proof as at the
+// first time when that has expired meanwhile, is not valid yet because the clock went
+// back, or cannot be renewed because its root was replaced in a hurry.
 func (s *Source) renewOrJoin(ctx context.Context) error {
-	if !s.now().Before(s.current().Certificates[0].NotAfter) {
-		return s.join(ctx)
-	}
-	err := s.renew(ctx)
-	if err == nil || !s.disowned() {
-		return err
+	leaf, now := s.current().Certificates[0], s.wall()
+	var err error
+	if now.Before(leaf.NotAfter) {
+		err = s.renew(ctx)
+		if err == nil {
+			return nil
+		}
+		if status.Code(err) == codes.Unauthenticated {
+			s.Reconnect() // the connection is older than the certificate
+		}
+		if !now.Before(leaf.NotBefore) && !s.disowned() {
+			return err
+		}
 	}
 	if jerr := s.join(ctx); jerr != nil {
-		return fmt.Errorf("%w; joining again: %w", err, jerr)
+		return errors.Join(err, jerr)
 	}
-	s.closeConn() // it was made with the old certificate
+	s.Reconnect() // with the new certificate
 	return nil
 }
 
@@ -369,7 +392,7 @@ func (s *Source) Dial(addr string, server spiffeid.ID) (*grpc.ClientConn, error)
 		// Else each connection waits for a TXT record that nobody has, which takes
 		// seconds where names of the outside cannot be resolved.
 		grpc.WithDisableServiceConfig(),
-		grpc.WithTransportCredentials(credentials.NewTLS(s.clientTLS(server))),
+		grpc.WithTransportCredentials(tracked{credentials.NewTLS(s.clientTLS(server)), &s.dialed}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: dialBackoff, MinConnectTimeout: 2 * time.Second}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),
@@ -392,6 +415,9 @@ func (s *Source) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bund
 // ID is the identity that the source is for.
 func (s *Source) ID() spiffeid.ID { return s.id }
 
+// wall is the time of the wall clock, which goes on while the machine sleeps.
+func (s *Source) wall() time.Time { return s.now().Round(0) }
+
 func (s *Source) current() *x509svid.SVID {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -401,7 +427,7 @@ func (s *Source) current() *x509svid.SVID {
 func (s *Source) setSVID(svid *x509svid.SVID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.svid = svid
+	s.svid, s.since = svid, s.wall()
 	s.tell()
 }
 

@@ -57,6 +57,7 @@ type authority struct {
 	refuseRenewals bool
 	answerAs       spiffeid.ID // the identity in the certificates; zero: the right one
 	joined         int
+	refused        int // joins
 	renewed        int
 	bundles        [][]byte
 	sequence       uint64
@@ -118,6 +119,7 @@ func (a *authority) Join(_ context.Context, req *capb.JoinRequest) (*capb.Certif
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !a.tokens[req.GetToken()] {
+		a.refused++
 		return nil, status.Error(codes.PermissionDenied, "no such token")
 	}
 	delete(a.tokens, req.GetToken())

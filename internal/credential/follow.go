@@ -222,27 +222,41 @@ func authorityOf(svid *x509svid.SVID) string {
 func (s *Source) untilRenewal(ctx context.Context) error {
 	svid := s.current()
 	leaf := svid.Certificates[0]
-	wait := renewIn(leaf.NotBefore, leaf.NotAfter, s.now(), mathrand.Float64())
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	until := time.Now().Add(wait)
+	until := s.wall().Add(renewIn(leaf.NotBefore, leaf.NotAfter, s.wall(), mathrand.Float64()))
+	var seen trust
 	for {
 		_, changed := s.leafAuthority()
-		if t := s.trusted(); t.active != "" && t.active != authorityOf(svid) {
+		now := s.wall()
+		if t := s.trusted(); t != seen && t.active != "" && t.active != authorityOf(svid) {
+			seen = t
 			_, _, err := x509svid.Verify(svid.Certificates, t.bundle, x509svid.WithTime(leaf.NotBefore))
-			if soon := time.Now().Add(hurryIn(leaf.NotAfter.Sub(s.now()), err != nil, mathrand.Float64())); soon.Before(until) {
+			if soon := now.Add(hurryIn(leaf.NotAfter.Sub(now), err != nil, mathrand.Float64())); soon.Before(until) {
 				until = soon
-				timer.Reset(time.Until(until))
 			}
 		}
+		if !now.Before(until) || s.turnedBack(leaf, now) {
+			return nil
+		}
+		timer := time.NewTimer(min(until.Sub(now), lookAtClock))
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
 		case <-timer.C:
-			return nil
 		case <-changed:
 		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 	}
+}
+
+// turnedBack tells whether the clock went back, since the certificate came, to before
+// its life. One of an authority whose clock is ahead of this one's is none: the next
+// would be the same.
+func (s *Source) turnedBack(leaf *x509.Certificate, now time.Time) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return now.Before(leaf.NotBefore) && now.Before(s.since)
 }
 
 // hurryIn says how long to use a certificate of an authority that does not sign
