@@ -77,6 +77,7 @@ func TestDirectionOfImports(t *testing.T) {
 func TestOneDoor(t *testing.T) {
 	doors := map[string]string{
 		"github.com/smallstep/certificates":                       "ca/signer",
+		"go.step.sm/crypto/kms":                                   "ca/kms",
 		"github.com/open-policy-agent/opa":                        "authz/rego",
 		"github.com/redis/go-redis":                               "ratelimit/redisstore",
 		"github.com/envoyproxy/go-control-plane/pkg/server":       "pilot/xds",

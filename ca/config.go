@@ -102,6 +102,7 @@ func DefaultConfig() Config {
 		PlacementWait: config.Duration(2 * time.Second),
 		Limits:        limit.Default(),
 		JWT:           defaultJWT(),
+		Authority:     defaultAuthority(),
 
 		BundleEndpoint: bundleendpoint.Default(),
 	}

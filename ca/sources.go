@@ -12,6 +12,7 @@ import (
 
 	"github.com/writ-mesh/writ/ca/kms"
 	"github.com/writ-mesh/writ/ca/plugged"
+	"github.com/writ-mesh/writ/ca/upstream"
 )
 
 // AuthorityConfig says where the authority's key and certificate are, if they are
@@ -25,6 +26,12 @@ type AuthorityConfig struct {
 	KMS string `yaml:"kms"`
 	// PINFile holds the PIN of its token (mode 0600).
 	PINFile string `yaml:"pin_file"`
+	// Upstream is an authority that signs the issuing certificate of this one.
+	Upstream upstream.Config `yaml:"upstream"`
+}
+
+func defaultAuthority() AuthorityConfig {
+	return AuthorityConfig{Upstream: upstream.Config{TTL: upstream.DefaultTTL}}
 }
 
 func (c AuthorityConfig) validate() error {
@@ -36,6 +43,12 @@ func (c AuthorityConfig) validate() error {
 	}
 	if c.PINFile != "" && c.KMS == "" {
 		errs = append(errs, errors.New("authority.pin_file: it is for authority.kms, which is not set"))
+	}
+	if c.Upstream.URL != "" && c.Files+c.KMS != "" {
+		errs = append(errs, errors.New("authority.upstream: it signs a key in the state directory; leave authority.files and authority.kms out"))
+	}
+	if err := c.Upstream.Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("authority.upstream: %w", err))
 	}
 	return errors.Join(errs...)
 }
@@ -50,7 +63,12 @@ func (k *keeper) openAuthority(ctx context.Context, c Config) error {
 		}
 		k.keys, k.kmsURI = keys, c.Authority.KMS
 	}
-	if c.Authority.Files == "" {
+	switch {
+	case c.Authority.Upstream.URL != "":
+		return k.openSource(ctx, &upstreamSource{upstream.Keeper{
+			Config: c.Authority.Upstream, Dir: k.dir, TrustDomain: k.spec.TrustDomain, Log: k.log, Away: k.away,
+		}})
+	case c.Authority.Files == "":
 		return nil
 	}
 	files := &fileSource{k: k, dir: c.Authority.Files, td: k.spec.TrustDomain}
@@ -61,8 +79,13 @@ func (k *keeper) openAuthority(ctx context.Context, c Config) error {
 		}
 		files.key = key
 	}
-	k.source = files
-	set, err := k.source.load(ctx)
+	return k.openSource(ctx, files)
+}
+
+// openSource loads the set for the start.
+func (k *keeper) openSource(ctx context.Context, from source) error {
+	k.source = from
+	set, err := from.load(ctx)
 	if err != nil {
 		return fmt.Errorf("authority: %w", err)
 	}
@@ -81,6 +104,24 @@ func (k *keeper) follow(ctx context.Context) error {
 		return ctx.Err()
 	}
 	return k.source.run(ctx, k.take)
+}
+
+// upstreamSource is an upstream authority.
+type upstreamSource struct{ keeper upstream.Keeper }
+
+func (u *upstreamSource) load(ctx context.Context) (plugged.Set, error) { return u.keeper.Load(ctx) }
+
+func (u *upstreamSource) run(ctx context.Context, take func(context.Context, plugged.Set) error) error {
+	return u.keeper.Run(ctx, take)
+}
+
+// away is told how long the upstream authority has not signed what is due.
+func (k *keeper) away(since time.Duration, why error) {
+	k.a.metrics.upstreamAway.Set(since.Seconds())
+	if why != nil {
+		why = fmt.Errorf("the upstream authority has not signed for %s: %w", since.Truncate(time.Second), why)
+	}
+	k.refused(why)
 }
 
 // fileSource is a plugged-in authority in files.

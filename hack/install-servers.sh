@@ -33,6 +33,15 @@ if [ ${#missing[@]} -gt 0 ]; then
     { apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null; }
 fi
 
+# The upstream authority of a test of ca; it takes some minutes, once.
+stepca=.tools/bin/step-ca
+if [ ! -x $stepca -o hack/stepca/go.mod -nt $stepca ]; then
+  echo "building step-ca" >&2
+  mkdir -p .tools/bin
+  (cd hack/stepca && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "../../$stepca" github.com/smallstep/certificates/cmd/step-ca)
+  touch $stepca
+fi
+
 # Debian's Compose is too old (up --wait); built from hack/compose it takes a
 # minute or two, once. Only root runs the tests with it.
 compose=.tools/bin/docker-compose

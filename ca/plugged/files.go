@@ -41,7 +41,7 @@ func Load(dir string, key crypto.Signer, td spiffeid.TrustDomain, now time.Time)
 		n.key = "the key of authority.kms"
 	}
 	s := Set{Key: key}
-	issuing, err := certificates(n.cert)
+	issuing, err := LoadCertificates(n.cert)
 	if err != nil {
 		return Set{}, err
 	}
@@ -49,14 +49,14 @@ func Load(dir string, key crypto.Signer, td spiffeid.TrustDomain, now time.Time)
 		return Set{}, fmt.Errorf("%s: there are %d certificates; leave the issuing one there, those above it belong into %s", n.cert, len(issuing), ChainFile)
 	}
 	if key == nil {
-		if s.Key, err = loadKey(n.key); err != nil {
+		if s.Key, err = LoadKey(n.key); err != nil {
 			return Set{}, err
 		}
 	}
-	if s.Roots, err = certificates(n.root); err != nil {
+	if s.Roots, err = LoadCertificates(n.root); err != nil {
 		return Set{}, err
 	}
-	s.Chain, err = certificates(n.chain)
+	s.Chain, err = LoadCertificates(n.chain)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		s.Chain, n.chain = issuing, n.cert
@@ -69,7 +69,8 @@ func Load(dir string, key crypto.Signer, td spiffeid.TrustDomain, now time.Time)
 	return assemble(s, n, td, now)
 }
 
-func certificates(path string) ([]*x509.Certificate, error) {
+// LoadCertificates reads a file of certificates, as ParseCertificates does. Errors name it.
+func LoadCertificates(path string) ([]*x509.Certificate, error) {
 	data, _, err := read(path)
 	if err != nil {
 		return nil, err
@@ -81,7 +82,9 @@ func certificates(path string) ([]*x509.Certificate, error) {
 	return out, nil
 }
 
-func loadKey(path string) (crypto.Signer, error) {
+// LoadKey reads a private key in PEM from a file that nobody else may read. Errors name
+// it and hold nothing of the key.
+func LoadKey(path string) (crypto.Signer, error) {
 	data, mode, err := read(path)
 	if err != nil {
 		return nil, err

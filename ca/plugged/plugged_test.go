@@ -242,7 +242,9 @@ func badFiles(t *testing.T) []badFile {
 		{"not yet valid", with(func(c *x509.Certificate) { c.NotBefore = noon.Add(time.Minute) })},
 		{"no authority", with(func(c *x509.Certificate) { c.IsCA, c.MaxPathLen = false, 0 })},
 		{"may not sign certificates", with(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature })},
-		{"no key identifier", with(func(c *x509.Certificate) { c.ExtraExtensions = []pkix.Extension{{Id: []int{2, 5, 29, 14}, Value: []byte{4, 0}}} })},
+		{"no key identifier", with(func(c *x509.Certificate) {
+			c.ExtraExtensions = []pkix.Extension{{Id: []int{2, 5, 29, 14}, Value: []byte{4, 0}}}
+		})},
 		{"another trust domain permitted", with(func(c *x509.Certificate) { c.PermittedURIDomains = []string{"example.com"} })},
 		{"the trust domain excluded", with(func(c *x509.Certificate) { c.ExcludedURIDomains = []string{"example.org"} })},
 		{"servers only", with(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} })},
