@@ -103,7 +103,7 @@ func newAgent(ctx context.Context, cfg Config, rt *service.Runtime) (*agent, err
 	}
 	a := &agent{cfg: cfg, rt: rt, metrics: newMetrics(rt.Metrics), pilot: new(relay.Pilot), stopping: make(chan struct{})}
 	a.attestor = attest.New(ctx, attest.Config{Node: cfg.Node, TrustDomain: td, Dir: cfg.State, Wait: cfg.AttestWait.D(), Docker: cfg.dockerSocket(), Kubelet: cfg.Kubelet, Log: rt.Log})
-	a.authority = &authority{td: td, log: rt.Log, report: a.authorityChanged, observeCRLs: a.metrics.setCRLs}
+	a.authority = &authority{td: td, log: rt.Log, report: a.authorityChanged, observeCRLs: a.metrics.setCRLs, asking: make(chan struct{}, jwtParallel)}
 	moved := func() { a.authority.moved.Set(struct{}{}) }
 	a.svids = svid.NewStore(svid.Config{Issuer: a.authority, Observer: a.metrics, Moved: moved, Log: rt.Log})
 	rt.Metrics.MustRegister(newExpiry(a.svids.Status))
@@ -225,6 +225,7 @@ func (a *agent) connect(ctx context.Context) error {
 		return err
 	}
 	source.Attach(a.authority)
+	a.authority.reconnect = source.Reconnect
 	ca, err := a.dial(source, identity.CA, a.cfg.Credential.CA)
 	if err != nil {
 		return err

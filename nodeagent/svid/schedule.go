@@ -50,3 +50,23 @@ func retryIn(attempt int, left time.Duration, jitter float64) time.Duration {
 	wait := min(retryMin<<min(attempt, 10), limit)
 	return time.Duration(float64(wait) * (0.5 + jitter))
 }
+
+// atLeast holds a wait to what the authority asked for, after, and up to half of
+// that more. jitter is in [0, 1).
+func atLeast(wait, after time.Duration, jitter float64) time.Duration {
+	return max(wait, after+time.Duration(float64(after)*jitter/2))
+}
+
+// turnedBack tells whether the clock went back, since a certificate came, to before
+// its life: nobody whose clock is like ours takes it. One of an authority whose clock
+// is ahead of ours is none: the next would be the same.
+func turnedBack(notBefore, since, now time.Time) bool {
+	return now.Before(since) && now.Before(notBefore)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}

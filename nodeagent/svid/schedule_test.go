@@ -44,3 +44,15 @@ func TestRetryIn(t *testing.T) {
 		}
 	}
 }
+
+func TestAtLeast(t *testing.T) {
+	for _, tc := range []struct{ wait, after, want time.Duration }{
+		{time.Second, 0, time.Second},
+		{time.Second, 4 * time.Second, 5 * time.Second},
+		{10 * time.Second, time.Second, 10 * time.Second},
+	} {
+		if got := atLeast(tc.wait, tc.after, 0.5); got != tc.want {
+			t.Errorf("%s, at least %s: %s, want %s", tc.wait, tc.after, got, tc.want)
+		}
+	}
+}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/writ-mesh/writ/internal/rpc"
 	"github.com/writ-mesh/writ/nodeagent/latest"
 )
 
@@ -23,7 +24,7 @@ const (
 	issueParallel = 16
 	// lookAtClock is how often a waiting renewal looks at the wall clock, which
 	// may jump while timers do not (suspend, adjusted clock).
-	lookAtClock = 30 * time.Second
+	lookAtClock = 5 * time.Second
 )
 
 // Issuer signs certificate requests.
@@ -45,6 +46,8 @@ type Config struct {
 	// Moved is called when a certificate was replaced or forgotten; nil for nobody.
 	Moved func()
 	Log   *slog.Logger
+	// Now is the wall clock, time.Now if it is nil.
+	Now func() time.Time
 }
 
 // Store has the SVIDs of the workloads whose proxies ask. It is safe for
@@ -92,6 +95,9 @@ func NewStore(cfg Config) *Store {
 	if cfg.Moved == nil {
 		cfg.Moved = func() {}
 	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	return &Store{cfg: cfg, ctx: ctx, cancel: cancel, slots: make(chan struct{}, issueParallel), entries: make(map[key]*entry)}
 }
 
@@ -133,7 +139,7 @@ func (s *Store) Subscribe(proxyID string, id spiffeid.ID) *Subscription {
 // channel that is closed when it is replaced.
 func (s *Subscription) Current() (*SVID, <-chan struct{}) {
 	v, changed := s.entry.svid.Get()
-	if v != nil && !v.notAfter.After(time.Now()) {
+	if v != nil && !v.notAfter.After(s.store.cfg.Now()) {
 		v = nil
 	}
 	return v, changed
@@ -216,9 +222,9 @@ func (s *Store) run(e *entry) {
 		}
 		if err != nil {
 			s.failed(e, attempt, err)
-			wait := retryIn(attempt, e.left(), rand.Float64())
+			wait := atLeast(retryIn(attempt, s.left(e), rand.Float64()), rpc.RetryAfter(err), rand.Float64())
 			attempt++
-			if !s.sleep(time.Now().Add(wait), retry) {
+			if !s.sleep(s.cfg.Now().Add(wait), retry) {
 				return
 			}
 			continue
@@ -234,24 +240,27 @@ func (s *Store) run(e *entry) {
 // untilRenewal sleeps until a certificate that was obtained now is to be renewed;
 // false means that the store is being closed.
 func (s *Store) untilRenewal(v *SVID) bool {
-	now := time.Now()
+	now := s.cfg.Now().Round(0) // the wall clock
+	since := now
 	until := now.Add(renewIn(v.notBefore, v.notAfter, now, rand.Float64()))
+	var seen <-chan struct{}
 	for {
 		o, changed := s.authorities.Get()
 		if _, revoked := o.revoked[v.serial]; revoked {
 			return true
 		}
-		if o.active != "" && o.active != v.authority {
-			now = time.Now()
+		if changed != seen && o.active != "" && o.active != v.authority {
 			useless := len(o.trusted) > 0 && !slices.Contains(o.trusted, v.authority)
 			if soon := now.Add(hurryIn(v.notAfter.Sub(now), useless, rand.Float64())); soon.Before(until) {
 				until = soon
 			}
 		}
-		if !s.sleep(until, changed) {
+		seen = changed
+		if next := now.Add(lookAtClock); !s.sleep(earlier(until, next), changed) {
 			return false
 		}
-		if !time.Now().Round(0).Before(until.Round(0)) {
+		now = s.cfg.Now().Round(0)
+		if !now.Before(until) || turnedBack(v.notBefore, since, now) {
 			return true
 		}
 	}
@@ -287,7 +296,7 @@ func (s *Store) obtain(id spiffeid.ID) (*SVID, error) {
 	if err != nil {
 		return nil, err
 	}
-	return accept(id, private, issued, time.Now())
+	return accept(id, private, issued, s.cfg.Now())
 }
 
 func (s *Store) publish(e *entry, v *SVID) {
@@ -307,25 +316,27 @@ func (s *Store) failed(e *entry, attempt int, err error) {
 		level = slog.LevelWarn
 	}
 	s.cfg.Log.Log(s.ctx, level, "no certificate from the authority, will ask again", slog.String("proxy", e.key.proxyID),
-		slog.String("spiffe_id", e.key.id.String()), slog.Duration("valid_for", max(e.left(), 0)), slog.Any("error", err))
+		slog.String("spiffe_id", e.key.id.String()), slog.Duration("valid_for", max(s.left(e), 0)), slog.Any("error", err))
 }
 
 // left says how long the certificate at hand is still valid.
-func (e *entry) left() time.Duration {
+func (s *Store) left(e *entry) time.Duration {
 	v, _ := e.svid.Get()
 	if v == nil {
 		return 0
 	}
-	return time.Until(v.notAfter)
+	return v.notAfter.Sub(s.cfg.Now())
 }
 
-// sleep waits until a wall-clock time or until early is closed; false means that
-// the store is being closed.
+// sleep waits until a wall-clock time, until early is closed, or until the clock is
+// seen to go back; false means that the store is being closed.
 func (s *Store) sleep(until time.Time, early <-chan struct{}) bool {
 	until = until.Round(0) // without monotonic reading: the wall clock counts
+	began := s.cfg.Now().Round(0)
 	for {
-		left := time.Until(until)
-		if left <= 0 {
+		now := s.cfg.Now().Round(0)
+		left := until.Sub(now)
+		if left <= 0 || now.Before(began) {
 			return true
 		}
 		timer := time.NewTimer(min(left, lookAtClock))

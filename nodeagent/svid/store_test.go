@@ -76,6 +76,12 @@ func (f *fakeCA) set(away error) {
 	f.away = away
 }
 
+func (f *fakeCA) setChange(change func(*x509.Certificate)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.change = change
+}
+
 func (f *fakeCA) times() []time.Time {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -175,6 +181,38 @@ func TestAuthorityAway(t *testing.T) {
 			t.Fatalf("a certificate came %s after the authority was back", took)
 		}
 	})
+}
+
+// TestClockJumps: after one forward the certificate has expired, after one back it is not
+// valid yet; both are seen within seconds, though no timer has moved.
+func TestClockJumps(t *testing.T) {
+	for name, jump := range map[string]time.Duration{"forward": 24 * time.Hour, "back": -30 * time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ca := newFakeCA(t, time.Hour)
+				var by atomic.Int64
+				now := func() time.Time { return time.Now().Add(time.Duration(by.Load())) }
+				s := svid.NewStore(svid.Config{Issuer: ca, Observer: new(counts), Log: slog.New(slog.DiscardHandler), Now: now})
+				defer s.Close()
+				sub := s.Subscribe("p", reviews)
+				defer sub.Close()
+				first := next(t, sub, nil)
+				by.Store(int64(jump))
+				ca.setChange(func(c *x509.Certificate) { // its clock jumped too
+					c.NotBefore, c.NotAfter = now().Add(-time.Second), now().Add(time.Hour)
+				})
+				jumped := time.Now()
+				next(t, sub, first)
+				if took := time.Since(jumped); took > 10*time.Second {
+					t.Errorf("a new certificate after %s", took)
+				}
+				<-time.After(time.Minute) // fake time
+				if n := len(ca.times()); n != 2 {
+					t.Errorf("asked %d times", n)
+				}
+			})
+		})
+	}
 }
 
 func TestUnusedIsForgotten(t *testing.T) {
