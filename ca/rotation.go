@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/json"
@@ -77,6 +78,8 @@ type keeper struct {
 	// mu is held during a change of the state.
 	mu      sync.Mutex
 	version uint64
+
+	seen seenLeaves
 
 	reportsMu sync.Mutex
 	reports   map[*report]struct{}
@@ -305,6 +308,8 @@ func (k *keeper) run(ctx context.Context) error {
 			began := time.Now()
 			k.step(ctx)
 			rest = max(rest, 10*time.Since(began))
+		} else {
+			k.seen.forget()
 		}
 		warned = k.warn(ctx, warned)
 		select {
@@ -371,6 +376,10 @@ func (k *keeper) warn(ctx context.Context, last time.Time) time.Time {
 	cert := t.signer.Issuer()
 	if t.state.Rotation != nil || now.Sub(last) < rootWarnEvery || cert.NotAfter.Sub(now) > cert.NotAfter.Sub(cert.NotBefore)/rootWarn {
 		return last
+	}
+	if k.outside.signsFor(t.state.Active) {
+		k.log.WarnContext(ctx, "two thirds of the issuing certificate's life are over; replace it where it is from", slog.String("issuer", root.KeyID(cert)), slog.Time("not_after", cert.NotAfter))
+		return now
 	}
 	k.log.WarnContext(ctx, "two thirds of the root's life are over; replace it: writ roots rotate", slog.String("root", t.state.Active), slog.Time("not_after", cert.NotAfter))
 	return now
@@ -459,17 +468,51 @@ func (k *keeper) ownReport() (roots.Report, error) {
 	return r, nil
 }
 
+// seenLeaves are the certificates of the ledger as far as it was read, so that a
+// gate that is looked at every second reads what is new only.
+type seenLeaves struct {
+	mu     sync.Mutex
+	leaves []roots.Leaf
+	// next is the index of the first entry that was not read.
+	next uint64
+}
+
+// forgetAfter is how long after its end a certificate is remembered, for a clock
+// that goes back.
+const forgetAfter = 24 * time.Hour
+
 // leaves are the certificates of the ledger that have not expired.
 func (k *keeper) leaves(ctx context.Context) ([]roots.Leaf, error) {
-	now := k.now()
-	var out []roots.Leaf
-	err := k.a.eachCertificate(ctx, "", func(e ledger.Entry) error {
-		if e.NotAfter.After(now) {
-			out = append(out, leaf(e.Subject, e.Actor, e.Authority, e.NotAfter))
+	now, seen := k.now(), &k.seen
+	seen.mu.Lock()
+	defer seen.mu.Unlock()
+	err := k.store.Each(ctx, seen.next, func(r ledger.Record) error {
+		if bytes.Contains(r.Leaf, []byte(ledger.Issued)) {
+			e, err := r.Entry()
+			if err != nil {
+				return err
+			}
+			if e.Kind == ledger.Issued && e.NotAfter.After(now.Add(-forgetAfter)) {
+				seen.leaves = append(seen.leaves, leaf(e.Subject, e.Actor, e.Authority, e.NotAfter))
+			}
 		}
+		seen.next = r.Index + 1
 		return nil
 	})
+	var out []roots.Leaf
+	for _, l := range seen.leaves {
+		if l.NotAfter.After(now) {
+			out = append(out, l)
+		}
+	}
 	return out, err
+}
+
+// forget lets go of what is needed during a rotation only.
+func (s *seenLeaves) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leaves, s.next = nil, 0
 }
 
 // leaf is what a certificate of the ledger is for a gate.

@@ -368,6 +368,8 @@ func TestIssuingGoesOnDuringRotations(t *testing.T) {
 	stop := make(chan struct{})
 	var issued atomic.Int64
 	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(stop)
 	for range 4 {
 		wg.Go(func() {
 			client := h.admin()
@@ -400,8 +402,6 @@ func TestIssuingGoesOnDuringRotations(t *testing.T) {
 		h.rotate(&capb.RotateRootRequest{Force: true})
 		h.step(capb.RotationStep_ROTATION_STEP_UNSPECIFIED)
 	}
-	close(stop)
-	wg.Wait()
 }
 
 // covered verifies the certificate of a response by the bundle of the response.
