@@ -21,8 +21,10 @@ import (
 	"github.com/writ-mesh/writ/internal/identity"
 )
 
-// ownRetry is how long to wait after a failed renewal.
-const ownRetry = time.Second
+// ownTick is how often the authority looks at its certificate and at the wall
+// clock, which may jump while timers do not (suspend, adjusted clock), and how long
+// it waits after a failed renewal.
+const ownTick = time.Second
 
 // own is the authority's own X.509-SVID. Key and certificate live in memory only:
 // a new process makes new ones.
@@ -68,22 +70,20 @@ func (o *own) renew(ctx context.Context) error {
 	return nil
 }
 
-// run renews at half life, and when another authority signs, until ctx ends. What
-// fails is tried again soon.
+// run renews at half life, when another authority signs, and when the clock went
+// back to before the certificate, until ctx ends. What fails is tried again soon.
 func (o *own) run(ctx context.Context) error {
-	failed := false
 	for {
 		t := o.a.trusted()
-		if failed || o.signedBy(t) {
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-t.replaced:
-				continue
-			case <-time.After(o.wait(failed)):
-			}
+		if o.due() || !o.signedBy(t) {
+			_ = o.renew(ctx) // answer has logged it; the next tick tries again
 		}
-		failed = o.renew(ctx) != nil // answer has logged it
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.replaced:
+		case <-time.After(ownTick):
+		}
 	}
 }
 
@@ -94,14 +94,16 @@ func (o *own) signedBy(t *trust) bool {
 	return svid == nil || slices.Equal(svid.Certificates[0].RawIssuer, t.signer.Issuer().RawSubject)
 }
 
-// wait is how long to wait for the next renewal.
-func (o *own) wait(failed bool) time.Duration {
+// due tells whether it is time for another certificate: there is none, half of its
+// life is over, or it is not valid yet, since the clock went back.
+func (o *own) due() bool {
 	svid := o.svid.Load()
-	if failed || svid == nil {
-		return ownRetry
+	if svid == nil {
+		return true
 	}
-	cert := svid.Certificates[0]
-	return cert.NotBefore.Add(cert.NotAfter.Sub(cert.NotBefore) / 2).Sub(o.a.now())
+	cert, now := svid.Certificates[0], o.a.now()
+	half := cert.NotBefore.Add(cert.NotAfter.Sub(cert.NotBefore) / 2)
+	return now.Before(cert.NotBefore) || !now.Before(half)
 }
 
 // GetX509SVID implements x509svid.Source.

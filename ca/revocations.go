@@ -25,6 +25,8 @@ import (
 const (
 	// revocationRetry is how long to wait after the list could not be read or made.
 	revocationRetry = time.Second
+	// lookAtClock is how often it is looked whether the lists' time is over.
+	lookAtClock = 5 * time.Second
 	// minCRLLife is the shortest time from a certificate revocation list to its end.
 	minCRLLife = 24 * time.Hour
 	// crlBackdate is by how much a list is backdated. One that a verifier's clock
@@ -102,12 +104,17 @@ func (r *revocations) run(ctx context.Context) error {
 	wg.Go(func() { r.follow(ctx, changed) })
 	defer wg.Wait()
 	for {
-		wait := time.NewTimer(r.current.Load().next.Sub(r.a.now()))
+		// The wall clock may jump while timers do not, and so be beyond the end of the
+		// lists, or before their beginning.
+		wait := time.NewTimer(min(r.left(), lookAtClock))
 		select {
 		case <-ctx.Done():
 		case <-changed:
 		case <-r.a.trusted().replaced:
 		case <-wait.C:
+			if left := r.left(); left > 0 && left <= r.life/2 {
+				continue
+			}
 		}
 		wait.Stop()
 		if ctx.Err() != nil {
@@ -115,6 +122,11 @@ func (r *revocations) run(ctx context.Context) error {
 		}
 		r.renew(ctx)
 	}
+}
+
+// left is how long the lists of now are good by the wall clock.
+func (r *revocations) left() time.Duration {
+	return r.current.Load().next.Round(0).Sub(r.a.now().Round(0))
 }
 
 // follow takes the documents as they change.
