@@ -312,14 +312,10 @@ func TestWorkloadAPIForStrangers(t *testing.T) {
 		t.Errorf("%d identities were asked for", n)
 	}
 	// As soon as its process is registered it is a workload.
-	done := make(chan map[string]error, 1)
-	ctx := withHeader(t.Context(), "true")
-	conn := r.dial(t)
-	go func() { done <- everyMethod(ctx, conn) }()
 	r.register(t, os.Getpid())
-	for method, err := range <-done {
+	for method, err := range everyMethod(withHeader(t.Context(), "true"), r.dial(t)) {
 		if method != "ValidateJWTSVID" && err != nil {
-			t.Errorf("%s waits for its registration: %v", method, err)
+			t.Errorf("%s after the registration: %v", method, err)
 		}
 	}
 }
