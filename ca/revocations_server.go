@@ -105,7 +105,7 @@ func (s *revocationsServer) subject(ctx context.Context, serial, id string) (rev
 		if !parsed.MemberOf(s.a.td) {
 			return e, refuse(invalid, "%s is not in the trust domain %s", parsed, s.a.td.Name())
 		}
-		if name, ok := identity.ServiceOf(parsed); ok && name == identity.CA {
+		if s.own(parsed.String()) {
 			return e, refuse(invalid, "the authority's own identity cannot be revoked, since nothing could be said to anybody afterwards; if its key is known to others, rotate the root")
 		}
 		return e, nil
@@ -122,11 +122,19 @@ func (s *revocationsServer) subject(ctx context.Context, serial, id string) (rev
 	switch {
 	case found.Serial == "":
 		return e, refuse(invalid, "the ledger has no certificate %s; see writ certs ls", serial)
+	case s.own(found.Subject):
+		return e, refuse(invalid, "the certificate %s is the authority's own, with a key that is in memory only; restart the authority, which makes another", serial)
 	case !s.a.now().Before(found.NotAfter):
 		return e, refuse(unfit, "the certificate %s of %s expired at %s; nobody takes it any more", serial, found.Subject, found.NotAfter.UTC().Format("2006-01-02T15:04:05Z"))
 	}
 	e.SPIFFEID, e.SHA256, e.Authority, e.NotAfter = found.Subject, found.SHA256, found.Authority, found.NotAfter.UTC()
 	return e, nil
+}
+
+// own tells whether a SPIFFE ID is the authority's.
+func (s *revocationsServer) own(id string) bool {
+	own, err := identity.Service(s.a.td, identity.CA)
+	return err == nil && own.String() == id
 }
 
 // certificate finds a certificate by its serial number; the zero Entry says that

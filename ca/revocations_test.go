@@ -219,6 +219,10 @@ func TestWhatCannotBeRevoked(t *testing.T) {
 			t.Errorf("%s: %v does not say %q", name, err, c.text)
 		}
 	}
+	for _, r := range h.ledger(&capb.ListCertificatesRequest{SpiffeId: "spiffe://example.org/writ/ca"}) {
+		_, err := h.revocations().Revoke(t.Context(), bySerial(r.GetSerial()))
+		wantCode(t, err, codes.InvalidArgument)
+	}
 	_, err := h.revocations().Unrevoke(t.Context(), &capb.UnrevokeRequest{Subject: &capb.UnrevokeRequest_SpiffeId{SpiffeId: reviewsID}})
 	wantCode(t, err, codes.FailedPrecondition)
 }
