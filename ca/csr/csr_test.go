@@ -13,6 +13,7 @@ import (
 	"encoding/pem"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
@@ -103,6 +104,7 @@ func TestNames(t *testing.T) {
 		id, want string
 	}{
 		{"none", x509.CertificateRequest{}, "", ""},
+		{"an authority it will not be", x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Critical: true, Value: []byte{0x30, 3, 1, 1, 0xff}}}}, "", ""},
 		{"subject is ignored", x509.CertificateRequest{Subject: pkix.Name{CommonName: "root"}}, "", ""},
 		{"one", x509.CertificateRequest{URIs: uris(t, id)}, id, ""},
 		{"two", x509.CertificateRequest{URIs: uris(t, id, id+"2")}, "", "names besides one SPIFFE ID"},
@@ -148,6 +150,7 @@ func TestBytes(t *testing.T) {
 		{"trailing", append(append([]byte(nil), good...), 0), "is not PKCS #10"},
 		{"forged", forged, "is not signed by the key"},
 		{"1 MB", make([]byte, 1<<20), "at most 8192 are allowed"},
+		{"1,000 short names", request(t, ecKey(t, elliptic.P256()), x509.CertificateRequest{DNSNames: slices.Repeat([]string{"a"}, 1000)}), "names besides one SPIFFE ID"},
 		{"1,000 names", request(t, ecKey(t, elliptic.P256()), x509.CertificateRequest{URIs: uris(t, many...)}), "at most 8192 are allowed"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -179,6 +182,10 @@ func FuzzParse(f *testing.F) {
 	f.Add(request(f, key, x509.CertificateRequest{URIs: uris(f, "spiffe://example.org/ns/a/sa/b")}))
 	f.Add(request(f, key, x509.CertificateRequest{URIs: uris(f, "spiffe://example.org/a", "spiffe://example.org/b"), DNSNames: []string{"a"}}))
 	f.Add(request(f, rsaKey(f, 2048), x509.CertificateRequest{}))
+	f.Add(request(f, key, x509.CertificateRequest{DNSNames: slices.Repeat([]string{"a"}, 1000)}))
+	isCA := pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Critical: true, Value: []byte{0x30, 3, 1, 1, 0xff}}
+	f.Add(request(f, key, x509.CertificateRequest{ExtraExtensions: []pkix.Extension{isCA}}))
+	f.Add(request(f, key, x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Value: []byte{0x30, 0}}}}))
 	f.Fuzz(func(t *testing.T, der []byte) {
 		req, err := csr.Parse(der)
 		if err != nil {
@@ -194,6 +201,11 @@ func FuzzParse(f *testing.F) {
 		}
 		if n := len(std.DNSNames) + len(std.IPAddresses) + len(std.EmailAddresses); n > 0 || len(std.URIs) > 1 {
 			t.Fatal("taken with other names")
+		}
+		switch req.PublicKey.(type) {
+		case *ecdsa.PublicKey, ed25519.PublicKey, *rsa.PublicKey:
+		default:
+			t.Fatalf("taken with a key of type %T", req.PublicKey)
 		}
 		if len(std.URIs) == 1 && std.URIs[0].String() != req.ID.String() {
 			t.Fatalf("got ID %q of %q", req.ID, std.URIs[0])
