@@ -23,6 +23,7 @@ import (
 	"github.com/writ-mesh/writ/ca/plugged"
 	"github.com/writ-mesh/writ/ca/root"
 	"github.com/writ-mesh/writ/ca/roots"
+	"github.com/writ-mesh/writ/ca/upstream"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
@@ -399,5 +400,28 @@ func TestTakeRefuses(t *testing.T) {
 	got, err := k.toward(o, s, &event{})
 	if err == nil || !strings.Contains(err.Error(), "under way") || !bytes.Equal(got.Authorities[0].Certificate, []byte("1")) {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestAuthorityConfig(t *testing.T) {
+	const key = "pkcs11:module-path=/m.so;token=writ;object=root"
+	up := upstream.Config{URL: "https://ca:9000", RootFile: "r", Provisioner: "p", KeyFile: "k", TTL: upstream.DefaultTTL}
+	for name, tc := range map[string]struct {
+		c    AuthorityConfig
+		want string
+	}{
+		"own":                {defaultAuthority(), ""},
+		"files with kms":     {AuthorityConfig{Files: "d", KMS: key, PINFile: "p", Upstream: upstream.Config{TTL: upstream.DefaultTTL}}, ""},
+		"upstream":           {AuthorityConfig{Upstream: up}, ""},
+		"upstream and files": {AuthorityConfig{Files: "d", Upstream: up}, "leave authority.files and authority.kms out"},
+		"upstream and kms":   {AuthorityConfig{KMS: key, Upstream: up}, "leave authority.files and authority.kms out"},
+		"PIN without kms":    {AuthorityConfig{PINFile: "p"}, "authority.pin_file"},
+		"no URI":             {AuthorityConfig{KMS: "root"}, "authority.kms"},
+		"half an upstream":   {AuthorityConfig{Upstream: upstream.Config{URL: "https://ca", TTL: upstream.DefaultTTL}}, "authority.upstream: root_file"},
+	} {
+		err := tc.c.validate()
+		if (tc.want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: got %v, want %q", name, err, tc.want)
+		}
 	}
 }

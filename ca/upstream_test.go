@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -35,20 +36,19 @@ import (
 // fakeUpstream is an upstream authority that can be away.
 type fakeUpstream struct {
 	root   *foreign
-	away   bool
-	signed int
+	away   atomic.Bool
+	signed atomic.Int64
 }
 
 var errAway = errors.New("connection refused")
 
 // Sign implements upstream.Authority.
 func (f *fakeUpstream) Sign(_ context.Context, req *x509.CertificateRequest, life time.Duration) ([]*x509.Certificate, error) {
-	if f.away {
+	if f.away.Load() {
 		return nil, errAway
 	}
-	f.signed++
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(int64(f.signed)), Subject: req.Subject, URIs: req.URIs, NotBefore: time.Now(), NotAfter: time.Now().Add(life),
+		SerialNumber: big.NewInt(f.signed.Add(1)), Subject: req.Subject, URIs: req.URIs, NotBefore: time.Now(), NotAfter: time.Now().Add(life),
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true,
 	}, f.root.cert, req.PublicKey, f.root.key)
 	if err != nil {
@@ -87,13 +87,13 @@ func TestUpstreamAwayForTwoHours(t *testing.T) {
 		gone := 0.0
 		o := order{kind: kindMint, id: spiffeid.RequireFromString(reviewsID), csr: parsed(t)}
 		for at := range 12 * 60 {
-			time.Sleep(time.Minute)         // fake time
-			up.away = at >= 180 && at < 340 // the certificate is due between 189 and 210
+			time.Sleep(time.Minute)              // fake time
+			up.away.Store(at >= 180 && at < 340) // the certificate is due between 189 and 210
 			cert, err := a.issue(ctx, o)
 			if err != nil {
 				t.Fatalf("minute %d: %v", at, err)
 			}
-			if life := cert.NotAfter.Sub(time.Now()); life < time.Hour-time.Second {
+			if life := time.Until(cert.NotAfter); life < time.Hour-time.Second {
 				t.Fatalf("minute %d: a certificate for %s", at, life)
 			}
 			gone = max(gone, value(t, a.metrics.upstreamAway))
@@ -104,8 +104,8 @@ func TestUpstreamAwayForTwoHours(t *testing.T) {
 		if now := value(t, a.metrics.upstreamAway); now != 0 {
 			t.Errorf("the metric says %v when it is back", now)
 		}
-		if up.signed < 3 || up.signed > 5 {
-			t.Errorf("%d certificates signed in twelve hours of seven each", up.signed)
+		if n := up.signed.Load(); n < 3 || n > 5 {
+			t.Errorf("%d certificates signed in twelve hours of seven each", n)
 		}
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {

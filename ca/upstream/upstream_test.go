@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -89,7 +90,15 @@ func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	rootKey := newKey(t)
 	f := &fixture{t: t, root: authority(t, "root", rootKey.Public(), nil, rootKey), dir: t.TempDir()}
-	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { f.answer(w, r) }))
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Who answers before he has read all resets the connection.
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		f.answer(w, r)
+	}))
 	t.Cleanup(server.Close)
 	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	f.put("root.pem", encode(f.root.cert, server.Certificate()))
