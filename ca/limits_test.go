@@ -80,8 +80,8 @@ func TestHeldBackIsCountedInTheLedger(t *testing.T) {
 	for range 1000 {
 		r.count("Issue", limited)
 	}
-	e, any := r.summary()
-	if !any || e.Kind != ledger.Refused || e.Detail["Issue limited"] != "1000" || e.Detail["count"] != "1000" {
+	e, some := r.summary()
+	if !some || e.Kind != ledger.Refused || e.Detail["Issue limited"] != "1000" || e.Detail["count"] != "1000" {
 		t.Errorf("%+v", e)
 	}
 	if len(r.entries) != 0 {

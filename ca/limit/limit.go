@@ -135,7 +135,7 @@ func (l *Limiter) begin(ctx context.Context, method string, req any, stream bool
 	var b *bucket
 	var over bound
 	var wait time.Duration
-	name := ""
+	var name string
 	l.mu.Lock()
 	if caller.ID.IsZero() {
 		name = address(ctx)

@@ -95,12 +95,15 @@ func (f *fixture) passes(ctx context.Context, n int, req func(int) any) (passed 
 
 func own(int) any     { return &capb.RenewRequest{} }
 func joining(int) any { return &capb.JoinRequest{} }
+
 func reviews(int) any {
 	return &capb.IssueRequest{SpiffeId: "spiffe://example.org/ns/default/sa/reviews"}
 }
+
 func others(i int) any {
 	return &capb.IssueRequest{SpiffeId: fmt.Sprintf("spiffe://example.org/ns/default/sa/%d", i)}
 }
+
 func tokens(i int) any {
 	return &capb.IssueJWTRequest{SpiffeId: "spiffe://example.org/ns/default/sa/reviews"}
 }
