@@ -315,7 +315,7 @@ func TestServedCRL(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := (&http.Client{Timeout: testBudget}).Do(req)
 		if err != nil {
 			t.Fatal(err)
 		}
