@@ -74,6 +74,9 @@ func up(ctx context.Context, o stack.Options, checks bool, stdout, stderr io.Wri
 	}
 	level.Set(slog.LevelWarn)
 	err = run(ctx, s, o, checks, files, began, stdout, stderr)
+	if ctx.Err() != nil && !checks {
+		err = nil // Ctrl-C, be it before all was said about the mesh
+	}
 	s.Down()
 	if err == nil && !checks {
 		fmt.Fprintln(stdout, "ended")
