@@ -225,7 +225,6 @@ func (a *agent) connect(ctx context.Context) error {
 		return err
 	}
 	source.Attach(a.authority)
-	a.authority.reconnect = source.Reconnect
 	ca, err := a.dial(source, identity.CA, a.cfg.Credential.CA)
 	if err != nil {
 		return err

@@ -15,8 +15,6 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/writ-mesh/writ/internal/credential"
 	"github.com/writ-mesh/writ/nodeagent/latest"
@@ -49,10 +47,8 @@ type authority struct {
 	log      *slog.Logger
 	// observeCRLs is told the number of the list in use, and whether it is the newest.
 	observeCRLs func(sequence uint64, newest bool)
-	// reconnect replaces the connections to the authority and pilot; it is set before
-	// client is. asking bounds the requests for tokens under way.
-	reconnect func()
-	asking    chan struct{}
+	// asking bounds the requests for tokens under way.
+	asking chan struct{}
 	// report is called when the connection comes or goes.
 	report func(up bool)
 }
@@ -67,19 +63,9 @@ func (a *authority) Issue(ctx context.Context, id spiffeid.ID, csr []byte) (svid
 	}
 	resp, err := (*client).Issue(ctx, &capb.IssueRequest{SpiffeId: id.String(), Csr: csr})
 	if err != nil {
-		a.refusedConnection(err)
 		return svid.Issued{}, err
 	}
 	return svid.Issued{Chain: resp.GetChain(), Roots: resp.GetBundle().GetRoots()}, nil
-}
-
-// refusedConnection connects anew if err says that the authority does not take the
-// certificate of the connection any more, as after a suspend that the certificate
-// did not outlive.
-func (a *authority) refusedConnection(err error) {
-	if status.Code(err) == codes.Unauthenticated && a.reconnect != nil {
-		a.reconnect()
-	}
 }
 
 // setBundle takes roots in DER.

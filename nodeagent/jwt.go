@@ -36,7 +36,6 @@ func (a *authority) IssueJWT(ctx context.Context, id spiffeid.ID, audiences []st
 		resp, err := (*client).IssueJWT(ctx, &capb.IssueJWTRequest{SpiffeId: id.String(), Audiences: audiences})
 		after := rpc.RetryAfter(err)
 		if after == 0 {
-			a.refusedConnection(err)
 			return resp.GetToken(), err
 		}
 		after += rand.N(after/2 + 1)

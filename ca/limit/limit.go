@@ -162,7 +162,7 @@ func (l *Limiter) begin(ctx context.Context, method string, req any, stream bool
 		l.o.Log.WarnContext(ctx, "a caller asks too much and is told to wait; further refusals of the next minute are only counted",
 			slog.String("caller", name), slog.String("method", method), slog.String("limit", string(over)), slog.Duration("wait", wait))
 	}
-	return nil, rpc.Exhausted(wait, "too many requests (limit %s); try again in %s", over, wait.Round(time.Millisecond))
+	return nil, exhausted(wait, "too many requests (limit %s); try again in %s", over, wait.Round(time.Millisecond))
 }
 
 // known takes a request of a caller with a certificate: nothing is taken from any

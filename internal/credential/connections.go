@@ -6,10 +6,13 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
 )
 
-// reconnectRest is how long Reconnect leaves new connections alone.
+// reconnectRest is how long reconnect leaves new connections alone.
 const reconnectRest = time.Second
 
 // connections are those that Dial's clients have. Its lock is one of its own: who
@@ -17,7 +20,7 @@ const reconnectRest = time.Second
 type connections struct {
 	mu   sync.Mutex
 	open map[net.Conn]struct{}
-	cut  time.Time // when Reconnect closed them last
+	cut  time.Time // when reconnect closed them last
 }
 
 func (c *connections) add(conn net.Conn) {
@@ -35,11 +38,20 @@ func (c *connections) remove(conn net.Conn) {
 	delete(c.open, conn)
 }
 
-// Reconnect ends the connections that Dial's clients have, which make new ones with
+// unary connects anew when a service does not take the certificate of a connection.
+func (s *Source) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	err := invoke(ctx, method, req, reply, cc, opts...)
+	if status.Code(err) == codes.Unauthenticated {
+		s.reconnect()
+	}
+	return err
+}
+
+// reconnect ends the connections that Dial's clients have, which make new ones with
 // the certificate of now. It is for when a service does not take the certificate of
 // a connection any more: one that has expired while the machine slept, say. Streams
 // break off. Soon after the last time it does nothing.
-func (s *Source) Reconnect() {
+func (s *Source) reconnect() {
 	c, now := &s.dialed, time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -32,10 +32,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/status"
 
 	"github.com/writ-mesh/writ/internal/atomicfile"
 	"github.com/writ-mesh/writ/internal/identity"
@@ -357,9 +355,6 @@ func (s *Source) renewOrJoin(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		if status.Code(err) == codes.Unauthenticated {
-			s.Reconnect() // the connection is older than the certificate
-		}
 		if !now.Before(leaf.NotBefore) && !s.disowned() {
 			return err
 		}
@@ -367,7 +362,7 @@ func (s *Source) renewOrJoin(ctx context.Context) error {
 	if jerr := s.join(ctx); jerr != nil {
 		return errors.Join(err, jerr)
 	}
-	s.Reconnect() // with the new certificate
+	s.reconnect() // with the new certificate
 	return nil
 }
 
@@ -393,6 +388,7 @@ func (s *Source) Dial(addr string, server spiffeid.ID) (*grpc.ClientConn, error)
 		// seconds where names of the outside cannot be resolved.
 		grpc.WithDisableServiceConfig(),
 		grpc.WithTransportCredentials(tracked{credentials.NewTLS(s.clientTLS(server)), &s.dialed}),
+		grpc.WithChainUnaryInterceptor(s.unary),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: dialBackoff, MinConnectTimeout: 2 * time.Second}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),

@@ -86,10 +86,10 @@ func TestReconnect(t *testing.T) {
 		return p.LocalAddr.String()
 	}
 	first := over()
-	s.Reconnect()
+	s.reconnect()
 	proctest.Until(t, 10*time.Second, "another connection", func() bool { return over() != first })
 	second := over()
-	s.Reconnect()
+	s.reconnect()
 	if got := over(); got != second {
 		t.Error("connected anew twice within a second")
 	}
