@@ -32,6 +32,13 @@ const (
 	kindSelf  = "self"
 )
 
+const (
+	// rootsTries is how often an order is signed again because the roots changed.
+	rootsTries = 3
+	// rootsWait is how long it waits each time for what they are now.
+	rootsWait = time.Second
+)
+
 // lifetimes are the checked times of a Config.
 type lifetimes struct {
 	workload, service, max, skew, token, jwt, jwtMax time.Duration
@@ -115,17 +122,35 @@ func (a *Authority) issue(ctx context.Context, o order) (*x509.Certificate, erro
 	if err != nil {
 		return nil, err
 	}
+	for range rootsTries {
+		cert, t, err := a.signed(ctx, o, ttl)
+		if !errors.Is(err, errMoved) {
+			return cert, err
+		}
+		select {
+		case <-t.replaced:
+		case <-ctx.Done():
+			return nil, refuse(gone, "the caller did not wait for a certificate")
+		case <-time.After(rootsWait):
+		}
+	}
+	return nil, refuse(unavailable, "the roots are being changed; ask again")
+}
+
+// signed signs and records a certificate with the trust that it returns. The error
+// is a refusal, or errMoved if that is not the ledger's any more.
+func (a *Authority) signed(ctx context.Context, o order, ttl time.Duration) (*x509.Certificate, *trust, error) {
 	a.signing.RLock()
 	defer a.signing.RUnlock()
-	now := a.now()
-	cert, err := a.sign(o, now, ttl)
+	t, now := a.trusted(), a.now()
+	cert, err := a.sign(t, o, now, ttl)
 	if err != nil {
-		return nil, err
+		return nil, t, err
 	}
-	if err := a.record(ctx, o, entry(o, cert, now)); err != nil {
-		return nil, err
+	if err := a.record(ctx, t, o, entry(o, cert, now)); err != nil {
+		return nil, t, err
 	}
-	return cert, nil
+	return cert, t, nil
 }
 
 // ttl gives the life of an ordered certificate.
@@ -149,8 +174,7 @@ func (a *Authority) defaultTTL(id spiffeid.ID) time.Duration {
 }
 
 // sign makes the certificate and compares it with the order.
-func (a *Authority) sign(o order, now time.Time, ttl time.Duration) (*x509.Certificate, error) {
-	t := a.trusted()
+func (a *Authority) sign(t *trust, o order, now time.Time, ttl time.Duration) (*x509.Certificate, error) {
 	issuer := t.signer.Issuer()
 	if err := t.checkTime(now); err != nil {
 		return nil, refuse(unavailable, "the authority's certificate is not valid now; see its log").because(err)
@@ -174,9 +198,10 @@ func (a *Authority) sign(o order, now time.Time, ttl time.Duration) (*x509.Certi
 }
 
 // record writes a certificate down and uses up the proof it was issued for, unless
-// its identity is revoked at that moment. Errors are refusals.
-func (a *Authority) record(ctx context.Context, o order, e ledger.Entry) error {
-	c := ledger.Change{Entry: e, If: map[string]uint64{revocation.IdentityKey(o.id.String()): 0}}
+// its identity is revoked at that moment, or another authority over the same ledger
+// has changed the roots. Errors are refusals, or errMoved for the roots.
+func (a *Authority) record(ctx context.Context, t *trust, o order, e ledger.Entry) error {
+	c := ledger.Change{Entry: e, If: map[string]uint64{revocation.IdentityKey(o.id.String()): 0, rootsDocument: t.version}}
 	if o.proof.Key != "" {
 		c.If[o.proof.Key] = o.proof.Version
 		c.Delete = []string{o.proof.Key}
@@ -184,6 +209,9 @@ func (a *Authority) record(ctx context.Context, o order, e ledger.Entry) error {
 	_, err := a.store.Commit(ctx, c)
 	switch {
 	case errors.Is(err, ledger.ErrConflict):
+		if doc, err := a.store.Get(ctx, rootsDocument); err == nil && doc.Version != t.version {
+			return errMoved
+		}
 		return a.conflicted(ctx, o, err)
 	case err != nil:
 		return recording(err)

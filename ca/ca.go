@@ -168,7 +168,7 @@ func (a *Authority) check(ctx context.Context, failing *atomic.Bool, rt *service
 
 // listeners opens everything that is served; no task runs before all are open.
 func listeners(ctx context.Context, c Config, a *Authority, kept *checkpoints, rt *service.Runtime) (_ []func(context.Context) error, err error) {
-	tasks := []func(context.Context) error{a.keeper.run}
+	tasks := []func(context.Context) error{a.keeper.run, a.keeper.adoptOthers}
 	var table *placement.Table // of who is issued to by node agents
 	if c.Listen != "" {
 		table = placement.NewTable(loadPlacements(ctx, c, a))

@@ -1,6 +1,8 @@
 package ca
 
 import (
+	"crypto/x509"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -92,4 +94,47 @@ func TestReplicasShareALedger(t *testing.T) {
 		return err == nil
 	})
 	a.run() // the checkpoint that it kept is that of the ledger
+}
+
+// One authority replaces the root. Another one over the same ledger signs nothing
+// under the root of before from the moment on that the new one is active, not even
+// if it cannot go on; with the new root's key it goes on by itself.
+func TestReplicasFollowTheRoots(t *testing.T) {
+	server := pgtest.Start(t)
+	url := server.Schema(t)
+	a := start(t, func(c *Config) { c.Ledger.Postgres = url; c.Listen = "" })
+	b := replica(t, a)
+	old := activeOf(a.status())
+	a.rotate(&capb.RotateRootRequest{Manual: true})
+	if got := activeOf(b.status()); got != old {
+		t.Fatalf("root %s signs, want %s", got, old)
+	}
+	b.mint(reviewsID)
+	a.rotate(&capb.RotateRootRequest{Manual: true})
+	fresh := activeOf(a.step(capb.RotationStep_ROTATION_STEP_DRAINING))
+	if fresh == old {
+		t.Fatal("the old root signs")
+	}
+	_, der := request(t, "")
+	_, err := b.admin().Mint(t.Context(), &capb.MintRequest{SpiffeId: reviewsID, Csr: der})
+	wantCode(t, err, codes.Unavailable)
+	if err := os.CopyFS(filepath.Join(b.config.State, "roots"), os.DirFS(filepath.Join(a.config.State, "roots"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := filepath.WalkDir(filepath.Join(b.config.State, "roots"), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			err = os.Chmod(path, 0o600)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	b.eventually("it issues under the new root", func() bool {
+		resp, err := b.admin().Mint(t.Context(), &capb.MintRequest{SpiffeId: reviewsID, Csr: der})
+		if err != nil {
+			return false
+		}
+		cert, err := x509.ParseCertificate(resp.GetChain()[0])
+		return err == nil && issuerOf(cert) == fresh
+	})
 }

@@ -221,9 +221,35 @@ func (k *keeper) reload(ctx context.Context) error {
 	return nil
 }
 
+// adoptOthers takes what other authorities over the same ledger do to the roots,
+// until ctx ends.
+func (k *keeper) adoptOthers(ctx context.Context) error {
+	var told string
+	for {
+		err := k.store.Watch(ctx, rootsDocument, func(ledger.Update) error {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			return k.reload(ctx)
+		})
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err.Error() != told {
+			told = err.Error()
+			k.log.ErrorContext(ctx, "the ledger has other roots, which cannot be taken, and nothing is issued under those of before; will try again", slog.Any("error", err))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(rootsWait):
+		}
+	}
+}
+
 // adopt puts a durable state into force and does what follows from it.
 func (k *keeper) adopt(ctx context.Context, t *trust) {
 	old := k.a.trusted()
+	t.version = k.version
 	k.a.replace(t)
 	for _, cert := range old.bundle.X509Authorities() {
 		if t.bundle.HasX509Authority(cert) {

@@ -28,9 +28,11 @@ import (
 // trust is who signs and who is trusted, at a moment. It is never changed, only
 // replaced as a whole, so that whoever holds one sees no half of a rotation.
 type trust struct {
-	state  roots.State
-	signer *signer.Signer
-	bundle *x509bundle.Bundle
+	state roots.State
+	// version is that of the state's document.
+	version uint64
+	signer  *signer.Signer
+	bundle  *x509bundle.Bundle
 	// roots are those of the bundle in DER.
 	roots [][]byte
 	// end is when the first certificate of those above a signed one expires.
@@ -147,6 +149,7 @@ func (k *keeper) open(ctx context.Context, inUse bool) error {
 	if err != nil {
 		return err
 	}
+	t.version = k.version
 	k.a.replace(t)
 	cert := t.signer.Issuer()
 	k.log.InfoContext(ctx, "root certificate", slog.String("trust_domain", k.spec.TrustDomain.Name()), slog.String("root", t.state.Active),
