@@ -2,9 +2,11 @@ package condition_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	rbachttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	rbactcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
@@ -129,8 +131,12 @@ func compiled(t *testing.T, m *model.Mesh, protocol model.Protocol) map[string]*
 	if err != nil {
 		t.Fatal(err)
 	}
+	allow := slices.IndexFunc(out.Filters, func(f *listenerv3.Filter) bool { return f.GetName() == "writ.allow" })
+	if allow < 0 {
+		t.Fatal("nothing is allowed or not")
+	}
 	var filter rbactcpv3.RBAC
-	if err := out.Filters[0].GetTypedConfig().UnmarshalTo(&filter); err != nil {
+	if err := out.Filters[allow].GetTypedConfig().UnmarshalTo(&filter); err != nil {
 		t.Fatal(err)
 	}
 	return filter.GetRules().GetPolicies()
