@@ -35,10 +35,10 @@ fi
 
 # The upstream authority of a test of ca; it takes some minutes, once.
 stepca=.tools/bin/step-ca
-if [ ! -x $stepca -o hack/stepca/go.mod -nt $stepca ]; then
+if [ ! -x $stepca -o hack/stepca/go.mod -nt $stepca -o hack/stepca/main.go -nt $stepca ]; then
   echo "building step-ca" >&2
   mkdir -p .tools/bin
-  (cd hack/stepca && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "../../$stepca" github.com/smallstep/certificates/cmd/step-ca)
+  (cd hack/stepca && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "../../$stepca" .)
   touch $stepca
 fi
 
