@@ -14,6 +14,7 @@ import (
 // knows, and after the clock went back, the authority's own certificate is replaced
 // within seconds, and each time once.
 func TestOwnCertificateFollowsTheWallClock(t *testing.T) {
+	t.Parallel()
 	var by atomic.Int64
 	a := newAuthority(t, ledgertest.NewMemory(), func() time.Time { return time.Now().Add(time.Duration(by.Load())) })
 	by.Store(int64(2 * time.Hour)) // so that there is room to go back

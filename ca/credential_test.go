@@ -20,6 +20,7 @@ import (
 // What services and node agents use to join and renew works with the authority:
 // one token, then its own certificate, also over a restart of either.
 func TestCredentialSource(t *testing.T) {
+	t.Parallel()
 	h := start(t, func(c *Config) { c.ServiceTTL = config.Duration(minTTL) })
 	dir := t.TempDir()
 	cfg := credential.Config{

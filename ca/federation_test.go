@@ -85,6 +85,7 @@ func (bundleWatcher) OnError(error)                     {}
 // TestBundleEndpointOfTheWeb: with a certificate from files, which are read again;
 // a watcher gets the next key before it signs.
 func TestBundleEndpointOfTheWeb(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	web := pkitest.NewRoot(t, "")
 	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")

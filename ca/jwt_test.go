@@ -147,6 +147,7 @@ func TestTokensOutliveRestarts(t *testing.T) {
 // TestNextKeyIsPushed: a watcher gets the next key before it signs, with a higher
 // number, and tokens of the key before stay valid.
 func TestNextKeyIsPushed(t *testing.T) {
+	t.Parallel()
 	h, n1 := jwtRig(t, func(c *Config) {
 		c.JWT = JWTConfig{TTL: config.Duration(10 * time.Second), MaxTTL: config.Duration(10 * time.Second), KeyTTL: config.Duration(20 * time.Second)}
 		// The key is eight seconds old, so that the next one is due in two.

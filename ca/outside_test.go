@@ -156,6 +156,7 @@ func requestOf(t testing.TB) []byte {
 
 // TestNewIntermediate is taken live: nobody has to restart, and the bundle stays.
 func TestNewIntermediate(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	top := newForeign(t, "root", nil, 24*time.Hour)
 	first, second := newForeign(t, "first", top, 12*time.Hour), newForeign(t, "second", top, 12*time.Hour)
@@ -194,6 +195,7 @@ func TestNewIntermediate(t *testing.T) {
 
 // TestBadFilesKeepTheOld: what is wrong is told, and issuing goes on.
 func TestBadFilesKeepTheOld(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	top := newForeign(t, "root", nil, 24*time.Hour)
 	good := newForeign(t, "good", top, 12*time.Hour)
@@ -236,6 +238,7 @@ func gauge(t *testing.T, h *harness, name string) float64 {
 // TestNewForeignRoot is a rotation: the new root is distributed first, signs when
 // every holder has it, and the old one goes when nobody uses it.
 func TestNewForeignRoot(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	one, two := newForeign(t, "one", nil, 24*time.Hour), newForeign(t, "two", nil, 24*time.Hour)
 	a, b := newForeign(t, "a", one, 12*time.Hour), newForeign(t, "b", two, 12*time.Hour)

@@ -100,6 +100,7 @@ func TestReplicasShareALedger(t *testing.T) {
 // under the root of before from the moment on that the new one is active, not even
 // if it cannot go on; with the new root's key it goes on by itself.
 func TestReplicasFollowTheRoots(t *testing.T) {
+	t.Parallel()
 	server := pgtest.Start(t)
 	url := server.Schema(t)
 	a := start(t, func(c *Config) { c.Ledger.Postgres = url; c.Listen = "" })

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/revocation"
+	"github.com/writ-mesh/writ/internal/proctest"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
@@ -300,14 +300,7 @@ func TestBadRevocationDocument(t *testing.T) {
 }
 
 func TestServedCRL(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	addr := proctest.Address(t)
 	h := start(t, func(c *Config) { c.CRL.Listen = addr })
 	h.revoke(bySerial(serialOf(h.mint(reviewsID).Certificates[0])))
 	get := func(path string) (int, []byte) {
@@ -326,14 +319,14 @@ func TestServedCRL(t *testing.T) {
 		}
 		return resp.StatusCode, body
 	}
-	want := h.list().GetCrls()[0]
-	if code, body := get("/crl/" + hex.EncodeToString(h.bundle().X509Authorities()[0].SubjectKeyId) + ".crl"); code != http.StatusOK || string(body) != string(want) {
-		t.Errorf("got %d, %x; want %x", code, body, want)
-	}
-	_, body := get("/crl.pem")
-	if block, _ := pem.Decode(body); block == nil || string(block.Bytes) != string(want) {
-		t.Errorf("got %s", body)
-	}
+	// The list may be made anew once more after the revocation.
+	h.eventually("both ways give the same list", func() bool {
+		want := h.list().GetCrls()[0]
+		code, der := get("/crl/" + hex.EncodeToString(h.bundle().X509Authorities()[0].SubjectKeyId) + ".crl")
+		_, body := get("/crl.pem")
+		block, _ := pem.Decode(body)
+		return code == http.StatusOK && string(der) == string(want) && block != nil && string(block.Bytes) == string(want)
+	})
 	if code, _ := get("/crl/abc.crl"); code != http.StatusNotFound {
 		t.Errorf("an unknown authority's list is answered with %d", code)
 	}

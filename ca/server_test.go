@@ -52,6 +52,7 @@ func TestJoinThenRenew(t *testing.T) {
 
 // One line for each caller and method: who may call what.
 func TestWhoMayCallWhat(t *testing.T) {
+	t.Parallel()
 	h := start(t, nil)
 	other := start(t, func(c *Config) { c.TrustDomain = td.Name() }) // same name, another root
 	foreign := other.mint(nodeID)
@@ -311,6 +312,7 @@ func TestServerIsTLS13Only(t *testing.T) {
 // The server certificate is renewed in memory, and connections made with an
 // expired client certificate are told to connect anew.
 func TestShortLives(t *testing.T) {
+	t.Parallel()
 	h := start(t, func(c *Config) { c.ServiceTTL = config.Duration(minTTL) })
 	before := h.ledger(&capb.ListCertificatesRequest{SpiffeId: "spiffe://example.org/writ/ca"})
 	h.eventually("the server certificate is renewed", func() bool {

@@ -171,11 +171,12 @@ func newStepCA(t *testing.T) *stepCA {
 		t.Fatal(err)
 	}
 	s.put("ca.json", conf)
-	t.Setenv("STEPPATH", s.dir)
 	return s
 }
 
-func (s *stepCA) run() { s.Process = proctest.Start(s.t, s.binary, s.path("ca.json")) }
+func (s *stepCA) run() {
+	s.Process = proctest.Start(s.t, "env", "STEPPATH="+s.dir, s.binary, s.path("ca.json"))
+}
 
 func (s *stepCA) path(name string) string { return filepath.Join(s.dir, name) }
 
@@ -189,7 +190,7 @@ func (s *stepCA) put(name string, data []byte) {
 func (s *stepCA) config() upstream.Config {
 	return upstream.Config{
 		URL: fmt.Sprintf("https://127.0.0.1:%d", s.port), RootFile: s.path("root.crt"),
-		Provisioner: "writ", KeyFile: s.path("provisioner.key"), TTL: config.Duration(24 * time.Second),
+		Provisioner: "writ", KeyFile: s.path("provisioner.key"), TTL: config.Duration(12 * time.Second),
 	}
 }
 
@@ -205,6 +206,7 @@ func keyPEM(t testing.TB, key crypto.Signer) []byte {
 // TestStepCA: a real step-ca signs our intermediate, is killed, and signs it again
 // when it is back. The key stays, so that nobody else notices.
 func TestStepCA(t *testing.T) {
+	t.Parallel()
 	up := newStepCA(t)
 	up.run()
 	h := start(t, func(c *Config) { c.Authority.Upstream = up.config() })

@@ -5,7 +5,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -65,12 +64,7 @@ func TestReadmit(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca := l.Addr().String()
-	_ = l.Close()
+	ca := proctest.Address(t)
 	socket, token, identity := "unix://"+dir+"/ca.sock", filepath.Join(dir, "token"), filepath.Join(dir, "identity")
 	serviceAlone(t, "writ-ca", dir, fmt.Sprintf(
 		"state: %s/ca\nlisten: %s\nadmin: %s\nservice_ttl: 10s\ntrust_bundle: %s/bundle.pem\nmonitoring: \"\"\n", dir, ca, socket, dir))

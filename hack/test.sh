@@ -8,7 +8,8 @@ cd "$(dirname "$0")/.."
 # With the race detector there is C, and so PKCS #11 can be tested.
 race() { CGO_ENABLED=1 go test -race -tags pkcs11 -shuffle=on -timeout 20m "$@"; }
 if [ -n "${1:-}" ]; then
-  go test -shuffle=on -timeout 20m "./$1/..."
+  # Most of what runs in parallel waits.
+  go test -shuffle=on -p 4 -parallel 6 -timeout 20m "./$1/..."
   exit
 fi
 mapfile -t unit < <(go list ./... | grep -v -e '/e2e$' -e '/deploy/compose$')
