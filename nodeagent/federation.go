@@ -3,11 +3,11 @@ package nodeagent
 import (
 	"context"
 	"log/slog"
-	"math/rand/v2"
 	"time"
 
 	"google.golang.org/grpc"
 
+	"github.com/writ-mesh/writ/internal/rpc"
 	"github.com/writ-mesh/writ/nodeagent/workloadapi"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
@@ -21,28 +21,10 @@ const (
 // followForeign takes the bundles of other trust domains from the authority, until
 // ctx ends. While it is away what it said last stays.
 func (a *authority) followForeign(ctx context.Context, conn grpc.ClientConnInterface) error {
-	wait := foreignMin
-	for {
-		worked, err := a.receiveForeign(ctx, conn)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if worked {
-			wait = foreignMin
-		}
-		a.log.DebugContext(ctx, "the stream of other trust domains ended", slog.Any("error", err), slog.Duration("retry_in", wait))
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(wait/2 + rand.N(wait)):
-		}
-		wait = min(2*wait, foreignMax)
-	}
+	return rpc.Follow(ctx, a.log, "other trust domains", foreignMin, foreignMax, func(ctx context.Context) (bool, error) { return a.receiveForeign(ctx, conn) })
 }
 
 func (a *authority) receiveForeign(ctx context.Context, conn grpc.ClientConnInterface) (worked bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	stream, err := capb.NewFederationClient(conn).WatchFederated(ctx, &capb.WatchFederatedRequest{}, grpc.WaitForReady(true))
 	if err != nil {
 		return false, err

@@ -3,11 +3,11 @@ package nodeagent
 import (
 	"context"
 	"log/slog"
-	"math/rand/v2"
 	"time"
 
 	"google.golang.org/grpc"
 
+	"github.com/writ-mesh/writ/internal/rpc"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
@@ -21,23 +21,7 @@ const (
 // ctx ends. Without the authority those that were known last stay in force.
 func (a *agent) followRegistrations(ctx context.Context, conn grpc.ClientConnInterface) error {
 	client := capb.NewNodeRegistrationsClient(conn)
-	wait := registrationsMin
-	for {
-		worked, err := a.receiveRegistrations(ctx, client)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if worked {
-			wait = registrationsMin
-		}
-		a.rt.Log.DebugContext(ctx, "registrations are not followed, will try again", slog.Any("error", err))
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(wait/2 + rand.N(wait)):
-		}
-		wait = min(2*wait, registrationsMax)
-	}
+	return rpc.Follow(ctx, a.rt.Log, "registrations", registrationsMin, registrationsMax, func(ctx context.Context) (bool, error) { return a.receiveRegistrations(ctx, client) })
 }
 
 // receiveRegistrations takes updates from one stream until it ends.

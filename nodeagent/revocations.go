@@ -7,12 +7,12 @@ import (
 	"encoding/pem"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 
+	"github.com/writ-mesh/writ/internal/rpc"
 	"github.com/writ-mesh/writ/nodeagent/crl"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
@@ -48,29 +48,11 @@ func (s crlState) String() string {
 // followRevocations takes what is revoked from the authority, until ctx ends. While it
 // is away what it said last stays in force.
 func (a *authority) followRevocations(ctx context.Context, conn grpc.ClientConnInterface) error {
-	wait := revocationsMin
-	for {
-		worked, err := a.receiveRevocations(ctx, conn)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if worked {
-			wait = revocationsMin
-		}
-		a.log.DebugContext(ctx, "the stream of revocations ended", slog.Any("error", err), slog.Duration("retry_in", wait))
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(wait/2 + rand.N(wait)):
-		}
-		wait = min(2*wait, revocationsMax)
-	}
+	return rpc.Follow(ctx, a.log, "revocations", revocationsMin, revocationsMax, func(ctx context.Context) (bool, error) { return a.receiveRevocations(ctx, conn) })
 }
 
 func (a *authority) receiveRevocations(ctx context.Context, conn grpc.ClientConnInterface) (worked bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := capb.NewRevocationFeedClient(conn).WatchRevocations(ctx, &capb.WatchRevocationsRequest{}, grpc.MaxCallRecvMsgSize(64<<20))
+	stream, err := capb.NewRevocationFeedClient(conn).WatchRevocations(ctx, &capb.WatchRevocationsRequest{})
 	if err != nil {
 		return false, err
 	}

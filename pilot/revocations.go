@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -22,6 +21,7 @@ import (
 	"github.com/writ-mesh/writ/internal/atomicfile"
 	"github.com/writ-mesh/writ/internal/credential"
 	"github.com/writ-mesh/writ/internal/identity"
+	"github.com/writ-mesh/writ/internal/rpc"
 	"github.com/writ-mesh/writ/pilot/model"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
@@ -50,30 +50,14 @@ func (p *Pilot) followRevocations(ctx context.Context, source *credential.Source
 		return fmt.Errorf("authority: %w", err)
 	}
 	defer func() { _ = conn.Close() }()
-	wait := revocationsMin
-	for {
-		worked, err := p.receiveRevocations(ctx, conn, source.ID().TrustDomain())
-		p.metrics.revocationsConnected.Set(0)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if worked {
-			wait = revocationsMin
-		}
-		p.log.DebugContext(ctx, "the stream of revocations ended; those known stay in force", slog.Any("error", err), slog.Duration("retry_in", wait))
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(wait/2 + rand.N(wait)):
-		}
-		wait = min(2*wait, revocationsMax)
-	}
+	return rpc.Follow(ctx, p.log, "revocations", revocationsMin, revocationsMax, func(ctx context.Context) (bool, error) {
+		defer p.metrics.revocationsConnected.Set(0)
+		return p.receiveRevocations(ctx, conn, source.ID().TrustDomain())
+	})
 }
 
 // receiveRevocations runs one stream to its end; worked tells whether a list came.
 func (p *Pilot) receiveRevocations(ctx context.Context, conn grpc.ClientConnInterface, td spiffeid.TrustDomain) (worked bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	stream, err := capb.NewRevocationFeedClient(conn).WatchRevocations(ctx, &capb.WatchRevocationsRequest{})
 	if err != nil {
 		return false, err

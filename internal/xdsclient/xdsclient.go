@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -20,6 +19,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/writ-mesh/writ/internal/rpc"
 )
 
 // Back-off between attempts to connect.
@@ -55,23 +56,7 @@ func Run(ctx context.Context, conn grpc.ClientConnInterface, nodeID string, log 
 	for _, s := range subs {
 		c.types[s.typeURL()] = &typeState{sub: s, resources: make(map[string]proto.Message), versions: make(map[string]string)}
 	}
-	backoff := minBackoff
-	for {
-		worked, err := c.stream(ctx)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if worked {
-			backoff = minBackoff
-		}
-		log.DebugContext(ctx, "configuration stream ended", slog.Any("error", err), slog.Duration("retry_in", backoff))
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(backoff/2 + rand.N(backoff)):
-		}
-		backoff = min(2*backoff, maxBackoff)
-	}
+	return rpc.Follow(ctx, log, "configuration", minBackoff, maxBackoff, c.stream)
 }
 
 type client struct {
@@ -90,8 +75,6 @@ type typeState struct {
 
 // stream runs one stream to its end; worked tells whether a response came.
 func (c *client) stream(ctx context.Context) (worked bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	s, err := discoveryv3.NewAggregatedDiscoveryServiceClient(c.conn).DeltaAggregatedResources(ctx)
 	if err != nil {
 		return false, err
