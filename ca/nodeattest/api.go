@@ -1,14 +1,10 @@
 package nodeattest
 
 import (
-	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"slices"
@@ -17,6 +13,8 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+
+	"github.com/writ-mesh/writ/internal/kubeapi"
 )
 
 const (
@@ -34,74 +32,19 @@ const (
 )
 
 // api is how a cluster's API server is called.
-type api struct{ caFile, tokenFile string }
+type api struct{ kubeapi.Client }
+
+func newAPI(caFile, tokenFile string) *api {
+	return &api{kubeapi.Client{CAFile: caFile, TokenFile: tokenFile, Timeout: apiTimeout, MaxAnswer: maxAnswer}}
+}
 
 // call sends a request and reads the answer. Its errors wrap ErrUnavailable.
 func (a *api) call(ctx context.Context, method, url string, body []byte) ([]byte, error) {
-	data, err := a.do(ctx, method, url, body)
+	data, err := a.Call(ctx, method, url, body)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return data, nil
-}
-
-func (a *api) do(ctx context.Context, method, url string, body []byte) ([]byte, error) {
-	roots, err := a.roots()
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Accept", "application/json")
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	if a.tokenFile != "" {
-		token, err := os.ReadFile(a.tokenFile)
-		if err != nil {
-			return nil, err
-		}
-		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
-	}
-	// One call, one connection: roots may have changed, and joining is rare. The
-	// environment's proxy is not used.
-	client := &http.Client{
-		Transport:     &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}, DisableKeepAlives: true},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusCreated {
-		return nil, fmt.Errorf("%s %s: %s", method, url, resp.Status)
-	}
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
-	if err == nil && len(data) > maxAnswer {
-		err = fmt.Errorf("%s %s: the answer has more than %d bytes", method, url, maxAnswer)
-	}
-	return data, err
-}
-
-// roots returns nil for those of the system.
-func (a *api) roots() (*x509.CertPool, error) {
-	if a.caFile == "" {
-		return nil, nil //nolint:nilnil // as tls.Config wants it
-	}
-	data, err := os.ReadFile(a.caFile)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(data) {
-		return nil, fmt.Errorf("%s has no certificate", a.caFile)
-	}
-	return pool, nil
 }
 
 // keys are the public keys of a cluster.

@@ -118,7 +118,7 @@ type cluster struct {
 
 func newCluster(cfg Kubernetes, now func() time.Time) *cluster {
 	c := &cluster{cfg: cfg, now: now}
-	api := &api{caFile: cfg.CAFile, tokenFile: cfg.TokenFile}
+	api := newAPI(cfg.CAFile, cfg.TokenFile)
 	if cfg.JWKSFile != "" || cfg.JWKSURL != "" {
 		c.keys = &keys{file: cfg.JWKSFile, url: cfg.JWKSURL, api: api, now: now}
 	}

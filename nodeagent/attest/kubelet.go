@@ -2,19 +2,17 @@ package attest
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/kubeapi"
 )
 
 const (
@@ -95,57 +93,16 @@ func (k *kubelet) pod(ctx context.Context, uid string) (podFacts, error) {
 }
 
 func (k *kubelet) list(ctx context.Context) (map[string]podFacts, error) {
-	ctx, cancel := context.WithTimeout(ctx, kubeletTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(k.cfg.URL, "/")+"/pods", http.NoBody)
+	// New pods are rare.
+	api := kubeapi.Client{CAFile: k.cfg.CAFile, TokenFile: k.cfg.TokenFile, Timeout: kubeletTimeout, MaxAnswer: maxPods}
+	data, err := api.Call(ctx, http.MethodGet, strings.TrimSuffix(k.cfg.URL, "/")+"/pods", nil)
 	if err != nil {
 		return nil, err
 	}
-	if k.cfg.TokenFile != "" {
-		token, err := os.ReadFile(k.cfg.TokenFile)
-		if err != nil {
-			return nil, err
-		}
-		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
-	}
-	roots, err := k.roots()
-	if err != nil {
-		return nil, err
-	}
-	// New pods are rare; the environment's proxy is not used, and nothing is
-	// followed elsewhere with the token.
-	client := &http.Client{
-		Transport:     &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}, DisableKeepAlives: true},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode != http.StatusOK {
-		return nil, errors.New(resp.Status)
-	}
-	return parsePods(io.LimitReader(resp.Body, maxPods))
+	return parsePods(data)
 }
 
-// roots returns nil for those of the system.
-func (k *kubelet) roots() (*x509.CertPool, error) {
-	if k.cfg.CAFile == "" {
-		return nil, nil //nolint:nilnil // as tls.Config wants it
-	}
-	data, err := os.ReadFile(k.cfg.CAFile)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(data) {
-		return nil, fmt.Errorf("%s has no certificate", k.cfg.CAFile)
-	}
-	return pool, nil
-}
-
-func parsePods(r io.Reader) (map[string]podFacts, error) {
+func parsePods(data []byte) (map[string]podFacts, error) {
 	var in struct {
 		Items []struct {
 			Metadata struct {
@@ -158,7 +115,7 @@ func parsePods(r io.Reader) (map[string]podFacts, error) {
 			} `json:"spec"`
 		} `json:"items"`
 	}
-	if err := json.NewDecoder(r).Decode(&in); err != nil {
+	if err := json.Unmarshal(data, &in); err != nil {
 		return nil, fmt.Errorf("list of pods: %w", err)
 	}
 	out := make(map[string]podFacts, len(in.Items))
