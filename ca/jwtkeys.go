@@ -244,17 +244,11 @@ func (b *jwtBundle) run(ctx context.Context) error {
 
 // watch says when the document was changed, until ctx ends.
 func (b *jwtBundle) watch(ctx context.Context, changed chan<- struct{}) {
-	for ctx.Err() == nil {
-		_ = b.a.store.Watch(ctx, jwtKeysDocument, func(ledger.Update) error {
-			select {
-			case changed <- struct{}{}:
-			default:
-			}
-			return nil
-		})
+	_ = watchDocuments(ctx, b.a.store, jwtKeysDocument, jwtKeysRetry, jwtKeysRetry, func(error) {}, func(ledger.Update, bool) error {
 		select {
-		case <-ctx.Done():
-		case <-time.After(jwtKeysRetry):
+		case changed <- struct{}{}:
+		default:
 		}
-	}
+		return nil
+	})
 }

@@ -64,23 +64,13 @@ func readRegistration(d ledger.Document) (string, keptRegistration, error) {
 
 // followRegistrations keeps table as the ledger has it until ctx ends.
 func (a *Authority) followRegistrations(ctx context.Context, table *placement.Table) error {
-	for wait := followRegistrationsMin; ; wait = min(2*wait, followRegistrationsMax) {
-		all := true
-		err := a.store.Watch(ctx, registrationPrefix, func(u ledger.Update) error {
-			a.applyRegistrations(ctx, table, u, all)
-			all, wait = false, followRegistrationsMin
-			return nil
-		})
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
+	failed := func(err error) {
 		a.log.WarnContext(ctx, "changes of registrations are not followed, will try again", slog.Any("error", err))
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(wait):
-		}
 	}
+	return watchDocuments(ctx, a.store, registrationPrefix, followRegistrationsMin, followRegistrationsMax, failed, func(u ledger.Update, all bool) error {
+		a.applyRegistrations(ctx, table, u, all)
+		return nil
+	})
 }
 
 // applyRegistrations takes what the ledger tells; all says that it is everything.

@@ -131,26 +131,17 @@ func (r *revocations) left() time.Duration {
 
 // follow takes the documents as they change.
 func (r *revocations) follow(ctx context.Context, changed chan<- struct{}) {
-	for ctx.Err() == nil {
-		all := true
-		err := r.a.store.Watch(ctx, revocation.Prefix, func(u ledger.Update) error {
-			r.take(ctx, u, all)
-			all = false
-			select {
-			case changed <- struct{}{}:
-			default:
-			}
-			return nil
-		})
-		if ctx.Err() != nil {
-			return
-		}
+	failed := func(err error) {
 		r.a.log.ErrorContext(ctx, "the revocations cannot be followed; those known stay in force", slog.Any("error", err))
-		select {
-		case <-ctx.Done():
-		case <-time.After(revocationRetry):
-		}
 	}
+	_ = watchDocuments(ctx, r.a.store, revocation.Prefix, revocationRetry, revocationRetry, failed, func(u ledger.Update, all bool) error {
+		r.take(ctx, u, all)
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+		return nil
+	})
 }
 
 // take notes what changed among the documents; all says that there are no others.

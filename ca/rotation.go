@@ -225,25 +225,17 @@ func (k *keeper) reload(ctx context.Context) error {
 // until ctx ends.
 func (k *keeper) adoptOthers(ctx context.Context) error {
 	var told string
-	for {
-		err := k.store.Watch(ctx, rootsDocument, func(ledger.Update) error {
-			k.mu.Lock()
-			defer k.mu.Unlock()
-			return k.reload(ctx)
-		})
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
+	failed := func(err error) {
 		if err.Error() != told {
 			told = err.Error()
 			k.log.ErrorContext(ctx, "the ledger has other roots, which cannot be taken, and nothing is issued under those of before; will try again", slog.Any("error", err))
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(rootsWait):
-		}
 	}
+	return watchDocuments(ctx, k.store, rootsDocument, rootsWait, rootsWait, failed, func(ledger.Update, bool) error {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return k.reload(ctx)
+	})
 }
 
 // adopt puts a durable state into force and does what follows from it.
