@@ -69,6 +69,7 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
+	store = counted(store, rt.Metrics)
 	kept, err := openCheckpoints(ctx, c, store)
 	if err != nil {
 		return err
@@ -98,7 +99,7 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 	if err != nil {
 		return err
 	}
-	tasks = append(tasks, a.jwt.Run, a.keys.run, a.foreign.Run, a.refusals.run, a.revocations.run, a.keeper.follow,
+	tasks = append(tasks, a.jwt.Run, a.keys.run, a.foreign.Run, a.refusals.run, a.revocations.run, a.revocations.cutOff, a.keeper.follow,
 		func(ctx context.Context) error { return kept.run(ctx, rt.Log) },
 		func(ctx context.Context) error { return a.keepChecking(ctx, &failing, rt) })
 	return service.RunTasks(ctx, tasks...)
@@ -250,7 +251,7 @@ func serveIssuing(c Config, a *Authority, own *own, table *placement.Table, rt *
 	others := &federationServer{s: srv}
 	maps.Copy(methods, others.methods())
 	limits := a.limiter(c.Limits, rt.Metrics)
-	s := rpc.NewServer(credentials.NewTLS(own.serverTLS()), methods, rt,
+	s := rpc.NewServer(a.revocations.peers.Track(credentials.NewTLS(own.serverTLS()), a.revocations.admit), methods, rt,
 		grpc.ChainUnaryInterceptor(limits.Unary), grpc.ChainStreamInterceptor(limits.Stream),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(workers), grpc.MaxConcurrentStreams(maxStreams),
 		grpc.KeepaliveParams(keepalive.ServerParameters{

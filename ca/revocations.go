@@ -19,6 +19,7 @@ import (
 	"github.com/writ-mesh/writ/ca/revocation"
 	"github.com/writ-mesh/writ/ca/root"
 	"github.com/writ-mesh/writ/ca/signer"
+	"github.com/writ-mesh/writ/internal/rpc"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
@@ -34,6 +35,9 @@ const (
 	crlBackdate = 10 * time.Minute
 	// pruneRest keeps lists from being made anew for each certificate that expires.
 	pruneRest = time.Minute
+	// tellFirst is how long after a new list connections of those who are revoked stay
+	// open, so that they hear of it over them. Calls are refused at once.
+	tellFirst = 200 * time.Millisecond
 )
 
 // revocations follows the documents that say what is revoked and keeps what is made
@@ -58,6 +62,8 @@ type revocations struct {
 	serials map[string]expansion
 	// signers are by key id.
 	signers map[string]*signer.Signer
+	// peers are the connections of callers over TLS.
+	peers rpc.Peers
 }
 
 // revoked is what is revoked at a moment. It is never changed, only replaced.
@@ -326,6 +332,35 @@ func (r *revocations) usable(cert *x509.Certificate) error {
 		return refuseRevoked(e)
 	}
 	return nil
+}
+
+// admit refuses a connection of a caller, with his chain, if he is revoked.
+func (r *revocations) admit(chain []*x509.Certificate) error {
+	if len(chain) == 0 {
+		return nil // who joins has no certificate yet
+	}
+	return r.usable(chain[0])
+}
+
+// cutOff ends the connections of callers who are revoked, with their streams, until
+// ctx ends.
+func (r *revocations) cutOff(ctx context.Context) error {
+	for {
+		c := r.current.Load()
+		select {
+		case <-time.After(tellFirst):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if n := r.peers.Close(func(chain []*x509.Certificate) bool { return r.admit(chain) != nil }); n > 0 {
+			r.a.log.WarnContext(ctx, "connections of revoked callers are closed", slog.Int("connections", n))
+		}
+		select {
+		case <-c.replaced:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 func refuseRevoked(e revocation.Entry) *refusal {

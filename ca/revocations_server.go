@@ -2,6 +2,7 @@ package ca
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -246,16 +247,14 @@ func (f *revocationFeed) methods() rpc.Methods {
 }
 
 // WatchRevocations implements writ.ca.v1.RevocationFeed. A watcher who is revoked
-// himself is told nothing more.
+// himself is told that, so that he joins again, and nothing more.
 func (f *revocationFeed) WatchRevocations(_ *capb.WatchRevocationsRequest, stream grpc.ServerStreamingServer[capb.RevocationList]) error {
 	ctx := stream.Context()
 	for {
-		if err := f.s.unrevoked(ctx); err != nil {
-			return err
-		}
 		c := f.s.a.revocations.current.Load()
-		if err := stream.Send(c.served); err != nil {
-			return err
+		refused := f.s.unrevoked(ctx)
+		if err := stream.Send(c.served); err != nil || refused != nil {
+			return cmp.Or(refused, err)
 		}
 		select {
 		case <-c.replaced:

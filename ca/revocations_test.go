@@ -143,12 +143,21 @@ func TestRevokedCaller(t *testing.T) {
 	if _, err := feed.Recv(); err != nil {
 		t.Fatal(err)
 	}
+	bundles, err := live.WatchBundle(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	h.revoke(bySerial(strings.ToUpper(serialOf(node.Certificates[0]))))
 	_, err = live.Renew(t.Context(), &capb.RenewRequest{Csr: csr})
 	wantCode(t, err, codes.PermissionDenied)
+	if l, err := feed.Recv(); err != nil || len(l.GetRevocations()) != 1 {
+		t.Errorf("a revoked watcher is told %v, %v", l, err)
+	}
 	if _, err := feed.Recv(); err == nil {
 		t.Error("a revoked watcher is told more")
 	}
+	// The streams that he has end.
+	proctest.Until(t, 5*time.Second, "the stream of the bundle has ended", func() bool { _, err := bundles.Recv(); return err != nil })
 	_, err = h.as(node).Renew(t.Context(), &capb.RenewRequest{Csr: csr})
 	wantCode(t, err, codes.Unavailable) // no connection comes about
 	// The identity itself is good: another proof gets a certificate.

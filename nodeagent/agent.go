@@ -109,12 +109,12 @@ func newAgent(ctx context.Context, cfg Config, rt *service.Runtime) (*agent, err
 	rt.Metrics.MustRegister(newExpiry(a.svids.Status))
 	a.tokens = workloadapi.NewTokens(workloadapi.TokensConfig{Issuer: a.authority, Keys: &a.authority.keys, Observer: a.metrics, Log: rt.Log})
 	a.kept = lastgood.NewStore(proxies, rt.Log)
-	a.sds = sds.New(sds.Config{Attestor: a, SVIDs: a.svids, Bundle: &a.authority.bundle, CRLs: &a.authority.crls, Stopping: a.stopping, Observer: a.metrics, Moved: moved, Log: rt.Log})
+	a.sds = sds.New(sds.Config{Attestor: a, SVIDs: a.svids, Bundle: &a.authority.bundle, CRLs: &a.authority.crls, TrustDomain: td.Name(), Foreign: &a.authority.bounded, Stopping: a.stopping, Observer: a.metrics, Moved: moved, Log: rt.Log})
 	a.authority.svids, a.authority.sds = a.svids, a.sds
 	a.ads = relay.New(relay.Config{Attestor: a, Pilot: a.pilot, Kept: a.kept, Node: cfg.Node, Stopping: a.stopping, Observer: a.metrics, Log: rt.Log})
 	a.workload = workloadapi.New(workloadapi.Config{
 		TrustDomain: td, Attestor: a, SVIDs: a.svids, Tokens: a.tokens,
-		Roots: &a.authority.bundle, Keys: &a.authority.keys, Foreign: &a.authority.foreign, Stopping: a.stopping, Observer: a.metrics, Log: rt.Log,
+		Roots: &a.authority.bundle, CRLs: &a.authority.crls, Keys: &a.authority.keys, Foreign: &a.authority.foreign, Stopping: a.stopping, Observer: a.metrics, Log: rt.Log,
 	})
 	return a, nil
 }
@@ -221,7 +221,8 @@ func (a *agent) connect(ctx context.Context) error {
 	for _, c := range bundle.X509Authorities() {
 		roots = append(roots, c.Raw)
 	}
-	if err := a.authority.setBundle(roots); err != nil {
+	source.OnRevocations(a.authority.takeRevocations, nil)
+	if err := a.authority.beginWith(ctx, roots); err != nil {
 		return err
 	}
 	source.Attach(a.authority)
@@ -239,7 +240,6 @@ func (a *agent) connect(ctx context.Context) error {
 		source.Run,
 		func(ctx context.Context) error { return a.authority.use(ctx, ca) },
 		func(ctx context.Context) error { return a.authority.followForeign(ctx, ca) },
-		func(ctx context.Context) error { return a.authority.followRevocations(ctx, ca) },
 		a.authority.keepCRLs,
 		func(ctx context.Context) error { return a.pilot.Run(ctx, pilot, a.pilotChanged) },
 		func(ctx context.Context) error { return a.followPlacement(ctx, pilot) },

@@ -33,8 +33,10 @@ type authority struct {
 	up     atomic.Bool
 	bundle latest.Value[[]byte] // PEM
 	keys   latest.Value[workloadapi.Keys]
-	// foreign are the other trust domains.
+	// foreign are the other trust domains, and bounded the same for Envoys; nil until
+	// the authority has said which there are.
 	foreign latest.Value[[]workloadapi.Foreign]
+	bounded latest.Value[[]sds.Foreign]
 	active  latest.Value[string] // key id of the authority that signs
 	moved   latest.Value[struct{}]
 	// revoked is what the authority said last, nil before the first time; crls is what
@@ -42,6 +44,8 @@ type authority struct {
 	revoked  latest.Value[*capb.RevocationList]
 	crls     latest.Value[[]byte]
 	crlState latest.Value[crlState]
+	// goodCRLs are the lists in use, of keepCRLs alone once that runs.
+	goodCRLs [][]byte
 	svids    *svid.Store
 	sds      *sds.Server
 	log      *slog.Logger
@@ -70,22 +74,31 @@ func (a *authority) Issue(ctx context.Context, id spiffeid.ID, csr []byte) (svid
 
 // setBundle takes roots in DER.
 func (a *authority) setBundle(roots [][]byte) error {
+	out, err := bundlePEM(roots)
+	if err != nil {
+		return err
+	}
+	if old, _ := a.bundle.Get(); !bytes.Equal(old, out) {
+		a.bundle.Set(out)
+	}
+	return nil
+}
+
+// bundlePEM makes a trust bundle of roots in DER.
+func bundlePEM(roots [][]byte) ([]byte, error) {
 	if len(roots) == 0 {
-		return errors.New("trust bundle is empty")
+		return nil, errors.New("trust bundle is empty")
 	}
 	// In an order of its own: the same roots in another order are no change.
 	roots = slices.SortedFunc(slices.Values(roots), bytes.Compare)
 	var out []byte
 	for _, der := range roots {
 		if _, err := x509.ParseCertificate(der); err != nil {
-			return fmt.Errorf("trust bundle: %w", err)
+			return nil, fmt.Errorf("trust bundle: %w", err)
 		}
 		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
 	}
-	if old, _ := a.bundle.Get(); !bytes.Equal(old, out) {
-		a.bundle.Set(out)
-	}
-	return nil
+	return out, nil
 }
 
 // use begins to ask for certificates over conn, until ctx ends.

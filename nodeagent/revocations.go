@@ -10,21 +10,13 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/grpc"
-
-	"github.com/writ-mesh/writ/internal/rpc"
 	"github.com/writ-mesh/writ/nodeagent/crl"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
-const (
-	// revocationsMin and revocationsMax bound the back-off towards the authority.
-	revocationsMin = 50 * time.Millisecond
-	revocationsMax = time.Second
-	// crlTick is how often lists in use are looked at anew: their end may come, and
-	// the clock may jump.
-	crlTick = 30 * time.Second
-)
+// crlTick is how often lists in use are looked at anew: their end may come, and
+// the clock may jump.
+const crlTick = 30 * time.Second
 
 // crlState is what the Envoys have been given.
 type crlState struct {
@@ -45,26 +37,24 @@ func (s crlState) String() string {
 	return text
 }
 
-// followRevocations takes what is revoked from the authority, until ctx ends. While it
-// is away what it said last stays in force.
-func (a *authority) followRevocations(ctx context.Context, conn grpc.ClientConnInterface) error {
-	return rpc.Follow(ctx, a.log, "revocations", revocationsMin, revocationsMax, func(ctx context.Context) (bool, error) { return a.receiveRevocations(ctx, conn) })
+// takeRevocations takes a list of what is revoked.
+func (a *authority) takeRevocations(list *capb.RevocationList) {
+	a.revoked.Set(list)
+	a.svids.SetRevoked(serials(list))
 }
 
-func (a *authority) receiveRevocations(ctx context.Context, conn grpc.ClientConnInterface) (worked bool, err error) {
-	stream, err := capb.NewRevocationFeedClient(conn).WatchRevocations(ctx, &capb.WatchRevocationsRequest{})
+// beginWith puts the trust bundle of the last time into use, and first the lists that
+// go with it: an Envoy that has them is not to be without, because the agent was
+// started while the authority is away.
+func (a *authority) beginWith(ctx context.Context, roots [][]byte) error {
+	bundle, err := bundlePEM(roots)
 	if err != nil {
-		return false, err
+		return err
 	}
-	for {
-		list, err := stream.Recv()
-		if err != nil {
-			return worked, err
-		}
-		worked = true
-		a.revoked.Set(list)
-		a.svids.SetRevoked(serials(list))
+	if list, _ := a.revoked.Get(); list != nil {
+		a.goodCRLs = a.useCRLs(ctx, list, nil, bundle)
 	}
+	return a.setBundle(roots)
 }
 
 // serials are those of the certificates that are revoked one by one. A certificate of
@@ -83,12 +73,11 @@ func serials(list *capb.RevocationList) map[string]struct{} {
 // with the trust bundle of the moment, until ctx ends. Lists that may not be used
 // change nothing: those of before stay while they may be, and then there are none.
 func (a *authority) keepCRLs(ctx context.Context) error {
-	var good [][]byte
 	for {
 		list, listChanged := a.revoked.Get()
 		bundle, bundleChanged := a.bundle.Get()
 		if list != nil {
-			good = a.useCRLs(ctx, list, good, bundle)
+			a.goodCRLs = a.useCRLs(ctx, list, a.goodCRLs, bundle)
 		}
 		tick := time.NewTimer(crlTick)
 		select {

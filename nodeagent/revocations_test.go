@@ -5,9 +5,11 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/big"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -246,5 +248,59 @@ func TestRevocationListsInEnvoy(t *testing.T) {
 			r.ca.feed.list.Set(&capb.RevocationList{Sequence: 2, Crls: [][]byte{crlOf(t, r.root, 2)}})
 			revoked.want(t, "no longer revoked", "one")
 		})
+	}
+}
+
+// TestRevocationListsOutliveAStart: an agent that starts while the authority is away
+// hands out, from the first answer on, the lists that it had; and of the file what is
+// not right is not used.
+func TestRevocationListsOutliveAStart(t *testing.T) {
+	t.Parallel()
+	r := newOwnRig(t)
+	r.start(t)
+	r.connected(t)
+	list := crlOf(t, r.root, 1)
+	r.ca.feed.list.Set(&capb.RevocationList{Sequence: 1, Crls: [][]byte{list}})
+	r.status(t, "one is revoked", func(st *nodeagentpb.GetStatusResponse) bool {
+		return strings.Contains(st.GetRevocation(), "1 certificates are revoked")
+	})
+	file := r.path("identity/revocations.pb")
+	var kept []byte
+	proctest.Eventually(t, bound, func() (err error) {
+		kept, err = os.ReadFile(file)
+		return err
+	})
+	again := func() *tlsv3.CertificateValidationContext {
+		t.Helper()
+		r.agent.Kill()
+		r.start(t)
+		d, err := secretv3.NewSecretDiscoveryServiceClient(r.dial(t)).DeltaSecrets(t.Context())
+		if err == nil {
+			err = d.Send(&discoveryv3.DeltaDiscoveryRequest{ResourceNamesSubscribe: []string{"ROOTCA"}})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := d.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		secret := new(tlsv3.Secret)
+		if err := resp.GetResources()[0].GetResource().UnmarshalTo(secret); err != nil {
+			t.Fatal(err)
+		}
+		return secret.GetValidationContext()
+	}
+	r.ca.stop()
+	v := again()
+	if block, _ := pem.Decode(v.GetCrl().GetInlineBytes()); block == nil || !bytes.Equal(block.Bytes, list) || len(v.GetTrustedCa().GetInlineBytes()) == 0 {
+		t.Errorf("the first answer after a start is %v", v)
+	}
+	kept[len(kept)-1] ^= 1
+	if err := os.WriteFile(file, kept, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if v := again(); v.GetCrl() != nil || len(v.GetTrustedCa().GetInlineBytes()) == 0 {
+		t.Errorf("with a damaged file it is %v", v)
 	}
 }

@@ -1,12 +1,14 @@
 package nodeagent_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -122,6 +124,41 @@ func TestWorkloadAPI(t *testing.T) {
 }
 
 // updates collects what a watch is told.
+// TestWorkloadAPIRevocations: the lists of what is revoked come along, in DER, and
+// again when they change.
+func TestWorkloadAPIRevocations(t *testing.T) {
+	t.Parallel()
+	r, _, ctx := workloadRig(t, time.Hour)
+	c := workload.NewSpiffeWorkloadAPIClient(r.dial(t))
+	ctx = metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
+	own, err := c.FetchX509SVID(ctx, &workload.X509SVIDRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundles, err := c.FetchX509Bundles(ctx, &workload.X509BundlesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := func(want ...[]byte) {
+		t.Helper()
+		a, err := own.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := bundles.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.EqualFunc(a.GetCrl(), want, bytes.Equal) || !slices.EqualFunc(b.GetCrl(), want, bytes.Equal) {
+			t.Errorf("lists %x and %x, want %x", a.GetCrl(), b.GetCrl(), want)
+		}
+	}
+	next()
+	list := crlOf(t, r.root, 5)
+	r.ca.feed.list.Set(&capb.RevocationList{Sequence: 5, Crls: [][]byte{list}})
+	next(list)
+}
+
 type updates struct{ contexts chan *workloadapi.X509Context }
 
 func (u updates) OnX509ContextUpdate(c *workloadapi.X509Context) { u.contexts <- c }

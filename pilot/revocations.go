@@ -1,8 +1,6 @@
 package pilot
 
 import (
-	"context"
-	"crypto/tls"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -16,12 +14,9 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"google.golang.org/grpc"
 
 	"github.com/writ-mesh/writ/internal/atomicfile"
 	"github.com/writ-mesh/writ/internal/credential"
-	"github.com/writ-mesh/writ/internal/identity"
-	"github.com/writ-mesh/writ/internal/rpc"
 	"github.com/writ-mesh/writ/pilot/model"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
@@ -30,51 +25,28 @@ const (
 	// revocationsFile in the state directory has what was revoked last, for a start
 	// while the authority is away.
 	revocationsFile = "revocations.json"
-	// revocationsMin and revocationsMax bound the back-off towards the authority.
-	revocationsMin = 50 * time.Millisecond
-	revocationsMax = time.Second
 	// maxRevoked bounds the entries of a list that are enforced, the newest first. What
 	// is left out fails in new handshakes only.
 	maxRevoked = 10_000
 )
 
-// followRevocations keeps what is revoked as the authority says, until ctx ends. While
-// it is away what it said last stays in force.
-func (p *Pilot) followRevocations(ctx context.Context, source *credential.Source, addr string) error {
-	ca, err := identity.Service(source.ID().TrustDomain(), identity.CA)
-	if err != nil {
-		return err
-	}
-	conn, err := source.Dial(addr, ca)
-	if err != nil {
-		return fmt.Errorf("authority: %w", err)
-	}
-	defer func() { _ = conn.Close() }()
-	return rpc.Follow(ctx, p.log, "revocations", revocationsMin, revocationsMax, func(ctx context.Context) (bool, error) {
-		defer p.metrics.revocationsConnected.Set(0)
-		return p.receiveRevocations(ctx, conn, source.ID().TrustDomain())
-	})
-}
-
-// receiveRevocations runs one stream to its end; worked tells whether a list came.
-func (p *Pilot) receiveRevocations(ctx context.Context, conn grpc.ClientConnInterface, td spiffeid.TrustDomain) (worked bool, err error) {
-	stream, err := capb.NewRevocationFeedClient(conn).WatchRevocations(ctx, &capb.WatchRevocationsRequest{})
-	if err != nil {
-		return false, err
-	}
-	for {
-		list, err := stream.Recv()
-		if err != nil {
-			return worked, err
-		}
-		worked = true
-		p.metrics.revocationsConnected.Set(1)
+// followRevocations makes what the authority says is revoked part of the
+// configuration. While it is away what it said last stays in force.
+func (p *Pilot) followRevocations(source *credential.Source) {
+	td := source.ID().TrustDomain()
+	source.OnRevocations(func(list *capb.RevocationList) {
 		r, bad := revokedOf(list, td)
 		for _, why := range bad {
-			p.log.ErrorContext(ctx, "a revocation makes no sense and is passed over", slog.Any("error", why))
+			p.log.Error("a revocation makes no sense and is passed over", slog.Any("error", why))
 		}
 		p.setRevoked(r)
-	}
+	}, func(up bool) {
+		connected := 0.0
+		if up {
+			connected = 1
+		}
+		p.metrics.revocationsConnected.Set(connected)
+	})
 }
 
 // revokedOf reads a list; what makes no sense in it is left out, so that it does not
@@ -163,25 +135,6 @@ func loadRevoked(file string, log *slog.Logger) *model.Revoked {
 		return new(model.Revoked)
 	}
 	return r
-}
-
-// refuseRevoked makes a server refuse new connections of revoked peers.
-func (p *Pilot) refuseRevoked(c *tls.Config) *tls.Config {
-	c.VerifyConnection = func(s tls.ConnectionState) error {
-		if len(s.PeerCertificates) == 0 || len(s.PeerCertificates[0].URIs) == 0 {
-			return nil // refused by others
-		}
-		leaf := s.PeerCertificates[0]
-		serial, id := hex.EncodeToString(leaf.SerialNumber.Bytes()), leaf.URIs[0].String()
-		p.mu.Lock()
-		r := p.revoked
-		p.mu.Unlock()
-		if r.Identity(id) || slices.ContainsFunc(r.Certificates, func(c model.RevokedCertificate) bool { return c.Serial == serial }) {
-			return fmt.Errorf("the certificate %s of %s is revoked", serial, id)
-		}
-		return nil
-	}
-	return c
 }
 
 func (p *Pilot) openRevoked(state string) {

@@ -57,16 +57,15 @@ func (p *Pilot) ServeADS(ctx context.Context, addr string, cfg credential.Config
 		return fmt.Errorf("credential: %w", err)
 	}
 	methods := adsMethods(rpc.Or(rpc.AnyNode(), rpc.AnyService(identity.CA, identity.Authz, identity.RateLimit)))
-	s := rpc.NewServer(credentials.NewTLS(p.refuseRevoked(source.ServerTLS())), methods, rt)
+	s := rpc.NewServer(source.ServerCredentials(), methods, rt)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s, p.xds)
 	if err := rpc.CheckMethods(s, methods); err != nil {
 		_ = l.Close()
 		return err
 	}
+	p.followRevocations(source)
 	rt.Health.Set("listen", nil)
-	return service.RunTasks(ctx, source.Run,
-		func(ctx context.Context) error { return rpc.Serve(ctx, s, l) },
-		func(ctx context.Context) error { return p.followRevocations(ctx, source, cfg.CA) })
+	return service.RunTasks(ctx, source.Run, func(ctx context.Context) error { return rpc.Serve(ctx, s, l) })
 }
 
 // ServePlaintext serves any xDS client on a loopback address until ctx ends.

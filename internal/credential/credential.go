@@ -96,8 +96,14 @@ type Source struct {
 	conn  *grpc.ClientConn
 	// changed is closed when svid or trust is replaced.
 	changed chan struct{}
+	// revoked is never nil.
+	revoked     *revoked
+	revocations revocationsTo
 
-	dialed connections
+	// dialed are the connections of Dial's clients, served those of servers.
+	dialed, served rpc.Peers
+	cutMu          sync.Mutex
+	cut            time.Time // when reconnect closed those dialed last
 }
 
 // dialBackoff is short: services restart within a second, and what waits for
@@ -134,6 +140,7 @@ func New(ctx context.Context, cfg Config, id spiffeid.ID, log *slog.Logger) (*So
 		return nil, fmt.Errorf("credential: %w", err)
 	}
 	s := &Source{cfg: cfg, id: id, td: id.TrustDomain(), log: log, now: time.Now, changed: make(chan struct{})}
+	s.loadRevocations(ctx)
 	if err := s.loadBundle(ctx); err != nil {
 		return nil, err
 	}
@@ -327,12 +334,13 @@ func renewIn(notBefore, notAfter, now time.Time, jitter float64) time.Duration {
 }
 
 // Run renews the certificate at half of the life that is left, give or take a
-// tenth, or soon when another authority signs, and follows the trust bundle, until
-// ctx ends.
+// tenth, or soon when another authority signs or it is revoked, and follows the trust
+// bundle and what is revoked, until ctx ends.
 func (s *Source) Run(ctx context.Context) error {
 	defer s.closeConn()
 	var wg sync.WaitGroup
 	wg.Go(func() { s.followBundle(ctx) })
+	wg.Go(func() { s.followRevocations(ctx) })
 	defer wg.Wait()
 	for {
 		if err := s.untilRenewal(ctx); err != nil {
@@ -346,7 +354,7 @@ func (s *Source) Run(ctx context.Context) error {
 
 // renewOrJoin renews with the certificate, and falls back to a proof as at the
 // first time when that has expired meanwhile, is not valid yet because the clock went
-// back, or cannot be renewed because its root was replaced in a hurry.
+// back, or cannot be renewed because its root was replaced in a hurry or it is revoked.
 func (s *Source) renewOrJoin(ctx context.Context) error {
 	leaf, now := s.current().Certificates[0], s.wall()
 	var err error
@@ -355,7 +363,7 @@ func (s *Source) renewOrJoin(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		if !now.Before(leaf.NotBefore) && !s.disowned() {
+		if !now.Before(leaf.NotBefore) && !s.disowned() && !s.condemned(s.current()) {
 			return err
 		}
 	}
@@ -366,10 +374,16 @@ func (s *Source) renewOrJoin(ctx context.Context) error {
 	return nil
 }
 
-// ServerTLS is for servers: a client certificate of the trust domain is
-// required; which identity may do what is for rpc.Methods to say.
-func (s *Source) ServerTLS() *tls.Config {
-	c := tls13(tlsconfig.MTLSServerConfig(s, s, tlsconfig.AuthorizeMemberOf(s.td)))
+// ServerCredentials are for servers: a client certificate of the trust domain is
+// required, which is not revoked; which identity may do what is for rpc.Methods to
+// say. Connections end when their client's certificate is revoked, or its root is no
+// longer trusted.
+func (s *Source) ServerCredentials() credentials.TransportCredentials {
+	return s.served.Track(credentials.NewTLS(s.serverTLS()), s.admit)
+}
+
+func (s *Source) serverTLS() *tls.Config {
+	c := s.tls13(tlsconfig.MTLSServerConfig(s, s, tlsconfig.AuthorizeMemberOf(s.td)))
 	// A resumed session would not be verified again: a client of a root that is
 	// no longer trusted would get in until its certificate expires.
 	c.SessionTicketsDisabled = true
@@ -378,7 +392,7 @@ func (s *Source) ServerTLS() *tls.Config {
 
 // clientTLS is for clients of the server with exactly that identity.
 func (s *Source) clientTLS(server spiffeid.ID) *tls.Config {
-	return tls13(tlsconfig.MTLSClientConfig(s, s, tlsconfig.AuthorizeID(server)))
+	return s.tls13(tlsconfig.MTLSClientConfig(s, s, tlsconfig.AuthorizeID(server)))
 }
 
 // Dial connects to a service of Writ. addr is host:port.
@@ -387,7 +401,7 @@ func (s *Source) Dial(addr string, server spiffeid.ID) (*grpc.ClientConn, error)
 		// Else each connection waits for a TXT record that nobody has, which takes
 		// seconds where names of the outside cannot be resolved.
 		grpc.WithDisableServiceConfig(),
-		grpc.WithTransportCredentials(tracked{credentials.NewTLS(s.clientTLS(server)), &s.dialed}),
+		grpc.WithTransportCredentials(s.dialed.Track(credentials.NewTLS(s.clientTLS(server)), s.admit)),
 		grpc.WithChainUnaryInterceptor(s.unary),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: dialBackoff, MinConnectTimeout: 2 * time.Second}),
@@ -448,7 +462,10 @@ func (s *Source) tell() {
 	s.changed = make(chan struct{})
 }
 
-func tls13(c *tls.Config) *tls.Config {
+// tls13 completes the configuration of either side: who is revoked is refused in the
+// handshake already, so that he is told.
+func (s *Source) tls13(c *tls.Config) *tls.Config {
 	c.MinVersion = tls.VersionTLS13
+	c.VerifyConnection = func(state tls.ConnectionState) error { return s.admit(state.PeerCertificates) }
 	return c
 }

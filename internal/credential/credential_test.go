@@ -48,6 +48,7 @@ func leaf(id spiffeid.ID, since, life time.Duration) *x509.Certificate {
 // under mu may be changed while it runs.
 type authority struct {
 	capb.UnimplementedCertificateAuthorityServer
+	capb.UnimplementedRevocationFeedServer
 	root *pkitest.Root
 	addr string
 
@@ -63,6 +64,7 @@ type authority struct {
 	sequence       uint64
 	active         string // key id of the authority that signs
 	said           []*capb.WatchBundleRequest
+	revoked        *capb.RevocationList // nil: none is sent
 	changed        chan struct{}
 }
 
@@ -84,6 +86,7 @@ func newAuthority(t *testing.T, r *pkitest.Root) *authority {
 		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: r.Pool(),
 	})))
 	capb.RegisterCertificateAuthorityServer(s, a)
+	capb.RegisterRevocationFeedServer(s, a)
 	done := make(chan struct{})
 	go func() { defer close(done); _ = s.Serve(l) }()
 	t.Cleanup(func() { s.Stop(); <-done })
@@ -562,25 +565,25 @@ func TestTLS(t *testing.T) {
 		}
 		return errors.Join(err, <-done)
 	}
-	if err := handshake(s.ServerTLS(), s.clientTLS(pilotID)); err != nil {
+	if err := handshake(s.serverTLS(), s.clientTLS(pilotID)); err != nil {
 		t.Errorf("pilot to pilot: %v", err)
 	}
-	if err := handshake(s.ServerTLS(), s.clientTLS(caID)); err == nil {
+	if err := handshake(s.serverTLS(), s.clientTLS(caID)); err == nil {
 		t.Error("the client took pilot for the authority")
 	}
 	anonymous := s.clientTLS(pilotID)
 	anonymous.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return new(tls.Certificate), nil }
-	if err := handshake(s.ServerTLS(), anonymous); err == nil {
+	if err := handshake(s.serverTLS(), anonymous); err == nil {
 		t.Error("the server took a client without a certificate")
 	}
 	foreign := newSource(t, setup(t, newAuthority(t, newRoot(t))))
-	if err := handshake(s.ServerTLS(), foreign.clientTLS(pilotID)); err == nil {
+	if err := handshake(s.serverTLS(), foreign.clientTLS(pilotID)); err == nil {
 		t.Error("a client of another root got in")
 	}
 	// A resumed session would not be verified against the bundle of today.
 	again := s.clientTLS(pilotID)
 	again.ClientSessionCache = tls.NewLRUClientSessionCache(1)
-	server := s.ServerTLS()
+	server := s.serverTLS()
 	for range 2 {
 		if err := handshake(server, again); err != nil {
 			t.Errorf("with a session cache: %v", err)
@@ -588,7 +591,7 @@ func TestTLS(t *testing.T) {
 	}
 	old := s.clientTLS(pilotID)
 	old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
-	if err := handshake(s.ServerTLS(), old); err == nil {
+	if err := handshake(s.serverTLS(), old); err == nil {
 		t.Error("TLS 1.2 was taken")
 	}
 }

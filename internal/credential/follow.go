@@ -90,6 +90,7 @@ func (s *Source) takeBundle(b *capb.Bundle, answer bool) error {
 		}
 	}
 	s.setTrust(t)
+	s.cutOff()
 	return nil
 }
 
@@ -227,6 +228,9 @@ func (s *Source) untilRenewal(ctx context.Context) error {
 	for {
 		_, changed := s.leafAuthority()
 		now := s.wall()
+		if s.condemned(svid) {
+			return nil
+		}
 		if t := s.trusted(); t != seen && t.active != "" && t.active != authorityOf(svid) {
 			seen = t
 			_, _, err := x509svid.Verify(svid.Certificates, t.bundle, x509svid.WithTime(leaf.NotBefore))

@@ -110,7 +110,7 @@ func (s *Source) join(ctx context.Context) error {
 		return err
 	}
 	conn, err := grpc.NewClient(s.cfg.CA, grpc.WithDisableServiceConfig(),
-		grpc.WithTransportCredentials(credentials.NewTLS(tls13(tlsconfig.TLSClientConfig(s.joinBundle(), tlsconfig.AuthorizeID(ca))))))
+		grpc.WithTransportCredentials(credentials.NewTLS(s.tls13(tlsconfig.TLSClientConfig(s.joinBundle(), tlsconfig.AuthorizeID(ca))))))
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package credential
 
 import (
+	"crypto/x509"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -93,7 +94,10 @@ func TestReconnect(t *testing.T) {
 	if got := over(); got != second {
 		t.Error("connected anew twice within a second")
 	}
-	held := func() int { s.dialed.mu.Lock(); defer s.dialed.mu.Unlock(); return len(s.dialed.open) }
+	held := func() (n int) {
+		s.dialed.Close(func([]*x509.Certificate) bool { n++; return false })
+		return n
+	}
 	if n := held(); n != 1 {
 		t.Errorf("%d connections are known", n)
 	}

@@ -127,7 +127,7 @@ func (c *Config) Run(ctx context.Context, s Service, rt *service.Runtime) error 
 	if err != nil {
 		return err
 	}
-	return c.serve(ctx, s, rt, credentials.NewTLS(source.ServerTLS()), rpc.AnyWorkload(), c.withSource(source, s, rt))
+	return c.serve(ctx, s, rt, source.ServerCredentials(), rpc.AnyWorkload(), c.withSource(source, s, rt))
 }
 
 // join gets the service's own certificate.

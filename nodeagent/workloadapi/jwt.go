@@ -106,7 +106,7 @@ func (s *Server) streamJWTBundles(lease *attest.Lease, stream grpc.ServerStreami
 			}
 			sent = resp
 		}
-		if err := s.wait(stream.Context(), lease, changed, federated, nil); err != nil {
+		if err := s.wait(stream.Context(), lease, changed, federated, nil, nil); err != nil {
 			return err
 		}
 	}

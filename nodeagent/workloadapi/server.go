@@ -56,6 +56,8 @@ type Config struct {
 	Tokens      *Tokens
 	// Roots are those of the trust domain in PEM, empty while there are none.
 	Roots *latest.Value[[]byte]
+	// CRLs are the certificate revocation lists of the roots in PEM, empty for none.
+	CRLs *latest.Value[[]byte]
 	// Keys verify JWT-SVIDs of the trust domain; zero while there are none.
 	Keys *latest.Value[Keys]
 	// Foreign are the other trust domains whose identities are accepted.
@@ -147,13 +149,15 @@ func (s *Server) end(who caller) {
 }
 
 // wait blocks until one of some values has changed; an error ends the stream.
-func (s *Server) wait(ctx context.Context, lease *attest.Lease, a, b, c <-chan struct{}) error {
+func (s *Server) wait(ctx context.Context, lease *attest.Lease, a, b, c, d <-chan struct{}) error {
 	select {
 	case <-a:
 		return nil
 	case <-b:
 		return nil
 	case <-c:
+		return nil
+	case <-d:
 		return nil
 	case <-ctx.Done():
 		return status.FromContextError(ctx.Err()).Err()

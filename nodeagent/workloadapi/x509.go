@@ -2,6 +2,7 @@ package workloadapi
 
 import (
 	"encoding/pem"
+	"slices"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc"
@@ -12,7 +13,7 @@ import (
 )
 
 // FetchX509SVID implements the Workload API: the caller's certificate and key, and
-// again whenever it was renewed or roots changed.
+// again whenever it was renewed, or roots or what is revoked changed.
 func (s *Server) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
 	lease, leave, err := s.enter(stream.Context(), "FetchX509SVID")
 	if err != nil {
@@ -30,26 +31,28 @@ func (s *Server) streamX509SVID(lease *attest.Lease, stream grpc.ServerStreaming
 	for {
 		v, renewed := sub.Current()
 		roots, changed := s.cfg.Roots.Get()
+		lists, revoked := s.cfg.CRLs.Get()
 		foreign, federated := s.cfg.Foreign.Get()
 		if v != nil && len(roots) > 0 {
-			if resp := x509Response(v, roots, foreign); !proto.Equal(resp, sent) {
+			if resp := x509Response(v, roots, lists, foreign); !proto.Equal(resp, sent) {
 				if err := stream.Send(resp); err != nil {
 					return err
 				}
 				sent = resp
 			}
 		}
-		if err := s.wait(stream.Context(), lease, renewed, changed, federated); err != nil {
+		if err := s.wait(stream.Context(), lease, renewed, changed, revoked, federated); err != nil {
 			return err
 		}
 	}
 }
 
-func x509Response(v *svid.SVID, roots []byte, foreign []Foreign) *workload.X509SVIDResponse {
+func x509Response(v *svid.SVID, roots, lists []byte, foreign []Foreign) *workload.X509SVIDResponse {
 	resp := &workload.X509SVIDResponse{
 		Svids: []*workload.X509SVID{{
 			SpiffeId: v.ID().String(), X509Svid: der(v.ChainPEM()), X509SvidKey: der(v.KeyPEM()), Bundle: der(roots),
 		}},
+		Crl:              blocks(lists),
 		FederatedBundles: make(map[string][]byte),
 	}
 	for _, f := range foreign {
@@ -74,8 +77,9 @@ func (s *Server) streamX509Bundles(lease *attest.Lease, stream grpc.ServerStream
 	var sent *workload.X509BundlesResponse
 	for {
 		roots, changed := s.cfg.Roots.Get()
+		lists, revoked := s.cfg.CRLs.Get()
 		foreign, federated := s.cfg.Foreign.Get()
-		resp := &workload.X509BundlesResponse{Bundles: map[string][]byte{s.cfg.TrustDomain.IDString(): der(roots)}}
+		resp := &workload.X509BundlesResponse{Crl: blocks(lists), Bundles: map[string][]byte{s.cfg.TrustDomain.IDString(): der(roots)}}
 		for _, f := range foreign {
 			resp.Bundles[f.td.IDString()] = f.roots
 		}
@@ -85,7 +89,7 @@ func (s *Server) streamX509Bundles(lease *attest.Lease, stream grpc.ServerStream
 			}
 			sent = resp
 		}
-		if err := s.wait(stream.Context(), lease, changed, federated, nil); err != nil {
+		if err := s.wait(stream.Context(), lease, changed, revoked, federated, nil); err != nil {
 			return err
 		}
 	}
@@ -93,13 +97,17 @@ func (s *Server) streamX509Bundles(lease *attest.Lease, stream grpc.ServerStream
 
 // der joins the blocks of a PEM file, which is how the Workload API has chains and
 // bundles.
-func der(data []byte) []byte {
-	var out []byte
+func der(data []byte) []byte { return slices.Concat(blocks(data)...) }
+
+// blocks are those of a PEM file, which is how the Workload API has certificate
+// revocation lists.
+func blocks(data []byte) [][]byte {
+	var out [][]byte
 	for {
 		block, rest := pem.Decode(data)
 		if block == nil {
 			return out
 		}
-		out, data = append(out, block.Bytes...), rest
+		out, data = append(out, block.Bytes), rest
 	}
 }
