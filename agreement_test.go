@@ -17,14 +17,15 @@ import (
 // other, so each has the name for itself.
 func TestServicesAgreeOnNames(t *testing.T) {
 	for what, names := range map[string][]any{
-		"header of refusals":    {security.DeniedByHeader, authz.DeniedByHeader, ratelimit.DeniedByHeader},
-		"policies to decide":    {security.PoliciesKey, authz.PoliciesKey},
-		"cluster of the agent":  {envoy.AgentCluster, bootstrap.AgentCluster},
-		"secret with the key":   {envoy.SecretDefault, sds.NameDefault},
-		"secret with the roots": {envoy.SecretRoot, sds.NameRoot},
-		"administration's port": {model.AdminPort, bootstrap.AdminPort},
-		"readiness's port":      {model.ReadinessPort, bootstrap.ReadinessPort},
-		"port of figures":       {model.PrometheusPort, bootstrap.PrometheusPort},
+		"header of refusals":     {security.DeniedByHeader, authz.DeniedByHeader, ratelimit.DeniedByHeader},
+		"policies to decide":     {security.PoliciesKey, authz.PoliciesKey},
+		"cluster of the agent":   {envoy.AgentCluster, bootstrap.AgentCluster},
+		"secret with the key":    {envoy.SecretDefault, sds.NameDefault},
+		"secret with the roots":  {envoy.SecretRoot, sds.NameRoot},
+		"secret of a federation": {envoy.SecretFederated, sds.NameFederated},
+		"administration's port":  {model.AdminPort, bootstrap.AdminPort},
+		"readiness's port":       {model.ReadinessPort, bootstrap.ReadinessPort},
+		"port of figures":        {model.PrometheusPort, bootstrap.PrometheusPort},
 	} {
 		for _, name := range names {
 			if name != names[0] {

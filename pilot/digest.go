@@ -58,7 +58,7 @@ func digest(m *model.Mesh) (digests, error) {
 	if r := &m.Revoked; len(r.Certificates)+len(r.Identities) > 0 || r.Newest > 0 {
 		d.add(security.RevokedRef().ID(), d.value([]any{r.Newest, r.Certificates, r.Identities}))
 	}
-	d.order = append(d.order, d.value([]any{m.NamespaceLabels, m.TrustDomain, m.TrustDomainAliases, m.Deciders})...)
+	d.order = append(d.order, d.value([]any{m.NamespaceLabels, m.TrustDomain, m.TrustDomainAliases, m.FederatedDomains, m.Deciders})...)
 	if d.err != nil {
 		return digests{}, fmt.Errorf("hash the configuration: %w", d.err)
 	}

@@ -123,3 +123,22 @@ func (r *Root) Pair(t testing.TB, leaf *x509.Certificate) tls.Certificate {
 func encode(kind string, der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
 }
+
+// Middle is an authority under the root.
+func (r *Root) Middle(t testing.TB) *Root {
+	t.Helper()
+	key := NewKey(t)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "test intermediate"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: r.Cert.NotBefore, NotAfter: r.Cert.NotAfter, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	}
+	der, err := r.Sign(template, key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Root{Cert: cert, key: key}
+}

@@ -18,13 +18,18 @@ const (
 	NameDefault = "default"
 	// NameRoot is the trust bundle as a validation context.
 	NameRoot = "ROOTCA"
+	// NameFederated is the trust bundle with those of the other trust domains, each
+	// for itself. Istio has no such name.
+	NameFederated = "FEDERATED"
 )
 
 // typeURL is that of every resource served here.
 const typeURL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 
 // known tells whether a secret of that name exists or will.
-func known(name string) bool { return name == NameDefault || name == NameRoot }
+func known(name string) bool {
+	return name == NameDefault || name == NameRoot || name == NameFederated
+}
 
 // secret is a resource in the form that is sent.
 type secret struct {
@@ -62,7 +67,8 @@ func rootSecret(bundle, crls []byte) (secret, error) {
 	return newSecret(version, &tlsv3.Secret{Name: NameRoot, Type: &tlsv3.Secret_ValidationContext{ValidationContext: v}})
 }
 
-// crlMark is between the two parts of the version of a trust bundle with lists.
+// crlMark is between the two parts of the version of a trust bundle with something
+// else.
 const crlMark = "+"
 
 func rootVersion(bundle []byte) string {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -47,6 +48,10 @@ type Config struct {
 	Bundle *latest.Value[[]byte]
 	// CRLs are certificate revocation lists in PEM, empty for none.
 	CRLs *latest.Value[[]byte]
+	// TrustDomain is the own one.
+	TrustDomain string
+	// Foreign are the other trust domains, nil until it is known which there are.
+	Foreign *latest.Value[[]Foreign]
 	// Stopping is closed when streams have to end.
 	Stopping <-chan struct{}
 	Observer Observer
@@ -166,11 +171,12 @@ func serve[Q, P any, R interface {
 			ev := m.request(R(req))
 			s.answered(ctx, lease.ProxyID, ev, R(req).GetErrorDetail())
 			if ev == nacked {
-				w.withoutCRLs()
+				w.refuse()
 			}
 		case <-w.svidChanged:
 		case <-w.crlsChanged:
 		case <-w.bundleChanged:
+		case <-w.foreignChanged:
 		case <-lease.Done():
 			return errGone(lease)
 		case <-s.cfg.Stopping:
@@ -234,16 +240,19 @@ type watch struct {
 	cfg           Config
 	lease         *attest.Lease
 	sub           *svid.Subscription
-	svidChanged   <-chan struct{}
-	bundleChanged <-chan struct{}
-	crlsChanged   <-chan struct{}
+	svidChanged    <-chan struct{}
+	bundleChanged  <-chan struct{}
+	crlsChanged    <-chan struct{}
+	foreignChanged <-chan struct{}
 	// crls are those in use, and refused those that the client may have refused. It
-	// gets the bundle without them, so that a bad list does not keep a bundle away.
-	crls, refused []byte
+	// gets the bundle without them, so that a bad list does not keep a bundle away. So
+	// with other trust domains.
+	crls, refused           []byte
+	foreign, refusedForeign []Foreign
 }
 
 func (w *watch) look(wants func(string) bool) (secrets, error) {
-	have := make(secrets, 2)
+	have := make(secrets, 3)
 	bundle, changed := w.cfg.Bundle.Get()
 	w.bundleChanged = changed
 	crls, changed := w.cfg.CRLs.Get()
@@ -251,12 +260,25 @@ func (w *watch) look(wants func(string) bool) (secrets, error) {
 	if w.refused != nil && bytes.Equal(crls, w.refused) {
 		crls = nil
 	}
+	foreign, changed := w.cfg.Foreign.Get()
+	w.foreign, w.foreignChanged = foreign, changed
+	if len(w.refusedForeign) > 0 && sameForeign(foreign, w.refusedForeign) {
+		foreign = []Foreign{}
+	}
 	if wants(NameRoot) && len(bundle) > 0 {
 		v, err := rootSecret(bundle, crls)
 		if err != nil {
 			return nil, status.Error(codes.Internal, err.Error())
 		}
 		have[NameRoot] = v
+	}
+	// Who had other trust domains keeps them until it is known which there are now.
+	if wants(NameFederated) && len(bundle) > 0 && foreign != nil {
+		v, err := federatedSecret(w.cfg.TrustDomain, bundle, crls, foreign)
+		if err != nil {
+			return nil, status.Error(codes.Internal, err.Error())
+		}
+		have[NameFederated] = v
 	}
 	if !wants(NameDefault) {
 		w.close()
@@ -277,11 +299,19 @@ func (w *watch) look(wants func(string) bool) (secrets, error) {
 	return have, nil
 }
 
-// withoutCRLs is called when the client refused something, perhaps for the lists.
-func (w *watch) withoutCRLs() {
-	if len(w.crls) > 0 {
+// refuse is called when the client refused something, perhaps for the lists, and if
+// it had none, perhaps for another trust domain.
+func (w *watch) refuse() {
+	if len(w.crls) > 0 && !bytes.Equal(w.crls, w.refused) {
 		w.refused = w.crls
+		return
 	}
+	w.refusedForeign = w.foreign
+}
+
+// sameForeign compares trust domains and versions.
+func sameForeign(a, b []Foreign) bool {
+	return slices.EqualFunc(a, b, func(x, y Foreign) bool { return x.TrustDomain == y.TrustDomain && x.Version == y.Version })
 }
 
 func (w *watch) close() {

@@ -79,10 +79,22 @@ func (h holdings) answered(nonce string, ev event) {
 // position is where a stream stands, as others see it.
 type position struct {
 	proxyID string
-	// root and leaf are nil for a client that does not want them.
-	root, leaf *given
+	// root, federated and leaf are nil for a client that does not want them.
+	root, federated, leaf *given
 	// closed: the stream has ended, but perhaps not its process.
 	closed bool
+}
+
+// bundles are the secrets with the trust bundle that the client wants, by name.
+func (pos *position) bundles() map[string]*given {
+	out := make(map[string]*given, 2)
+	if pos.root != nil {
+		out[NameRoot] = pos.root
+	}
+	if pos.federated != nil {
+		out[NameFederated] = pos.federated
+	}
+	return out
 }
 
 // positions are those of all streams.
@@ -116,10 +128,10 @@ func (p *positions) update(pos *position, h holdings) {
 		}
 		return nil
 	}
-	root, leaf := copied(NameRoot), copied(NameDefault)
+	root, federated, leaf := copied(NameRoot), copied(NameFederated), copied(NameDefault)
 	p.mu.Lock()
-	same := equal(root, pos.root) && equal(leaf, pos.leaf)
-	pos.root, pos.leaf = root, leaf
+	same := equal(root, pos.root) && equal(federated, pos.federated) && equal(leaf, pos.leaf)
+	pos.root, pos.federated, pos.leaf = root, federated, leaf
 	p.mu.Unlock()
 	if !same {
 		p.moved()
@@ -149,8 +161,8 @@ func (p *positions) close(pos *position, gone bool) {
 	})
 }
 
-// bundleOf is the version of the bundle in that of a trust bundle with lists: whether
-// a proxy has the newest lists is no matter of a rotation.
+// bundleOf is the version of the bundle in that of a trust bundle with lists or other
+// trust domains: whether a proxy has the newest of those is no matter of a rotation.
 func bundleOf(version string) string {
 	bundle, _, _ := strings.Cut(version, crlMark)
 	return bundle
@@ -167,16 +179,18 @@ func (p *positions) standing(root, active string) Standing {
 	}
 	open := make(map[string]bool) // proxy and secret
 	for pos := range p.all {
-		if !pos.closed && pos.root != nil {
-			open[pos.proxyID+NameRoot] = true
+		for name := range pos.bundles() {
+			open[pos.proxyID+name] = open[pos.proxyID+name] || !pos.closed
 		}
 		if !pos.closed && pos.leaf != nil {
 			open[pos.proxyID+NameDefault] = true
 		}
 	}
 	for pos := range p.all {
-		if pos.root != nil && bundleOf(pos.root.version) != root && !(pos.closed && open[pos.proxyID+NameRoot]) {
-			st.Behind = append(st.Behind, pos.proxyID)
+		for name, has := range pos.bundles() {
+			if bundleOf(has.version) != root && !(pos.closed && open[pos.proxyID+name]) {
+				st.Behind = append(st.Behind, pos.proxyID)
+			}
 		}
 		if pos.leaf == nil || pos.leaf.version == "" || pos.closed && open[pos.proxyID+NameDefault] {
 			continue

@@ -40,6 +40,8 @@ const (
 	ALPN = "writ"
 	// HTTPOptionsKey is the key of a cluster's HTTP protocol options.
 	HTTPOptionsKey = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+	// spiffeScheme begins every SPIFFE ID.
+	spiffeScheme = "spiffe://"
 )
 
 // Any packs m deterministically: equal messages give equal bytes. It panics on a
@@ -109,18 +111,19 @@ func UpstreamTLS(m *model.Mesh, sans, alpn []string) *tlsv3.UpstreamTlsContext {
 	if len(matchers) == 0 {
 		matchers = append(matchers, uriSAN(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: "spiffe://invalid/no-identity-is-registered-for-this-service"}}))
 	}
-	return &tlsv3.UpstreamTlsContext{CommonTlsContext: common(m, matchers, alpn)}
+	return &tlsv3.UpstreamTlsContext{CommonTlsContext: common(m, clientRoots(m, sans), matchers, alpn)}
 }
 
 // DownstreamTLS is the server side of mesh mTLS: a client certificate of a
-// workload of the mesh is required.
+// workload of the mesh, or of a trust domain that it federates with, is required.
 func DownstreamTLS(m *model.Mesh, alpn []string) *tlsv3.DownstreamTlsContext {
+	roots, prefixes := serverRoots(m)
 	var matchers []*tlsv3.SubjectAltNameMatcher
-	for _, td := range TrustDomains(m) {
-		matchers = append(matchers, uriSAN(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "spiffe://" + td + "/ns/"}}))
+	for _, p := range prefixes {
+		matchers = append(matchers, uriSAN(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: p}}))
 	}
 	return &tlsv3.DownstreamTlsContext{
-		CommonTlsContext:         common(m, matchers, alpn),
+		CommonTlsContext:         common(m, roots, matchers, alpn),
 		RequireClientCertificate: wrapperspb.Bool(true),
 	}
 }
@@ -149,7 +152,7 @@ func uriSAN(m *matcherv3.StringMatcher) *tlsv3.SubjectAltNameMatcher {
 	return &tlsv3.SubjectAltNameMatcher{SanType: tlsv3.SubjectAltNameMatcher_URI, Matcher: m}
 }
 
-func common(m *model.Mesh, sans []*tlsv3.SubjectAltNameMatcher, alpn []string) *tlsv3.CommonTlsContext {
+func common(m *model.Mesh, roots string, sans []*tlsv3.SubjectAltNameMatcher, alpn []string) *tlsv3.CommonTlsContext {
 	return &tlsv3.CommonTlsContext{
 		TlsParams:                      meshTLSParams(m),
 		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{sdsSecret(SecretDefault)},
@@ -157,7 +160,7 @@ func common(m *model.Mesh, sans []*tlsv3.SubjectAltNameMatcher, alpn []string) *
 		ValidationContextType: &tlsv3.CommonTlsContext_CombinedValidationContext{
 			CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
 				DefaultValidationContext:         &tlsv3.CertificateValidationContext{MatchTypedSubjectAltNames: sans},
-				ValidationContextSdsSecretConfig: sdsSecret(SecretRoot),
+				ValidationContextSdsSecretConfig: sdsSecret(roots),
 			},
 		},
 	}
@@ -202,7 +205,7 @@ func GRPCCluster(m *model.Mesh, name, addr, service string) (*clusterv3.Cluster,
 	if endpoint.GetSocketAddress() != nil {
 		var sans []string
 		for _, td := range TrustDomains(m) {
-			sans = append(sans, "spiffe://"+td+"/writ/"+service)
+			sans = append(sans, spiffeScheme+td+"/writ/"+service)
 		}
 		c.TransportSocket = TransportSocket(UpstreamTLS(m, sans, []string{"h2"}))
 		c.Metadata = RevokedMark(m.Revoked.NewestOf(sans))

@@ -60,6 +60,7 @@ func assemble(in input, options *Options) (*model.Mesh, []finding) {
 		}
 	}
 	a.mesh.TrustDomain, a.mesh.TrustDomainAliases = a.mesh.Config.TrustDomain, a.mesh.Config.TrustDomainAliases
+	a.mesh.FederatedDomains = federatedDomains(a.mesh.Config)
 	a.mesh.RootNamespace = a.mesh.Config.RootNamespace
 	a.collect()
 	a.namespaces()

@@ -96,6 +96,7 @@ func checkMeshConfig(c *checker, m *meshv1.MeshConfig) {
 			c.errorf(index("trustDomainAliases", i), "%s", problem)
 		}
 	}
+	c.caCertificates(m)
 	if !isLabel(m.RootNamespace) {
 		c.errorf("rootNamespace", "%q is not a namespace", shorten(m.RootNamespace))
 	}

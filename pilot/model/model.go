@@ -73,6 +73,9 @@ type Mesh struct {
 	TrustDomain string
 	// TrustDomainAliases are accepted wherever TrustDomain is.
 	TrustDomainAliases []string
+	// FederatedDomains are other trust domains whose identities are accepted as what
+	// they are, sorted.
+	FederatedDomains []string
 	// RootNamespace is where policies apply to the whole mesh.
 	RootNamespace string
 	// DomainSuffix completes host names: <service>.<namespace>.svc.<suffix>.

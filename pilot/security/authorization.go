@@ -65,7 +65,7 @@ func (c *Compiler) compileSet(policies []*model.AuthorizationPolicy, action rbac
 		if *side == nil {
 			*side = &rbacv3.RBAC{Action: action, Policies: map[string]*rbacv3.Policy{}}
 		}
-		r := ruleCompiler{trustDomains: c.trustDomains, namespace: pol.Namespace, tcp: tcp, narrow: action == rbacv3.RBAC_ALLOW, closed: action == rbacv3.RBAC_DENY}
+		r := ruleCompiler{trustDomains: c.trustDomains, federated: c.mesh.FederatedDomains, namespace: pol.Namespace, tcp: tcp, narrow: action == rbacv3.RBAC_ALLOW, closed: action == rbacv3.RBAC_DENY}
 		for i, rule := range pol.Spec.GetRules() {
 			compiled, err := r.policy(rule)
 			if err != nil {

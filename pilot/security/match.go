@@ -96,24 +96,6 @@ func peerPrincipal(value string) *matcherv3.StringMatcher {
 	return exact(spiffeScheme + value)
 }
 
-func peerNamespace(value string) *matcherv3.StringMatcher {
-	parts := strings.Split(value, "*")
-	for i, p := range parts {
-		parts[i] = regexp.QuoteMeta(p)
-	}
-	return regex(".*/ns/" + strings.Join(parts, ".*") + "/.*")
-}
-
-// peerServiceAccount matches "name", in the policy's namespace, or "namespace/name".
-func peerServiceAccount(policyNamespace, value string) *matcherv3.StringMatcher {
-	ns, sa, ok := strings.Cut(value, "/")
-	if !ok {
-		ns, sa = policyNamespace, value
-	}
-	// Further path segments may stand between and after, not parts of a name.
-	return regex(spiffeScheme + ".+/ns/" + regexp.QuoteMeta(ns) + "/(.+/|)sa/" + regexp.QuoteMeta(sa) + "(/.+)?")
-}
-
 func peerTrustDomain(value string) *matcherv3.StringMatcher {
 	if value == "*" {
 		return prefix(spiffeScheme)

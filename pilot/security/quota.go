@@ -159,7 +159,7 @@ func (c *Compiler) dimension(p *model.Proxy, port model.WorkloadPort, d model.Di
 	case "source.principal":
 		return expression(d, spiffePart("^spiffe://(.+)$")), nil
 	case "source.namespace":
-		return expression(d, spiffePart("^spiffe://[^/]+/ns/([^/]+)/.*$")), nil
+		return expression(d, spiffePart("^"+c.quotaDomains()+"/ns/([^/]+)/.*$")), nil
 	case "source.ip":
 		if p.Type == model.GatewayProxy {
 			return expression(d, `re.extract(source.address, '^\\[?([^\\]]+?)\\]?:[0-9]+$', '\\1')`), nil

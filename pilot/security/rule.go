@@ -25,7 +25,9 @@ var errUnknownKey = errors.New("unknown key")
 // ruleCompiler turns rules of one AuthorizationPolicy into RBAC policies.
 type ruleCompiler struct {
 	trustDomains []string
-	namespace    string
+	// federated are the other trust domains whose identities are accepted.
+	federated []string
+	namespace string
 	// tcp is set for ports where no requests are seen.
 	tcp bool
 	// narrow drops a rule with a condition that cannot be had (ALLOW); otherwise
@@ -134,8 +136,9 @@ func (r ruleCompiler) to(rule *security.Rule) ([]*rbacv3.Permission, error) {
 	return out, nil
 }
 
-// conjunction requires every clause. match gives the alternative of the values.
-func conjunction[M any](clauses []clause, narrow bool, match func(key string, values []string) (M, error), not func(M) M, and func([]M) M) (M, error) {
+// conjunction requires every clause. match gives the alternative of the values, which
+// may be those that must not be.
+func conjunction[M any](clauses []clause, narrow bool, match func(key string, values []string, negated bool) (M, error), not func(M) M, and func([]M) M) (M, error) {
 	var all []M
 	var none M
 	for _, c := range clauses {
@@ -146,7 +149,7 @@ func conjunction[M any](clauses []clause, narrow bool, match func(key string, va
 			if len(side.values) == 0 {
 				continue
 			}
-			m, err := match(c.key, side.values)
+			m, err := match(c.key, side.values, side.negated)
 			if errors.Is(err, errHTTPOnly) && !narrow {
 				continue
 			}
@@ -172,7 +175,7 @@ const (
 )
 
 // principal matches a key that tells who calls.
-func (r ruleCompiler) principal(key string, values []string) (*rbacv3.Principal, error) {
+func (r ruleCompiler) principal(key string, values []string, negated bool) (*rbacv3.Principal, error) {
 	k, name, ok := condition.Find(key)
 	if !ok {
 		return nil, errUnknownKey
@@ -190,7 +193,7 @@ func (r ruleCompiler) principal(key string, values []string) (*rbacv3.Principal,
 	}
 	var out []*rbacv3.Principal
 	for _, v := range r.aliases(k.Name, values) {
-		id, err := r.principalValue(k.Name, name, v)
+		id, err := r.principalValue(k.Name, name, v, negated)
 		if err != nil {
 			return nil, err
 		}
@@ -200,14 +203,14 @@ func (r ruleCompiler) principal(key string, values []string) (*rbacv3.Principal,
 }
 
 // principalValue matches one value; name is what stands in the key's brackets.
-func (r ruleCompiler) principalValue(key, name, value string) (*rbacv3.Principal, error) {
+func (r ruleCompiler) principalValue(key, name, value string, negated bool) (*rbacv3.Principal, error) {
 	switch key {
 	case condition.Principal:
 		return peer(peerPrincipal(value)), nil
 	case condition.Namespace:
-		return peer(peerNamespace(value)), nil
+		return peer(peerNamespace(r.namesOf(negated), value)), nil
 	case condition.ServiceAccount:
-		return peer(peerServiceAccount(r.namespace, value)), nil
+		return peer(peerServiceAccount(r.namesOf(negated), r.namespace, value)), nil
 	case condition.TrustDomain:
 		return peer(peerTrustDomain(value)), nil
 	case condition.TokenPrincipal:
@@ -245,7 +248,7 @@ func (r ruleCompiler) aliases(key string, values []string) []string {
 }
 
 // permission matches a key that tells what is called.
-func (r ruleCompiler) permission(key string, values []string) (*rbacv3.Permission, error) {
+func (r ruleCompiler) permission(key string, values []string, _ bool) (*rbacv3.Permission, error) {
 	switch k, name, _ := condition.Find(key); {
 	case r.tcp && k.HTTPOnly:
 		return nil, errHTTPOnly
