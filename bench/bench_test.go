@@ -2,8 +2,14 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -61,5 +67,46 @@ func TestSelectRows(t *testing.T) {
 func TestSignFloorSigns(t *testing.T) {
 	if err := signFloor(10 * time.Millisecond); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestMetric(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, "# HELP a_total x\na_total{operation=\"read\"} 3\na_total{operation=\"commit\"} 4.5\na_total_more 100\nb 1\n")
+	}))
+	defer srv.Close()
+	at := strings.TrimPrefix(srv.URL, "http://")
+	if got, err := metric(t.Context(), at, "a_total"); err != nil || got != 7.5 {
+		t.Errorf("%v, %v; want 7.5", got, err)
+	}
+	if _, err := metric(t.Context(), at, "a_tot"); err == nil {
+		t.Error("a metric that is not there was found")
+	}
+}
+
+func TestParallel(t *testing.T) {
+	var sum atomic.Int64
+	if err := parallel(t.Context(), 100, 8, func(_ context.Context, i int) error { sum.Add(int64(i)); return nil }); err != nil || sum.Load() != 4950 {
+		t.Errorf("%d, %v", sum.Load(), err)
+	}
+	bad := errors.New("bad")
+	err := parallel(t.Context(), 1000, 8, func(ctx context.Context, i int) error {
+		if i == 20 {
+			return bad
+		}
+		return nil
+	})
+	if !errors.Is(err, bad) {
+		t.Errorf("%v, want %v", err, bad)
+	}
+}
+
+func TestLatencies(t *testing.T) {
+	times := make([]time.Duration, 0, 200)
+	for i := range 200 {
+		times = append(times, time.Duration(200-i)*time.Millisecond)
+	}
+	if got := latencies("x", times).note; !strings.HasPrefix(got, "p50 101.0 ms, p99 199.0 ms, max 200.0 ms of 200") {
+		t.Error(got)
 	}
 }

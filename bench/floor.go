@@ -23,15 +23,17 @@ import (
 	"google.golang.org/grpc"
 )
 
-// runFloor is the whole life of a floor process.
-func runFloor(ctx context.Context, kind, listen string, each time.Duration) error {
+// runPart is the whole life of a process that bench starts of itself.
+func runPart(ctx context.Context, kind, listen string, each time.Duration) error {
 	switch kind {
 	case "grpc":
 		return serveFloor(ctx, listen)
 	case "sign":
 		return signFloor(each)
+	case "workload":
+		return runWorkload(ctx, listen)
 	}
-	return fmt.Errorf("unknown floor %q", kind)
+	return fmt.Errorf("unknown part %q", kind)
 }
 
 // floorProcess starts this program again as a floor.
@@ -44,7 +46,7 @@ func floorProcess(ctx context.Context) (*process, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	p, err := launch(ctx, addr, self, "-floor", "grpc", "-listen", addr)
+	p, err := launch(ctx, addr, self, "-be", "grpc", "-listen", addr)
 	return p, addr, err
 }
 
@@ -134,7 +136,7 @@ func signFloorCPU(ctx context.Context, each time.Duration) (time.Duration, error
 	if err != nil {
 		return 0, err
 	}
-	out, err := exec.CommandContext(ctx, self, "-floor", "sign", "-each", each.String()).Output() //nolint:gosec // this program
+	out, err := exec.CommandContext(ctx, self, "-be", "sign", "-each", each.String()).Output() //nolint:gosec // this program
 	if err != nil {
 		return 0, fmt.Errorf("floor: %w", err)
 	}

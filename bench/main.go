@@ -4,9 +4,10 @@
 // (user + system, /proc/PID/stat), which a busy neighbour does not change much,
 // and the ratio of ours to the floor. It never fails a build by itself.
 //
-//	go run ./bench [-only authz,ratelimit,issuance,configuration] [-bin ./bin]
+//	go run ./bench [-only authz,ratelimit,issuance,idle,registration,agent,configuration] [-bin ./bin]
 //
-// It starts the real binaries and, for the ratelimit row, a real redis-server.
+// It starts the real binaries and, where a row needs them, a real redis-server and
+// real Envoys.
 // docs/performance.md says what the rows mean.
 package main
 
@@ -34,7 +35,13 @@ type options struct {
 	each     time.Duration
 	services int
 	proxies  int
-	log      io.Writer
+	// Of the rows about identities: node agents that are simulated, registrations of
+	// the authority, workloads of the real node agent and how often they are recognized
+	// in a second, and how often the time of a registration is taken.
+	agents, registrations   int
+	workloads, attestations int
+	registered, envoys      int
+	log                     io.Writer
 }
 
 // benchmark prints its rows.
@@ -44,7 +51,7 @@ type benchmark struct {
 }
 
 func benchmarks() []benchmark {
-	return []benchmark{{"authz", authz}, {"ratelimit", ratelimit}, {"issuance", issuance}, {"configuration", configuration}}
+	return []benchmark{{"authz", authz}, {"ratelimit", ratelimit}, {"issuance", issuance}, {"idle", idle}, {"registration", registration}, {"agent", agent}, {"configuration", configuration}}
 }
 
 func main() {
@@ -60,19 +67,25 @@ func main() {
 func run(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	o := options{log: os.Stderr}
-	only := fs.String("only", "", "comma separated `rows`: authz, ratelimit, issuance, configuration")
-	floor := fs.String("floor", "", "be a floor process: grpc or sign (used by bench itself)")
-	listen := fs.String("listen", "", "the floor's `address`")
+	only := fs.String("only", "", "comma separated `rows`: authz, ratelimit, issuance, idle, registration, agent, configuration")
+	be := fs.String("be", "", "be a floor process, grpc or sign, or a workload (used by bench itself)")
+	listen := fs.String("listen", "", "the floor's `address`, or that of the workload's node agent")
 	fs.StringVar(&o.bin, "bin", "bin", "`folder` with the binaries")
 	fs.IntVar(&o.rounds, "rounds", 3, "how often ours and the floor are measured in turn; the median counts")
 	fs.DurationVar(&o.each, "each", 3*time.Second, "length of one measurement")
 	fs.IntVar(&o.services, "services", 1000, "services of the configuration row")
 	fs.IntVar(&o.proxies, "proxies", 200, "proxies of the configuration row")
+	fs.IntVar(&o.agents, "agents", 5000, "simulated node agents of the idle row")
+	fs.IntVar(&o.registrations, "registrations", 50_000, "registrations of the rows idle and agent")
+	fs.IntVar(&o.workloads, "workloads", 50, "processes with an identity of the agent row")
+	fs.IntVar(&o.attestations, "attestations", 100, "attestations in a second of the agent row")
+	fs.IntVar(&o.registered, "registered", 200, "registrations that the registration row waits for")
+	fs.IntVar(&o.envoys, "envoys", 20, "Envoys that the registration row waits for")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
-	if *floor != "" {
-		return runFloor(ctx, *floor, *listen, o.each)
+	if *be != "" {
+		return runPart(ctx, *be, *listen, o.each)
 	}
 	wanted, err := selectRows(*only)
 	if err != nil {

@@ -125,6 +125,21 @@ func (p *process) rss() float64 {
 	return pages * float64(os.Getpagesize()) / (1 << 20)
 }
 
+// peak is the most resident memory that the process ever had, in MiB.
+func (p *process) peak() float64 {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(data)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			kib, _ := strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 64)
+			return kib / 1024
+		}
+	}
+	return 0
+}
+
 // tail keeps the end of what a process prints.
 type tail struct {
 	mu  sync.Mutex

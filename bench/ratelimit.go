@@ -1,17 +1,12 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
-	"time"
 
 	commonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
@@ -80,29 +75,12 @@ func ratelimit(ctx context.Context, o options) ([]row, error) {
 // localShare is the part of the decisions that were made without Redis because it
 // was too slow on this machine: they would make the figure look too good.
 func localShare(ctx context.Context, monitoring string) (float64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+monitoring+"/metrics", nil)
+	local, err := metric(ctx, monitoring, "writ_ratelimit_local_decisions_total")
 	if err != nil {
 		return 0, err
 	}
-	resp, err := (&http.Client{Timeout: 5 * time.Second}).Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	var local, all float64
-	lines := bufio.NewScanner(resp.Body)
-	for lines.Scan() {
-		name, value, _ := strings.Cut(lines.Text(), " ")
-		n, err := strconv.ParseFloat(value, 64)
-		switch {
-		case err != nil:
-		case name == "writ_ratelimit_local_decisions_total":
-			local = n
-		case strings.HasPrefix(name, "writ_ratelimit_decisions_total"):
-			all += n
-		}
-	}
-	return local / max(all, 1), lines.Err()
+	all, err := metric(ctx, monitoring, "writ_ratelimit_decisions_total")
+	return local / max(all, 1), err
 }
 
 func launchRateLimit(ctx context.Context, o options, folder string, args ...string) (*process, string, error) {

@@ -19,18 +19,21 @@ type row struct {
 }
 
 func printHead(w io.Writer) {
-	_, _ = fmt.Fprintf(w, "%-44s %10s %10s %7s %9s  %s\n", "what", "ours", "floor", "ratio", "ops/s", "")
+	_, _ = fmt.Fprintf(w, "%-52s %10s %10s %7s %9s  %s\n", "what", "ours", "floor", "ratio", "ops/s", "")
 }
 
 func (r row) print(w io.Writer) {
-	floor, ratio, rate := "-", "-", "-"
+	ours, floor, ratio, rate := "-", "-", "-", "-"
+	if r.ours > 0 {
+		ours = micro(r.ours)
+	}
 	if r.floor > 0 {
 		floor, ratio = micro(r.floor), fmt.Sprintf("%.2f", float64(r.ours)/float64(r.floor))
 	}
 	if r.rate > 0 {
 		rate = fmt.Sprintf("%.0f", r.rate)
 	}
-	_, _ = fmt.Fprintf(w, "%-44s %10s %10s %7s %9s  %s\n", r.name, micro(r.ours), floor, ratio, rate, r.note)
+	_, _ = fmt.Fprintf(w, "%-52s %10s %10s %7s %9s  %s\n", r.name, ours, floor, ratio, rate, r.note)
 }
 
 // micro writes a time in microseconds, or in milliseconds where that reads better.
