@@ -42,9 +42,9 @@ func anyOf(t *testing.T, m proto.Message) *anypb.Any {
 	return a
 }
 
-// listener answers every request over mutual TLS, with secrets from the agent, by
-// what the route configuration "answer" says.
-func listener(t *testing.T, at netip.AddrPort) *listenerv3.Listener {
+// listener answers every request over mutual TLS, with secrets from the agent, the roots
+// by a name, by what the route configuration "answer" says.
+func listener(t *testing.T, at netip.AddrPort, roots string) *listenerv3.Listener {
 	sds := func(name string) *tlsv3.SdsSecretConfig {
 		return &tlsv3.SdsSecretConfig{Name: name, SdsConfig: &corev3.ConfigSource{
 			ResourceApiVersion: corev3.ApiVersion_V3, InitialFetchTimeout: durationpb.New(0),
@@ -62,7 +62,7 @@ func listener(t *testing.T, at netip.AddrPort) *listenerv3.Listener {
 		CommonTlsContext: &tlsv3.CommonTlsContext{
 			TlsParams:                      &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_3, TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3},
 			TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{sds("default")},
-			ValidationContextType:          &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{ValidationContextSdsSecretConfig: sds("ROOTCA")},
+			ValidationContextType:          &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{ValidationContextSdsSecretConfig: sds(roots)},
 		},
 	}
 	manager := &hcmv3.HttpConnectionManager{
@@ -267,7 +267,7 @@ func TestEnvoy(t *testing.T) {
 func story(t *testing.T, binary string) {
 	r := newRig(t, 4*time.Second) // renewal after 1.6 to 2.4 s
 	at := address(t)
-	r.pilot.set(t, "web", listener(t, at))
+	r.pilot.set(t, "web", listener(t, at, "ROOTCA"))
 	r.pilot.set(t, "answer", answer("one"))
 	r.start(t)
 	r.connected(t)

@@ -196,7 +196,7 @@ func TestRevocationListsInEnvoy(t *testing.T) {
 			t.Parallel()
 			at := address(t)
 			r := newRig(t, time.Hour)
-			r.pilot.set(t, "web", listener(t, at))
+			r.pilot.set(t, "web", listener(t, at, "ROOTCA"))
 			r.pilot.set(t, "answer", answer("one"))
 			r.start(t)
 			r.connected(t)
