@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/writ-mesh/writ/internal/atomicfile"
 )
 
 // lockFile is held with flock(2) as long as a process uses the directory; the
@@ -44,7 +46,23 @@ func OpenDir(path string) (*Dir, error) {
 		}
 		return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
-	return &Dir{Path: path, lock: lock}, nil
+	d := &Dir{Path: path, lock: lock}
+	if err := d.sweep(); err != nil {
+		return nil, errors.Join(fmt.Errorf("state directory %s: %w", path, err), lock.Close())
+	}
+	return d, nil
+}
+
+// sweep removes what a process before this one was writing when it died, keys among
+// it.
+func (d *Dir) sweep() error {
+	if err := atomicfile.Sweep(d.Path); err != nil {
+		return err
+	}
+	if err := atomicfile.Sweep(filepath.Join(d.Path, furtherDir)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // Close lets other processes use the directory.

@@ -84,9 +84,17 @@ func Retire(dir string, cert *x509.Certificate) error {
 	return nil
 }
 
-// Leftovers removes the keys of further roots other than those with the key ids
-// in use: such are left from a step of a rotation that was cut off.
+// Leftovers removes the keys of roots other than those with the key ids in use: such
+// are left from a step of a rotation that was cut off.
 func Leftovers(dir string, inUse func(keyID string) bool) error {
+	if cert, err := loadCert(filepath.Join(dir, CertFile)); err == nil && !inUse(KeyID(cert)) {
+		if err := Retire(dir, cert); err != nil {
+			return err
+		}
+		if err := os.Remove(filepath.Join(dir, CertFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("certificate of a root that is out of use: %w", err)
+		}
+	}
 	entries, err := os.ReadDir(filepath.Join(dir, furtherDir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("roots: %w", err)

@@ -40,6 +40,9 @@ func TestMain(m *testing.M) {
 		os.Args = os.Args[1:]
 		main()
 	}
+	if len(os.Args) > 3 && os.Args[1] == asStopped {
+		beStopped(os.Args[2], os.Args[3:])
+	}
 	os.Exit(m.Run())
 }
 

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 )
 
 // Write puts data into path with the given mode. When it returns nil the content
@@ -50,6 +51,25 @@ func stage(dir, pattern string, data []byte, mode fs.FileMode) (string, error) {
 		return "", err
 	}
 	return f.Name(), nil
+}
+
+// Sweep removes what Write left in a directory when its process died: temporary
+// files, which may hold a secret. Nobody else may write there meanwhile.
+func Sweep(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("sweep: %w", err)
+	}
+	temporary := regexp.MustCompile(`^\..+\.\d+$`)
+	for _, e := range entries {
+		if !e.Type().IsRegular() || !temporary.MatchString(e.Name()) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+			return fmt.Errorf("sweep: %w", err)
+		}
+	}
+	return nil
 }
 
 func syncDir(dir string) error {

@@ -41,3 +41,31 @@ func TestFailureLeavesOldContentAndNoLitter(t *testing.T) {
 		t.Fatalf("left behind: %v", left)
 	}
 }
+
+func TestSweepRemovesWhatADeathLeft(t *testing.T) {
+	dir := t.TempDir()
+	want := map[string]bool{".hidden": true, "root.key": true, "a.1": true, ".folder.2": true}
+	for _, name := range []string{".hidden", "root.key", "a.1", ".root.key.123", ".bundle.pem.4"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(dir, ".folder.2"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := atomicfile.Sweep(dir); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != len(want) {
+		t.Errorf("left are %v, %v", left, err)
+	}
+	for _, e := range left {
+		if !want[e.Name()] {
+			t.Errorf("%s is still there", e.Name())
+		}
+	}
+	if err := atomicfile.Sweep(filepath.Join(dir, "nowhere")); err == nil {
+		t.Error("a directory that is not there was swept")
+	}
+}
