@@ -55,6 +55,7 @@ const (
 
 // Run runs the authority until ctx ends. c has been validated.
 func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
+	defer keep(ballast())
 	rt.Health.Register(subsystemLedger)
 	rt.Health.Register(subsystemRoot)
 	dir, err := root.OpenDir(c.State)

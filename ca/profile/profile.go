@@ -7,6 +7,7 @@ package profile
 
 import (
 	"crypto"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -60,6 +61,7 @@ func Leaf(id spiffeid.ID, pub crypto.PublicKey, notBefore, notAfter time.Time) (
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		BasicConstraintsValid: true,
+		SubjectKeyId:          leafKeyID(pub),
 	}, nil
 }
 
@@ -179,6 +181,21 @@ func keyID(pub crypto.PublicKey) ([]byte, error) {
 	}
 	sum := sha256.Sum256(der)
 	return sum[:20], nil
+}
+
+// leafKeyID is a key identifier as in RFC 7093, section 2, method 1, for the keys of
+// nearly all leaves; nil leaves it to the signer.
+func leafKeyID(pub crypto.PublicKey) []byte {
+	k, ok := pub.(*ecdsa.PublicKey)
+	if !ok {
+		return nil
+	}
+	point, err := k.Bytes()
+	if err != nil {
+		return nil
+	}
+	sum := sha256.Sum256(point)
+	return sum[:20]
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
