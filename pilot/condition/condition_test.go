@@ -39,7 +39,7 @@ func TestEveryKeyIsKnownToAll(t *testing.T) {
 				t.Errorf("%d rules for TCP, and HTTPOnly is %v", len(tcp), k.HTTPOnly)
 			}
 			for _, tcp := range []bool{false, true} {
-				if got, err := eval.Authorize(nil, m.AuthorizationPolicies, eval.Request{TCP: tcp}); err != nil || got.Allowed {
+				if got, err := eval.Authorize(eval.Domains{}, m.AuthorizationPolicies, eval.Request{TCP: tcp}); err != nil || got.Allowed {
 					t.Errorf("the evaluator says %+v, %v", got, err)
 				}
 			}
@@ -71,7 +71,7 @@ func TestUnknownKeys(t *testing.T) {
 		if _, err := compile(t, m).HTTP(&model.Proxy{Namespace: "default"}, model.WorkloadPort{Port: 80, Protocol: model.HTTP}); err == nil {
 			t.Errorf("%q: the compiler takes it", key)
 		}
-		if got, err := eval.Authorize(nil, m.AuthorizationPolicies, eval.Request{}); err == nil {
+		if got, err := eval.Authorize(eval.Domains{}, m.AuthorizationPolicies, eval.Request{}); err == nil {
 			t.Errorf("%q: the evaluator says %+v", key, got)
 		}
 	}

@@ -98,8 +98,15 @@ func TestMeshConfigMistakes(t *testing.T) {
 		"connectTimeout: 31s":                   `mesh.yaml:1: MeshConfig: connectTimeout: 31s is too long: at most 30s`,
 		"defaultConfig: {concurency: 2}":        `mesh.yaml:1: MeshConfig: defaultConfig.concurency: unknown field "concurency", did you mean "concurrency"?`,
 		"extensionProviders: [{name: a}]":       `mesh.yaml:1: MeshConfig: extensionProviders[0]: says nothing about the provider: give for example envoyExtAuthzGrpc`,
-		"extensionProviders:\n- name: a\n  envoyExtAuthzGrpc: {service: a b, port: 0}": `mesh.yaml:3: MeshConfig: extensionProviders[0].envoyExtAuthzGrpc.service: "a b" is not a valid host name: "a b" cannot be a part of one`,
-		"outboundTrafficPolicy: {mode: REGISTRY}":                                      `mesh.yaml:1: MeshConfig: outboundTrafficPolicy.mode: unknown value "REGISTRY": known are ALLOW_ANY, ALLOW_ANY_DYNAMIC_DNS, REGISTRY_ONLY`,
+		"extensionProviders:\n- name: a\n  envoyExtAuthzGrpc: {service: a b, port: 0}":                 `mesh.yaml:3: MeshConfig: extensionProviders[0].envoyExtAuthzGrpc.service: "a b" is not a valid host name: "a b" cannot be a part of one`,
+		"caCertificates: [{trustDomains: [B]}]":                                                        `mesh.yaml:1: MeshConfig: caCertificates[0].trustDomains[0]: "B" is not a trust domain: use lower-case letters, digits, '-' and '.', such as example.org`,
+		"trustDomain: a\ncaCertificates: [{trustDomains: [b, a]}]":                                     `mesh.yaml:2: MeshConfig: caCertificates[0].trustDomains[1]: a is the mesh's own trust domain`,
+		"trustDomain: a\ncaCertificates: [{trustDomains: [cluster.local]}]":                            `mesh.yaml:2: MeshConfig: caCertificates[0].trustDomains[0]: policies mean the mesh's own trust domain by cluster.local: another one cannot be called that`,
+		"trustDomain: a\ncaCertificates: [{pem: x}]":                                                   `mesh.yaml:2: MeshConfig: caCertificates[0].trustDomains: say of which other trust domain this is: without it another root would vouch for identities of a; its own further roots are the authority's affair (root-cert.pem)`,
+		"trustDomain: a\ncaCertificates: [{trustDomains: [b], certSigners: [c]}]":                      `mesh.yaml:2: MeshConfig: caCertificates[0].certSigners: it is not supported by this version: remove it`,
+		"trustDomain: a\ntrustDomainAliases: [c]\ncaCertificates: [{trustDomains: [b]}]":               `mesh.yaml:2: MeshConfig: trustDomainAliases: this version has no aliases of a mesh that accepts other trust domains (caCertificates)`,
+		"trustDomain: a\ncaCertificates: [{trustDomains: [b], spiffeBundleUrl: 'https://b.example/'}]": `mesh.yaml:2: MeshConfig: caCertificates[0].spiffeBundleUrl: warning: it has no effect: the authority fetches the bundles of other trust domains (federates_with)`,
+		"outboundTrafficPolicy: {mode: REGISTRY}":                                                      `mesh.yaml:1: MeshConfig: outboundTrafficPolicy.mode: unknown value "REGISTRY": known are ALLOW_ANY, ALLOW_ANY_DYNAMIC_DNS, REGISTRY_ONLY`,
 	} {
 		mesh, problems := Parse(map[string][]byte{"mesh.yaml": []byte(text)}, nil, Options{})
 		if len(problems) == 0 || problems[0].String() != want {

@@ -221,8 +221,8 @@ func TestDifferential(t *testing.T) {
 			host := fmt.Sprintf("set%d.test", i)
 			g.plain = i%4 != 0
 			policies[host] = g.policies(host)
-			list.vhosts[host] = compileAt(t, jwt, policies[host], math.MaxInt)
-			tree.vhosts[host] = compileAt(t, jwt, policies[host], 1)
+			list.vhosts[host] = compileAt(t, jwt, diffDomains(i), policies[host], math.MaxInt)
+			tree.vhosts[host] = compileAt(t, jwt, diffDomains(i), policies[host], 1)
 			trees += countTrees(t, tree.vhosts[host])
 		}
 		if trees < sets {
@@ -239,7 +239,7 @@ func compareOpinions(t *testing.T, p *proxy, g generator, policies map[string][]
 		host := fmt.Sprintf("set%d.test", i)
 		for range requests {
 			r, asked := g.call(t, host, tokens)
-			want, err := eval.Authorize([]string{"cluster.local", "old-td"}, policies[host], asked)
+			want, err := eval.Authorize(diffDomains(i), policies[host], asked)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -272,10 +272,19 @@ func compareOpinions(t *testing.T, p *proxy, g generator, policies map[string][]
 	}
 }
 
-func compileAt(t testing.TB, documents string, policies []*model.AuthorizationPolicy, threshold int) *HTTP {
+// diffDomains are the trust domains of set i. The meshes of odd sets accept another one.
+func diffDomains(i int) eval.Domains {
+	d := eval.Domains{Own: []string{"cluster.local", "old-td"}}
+	if i%2 == 1 {
+		d.Federated = []string{"other-td"}
+	}
+	return d
+}
+
+func compileAt(t testing.TB, documents string, domains eval.Domains, policies []*model.AuthorizationPolicy, threshold int) *HTTP {
 	t.Helper()
 	m := newMesh(t, documents)
-	m.TrustDomainAliases, m.AuthorizationPolicies = []string{"old-td"}, policies
+	m.TrustDomainAliases, m.FederatedDomains, m.AuthorizationPolicies = domains.Own[1:], domains.Federated, policies
 	c := compiler(t, m)
 	c.treeThreshold = threshold
 	out, err := c.HTTP(workload(), httpPort())

@@ -55,11 +55,18 @@ type Decision struct {
 	Audited bool
 }
 
-// Authorize decides by the policies that apply to a workload. trustDomains are
-// the mesh's own and its aliases. There is no decision, and an error, if it hangs
-// on a condition whose key is not known.
-func Authorize(trustDomains []string, policies []*model.AuthorizationPolicy, r Request) (Decision, error) {
-	e := &evaluator{trustDomains: trustDomains, r: r}
+// Domains are the trust domains of a mesh.
+type Domains struct {
+	// Own is the mesh's and its aliases.
+	Own []string
+	// Federated are others whose identities are accepted.
+	Federated []string
+}
+
+// Authorize decides by the policies that apply to a workload. There is no decision,
+// and an error, if it hangs on a condition whose key is not known.
+func Authorize(d Domains, policies []*model.AuthorizationPolicy, r Request) (Decision, error) {
+	e := &evaluator{trustDomains: d.Own, federated: len(d.Federated) > 0, r: r}
 	var out Decision
 	_, _, out.Audited = e.first(policies, security.AuthorizationPolicy_AUDIT)
 	if pol, rule, ok := e.first(policies, security.AuthorizationPolicy_DENY); ok {
@@ -81,8 +88,12 @@ func enforced(p *model.AuthorizationPolicy, action security.AuthorizationPolicy_
 
 type evaluator struct {
 	trustDomains []string
-	r            Request
-	err          error // the first key that is not known
+	// federated: namespaces and accounts of other trust domains may call.
+	federated bool
+	// refuses: the rule that is looked at refuses.
+	refuses bool
+	r       Request
+	err     error // the first key that is not known
 }
 
 // first finds a rule that matches.
@@ -91,6 +102,7 @@ func (e *evaluator) first(policies []*model.AuthorizationPolicy, action security
 		if !enforced(pol, action) {
 			continue
 		}
+		e.refuses = action == security.AuthorizationPolicy_DENY
 		for i, rule := range pol.Spec.GetRules() {
 			before := e.err
 			if e.rule(pol.Namespace, rule, action) {
@@ -191,11 +203,13 @@ func (e *evaluator) both(namespace, key string, values, notValues []string) bool
 	if e.r.TCP && httpOnly(key) {
 		return true
 	}
-	matches := func(v string) bool { return e.value(namespace, key, v) }
-	return (len(values) == 0 || slices.ContainsFunc(values, matches)) && !slices.ContainsFunc(notValues, matches)
+	matches := func(negated bool) func(string) bool {
+		return func(v string) bool { return e.value(namespace, key, v, negated) }
+	}
+	return (len(values) == 0 || slices.ContainsFunc(values, matches(false))) && !slices.ContainsFunc(notValues, matches(true))
 }
 
-func (e *evaluator) value(namespace, key, value string) bool {
+func (e *evaluator) value(namespace, key, value string, negated bool) bool {
 	r := e.r
 	switch key {
 	case hostKey:
@@ -219,14 +233,14 @@ func (e *evaluator) value(namespace, key, value string) bool {
 	case condition.Principal:
 		return e.principal(value)
 	case condition.Namespace:
-		ns, _, ok := e.account()
+		ns, _, ok := e.account(negated)
 		return ok && glob(value, ns)
 	case condition.ServiceAccount:
 		wantNS, wantSA, both := strings.Cut(value, "/")
 		if !both {
 			wantNS, wantSA = namespace, value
 		}
-		ns, sa, ok := e.account()
+		ns, sa, ok := e.account(negated)
 		return ok && ns == wantNS && sa == wantSA
 	case condition.TrustDomain:
 		return e.trustDomain(value)
@@ -352,10 +366,15 @@ func within(block string, a netip.Addr) bool {
 	return err == nil && p.Contains(a)
 }
 
-// account takes namespace and service account out of the SPIFFE ID.
-func (e *evaluator) account() (namespace, serviceAccount string, ok bool) {
+// account takes namespace and service account out of the SPIFFE ID. Those of another
+// trust domain let nobody in; they do keep out.
+func (e *evaluator) account(negated bool) (namespace, serviceAccount string, ok bool) {
 	parts := strings.Split(e.r.Principal, "/")
 	if len(parts) != 5 || parts[1] != "ns" || parts[3] != "sa" {
+		return "", "", false
+	}
+	keepsOut := e.refuses != negated
+	if e.federated && !keepsOut && !slices.Contains(e.trustDomains, parts[0]) {
 		return "", "", false
 	}
 	return parts[2], parts[4], true

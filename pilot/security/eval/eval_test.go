@@ -55,7 +55,7 @@ func TestAuthorize(t *testing.T) {
 			t.Fatalf("%s: %v", c.name, err)
 		}
 		pol := &model.AuthorizationPolicy{Meta: model.Meta{Ref: model.Ref{Namespace: "default", Name: "p"}}, Spec: spec}
-		got, err := eval.Authorize([]string{"cluster.local", "old"}, []*model.AuthorizationPolicy{pol}, c.r)
+		got, err := eval.Authorize(eval.Domains{Own: []string{"cluster.local", "old"}}, []*model.AuthorizationPolicy{pol}, c.r)
 		if err != nil || got.Allowed != c.want || got.Rule != c.rule {
 			t.Errorf("%s: %+v (%v), want allowed %v by rule %d", c.name, got, err, c.want, c.rule)
 		}

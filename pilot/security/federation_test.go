@@ -1,0 +1,57 @@
+package security
+
+import (
+	"fmt"
+	"testing"
+)
+
+// TestFederationLive: in a mesh that accepts another trust domain, with real Envoys,
+// its identities get in by what names the trust domain, and by no name of ours.
+func TestFederationLive(t *testing.T) {
+	const theirs, ours = "spiffe://b.example/ns/foo/sa/curl", curlFoo
+	allow := func(source string) string { return "rules: [{from: [{source: {" + source + "}}]}]" }
+	deny := func(source string) string { return "action: DENY\n" + allow(source) }
+	cases := []struct {
+		spec         string
+		ours, theirs bool // whether the request passes
+	}{
+		{allow("principals: [b.example/ns/foo/sa/curl]"), false, true},
+		{allow("principals: [b.example/ns/foo/sa/other]"), false, false},
+		{allow("principals: ['b.example/*']"), false, true},
+		{allow("trustDomains: [b.example]"), false, true},
+		{allow("trustDomains: [cluster.local]"), true, false},
+		{allow("principals: ['*']"), true, true},
+		{allow("principals: ['*/ns/foo/sa/curl']"), true, true}, // a pattern for all of the name
+		{allow("principals: [cluster.local/ns/foo/sa/curl]"), true, false},
+		{allow("namespaces: [foo]"), true, false},
+		{allow("namespaces: ['*']"), true, false},
+		{allow("serviceAccounts: [foo/curl]"), true, false},
+		{allow("notNamespaces: [foo]"), false, false},
+		{allow("notNamespaces: [bar]"), true, true},
+		{allow("notServiceAccounts: [foo/curl]"), false, false},
+		{deny("namespaces: [foo]"), false, false},
+		{deny("serviceAccounts: [foo/curl]"), false, false},
+		{deny("notNamespaces: [foo]"), true, false},
+		{deny("notServiceAccounts: [foo/curl]"), true, false},
+		{deny("notTrustDomains: [cluster.local]"), true, false},
+		{"rules: [{when: [{key: source.namespace, values: [foo]}]}]", true, false},
+		{"action: DENY\nrules: [{when: [{key: source.namespace, notValues: [foo]}]}]", true, false},
+		{"action: DENY\nrules: [{when: [{key: source.serviceAccount, values: [foo/curl]}]}]", false, false},
+	}
+	eachEnvoy(t, func(t *testing.T, bin string) {
+		inbounds := map[string]inbound{}
+		for i, c := range cases {
+			m := newMesh(t, policy("p", c.spec))
+			m.FederatedDomains = []string{"b.example"}
+			inbounds[fmt.Sprint("case", i)] = inbound{http: compileHTTP(t, m, workload())}
+		}
+		p := start(t, bin, inbounds)
+		for i, c := range cases {
+			for identity, want := range map[string]bool{ours: c.ours, theirs: c.theirs} {
+				if got := p.do(fmt.Sprint("case", i), request{identity: identity}); (got.status == 200) != want {
+					t.Errorf("%s\n%s: %d, want that it passes: %v", c.spec, identity, got.status, want)
+				}
+			}
+		}
+	})
+}
