@@ -76,7 +76,9 @@ func TestDirectionOfImports(t *testing.T) {
 // replaced.
 func TestOneDoor(t *testing.T) {
 	doors := map[string]string{
-		"github.com/smallstep/certificates":                       "ca/signer",
+		"github.com/smallstep/certificates/cas/softcas":           "ca/signer",
+		"github.com/smallstep/certificates/acme":                  "ca/acme",
+		"github.com/smallstep/certificates/authority":             "ca/acme",
 		"go.step.sm/crypto/kms":                                   "ca/kms",
 		"github.com/open-policy-agent/opa":                        "authz/rego",
 		"github.com/redis/go-redis":                               "ratelimit/redisstore",

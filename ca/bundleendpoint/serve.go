@@ -16,6 +16,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"golang.org/x/net/netutil"
 
+	"github.com/writ-mesh/writ/ca/certfile"
 	"github.com/writ-mesh/writ/internal/listen"
 )
 
@@ -29,11 +30,11 @@ func Serve(c Config, td spiffeid.TrustDomain, bundles spiffebundle.Source, own x
 	if c.NeedsSVID() {
 		config.GetCertificate = tlsconfig.GetCertificate(own)
 	} else {
-		files, err := openFiles(c.CertFile, c.KeyFile, log)
+		files, err := certfile.Open(c.CertFile, c.KeyFile, log)
 		if err != nil {
 			return nil, fmt.Errorf("bundle_endpoint: %w", err)
 		}
-		config.GetCertificate = files.get
+		config.GetCertificate = files.Get
 	}
 	handler, err := federation.NewHandler(td, bundles)
 	if err != nil {

@@ -52,25 +52,9 @@ const uriTag = cbasn1.Tag(6 | 0x80)
 // other than one SPIFFE ID are refused and not ignored, so that nobody believes
 // he was given them. The error is safe to show to the sender.
 func Parse(der []byte) (Request, error) {
-	if len(der) == 0 {
-		return Request{}, errors.New("certificate request is empty; want PKCS #10 in DER")
-	}
-	if len(der) > MaxSize {
-		return Request{}, fmt.Errorf("certificate request has %d bytes, at most %d are allowed", len(der), MaxSize)
-	}
-	req, err := x509.ParseCertificateRequest(der)
+	req, err := parse(der)
 	if err != nil {
-		return Request{}, errors.New("certificate request is not PKCS #10 in DER")
-	}
-	// Before the signature: verifying with a key of any size is work for nothing.
-	if err := checkKey(req.PublicKey); err != nil {
 		return Request{}, err
-	}
-	if err := checkAlgorithm(req.SignatureAlgorithm); err != nil {
-		return Request{}, err
-	}
-	if err := req.CheckSignature(); err != nil {
-		return Request{}, errors.New("certificate request is not signed by the key that it carries")
 	}
 	id, err := wantedID(req)
 	if err != nil {

@@ -99,19 +99,26 @@ func Root(td spiffeid.TrustDomain, pub crypto.PublicKey, notBefore, notAfter tim
 // pair of eyes between the signer and the world; the signature itself was
 // verified by crypto/x509 when it was made.
 func CheckLeaf(c *x509.Certificate, id spiffeid.ID, pub crypto.PublicKey, issuer *x509.Certificate) error {
-	type publicKey interface{ Equal(crypto.PublicKey) bool }
-	key, ok := pub.(publicKey)
 	switch {
 	case len(c.URIs) != 1 || c.URIs[0].String() != id.String():
 		return fmt.Errorf("certificate has the URIs %v, want %s alone", c.URIs, id)
 	case len(c.DNSNames)+len(c.EmailAddresses)+len(c.IPAddresses) > 0:
 		return errors.New("certificate has names besides its SPIFFE ID")
+	case !slices.Equal(c.ExtKeyUsage, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}) || len(c.UnknownExtKeyUsage) > 0:
+		return errors.New("certificate's extended key usage is not server and client")
+	}
+	return checkEnd(c, pub, issuer)
+}
+
+// checkEnd checks what certificates of an SVID and of a server have in common.
+func checkEnd(c *x509.Certificate, pub crypto.PublicKey, issuer *x509.Certificate) error {
+	type publicKey interface{ Equal(crypto.PublicKey) bool }
+	key, ok := pub.(publicKey)
+	switch {
 	case c.IsCA || !c.BasicConstraintsValid:
 		return errors.New("certificate may sign others")
 	case c.KeyUsage != x509.KeyUsageDigitalSignature:
 		return fmt.Errorf("certificate has key usage %b, want digitalSignature alone", c.KeyUsage)
-	case !slices.Equal(c.ExtKeyUsage, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}) || len(c.UnknownExtKeyUsage) > 0:
-		return errors.New("certificate's extended key usage is not server and client")
 	case len(c.UnhandledCriticalExtensions) > 0:
 		return errors.New("certificate has critical extensions that are unknown")
 	case !slices.Equal(c.RawIssuer, issuer.RawSubject):

@@ -104,7 +104,7 @@ func (e Entry) check() error {
 	if e.SPIFFEID == "" {
 		return errors.New("it names no SPIFFE ID")
 	}
-	if _, ok := reasons[e.Reason]; !ok {
+	if !IsReason(e.Reason) {
 		return fmt.Errorf("%d is no reason", e.Reason)
 	}
 	if e.Serial == "" {
@@ -156,3 +156,10 @@ func isLowerHex(s string) bool {
 // reasons are those of RFC 5280, section 5.3.1, without 8, which only delta lists
 // have.
 var reasons = map[int]struct{}{0: {}, 1: {}, 2: {}, 3: {}, 4: {}, 5: {}, 6: {}, 9: {}, 10: {}} //nolint:gochecknoglobals // a set that never changes
+
+// IsReason tells whether a certificate can be revoked for that reason, a CRLReason of
+// RFC 5280, section 5.3.1.
+func IsReason(reason int) bool {
+	_, ok := reasons[reason]
+	return ok
+}

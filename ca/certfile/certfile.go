@@ -1,4 +1,5 @@
-package bundleendpoint
+// Package certfile has a server's certificate from files that somebody else renews.
+package certfile
 
 import (
 	"crypto/tls"
@@ -12,8 +13,8 @@ import (
 // lookAgain is how often it is seen whether the files have changed, at most.
 const lookAgain = time.Second
 
-// files is a server certificate on disk that somebody else renews.
-type files struct {
+// Pair is a certificate and its key on disk. It is safe for concurrent use.
+type Pair struct {
 	cert, key string
 	log       *slog.Logger
 
@@ -23,13 +24,14 @@ type files struct {
 	looked  time.Time
 }
 
-func openFiles(cert, key string, log *slog.Logger) (*files, error) {
-	f := &files{cert: cert, key: key, log: log}
+// Open reads two PEM files: the certificate with its chain, and its key.
+func Open(cert, key string, log *slog.Logger) (*Pair, error) {
+	f := &Pair{cert: cert, key: key, log: log}
 	return f, f.load()
 }
 
 // load reads both files. It needs f.mu, or to be alone.
-func (f *files) load() error {
+func (f *Pair) load() error {
 	stamp, err := f.times()
 	if err != nil {
 		return err
@@ -42,7 +44,7 @@ func (f *files) load() error {
 	return nil
 }
 
-func (f *files) times() (stamp [2]time.Time, err error) {
+func (f *Pair) times() (stamp [2]time.Time, err error) {
 	for i, name := range []string{f.cert, f.key} {
 		info, err := os.Stat(name)
 		if err != nil {
@@ -53,9 +55,9 @@ func (f *files) times() (stamp [2]time.Time, err error) {
 	return stamp, nil
 }
 
-// get implements tls.Config.GetCertificate. Files that cannot be read, or do not
+// Get implements tls.Config.GetCertificate. Files that cannot be read, or do not
 // fit each other because one of them is being replaced, leave what was there.
-func (f *files) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+func (f *Pair) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
@@ -67,7 +69,7 @@ func (f *files) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		return f.current, nil
 	}
 	if err := f.load(); err != nil {
-		f.log.Warn("the bundle endpoint goes on with its old certificate", slog.Any("error", err))
+		f.log.Warn("a server goes on with its old certificate", slog.String("file", f.cert), slog.Any("error", err))
 	}
 	return f.current, nil
 }

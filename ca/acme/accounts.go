@@ -1,0 +1,163 @@
+package acme
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+
+	stepacme "github.com/smallstep/certificates/acme"
+
+	"github.com/writ-mesh/writ/ca/ledger"
+)
+
+const (
+	// maxAccounts bounds all accounts; those that are not used are forgotten.
+	maxAccounts = 10_000
+	// maxContacts and maxContact bound what an account says of its owner.
+	maxContacts = 5
+	maxContact  = 200
+)
+
+// CreateAccount implements acme.DB. An account's ID is its key's thumbprint, so that
+// a key has one account. That of an external account that there is no more makes way.
+func (d *database) CreateAccount(ctx context.Context, acc *stepacme.Account) error {
+	r := requestFrom(ctx)
+	id, err := stepacme.KeyToID(acc.Key)
+	if err != nil {
+		return err
+	}
+	if err := checkContacts(acc.Contact); err != nil {
+		return err
+	}
+	if _, total := d.index.of(""); total.accounts >= maxAccounts {
+		return problem(stepacme.ErrorRateLimitedType, http.StatusTooManyRequests, nil, "there are %d accounts, which are the most; unused ones are forgotten in time", total.accounts)
+	}
+	old, version, err := d.known(ctx, id)
+	if err != nil && !stepacme.IsErrNotFound(err) {
+		return err
+	}
+	if _, ok := d.allowed(old); err == nil && ok {
+		return again() // made meanwhile
+	}
+	a := account{Key: acc.Key, Contact: acc.Contact, Status: acc.Status, External: r.external, Location: acc.LocationPrefix, Created: d.now().UTC()}
+	e := d.entry("account made", id, nil)
+	if a.External != "" {
+		e.Detail["external_account"] = a.External
+	}
+	if _, err := d.put(ctx, accountPrefix+id, version, a, e); err != nil {
+		return overtaken(err)
+	}
+	acc.ID, r.account = id, id
+	return nil
+}
+
+// overtaken tells a conflict to the client.
+func overtaken(err error) error {
+	if errors.Is(err, ledger.ErrConflict) {
+		return again()
+	}
+	return err
+}
+
+func checkContacts(contacts []string) error {
+	long := func(c string) bool {
+		return len(c) > maxContact || strings.ContainsFunc(c, func(r rune) bool { return r < ' ' })
+	}
+	if len(contacts) > maxContacts || slices.ContainsFunc(contacts, long) {
+		return stepacme.NewDetailedError(stepacme.ErrorMalformedType, "at most %d contacts of %d bytes", maxContacts, maxContact)
+	}
+	return nil
+}
+
+// GetAccount implements acme.DB.
+func (d *database) GetAccount(ctx context.Context, id string) (*stepacme.Account, error) {
+	a, version, err := d.known(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := d.allowed(a); !ok {
+		// Of an external account that was taken out of the configuration.
+		a.Status = stepacme.StatusDeactivated
+	}
+	r := requestFrom(ctx)
+	r.account, r.external, r.version = id, a.External, version
+	return &stepacme.Account{
+		ID: id, Key: a.Key, Contact: a.Contact, Status: a.Status, LocationPrefix: a.Location, ProvisionerID: provisionerID, ProvisionerName: provisionerName,
+	}, nil
+}
+
+// GetAccountByKeyID implements acme.DB.
+func (d *database) GetAccountByKeyID(ctx context.Context, kid string) (*stepacme.Account, error) {
+	if a, _, err := d.known(ctx, kid); err == nil {
+		if _, ok := d.allowed(a); !ok {
+			return nil, stepacme.ErrNotFound
+		}
+	}
+	return d.GetAccount(ctx, kid)
+}
+
+// UpdateAccount implements acme.DB: contacts and deactivation.
+func (d *database) UpdateAccount(ctx context.Context, acc *stepacme.Account) error {
+	if err := checkContacts(acc.Contact); err != nil {
+		return err
+	}
+	a, version, err := d.known(ctx, acc.ID)
+	if err != nil {
+		return err
+	}
+	a.Contact = acc.Contact
+	if acc.Status == stepacme.StatusDeactivated {
+		a.Status = acc.Status
+	}
+	_, err = d.put(ctx, accountPrefix+acc.ID, version, a, d.entry("account "+string(a.Status), acc.ID, nil))
+	return overtaken(err)
+}
+
+// GetExternalAccountKey implements acme.DB. The signature with the key is verified
+// here already, because smallstep answers a wrong one with 500.
+func (d *database) GetExternalAccountKey(ctx context.Context, provisioner, id string) (*stepacme.ExternalAccountKey, error) {
+	unknown := stepacme.NewDetailedError(stepacme.ErrorUnauthorizedType, "the external account is unknown, or its key another one")
+	r := requestFrom(ctx)
+	ext, ok := d.externals[id]
+	if !ok || r.binding == nil {
+		return nil, unknown
+	}
+	if _, err := r.binding.Verify(ext.key); err != nil {
+		return nil, unknown
+	}
+	r.external = id
+	return &stepacme.ExternalAccountKey{ID: id, ProvisionerID: provisioner, HmacKey: slices.Clone(ext.key)}, nil
+}
+
+// UpdateExternalAccountKey implements acme.DB. The account names its external
+// account, which may have several.
+func (d *database) UpdateExternalAccountKey(context.Context, string, *stepacme.ExternalAccountKey) error {
+	return nil
+}
+
+// GetExternalAccountKeyByAccountID implements acme.DB. Which names an account may
+// have is for CreateAuthorization.
+func (d *database) GetExternalAccountKeyByAccountID(context.Context, string, string) (*stepacme.ExternalAccountKey, error) {
+	return nil, nil //nolint:nilnil // smallstep's way to say that there is no policy
+}
+
+// CreateExternalAccountKey and those that follow implement acme.DB: external accounts
+// are in the configuration.
+func (d *database) CreateExternalAccountKey(context.Context, string, string) (*stepacme.ExternalAccountKey, error) {
+	return nil, errNotUsed
+}
+
+// GetExternalAccountKeys implements acme.DB.
+func (d *database) GetExternalAccountKeys(context.Context, string, string, int) ([]*stepacme.ExternalAccountKey, string, error) {
+	return nil, "", errNotUsed
+}
+
+// GetExternalAccountKeyByReference implements acme.DB.
+func (d *database) GetExternalAccountKeyByReference(context.Context, string, string) (*stepacme.ExternalAccountKey, error) {
+	return nil, errNotUsed
+}
+
+// DeleteExternalAccountKey implements acme.DB.
+func (d *database) DeleteExternalAccountKey(context.Context, string, string) error { return errNotUsed }
