@@ -54,9 +54,17 @@ const (
 	Unregistered Kind = "unregistered"
 	// Rotated: a step of a rotation; Subject is the authority's key id.
 	Rotated Kind = "rotated"
+	// Announced: an authority over the same ledger says that it is there; Subject is
+	// its id.
+	Announced Kind = "announced"
+	// Heard: what an authority hears of its watchers during a rotation, for others over
+	// the same ledger; Subject is the new root's key id.
+	Heard Kind = "heard"
 	// Revoked and Unrevoked: a certificate, an identity or an authority.
 	Revoked   Kind = "revoked"
 	Unrevoked Kind = "unrevoked"
+	// ACME: an account or an order of an ACME client; Detail says what happened.
+	ACME Kind = "acme"
 	// Restored: the store was restored from a backup.
 	Restored Kind = "restored"
 )
