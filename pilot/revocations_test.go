@@ -108,6 +108,7 @@ func TestWhatMakesNoSenseIsPassedOver(t *testing.T) {
 	list := &capb.RevocationList{Sequence: 9, Revocations: []*capb.Revocation{
 		{SpiffeId: id, Sequence: 1},
 		{SpiffeId: id, Serial: "0a", Sha256: digest, Sequence: 2},
+		{SpiffeId: "spiffe://cluster.local/writ/node/n1", Sequence: 3}, // has no TCP connections of the mesh
 		{SpiffeId: "no", Sequence: 3},
 		{SpiffeId: "spiffe://elsewhere/ns/a/sa/b", Sequence: 4},
 		{SpiffeId: id, Serial: "0a", Sha256: "ab", Sequence: 5},
@@ -116,7 +117,7 @@ func TestWhatMakesNoSenseIsPassedOver(t *testing.T) {
 		{Sequence: 8},
 	}}
 	r, bad := revokedOf(list, spiffeid.RequireTrustDomainFromString("cluster.local"))
-	if len(bad) != 6 || len(r.Identities) != 1 || len(r.Certificates) != 1 || r.Newest != 2 || r.Sequence != 9 {
+	if len(bad) != 6 || len(r.Identities) != 2 || len(r.Certificates) != 1 || r.Newest != 2 || r.Sequence != 9 {
 		t.Errorf("%+v, passed over %v", r, bad)
 	}
 }

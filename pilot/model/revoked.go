@@ -48,3 +48,19 @@ func (r *Revoked) NewestOf(ids []string) uint64 {
 	}
 	return newest
 }
+
+// Of is the part that concerns some SPIFFE IDs.
+func (r *Revoked) Of(ids []string) *Revoked {
+	part := &Revoked{Sequence: r.Sequence, Newest: r.Newest}
+	for _, c := range r.Certificates {
+		if slices.Contains(ids, c.SPIFFEID) {
+			part.Certificates = append(part.Certificates, c)
+		}
+	}
+	for _, i := range r.Identities {
+		if slices.Contains(ids, i.SPIFFEID) {
+			part.Identities = append(part.Identities, i)
+		}
+	}
+	return part
+}

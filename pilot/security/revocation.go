@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	rbachttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	rbactcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
@@ -128,19 +129,32 @@ func RevokedMetadata(r *model.Revoked) *corev3.Metadata {
 // may: the metadata of the endpoint that the connection leads to is replaced where it
 // is, and this filter looks at it again for all that comes.
 func addRevokedTCP(out *TCP) {
+	out.add(filterRevoked, revokedTCP("connection"))
+}
+
+// RevokedServerTCP ends TCP connections of a client to a server whose certificate is
+// revoked, in the same way: the endpoint's metadata has what is revoked of its
+// identities.
+func RevokedServerTCP() *listenerv3.Filter {
+	return &listenerv3.Filter{Name: filterRevoked, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: envoy.Any(revokedTCP("upstream"))}}
+}
+
+// revokedTCP looks at the certificate of the other end of a connection, as the
+// attributes of peer have it.
+func revokedTCP(peer string) *rbactcpv3.RBAC {
 	revoked := func(attribute string) *rbacv3.Policy {
 		return &rbacv3.Policy{
 			Permissions: []*rbacv3.Permission{{Rule: &rbacv3.Permission_Any{Any: true}}},
 			Principals:  []*rbacv3.Principal{{Identifier: &rbacv3.Principal_Any{Any: true}}},
-			Condition: call("@in", field(ident("connection"), attribute),
+			Condition: call("@in", field(ident(peer), attribute),
 				call("_[_]", field(field(ident("xds"), "upstream_host_metadata"), "filter_metadata"), text(metadataRevoked))),
 		}
 	}
-	out.add(filterRevoked, &rbactcpv3.RBAC{
+	return &rbactcpv3.RBAC{
 		StatPrefix: "tcp.", EnforcementType: rbactcpv3.RBAC_CONTINUOUS,
 		Rules: &rbacv3.RBAC{Action: rbacv3.RBAC_DENY, Policies: map[string]*rbacv3.Policy{
 			kindRevocation + " certificate": revoked("sha256_peer_certificate_digest"),
 			kindRevocation + " identity":    revoked("uri_san_peer_certificate"),
 		}},
-	})
+	}
 }

@@ -20,6 +20,8 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -162,6 +164,68 @@ func TestRevokedTCPLive(t *testing.T) {
 	})
 }
 
+// TestRevokedServerTCPLive: connections that are open to a revoked server end with the
+// next thing that the client says, and those to others do not.
+func TestRevokedServerTCPLive(t *testing.T) {
+	eachEnvoy(t, func(t *testing.T, bin string) {
+		a := newAuthority(t)
+		pairs := map[string]tls.Certificate{"one": a.Pair(t, pkitest.Leaf(sleep, time.Hour)), "same": a.Pair(t, pkitest.Leaf(sleep, time.Hour)), "curl": a.Pair(t, pkitest.Leaf(curlFoo, time.Hour))}
+		next := make(chan tls.Certificate, 1) // of the connection that comes next
+		port := echoServerTLS(t, &tls.Config{SessionTicketsDisabled: true, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			pair := <-next
+			return &pair, nil
+		}})
+		file := filepath.Join(t.TempDir(), "eds.json")
+		write := func(version string, r *model.Revoked) {
+			t.Helper()
+			writeEndpoints(t, file, version, &endpointv3.ClusterLoadAssignment{ClusterName: "line", Endpoints: []*endpointv3.LocalityLbEndpoints{{
+				LbEndpoints: []*endpointv3.LbEndpoint{{
+					Metadata:       RevokedMetadata(r),
+					HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: envoy.SocketAddress("127.0.0.1", port)}},
+				}},
+			}}})
+		}
+		write("1", new(model.Revoked))
+		p := startUnder(t, bin, a, map[string]inbound{"tcp": {tcp: &TCP{Filters: []*listenerv3.Filter{RevokedServerTCP()}}}}, &clusterv3.Cluster{
+			Name: "line", ConnectTimeout: durationpb.New(5 * time.Second),
+			TransportSocket:      envoy.TransportSocket(&tlsv3.UpstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{}}),
+			ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
+			EdsClusterConfig: &clusterv3.Cluster_EdsClusterConfig{EdsConfig: &corev3.ConfigSource{
+				ResourceApiVersion:    corev3.ApiVersion_V3,
+				ConfigSourceSpecifier: &corev3.ConfigSource_PathConfigSource{PathConfigSource: &corev3.PathConfigSource{Path: file}},
+			}},
+		})
+		speak := map[string]func() error{}
+		for name, pair := range pairs {
+			next <- pair
+			conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", p.listeners["tcp.plain"])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if speak[name] = echo(t, conn); speak[name]() != nil {
+				t.Fatalf("%s: %v", name, speak[name]())
+			}
+		}
+		check := func(when string, want map[string]bool) {
+			t.Helper()
+			proctest.Eventually(t, 10*time.Second, func() error {
+				for name, speak := range speak {
+					if err := speak(); (err == nil) != want[name] {
+						return fmt.Errorf("%s: %s: %w", when, name, errors.Join(err, errors.New("unexpected")))
+					}
+				}
+				return nil
+			})
+		}
+		digest := sha256.Sum256(pairs["one"].Certificate[0])
+		certificate := model.RevokedCertificate{Serial: "0a", SPIFFEID: sleep, SHA256: hex.EncodeToString(digest[:])}
+		write("2", &model.Revoked{Certificates: []model.RevokedCertificate{certificate}})
+		check("a certificate is revoked", map[string]bool{"same": true, "curl": true})
+		write("3", &model.Revoked{Identities: []model.RevokedIdentity{{SPIFFEID: sleep}}})
+		check("an identity is revoked", map[string]bool{"curl": true})
+	})
+}
+
 // writeEndpoints replaces the file of an Envoy's endpoints.
 func writeEndpoints(t *testing.T, file, version string, m *endpointv3.ClusterLoadAssignment) {
 	t.Helper()
@@ -191,11 +255,17 @@ func echo(t *testing.T, conn net.Conn) func() error {
 }
 
 // echoServer gives back what it gets.
-func echoServer(t *testing.T) uint32 {
+func echoServer(t *testing.T) uint32 { return echoServerTLS(t, nil) }
+
+// echoServerTLS does so over TLS, unless config is nil.
+func echoServerTLS(t *testing.T, config *tls.Config) uint32 {
 	t.Helper()
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if config != nil {
+		l = tls.NewListener(l, config)
 	}
 	var all sync.WaitGroup
 	all.Go(func() {

@@ -91,8 +91,14 @@ func (b *clusterBuilder) meshTLS(sans []string, sni string) *corev3.TransportSoc
 		// With no list of its own Envoy offers the protocol of each connection.
 		alpn = nil
 	}
-	ctx := envoy.UpstreamTLS(b.t.mesh, sans, alpn)
-	b.out.Metadata = envoy.RevokedMark(b.t.mesh.Revoked.NewestOf(sans))
+	mesh := b.t.mesh
+	if b.live() {
+		all := *mesh
+		all.Revoked = model.Revoked{}
+		mesh = &all
+	}
+	ctx := envoy.UpstreamTLS(mesh, sans, alpn)
+	b.out.Metadata = envoy.RevokedMark(mesh.Revoked.NewestOf(sans))
 	ctx.Sni = sni
 	if sni == "" {
 		ctx.Sni = serverNameOf(b.key.port, b.key.subset, b.key.svc.Hostname)

@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"maps"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/writ-mesh/writ/pilot/envoy"
 	"github.com/writ-mesh/writ/pilot/model"
+	"github.com/writ-mesh/writ/pilot/security"
 )
 
 // Metadata by which a cluster with both kinds of endpoints chooses the transport.
@@ -138,9 +140,18 @@ func (b *clusterBuilder) lbEndpoint(e *model.Endpoint, weight uint32) *endpointv
 		out.Metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{
 			transportMatch: {Fields: map[string]*structpb.Value{tlsModeKey: structpb.NewStringValue(tlsModeMesh)}},
 		}}
+		if b.live() {
+			maps.Copy(out.Metadata.FilterMetadata, security.RevokedMetadata(b.t.mesh.Revoked.Of(b.peers.identities)).GetFilterMetadata())
+		}
 	}
 	return out
 }
+
+// live tells whether what is revoked of the servers is in the endpoints' metadata, for
+// TCP connections that are open. Elsewhere the cluster is another one then, so that
+// its pooled connections are replaced; an open TCP connection would go on looking at
+// the endpoints of the one before.
+func (b *clusterBuilder) live() bool { return !b.port.Protocol.IsHTTP() && !b.key.dynamic }
 
 func endpointAddress(e *model.Endpoint, port uint32) *corev3.Address {
 	if path, ok := strings.CutPrefix(e.Address, "unix://"); ok {

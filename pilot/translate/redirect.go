@@ -189,11 +189,12 @@ func (s *scope) l4Chains(port uint32, src *sources) ([]*listenerv3.FilterChain, 
 				continue // Envoy refuses two chains with the same match; the first has it
 			}
 			taken[key] = true
-			out = append(out, &listenerv3.FilterChain{
-				Name:             outboundName(port, "", v.Hostname),
-				FilterChainMatch: match,
-				Filters:          []*listenerv3.Filter{to.filter(s.t, to.statPrefix(outboundName(port, "", v.Hostname)))},
-			})
+			chain := &listenerv3.FilterChain{Name: outboundName(port, "", v.Hostname), FilterChainMatch: match}
+			if !v.External {
+				chain.Filters = append(chain.Filters, security.RevokedServerTCP())
+			}
+			chain.Filters = append(chain.Filters, to.filter(s.t, to.statPrefix(chain.Name)))
+			out = append(out, chain)
 		}
 	}
 	return out, nil
