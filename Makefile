@@ -57,6 +57,10 @@ test-tools: # what the tests need beside Go
 	@hack/fetch-envoy.sh $(ENVOY_OLDEST)
 	@hack/install-servers.sh
 
+.PHONY: kubernetes-tools
+kubernetes-tools: ## build a real Kubernetes API for the tests that have one if it is there
+	@hack/build-kubernetes.sh
+
 .PHONY: lint
 lint: ## the linters
 	@hack/lint.sh

@@ -34,8 +34,13 @@ const (
 // api is how a cluster's API server is called.
 type api struct{ kubeapi.Client }
 
-func newAPI(caFile, tokenFile string) *api {
-	return &api{kubeapi.Client{CAFile: caFile, TokenFile: tokenFile, Timeout: apiTimeout, MaxAnswer: maxAnswer}}
+// acceptKeys asks for a JSON Web Key Set (RFC 7517, section 8.5.2): an API server that
+// is asked for JSON only says that it has none.
+const acceptKeys = "application/jwk-set+json, application/json"
+
+// newAPI makes an api that asks for an answer of that type, JSON if it is empty.
+func newAPI(cfg Kubernetes, accept string) *api {
+	return &api{kubeapi.Client{CAFile: cfg.CAFile, TokenFile: cfg.TokenFile, Accept: accept, Timeout: apiTimeout, MaxAnswer: maxAnswer}}
 }
 
 // call sends a request and reads the answer. Its errors wrap ErrUnavailable.

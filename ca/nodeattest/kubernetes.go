@@ -118,12 +118,11 @@ type cluster struct {
 
 func newCluster(cfg Kubernetes, now func() time.Time) *cluster {
 	c := &cluster{cfg: cfg, now: now}
-	api := newAPI(cfg.CAFile, cfg.TokenFile)
 	if cfg.JWKSFile != "" || cfg.JWKSURL != "" {
-		c.keys = &keys{file: cfg.JWKSFile, url: cfg.JWKSURL, api: api, now: now}
+		c.keys = &keys{file: cfg.JWKSFile, url: cfg.JWKSURL, api: newAPI(cfg, acceptKeys), now: now}
 	}
 	if cfg.TokenReview != "" {
-		c.review = &reviewer{url: cfg.TokenReview, audiences: cfg.Audiences, api: api}
+		c.review = &reviewer{url: cfg.TokenReview, audiences: cfg.Audiences, api: newAPI(cfg, "")}
 	}
 	return c
 }

@@ -279,6 +279,11 @@ func TestKeysAreFetched(t *testing.T) {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
+		// As a real one does it, TestRealCluster shows.
+		if !strings.Contains(r.Header.Get("Accept"), "application/jwk-set+json") {
+			w.WriteHeader(http.StatusNotAcceptable)
+			return
+		}
 		_, _ = w.Write(answer)
 	}))
 	k := cluster()
