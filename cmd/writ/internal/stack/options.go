@@ -32,6 +32,8 @@ type Options struct {
 	// ServiceCertificateLife is the life of the certificates of the services
 	// and the node agent.
 	ServiceCertificateLife time.Duration
+	// Authority is a file with further configuration of the authority; empty for none.
+	Authority string
 	// Envoy is the path of the Envoy to run.
 	Envoy string
 	// EnvoyLogLevel is Envoy's --log-level.

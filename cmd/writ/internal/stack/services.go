@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"time"
@@ -54,6 +55,7 @@ func (s *Stack) daemons() []daemon {
 	if life := s.opts.ServiceCertificateLife; life > 0 {
 		ca["service_ttl"] = life.String()
 	}
+	maps.Copy(ca, s.authority)
 	ratelimit := map[string]any{"listen": s.p.unix("ratelimit"), "pilot": s.pilotAddr, "state": s.p.file("ratelimit")}
 	if s.opts.Redis != "" {
 		ratelimit["redis"] = map[string]any{"address": s.opts.Redis}

@@ -33,6 +33,9 @@ type Stack struct {
 	// trustDomain and rootNamespace are from mesh.yaml.
 	trustDomain, rootNamespace string
 
+	// authority is the authority's configuration beyond what the stack sets.
+	authority map[string]any
+
 	// reserved is what no object may name.
 	reserved meshdir.Reserved
 
@@ -93,6 +96,9 @@ func (s *Stack) up(ctx context.Context) error {
 		return err
 	}
 	if err := s.p.leaveNotice(want); err != nil {
+		return err
+	}
+	if s.authority, err = furtherKeys(s.opts.Authority, s.daemons()[0].config); err != nil {
 		return err
 	}
 	if err := s.dial(); err != nil {
