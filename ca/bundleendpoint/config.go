@@ -5,14 +5,9 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/writ-mesh/writ/ca/federated"
 	"github.com/writ-mesh/writ/internal/config"
 	"github.com/writ-mesh/writ/internal/listen"
-)
-
-// The profiles of SPIFFE Federation, section 5.2.
-const (
-	profileWeb    = "https_web"
-	profileSPIFFE = "https_spiffe"
 )
 
 // Config says where the bundle is served to other trust domains.
@@ -20,7 +15,7 @@ type Config struct {
 	// Listen is host:port or unix:///path; empty for nowhere.
 	Listen string `yaml:"listen"`
 	// Profile is https_web or https_spiffe.
-	Profile string `yaml:"profile"`
+	Profile federated.Profile `yaml:"profile"`
 	// CertFile and KeyFile are PEM files with the server certificate of https_web.
 	// They are read again when they change.
 	CertFile string `yaml:"cert_file"`
@@ -31,7 +26,7 @@ type Config struct {
 
 // Default is a configuration that serves nowhere.
 func Default() Config {
-	return Config{Profile: profileSPIFFE, RefreshHint: config.Duration(5 * time.Minute)}
+	return Config{Profile: federated.SPIFFE, RefreshHint: config.Duration(5 * time.Minute)}
 }
 
 // Validate checks the configuration, without reading files.
@@ -46,14 +41,11 @@ func (c Config) Validate() error {
 	if err := listen.Valid(c.Listen); err != nil {
 		errs = append(errs, fmt.Errorf("bundle_endpoint.listen: %w", err))
 	}
-	files := c.CertFile != "" && c.KeyFile != ""
-	switch {
-	case c.Profile != profileWeb && c.Profile != profileSPIFFE:
-		errs = append(errs, fmt.Errorf("bundle_endpoint.profile: %q: want %s or %s", c.Profile, profileWeb, profileSPIFFE))
-	case c.Profile == profileWeb && !files:
-		errs = append(errs, fmt.Errorf("bundle_endpoint: %s needs cert_file and key_file", profileWeb))
-	case c.Profile == profileSPIFFE && (c.CertFile != "" || c.KeyFile != ""):
-		errs = append(errs, fmt.Errorf("bundle_endpoint: with %s the authority has a certificate of its own; leave cert_file and key_file out", profileSPIFFE))
+	if err := c.Profile.Check(
+		federated.Field{Key: "cert_file", Value: c.CertFile, Of: federated.Web, Needed: true},
+		federated.Field{Key: "key_file", Value: c.KeyFile, Of: federated.Web, Needed: true},
+	); err != nil {
+		errs = append(errs, fmt.Errorf("bundle_endpoint: %w", err))
 	}
 	if d := c.RefreshHint.D(); d < time.Second || d > 24*time.Hour || d%time.Second != 0 {
 		errs = append(errs, fmt.Errorf("bundle_endpoint.refresh_hint: %s: want whole seconds, 1s to 24h", c.RefreshHint))
@@ -62,4 +54,4 @@ func (c Config) Validate() error {
 }
 
 // NeedsSVID tells whether Serve needs an X.509-SVID.
-func (c Config) NeedsSVID() bool { return c.Listen != "" && c.Profile == profileSPIFFE }
+func (c Config) NeedsSVID() bool { return c.Listen != "" && c.Profile == federated.SPIFFE }

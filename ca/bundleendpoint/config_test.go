@@ -21,8 +21,8 @@ func TestValidate(t *testing.T) {
 		}, ""},
 		"no address":           {func(c *bundleendpoint.Config) { c.Listen = "8444" }, "bundle_endpoint.listen"},
 		"unknown profile":      {func(c *bundleendpoint.Config) { c.Listen, c.Profile = "127.0.0.1:8444", "http" }, "want https_web or https_spiffe"},
-		"web without a key":    {func(c *bundleendpoint.Config) { c.Listen, c.Profile, c.CertFile = "127.0.0.1:8444", "https_web", "c" }, "needs cert_file and key_file"},
-		"spiffe with a key":    {func(c *bundleendpoint.Config) { c.Listen, c.KeyFile = "127.0.0.1:8444", "k" }, "leave cert_file and key_file out"},
+		"web without a key":    {func(c *bundleendpoint.Config) { c.Listen, c.Profile, c.CertFile = "127.0.0.1:8444", "https_web", "c" }, "https_web needs key_file"},
+		"spiffe with a key":    {func(c *bundleendpoint.Config) { c.Listen, c.KeyFile = "127.0.0.1:8444", "k" }, "key_file is for https_web"},
 		"files and no address": {func(c *bundleendpoint.Config) { c.CertFile = "c" }, "no listen"},
 		"no whole seconds": {func(c *bundleendpoint.Config) {
 			c.Listen, c.RefreshHint = "127.0.0.1:8444", config.Duration(1500*time.Millisecond)

@@ -8,12 +8,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// The profiles of SPIFFE Federation, section 5.2.
-const (
-	profileWeb    = "https_web"
-	profileSPIFFE = "https_spiffe"
-)
-
 // Domain is another trust domain.
 type Domain struct {
 	// TrustDomain is without scheme.
@@ -21,7 +15,7 @@ type Domain struct {
 	// URL is that of its bundle endpoint, https://.
 	URL string `yaml:"url"`
 	// Profile is https_web or https_spiffe.
-	Profile string `yaml:"profile"`
+	Profile Profile `yaml:"profile"`
 	// EndpointID is the SPIFFE ID that the endpoint of https_spiffe has to have.
 	EndpointID string `yaml:"endpoint_id"`
 	// BundleFile has the bundle to begin with, as JSON. https_spiffe needs it; it
@@ -62,23 +56,20 @@ func (d Domain) validate(own string) error {
 	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
 		return fmt.Errorf("url %q: want https://HOST/PATH", d.URL)
 	}
-	switch d.Profile {
-	case profileWeb:
-		if d.EndpointID != "" {
-			return fmt.Errorf("endpoint_id is for %s", profileSPIFFE)
-		}
-	case profileSPIFFE:
-		if _, err := spiffeid.FromString(d.EndpointID); err != nil {
-			return fmt.Errorf("endpoint_id %q: %w", d.EndpointID, err)
-		}
-		if d.BundleFile == "" {
-			return fmt.Errorf("%s needs bundle_file, a bundle of %s to begin with", profileSPIFFE, td)
-		}
-		if d.CAFile != "" {
-			return fmt.Errorf("ca_file is for %s", profileWeb)
-		}
-	default:
-		return fmt.Errorf("profile %q: want %s or %s", d.Profile, profileWeb, profileSPIFFE)
+	if err := d.Profile.Check(
+		Field{Key: "endpoint_id", Value: d.EndpointID, Of: SPIFFE, Needed: true},
+		Field{Key: "ca_file", Value: d.CAFile, Of: Web},
+	); err != nil {
+		return err
+	}
+	if d.Profile == Web {
+		return nil
+	}
+	if _, err := spiffeid.FromString(d.EndpointID); err != nil {
+		return fmt.Errorf("endpoint_id %q: %w", d.EndpointID, err)
+	}
+	if d.BundleFile == "" {
+		return fmt.Errorf("%s needs bundle_file, a bundle of %s to begin with", SPIFFE, td)
 	}
 	return nil
 }

@@ -38,7 +38,7 @@ type fetcher struct {
 func newFetcher(d Domain, td spiffeid.TrustDomain, known x509bundle.Source) (*fetcher, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	switch {
-	case d.Profile == profileSPIFFE:
+	case d.Profile == SPIFFE:
 		id, err := spiffeid.FromString(d.EndpointID)
 		if err != nil {
 			return nil, err
