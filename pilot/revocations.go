@@ -56,6 +56,9 @@ func revokedOf(list *capb.RevocationList, td spiffeid.TrustDomain) (r *model.Rev
 	r = &model.Revoked{Sequence: list.GetSequence()}
 	all := list.GetRevocations()
 	for _, e := range all[max(0, len(all)-maxRevoked):] {
+		if strings.HasPrefix(e.GetSpiffeId(), "dns:") {
+			continue // of a server outside the mesh (ACME), whose certificate no proxy takes
+		}
 		id, err := spiffeid.FromString(e.GetSpiffeId())
 		switch {
 		case err != nil:

@@ -110,6 +110,7 @@ func TestWhatMakesNoSenseIsPassedOver(t *testing.T) {
 		{SpiffeId: id, Serial: "0a", Sha256: digest, Sequence: 2},
 		{SpiffeId: "spiffe://cluster.local/writ/node/n1", Sequence: 3}, // has no TCP connections of the mesh
 		{SpiffeId: "no", Sequence: 3},
+		{SpiffeId: "dns:www.example.org", Serial: "0b", Sha256: digest, Sequence: 3}, // sensible, and nobody's in the mesh
 		{SpiffeId: "spiffe://elsewhere/ns/a/sa/b", Sequence: 4},
 		{SpiffeId: id, Serial: "0a", Sha256: "ab", Sequence: 5},
 		{SpiffeId: id, Serial: "x'", Sha256: digest, Sequence: 6},

@@ -11,6 +11,7 @@ import (
 	"math/big"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,8 +36,14 @@ const (
 	provisionerID   = "acme/" + provisionerName
 )
 
+// subjectPrefix is that of Subject.
+const subjectPrefix = "dns:"
+
 // Subject names what a certificate is for where others have a SPIFFE ID.
-func Subject(names []string) string { return "dns:" + names[0] }
+func Subject(names []string) string { return subjectPrefix + names[0] }
+
+// IsSubject tells whether a subject of the ledger is one of Subject's.
+func IsSubject(s string) bool { return strings.HasPrefix(s, subjectPrefix) }
 
 // Authority is who signs. Its errors have gRPC codes, and texts that clients may see.
 type Authority interface {

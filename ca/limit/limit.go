@@ -52,9 +52,14 @@ const (
 	byIdentity bound = "identity_rate"
 	byAddress  bound = "join_rate"
 	byTotal    bound = "join_total_rate"
+
+	byVisitor       bound = "visitor_rate"
+	byTotalVisitors bound = "visitor_total_rate"
 )
 
-func bounds() []bound { return []bound{byRate, byCalls, byStreams, byIdentity, byAddress, byTotal} }
+func bounds() []bound {
+	return []bound{byRate, byCalls, byStreams, byIdentity, byAddress, byTotal, byVisitor, byTotalVisitors}
+}
 
 // Options are what a Limiter needs besides its numbers.
 type Options struct {
@@ -76,8 +81,25 @@ type Limiter struct {
 	mu         sync.Mutex
 	callers    *table
 	identities *table
-	addresses  *table
-	strangers  *bucket
+	// joining are strangers over gRPC, visitors those over HTTP.
+	joining, visitors *strangers
+}
+
+// strangers are who has no certificate: each by his address, and all together.
+type strangers struct {
+	addresses *table
+	total     rate
+	all       *bucket
+	// each and every are the limits that refuse.
+	each, every bound
+}
+
+func newStrangers(c Config, now time.Time, each, every bound) *strangers {
+	return &strangers{
+		addresses: newTable(rate{float64(c.JoinRate), float64(c.JoinBurst)}, maxBuckets),
+		total:     rate{float64(c.JoinTotalRate), float64(c.JoinTotalBurst)},
+		all:       &bucket{left: float64(c.JoinTotalBurst), at: now}, each: each, every: every,
+	}
 }
 
 // New returns a limiter with every bucket full. c has been validated.
@@ -86,8 +108,8 @@ func New(c Config, o Options) *Limiter {
 		cfg: c, o: o,
 		callers:    newTable(rate{float64(c.CallerRate), float64(c.CallerBurst)}, maxBuckets),
 		identities: newTable(rate{float64(c.IdentityRate), float64(c.IdentityBurst)}, maxIdentities),
-		addresses:  newTable(rate{float64(c.JoinRate), float64(c.JoinBurst)}, maxBuckets),
-		strangers:  &bucket{left: float64(c.JoinTotalBurst), at: o.Now()},
+		joining:    newStrangers(c, o.Now(), byAddress, byTotal),
+		visitors:   newStrangers(c, o.Now(), byVisitor, byTotalVisitors),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "writ_ca_limited_total", Help: "Requests refused because their caller asked too much, by the limit that refused them.",
 		}, []string{"limit"}),
@@ -105,7 +127,7 @@ func New(c Config, o Options) *Limiter {
 func (l *Limiter) held() float64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return float64(len(l.callers.buckets) + len(l.identities.buckets) + len(l.addresses.buckets))
+	return float64(len(l.callers.buckets) + len(l.identities.buckets) + len(l.joining.addresses.buckets) + len(l.visitors.addresses.buckets))
 }
 
 // Unary bounds calls.
@@ -139,21 +161,33 @@ func (l *Limiter) begin(ctx context.Context, method string, req any, stream bool
 	l.mu.Lock()
 	if caller.ID.IsZero() {
 		name = address(ctx)
-		b, over, wait = l.stranger(name, now)
+		b, over, wait = l.joining.take(name, now)
 		done = func() {}
 	} else {
 		name = caller.ID.String()
 		b, over, wait = l.known(name, req, stream, now)
 		done = func() { l.end(b, stream) }
 	}
-	warn := over != "" && now.Sub(b.warned).Abs() >= warnEvery
-	if warn {
-		b.warned = now
-	}
+	warn := b.warn(over, now)
 	l.mu.Unlock()
 	if over == "" {
 		return done, nil
 	}
+	l.tell(ctx, name, method, over, wait, warn)
+	return nil, exhausted(wait, "too many requests (limit %s); try again in %s", over, wait.Round(time.Millisecond))
+}
+
+// warn tells whether the log is to speak of a refusal. Limiter.mu is held.
+func (b *bucket) warn(over bound, now time.Time) bool {
+	warn := over != "" && now.Sub(b.warned).Abs() >= warnEvery
+	if warn {
+		b.warned = now
+	}
+	return warn
+}
+
+// tell counts a refusal, and logs it if warn says so.
+func (l *Limiter) tell(ctx context.Context, name, method string, over bound, wait time.Duration, warn bool) {
 	l.refused.WithLabelValues(string(over)).Inc()
 	if l.o.Refused != nil {
 		l.o.Refused(method)
@@ -162,7 +196,6 @@ func (l *Limiter) begin(ctx context.Context, method string, req any, stream bool
 		l.o.Log.WarnContext(ctx, "a caller asks too much and is told to wait; further refusals of the next minute are only counted",
 			slog.String("caller", name), slog.String("method", method), slog.String("limit", string(over)), slog.Duration("wait", wait))
 	}
-	return nil, exhausted(wait, "too many requests (limit %s); try again in %s", over, wait.Round(time.Millisecond))
 }
 
 // known takes a request of a caller with a certificate: nothing is taken from any
@@ -212,19 +245,18 @@ func (l *Limiter) end(b *bucket, stream bool) {
 	l.callers.busy(b)
 }
 
-// stranger takes a request of who has no certificate. mu is held.
-func (l *Limiter) stranger(addr string, now time.Time) (b *bucket, over bound, wait time.Duration) {
-	b = l.addresses.get(addr, now)
-	if wait := b.wait(l.addresses.rate, now); wait > 0 {
-		return b, byAddress, wait
+// take takes a request of a stranger. Limiter.mu is held.
+func (s *strangers) take(addr string, now time.Time) (b *bucket, over bound, wait time.Duration) {
+	b = s.addresses.get(addr, now)
+	if wait := b.wait(s.addresses.rate, now); wait > 0 {
+		return b, s.each, wait
 	}
-	total := rate{float64(l.cfg.JoinTotalRate), float64(l.cfg.JoinTotalBurst)}
-	l.strangers.fill(total, now)
-	if wait := l.strangers.wait(total, now); wait > 0 {
-		return b, byTotal, wait
+	s.all.fill(s.total, now)
+	if wait := s.all.wait(s.total, now); wait > 0 {
+		return b, s.every, wait
 	}
 	b.left--
-	l.strangers.left--
+	s.all.left--
 	return b, "", 0
 }
 
@@ -247,14 +279,20 @@ func subject(caller string, req any) (key string, other bool) {
 // IPv6 address, which one machine may have all of (RFC 4291 section 2.5.4), or one
 // name for all who come over a unix socket.
 func address(ctx context.Context) string {
-	p, ok := peer.FromContext(ctx)
-	if !ok || p.Addr == nil {
+	if p, ok := peer.FromContext(ctx); ok {
+		return addressOf(p.Addr)
+	}
+	return "unknown"
+}
+
+func addressOf(a net.Addr) string {
+	if a == nil {
 		return "unknown"
 	}
-	if p.Addr.Network() == "unix" {
+	if a.Network() == "unix" {
 		return "unix"
 	}
-	host, _, err := net.SplitHostPort(p.Addr.String())
+	host, _, err := net.SplitHostPort(a.String())
 	if err != nil {
 		return "unknown"
 	}

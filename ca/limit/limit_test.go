@@ -307,7 +307,7 @@ func TestClockJumps(t *testing.T) {
 // addresses, does not fill the memory, and who has a call under way is not forgotten.
 func TestMemoryIsBounded(t *testing.T) {
 	f := newFixture(t, small())
-	f.addresses.max, f.callers.max, f.identities.max = 10, 10, 10
+	f.joining.addresses.max, f.callers.max, f.identities.max = 10, 10, 10
 	ctx := f.node("n")
 	_, err := f.Unary(ctx, own(0), &grpc.UnaryServerInfo{}, func(context.Context, any) (any, error) {
 		for i := range 100 {
@@ -321,7 +321,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	if status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("who had two calls under way was forgotten: %v", err)
 	}
-	for name, table := range map[string]*table{"addresses": f.addresses, "callers": f.callers, "identities": f.identities} {
+	for name, table := range map[string]*table{"addresses": f.joining.addresses, "callers": f.callers, "identities": f.identities} {
 		if n := len(table.buckets); n > 10 || n != table.idle.Len() {
 			t.Errorf("%s: %d buckets, %d idle", name, n, table.idle.Len())
 		}
