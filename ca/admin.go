@@ -37,6 +37,10 @@ func adminMethods() rpc.Methods {
 		istiopb.IstioCertificateService_CreateCertificate_FullMethodName: rpc.SameUser(),
 		capb.Ledger_GetCheckpoint_FullMethodName:                         rpc.SameUser(),
 		capb.Ledger_ReadEntries_FullMethodName:                           rpc.SameUser(),
+		capb.Ledger_ReadDocuments_FullMethodName:                         rpc.SameUser(),
+		capb.Witness_ProveContinuation_FullMethodName:                    rpc.SameUser(),
+		capb.JWTKeys_ListJWTKeys_FullMethodName:                          rpc.SameUser(),
+		capb.JWTKeys_DropJWTKey_FullMethodName:                           rpc.SameUser(),
 		capb.Ledger_ProveInclusion_FullMethodName:                        rpc.SameUser(),
 		capb.Ledger_ProveConsistency_FullMethodName:                      rpc.SameUser(),
 		capb.Revocations_Revoke_FullMethodName:                           rpc.SameUser(),
@@ -173,5 +177,20 @@ func (a *Authority) eachCertificate(ctx context.Context, id string, f func(ledge
 			return nil
 		}
 		return f(e)
+	})
+}
+
+// eachEntry calls f with the entries of a kind, oldest first.
+func (a *Authority) eachEntry(ctx context.Context, kind ledger.Kind, f func(ledger.Entry)) error {
+	is := []byte(`"kind":"` + string(kind) + `"`)
+	return a.store.Each(ctx, 0, func(r ledger.Record) error {
+		if !bytes.Contains(r.Leaf, is) {
+			return nil
+		}
+		e, err := r.Entry()
+		if err == nil && e.Kind == kind {
+			f(e)
+		}
+		return err
 	})
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/writ-mesh/writ/ca/federated"
 	"github.com/writ-mesh/writ/ca/jwtsvid"
 	"github.com/writ-mesh/writ/ca/ledger"
+	"github.com/writ-mesh/writ/ca/ledger/checkpoint"
 	"github.com/writ-mesh/writ/ca/profile"
 	"github.com/writ-mesh/writ/ca/revocation"
 	"github.com/writ-mesh/writ/internal/identity"
@@ -66,6 +67,9 @@ type Authority struct {
 	metrics *metrics
 	// revocations are what is revoked; nil means nothing is.
 	revocations *revocations
+	// signer signs the authority's word about its log and its lists; nil means nothing
+	// does.
+	signer *checkpoint.Signer
 	// lost knows what the ledger does not; nil means nothing was lost.
 	lost *lost
 	// refusals writes down what is refused; nil means nothing does.

@@ -87,13 +87,14 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 	}
 	defer func() { err = errors.Join(err, a.keeper.close()) }()
 	a.warnOfClock(ctx, last, c.ClockSkew.D())
+	if a.lost, err = loadLost(ctx, store); err != nil {
+		return err
+	}
+	a.signer = kept.signer
 	if a.revocations, err = newRevocations(ctx, a, newRevocationMetrics(rt.Metrics)); err != nil {
 		return err
 	}
 	a.refusals = newRefusals(store, a.now, rt.Log)
-	if a.lost, err = loadLost(ctx, store); err != nil {
-		return err
-	}
 	failing.Store(true) // until the first check, which makes the ledger ready
 	a.check(ctx, &failing, rt)
 	tasks, err := listeners(ctx, c, a, kept, rt)
@@ -229,8 +230,10 @@ func serveAdmin(addr string, a *Authority, kept *checkpoints, table *placement.T
 	capb.RegisterRootsServer(s, &rootsServer{a: a})
 	capb.RegisterRevocationsServer(s, &revocationsServer{a: a})
 	istiopb.RegisterIstioCertificateServiceServer(s, &istio{a: a})
-	capb.RegisterLedgerServer(s, &ledgerServer{log: a.store, signer: kept.signer, audit: (&admin{a: a}).audit})
+	capb.RegisterLedgerServer(s, &ledgerServer{store: a.store, signer: kept.signer, audit: (&admin{a: a}).audit})
 	capb.RegisterRegistrationsServer(s, &registrationServer{a: a, table: table, audit: (&admin{a: a}).audit})
+	capb.RegisterWitnessServer(s, &witnessServer{a: a})
+	capb.RegisterJWTKeysServer(s, &jwtKeysServer{a: a})
 	if err := rpc.CheckMethods(s, adminMethods()); err != nil {
 		return nil, err
 	}
@@ -251,6 +254,8 @@ func serveIssuing(c Config, a *Authority, own *own, table *placement.Table, rt *
 	maps.Copy(methods, registered.methods())
 	others := &federationServer{s: srv}
 	maps.Copy(methods, others.methods())
+	witness := &witnessServer{a: a}
+	maps.Copy(methods, witness.methods())
 	limits := a.limiter(c.Limits, rt.Metrics)
 	s := rpc.NewServer(a.revocations.peers.Track(credentials.NewTLS(own.serverTLS()), a.revocations.admit), methods, rt,
 		grpc.ChainUnaryInterceptor(limits.Unary), grpc.ChainStreamInterceptor(limits.Stream),
@@ -266,6 +271,7 @@ func serveIssuing(c Config, a *Authority, own *own, table *placement.Table, rt *
 	capb.RegisterJWTAuthorityServer(s, tokens)
 	capb.RegisterFederationServer(s, others)
 	capb.RegisterRevocationFeedServer(s, feed)
+	capb.RegisterWitnessServer(s, witness)
 	capb.RegisterNodeRegistrationsServer(s, registered)
 	if err := rpc.CheckMethods(s, methods); err != nil {
 		return nil, err

@@ -151,6 +151,9 @@ func (b *jwtBundle) merge(old jwtDocument, set jwtsvid.Set, now time.Time) jwtDo
 		return slices.IndexFunc(own, func(k jwtsvid.Published) bool { return k.ID == id })
 	}
 	for _, k := range old.Keys {
+		if slices.Contains(set.Dropped, k.ID) {
+			continue
+		}
 		if i := mine(k.ID); i >= 0 {
 			next.Keys = append(next.Keys, jwtKey{ID: k.ID, JWK: own[i].JWK, Until: b.until(own[i], k.Until, now)})
 		} else if now.Before(k.Until) {

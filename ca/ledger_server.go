@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"log/slog"
 
@@ -16,14 +17,14 @@ import (
 type ledgerServer struct {
 	capb.UnimplementedLedgerServer
 
-	log    ledger.Log
+	store  ledger.Store
 	signer *checkpoint.Signer
 	audit  func(ctx context.Context, method string, err error, attrs ...slog.Attr)
 }
 
 // GetCheckpoint implements writ.ca.v1.Ledger.
 func (s *ledgerServer) GetCheckpoint(ctx context.Context, _ *capb.GetCheckpointRequest) (*capb.GetCheckpointResponse, error) {
-	head, err := s.log.Head(ctx)
+	head, err := s.store.Head(ctx)
 	if err != nil {
 		return nil, reading(ctx, err)
 	}
@@ -37,7 +38,7 @@ func (s *ledgerServer) GetCheckpoint(ctx context.Context, _ *capb.GetCheckpointR
 // ReadEntries implements writ.ca.v1.Ledger.
 func (s *ledgerServer) ReadEntries(req *capb.ReadEntriesRequest, stream grpc.ServerStreamingServer[capb.LedgerEntry]) error {
 	ctx := stream.Context()
-	err := s.log.Each(ctx, req.GetFrom(), func(r ledger.Record) error {
+	err := s.store.Each(ctx, req.GetFrom(), func(r ledger.Record) error {
 		e := &capb.LedgerEntry{Index: r.Index, Entry: r.Leaf}
 		if req.GetDocuments() {
 			e.Documents = r.Values
@@ -51,9 +52,26 @@ func (s *ledgerServer) ReadEntries(req *capb.ReadEntriesRequest, stream grpc.Ser
 	return nil
 }
 
+// ReadDocuments implements writ.ca.v1.Ledger.
+func (s *ledgerServer) ReadDocuments(_ *capb.ReadDocumentsRequest, stream grpc.ServerStreamingServer[capb.LedgerDocument]) error {
+	ctx := stream.Context()
+	docs, err := s.store.List(ctx, "")
+	s.audit(ctx, "ReadDocuments", err)
+	if err != nil {
+		return reading(ctx, err)
+	}
+	for _, d := range docs {
+		sum := sha256.Sum256(d.Value)
+		if err := stream.Send(&capb.LedgerDocument{Key: d.Key, Sha256: sum[:], Version: d.Version}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // ProveInclusion implements writ.ca.v1.Ledger.
 func (s *ledgerServer) ProveInclusion(ctx context.Context, req *capb.ProveInclusionRequest) (*capb.LedgerProof, error) {
-	p, err := s.log.InclusionProof(ctx, req.GetIndex(), req.GetSize())
+	p, err := s.store.InclusionProof(ctx, req.GetIndex(), req.GetSize())
 	if err != nil {
 		return nil, reading(ctx, err)
 	}
@@ -62,7 +80,7 @@ func (s *ledgerServer) ProveInclusion(ctx context.Context, req *capb.ProveInclus
 
 // ProveConsistency implements writ.ca.v1.Ledger.
 func (s *ledgerServer) ProveConsistency(ctx context.Context, req *capb.ProveConsistencyRequest) (*capb.LedgerProof, error) {
-	p, err := s.log.ConsistencyProof(ctx, req.GetFrom(), req.GetTo())
+	p, err := s.store.ConsistencyProof(ctx, req.GetFrom(), req.GetTo())
 	if err != nil {
 		return nil, reading(ctx, err)
 	}

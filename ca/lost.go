@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,10 +35,18 @@ const maxLooked = 100_000
 // backup. A certificate of such a time is not in the ledger; when its owner calls, it
 // is written down and said, so that it can be found and revoked.
 type lost struct {
-	windows []backup.Window
+	windows []lostWindow
 
 	mu     sync.Mutex
 	looked map[string]bool // serials that are in the ledger by now
+}
+
+// lostWindow is such a time.
+type lostWindow struct {
+	backup.Window
+
+	// index is of the entry that tells of it.
+	index uint64
 }
 
 func loadLost(ctx context.Context, store ledger.Documents) (*lost, error) {
@@ -47,13 +56,48 @@ func loadLost(ctx context.Context, store ledger.Documents) (*lost, error) {
 	}
 	l := &lost{looked: make(map[string]bool)}
 	for _, d := range docs {
-		var w backup.Window
-		if err := json.Unmarshal(d.Value, &w); err != nil {
+		w := lostWindow{index: d.Version - 1}
+		if err := json.Unmarshal(d.Value, &w.Window); err != nil {
 			return nil, fmt.Errorf("the ledger's document %s cannot be read: %w", d.Key, err)
 		}
 		l.windows = append(l.windows, w)
 	}
 	return l, nil
+}
+
+// before is the newest entry before that index that tells of a lost time. l may be nil.
+func (l *lost) before(index uint64) (newest uint64, there bool) {
+	if l == nil {
+		return 0, false
+	}
+	for _, w := range l.windows {
+		if w.index < index && (!there || w.index > newest) {
+			newest, there = w.index, true
+		}
+	}
+	return newest, there
+}
+
+// last is when the ledger was restored last; zero if it never was. l may be nil.
+func (l *lost) last() (t time.Time) {
+	if l == nil {
+		return t
+	}
+	for _, w := range l.windows {
+		t = later(t, w.To)
+	}
+	return t
+}
+
+// has tells whether what was said at a moment may be lost. Clocks of several
+// authorities differ by as much as certificates are backdated at most.
+func (l *lost) has(said time.Time) bool {
+	if l == nil {
+		return false
+	}
+	return slices.ContainsFunc(l.windows, func(w lostWindow) bool {
+		return said.After(w.From.Add(-maxBackdated)) && said.Before(w.To)
+	})
 }
 
 // suspect tells whether a certificate may have been issued in a lost time, and was not

@@ -193,6 +193,7 @@ func (r *revocations) renew(ctx context.Context) {
 			fresh.next = end
 		}
 	}
+	r.stated(ctx, fresh.served, now)
 	var err error
 	if fresh.crls, err = r.sign(ctx, live, now); err != nil {
 		// Those of before are better than none until they end.

@@ -243,7 +243,11 @@ type revocationFeed struct {
 }
 
 func (f *revocationFeed) methods() rpc.Methods {
-	return rpc.Methods{capb.RevocationFeed_WatchRevocations_FullMethodName: rpc.Or(rpc.AnyNode(), rpc.AnyService(services()...))}
+	own := rpc.Or(rpc.AnyNode(), rpc.AnyService(services()...))
+	return rpc.Methods{
+		capb.RevocationFeed_WatchRevocations_FullMethodName:  own,
+		capb.RevocationFeed_ReturnRevocations_FullMethodName: own,
+	}
 }
 
 // WatchRevocations implements writ.ca.v1.RevocationFeed. A watcher who is revoked

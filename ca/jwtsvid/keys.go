@@ -60,6 +60,9 @@ func (c Config) lead() time.Duration { return c.Life / 2 }
 type Keys struct {
 	cfg Config
 
+	// stepping is held while a state is made of the one before.
+	stepping sync.Mutex
+
 	mu    sync.Mutex
 	state state
 	// active is the signer of the key that signs.
@@ -79,6 +82,8 @@ type Set struct {
 	Active string
 	// Keys are those of JWKS.
 	Keys []Published
+	// Dropped are the IDs of keys that were taken out before their time.
+	Dropped []string
 }
 
 // Published is a key of a Set.
@@ -95,6 +100,8 @@ type state struct {
 	// Version is that of the published set.
 	Version uint64 `json:"version"`
 	Keys    []key  `json:"keys"`
+	// Dropped are the IDs of keys that Drop took out.
+	Dropped []string `json:"dropped,omitempty"`
 }
 
 // key is one authority. Times that have not come are zero.
@@ -170,6 +177,8 @@ func (k *Keys) Run(ctx context.Context) error {
 // Step does what the schedule asks for at a time. What it changes is durable
 // before it is published.
 func (k *Keys) Step(ctx context.Context, now time.Time) error {
+	k.stepping.Lock()
+	defer k.stepping.Unlock()
 	k.mu.Lock()
 	old := k.state
 	k.mu.Unlock()
@@ -182,7 +191,7 @@ func (k *Keys) Step(ctx context.Context, now time.Time) error {
 
 // step computes what follows a state at a time.
 func (c Config) step(old state, now time.Time) (state, error) {
-	next := state{Version: old.Version, Keys: slices.Clone(old.Keys)}
+	next := state{Version: old.Version, Keys: slices.Clone(old.Keys), Dropped: old.Dropped}
 	active, prepared := -1, -1
 	for i, k := range next.Keys {
 		switch {
@@ -261,7 +270,7 @@ func (k *Keys) use(st state) error {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.state, k.active, k.now = st, signer, Set{JWKS: data, Version: st.Version, Active: active.ID, Keys: published}
+	k.state, k.active, k.now = st, signer, Set{JWKS: data, Version: st.Version, Active: active.ID, Keys: published, Dropped: st.Dropped}
 	close(k.changed)
 	k.changed = make(chan struct{})
 	return nil

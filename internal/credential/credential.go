@@ -139,6 +139,9 @@ func New(ctx context.Context, cfg Config, id spiffeid.ID, log *slog.Logger) (*So
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("credential: %w", err)
 	}
+	if err := atomicfile.Sweep(cfg.Dir); err != nil { // a key, if this service died when it wrote one
+		return nil, fmt.Errorf("credential: %w", err)
+	}
 	s := &Source{cfg: cfg, id: id, td: id.TrustDomain(), log: log, now: time.Now, changed: make(chan struct{})}
 	s.loadRevocations(ctx)
 	if err := s.loadBundle(ctx); err != nil {

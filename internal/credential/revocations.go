@@ -115,6 +115,9 @@ func (s *Source) followRevocations(ctx context.Context) {
 			}
 			s.following(!worked, true)
 			worked = true
+			if err := s.giveBack(ctx, conn, list); err != nil {
+				return worked, err
+			}
 			s.takeRevocations(ctx, list)
 		}
 	})

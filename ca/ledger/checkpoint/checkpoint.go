@@ -27,6 +27,7 @@ import (
 
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/internal/atomicfile"
+	"github.com/writ-mesh/writ/internal/witness"
 )
 
 // The files in an authority's state directory: the key, its public half, and the newest
@@ -105,29 +106,8 @@ type Checkpoint struct {
 
 // Open reads a checkpoint and verifies its signature with the public key.
 func Open(text []byte, verifier string) (Checkpoint, error) {
-	v, err := note.NewVerifier(strings.TrimSpace(verifier))
-	if err != nil {
-		return Checkpoint{}, fmt.Errorf("the log's public key: %w", err)
-	}
-	n, err := note.Open(text, note.VerifierList(v))
-	if err != nil {
-		return Checkpoint{}, fmt.Errorf("the checkpoint is not signed by %s: %w", v.Name(), err)
-	}
-	lines := strings.Split(n.Text, "\n")
-	if len(lines) < 4 || lines[0] != v.Name() {
-		return Checkpoint{}, errors.New("the checkpoint is no checkpoint of that log")
-	}
-	c := Checkpoint{Log: lines[0]}
-	c.Size, err = strconv.ParseUint(lines[1], 10, 64)
-	if err != nil || strconv.FormatUint(c.Size, 10) != lines[1] {
-		return Checkpoint{}, fmt.Errorf("the checkpoint's size %q is no number", lines[1])
-	}
-	root, err := base64.StdEncoding.Strict().DecodeString(lines[2])
-	if err != nil || len(root) != len(c.Root) {
-		return Checkpoint{}, fmt.Errorf("the checkpoint's root %q is no hash", lines[2])
-	}
-	c.Root = [32]byte(root)
-	return c, nil
+	c, err := witness.Open(text, verifier)
+	return Checkpoint{Log: c.Log, Head: ledger.Head{Size: c.Size, Root: c.Root}}, err
 }
 
 // Compare tells whether a log is the one of an earlier head, perhaps with more

@@ -230,6 +230,104 @@ func (x *LedgerEntry) GetDocuments() []byte {
 	return nil
 }
 
+type ReadDocumentsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadDocumentsRequest) Reset() {
+	*x = ReadDocumentsRequest{}
+	mi := &file_writ_ca_v1_ledger_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadDocumentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadDocumentsRequest) ProtoMessage() {}
+
+func (x *ReadDocumentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_ca_v1_ledger_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadDocumentsRequest.ProtoReflect.Descriptor instead.
+func (*ReadDocumentsRequest) Descriptor() ([]byte, []int) {
+	return file_writ_ca_v1_ledger_proto_rawDescGZIP(), []int{4}
+}
+
+type LedgerDocument struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// SHA-256 of its value.
+	Sha256 []byte `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// One more than the index of the entry that put it.
+	Version       uint64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LedgerDocument) Reset() {
+	*x = LedgerDocument{}
+	mi := &file_writ_ca_v1_ledger_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LedgerDocument) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LedgerDocument) ProtoMessage() {}
+
+func (x *LedgerDocument) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_ca_v1_ledger_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LedgerDocument.ProtoReflect.Descriptor instead.
+func (*LedgerDocument) Descriptor() ([]byte, []int) {
+	return file_writ_ca_v1_ledger_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *LedgerDocument) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *LedgerDocument) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
+func (x *LedgerDocument) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
 type ProveInclusionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Index uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
@@ -241,7 +339,7 @@ type ProveInclusionRequest struct {
 
 func (x *ProveInclusionRequest) Reset() {
 	*x = ProveInclusionRequest{}
-	mi := &file_writ_ca_v1_ledger_proto_msgTypes[4]
+	mi := &file_writ_ca_v1_ledger_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -253,7 +351,7 @@ func (x *ProveInclusionRequest) String() string {
 func (*ProveInclusionRequest) ProtoMessage() {}
 
 func (x *ProveInclusionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_ledger_proto_msgTypes[4]
+	mi := &file_writ_ca_v1_ledger_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -266,7 +364,7 @@ func (x *ProveInclusionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveInclusionRequest.ProtoReflect.Descriptor instead.
 func (*ProveInclusionRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_ledger_proto_rawDescGZIP(), []int{4}
+	return file_writ_ca_v1_ledger_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ProveInclusionRequest) GetIndex() uint64 {
@@ -294,7 +392,7 @@ type ProveConsistencyRequest struct {
 
 func (x *ProveConsistencyRequest) Reset() {
 	*x = ProveConsistencyRequest{}
-	mi := &file_writ_ca_v1_ledger_proto_msgTypes[5]
+	mi := &file_writ_ca_v1_ledger_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -306,7 +404,7 @@ func (x *ProveConsistencyRequest) String() string {
 func (*ProveConsistencyRequest) ProtoMessage() {}
 
 func (x *ProveConsistencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_ledger_proto_msgTypes[5]
+	mi := &file_writ_ca_v1_ledger_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -319,7 +417,7 @@ func (x *ProveConsistencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveConsistencyRequest.ProtoReflect.Descriptor instead.
 func (*ProveConsistencyRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_ledger_proto_rawDescGZIP(), []int{5}
+	return file_writ_ca_v1_ledger_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ProveConsistencyRequest) GetFrom() uint64 {
@@ -346,7 +444,7 @@ type LedgerProof struct {
 
 func (x *LedgerProof) Reset() {
 	*x = LedgerProof{}
-	mi := &file_writ_ca_v1_ledger_proto_msgTypes[6]
+	mi := &file_writ_ca_v1_ledger_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -358,7 +456,7 @@ func (x *LedgerProof) String() string {
 func (*LedgerProof) ProtoMessage() {}
 
 func (x *LedgerProof) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_ledger_proto_msgTypes[6]
+	mi := &file_writ_ca_v1_ledger_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -371,7 +469,7 @@ func (x *LedgerProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerProof.ProtoReflect.Descriptor instead.
 func (*LedgerProof) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_ledger_proto_rawDescGZIP(), []int{6}
+	return file_writ_ca_v1_ledger_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *LedgerProof) GetHashes() [][]byte {
@@ -399,7 +497,12 @@ const file_writ_ca_v1_ledger_proto_rawDesc = "" +
 	"\vLedgerEntry\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x14\n" +
 	"\x05entry\x18\x02 \x01(\fR\x05entry\x12\x1c\n" +
-	"\tdocuments\x18\x03 \x01(\fR\tdocuments\"A\n" +
+	"\tdocuments\x18\x03 \x01(\fR\tdocuments\"\x16\n" +
+	"\x14ReadDocumentsRequest\"T\n" +
+	"\x0eLedgerDocument\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
+	"\x06sha256\x18\x02 \x01(\fR\x06sha256\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x04R\aversion\"A\n" +
 	"\x15ProveInclusionRequest\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\"=\n" +
@@ -407,10 +510,11 @@ const file_writ_ca_v1_ledger_proto_rawDesc = "" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\x04R\x02to\"%\n" +
 	"\vLedgerProof\x12\x16\n" +
-	"\x06hashes\x18\x01 \x03(\fR\x06hashes2\xc8\x02\n" +
+	"\x06hashes\x18\x01 \x03(\fR\x06hashes2\x99\x03\n" +
 	"\x06Ledger\x12T\n" +
 	"\rGetCheckpoint\x12 .writ.ca.v1.GetCheckpointRequest\x1a!.writ.ca.v1.GetCheckpointResponse\x12H\n" +
-	"\vReadEntries\x12\x1e.writ.ca.v1.ReadEntriesRequest\x1a\x17.writ.ca.v1.LedgerEntry0\x01\x12L\n" +
+	"\vReadEntries\x12\x1e.writ.ca.v1.ReadEntriesRequest\x1a\x17.writ.ca.v1.LedgerEntry0\x01\x12O\n" +
+	"\rReadDocuments\x12 .writ.ca.v1.ReadDocumentsRequest\x1a\x1a.writ.ca.v1.LedgerDocument0\x01\x12L\n" +
 	"\x0eProveInclusion\x12!.writ.ca.v1.ProveInclusionRequest\x1a\x17.writ.ca.v1.LedgerProof\x12P\n" +
 	"\x10ProveConsistency\x12#.writ.ca.v1.ProveConsistencyRequest\x1a\x17.writ.ca.v1.LedgerProofB1Z/github.com/writ-mesh/writ/proto/writ/ca/v1;capbb\x06proto3"
 
@@ -426,27 +530,31 @@ func file_writ_ca_v1_ledger_proto_rawDescGZIP() []byte {
 	return file_writ_ca_v1_ledger_proto_rawDescData
 }
 
-var file_writ_ca_v1_ledger_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_writ_ca_v1_ledger_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_writ_ca_v1_ledger_proto_goTypes = []any{
 	(*GetCheckpointRequest)(nil),    // 0: writ.ca.v1.GetCheckpointRequest
 	(*GetCheckpointResponse)(nil),   // 1: writ.ca.v1.GetCheckpointResponse
 	(*ReadEntriesRequest)(nil),      // 2: writ.ca.v1.ReadEntriesRequest
 	(*LedgerEntry)(nil),             // 3: writ.ca.v1.LedgerEntry
-	(*ProveInclusionRequest)(nil),   // 4: writ.ca.v1.ProveInclusionRequest
-	(*ProveConsistencyRequest)(nil), // 5: writ.ca.v1.ProveConsistencyRequest
-	(*LedgerProof)(nil),             // 6: writ.ca.v1.LedgerProof
+	(*ReadDocumentsRequest)(nil),    // 4: writ.ca.v1.ReadDocumentsRequest
+	(*LedgerDocument)(nil),          // 5: writ.ca.v1.LedgerDocument
+	(*ProveInclusionRequest)(nil),   // 6: writ.ca.v1.ProveInclusionRequest
+	(*ProveConsistencyRequest)(nil), // 7: writ.ca.v1.ProveConsistencyRequest
+	(*LedgerProof)(nil),             // 8: writ.ca.v1.LedgerProof
 }
 var file_writ_ca_v1_ledger_proto_depIdxs = []int32{
 	0, // 0: writ.ca.v1.Ledger.GetCheckpoint:input_type -> writ.ca.v1.GetCheckpointRequest
 	2, // 1: writ.ca.v1.Ledger.ReadEntries:input_type -> writ.ca.v1.ReadEntriesRequest
-	4, // 2: writ.ca.v1.Ledger.ProveInclusion:input_type -> writ.ca.v1.ProveInclusionRequest
-	5, // 3: writ.ca.v1.Ledger.ProveConsistency:input_type -> writ.ca.v1.ProveConsistencyRequest
-	1, // 4: writ.ca.v1.Ledger.GetCheckpoint:output_type -> writ.ca.v1.GetCheckpointResponse
-	3, // 5: writ.ca.v1.Ledger.ReadEntries:output_type -> writ.ca.v1.LedgerEntry
-	6, // 6: writ.ca.v1.Ledger.ProveInclusion:output_type -> writ.ca.v1.LedgerProof
-	6, // 7: writ.ca.v1.Ledger.ProveConsistency:output_type -> writ.ca.v1.LedgerProof
-	4, // [4:8] is the sub-list for method output_type
-	0, // [0:4] is the sub-list for method input_type
+	4, // 2: writ.ca.v1.Ledger.ReadDocuments:input_type -> writ.ca.v1.ReadDocumentsRequest
+	6, // 3: writ.ca.v1.Ledger.ProveInclusion:input_type -> writ.ca.v1.ProveInclusionRequest
+	7, // 4: writ.ca.v1.Ledger.ProveConsistency:input_type -> writ.ca.v1.ProveConsistencyRequest
+	1, // 5: writ.ca.v1.Ledger.GetCheckpoint:output_type -> writ.ca.v1.GetCheckpointResponse
+	3, // 6: writ.ca.v1.Ledger.ReadEntries:output_type -> writ.ca.v1.LedgerEntry
+	5, // 7: writ.ca.v1.Ledger.ReadDocuments:output_type -> writ.ca.v1.LedgerDocument
+	8, // 8: writ.ca.v1.Ledger.ProveInclusion:output_type -> writ.ca.v1.LedgerProof
+	8, // 9: writ.ca.v1.Ledger.ProveConsistency:output_type -> writ.ca.v1.LedgerProof
+	5, // [5:10] is the sub-list for method output_type
+	0, // [0:5] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name
 	0, // [0:0] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
@@ -463,7 +571,7 @@ func file_writ_ca_v1_ledger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_ca_v1_ledger_proto_rawDesc), len(file_writ_ca_v1_ledger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Ledger_GetCheckpoint_FullMethodName    = "/writ.ca.v1.Ledger/GetCheckpoint"
 	Ledger_ReadEntries_FullMethodName      = "/writ.ca.v1.Ledger/ReadEntries"
+	Ledger_ReadDocuments_FullMethodName    = "/writ.ca.v1.Ledger/ReadDocuments"
 	Ledger_ProveInclusion_FullMethodName   = "/writ.ca.v1.Ledger/ProveInclusion"
 	Ledger_ProveConsistency_FullMethodName = "/writ.ca.v1.Ledger/ProveConsistency"
 )
@@ -38,6 +39,8 @@ type LedgerClient interface {
 	GetCheckpoint(ctx context.Context, in *GetCheckpointRequest, opts ...grpc.CallOption) (*GetCheckpointResponse, error)
 	// ReadEntries streams the entries that there are, oldest first.
 	ReadEntries(ctx context.Context, in *ReadEntriesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LedgerEntry], error)
+	// ReadDocuments streams the documents as they are now, in the order of their keys.
+	ReadDocuments(ctx context.Context, in *ReadDocumentsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LedgerDocument], error)
 	// ProveInclusion proves that an entry is in the log of a checkpoint.
 	ProveInclusion(ctx context.Context, in *ProveInclusionRequest, opts ...grpc.CallOption) (*LedgerProof, error)
 	// ProveConsistency proves that the log of a checkpoint is the beginning of that
@@ -82,6 +85,25 @@ func (c *ledgerClient) ReadEntries(ctx context.Context, in *ReadEntriesRequest, 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Ledger_ReadEntriesClient = grpc.ServerStreamingClient[LedgerEntry]
 
+func (c *ledgerClient) ReadDocuments(ctx context.Context, in *ReadDocumentsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LedgerDocument], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Ledger_ServiceDesc.Streams[1], Ledger_ReadDocuments_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ReadDocumentsRequest, LedgerDocument]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Ledger_ReadDocumentsClient = grpc.ServerStreamingClient[LedgerDocument]
+
 func (c *ledgerClient) ProveInclusion(ctx context.Context, in *ProveInclusionRequest, opts ...grpc.CallOption) (*LedgerProof, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(LedgerProof)
@@ -113,6 +135,8 @@ type LedgerServer interface {
 	GetCheckpoint(context.Context, *GetCheckpointRequest) (*GetCheckpointResponse, error)
 	// ReadEntries streams the entries that there are, oldest first.
 	ReadEntries(*ReadEntriesRequest, grpc.ServerStreamingServer[LedgerEntry]) error
+	// ReadDocuments streams the documents as they are now, in the order of their keys.
+	ReadDocuments(*ReadDocumentsRequest, grpc.ServerStreamingServer[LedgerDocument]) error
 	// ProveInclusion proves that an entry is in the log of a checkpoint.
 	ProveInclusion(context.Context, *ProveInclusionRequest) (*LedgerProof, error)
 	// ProveConsistency proves that the log of a checkpoint is the beginning of that
@@ -133,6 +157,9 @@ func (UnimplementedLedgerServer) GetCheckpoint(context.Context, *GetCheckpointRe
 }
 func (UnimplementedLedgerServer) ReadEntries(*ReadEntriesRequest, grpc.ServerStreamingServer[LedgerEntry]) error {
 	return status.Error(codes.Unimplemented, "method ReadEntries not implemented")
+}
+func (UnimplementedLedgerServer) ReadDocuments(*ReadDocumentsRequest, grpc.ServerStreamingServer[LedgerDocument]) error {
+	return status.Error(codes.Unimplemented, "method ReadDocuments not implemented")
 }
 func (UnimplementedLedgerServer) ProveInclusion(context.Context, *ProveInclusionRequest) (*LedgerProof, error) {
 	return nil, status.Error(codes.Unimplemented, "method ProveInclusion not implemented")
@@ -189,6 +216,17 @@ func _Ledger_ReadEntries_Handler(srv interface{}, stream grpc.ServerStream) erro
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Ledger_ReadEntriesServer = grpc.ServerStreamingServer[LedgerEntry]
+
+func _Ledger_ReadDocuments_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ReadDocumentsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(LedgerServer).ReadDocuments(m, &grpc.GenericServerStream[ReadDocumentsRequest, LedgerDocument]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Ledger_ReadDocumentsServer = grpc.ServerStreamingServer[LedgerDocument]
 
 func _Ledger_ProveInclusion_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ProveInclusionRequest)
@@ -250,6 +288,11 @@ var Ledger_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "ReadEntries",
 			Handler:       _Ledger_ReadEntries_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ReadDocuments",
+			Handler:       _Ledger_ReadDocuments_Handler,
 			ServerStreams: true,
 		},
 	},

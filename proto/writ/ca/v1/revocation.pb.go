@@ -582,7 +582,14 @@ type RevocationList struct {
 	// too. None if they cannot be made, see problem.
 	Crls [][]byte `protobuf:"bytes,3,rep,name=crls,proto3" json:"crls,omitempty"`
 	// Why there are no certificate revocation lists; empty if there are.
-	Problem       string `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`
+	Problem string `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`
+	// The authority's word for the revocations, by which it knows them again: a note
+	// signed with the ledger's key, about their SHA-256 and made_at.
+	Statement string                 `protobuf:"bytes,10,opt,name=statement,proto3" json:"statement,omitempty"`
+	MadeAt    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=made_at,json=madeAt,proto3" json:"made_at,omitempty"`
+	// When the ledger was restored from a backup last; unset if never. Who has a list of
+	// before gives it back.
+	RestoredAt    *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=restored_at,json=restoredAt,proto3" json:"restored_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -645,6 +652,127 @@ func (x *RevocationList) GetProblem() string {
 	return ""
 }
 
+func (x *RevocationList) GetStatement() string {
+	if x != nil {
+		return x.Statement
+	}
+	return ""
+}
+
+func (x *RevocationList) GetMadeAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.MadeAt
+	}
+	return nil
+}
+
+func (x *RevocationList) GetRestoredAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RestoredAt
+	}
+	return nil
+}
+
+// ReturnRevocationsRequest is one of several that make up a list together.
+type ReturnRevocationsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Those of the list, in the first message.
+	Statement string `protobuf:"bytes,1,opt,name=statement,proto3" json:"statement,omitempty"`
+	// In the order of the list, 100 at most in one message.
+	Revocations   []*Revocation `protobuf:"bytes,2,rep,name=revocations,proto3" json:"revocations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReturnRevocationsRequest) Reset() {
+	*x = ReturnRevocationsRequest{}
+	mi := &file_writ_ca_v1_revocation_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReturnRevocationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReturnRevocationsRequest) ProtoMessage() {}
+
+func (x *ReturnRevocationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_ca_v1_revocation_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReturnRevocationsRequest.ProtoReflect.Descriptor instead.
+func (*ReturnRevocationsRequest) Descriptor() ([]byte, []int) {
+	return file_writ_ca_v1_revocation_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ReturnRevocationsRequest) GetStatement() string {
+	if x != nil {
+		return x.Statement
+	}
+	return ""
+}
+
+func (x *ReturnRevocationsRequest) GetRevocations() []*Revocation {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
+}
+
+type ReturnRevocationsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many were revoked again.
+	Adopted       uint32 `protobuf:"varint,1,opt,name=adopted,proto3" json:"adopted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReturnRevocationsResponse) Reset() {
+	*x = ReturnRevocationsResponse{}
+	mi := &file_writ_ca_v1_revocation_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReturnRevocationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReturnRevocationsResponse) ProtoMessage() {}
+
+func (x *ReturnRevocationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_ca_v1_revocation_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReturnRevocationsResponse.ProtoReflect.Descriptor instead.
+func (*ReturnRevocationsResponse) Descriptor() ([]byte, []int) {
+	return file_writ_ca_v1_revocation_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ReturnRevocationsResponse) GetAdopted() uint32 {
+	if x != nil {
+		return x.Adopted
+	}
+	return 0
+}
+
 var File_writ_ca_v1_revocation_proto protoreflect.FileDescriptor
 
 const file_writ_ca_v1_revocation_proto_rawDesc = "" +
@@ -684,12 +812,22 @@ const file_writ_ca_v1_revocation_proto_rawDesc = "" +
 	"revoked_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\trevokedAt\x12\x14\n" +
 	"\x05actor\x18\a \x01(\tR\x05actor\x127\n" +
 	"\tnot_after\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x1a\n" +
-	"\bsequence\x18\t \x01(\x04R\bsequence\"\x94\x01\n" +
+	"\bsequence\x18\t \x01(\x04R\bsequence\"\xa4\x02\n" +
 	"\x0eRevocationList\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x128\n" +
 	"\vrevocations\x18\x02 \x03(\v2\x16.writ.ca.v1.RevocationR\vrevocations\x12\x12\n" +
 	"\x04crls\x18\x03 \x03(\fR\x04crls\x12\x18\n" +
-	"\aproblem\x18\x04 \x01(\tR\aproblem*\xf3\x02\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\x12\x1c\n" +
+	"\tstatement\x18\n" +
+	" \x01(\tR\tstatement\x123\n" +
+	"\amade_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x06madeAt\x12;\n" +
+	"\vrestored_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"restoredAt\"r\n" +
+	"\x18ReturnRevocationsRequest\x12\x1c\n" +
+	"\tstatement\x18\x01 \x01(\tR\tstatement\x128\n" +
+	"\vrevocations\x18\x02 \x03(\v2\x16.writ.ca.v1.RevocationR\vrevocations\"5\n" +
+	"\x19ReturnRevocationsResponse\x12\x18\n" +
+	"\aadopted\x18\x01 \x01(\rR\aadopted*\xf3\x02\n" +
 	"\x10RevocationReason\x12!\n" +
 	"\x1dREVOCATION_REASON_UNSPECIFIED\x10\x00\x12$\n" +
 	" REVOCATION_REASON_KEY_COMPROMISE\x10\x01\x12#\n" +
@@ -704,9 +842,10 @@ const file_writ_ca_v1_revocation_proto_rawDesc = "" +
 	"\vRevocations\x12?\n" +
 	"\x06Revoke\x12\x19.writ.ca.v1.RevokeRequest\x1a\x1a.writ.ca.v1.RevokeResponse\x12E\n" +
 	"\bUnrevoke\x12\x1b.writ.ca.v1.UnrevokeRequest\x1a\x1c.writ.ca.v1.UnrevokeResponse\x12Q\n" +
-	"\x0fListRevocations\x12\".writ.ca.v1.ListRevocationsRequest\x1a\x1a.writ.ca.v1.RevocationList2g\n" +
+	"\x0fListRevocations\x12\".writ.ca.v1.ListRevocationsRequest\x1a\x1a.writ.ca.v1.RevocationList2\xcb\x01\n" +
 	"\x0eRevocationFeed\x12U\n" +
-	"\x10WatchRevocations\x12#.writ.ca.v1.WatchRevocationsRequest\x1a\x1a.writ.ca.v1.RevocationList0\x01B1Z/github.com/writ-mesh/writ/proto/writ/ca/v1;capbb\x06proto3"
+	"\x10WatchRevocations\x12#.writ.ca.v1.WatchRevocationsRequest\x1a\x1a.writ.ca.v1.RevocationList0\x01\x12b\n" +
+	"\x11ReturnRevocations\x12$.writ.ca.v1.ReturnRevocationsRequest\x1a%.writ.ca.v1.ReturnRevocationsResponse(\x01B1Z/github.com/writ-mesh/writ/proto/writ/ca/v1;capbb\x06proto3"
 
 var (
 	file_writ_ca_v1_revocation_proto_rawDescOnce sync.Once
@@ -721,40 +860,47 @@ func file_writ_ca_v1_revocation_proto_rawDescGZIP() []byte {
 }
 
 var file_writ_ca_v1_revocation_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_writ_ca_v1_revocation_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_writ_ca_v1_revocation_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_writ_ca_v1_revocation_proto_goTypes = []any{
-	(RevocationReason)(0),           // 0: writ.ca.v1.RevocationReason
-	(*RevokeRequest)(nil),           // 1: writ.ca.v1.RevokeRequest
-	(*RevokeResponse)(nil),          // 2: writ.ca.v1.RevokeResponse
-	(*UnrevokeRequest)(nil),         // 3: writ.ca.v1.UnrevokeRequest
-	(*UnrevokeResponse)(nil),        // 4: writ.ca.v1.UnrevokeResponse
-	(*ListRevocationsRequest)(nil),  // 5: writ.ca.v1.ListRevocationsRequest
-	(*WatchRevocationsRequest)(nil), // 6: writ.ca.v1.WatchRevocationsRequest
-	(*Revocation)(nil),              // 7: writ.ca.v1.Revocation
-	(*RevocationList)(nil),          // 8: writ.ca.v1.RevocationList
-	(*timestamppb.Timestamp)(nil),   // 9: google.protobuf.Timestamp
+	(RevocationReason)(0),             // 0: writ.ca.v1.RevocationReason
+	(*RevokeRequest)(nil),             // 1: writ.ca.v1.RevokeRequest
+	(*RevokeResponse)(nil),            // 2: writ.ca.v1.RevokeResponse
+	(*UnrevokeRequest)(nil),           // 3: writ.ca.v1.UnrevokeRequest
+	(*UnrevokeResponse)(nil),          // 4: writ.ca.v1.UnrevokeResponse
+	(*ListRevocationsRequest)(nil),    // 5: writ.ca.v1.ListRevocationsRequest
+	(*WatchRevocationsRequest)(nil),   // 6: writ.ca.v1.WatchRevocationsRequest
+	(*Revocation)(nil),                // 7: writ.ca.v1.Revocation
+	(*RevocationList)(nil),            // 8: writ.ca.v1.RevocationList
+	(*ReturnRevocationsRequest)(nil),  // 9: writ.ca.v1.ReturnRevocationsRequest
+	(*ReturnRevocationsResponse)(nil), // 10: writ.ca.v1.ReturnRevocationsResponse
+	(*timestamppb.Timestamp)(nil),     // 11: google.protobuf.Timestamp
 }
 var file_writ_ca_v1_revocation_proto_depIdxs = []int32{
 	0,  // 0: writ.ca.v1.RevokeRequest.reason:type_name -> writ.ca.v1.RevocationReason
 	7,  // 1: writ.ca.v1.RevokeResponse.revocation:type_name -> writ.ca.v1.Revocation
 	7,  // 2: writ.ca.v1.UnrevokeResponse.revocation:type_name -> writ.ca.v1.Revocation
 	0,  // 3: writ.ca.v1.Revocation.reason:type_name -> writ.ca.v1.RevocationReason
-	9,  // 4: writ.ca.v1.Revocation.revoked_at:type_name -> google.protobuf.Timestamp
-	9,  // 5: writ.ca.v1.Revocation.not_after:type_name -> google.protobuf.Timestamp
+	11, // 4: writ.ca.v1.Revocation.revoked_at:type_name -> google.protobuf.Timestamp
+	11, // 5: writ.ca.v1.Revocation.not_after:type_name -> google.protobuf.Timestamp
 	7,  // 6: writ.ca.v1.RevocationList.revocations:type_name -> writ.ca.v1.Revocation
-	1,  // 7: writ.ca.v1.Revocations.Revoke:input_type -> writ.ca.v1.RevokeRequest
-	3,  // 8: writ.ca.v1.Revocations.Unrevoke:input_type -> writ.ca.v1.UnrevokeRequest
-	5,  // 9: writ.ca.v1.Revocations.ListRevocations:input_type -> writ.ca.v1.ListRevocationsRequest
-	6,  // 10: writ.ca.v1.RevocationFeed.WatchRevocations:input_type -> writ.ca.v1.WatchRevocationsRequest
-	2,  // 11: writ.ca.v1.Revocations.Revoke:output_type -> writ.ca.v1.RevokeResponse
-	4,  // 12: writ.ca.v1.Revocations.Unrevoke:output_type -> writ.ca.v1.UnrevokeResponse
-	8,  // 13: writ.ca.v1.Revocations.ListRevocations:output_type -> writ.ca.v1.RevocationList
-	8,  // 14: writ.ca.v1.RevocationFeed.WatchRevocations:output_type -> writ.ca.v1.RevocationList
-	11, // [11:15] is the sub-list for method output_type
-	7,  // [7:11] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	11, // 7: writ.ca.v1.RevocationList.made_at:type_name -> google.protobuf.Timestamp
+	11, // 8: writ.ca.v1.RevocationList.restored_at:type_name -> google.protobuf.Timestamp
+	7,  // 9: writ.ca.v1.ReturnRevocationsRequest.revocations:type_name -> writ.ca.v1.Revocation
+	1,  // 10: writ.ca.v1.Revocations.Revoke:input_type -> writ.ca.v1.RevokeRequest
+	3,  // 11: writ.ca.v1.Revocations.Unrevoke:input_type -> writ.ca.v1.UnrevokeRequest
+	5,  // 12: writ.ca.v1.Revocations.ListRevocations:input_type -> writ.ca.v1.ListRevocationsRequest
+	6,  // 13: writ.ca.v1.RevocationFeed.WatchRevocations:input_type -> writ.ca.v1.WatchRevocationsRequest
+	9,  // 14: writ.ca.v1.RevocationFeed.ReturnRevocations:input_type -> writ.ca.v1.ReturnRevocationsRequest
+	2,  // 15: writ.ca.v1.Revocations.Revoke:output_type -> writ.ca.v1.RevokeResponse
+	4,  // 16: writ.ca.v1.Revocations.Unrevoke:output_type -> writ.ca.v1.UnrevokeResponse
+	8,  // 17: writ.ca.v1.Revocations.ListRevocations:output_type -> writ.ca.v1.RevocationList
+	8,  // 18: writ.ca.v1.RevocationFeed.WatchRevocations:output_type -> writ.ca.v1.RevocationList
+	10, // 19: writ.ca.v1.RevocationFeed.ReturnRevocations:output_type -> writ.ca.v1.ReturnRevocationsResponse
+	15, // [15:20] is the sub-list for method output_type
+	10, // [10:15] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_writ_ca_v1_revocation_proto_init() }
@@ -776,7 +922,7 @@ func file_writ_ca_v1_revocation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_ca_v1_revocation_proto_rawDesc), len(file_writ_ca_v1_revocation_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

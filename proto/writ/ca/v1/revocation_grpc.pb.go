@@ -211,7 +211,8 @@ var Revocations_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	RevocationFeed_WatchRevocations_FullMethodName = "/writ.ca.v1.RevocationFeed/WatchRevocations"
+	RevocationFeed_WatchRevocations_FullMethodName  = "/writ.ca.v1.RevocationFeed/WatchRevocations"
+	RevocationFeed_ReturnRevocations_FullMethodName = "/writ.ca.v1.RevocationFeed/ReturnRevocations"
 )
 
 // RevocationFeedClient is the client API for RevocationFeed service.
@@ -223,6 +224,10 @@ type RevocationFeedClient interface {
 	// WatchRevocations sends the list at once and after each change. Callable by node
 	// agents and services.
 	WatchRevocations(ctx context.Context, in *WatchRevocationsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RevocationList], error)
+	// ReturnRevocations gives the authority a list back that it made before its ledger
+	// was restored from a backup: what was revoked after the backup is revoked again.
+	// Callable by node agents and services.
+	ReturnRevocations(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ReturnRevocationsRequest, ReturnRevocationsResponse], error)
 }
 
 type revocationFeedClient struct {
@@ -252,6 +257,19 @@ func (c *revocationFeedClient) WatchRevocations(ctx context.Context, in *WatchRe
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type RevocationFeed_WatchRevocationsClient = grpc.ServerStreamingClient[RevocationList]
 
+func (c *revocationFeedClient) ReturnRevocations(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ReturnRevocationsRequest, ReturnRevocationsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &RevocationFeed_ServiceDesc.Streams[1], RevocationFeed_ReturnRevocations_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ReturnRevocationsRequest, ReturnRevocationsResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type RevocationFeed_ReturnRevocationsClient = grpc.ClientStreamingClient[ReturnRevocationsRequest, ReturnRevocationsResponse]
+
 // RevocationFeedServer is the server API for RevocationFeed service.
 // All implementations must embed UnimplementedRevocationFeedServer
 // for forward compatibility.
@@ -261,6 +279,10 @@ type RevocationFeedServer interface {
 	// WatchRevocations sends the list at once and after each change. Callable by node
 	// agents and services.
 	WatchRevocations(*WatchRevocationsRequest, grpc.ServerStreamingServer[RevocationList]) error
+	// ReturnRevocations gives the authority a list back that it made before its ledger
+	// was restored from a backup: what was revoked after the backup is revoked again.
+	// Callable by node agents and services.
+	ReturnRevocations(grpc.ClientStreamingServer[ReturnRevocationsRequest, ReturnRevocationsResponse]) error
 	mustEmbedUnimplementedRevocationFeedServer()
 }
 
@@ -273,6 +295,9 @@ type UnimplementedRevocationFeedServer struct{}
 
 func (UnimplementedRevocationFeedServer) WatchRevocations(*WatchRevocationsRequest, grpc.ServerStreamingServer[RevocationList]) error {
 	return status.Error(codes.Unimplemented, "method WatchRevocations not implemented")
+}
+func (UnimplementedRevocationFeedServer) ReturnRevocations(grpc.ClientStreamingServer[ReturnRevocationsRequest, ReturnRevocationsResponse]) error {
+	return status.Error(codes.Unimplemented, "method ReturnRevocations not implemented")
 }
 func (UnimplementedRevocationFeedServer) mustEmbedUnimplementedRevocationFeedServer() {}
 func (UnimplementedRevocationFeedServer) testEmbeddedByValue()                        {}
@@ -306,6 +331,13 @@ func _RevocationFeed_WatchRevocations_Handler(srv interface{}, stream grpc.Serve
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type RevocationFeed_WatchRevocationsServer = grpc.ServerStreamingServer[RevocationList]
 
+func _RevocationFeed_ReturnRevocations_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(RevocationFeedServer).ReturnRevocations(&grpc.GenericServerStream[ReturnRevocationsRequest, ReturnRevocationsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type RevocationFeed_ReturnRevocationsServer = grpc.ClientStreamingServer[ReturnRevocationsRequest, ReturnRevocationsResponse]
+
 // RevocationFeed_ServiceDesc is the grpc.ServiceDesc for RevocationFeed service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -318,6 +350,11 @@ var RevocationFeed_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "WatchRevocations",
 			Handler:       _RevocationFeed_WatchRevocations_Handler,
 			ServerStreams: true,
+		},
+		{
+			StreamName:    "ReturnRevocations",
+			Handler:       _RevocationFeed_ReturnRevocations_Handler,
+			ClientStreams: true,
 		},
 	},
 	Metadata: "writ/ca/v1/revocation.proto",

@@ -160,7 +160,10 @@ type GetStatusResponse struct {
 	Workloads      []*WorkloadStatus `protobuf:"bytes,4,rep,name=workloads,proto3" json:"workloads,omitempty"`
 	// What the proxies have been given of what is revoked: "nothing is revoked",
 	// "N certificates are revoked", or "rejected (REASON); before that ...".
-	Revocation    string `protobuf:"bytes,5,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	Revocation string `protobuf:"bytes,5,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	// What the agent knows of the authority's ledger: "N entries are signed for", or
+	// what contradicts that, which begins with "CONTRADICTION:".
+	Ledger        string `protobuf:"bytes,6,opt,name=ledger,proto3" json:"ledger,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -226,6 +229,13 @@ func (x *GetStatusResponse) GetWorkloads() []*WorkloadStatus {
 func (x *GetStatusResponse) GetRevocation() string {
 	if x != nil {
 		return x.Revocation
+	}
+	return ""
+}
+
+func (x *GetStatusResponse) GetLedger() string {
+	if x != nil {
+		return x.Ledger
 	}
 	return ""
 }
@@ -571,7 +581,7 @@ const file_writ_nodeagent_v1_nodeagent_proto_rawDesc = "" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x19\n" +
 	"\bproxy_id\x18\x02 \x01(\tR\aproxyId\"\x19\n" +
 	"\x17RegisterProcessResponse\"\x12\n" +
-	"\x10GetStatusRequest\"\xd4\x01\n" +
+	"\x10GetStatusRequest\"\xec\x01\n" +
 	"\x11GetStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12'\n" +
 	"\x0fpilot_connected\x18\x02 \x01(\bR\x0epilotConnected\x12!\n" +
@@ -579,7 +589,8 @@ const file_writ_nodeagent_v1_nodeagent_proto_rawDesc = "" +
 	"\tworkloads\x18\x04 \x03(\v2!.writ.nodeagent.v1.WorkloadStatusR\tworkloads\x12\x1e\n" +
 	"\n" +
 	"revocation\x18\x05 \x01(\tR\n" +
-	"revocation\"\xdf\x01\n" +
+	"revocation\x12\x16\n" +
+	"\x06ledger\x18\x06 \x01(\tR\x06ledger\"\xdf\x01\n" +
 	"\x0eWorkloadStatus\x12\x19\n" +
 	"\bproxy_id\x18\x01 \x01(\tR\aproxyId\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x16\n" +
