@@ -151,32 +151,35 @@ func TestEnvoyTakesNobodyForAnother(t *testing.T) {
 		return pair
 	}
 	middle := f.b.Middle(t)
+	server := pkitest.Leaf(b, time.Hour)
+	server.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	cases := map[string]struct {
 		pair tls.Certificate
 		ok   bool
 	}{
-		"ours":                                     {leaf(f.a, a), true},
-		"ours, revoked":                            {f.revoked, false},
-		"another's":                                {leaf(f.b, b), true},
-		"another's, of any path":                   {leaf(f.b, "spiffe://b.example/billing"), true},
-		"another's, with its root":                 {with(leaf(f.b, b), f.b.Cert.Raw), true},
-		"another's, by an intermediate":            {with(leaf(middle, b), middle.Cert.Raw), true},
-		"a third's":                                {leaf(f.c, c), true},
-		"ours, signed by another":                  {leaf(f.b, a), false},
-		"ours, by another's intermediate":          {with(leaf(middle, a), middle.Cert.Raw), false},
-		"a third's, signed by another":             {leaf(f.b, c), false},
-		"another's, signed by us":                  {leaf(f.a, b), false},
-		"another's and ours":                       {leaf(f.b, b, a), false},
-		"ours and another's, signed by another":    {leaf(f.b, a, b), false},
-		"another's and a third's":                  {leaf(f.b, b, c), false},
-		"another's and ours, by an intermediate":   {with(leaf(middle, b, a), middle.Cert.Raw), false},
-		"another's and ours as a DNS name":         {leaf(f.b, b, "DNS:"+strings.TrimPrefix(a, "spiffe://")), false},
-		"another's and a DNS name":                 {leaf(f.b, b, "DNS:web.b.example"), false},
-		"another's below a subdomain":              {leaf(f.b, "spiffe://x.b.example/ns/x/sa/y"), false},
+		"ours":                                      {leaf(f.a, a), true},
+		"ours, revoked":                             {f.revoked, false},
+		"another's":                                 {leaf(f.b, b), true},
+		"another's, of any path":                    {leaf(f.b, "spiffe://b.example/billing"), true},
+		"another's, with its root":                  {with(leaf(f.b, b), f.b.Cert.Raw), true},
+		"another's, by an intermediate":             {with(leaf(middle, b), middle.Cert.Raw), true},
+		"a third's":                                 {leaf(f.c, c), true},
+		"ours, signed by another":                   {leaf(f.b, a), false},
+		"ours, by another's intermediate":           {with(leaf(middle, a), middle.Cert.Raw), false},
+		"a third's, signed by another":              {leaf(f.b, c), false},
+		"another's, signed by us":                   {leaf(f.a, b), false},
+		"another's and ours":                        {leaf(f.b, b, a), false},
+		"ours and another's, signed by another":     {leaf(f.b, a, b), false},
+		"another's and a third's":                   {leaf(f.b, b, c), false},
+		"another's and ours, by an intermediate":    {with(leaf(middle, b, a), middle.Cert.Raw), false},
+		"another's and ours as a DNS name":          {leaf(f.b, b, "DNS:"+strings.TrimPrefix(a, "spiffe://")), false},
+		"another's and a DNS name":                  {leaf(f.b, b, "DNS:web.b.example"), false},
+		"another's below a subdomain":               {leaf(f.b, "spiffe://x.b.example/ns/x/sa/y"), false},
 		"another's, with a name that looks like it": {leaf(f.b, b, "spiffe://b.example.a.example/ns/x/sa/y"), false},
-		"another's, expired":                       {f.b.Pair(t, expired), false},
-		"nobody's":                                 {leaf(pkitest.NewRoot(t, "b.example"), b), false},
-		"an unknown trust domain's":                {leaf(f.b, "spiffe://d.example/ns/x/sa/y"), false},
+		"another's, for servers":                    {f.b.Pair(t, server), true}, // usages do not count
+		"another's, expired":                        {f.b.Pair(t, expired), false},
+		"nobody's":                                  {leaf(pkitest.NewRoot(t, "b.example"), b), false},
+		"an unknown trust domain's":                 {leaf(f.b, "spiffe://d.example/ns/x/sa/y"), false},
 	}
 	for _, envoy := range envoytest.All(t) {
 		t.Run(filepath.Base(filepath.Dir(filepath.Dir(envoy))), func(t *testing.T) {
