@@ -15,11 +15,13 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc"
 )
 
@@ -52,13 +54,18 @@ func floorProcess(ctx context.Context) (*process, string, error) {
 
 // serveFloor is a grpc-go server, as it comes, whose handlers do nothing.
 func serveFloor(ctx context.Context, listen string) error {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", listen)
+	network := "tcp"
+	if path, ok := strings.CutPrefix(listen, "unix://"); ok {
+		network, listen = "unix", path
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, network, listen)
 	if err != nil {
 		return err
 	}
 	s := grpc.NewServer()
 	authv3.RegisterAuthorizationServer(s, emptyAuthz{})
 	rlsv3.RegisterRateLimitServiceServer(s, emptyRateLimit{})
+	workload.RegisterSpiffeWorkloadAPIServer(s, emptyWorkload{})
 	go func() { <-ctx.Done(); s.Stop() }()
 	return s.Serve(l)
 }
@@ -73,6 +80,19 @@ type emptyRateLimit struct{}
 
 func (emptyRateLimit) ShouldRateLimit(context.Context, *rlsv3.RateLimitRequest) (*rlsv3.RateLimitResponse, error) {
 	return &rlsv3.RateLimitResponse{OverallCode: rlsv3.RateLimitResponse_OK}, nil
+}
+
+type emptyWorkload struct {
+	workload.UnimplementedSpiffeWorkloadAPIServer
+}
+
+// FetchX509SVID answers at once with something of the size of a certificate.
+func (emptyWorkload) FetchX509SVID(_ *workload.X509SVIDRequest, s grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
+	if err := s.Send(&workload.X509SVIDResponse{Svids: []*workload.X509SVID{{SpiffeId: "spiffe://example.org/x", X509Svid: make([]byte, 600), X509SvidKey: make([]byte, 140), Bundle: make([]byte, 500)}}}); err != nil {
+		return err
+	}
+	<-s.Context().Done()
+	return s.Context().Err()
 }
 
 // signFloor parses and verifies a certificate request and signs a leaf, again and

@@ -28,9 +28,10 @@ const (
 // task is what a workload's process is told to do, on its standard input, and
 // what it answers when it has done it.
 type task struct {
-	Kind  string        `json:"kind,omitempty"`
-	Every time.Duration `json:"every,omitempty"`
-	For   time.Duration `json:"for,omitempty"`
+	Kind   string        `json:"kind,omitempty"`
+	Socket string        `json:"socket,omitempty"` // unix:///path, of new connections
+	Every  time.Duration `json:"every,omitempty"`
+	For    time.Duration `json:"for,omitempty"`
 
 	Done  int    `json:"done,omitempty"`
 	Error string `json:"error,omitempty"`
@@ -65,7 +66,7 @@ func runWorkload(ctx context.Context, socket string) error {
 		} else if err != nil {
 			return err
 		}
-		if err := t.do(ctx, socket, conn); err != nil {
+		if err := t.do(ctx, conn); err != nil {
 			t.Error = err.Error()
 		}
 		if err := out.Encode(t); err != nil {
@@ -92,7 +93,7 @@ func fetch(ctx context.Context, conn *grpc.ClientConn) (workload.SpiffeWorkloadA
 	return s, err
 }
 
-func (t *task) do(ctx context.Context, socket string, open *grpc.ClientConn) error {
+func (t *task) do(ctx context.Context, open *grpc.ClientConn) error {
 	ctx, cancel := context.WithTimeout(ctx, t.For)
 	defer cancel()
 	// Not all processes at the same moment.
@@ -102,7 +103,7 @@ func (t *task) do(ctx context.Context, socket string, open *grpc.ClientConn) err
 	tick := time.NewTicker(t.Every)
 	defer tick.Stop()
 	for {
-		if err := t.once(ctx, socket, open); err != nil && ctx.Err() == nil {
+		if err := t.once(ctx, open); err != nil && ctx.Err() == nil {
 			return err
 		}
 		t.Done++
@@ -114,12 +115,12 @@ func (t *task) do(ctx context.Context, socket string, open *grpc.ClientConn) err
 	}
 }
 
-func (t *task) once(ctx context.Context, socket string, conn *grpc.ClientConn) error {
+func (t *task) once(ctx context.Context, conn *grpc.ClientConn) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if t.Kind == anew {
 		var err error
-		if conn, err = dialWorkloadAPI(socket); err != nil {
+		if conn, err = dialWorkloadAPI(t.Socket); err != nil {
 			return err
 		}
 		defer func() { _ = conn.Close() }()
@@ -167,26 +168,25 @@ func launchWorkloads(ctx context.Context, programs []string, socket string) (*wo
 	return w, nil
 }
 
-// call has each workload recognized so often for a while; it returns how often they
-// were in all.
-func (w *workloads) call(kind string, every, length time.Duration) (done int, err error) {
+// call has each workload do the task; it returns how often it was done in all.
+func (w *workloads) call(t task) (done int, err error) {
 	for _, p := range w.all {
-		if err := p.in.Encode(task{Kind: kind, Every: every, For: length}); err != nil {
+		if err := p.in.Encode(t); err != nil {
 			return 0, err
 		}
 	}
 	for _, p := range w.all {
-		var t task
-		if err := p.out.Decode(&t); err != nil {
+		var answer task
+		if err := p.out.Decode(&answer); err != nil {
 			return 0, err
 		}
-		if t.Error != "" {
-			return 0, errors.New(t.Error)
+		if answer.Error != "" {
+			return 0, errors.New(answer.Error)
 		}
-		done += t.Done
+		done += answer.Done
 	}
 	if done == 0 {
-		return 0, errors.New("nothing was recognized")
+		return 0, errors.New("nothing was done")
 	}
 	return done, nil
 }

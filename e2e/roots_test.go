@@ -57,7 +57,9 @@ func bigMesh(t *testing.T) map[string]string {
 	files.WriteString(workload("a", "a", newEcho(t, "a")))
 	for i := range 9 {
 		name := fmt.Sprint("w", i+1)
-		files.WriteString(workload(name, name, newEcho(t, name)))
+		e := newEcho(t, name)
+		e.answerWith(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, name) }) // cheaply
+		files.WriteString(workload(name, name, e))
 		fmt.Fprintf(&files, `---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -139,10 +141,11 @@ func TestRootRotation(t *testing.T) {
 	}
 	old := m.roots().Roots[0].KeyID
 	began := time.Now()
-	loads := make([]*load, 0, 8)
+	targets := make([]string, 0, 8)
 	for i := range 8 { // w9 gets none
-		loads = append(loads, startLoad(t, m.proxyOf("a-1"), fmt.Sprintf("http://w%d:8000/", i+1), 125))
+		targets = append(targets, fmt.Sprintf("http://w%d:8000/", i+1))
 	}
+	requests := startPacedLoad(t, m.proxyOf("a-1"), targets, 1000)
 	held := m.envoyOf("w9-1")
 	if err := syscall.Kill(held, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
@@ -169,15 +172,11 @@ func TestRootRotation(t *testing.T) {
 	if out, code := m.writ("roots", "rotate", "--watch", "--timeout", "3m", m.dir); code != 0 {
 		t.Fatalf("exit code %d: %s", code, out)
 	}
-	var total int64
-	for _, l := range loads {
-		sent, failed, failures := l.stop()
-		total += sent
-		if failed > 0 || sent < 100 {
-			t.Errorf("%d of %d requests failed:\n%s", failed, sent, failures)
-		}
+	sent, failed, failures := requests.stop()
+	if failed > 0 || sent < 1000 {
+		t.Errorf("%d of %d requests failed:\n%s", failed, sent, failures)
 	}
-	t.Logf("%d requests, %.0f a second", total, float64(total)/time.Since(began).Seconds())
+	t.Logf("%d requests, %.0f a second", sent, float64(sent)/time.Since(began).Seconds())
 	if after := m.envoys(); !slices.Equal(after, before) {
 		t.Errorf("Envoys were started anew: %v, before %v", after, before)
 	}
@@ -250,8 +249,27 @@ func TestCompromisedRoot(t *testing.T) {
 		t.Fatalf("before, for the second time: %v", err)
 	}
 	t.Logf("sessions are resumed: %v", resumed)
-	if out, code := m.writ("roots", "rotate", "--compromised", "--watch", m.dir); code != 0 {
+	live := &caller{t: t, m: m, cert: stolen}
+	live.http = &http.Client{Transport: &http.Transport{TLSClientConfig: live.config("http/1.1"), MaxConnsPerHost: 1}, Timeout: 5 * time.Second}
+	defer live.http.CloseIdleConnections()
+	if got, _ := live.get(); got.status != http.StatusOK {
+		t.Fatalf("before: %s", got)
+	}
+	old := m.roots().Roots[0].KeyID
+	began := time.Now()
+	if out, code := m.writ("roots", "revoke", old[:12], m.dir); code != 0 || !strings.Contains(out, "the authority "+old+" is revoked (ca-compromise)") {
 		t.Fatalf("exit code %d: %s", code, out)
+	}
+	t.Logf("the command took %s", time.Since(began).Round(time.Millisecond))
+	proctest.Eventually(t, 20*time.Second, func() error {
+		if got, reused := live.get(); got.err == nil {
+			return fmt.Errorf("a connection of the old root goes on: %s, the same: %v", got, reused)
+		}
+		return nil
+	})
+	t.Logf("its live connection has ended after %s", time.Since(began).Round(time.Millisecond))
+	if r := m.roots(); len(r.Roots) != 1 || r.Roots[0].KeyID == old {
+		t.Errorf("the roots are %+v", r.Roots)
 	}
 	proctest.Eventually(t, 5*time.Second, func() error {
 		if resumed, err := call(); err == nil {

@@ -42,6 +42,9 @@ const (
 	// maxStreams bounds the streams of one connection; a gateway has one for each
 	// of its secrets.
 	maxStreams = 1000
+	// connectionBuffer is what is read and written at once on a connection of a
+	// workload, in bytes. Most carry a certificate now and then, and there are many.
+	connectionBuffer = 8 << 10
 )
 
 // agent is what Run puts together.
@@ -65,6 +68,7 @@ type agent struct {
 // Run runs the agent until ctx ends. It serves from the state on disk at once,
 // before it has a certificate of its own.
 func Run(ctx context.Context, cfg Config, rt *service.Runtime) error {
+	leanMemory()
 	for _, s := range []string{"sockets", "identity"} {
 		rt.Health.Register(s)
 	}
@@ -176,6 +180,7 @@ func (a *agent) serveProxies(ctx context.Context, l net.Listener) error {
 	}
 	maps.Copy(methods, workloadapi.Methods())
 	s := rpc.NewServer(attest.Credentials(), methods, a.rt, grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ReadBufferSize(connectionBuffer), grpc.WriteBufferSize(connectionBuffer), grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: idleConnection}))
 	secretv3.RegisterSecretDiscoveryServiceServer(s, a.sds)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s, a.ads)

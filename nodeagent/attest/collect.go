@@ -100,10 +100,12 @@ func (c *collector) ofProcess(ctx context.Context, caller Caller, want kinds) (*
 	c.credentials(p, want, s)
 	c.executable(ctx, p, want, s)
 	c.container(ctx, p, want, s)
-	after, aerr := p.executable()
 	// Still the same process, or this fails: p is bound to it.
-	if _, err := p.stat(); err != nil {
-		return nil, err
+	after, aerr := p.executable()
+	if aerr != nil {
+		if _, err := p.stat(); err != nil {
+			return nil, err
+		}
 	}
 	if berr == nil && aerr == nil && before != after || (berr == nil) != (aerr == nil) {
 		return nil, nil //nolint:nilnil // see above

@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -32,6 +33,9 @@ const (
 	// maxRegistration bounds a registration in it, in bytes; the authority's bound is
 	// below it.
 	maxRegistration = 64 << 10
+	// manyRegistrations are so many that taking and writing them leaves garbage of many
+	// MiB behind.
+	manyRegistrations = 10_000
 	// savePart is how many registrations are copied at once.
 	savePart = 500
 	// saveDelay gathers changes before the file is written.
@@ -152,6 +156,9 @@ func (a *Attestor) saveIdentities() {
 	}
 	if err != nil {
 		a.cfg.Log.WarnContext(a.ctx, "identities are not kept for a restart", slog.Any("error", err))
+	}
+	if len(ids) >= manyRegistrations {
+		debug.FreeOSMemory() // what came in and what was written
 	}
 }
 

@@ -42,18 +42,28 @@ var errParentChanged = errors.New("the parent ended while it was looked at")
 // up opens the parent, nil at the top. A process with the parent's id that was
 // started after its child is no parent: the id was given away again.
 func (p *procDir) up() (*procDir, error) {
-	st, err := p.stat()
-	if err != nil || st.parent <= 0 {
-		return nil, err
+	if p.parent <= 0 {
+		return nil, nil //nolint:nilnil // see above
 	}
-	parent, err := openProcDir(st.parent, 0)
+	parent, err := openProcDir(p.parent, 0)
 	if err != nil {
-		return nil, fmt.Errorf("parent of %w", err)
+		err = fmt.Errorf("parent of %w", err)
 	}
-	again, err := p.stat()
-	if err != nil || again.parent != st.parent || parent.start > p.start {
-		parent.close()
-		return nil, errors.Join(errParentChanged, err)
+	now, serr := p.stat()
+	if serr == nil && now.parent != p.parent {
+		p.parent, serr = now.parent, errParentChanged
+	}
+	switch {
+	case serr != nil:
+		err = serr
+	case err == nil && parent.start > p.start:
+		err = errParentChanged
+	}
+	if err != nil {
+		if parent != nil {
+			parent.close()
+		}
+		return nil, err
 	}
 	return parent, nil
 }

@@ -61,7 +61,7 @@ func exited(pidfd int) bool {
 
 // startTime reads when a process was started.
 func startTime(pid int32) (uint64, error) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(int(pid)) + "/stat")
+	data, err := readProc(unix.AT_FDCWD, procRoot+"/"+strconv.Itoa(int(pid))+"/stat")
 	if err != nil {
 		return 0, err
 	}
