@@ -21,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -37,6 +38,9 @@ var oidNameConstraints = asn1.ObjectIdentifier{2, 5, 29, 30}
 func Bound(td spiffeid.TrustDomain, roots []*x509.Certificate) ([]byte, error) {
 	if len(roots) == 0 || len(roots) > maxRoots {
 		return nil, fmt.Errorf("trust domain %s has %d roots: want 1 to %d", td, len(roots), maxRoots)
+	}
+	if strings.Contains(td.Name(), "_") {
+		return nil, fmt.Errorf("trust domain %s: Envoy verifies no host name with an underscore against name constraints", td)
 	}
 	var out []byte
 	for i, r := range roots {

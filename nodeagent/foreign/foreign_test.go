@@ -1,8 +1,13 @@
 package foreign
 
 import (
+	"crypto"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -24,16 +29,80 @@ import (
 	"github.com/writ-mesh/writ/internal/proctest"
 )
 
-// fixture are three trust domains; a is ours.
+// authority is one of a kind that the tests' own roots are not.
+type authority struct {
+	cert *x509.Certificate
+	key  crypto.Signer
+}
+
+// newAuthority changes a template; above is nil for a root.
+func newAuthority(t *testing.T, key crypto.Signer, above *authority, change func(*x509.Certificate)) *authority {
+	t.Helper()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: fmt.Sprintf("odd %T", key)}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
+	}
+	change(template)
+	if above == nil {
+		above = &authority{template, key}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, above.cert, key.Public(), above.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &authority{cert, key}
+}
+
+func (a *authority) pair(t *testing.T, id string) tls.Certificate {
+	t.Helper()
+	key := pkitest.NewKey(t)
+	der, err := x509.CreateCertificate(rand.Reader, pkitest.Leaf(id, time.Hour), a.cert, key.Public(), a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// odd are roots as other authorities make them.
+func odd(t *testing.T) map[string]*authority {
+	t.Helper()
+	old, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, ed, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := newAuthority(t, pkitest.NewKey(t), nil, func(c *x509.Certificate) { c.Subject.CommonName = "above" })
+	return map[string]*authority{
+		"RSA":                    newAuthority(t, old, nil, func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCRLSign }),
+		"Ed25519":                newAuthority(t, ed, nil, func(*x509.Certificate) {}),
+		"for leaves only":        newAuthority(t, pkitest.NewKey(t), nil, func(c *x509.Certificate) { c.MaxPathLenZero = true }),
+		"an intermediate itself": newAuthority(t, pkitest.NewKey(t), root, func(c *x509.Certificate) { c.Subject.CommonName = "below" }),
+		"of other names": newAuthority(t, pkitest.NewKey(t), nil, func(c *x509.Certificate) {
+			c.Subject.CommonName, c.PermittedURIDomains = "elsewhere", []string{"elsewhere.example"}
+		}),
+	}
+}
+
+// fixture are four trust domains; a is ours, and d-4 has several roots.
 type fixture struct {
 	a, b, c *pkitest.Root
+	// next is a second root of b, of the same name.
+	next *pkitest.Root
+	d    map[string]*authority
 	// list is a revocation list of a with one certificate, revoked.
 	list    []byte
 	revoked tls.Certificate
 }
 
 func newFixture(t *testing.T) *fixture {
-	f := &fixture{a: pkitest.NewRoot(t, "a.example"), b: pkitest.NewRoot(t, "b.example"), c: pkitest.NewRoot(t, "c.example")}
+	f := &fixture{a: pkitest.NewRoot(t, "a.example"), b: pkitest.NewRoot(t, "b.example"), c: pkitest.NewRoot(t, "c.example"), next: pkitest.NewRoot(t, "b.example"), d: odd(t)}
 	f.revoked = f.a.Pair(t, pkitest.Leaf("spiffe://a.example/ns/x/sa/revoked", time.Hour))
 	var err error
 	f.list, err = f.a.CRL(&x509.RevocationList{
@@ -66,14 +135,18 @@ func (f *fixture) bootstrap(t *testing.T, at string) string {
 	inline := func(b []byte) any { return map[string]any{"inline_string": string(b)} }
 	domains := []any{map[string]any{"name": "a.example", "trust_bundle": inline(append(f.a.PEM(), pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: f.list})...))}}
 	var names []any
-	for td, root := range map[string]*pkitest.Root{"b.example": f.b, "c.example": f.c} {
-		bundle, err := Bound(spiffeid.RequireTrustDomainFromString(td), []*x509.Certificate{root.Cert})
+	foreign := map[string][]*x509.Certificate{"b.example": {f.b.Cert, f.next.Cert}, "c.example": {f.c.Cert}, "d-4": nil}
+	for _, a := range f.d {
+		foreign["d-4"] = append(foreign["d-4"], a.cert)
+	}
+	for td, roots := range foreign {
+		bundle, err := Bound(spiffeid.RequireTrustDomainFromString(td), roots)
 		if err != nil {
 			t.Fatal(err)
 		}
 		domains = append(domains, map[string]any{"name": td, "trust_bundle": inline(bundle)})
 	}
-	for _, td := range []string{"a.example", "b.example", "c.example"} {
+	for _, td := range []string{"a.example", "b.example", "c.example", "d-4"} {
 		names = append(names, map[string]any{"san_type": "URI", "matcher": map[string]any{"prefix": "spiffe://" + td + "/"}})
 	}
 	cert, key := f.a.Issue(t, pkitest.Leaf("spiffe://a.example/ns/x/sa/server", time.Hour))
@@ -153,13 +226,16 @@ func TestEnvoyTakesNobodyForAnother(t *testing.T) {
 	middle := f.b.Middle(t)
 	server := pkitest.Leaf(b, time.Hour)
 	server.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	cases := map[string]struct {
+	type attempt struct {
 		pair tls.Certificate
 		ok   bool
-	}{
+	}
+	cases := map[string]attempt{
 		"ours":                                      {leaf(f.a, a), true},
 		"ours, revoked":                             {f.revoked, false},
 		"another's":                                 {leaf(f.b, b), true},
+		"another's, of its next root":               {leaf(f.next, b), true},
+		"ours, by its next root":                    {leaf(f.next, a), false},
 		"another's, of any path":                    {leaf(f.b, "spiffe://b.example/billing"), true},
 		"another's, with its root":                  {with(leaf(f.b, b), f.b.Cert.Raw), true},
 		"another's, by an intermediate":             {with(leaf(middle, b), middle.Cert.Raw), true},
@@ -179,7 +255,12 @@ func TestEnvoyTakesNobodyForAnother(t *testing.T) {
 		"another's, for servers":                    {f.b.Pair(t, server), true}, // usages do not count
 		"another's, expired":                        {f.b.Pair(t, expired), false},
 		"nobody's":                                  {leaf(pkitest.NewRoot(t, "b.example"), b), false},
-		"an unknown trust domain's":                 {leaf(f.b, "spiffe://d.example/ns/x/sa/y"), false},
+		"an unknown trust domain's":                 {leaf(f.b, "spiffe://e.example/ns/x/sa/y"), false},
+	}
+	for name, d := range f.d {
+		// What a root forbids itself stays so.
+		cases["by a root: "+name] = attempt{d.pair(t, "spiffe://d-4/x"), name != "of other names"}
+		cases["ours, by a root: "+name] = attempt{d.pair(t, a), false}
 	}
 	for _, envoy := range envoytest.All(t) {
 		t.Run(filepath.Base(filepath.Dir(filepath.Dir(envoy))), func(t *testing.T) {
@@ -211,7 +292,10 @@ func TestBoundRefuses(t *testing.T) {
 		"no root": nil, "too many roots": make([]*x509.Certificate, maxRoots+1), "a leaf": {leaf}, "a root and a leaf": {root.Cert, leaf},
 	} {
 		if out, err := Bound(td, roots); err == nil {
-			t.Errorf("%s: %s", name, fmt.Sprintf("%.40s", out))
+			t.Errorf("%s: %.40s", name, out)
 		}
+	}
+	if _, err := Bound(spiffeid.RequireTrustDomainFromString("b_1"), []*x509.Certificate{root.Cert}); err == nil {
+		t.Error("a name with an underscore, which no Envoy verifies")
 	}
 }

@@ -2,6 +2,7 @@ package meshdir
 
 import (
 	"slices"
+	"strings"
 
 	meshv1 "istio.io/api/mesh/v1alpha1"
 )
@@ -45,6 +46,8 @@ func (c *checker) federatedDomain(m *meshv1.MeshConfig, at, td string) {
 	switch problem := trustDomainProblem(td); {
 	case problem != "":
 		c.errorf(at, "%s", problem)
+	case strings.Contains(td, "_"):
+		c.errorf(at, "Envoys cannot verify that certificates are of %q alone: its name has an underscore", td)
 	case td == m.GetTrustDomain():
 		c.errorf(at, "%s is the mesh's own trust domain", td)
 	case td == domainSuffix:
