@@ -189,7 +189,7 @@ func (r *revocations) renew(ctx context.Context) {
 	fresh.served = &capb.RevocationList{Sequence: r.number}
 	for _, e := range live {
 		fresh.served.Revocations = append(fresh.served.Revocations, entryProto(e))
-		if end := later(e.NotAfter.Add(time.Second), now.Add(pruneRest)); e.Serial != "" && end.Before(fresh.next) {
+		if end := later(e.NotAfter.Add(time.Second), now.Add(pruneRest)); !e.NotAfter.IsZero() && end.Before(fresh.next) {
 			fresh.next = end
 		}
 	}
@@ -269,6 +269,9 @@ func (r *revocations) certificates(ctx context.Context, live []revocation.Entry)
 	out := map[string][]revocation.Revoked{}
 	serials := map[string]expansion{}
 	for _, e := range live {
+		if e.OfAuthority() {
+			continue // nobody trusts it any more
+		}
 		if e.Serial != "" {
 			out[e.Authority] = append(out[e.Authority], revocation.Revoked{Serial: e.Serial, Reason: e.Reason, Time: e.Time, NotAfter: e.NotAfter})
 			continue
@@ -375,18 +378,20 @@ func refuseRevoked(e revocation.Entry) *refusal {
 // conflicted says why a certificate could not be recorded: its identity was revoked
 // meanwhile, or else its proof was used.
 func (a *Authority) conflicted(ctx context.Context, o order, cause error) *refusal {
-	key := revocation.IdentityKey(o.id.String())
+	key := revocation.IdentityKey(o.subject())
 	doc, err := a.store.Get(ctx, key)
 	switch {
 	case err == nil:
 		if e, err := revocation.Unmarshal(key, doc.Version, doc.Value); err == nil {
 			return refuseRevoked(e).because(cause)
 		}
-		return refuse(denied, "the identity %s was revoked", o.id).because(cause)
+		return refuse(denied, "the identity %s was revoked", o.subject()).because(cause)
 	case !errors.Is(err, ledger.ErrNoDocument):
 		return recording(err)
 	case o.proof.Key != "":
 		return refuse(denied, tokenRefused).because(cause)
+	case o.also != nil:
+		return refuse(unavailable, "the order was changed or fulfilled meanwhile; look at it again").because(cause)
 	}
 	return refuse(unavailable, "the identity was revoked and unrevoked just now; ask again").because(cause)
 }

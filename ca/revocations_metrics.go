@@ -8,7 +8,7 @@ import (
 
 // revocationMetrics are those of what is revoked.
 type revocationMetrics struct {
-	// live is how many certificates and identities are revoked.
+	// live is how many certificates, identities and authorities are revoked.
 	live *prometheus.GaugeVec
 	// sequence is the number of the list.
 	sequence prometheus.Gauge
@@ -33,14 +33,20 @@ func newRevocationMetrics(r prometheus.Registerer) *revocationMetrics {
 }
 
 func (m *revocationMetrics) set(live []revocation.Entry, sequence uint64, current bool) {
-	certificates := 0.0
+	kinds := map[string]float64{"certificate": 0, "identity": 0, "authority": 0}
 	for _, e := range live {
-		if e.Serial != "" {
-			certificates++
+		switch {
+		case e.Serial != "":
+			kinds["certificate"]++
+		case e.OfAuthority():
+			kinds["authority"]++
+		default:
+			kinds["identity"]++
 		}
 	}
-	m.live.WithLabelValues("certificate").Set(certificates)
-	m.live.WithLabelValues("identity").Set(float64(len(live)) - certificates)
+	for kind, n := range kinds {
+		m.live.WithLabelValues(kind).Set(n)
+	}
 	m.sequence.Set(float64(sequence))
 	m.current.Set(0)
 	if current {

@@ -46,6 +46,11 @@ func (s *revocationsServer) revoke(ctx context.Context, req *capb.RevokeRequest)
 		return e, nil, err
 	}
 	e.Reason, e.Time, e.Actor = int(req.GetReason()), s.a.now().UTC(), administrator(ctx)
+	return s.enter(ctx, e)
+}
+
+// enter writes a revocation down and waits until it is in force here.
+func (s *revocationsServer) enter(ctx context.Context, e revocation.Entry) (revocation.Entry, *capb.RevokeResponse, error) {
 	value, err := e.Marshal()
 	if err != nil {
 		return e, nil, refuse(invalid, "%v", err)
@@ -80,7 +85,7 @@ func (s *revocationsServer) change(kind ledger.Kind, e revocation.Entry, old rev
 		If:  map[string]uint64{},
 		Put: map[string][]byte{revocation.NumberKey: []byte(now.Format("2006-01-02T15:04:05.000000000Z"))},
 		Entry: ledger.Entry{
-			Kind: kind, Time: now, Actor: e.Actor, Subject: e.SPIFFEID, Serial: e.Serial, Authority: e.Authority, SHA256: e.SHA256, NotAfter: e.NotAfter,
+			Kind: kind, Time: now, Actor: e.Actor, Subject: subjectOf(e), Serial: e.Serial, Authority: e.Authority, SHA256: e.SHA256, NotAfter: e.NotAfter,
 			Detail: map[string]string{"reason": reasonText(capb.RevocationReason(e.Reason))},
 		},
 	}
@@ -93,6 +98,14 @@ func (s *revocationsServer) change(kind ledger.Kind, e revocation.Entry, old rev
 		}
 	}
 	return c
+}
+
+// subjectOf is what the log has a revocation under.
+func subjectOf(e revocation.Entry) string {
+	if e.OfAuthority() {
+		return e.Authority
+	}
+	return e.SPIFFEID
 }
 
 // subject finds out what is to be revoked.

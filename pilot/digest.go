@@ -56,7 +56,7 @@ func digest(m *model.Mesh) (digests, error) {
 		d.order = append(d.order, sum[:]...)
 	}
 	if r := &m.Revoked; len(r.Certificates)+len(r.Identities) > 0 || r.Newest > 0 {
-		d.add(security.RevokedRef().ID(), d.value([]any{r.Newest, r.Certificates, r.Identities}))
+		d.add(security.RevokedRef().ID(), d.value([]any{r.Newest, r.Everybody, r.Certificates, r.Identities}))
 	}
 	d.order = append(d.order, d.value([]any{m.NamespaceLabels, m.TrustDomain, m.TrustDomainAliases, m.FederatedDomains, m.Deciders})...)
 	if d.err != nil {

@@ -59,6 +59,11 @@ func revokedOf(list *capb.RevocationList, td spiffeid.TrustDomain) (r *model.Rev
 		if strings.HasPrefix(e.GetSpiffeId(), "dns:") {
 			continue // of a server outside the mesh (ACME), whose certificate no proxy takes
 		}
+		if e.GetSerial() == "" && e.GetSpiffeId() == "" && isHex(e.GetAuthority()) {
+			r.Everybody = max(r.Everybody, e.GetSequence())
+			r.Newest = max(r.Newest, e.GetSequence())
+			continue
+		}
 		id, err := spiffeid.FromString(e.GetSpiffeId())
 		switch {
 		case err != nil:
@@ -97,7 +102,7 @@ func (p *Pilot) setRevoked(r *model.Revoked) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old := p.revoked
-	r.Newest = max(r.Newest, old.Newest)
+	r.Newest, r.Everybody = max(r.Newest, old.Newest), max(r.Everybody, old.Everybody)
 	if reflect.DeepEqual(old, r) {
 		return
 	}
@@ -124,7 +129,7 @@ func (p *Pilot) setRevoked(r *model.Revoked) {
 
 // sameRevoked tells whether two lists come to the same configuration.
 func sameRevoked(a, b *model.Revoked) bool {
-	return a.Newest == b.Newest && slices.Equal(a.Certificates, b.Certificates) && slices.Equal(a.Identities, b.Identities)
+	return a.Newest == b.Newest && a.Everybody == b.Everybody && slices.Equal(a.Certificates, b.Certificates) && slices.Equal(a.Identities, b.Identities)
 }
 
 // loadRevoked reads what setRevoked saved. A damaged file is no reason not to start:

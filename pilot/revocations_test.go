@@ -116,9 +116,11 @@ func TestWhatMakesNoSenseIsPassedOver(t *testing.T) {
 		{SpiffeId: id, Serial: "x'", Sha256: digest, Sequence: 6},
 		{SpiffeId: id, Serial: strings.Repeat("ab", 21), Sha256: digest, Sequence: 7},
 		{Sequence: 8},
+		{Authority: "x", Sequence: 8},
+		{Authority: "0a0b", Sequence: 6},
 	}}
 	r, bad := revokedOf(list, spiffeid.RequireTrustDomainFromString("cluster.local"))
-	if len(bad) != 6 || len(r.Identities) != 2 || len(r.Certificates) != 1 || r.Newest != 2 || r.Sequence != 9 {
+	if len(bad) != 7 || len(r.Identities) != 2 || len(r.Certificates) != 1 || r.Newest != 6 || r.Everybody != 6 || r.Sequence != 9 {
 		t.Errorf("%+v, passed over %v", r, bad)
 	}
 }

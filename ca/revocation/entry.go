@@ -23,27 +23,33 @@ const NumberKey = Prefix + "number"
 const (
 	certificatePrefix = Prefix + "certificates/"
 	identityPrefix    = Prefix + "identities/"
+	authorityPrefix   = Prefix + "authorities/"
 )
 
 // maxSerial bounds a serial number, in bytes (RFC 5280, section 4.1.2.2).
 const maxSerial = 20
 
-// Entry is one revocation: of a certificate if Serial is set, else of an identity.
+// maxKeyID bounds the key id of an authority, in digits.
+const maxKeyID = 128
+
+// Entry is one revocation: of a certificate if Serial is set, else of an identity, or
+// of an authority if neither is named.
 type Entry struct {
 	// Serial is in lower-case hexadecimal without leading zero bytes.
 	Serial string `json:"serial,omitempty"`
 	// SPIFFEID is the identity, or that of the certificate.
-	SPIFFEID string `json:"spiffe_id"`
+	SPIFFEID string `json:"spiffe_id,omitempty"`
 	// SHA256 is of the certificate in DER, in lower-case hexadecimal.
 	SHA256 string `json:"sha256,omitempty"`
-	// Authority is the key id of the certificate's issuer.
+	// Authority is the key id of the certificate's issuer, or of the authority.
 	Authority string `json:"authority,omitempty"`
 	// Reason is a CRLReason of RFC 5280, section 5.3.1.
 	Reason int       `json:"reason"`
 	Time   time.Time `json:"time"`
 	// Actor is who revoked it.
 	Actor string `json:"actor,omitempty"`
-	// NotAfter is the certificate's, zero for an identity.
+	// NotAfter is the certificate's, or that of all that an authority issued; zero for an
+	// identity.
 	NotAfter time.Time `json:"not_after,omitzero"`
 	// Sequence is the number of the list that had it first: the version of its
 	// document, which is not in the document.
@@ -52,11 +58,20 @@ type Entry struct {
 
 // Key is the key of the document of e.
 func (e Entry) Key() string {
-	if e.Serial != "" {
+	switch {
+	case e.Serial != "":
 		return CertificateKey(e.Serial)
+	case e.OfAuthority():
+		return AuthorityKey(e.Authority)
 	}
 	return IdentityKey(e.SPIFFEID)
 }
+
+// OfAuthority tells whether e revokes an authority.
+func (e Entry) OfAuthority() bool { return e.Serial == "" && e.SPIFFEID == "" }
+
+// AuthorityKey is the key of the document that revokes an authority.
+func AuthorityKey(keyID string) string { return authorityPrefix + keyID }
 
 // CertificateKey is the key of the document that revokes a certificate.
 func CertificateKey(serial string) string { return certificatePrefix + serial }
@@ -68,9 +83,10 @@ func IdentityKey(id string) string {
 	return identityPrefix + hex.EncodeToString(sum[:])
 }
 
-// Expired tells whether the certificate that e revokes is past its end, so that
-// nobody takes it anyway. An identity's revocation does not expire.
-func (e Entry) Expired(now time.Time) bool { return e.Serial != "" && now.After(e.NotAfter) }
+// Expired tells whether the certificate that e revokes, or all of the authority, is
+// past its end, so that nobody takes it anyway. An identity's revocation does not
+// expire.
+func (e Entry) Expired(now time.Time) bool { return !e.NotAfter.IsZero() && now.After(e.NotAfter) }
 
 // Marshal gives the document of e.
 func (e Entry) Marshal() ([]byte, error) {
@@ -101,13 +117,15 @@ func Unmarshal(key string, version uint64, value []byte) (Entry, error) {
 }
 
 func (e Entry) check() error {
-	if e.SPIFFEID == "" {
-		return errors.New("it names no SPIFFE ID")
-	}
 	if !IsReason(e.Reason) {
 		return fmt.Errorf("%d is no reason", e.Reason)
 	}
-	if e.Serial == "" {
+	switch {
+	case e.OfAuthority():
+		return e.checkAuthority()
+	case e.SPIFFEID == "":
+		return errors.New("it names no SPIFFE ID")
+	case e.Serial == "":
 		return nil
 	}
 	if _, err := number(e.Serial); err != nil {
@@ -118,6 +136,16 @@ func (e Entry) check() error {
 	}
 	if e.NotAfter.IsZero() {
 		return errors.New("it does not say when the certificate expires")
+	}
+	return nil
+}
+
+func (e Entry) checkAuthority() error {
+	switch {
+	case e.Authority == "" || len(e.Authority) > maxKeyID || !isLowerHex(e.Authority):
+		return errors.New("it names no SPIFFE ID and no authority")
+	case e.NotAfter.IsZero():
+		return errors.New("it does not say when what the authority issued expires")
 	}
 	return nil
 }

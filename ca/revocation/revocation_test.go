@@ -34,7 +34,7 @@ func TestSerial(t *testing.T) {
 }
 
 func TestDocuments(t *testing.T) {
-	for _, e := range []Entry{certificate("0a", now), {SPIFFEID: "spiffe://td/ns/a/sa/b", Time: now}} {
+	for _, e := range []Entry{certificate("0a", now), {SPIFFEID: "spiffe://td/ns/a/sa/b", Time: now}, {Authority: "0a1b", Time: now, NotAfter: now}} {
 		value, err := e.Marshal()
 		if err != nil {
 			t.Fatal(err)
@@ -54,7 +54,7 @@ func TestDocuments(t *testing.T) {
 			t.Error("read under another key")
 		}
 	}
-	for _, bad := range []Entry{{}, {SPIFFEID: "x", Reason: 8}, {SPIFFEID: "x", Serial: "0A"}, {SPIFFEID: "x", Serial: "0a"}} {
+	for _, bad := range []Entry{{}, {SPIFFEID: "x", Reason: 8}, {SPIFFEID: "x", Serial: "0A"}, {SPIFFEID: "x", Serial: "0a"}, {Authority: "0a"}, {Authority: "X", NotAfter: now}, {Serial: "0a", NotAfter: now}} {
 		if _, err := bad.Marshal(); err == nil {
 			t.Errorf("%v was written", bad)
 		}
@@ -68,8 +68,9 @@ func FuzzUnmarshal(f *testing.F) {
 	}
 	f.Add(value)
 	f.Add([]byte(`{"spiffe_id":"spiffe://a/b"}`))
+	f.Add([]byte(`{"authority":"0a1b","not_after":"2026-01-02T03:04:05Z"}`))
 	f.Fuzz(func(t *testing.T, value []byte) {
-		for _, key := range []string{CertificateKey("0a"), IdentityKey("spiffe://a/b")} {
+		for _, key := range []string{CertificateKey("0a"), IdentityKey("spiffe://a/b"), AuthorityKey("0a1b")} {
 			e, err := Unmarshal(key, 1, value)
 			if err != nil {
 				continue

@@ -9,6 +9,9 @@ type Revoked struct {
 	// Newest is the number of the newest list that revoked something. Unlike Sequence
 	// it stays when a revocation is taken back or expires.
 	Newest uint64
+	// Everybody is the number of the newest list that revoked a whole authority, after
+	// which all connections are made anew. It stays as Newest does.
+	Everybody uint64
 	// Certificates and Identities are in the order in which they were revoked.
 	Certificates []RevokedCertificate
 	Identities   []RevokedIdentity
@@ -38,9 +41,9 @@ func (r *Revoked) Identity(id string) bool {
 }
 
 // NewestOf is the number of the newest list that revoked a certificate of one of the
-// SPIFFE IDs, 0 if none did.
+// SPIFFE IDs, or whole authorities, 0 if none did.
 func (r *Revoked) NewestOf(ids []string) uint64 {
-	var newest uint64
+	newest := r.Everybody
 	for _, c := range r.Certificates {
 		if c.Sequence > newest && slices.Contains(ids, c.SPIFFEID) {
 			newest = c.Sequence

@@ -237,6 +237,7 @@ func (t *Translator) inboundChains(ip *inboundPort) (chains []*listenerv3.Filter
 		Name:            fmt.Sprintf("%d-mtls", ip.port.Port),
 		TransportSocket: envoy.TransportSocket(envoy.DownstreamTLS(t.mesh, alpn)),
 		Filters:         ip.filters,
+		Metadata:        envoy.RevokedMark(t.mesh.Revoked.Everybody),
 	}
 	if !ip.port.Protocol.IsHTTP() {
 		// A TCP connection is judged once. When something is revoked all of them are

@@ -54,7 +54,8 @@ func isIdentity(subject string) bool { return strings.Contains(subject, "://") }
 // revokedRow is a row of `writ certs revocations`.
 type revokedRow struct {
 	Serial    string     `json:"serial,omitempty"`
-	SPIFFEID  string     `json:"spiffeId"`
+	SPIFFEID  string     `json:"spiffeId,omitempty"`
+	Authority string     `json:"authority,omitempty"`
 	SHA256    string     `json:"sha256,omitempty"`
 	Reason    string     `json:"reason"`
 	RevokedAt time.Time  `json:"revokedAt"`
@@ -68,6 +69,9 @@ func revokedRowOf(r *capb.Revocation) revokedRow {
 		Serial: r.GetSerial(), SPIFFEID: r.GetSpiffeId(), SHA256: r.GetSha256(), Reason: reasonName(r.GetReason()),
 		RevokedAt: r.GetRevokedAt().AsTime(), Actor: r.GetActor(), Sequence: r.GetSequence(),
 	}
+	if row.Serial == "" && row.SPIFFEID == "" {
+		row.Authority = r.GetAuthority()
+	}
 	if end := r.GetNotAfter(); end != nil {
 		t := end.AsTime()
 		row.NotAfter = &t
@@ -77,8 +81,11 @@ func revokedRowOf(r *capb.Revocation) revokedRow {
 
 // subject is what a revocation is of, for people.
 func (r revokedRow) subject() string {
-	if r.Serial != "" {
+	switch {
+	case r.Serial != "":
 		return "certificate " + r.Serial + " of " + r.SPIFFEID
+	case r.Authority != "":
+		return "authority " + r.Authority
 	}
 	return "identity " + r.SPIFFEID
 }
@@ -163,7 +170,7 @@ func revocationsCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "revocations [DIR]",
 		Short:   "List what is revoked",
-		Long:    "List the certificates and identities that are revoked. Certificates that have expired are not listed; the ledger has them (writ certs export).",
+		Long:    "List the certificates, identities and authorities that are revoked. Certificates that have expired are not listed; the ledger has them (writ certs export).",
 		Example: "  writ certs revocations examples/bookinfo\n  writ certs revocations examples/bookinfo -o json",
 		Args:    anyDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -201,11 +208,14 @@ func printRevocations(out io.Writer, rows []revokedRow) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "REVOKED AT (UTC)\tREASON\tBY\tIDENTITY\tSERIAL")
 	for _, r := range rows {
-		serial := r.Serial
+		id, serial := r.SPIFFEID, r.Serial
 		if serial == "" {
 			serial = "all"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", utc(r.RevokedAt), r.Reason, r.Actor, r.SPIFFEID, serial)
+		if r.Authority != "" {
+			id = "authority " + r.Authority
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", utc(r.RevokedAt), r.Reason, r.Actor, id, serial)
 	}
 	return w.Flush()
 }

@@ -105,7 +105,7 @@ rotation has come: who holds up its next step, and why.`,
 	}
 	o.register(c)
 	at.register(c)
-	c.AddCommand(rotateCommand(), abortCommand())
+	c.AddCommand(rotateCommand(), abortCommand(), revokeRootCommand())
 	return c
 }
 

@@ -84,6 +84,140 @@ func (RotationStep) EnumDescriptor() ([]byte, []int) {
 	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{0}
 }
 
+type RevokeRootRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key id of the root, or eight digits or more with which no other's begins.
+	KeyId         string           `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Reason        RevocationReason `protobuf:"varint,2,opt,name=reason,proto3,enum=writ.ca.v1.RevocationReason" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeRootRequest) Reset() {
+	*x = RevokeRootRequest{}
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeRootRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeRootRequest) ProtoMessage() {}
+
+func (x *RevokeRootRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeRootRequest.ProtoReflect.Descriptor instead.
+func (*RevokeRootRequest) Descriptor() ([]byte, []int) {
+	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *RevokeRootRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *RevokeRootRequest) GetReason() RevocationReason {
+	if x != nil {
+		return x.Reason
+	}
+	return RevocationReason_REVOCATION_REASON_UNSPECIFIED
+}
+
+type RevokeRootResponse struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Revocation *Revocation            `protobuf:"bytes,1,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	// The number of the list of revocations that has it.
+	Sequence uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// It was revoked before; nothing was changed.
+	Already bool `protobuf:"varint,3,opt,name=already,proto3" json:"already,omitempty"`
+	// Which root signs now.
+	Active string `protobuf:"bytes,4,opt,name=active,proto3" json:"active,omitempty"`
+	// Who has not said that he has the bundle without the root, some of them. He does
+	// without it as soon as he is connected.
+	Behind        []string `protobuf:"bytes,5,rep,name=behind,proto3" json:"behind,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeRootResponse) Reset() {
+	*x = RevokeRootResponse{}
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeRootResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeRootResponse) ProtoMessage() {}
+
+func (x *RevokeRootResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeRootResponse.ProtoReflect.Descriptor instead.
+func (*RevokeRootResponse) Descriptor() ([]byte, []int) {
+	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RevokeRootResponse) GetRevocation() *Revocation {
+	if x != nil {
+		return x.Revocation
+	}
+	return nil
+}
+
+func (x *RevokeRootResponse) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *RevokeRootResponse) GetAlready() bool {
+	if x != nil {
+		return x.Already
+	}
+	return false
+}
+
+func (x *RevokeRootResponse) GetActive() string {
+	if x != nil {
+		return x.Active
+	}
+	return ""
+}
+
+func (x *RevokeRootResponse) GetBehind() []string {
+	if x != nil {
+		return x.Behind
+	}
+	return nil
+}
+
 type GetRootsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -92,7 +226,7 @@ type GetRootsRequest struct {
 
 func (x *GetRootsRequest) Reset() {
 	*x = GetRootsRequest{}
-	mi := &file_writ_ca_v1_roots_proto_msgTypes[0]
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -104,7 +238,7 @@ func (x *GetRootsRequest) String() string {
 func (*GetRootsRequest) ProtoMessage() {}
 
 func (x *GetRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_roots_proto_msgTypes[0]
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -117,7 +251,7 @@ func (x *GetRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRootsRequest.ProtoReflect.Descriptor instead.
 func (*GetRootsRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{0}
+	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{2}
 }
 
 type WatchRootsRequest struct {
@@ -128,7 +262,7 @@ type WatchRootsRequest struct {
 
 func (x *WatchRootsRequest) Reset() {
 	*x = WatchRootsRequest{}
-	mi := &file_writ_ca_v1_roots_proto_msgTypes[1]
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -140,7 +274,7 @@ func (x *WatchRootsRequest) String() string {
 func (*WatchRootsRequest) ProtoMessage() {}
 
 func (x *WatchRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_roots_proto_msgTypes[1]
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -153,7 +287,7 @@ func (x *WatchRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRootsRequest.ProtoReflect.Descriptor instead.
 func (*WatchRootsRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{1}
+	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{3}
 }
 
 type AbortRotationRequest struct {
@@ -164,7 +298,7 @@ type AbortRotationRequest struct {
 
 func (x *AbortRotationRequest) Reset() {
 	*x = AbortRotationRequest{}
-	mi := &file_writ_ca_v1_roots_proto_msgTypes[2]
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -176,7 +310,7 @@ func (x *AbortRotationRequest) String() string {
 func (*AbortRotationRequest) ProtoMessage() {}
 
 func (x *AbortRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_roots_proto_msgTypes[2]
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -189,7 +323,7 @@ func (x *AbortRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortRotationRequest.ProtoReflect.Descriptor instead.
 func (*AbortRotationRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{2}
+	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{4}
 }
 
 type RotateRootRequest struct {
@@ -207,7 +341,7 @@ type RotateRootRequest struct {
 
 func (x *RotateRootRequest) Reset() {
 	*x = RotateRootRequest{}
-	mi := &file_writ_ca_v1_roots_proto_msgTypes[3]
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -219,7 +353,7 @@ func (x *RotateRootRequest) String() string {
 func (*RotateRootRequest) ProtoMessage() {}
 
 func (x *RotateRootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_roots_proto_msgTypes[3]
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -232,7 +366,7 @@ func (x *RotateRootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRootRequest.ProtoReflect.Descriptor instead.
 func (*RotateRootRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{3}
+	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RotateRootRequest) GetForce() bool {
@@ -275,7 +409,7 @@ type RootsStatus struct {
 
 func (x *RootsStatus) Reset() {
 	*x = RootsStatus{}
-	mi := &file_writ_ca_v1_roots_proto_msgTypes[4]
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -287,7 +421,7 @@ func (x *RootsStatus) String() string {
 func (*RootsStatus) ProtoMessage() {}
 
 func (x *RootsStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_roots_proto_msgTypes[4]
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -300,7 +434,7 @@ func (x *RootsStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootsStatus.ProtoReflect.Descriptor instead.
 func (*RootsStatus) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{4}
+	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RootsStatus) GetSequence() uint64 {
@@ -356,7 +490,7 @@ type Root struct {
 
 func (x *Root) Reset() {
 	*x = Root{}
-	mi := &file_writ_ca_v1_roots_proto_msgTypes[5]
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -368,7 +502,7 @@ func (x *Root) String() string {
 func (*Root) ProtoMessage() {}
 
 func (x *Root) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_roots_proto_msgTypes[5]
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -381,7 +515,7 @@ func (x *Root) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Root.ProtoReflect.Descriptor instead.
 func (*Root) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{5}
+	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Root) GetKeyId() string {
@@ -445,7 +579,7 @@ type Rotation struct {
 
 func (x *Rotation) Reset() {
 	*x = Rotation{}
-	mi := &file_writ_ca_v1_roots_proto_msgTypes[6]
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -457,7 +591,7 @@ func (x *Rotation) String() string {
 func (*Rotation) ProtoMessage() {}
 
 func (x *Rotation) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_roots_proto_msgTypes[6]
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -470,7 +604,7 @@ func (x *Rotation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rotation.ProtoReflect.Descriptor instead.
 func (*Rotation) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{6}
+	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Rotation) GetStep() RotationStep {
@@ -575,7 +709,7 @@ type Hold struct {
 
 func (x *Hold) Reset() {
 	*x = Hold{}
-	mi := &file_writ_ca_v1_roots_proto_msgTypes[7]
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -587,7 +721,7 @@ func (x *Hold) String() string {
 func (*Hold) ProtoMessage() {}
 
 func (x *Hold) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ca_v1_roots_proto_msgTypes[7]
+	mi := &file_writ_ca_v1_roots_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -600,7 +734,7 @@ func (x *Hold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hold.ProtoReflect.Descriptor instead.
 func (*Hold) Descriptor() ([]byte, []int) {
-	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{7}
+	return file_writ_ca_v1_roots_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Hold) GetHolder() string {
@@ -643,7 +777,18 @@ var File_writ_ca_v1_roots_proto protoreflect.FileDescriptor
 const file_writ_ca_v1_roots_proto_rawDesc = "" +
 	"\n" +
 	"\x16writ/ca/v1/roots.proto\x12\n" +
-	"writ.ca.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n" +
+	"writ.ca.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bwrit/ca/v1/revocation.proto\"`\n" +
+	"\x11RevokeRootRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x124\n" +
+	"\x06reason\x18\x02 \x01(\x0e2\x1c.writ.ca.v1.RevocationReasonR\x06reason\"\xb2\x01\n" +
+	"\x12RevokeRootResponse\x126\n" +
+	"\n" +
+	"revocation\x18\x01 \x01(\v2\x16.writ.ca.v1.RevocationR\n" +
+	"revocation\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x18\n" +
+	"\aalready\x18\x03 \x01(\bR\aalready\x12\x16\n" +
+	"\x06active\x18\x04 \x01(\tR\x06active\x12\x16\n" +
+	"\x06behind\x18\x05 \x03(\tR\x06behind\"\x11\n" +
 	"\x0fGetRootsRequest\"\x13\n" +
 	"\x11WatchRootsRequest\"\x16\n" +
 	"\x14AbortRotationRequest\"c\n" +
@@ -692,14 +837,16 @@ const file_writ_ca_v1_roots_proto_rawDesc = "" +
 	"\x1aROTATION_STEP_DISTRIBUTING\x10\x01\x12\x1a\n" +
 	"\x16ROTATION_STEP_DRAINING\x10\x02\x12\x16\n" +
 	"\x12ROTATION_STEP_DONE\x10\x03\x12\x19\n" +
-	"\x15ROTATION_STEP_ABORTED\x10\x042\xa3\x02\n" +
+	"\x15ROTATION_STEP_ABORTED\x10\x042\xf0\x02\n" +
 	"\x05Roots\x12@\n" +
 	"\bGetRoots\x12\x1b.writ.ca.v1.GetRootsRequest\x1a\x17.writ.ca.v1.RootsStatus\x12F\n" +
 	"\n" +
 	"WatchRoots\x12\x1d.writ.ca.v1.WatchRootsRequest\x1a\x17.writ.ca.v1.RootsStatus0\x01\x12D\n" +
 	"\n" +
 	"RotateRoot\x12\x1d.writ.ca.v1.RotateRootRequest\x1a\x17.writ.ca.v1.RootsStatus\x12J\n" +
-	"\rAbortRotation\x12 .writ.ca.v1.AbortRotationRequest\x1a\x17.writ.ca.v1.RootsStatusB1Z/github.com/writ-mesh/writ/proto/writ/ca/v1;capbb\x06proto3"
+	"\rAbortRotation\x12 .writ.ca.v1.AbortRotationRequest\x1a\x17.writ.ca.v1.RootsStatus\x12K\n" +
+	"\n" +
+	"RevokeRoot\x12\x1d.writ.ca.v1.RevokeRootRequest\x1a\x1e.writ.ca.v1.RevokeRootResponseB1Z/github.com/writ-mesh/writ/proto/writ/ca/v1;capbb\x06proto3"
 
 var (
 	file_writ_ca_v1_roots_proto_rawDescOnce sync.Once
@@ -714,44 +861,52 @@ func file_writ_ca_v1_roots_proto_rawDescGZIP() []byte {
 }
 
 var file_writ_ca_v1_roots_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_writ_ca_v1_roots_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_writ_ca_v1_roots_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_writ_ca_v1_roots_proto_goTypes = []any{
 	(RotationStep)(0),             // 0: writ.ca.v1.RotationStep
-	(*GetRootsRequest)(nil),       // 1: writ.ca.v1.GetRootsRequest
-	(*WatchRootsRequest)(nil),     // 2: writ.ca.v1.WatchRootsRequest
-	(*AbortRotationRequest)(nil),  // 3: writ.ca.v1.AbortRotationRequest
-	(*RotateRootRequest)(nil),     // 4: writ.ca.v1.RotateRootRequest
-	(*RootsStatus)(nil),           // 5: writ.ca.v1.RootsStatus
-	(*Root)(nil),                  // 6: writ.ca.v1.Root
-	(*Rotation)(nil),              // 7: writ.ca.v1.Rotation
-	(*Hold)(nil),                  // 8: writ.ca.v1.Hold
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*RevokeRootRequest)(nil),     // 1: writ.ca.v1.RevokeRootRequest
+	(*RevokeRootResponse)(nil),    // 2: writ.ca.v1.RevokeRootResponse
+	(*GetRootsRequest)(nil),       // 3: writ.ca.v1.GetRootsRequest
+	(*WatchRootsRequest)(nil),     // 4: writ.ca.v1.WatchRootsRequest
+	(*AbortRotationRequest)(nil),  // 5: writ.ca.v1.AbortRotationRequest
+	(*RotateRootRequest)(nil),     // 6: writ.ca.v1.RotateRootRequest
+	(*RootsStatus)(nil),           // 7: writ.ca.v1.RootsStatus
+	(*Root)(nil),                  // 8: writ.ca.v1.Root
+	(*Rotation)(nil),              // 9: writ.ca.v1.Rotation
+	(*Hold)(nil),                  // 10: writ.ca.v1.Hold
+	(RevocationReason)(0),         // 11: writ.ca.v1.RevocationReason
+	(*Revocation)(nil),            // 12: writ.ca.v1.Revocation
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
 }
 var file_writ_ca_v1_roots_proto_depIdxs = []int32{
-	6,  // 0: writ.ca.v1.RootsStatus.roots:type_name -> writ.ca.v1.Root
-	7,  // 1: writ.ca.v1.RootsStatus.rotation:type_name -> writ.ca.v1.Rotation
-	7,  // 2: writ.ca.v1.RootsStatus.last:type_name -> writ.ca.v1.Rotation
-	9,  // 3: writ.ca.v1.Root.live_until:type_name -> google.protobuf.Timestamp
-	0,  // 4: writ.ca.v1.Rotation.step:type_name -> writ.ca.v1.RotationStep
-	9,  // 5: writ.ca.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
-	9,  // 6: writ.ca.v1.Rotation.step_since:type_name -> google.protobuf.Timestamp
-	8,  // 7: writ.ca.v1.Rotation.gate:type_name -> writ.ca.v1.Hold
-	8,  // 8: writ.ca.v1.Rotation.skipped:type_name -> writ.ca.v1.Hold
-	9,  // 9: writ.ca.v1.Hold.since:type_name -> google.protobuf.Timestamp
-	9,  // 10: writ.ca.v1.Hold.until:type_name -> google.protobuf.Timestamp
-	1,  // 11: writ.ca.v1.Roots.GetRoots:input_type -> writ.ca.v1.GetRootsRequest
-	2,  // 12: writ.ca.v1.Roots.WatchRoots:input_type -> writ.ca.v1.WatchRootsRequest
-	4,  // 13: writ.ca.v1.Roots.RotateRoot:input_type -> writ.ca.v1.RotateRootRequest
-	3,  // 14: writ.ca.v1.Roots.AbortRotation:input_type -> writ.ca.v1.AbortRotationRequest
-	5,  // 15: writ.ca.v1.Roots.GetRoots:output_type -> writ.ca.v1.RootsStatus
-	5,  // 16: writ.ca.v1.Roots.WatchRoots:output_type -> writ.ca.v1.RootsStatus
-	5,  // 17: writ.ca.v1.Roots.RotateRoot:output_type -> writ.ca.v1.RootsStatus
-	5,  // 18: writ.ca.v1.Roots.AbortRotation:output_type -> writ.ca.v1.RootsStatus
-	15, // [15:19] is the sub-list for method output_type
-	11, // [11:15] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	11, // 0: writ.ca.v1.RevokeRootRequest.reason:type_name -> writ.ca.v1.RevocationReason
+	12, // 1: writ.ca.v1.RevokeRootResponse.revocation:type_name -> writ.ca.v1.Revocation
+	8,  // 2: writ.ca.v1.RootsStatus.roots:type_name -> writ.ca.v1.Root
+	9,  // 3: writ.ca.v1.RootsStatus.rotation:type_name -> writ.ca.v1.Rotation
+	9,  // 4: writ.ca.v1.RootsStatus.last:type_name -> writ.ca.v1.Rotation
+	13, // 5: writ.ca.v1.Root.live_until:type_name -> google.protobuf.Timestamp
+	0,  // 6: writ.ca.v1.Rotation.step:type_name -> writ.ca.v1.RotationStep
+	13, // 7: writ.ca.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
+	13, // 8: writ.ca.v1.Rotation.step_since:type_name -> google.protobuf.Timestamp
+	10, // 9: writ.ca.v1.Rotation.gate:type_name -> writ.ca.v1.Hold
+	10, // 10: writ.ca.v1.Rotation.skipped:type_name -> writ.ca.v1.Hold
+	13, // 11: writ.ca.v1.Hold.since:type_name -> google.protobuf.Timestamp
+	13, // 12: writ.ca.v1.Hold.until:type_name -> google.protobuf.Timestamp
+	3,  // 13: writ.ca.v1.Roots.GetRoots:input_type -> writ.ca.v1.GetRootsRequest
+	4,  // 14: writ.ca.v1.Roots.WatchRoots:input_type -> writ.ca.v1.WatchRootsRequest
+	6,  // 15: writ.ca.v1.Roots.RotateRoot:input_type -> writ.ca.v1.RotateRootRequest
+	5,  // 16: writ.ca.v1.Roots.AbortRotation:input_type -> writ.ca.v1.AbortRotationRequest
+	1,  // 17: writ.ca.v1.Roots.RevokeRoot:input_type -> writ.ca.v1.RevokeRootRequest
+	7,  // 18: writ.ca.v1.Roots.GetRoots:output_type -> writ.ca.v1.RootsStatus
+	7,  // 19: writ.ca.v1.Roots.WatchRoots:output_type -> writ.ca.v1.RootsStatus
+	7,  // 20: writ.ca.v1.Roots.RotateRoot:output_type -> writ.ca.v1.RootsStatus
+	7,  // 21: writ.ca.v1.Roots.AbortRotation:output_type -> writ.ca.v1.RootsStatus
+	2,  // 22: writ.ca.v1.Roots.RevokeRoot:output_type -> writ.ca.v1.RevokeRootResponse
+	18, // [18:23] is the sub-list for method output_type
+	13, // [13:18] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_writ_ca_v1_roots_proto_init() }
@@ -759,13 +914,14 @@ func file_writ_ca_v1_roots_proto_init() {
 	if File_writ_ca_v1_roots_proto != nil {
 		return
 	}
+	file_writ_ca_v1_revocation_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_ca_v1_roots_proto_rawDesc), len(file_writ_ca_v1_roots_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

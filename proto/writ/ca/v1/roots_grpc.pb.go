@@ -25,6 +25,7 @@ const (
 	Roots_WatchRoots_FullMethodName    = "/writ.ca.v1.Roots/WatchRoots"
 	Roots_RotateRoot_FullMethodName    = "/writ.ca.v1.Roots/RotateRoot"
 	Roots_AbortRotation_FullMethodName = "/writ.ca.v1.Roots/AbortRotation"
+	Roots_RevokeRoot_FullMethodName    = "/writ.ca.v1.Roots/RevokeRoot"
 )
 
 // RootsClient is the client API for Roots service.
@@ -42,6 +43,10 @@ type RootsClient interface {
 	RotateRoot(ctx context.Context, in *RotateRootRequest, opts ...grpc.CallOption) (*RootsStatus, error)
 	// AbortRotation takes a new root out again that does not sign yet.
 	AbortRotation(ctx context.Context, in *AbortRotationRequest, opts ...grpc.CallOption) (*RootsStatus, error)
+	// RevokeRoot drops a root whose key may be in other hands, and has everything under
+	// it refused, connections that are open included. If it signs, another one takes
+	// its place at once. It returns when the root is out of the bundle.
+	RevokeRoot(ctx context.Context, in *RevokeRootRequest, opts ...grpc.CallOption) (*RevokeRootResponse, error)
 }
 
 type rootsClient struct {
@@ -101,6 +106,16 @@ func (c *rootsClient) AbortRotation(ctx context.Context, in *AbortRotationReques
 	return out, nil
 }
 
+func (c *rootsClient) RevokeRoot(ctx context.Context, in *RevokeRootRequest, opts ...grpc.CallOption) (*RevokeRootResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeRootResponse)
+	err := c.cc.Invoke(ctx, Roots_RevokeRoot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RootsServer is the server API for Roots service.
 // All implementations must embed UnimplementedRootsServer
 // for forward compatibility.
@@ -116,6 +131,10 @@ type RootsServer interface {
 	RotateRoot(context.Context, *RotateRootRequest) (*RootsStatus, error)
 	// AbortRotation takes a new root out again that does not sign yet.
 	AbortRotation(context.Context, *AbortRotationRequest) (*RootsStatus, error)
+	// RevokeRoot drops a root whose key may be in other hands, and has everything under
+	// it refused, connections that are open included. If it signs, another one takes
+	// its place at once. It returns when the root is out of the bundle.
+	RevokeRoot(context.Context, *RevokeRootRequest) (*RevokeRootResponse, error)
 	mustEmbedUnimplementedRootsServer()
 }
 
@@ -137,6 +156,9 @@ func (UnimplementedRootsServer) RotateRoot(context.Context, *RotateRootRequest) 
 }
 func (UnimplementedRootsServer) AbortRotation(context.Context, *AbortRotationRequest) (*RootsStatus, error) {
 	return nil, status.Error(codes.Unimplemented, "method AbortRotation not implemented")
+}
+func (UnimplementedRootsServer) RevokeRoot(context.Context, *RevokeRootRequest) (*RevokeRootResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeRoot not implemented")
 }
 func (UnimplementedRootsServer) mustEmbedUnimplementedRootsServer() {}
 func (UnimplementedRootsServer) testEmbeddedByValue()               {}
@@ -224,6 +246,24 @@ func _Roots_AbortRotation_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Roots_RevokeRoot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeRootRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RootsServer).RevokeRoot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Roots_RevokeRoot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RootsServer).RevokeRoot(ctx, req.(*RevokeRootRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Roots_ServiceDesc is the grpc.ServiceDesc for Roots service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -242,6 +282,10 @@ var Roots_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "AbortRotation",
 			Handler:    _Roots_AbortRotation_Handler,
+		},
+		{
+			MethodName: "RevokeRoot",
+			Handler:    _Roots_RevokeRoot_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
