@@ -104,6 +104,9 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 	tasks = append(tasks, a.jwt.Run, a.keys.run, a.foreign.Run, a.refusals.run, a.revocations.run, a.revocations.cutOff, a.keeper.follow,
 		func(ctx context.Context) error { return kept.run(ctx, rt.Log) },
 		func(ctx context.Context) error { return a.keepChecking(ctx, &failing, rt) })
+	if others := a.keeper.others; others != nil {
+		tasks = append(tasks, others.run, others.follow, others.followAnnouncements)
+	}
 	return service.RunTasks(ctx, tasks...)
 }
 
@@ -126,6 +129,11 @@ func open(ctx context.Context, c Config, store ledger.Store, inUse bool, m *metr
 		},
 	}
 	a.keeper = newKeeper(c, a)
+	if c.Ledger.shared() {
+		if a.keeper.others, err = openReplicas(a.keeper); err != nil {
+			return nil, err
+		}
+	}
 	if err := a.keeper.openAuthority(ctx, c); err != nil {
 		return nil, err
 	}
@@ -135,7 +143,7 @@ func open(ctx context.Context, c Config, store ledger.Store, inUse bool, m *metr
 	if a.foreign, err = federated.Open(filepath.Join(c.State, foreignDir), c.FederatesWith, log); err != nil {
 		return nil, err
 	}
-	a.keys = newJWTBundle(a, c.Ledger.Postgres != "", c.JWT.KeyTTL.D())
+	a.keys = newJWTBundle(a, c.Ledger.shared(), c.JWT.KeyTTL.D())
 	return a, a.keys.open(ctx)
 }
 

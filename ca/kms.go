@@ -46,7 +46,7 @@ func (k *keeper) firstKMS(ctx context.Context, inUse bool) (*trust, error) {
 	}
 	s := roots.First(roots.Authority{KeyID: root.KeyID(cert), Certificate: cert.Raw, Key: uri})
 	k.remember(s)
-	if err := k.saveState(ctx, s, event{selfActor, "first", s.Active}); err != nil {
+	if err := k.saveState(ctx, s, event{actor: selfActor, step: "first", subject: s.Active}); err != nil {
 		return nil, err
 	}
 	return newTrust(k.spec.TrustDomain, s, service)

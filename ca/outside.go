@@ -126,7 +126,7 @@ func (k *keeper) goOver(o *outside, s roots.State) (next roots.State, trusted bo
 // durable if it is another than before.
 func (k *keeper) resume(ctx context.Context, o *outside, s, before roots.State) (*trust, error) {
 	if s.Sequence != before.Sequence || s.RootOf(o.issuer) != before.RootOf(o.issuer) {
-		if err := k.saveState(ctx, s, event{selfActor, "issuer", o.issuer}); err != nil {
+		if err := k.saveState(ctx, s, event{actor: selfActor, step: "issuer", subject: o.issuer}); err != nil {
 			return nil, err
 		}
 	}
@@ -141,7 +141,7 @@ func (k *keeper) firstOutside(ctx context.Context, o *outside, inUse bool) (*tru
 	}
 	s := o.noted(roots.First(o.authority()))
 	s.Sequence = 1
-	if err := k.saveState(ctx, s, event{selfActor, "first", s.Active}); err != nil {
+	if err := k.saveState(ctx, s, event{actor: selfActor, step: "first", subject: s.Active}); err != nil {
 		return nil, err
 	}
 	return newTrust(k.spec.TrustDomain, s, o.signer)

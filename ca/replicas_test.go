@@ -1,10 +1,9 @@
 package ca
 
 import (
-	"crypto/x509"
-	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -12,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/writ-mesh/writ/ca/ledger/pglog"
 	"github.com/writ-mesh/writ/ca/ledger/pgtest"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
@@ -96,9 +96,9 @@ func TestReplicasShareALedger(t *testing.T) {
 	a.run() // the checkpoint that it kept is that of the ledger
 }
 
-// One authority replaces the root. Another one over the same ledger signs nothing
-// under the root of before from the moment on that the new one is active, not even
-// if it cannot go on; with the new root's key it goes on by itself.
+// One authority replaces the root. Another one over the same ledger is handed the new
+// root's key and signs with it, without anybody's help; nobody signs with a root that was
+// replaced.
 func TestReplicasFollowTheRoots(t *testing.T) {
 	t.Parallel()
 	server := pgtest.Start(t)
@@ -107,35 +107,70 @@ func TestReplicasFollowTheRoots(t *testing.T) {
 	b := replica(t, a)
 	old := activeOf(a.status())
 	a.rotate(&capb.RotateRootRequest{Manual: true})
+	b.step(capb.RotationStep_ROTATION_STEP_DISTRIBUTING)
 	if got := activeOf(b.status()); got != old {
 		t.Fatalf("root %s signs, want %s", got, old)
 	}
 	b.mint(reviewsID)
-	a.rotate(&capb.RotateRootRequest{Manual: true})
+	b.rotate(&capb.RotateRootRequest{Manual: true}) // whichever goes on
 	fresh := activeOf(a.step(capb.RotationStep_ROTATION_STEP_DRAINING))
 	if fresh == old {
 		t.Fatal("the old root signs")
 	}
-	_, der := request(t, "")
-	_, err := b.admin().Mint(t.Context(), &capb.MintRequest{SpiffeId: reviewsID, Csr: der})
-	wantCode(t, err, codes.Unavailable)
-	if err := os.CopyFS(filepath.Join(b.config.State, "roots"), os.DirFS(filepath.Join(a.config.State, "roots"))); err != nil {
+	// Whoever signed under the old one in that moment was not recorded.
+	for _, h := range []*harness{a, b} {
+		h.step(capb.RotationStep_ROTATION_STEP_DRAINING)
+		if got := issuerOf(h.mint(reviewsID).Certificates[0]); got != fresh {
+			t.Errorf("signed by %s, want %s", got, fresh)
+		}
+		path := filepath.Join(h.config.State, "roots", fresh+".key")
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("the key: %v, %v", info, err)
+		}
+	}
+	a.rotate(&capb.RotateRootRequest{Force: true})
+	for _, h := range []*harness{a, b} {
+		h.step(capb.RotationStep_ROTATION_STEP_UNSPECIFIED)
+		h.onlyRoot(fresh)
+	}
+	if got := a.steps(); !slices.Equal(got, []string{"first", "jwt keys", "prepare", "continue", "activate", "continue", "retire"}) {
+		t.Errorf("the ledger has the steps %v", got)
+	}
+	// What was for the rotation went with it.
+	store, err := pglog.Open(t.Context(), pglog.Config{URL: url}, pglog.Options{})
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := filepath.WalkDir(filepath.Join(b.config.State, "roots"), func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() {
-			err = os.Chmod(path, 0o600)
-		}
-		return err
-	}); err != nil {
+	defer store.Close()
+	if docs, err := store.List(t.Context(), heardPrefix); err != nil || len(docs) > 0 {
+		t.Errorf("left behind: %v, %v", docs, err)
+	}
+}
+
+// The gate of a rotation hears the watchers of every replica, whichever they are
+// connected to; those of one that dies in the middle are waited for until they are heard
+// elsewhere.
+func TestGateHearsTheWatchersOfAllReplicas(t *testing.T) {
+	t.Parallel()
+	url := pgtest.Start(t).Schema(t)
+	a := start(t, func(c *Config) { c.Ledger.Postgres = url })
+	b := replica(t, a)
+	old := activeOf(a.status())
+	n1, n2 := a.watcher(nodeID), b.watcher(n2ID)
+	a.rotate(&capb.RotateRootRequest{})
+	n1.says(n1.has(2).GetSequence(), old)
+	first := n2.has(2).GetSequence()
+	n2.says(first-1, old, "sidecar~reviews-1")
+	want := n2ID + " has not acknowledged bundle 2 sidecar~reviews-1"
+	for _, h := range []*harness{a, b} {
+		h.eventually("only n2 holds it up", func() bool { return gateOf(h.status()) == want })
+	}
+	if err := b.stop(); err != nil {
 		t.Fatal(err)
 	}
-	b.eventually("it issues under the new root", func() bool {
-		resp, err := b.admin().Mint(t.Context(), &capb.MintRequest{SpiffeId: reviewsID, Csr: der})
-		if err != nil {
-			return false
-		}
-		cert, err := x509.ParseCertificate(resp.GetChain()[0])
-		return err == nil && issuerOf(cert) == fresh
-	})
+	again := a.watcher(n2ID)
+	again.says(again.has(2).GetSequence(), old)
+	if fresh := activeOf(a.step(capb.RotationStep_ROTATION_STEP_DRAINING)); fresh == old {
+		t.Error("the old root signs")
+	}
 }

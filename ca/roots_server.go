@@ -105,7 +105,7 @@ func (s *rootsServer) audit(ctx context.Context, method string, err error, attrs
 // look judges the gate anew, without going on.
 func (k *keeper) look(ctx context.Context) error {
 	t := k.a.trusted()
-	facts, err := k.facts(ctx)
+	facts, err := k.facts(ctx, t)
 	if err == nil {
 		k.note(t.state, roots.Gate(t.state, facts, k.now()), facts.Leaves)
 	}

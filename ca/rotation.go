@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strconv"
 	"strings"
 	"sync"
@@ -51,6 +52,8 @@ type event struct {
 	step string
 	// subject is the key id that it is about.
 	subject string
+	// with is what else is in the change: documents put and deleted, and versions.
+	with ledger.Change
 }
 
 // keeper keeps the roots: it makes and removes their keys, remembers the state of
@@ -74,6 +77,8 @@ type keeper struct {
 	outside outsideBox
 	// source is where that is from, nil without one.
 	source source
+	// others are the authorities over the same ledger, nil if there are none.
+	others *replicas
 
 	// mu is held during a change of the state.
 	mu      sync.Mutex
@@ -148,13 +153,16 @@ func (k *keeper) saveState(ctx context.Context, s roots.State, e event) error {
 	if err != nil {
 		return fmt.Errorf("state of the roots: %w", err)
 	}
-	version, err := k.store.Commit(ctx, ledger.Change{
-		If: map[string]uint64{rootsDocument: k.version}, Put: map[string][]byte{rootsDocument: data},
+	c := ledger.Change{
+		If: map[string]uint64{rootsDocument: k.version}, Put: map[string][]byte{rootsDocument: data}, Delete: e.with.Delete,
 		Entry: ledger.Entry{
 			Kind: ledger.Rotated, Time: k.now().UTC(), Actor: e.actor, Subject: e.subject,
 			Detail: map[string]string{"step": e.step, "sequence": strconv.FormatUint(s.Sequence, 10)},
 		},
-	})
+	}
+	maps.Copy(c.If, e.with.If)
+	maps.Copy(c.Put, e.with.Put)
+	version, err := k.store.Commit(ctx, c)
 	if err != nil {
 		return fmt.Errorf("state of the roots: %w", err)
 	}
@@ -182,19 +190,34 @@ func (k *keeper) settle(ctx context.Context, t *trust) error {
 }
 
 // change takes the state from f, makes it durable and puts it into force. Nothing
-// that follows can fail the change any more.
+// that follows can fail the change any more. If another authority over the same ledger
+// was faster, f is asked again.
 func (k *keeper) change(ctx context.Context, e *event, f func(roots.State) (roots.State, error)) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	for try := 1; ; try++ {
+		e.with = ledger.Change{}
+		err := k.tryChange(ctx, e, f)
+		if !errors.Is(err, ledger.ErrConflict) || try == rootsTries {
+			return err
+		}
+	}
+}
+
+func (k *keeper) tryChange(ctx context.Context, e *event, f func(roots.State) (roots.State, error)) error {
 	if err := k.reload(ctx); err != nil {
 		return err
 	}
-	s, err := f(k.a.trusted().state)
+	before := k.a.trusted().state
+	s, err := f(before)
 	if err != nil {
 		return err
 	}
 	t, err := k.prepared(ctx, s)
 	if err != nil {
+		return err
+	}
+	if err := k.others.cleared(ctx, e, before, s); err != nil {
 		return err
 	}
 	if err := k.saveState(ctx, s, *e); err != nil {
@@ -241,7 +264,7 @@ func (k *keeper) adoptOthers(ctx context.Context) error {
 // adopt puts a durable state into force and does what follows from it.
 func (k *keeper) adopt(ctx context.Context, t *trust) {
 	old := k.a.trusted()
-	t.version = k.version
+	t.version, t.since = k.version, k.now()
 	k.a.replace(t)
 	for _, cert := range old.bundle.X509Authorities() {
 		if t.bundle.HasX509Authority(cert) {
@@ -283,6 +306,12 @@ func (k *keeper) prepared(ctx context.Context, s roots.State) (*trust, error) {
 
 // rotate begins a rotation, or lets the one under way go on.
 func (k *keeper) rotate(ctx context.Context, by string, how roots.How) error {
+	return k.rotateTo(ctx, by, how, nil)
+}
+
+// rotateTo begins a rotation in which the new key goes to the replicas with those ids
+// only, nil for all; or lets the one under way go on.
+func (k *keeper) rotateTo(ctx context.Context, by string, how roots.How, to []string) error {
 	e := event{actor: by, step: "prepare"}
 	return k.change(ctx, &e, func(s roots.State) (roots.State, error) {
 		if r := s.Rotation; r != nil {
@@ -298,7 +327,10 @@ func (k *keeper) rotate(ctx context.Context, by string, how roots.How) error {
 		if err != nil {
 			return s, err
 		}
-		e.subject = next.KeyID
+		e.step, e.subject = "prepare", next.KeyID
+		if err := k.others.handOver(ctx, &e, s, next, how, to); err != nil {
+			return s, err
+		}
 		return s.Begin(next, by, how, now)
 	})
 }
@@ -347,7 +379,7 @@ func (k *keeper) run(ctx context.Context) error {
 // step looks at the gate and goes on if it is open.
 func (k *keeper) step(ctx context.Context) {
 	t := k.a.trusted()
-	facts, err := k.facts(ctx)
+	facts, err := k.facts(ctx, t)
 	if err != nil {
 		k.failed(ctx, fmt.Errorf("the ledger cannot be read: %w", err))
 		return
@@ -362,7 +394,7 @@ func (k *keeper) step(ctx context.Context) {
 	if r.Step == roots.Draining {
 		step, subject = "retire", r.Old
 	}
-	err = k.change(ctx, &event{selfActor, step, subject}, func(s roots.State) (roots.State, error) {
+	err = k.change(ctx, &event{actor: selfActor, step: step, subject: subject}, func(s roots.State) (roots.State, error) {
 		if s.Sequence != t.state.Sequence || s.Rotation == nil || s.Rotation.Step != r.Step {
 			return s, errMoved
 		}
@@ -440,6 +472,7 @@ func (k *keeper) reported() {
 	k.a.metrics.acknowledged.WithLabelValues("true").Set(float64(current))
 	k.a.metrics.acknowledged.WithLabelValues("false").Set(float64(len(k.reports) - current))
 	k.wake()
+	k.others.news()
 }
 
 func (k *keeper) wake() {
@@ -450,24 +483,31 @@ func (k *keeper) wake() {
 }
 
 // facts are those of now: certificates from the ledger, reports of the watchers.
-func (k *keeper) facts(ctx context.Context) (roots.Facts, error) {
-	var f roots.Facts
+func (k *keeper) facts(ctx context.Context, t *trust) (roots.Facts, error) {
 	// First the reports: one that comes meanwhile is for the next time, one that
 	// ends is a holder that is not connected.
+	f := roots.Facts{Reports: k.watched()}
+	var err error
+	f.Leaves, err = k.leaves(ctx)
+	k.others.tell(t, &f, k.now())
+	k.byRoot(f)
+	return f, err
+}
+
+// watched are the reports of this authority's watchers and of its own.
+func (k *keeper) watched() []roots.Report {
+	var out []roots.Report
 	k.reportsMu.Lock()
 	for r := range k.reports {
 		rep := r.Report
 		rep.Acknowledged = k.a.rootsSequence(rep.Acknowledged)
-		f.Reports = append(f.Reports, rep)
+		out = append(out, rep)
 	}
 	k.reportsMu.Unlock()
 	if own, err := k.ownReport(); err == nil {
-		f.Reports = append(f.Reports, own)
+		out = append(out, own)
 	}
-	var err error
-	f.Leaves, err = k.leaves(ctx)
-	k.byRoot(f)
-	return f, err
+	return out
 }
 
 // ownReport is where the authority itself stands: it uses the bundle by nature, and

@@ -501,8 +501,15 @@ func TestDeathAtEachStepOfARotation(t *testing.T) {
 // reopen starts an authority without its listeners.
 func reopen(t *testing.T, dir string, store ledger.Store) (*Authority, error) {
 	t.Helper()
+	return reopenWith(t, dir, store, func(*Config) {})
+}
+
+// reopenWith starts one with another configuration.
+func reopenWith(t *testing.T, dir string, store ledger.Store, change func(*Config)) (*Authority, error) {
+	t.Helper()
 	c := DefaultConfig()
 	c.TrustDomain, c.State = td.Name(), dir
+	change(&c)
 	_, inUse, err := lastEntry(t.Context(), store)
 	if err != nil {
 		t.Fatal(err)

@@ -41,6 +41,9 @@ func (c LedgerConfig) validate() error {
 	return nil
 }
 
+// shared tells whether other authorities may be over the same ledger.
+func (c LedgerConfig) shared() bool { return c.Postgres != "" }
+
 // openStore opens the ledger; a database that does not answer is waited for. failing
 // tells from then on whether the last change failed.
 func openStore(ctx context.Context, c Config, m *metrics, failing *atomic.Bool, rt *service.Runtime) (ledger.Store, error) {

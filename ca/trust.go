@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -31,8 +32,10 @@ type trust struct {
 	state roots.State
 	// version is that of the state's document.
 	version uint64
-	signer  *signer.Signer
-	bundle  *x509bundle.Bundle
+	// since is when it was put into force here.
+	since  time.Time
+	signer *signer.Signer
+	bundle *x509bundle.Bundle
 	// roots are those of the bundle in DER.
 	roots [][]byte
 	// end is when the first certificate of those above a signed one expires.
@@ -149,7 +152,7 @@ func (k *keeper) open(ctx context.Context, inUse bool) error {
 	if err != nil {
 		return err
 	}
-	t.version = k.version
+	t.version, t.since = k.version, k.now()
 	k.a.replace(t)
 	cert := t.signer.Issuer()
 	k.log.InfoContext(ctx, "root certificate", slog.String("trust_domain", k.spec.TrustDomain.Name()), slog.String("root", t.state.Active),
@@ -206,7 +209,7 @@ func (k *keeper) first(ctx context.Context, inUse bool) (*trust, error) {
 		return nil, err
 	}
 	s := roots.First(roots.Authority{KeyID: root.KeyID(r.Cert), Certificate: r.Cert.Raw})
-	if err := k.saveState(ctx, s, event{selfActor, "first", s.Active}); err != nil {
+	if err := k.saveState(ctx, s, event{actor: selfActor, step: "first", subject: s.Active}); err != nil {
 		return nil, err
 	}
 	return newTrust(k.spec.TrustDomain, s, sign)
@@ -218,24 +221,34 @@ func (k *keeper) loadSigner(ctx context.Context, cert *x509.Certificate) (*signe
 	if sign, err := k.outsideSigner(ctx, cert); sign != nil || err != nil {
 		return sign, err
 	}
-	key, err := root.LoadFurther(k.dir, cert)
-	if errors.Is(err, fs.ErrNotExist) && k.foreign() {
-		return nil, fmt.Errorf("root %s: %w", root.KeyID(cert), errForeign)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		spec := k.spec
-		spec.InUse = true
-		var first *root.Root
-		if first, err = root.Open(ctx, k.dir, spec, k.now()); err != nil {
-			return nil, err
-		}
-		if !first.Cert.Equal(cert) {
-			return nil, fmt.Errorf("the root %s signs, of which %s has no key; restore the directory from a backup, or set authority if the root is not the authority's own", root.KeyID(cert), k.dir)
-		}
-		key = first.Key
-	}
+	key, err := k.ownKey(ctx, cert)
 	if err != nil {
 		return nil, err
 	}
 	return signer.New(ctx, []*x509.Certificate{cert}, key)
+}
+
+// ownKey loads the key of a root of the authority's own from the state directory, or
+// takes it over from the one over the same ledger that made it.
+func (k *keeper) ownKey(ctx context.Context, cert *x509.Certificate) (crypto.Signer, error) {
+	key, err := root.LoadFurther(k.dir, cert)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return key, err
+	}
+	if key, err := k.others.take(ctx, cert); key != nil || err != nil {
+		return key, err
+	}
+	if k.foreign() {
+		return nil, fmt.Errorf("root %s: %w", root.KeyID(cert), errForeign)
+	}
+	spec := k.spec
+	spec.InUse = true
+	first, err := root.Open(ctx, k.dir, spec, k.now())
+	if err != nil {
+		return nil, err
+	}
+	if !first.Cert.Equal(cert) {
+		return nil, fmt.Errorf("the root %s signs, of which %s has no key; restore the directory from a backup, or set authority if the root is not the authority's own", root.KeyID(cert), k.dir)
+	}
+	return first.Key, nil
 }

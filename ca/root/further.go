@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -67,6 +68,42 @@ func LoadFurther(dir string, cert *x509.Certificate) (crypto.Signer, error) {
 		return nil, fmt.Errorf("%s is not the key of the root with that key id; restore it from a backup", path)
 	}
 	return key, nil
+}
+
+// Export gives the key of a further root as it is on disk, for others that are the
+// same authority.
+func Export(dir, keyID string) ([]byte, error) {
+	path := furtherKey(dir, keyID)
+	if _, err := loadKey(path); err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("root key: %w", err)
+	}
+	return data, nil
+}
+
+// Import keeps what Export gave elsewhere as the key of a further root, if it is that.
+func Import(dir string, cert *x509.Certificate, data []byte) (crypto.Signer, error) {
+	block, rest := pem.Decode(data)
+	if block == nil || block.Type != "PRIVATE KEY" || len(rest) > 0 {
+		return nil, errors.New("what was handed over is no key")
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, errors.New("what was handed over is no key") // the cause may hold a part of it
+	}
+	if key, ok := parsed.(crypto.Signer); !ok || !matches(key, cert) {
+		return nil, fmt.Errorf("what was handed over is not the key of the root %s", KeyID(cert))
+	}
+	if err := os.MkdirAll(filepath.Join(dir, furtherDir), 0o700); err != nil {
+		return nil, fmt.Errorf("root key: %w", err)
+	}
+	if err := atomicfile.Write(furtherKey(dir, KeyID(cert)), data, 0o600); err != nil {
+		return nil, err
+	}
+	return LoadFurther(dir, cert)
 }
 
 // Retire removes the key of a root that nothing is signed with any more. It is no

@@ -44,6 +44,20 @@ type Facts struct {
 	Leaves []Leaf
 	// Reports are those of the watchers that are connected.
 	Reports []Report
+	// Replicas are the other authorities over the same ledger that live.
+	Replicas []Replica
+}
+
+// Replica is another authority over the same ledger.
+type Replica struct {
+	// Name is how people are told of it.
+	Name string
+	// Taken: it has put the state of now into force.
+	Taken bool
+	// Lacks is why it could not sign with the new root's key; empty if it could.
+	Lacks string
+	// Since is when it said so, or when it was expected first.
+	Since time.Time
 }
 
 // Hold is a reason why a gate is shut.
@@ -75,6 +89,11 @@ func Gate(s State, f Facts, now time.Time) []Hold {
 	for who, until := range s.Rotation.concerned(f.Leaves, now) {
 		if h, shut := s.Rotation.hold(who, byHolder[who.owner]); shut {
 			h.Until = until
+			holds = append(holds, h)
+		}
+	}
+	for _, r := range f.Replicas {
+		if h, shut := s.Rotation.holdReplica(r); shut {
 			holds = append(holds, h)
 		}
 	}
@@ -124,16 +143,54 @@ func (r *Rotation) hold(who party, reports []Report) (Hold, bool) {
 	}
 	for _, rep := range reports {
 		h := Hold{Holder: who.owner, Proxies: rep.Waiting, Since: rep.Since}
-		switch {
-		case rep.Acknowledged < r.Sequence:
+		switch r.stands(rep) {
+		case behind:
 			h.Reason = fmt.Sprintf("has not acknowledged bundle %d", r.Sequence)
 			return h, true
-		case r.Step == Draining && (slices.Contains(rep.Authorities, r.Old) || slices.Contains(rep.Authorities, "")):
+		case using:
 			h.Reason = "uses certificates of the old root"
 			return h, true
+		case fine:
 		}
 	}
 	return Hold{}, false
+}
+
+// standing is what a report means for the step of a rotation.
+type standing int
+
+const (
+	fine standing = iota
+	// behind: it has not acknowledged the bundle of the step.
+	behind
+	// using: certificates of the old root are in use.
+	using
+)
+
+func (r *Rotation) stands(rep Report) standing {
+	switch {
+	case rep.Acknowledged < r.Sequence:
+		return behind
+	case r.Step == Draining && (slices.Contains(rep.Authorities, r.Old) || slices.Contains(rep.Authorities, "")):
+		return using
+	}
+	return fine
+}
+
+// holdReplica says whether another authority holds the step up: before the new root
+// signs each that lives has to be able to, and what its watchers say counts from when it
+// has the state.
+func (r *Rotation) holdReplica(rep Replica) (Hold, bool) {
+	h := Hold{Holder: rep.Name, Since: rep.Since}
+	switch {
+	case !rep.Taken:
+		h.Reason = "has not taken over where the rotation stands"
+	case r.Step == Distributing && rep.Lacks != "":
+		h.Reason = "cannot sign with the new root: " + rep.Lacks
+	default:
+		return Hold{}, false
+	}
+	return h, true
 }
 
 // May says whether a rotation with that gate goes on by itself now.

@@ -18,6 +18,9 @@ import (
 // them does not wait for ever.
 const maxBatch = 1024
 
+// maxBatchBytes bounds a batch in the same way; the last change of one may go beyond it.
+const maxBatchBytes = 1 << 20
+
 // pace is the least time between the beginnings of two commits while several
 // callers commit at once. A sync costs about 50 microseconds of processor time for
 // however many entries, a sixth of an issuance, so they gather for a moment. A
@@ -45,6 +48,15 @@ type waiting struct {
 	hash   []byte
 	done   chan error
 	err    error
+}
+
+// size is about what the change takes up in a store, in bytes.
+func (w *waiting) size() int {
+	n := len(w.record.Leaf) + len(w.record.Values)
+	for _, value := range w.change.Put {
+		n += len(value)
+	}
+	return n
 }
 
 // New starts a queue. commit makes a batch durable; it is called for one at a time.
@@ -155,11 +167,13 @@ func (q *Queue) fill(batch []*waiting, until time.Time) []*waiting {
 		defer timer.Stop()
 		gathering = timer.C
 	}
-	for len(batch) < maxBatch {
+	size := batch[0].size()
+	for len(batch) < maxBatch && size < maxBatchBytes {
 		w := q.take(gathering)
 		switch {
 		case w != nil:
 			batch = append(batch, w)
+			size += w.size()
 		case gathering != nil:
 			gathering = nil
 		default:

@@ -2,10 +2,8 @@ package pglog
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -15,45 +13,6 @@ import (
 
 // look is how often the follower looks for changes that nobody told of.
 const look = 10 * time.Second
-
-var errStopped = errors.New("stopped")
-
-// mark is how far something has come, for those who wait until it is far enough.
-type mark struct {
-	mu   sync.Mutex
-	at   uint64
-	any  bool
-	step chan struct{} // closed at the next step
-}
-
-func newMark() *mark { return &mark{step: make(chan struct{})} }
-
-func (m *mark) set(at uint64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.at, m.any = at, true
-	close(m.step)
-	m.step = make(chan struct{})
-}
-
-// reach waits until the mark is at least at.
-func (m *mark) reach(ctx context.Context, at uint64, stop <-chan struct{}) error {
-	for {
-		m.mu.Lock()
-		there, step := m.any && m.at >= at, m.step
-		m.mu.Unlock()
-		if there {
-			return nil
-		}
-		select {
-		case <-step:
-		case <-stop:
-			return errStopped
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
 
 // follow keeps the documents in memory as they are in the database, until ctx ends.
 func (l *Log) follow(ctx context.Context, c Config) {
@@ -101,7 +60,7 @@ func (l *Log) listen(ctx context.Context, c Config) error {
 		return err
 	}
 	for {
-		l.followed.set(at)
+		l.followed.Set(at)
 		if err := hear(ctx, conn); err != nil {
 			return err
 		}

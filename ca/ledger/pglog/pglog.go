@@ -61,7 +61,7 @@ type Log struct {
 
 	// docs follow the database for watchers.
 	docs     *docstore.Store
-	followed *mark
+	followed *docstore.Mark
 	stop     context.CancelFunc
 	stopped  chan struct{}
 
@@ -163,7 +163,7 @@ func Open(ctx context.Context, c Config, opts Options) (*Log, error) {
 	}
 	l := &Log{
 		writer: writer, pool: pool, log: opts.Log, cfg: p.ConnConfig, name: fmt.Sprintf("PostgreSQL at %s, database %s", p.ConnConfig.Host, p.ConnConfig.Database),
-		docs: docstore.New(), followed: newMark(), stopped: make(chan struct{}),
+		docs: docstore.New(), followed: docstore.NewMark(), stopped: make(chan struct{}),
 	}
 	if err := l.prepare(ctx); err != nil {
 		writer.Close()

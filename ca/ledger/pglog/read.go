@@ -222,10 +222,7 @@ func (l *Log) Watch(ctx context.Context, prefix string, f func(ledger.Update) er
 	if err != nil {
 		return err
 	}
-	if err := l.followed.reach(ctx, tree.Size(), l.queue.Done()); err != nil {
-		if errors.Is(err, errStopped) {
-			return fmt.Errorf("%w: it is closed", ledger.ErrUnavailable)
-		}
+	if err := l.followed.Reach(ctx, tree.Size(), l.queue.Done()); err != nil {
 		return err
 	}
 	return l.docs.Watch(ctx, l.queue.Done(), prefix, f)
