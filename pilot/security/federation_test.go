@@ -3,6 +3,8 @@ package security
 import (
 	"fmt"
 	"testing"
+
+	"github.com/writ-mesh/writ/pilot/model"
 )
 
 // TestFederationLive: in a mesh that accepts another trust domain, with real Envoys,
@@ -45,7 +47,18 @@ func TestFederationLive(t *testing.T) {
 			m.FederatedDomains = []string{"b.example"}
 			inbounds[fmt.Sprint("case", i)] = inbound{http: compileHTTP(t, m, workload())}
 		}
+		server := &decider{}
+		m := newMesh(t, "")
+		m.FederatedDomains, m.Deciders.RateLimit = []string{"b.example"}, server.serve(t)
+		m.QuotaPolicies = []*model.QuotaPolicy{quotaPolicy("q", false, per(dim("source.namespace")))}
+		inbounds["quota"] = inbound{http: compileHTTP(t, m, workload())}
 		p := start(t, bin, inbounds)
+		for identity, want := range map[string]string{ours: "source.namespace=foo", theirs: "source.namespace=" + quotaNoValue} {
+			p.do("quota", request{identity: identity})
+			if got := server.lastDescriptors(); len(got) != 1 || got[0][2] != want {
+				t.Errorf("%s has the quota %q, want %q", identity, got, want)
+			}
+		}
 		for i, c := range cases {
 			for identity, want := range map[string]bool{ours: c.ours, theirs: c.theirs} {
 				if got := p.do(fmt.Sprint("case", i), request{identity: identity}); (got.status == 200) != want {
