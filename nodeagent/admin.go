@@ -28,6 +28,8 @@ func (s admin) GetStatus(context.Context, *nodeagentpb.GetStatusRequest) (*nodea
 	resp := &nodeagentpb.GetStatusResponse{Node: a.cfg.Node, PilotConnected: a.pilot.Ready(), CaConnected: a.authority.up.Load()}
 	state, _ := a.authority.crlState.Get()
 	resp.Revocation = state.String()
+	seen, _ := a.seen.Get()
+	resp.Ledger = seen.String()
 	issued := make(map[string]*nodeagentpb.WorkloadStatus)
 	for _, w := range a.attestor.Workloads() {
 		counts := a.sds.Counts(w.ProxyID)

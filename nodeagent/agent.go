@@ -24,9 +24,11 @@ import (
 	"github.com/writ-mesh/writ/internal/peercred"
 	"github.com/writ-mesh/writ/internal/rpc"
 	"github.com/writ-mesh/writ/internal/service"
+	"github.com/writ-mesh/writ/internal/witness"
 	"github.com/writ-mesh/writ/internal/xdsclient"
 	"github.com/writ-mesh/writ/nodeagent/attest"
 	"github.com/writ-mesh/writ/nodeagent/lastgood"
+	"github.com/writ-mesh/writ/nodeagent/latest"
 	"github.com/writ-mesh/writ/nodeagent/relay"
 	"github.com/writ-mesh/writ/nodeagent/sds"
 	"github.com/writ-mesh/writ/nodeagent/svid"
@@ -61,6 +63,10 @@ type agent struct {
 	sds       *sds.Server
 	ads       *relay.Server
 	workload  *workloadapi.Server
+	// seen is what this node saw of the authority's ledger; connected has a token when
+	// it is to be looked at again.
+	seen      latest.Value[witness.Seen]
+	connected chan struct{}
 	stopping  chan struct{} // closed when streams have to end
 	stopOnce  sync.Once
 }
@@ -105,7 +111,8 @@ func newAgent(ctx context.Context, cfg Config, rt *service.Runtime) (*agent, err
 	if err := os.MkdirAll(proxies, 0o700); err != nil {
 		return nil, fmt.Errorf("state: %w", err)
 	}
-	a := &agent{cfg: cfg, rt: rt, metrics: newMetrics(rt.Metrics), pilot: new(relay.Pilot), stopping: make(chan struct{})}
+	a := &agent{cfg: cfg, rt: rt, metrics: newMetrics(rt.Metrics), pilot: new(relay.Pilot), connected: make(chan struct{}, 1), stopping: make(chan struct{})}
+	a.openSeen(ctx)
 	a.attestor = attest.New(ctx, attest.Config{Node: cfg.Node, TrustDomain: td, Dir: cfg.State, Wait: cfg.AttestWait.D(), Docker: cfg.dockerSocket(), Kubelet: cfg.Kubelet, Log: rt.Log})
 	a.authority = &authority{td: td, log: rt.Log, report: a.authorityChanged, observeCRLs: a.metrics.setCRLs, asking: make(chan struct{}, jwtParallel)}
 	moved := func() { a.authority.moved.Set(struct{}{}) }
@@ -246,6 +253,7 @@ func (a *agent) connect(ctx context.Context) error {
 		func(ctx context.Context) error { return a.authority.use(ctx, ca) },
 		func(ctx context.Context) error { return a.authority.followForeign(ctx, ca) },
 		a.authority.keepCRLs,
+		func(ctx context.Context) error { return a.watchLedger(ctx, ca) },
 		func(ctx context.Context) error { return a.pilot.Run(ctx, pilot, a.pilotChanged) },
 		func(ctx context.Context) error { return a.followPlacement(ctx, pilot) },
 		func(ctx context.Context) error { return a.followRegistrations(ctx, ca) },
@@ -305,6 +313,7 @@ func (a *agent) authorityChanged(up bool) {
 	a.rt.Log.Info("connection to the authority", slog.Bool("up", up))
 	if up {
 		a.svids.Wake()
+		a.sawAuthority()
 	}
 }
 

@@ -89,6 +89,7 @@ type fakeCA struct {
 
 	registrations fakeRegistrations
 	feed          fakeFeed
+	witness       fakeWitness
 
 	mu     sync.Mutex
 	issued map[string]int
@@ -104,6 +105,7 @@ func newFakeCA(t testing.TB, root *pkitest.Root, node string, life time.Duration
 		capb.RegisterNodeRegistrationsServer(s, &f.registrations)
 		capb.RegisterJWTAuthorityServer(s, f.jwt)
 		capb.RegisterRevocationFeedServer(s, &f.feed)
+		capb.RegisterWitnessServer(s, &f.witness)
 		capb.RegisterFederationServer(s, &f.others)
 		return s
 	})

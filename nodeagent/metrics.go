@@ -25,6 +25,8 @@ type metrics struct {
 	tokens          *prometheus.CounterVec
 	revocations     prometheus.Gauge
 	crlsRejected    prometheus.Gauge
+	ledgerSize      prometheus.Gauge
+	ledgerWrong     prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -50,6 +52,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 	m.revocations = prometheus.NewGauge(prometheus.GaugeOpts{Name: "writ_nodeagent_revocations_sequence", Help: "The number of the authority's list of revocations that came last."})
 	m.crlsRejected = prometheus.NewGauge(prometheus.GaugeOpts{Name: "writ_nodeagent_crls_rejected", Help: "1 while the newest certificate revocation lists are not used because something is wrong with them."})
+	m.ledgerSize = prometheus.NewGauge(prometheus.GaugeOpts{Name: "writ_nodeagent_ledger_size", Help: "Entries of the authority's ledger by the newest checkpoint that was seen."})
+	m.ledgerWrong = prometheus.NewGauge(prometheus.GaugeOpts{Name: "writ_nodeagent_ledger_contradiction", Help: "1 since the authority's ledger did not go on from what was seen of it, else 0."})
 	// Present from the start, so that a rate can be computed from the first event.
 	for _, r := range []string{"acked", "nacked"} {
 		m.pushes.WithLabelValues(r)
@@ -64,7 +68,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		m.connected.WithLabelValues(r)
 	}
 	reg.MustRegister(m.issued, m.failed, m.pushes, m.sdsStreams, m.adsStreams, m.corrected, m.attestations, m.attestationTime, m.connected,
-		m.workloadCalls, m.workloadAnswers, m.tokens, m.revocations, m.crlsRejected)
+		m.workloadCalls, m.workloadAnswers, m.tokens, m.revocations, m.crlsRejected, m.ledgerSize, m.ledgerWrong)
 	return m
 }
 
@@ -123,6 +127,15 @@ func (m *metrics) setCRLs(sequence uint64, used bool) {
 	m.crlsRejected.Set(1)
 	if used {
 		m.crlsRejected.Set(0)
+	}
+}
+
+// setLedger takes down what was seen of the authority's ledger.
+func (m *metrics) setLedger(size uint64, contradiction bool) {
+	m.ledgerSize.Set(float64(size))
+	m.ledgerWrong.Set(0)
+	if contradiction {
+		m.ledgerWrong.Set(1)
 	}
 }
 

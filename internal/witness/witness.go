@@ -23,6 +23,8 @@ import (
 const (
 	// maxFile bounds what is remembered, in bytes.
 	maxFile = 1 << 20
+	// tellRestore is how long a restore that was met is told of.
+	tellRestore = 7 * 24 * time.Hour
 	// skew is by how much the clocks of authority and witness may differ.
 	skew = 10 * time.Minute
 	// restoredKind is that of the entry that says that a ledger was restored.
@@ -154,6 +156,9 @@ func (s Seen) after(answer *capb.ProveContinuationResponse, now time.Time) (Seen
 		return s, err
 	}
 	next.Checkpoint, next.Size, next.At = answer.GetCheckpoint(), newer.Size, now.UTC()
+	if s.Restored != nil && now.Sub(s.Restored.Time) > tellRestore {
+		next.Restored = nil
+	}
 	if newer.goesOnFrom(earlier, answer.GetConsistency()) == nil || s.Checkpoint == "" {
 		return next, nil
 	}

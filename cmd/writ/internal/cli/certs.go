@@ -56,11 +56,11 @@ func certsCommand() *cobra.Command {
 			if len(args) == 0 {
 				return cmd.Help()
 			}
-			return fmt.Errorf("unknown command %q of writ certs: it has ls, show, join-token, register, unregister, registrations, revoke, unrevoke, revocations, export, checkpoint, verify-log, backup and restore", args[0])
+			return fmt.Errorf("unknown command %q of writ certs: it has ls, show, join-token, register, unregister, registrations, revoke, unrevoke, revocations, jwt-keys, export, checkpoint, verify-log, backup and restore", args[0])
 		},
 	}
 	c.AddCommand(certsListCommand(), certsShowCommand(), joinTokenCommand(), registerCommand(), unregisterCommand(), registrationsCommand(),
-		exportCommand(), checkpointCommand(), verifyLogCommand(), backupCommand(), restoreCommand(), revokeCommand(), unrevokeCommand(), revocationsCommand())
+		exportCommand(), checkpointCommand(), verifyLogCommand(), backupCommand(), restoreCommand(), revokeCommand(), unrevokeCommand(), revocationsCommand(), jwtKeysCommand())
 	return c
 }
 

@@ -31,7 +31,12 @@ type logSource struct {
 	// checkpoint is the newest one of the authority, and the key that signs it; both
 	// are empty if there is none.
 	checkpoint, verifier string
-	close                func()
+	// readDocuments gives those that the authority goes by, to be compared with the log;
+	// nil for a file, which has no others.
+	readDocuments func(ctx context.Context, from uint64) (*documentsAudit, error)
+	// witness asks whether the log goes on from what was seen.
+	witness capb.WitnessClient
+	close   func()
 }
 
 // sourceFlags say where a log is.
@@ -62,8 +67,10 @@ func (f *sourceFlags) open(ctx context.Context, args []string) (*logSource, erro
 		return nil, errors.Join(err, conn.Close())
 	}
 	return &logSource{
-		name: "the authority's ledger", checkpoint: cp.GetCheckpoint(), verifier: cp.GetVerifier(),
-		close: func() { _ = conn.Close() },
+		name: "the authority's ledger", checkpoint: cp.GetCheckpoint(), verifier: cp.GetVerifier(), witness: capb.NewWitnessClient(conn),
+		close: func() { _ = conn.Close() }, readDocuments: func(ctx context.Context, from uint64) (*documentsAudit, error) {
+			return readDocuments(ctx, client, from)
+		},
 		each: func(ctx context.Context, f func(ledger.Record) error) error {
 			return readEntries(ctx, client, f)
 		},
@@ -130,6 +137,9 @@ type audited struct {
 	Root string `json:"root,omitempty"`
 	// Checkpoints are those that the log agrees with.
 	Checkpoints []agreed `json:"checkpoints"`
+	// Documents is how many the authority goes by, which are those of the log; unset for
+	// a file.
+	Documents *int `json:"documents,omitempty"`
 	// Problem is what is wrong.
 	Problem string `json:"problem,omitempty"`
 }
@@ -154,7 +164,10 @@ which the checkpoint and its public key are looked for.
 
 A checkpoint is a small text that is signed; writ certs checkpoint prints one. Who
 keeps it, and the public key, on another machine learns of every later change to
-the entries that it is about, whoever made it.`,
+the entries that it is about, whoever made it.
+
+Of an authority that runs, the documents that it goes by (revocations,
+registrations, roots ...) are compared with those that the log makes, too.`,
 		Example: "  writ certs verify-log examples/bookinfo\n  writ certs verify-log --file /var/lib/writ/ca/ledger.log --checkpoint monday.checkpoint --key ledger.pub",
 		Args:    anyDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -223,30 +236,55 @@ func (s *logSource) verify(ctx context.Context, kept string) (*audited, error) {
 		audit.Known = append(audit.Known, cp.Head)
 		answer.Checkpoints = append(answer.Checkpoints, agreed{Of: t.of, Log: cp.Log, Size: cp.Size})
 	}
-	broken := errors.New("broken")
+	if err := s.audit(ctx, &audit, answer); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		answer.Problem, answer.Checkpoints, answer.Documents = err.Error(), []agreed{}, nil
+		return answer, nil
+	}
+	answer.OK = true
+	return answer, nil
+}
+
+// audit reads the whole log, and compares it with what is known of it and with the
+// documents that the authority goes by.
+func (s *logSource) audit(ctx context.Context, known *checkpoint.Audit, answer *audited) error {
+	var documents *documentsAudit
+	if s.readDocuments != nil {
+		// The log has at least what its checkpoint is about.
+		cp, err := checkpoint.Open([]byte(s.checkpoint), s.verifier)
+		if err == nil {
+			documents, err = s.readDocuments(ctx, cp.Size)
+		}
+		if err != nil {
+			return err
+		}
+		n := len(documents.live)
+		answer.Documents = &n
+	}
 	err := s.each(ctx, func(r ledger.Record) error {
-		if err := audit.Add(r); err != nil {
-			answer.Problem = err.Error()
-			return broken
+		if err := known.Add(r); err != nil {
+			return err
 		}
 		answer.Size = r.Index + 1
-		return nil
-	})
-	if ctx.Err() != nil {
-		return nil, ctx.Err()
-	}
-	if err == nil {
-		var head ledger.Head
-		if head, err = audit.End(); err == nil {
-			answer.OK, answer.Root = true, fmt.Sprintf("%x", head.Root)
-			return answer, nil
+		if documents == nil {
+			return nil
 		}
+		return documents.add(r)
+	})
+	if err != nil {
+		return err
 	}
-	if !errors.Is(err, broken) {
-		answer.Problem = err.Error()
+	head, err := known.End()
+	if err != nil {
+		return err
 	}
-	answer.Checkpoints = []agreed{}
-	return answer, nil
+	answer.Root = fmt.Sprintf("%x", head.Root)
+	if documents == nil {
+		return nil
+	}
+	return documents.end()
 }
 
 func (a *audited) print(out io.Writer, name string) error {
@@ -259,6 +297,9 @@ func (a *audited) print(out io.Writer, name string) error {
 	for _, c := range a.Checkpoints {
 		fmt.Fprintf(w, "checkpoint\t%s: the first %d entries are those that %s signed\n", c.Of, c.Size, c.Log)
 	}
+	if a.Documents != nil {
+		fmt.Fprintf(w, "documents\t%d: those that the authority goes by are those of the log\n", *a.Documents)
+	}
 	switch {
 	case !a.OK:
 		fmt.Fprintf(w, "NOT OK\t%s\n", a.Problem)
@@ -268,33 +309,6 @@ func (a *audited) print(out io.Writer, name string) error {
 		fmt.Fprintf(w, "OK\tnothing was altered, removed or put in between\n")
 	}
 	return w.Flush()
-}
-
-func checkpointCommand() *cobra.Command {
-	var from sourceFlags
-	c := &cobra.Command{
-		Use:   "checkpoint [DIR]",
-		Short: "Print a signed checkpoint of the authority's ledger, to be kept elsewhere",
-		Long: `Print a signed note (https://c2sp.org/tlog-checkpoint) about the ledger as it is
-now. Keep it on another machine, with the public key, which is in the file
-ledger.pub in the authority's state directory: writ certs verify-log takes both.`,
-		Example: "  writ certs checkpoint examples/bookinfo > monday.checkpoint",
-		Args:    anyDir,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			source, err := from.open(cmd.Context(), args)
-			if err != nil {
-				return err
-			}
-			defer source.close()
-			if source.checkpoint == "" {
-				return failed(fmt.Errorf("there is no ledger.checkpoint beside %s", source.name))
-			}
-			_, err = io.WriteString(cmd.OutOrStdout(), source.checkpoint)
-			return err
-		},
-	}
-	from.register(c)
-	return c
 }
 
 // exported is a line of `writ certs export -o json`.

@@ -232,9 +232,10 @@ func withRevocations(ctx context.Context, dir, state string, call func(context.C
 	return call(ctx, capb.NewRevocationsClient(conn))
 }
 
-// revocationProblems says if the node agent cannot use the newest revocation lists.
-// Without the agent it is unknown; the rest of a status is told.
-func revocationProblems(ctx context.Context, dir, state string) []*pilotpb.Problem {
+// agentProblems says if the node agent cannot use the newest revocation lists, or saw
+// another ledger than the authority's of now. Without the agent it is unknown; the rest
+// of a status is told.
+func agentProblems(ctx context.Context, dir, state string) []*pilotpb.Problem {
 	conn, err := admin(dir, state, "nodeagent")
 	if err != nil {
 		return nil
@@ -243,10 +244,23 @@ func revocationProblems(ctx context.Context, dir, state string) []*pilotpb.Probl
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	st, err := nodeagentpb.NewAdminClient(conn).GetStatus(ctx, &nodeagentpb.GetStatusRequest{})
-	if err != nil || !strings.HasPrefix(st.GetRevocation(), "rejected") {
+	if err != nil {
 		return nil
 	}
-	return []*pilotpb.Problem{{Severity: "warning", Message: "node " + st.GetNode() + ": revocation: " + st.GetRevocation()}}
+	return problemsOf(st)
+}
+
+func problemsOf(st *nodeagentpb.GetStatusResponse) (out []*pilotpb.Problem) {
+	if strings.HasPrefix(st.GetRevocation(), "rejected") {
+		out = append(out, &pilotpb.Problem{Severity: "warning", Message: "node " + st.GetNode() + ": revocation: " + st.GetRevocation()})
+	}
+	switch l := st.GetLedger(); {
+	case strings.HasPrefix(l, "CONTRADICTION"):
+		out = append(out, &pilotpb.Problem{Severity: "error", Message: "node " + st.GetNode() + ": the authority's ledger: " + l})
+	case strings.Contains(l, "restored from a backup"):
+		out = append(out, &pilotpb.Problem{Severity: "warning", Message: "node " + st.GetNode() + ": the authority's ledger: " + l})
+	}
+	return out
 }
 
 // identities gives "1 identity", "2 identities".

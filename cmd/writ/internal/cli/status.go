@@ -64,7 +64,7 @@ Exit code 0: everything is live and runs; 1: not; 2: cannot tell.`,
 			for _, p := range programs {
 				st.Problems = append(st.Problems, problemOf(p))
 			}
-			st.Problems = append(st.Problems, revocationProblems(cmd.Context(), dir, state)...)
+			st.Problems = append(st.Problems, agentProblems(cmd.Context(), dir, state)...)
 			if o == "json" {
 				data, err := protojson.MarshalOptions{Multiline: true, Indent: "  ", EmitUnpopulated: true}.Marshal(st)
 				if err != nil {
