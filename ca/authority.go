@@ -7,12 +7,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/writ-mesh/writ/ca/acme"
 	"github.com/writ-mesh/writ/ca/csr"
 	"github.com/writ-mesh/writ/ca/federated"
 	"github.com/writ-mesh/writ/ca/jwtsvid"
@@ -31,6 +33,7 @@ const (
 	kindMint  = "mint"
 	kindIstio = "istio"
 	kindSelf  = "self"
+	kindACME       = "acme"
 )
 
 const (
@@ -90,6 +93,19 @@ type order struct {
 	proof ledger.Document
 	// facts are what an attestation saw.
 	facts []string
+	// names make it the certificate of a server outside the mesh, which has them and no
+	// SPIFFE ID.
+	names []string
+	// also adds to the change that records the certificate; nil for nothing.
+	also func(*trust, *x509.Certificate) (ledger.Change, error)
+}
+
+// subject is what the certificate is for.
+func (o order) subject() string {
+	if len(o.names) > 0 {
+		return acme.Subject(o.names)
+	}
+	return o.id.String()
 }
 
 // fulfil has an order filled in, whose kind and requester are known, and issues,
@@ -111,7 +127,7 @@ func (a *Authority) issue(ctx context.Context, o order) (*x509.Certificate, erro
 	if !o.csr.ID.IsZero() && o.csr.ID != o.id {
 		return nil, refuse(invalid, "the certificate request asks for %s, the call for %s", o.csr.ID, o.id)
 	}
-	if !o.id.MemberOf(a.td) {
+	if len(o.names) == 0 && !o.id.MemberOf(a.td) {
 		return nil, refuse(denied, "%s is not in the trust domain %s", o.id, a.td.Name())
 	}
 	if o.kind == kindJoin {
@@ -119,7 +135,7 @@ func (a *Authority) issue(ctx context.Context, o order) (*x509.Certificate, erro
 			return nil, refuse(denied, "%v", err)
 		}
 	}
-	if err := a.revocations.issuable(o.id.String()); err != nil {
+	if err := a.revocations.issuable(o.subject()); err != nil {
 		return nil, err
 	}
 	ttl, err := a.ttl(o)
@@ -151,7 +167,7 @@ func (a *Authority) signed(ctx context.Context, o order, ttl time.Duration) (*x5
 	if err != nil {
 		return nil, t, err
 	}
-	if err := a.record(ctx, t, o, entry(o, cert, now)); err != nil {
+	if err := a.record(ctx, t, o, cert, now); err != nil {
 		return nil, t, err
 	}
 	return cert, t, nil
@@ -187,7 +203,7 @@ func (a *Authority) sign(t *trust, o order, now time.Time, ttl time.Duration) (*
 	if notAfter.After(t.end) {
 		notAfter = t.end
 	}
-	template, err := profile.Leaf(o.id, o.csr.PublicKey, notBefore, notAfter)
+	template, err := o.template(notBefore, notAfter)
 	if err != nil {
 		return nil, refuse(internal, "the certificate could not be made; see the authority's log").because(err)
 	}
@@ -195,20 +211,42 @@ func (a *Authority) sign(t *trust, o order, now time.Time, ttl time.Duration) (*
 	if err != nil {
 		return nil, refuse(internal, "the certificate could not be signed; see the authority's log").because(err)
 	}
-	if err := profile.CheckLeaf(cert, o.id, o.csr.PublicKey, issuer); err != nil {
+	if err := o.check(cert, issuer); err != nil {
 		return nil, refuse(internal, "the signed certificate is not what was ordered; see the authority's log").because(err)
 	}
 	return cert, nil
 }
 
+func (o order) template(notBefore, notAfter time.Time) (*x509.Certificate, error) {
+	if len(o.names) > 0 {
+		return profile.Server(o.names, o.csr.PublicKey, notBefore, notAfter)
+	}
+	return profile.Leaf(o.id, o.csr.PublicKey, notBefore, notAfter)
+}
+
+func (o order) check(cert, issuer *x509.Certificate) error {
+	if len(o.names) > 0 {
+		return profile.CheckServer(cert, o.names, o.csr.PublicKey, issuer)
+	}
+	return profile.CheckLeaf(cert, o.id, o.csr.PublicKey, issuer)
+}
+
 // record writes a certificate down and uses up the proof it was issued for, unless
 // its identity is revoked at that moment, or another authority over the same ledger
 // has changed the roots. Errors are refusals, or errMoved for the roots.
-func (a *Authority) record(ctx context.Context, t *trust, o order, e ledger.Entry) error {
-	c := ledger.Change{Entry: e, If: map[string]uint64{revocation.IdentityKey(o.id.String()): 0, rootsDocument: t.version}}
+func (a *Authority) record(ctx context.Context, t *trust, o order, cert *x509.Certificate, now time.Time) error {
+	c := ledger.Change{Entry: entry(o, cert, now), If: map[string]uint64{revocation.IdentityKey(o.subject()): 0, rootsDocument: t.version}}
 	if o.proof.Key != "" {
 		c.If[o.proof.Key] = o.proof.Version
 		c.Delete = []string{o.proof.Key}
+	}
+	if o.also != nil {
+		more, err := o.also(t, cert)
+		if err != nil {
+			return refuse(internal, "the certificate cannot be recorded; see the authority's log").because(err)
+		}
+		maps.Copy(c.If, more.If)
+		c.Put = more.Put
 	}
 	_, err := a.store.Commit(ctx, c)
 	switch {
@@ -231,7 +269,7 @@ func entry(o order, cert *x509.Certificate, now time.Time) ledger.Entry {
 		Time:      now.UTC(),
 		Actor:     o.requester,
 		Request:   o.kind,
-		Subject:   o.id.String(),
+		Subject:   o.subject(),
 		Serial:    hex.EncodeToString(cert.SerialNumber.Bytes()),
 		Authority: hex.EncodeToString(cert.AuthorityKeyId),
 		NotBefore: cert.NotBefore,
@@ -245,16 +283,16 @@ func entry(o order, cert *x509.Certificate, now time.Time) ledger.Entry {
 // or a token got are always logged; the rest is in the ledger.
 func (a *Authority) answer(ctx context.Context, o order, begin time.Time, cert *x509.Certificate, err error) {
 	a.metrics.answered(o.kind, begin, a.now(), err)
-	attrs := []slog.Attr{slog.String("kind", o.kind), slog.String("requester", o.requester), slog.String("spiffe_id", o.id.String())}
+	attrs := []slog.Attr{slog.String("kind", o.kind), slog.String("requester", o.requester), slog.String("spiffe_id", o.subject())}
 	if err != nil {
-		a.refusals.note(o.kind, o.requester, o.id.String(), err)
+		a.refusals.note(o.kind, o.requester, o.subject(), err)
 		attrs = append(attrs, slog.String("result", string(reasonOf(err))), slog.Any("error", err))
 		a.log.LogAttrs(ctx, slog.LevelWarn, "certificate refused", attrs...)
 		return
 	}
 	level := slog.LevelDebug
 	switch o.kind {
-	case kindJoin, kindMint, kindIstio:
+	case kindJoin, kindMint, kindIstio, kindACME:
 		level = slog.LevelInfo
 	}
 	if a.log.Enabled(ctx, level) {

@@ -22,6 +22,7 @@ import (
 	"github.com/writ-mesh/writ/ca/federated"
 	"github.com/writ-mesh/writ/ca/jwtsvid"
 	"github.com/writ-mesh/writ/ca/ledger"
+	"github.com/writ-mesh/writ/ca/limit"
 	"github.com/writ-mesh/writ/ca/nodeattest"
 	"github.com/writ-mesh/writ/ca/placement"
 	"github.com/writ-mesh/writ/ca/root"
@@ -214,10 +215,18 @@ func listeners(ctx context.Context, c Config, a *Authority, kept *checkpoints, r
 		}
 		tasks = append(tasks, task)
 	}
+	limits := a.limiter(c.Limits, rt.Metrics)
+	if c.ACME.Listen != "" {
+		task, err := serveACME(ctx, c, a, limits, rt)
+		if err != nil {
+			return nil, err
+		}
+		tasks = append(tasks, task)
+	}
 	if c.Listen == "" {
 		return tasks, nil
 	}
-	task, err := serveIssuing(c, a, identity, table, rt)
+	task, err := serveIssuing(c, a, identity, table, limits, rt)
 	if err != nil {
 		return nil, err
 	}
@@ -252,7 +261,7 @@ func serveAdmin(addr string, a *Authority, kept *checkpoints, table *placement.T
 	return func(ctx context.Context) error { return rpc.Serve(ctx, s, l) }, nil
 }
 
-func serveIssuing(c Config, a *Authority, own *own, table *placement.Table, rt *service.Runtime) (func(context.Context) error, error) {
+func serveIssuing(c Config, a *Authority, own *own, table *placement.Table, limits *limit.Limiter, rt *service.Runtime) (func(context.Context) error, error) {
 	srv := &server{a: a, joiner: joiners{tokenJoiner{a}, nodeattest.New(c.Join, a.td, a.now)}, placed: table, wait: c.PlacementWait.D()}
 	tokens, registered := &jwtServer{s: srv}, &nodeRegistrations{s: srv}
 	methods := srv.methods()
@@ -264,7 +273,6 @@ func serveIssuing(c Config, a *Authority, own *own, table *placement.Table, rt *
 	maps.Copy(methods, others.methods())
 	witness := &witnessServer{a: a}
 	maps.Copy(methods, witness.methods())
-	limits := a.limiter(c.Limits, rt.Metrics)
 	s := rpc.NewServer(a.revocations.peers.Track(credentials.NewTLS(own.serverTLS()), a.revocations.admit), methods, rt,
 		grpc.ChainUnaryInterceptor(limits.Unary), grpc.ChainStreamInterceptor(limits.Stream),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(workers), grpc.MaxConcurrentStreams(maxStreams),

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/writ-mesh/writ/ca/acme"
 	"github.com/writ-mesh/writ/ca/bundleendpoint"
 	"github.com/writ-mesh/writ/ca/federated"
 	"github.com/writ-mesh/writ/ca/ledger/filelog"
@@ -81,6 +82,8 @@ type Config struct {
 
 	// JWT says how JWT-SVIDs are issued.
 	JWT JWTConfig `yaml:"jwt"`
+	// ACME says which servers outside the mesh get certificates for DNS names.
+	ACME acme.Config `yaml:"acme"`
 	// CRL says where certificate revocation lists are served.
 	CRL CRLConfig `yaml:"crl"`
 	// BundleEndpoint says where other trust domains get the bundle.
@@ -105,6 +108,7 @@ func DefaultConfig() Config {
 		Authority:     defaultAuthority(),
 
 		BundleEndpoint: bundleendpoint.Default(),
+		ACME:           acme.Default(),
 	}
 }
 
@@ -141,7 +145,7 @@ func (c *Config) Validate() error {
 	if _, ok := listen.Unix(c.Admin); c.Admin != "" && !ok {
 		errs = append(errs, fmt.Errorf("admin: address %q: the admin service is served on a unix socket only (unix:///path)", c.Admin))
 	}
-	errs = append(errs, c.Authority.validate(), c.Join.Validate(), c.Limits.Validate(), c.BundleEndpoint.Validate(), federated.Validate(c.FederatesWith, c.TrustDomain))
+	errs = append(errs, c.Authority.validate(), c.Join.Validate(), c.Limits.Validate(), c.BundleEndpoint.Validate(), c.ACME.Validate(c.MaxTTL.D()), federated.Validate(c.FederatesWith, c.TrustDomain))
 	if err := c.Ledger.validate(); err != nil {
 		errs = append(errs, err)
 	}

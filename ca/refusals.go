@@ -92,7 +92,7 @@ func (r *refusals) note(request, requester, subject string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	bound := &r.named
-	if request == kindJoin {
+	if request == kindJoin || request == kindACME {
 		bound = &r.strangers
 	}
 	if bound.take(entry.Time) {

@@ -17,8 +17,8 @@ import (
 )
 
 // replica starts an authority over the same database and with the same keys as
-// another.
-func replica(t *testing.T, of *harness) *harness {
+// another; change may alter its configuration.
+func replica(t *testing.T, of *harness, change ...func(*Config)) *harness {
 	t.Helper()
 	return start(t, func(c *Config) {
 		c.Ledger = of.config.Ledger
@@ -36,6 +36,9 @@ func replica(t *testing.T, of *harness) *harness {
 			if err := os.WriteFile(filepath.Join(c.State, f.Name()), mustRead(t, filepath.Join(of.config.State, f.Name())), 0o600); err != nil {
 				t.Fatal(err)
 			}
+		}
+		for _, f := range change {
+			f(c)
 		}
 	})
 }

@@ -167,12 +167,15 @@ func (d *database) GetChallenge(ctx context.Context, id, authzID string) (*stepa
 	return ch, nil
 }
 
-// UpdateOrder implements acme.DB: an order expires, or is ready.
+// UpdateOrder implements acme.DB: an order expires, or is ready. One is fulfilled with
+// the record of its certificate (database.fulfilled).
 func (d *database) UpdateOrder(ctx context.Context, o *stepacme.Order) error {
-	return d.update(ctx, o.ID, func(own *order) {
-		if own.Status == stepacme.StatusPending || own.Status == stepacme.StatusReady {
-			own.Status, own.Error = o.Status, o.Error
+	return d.update(ctx, o.ID, func(own *order) bool {
+		if !own.open() || own.Status == stepacme.StatusInvalid || o.Status == stepacme.StatusValid {
+			return false
 		}
+		own.Status, own.Error = o.Status, o.Error
+		return true
 	})
 }
 
@@ -182,10 +185,13 @@ func (d *database) UpdateAuthorization(ctx context.Context, az *stepacme.Authori
 	if !ok {
 		return missing("authorization")
 	}
-	return d.update(ctx, id, func(o *order) {
-		if a := &o.Authorizations[i]; a.Status == stepacme.StatusPending {
-			a.Status = az.Status
+	return d.update(ctx, id, func(o *order) bool {
+		a := &o.Authorizations[i]
+		if a.Status != stepacme.StatusPending {
+			return false
 		}
+		a.Status = az.Status
+		return true
 	})
 }
 
@@ -203,28 +209,31 @@ func (d *database) UpdateChallenge(ctx context.Context, ch *stepacme.Challenge) 
 	if !ok || err != nil {
 		return missing("challenge")
 	}
-	return d.update(ctx, id, func(o *order) {
+	return d.update(ctx, id, func(o *order) bool {
 		a := &o.Authorizations[i]
 		c := &a.Challenges[n]
 		if a.Status != stepacme.StatusPending || c.Status != stepacme.StatusPending {
-			return
+			return false
 		}
 		c.Status, c.Validated, c.Error = ch.Status, ch.ValidatedAt, ch.Error
 		if c.Status == stepacme.StatusValid || c.Status == stepacme.StatusInvalid {
 			a.Status = c.Status
 		}
+		return true
 	})
 }
 
 // update changes an order, also if others do at the same time. change may be called
-// several times.
-func (d *database) update(ctx context.Context, id string, change func(*order)) error {
+// several times, and says whether there is anything to change.
+func (d *database) update(ctx context.Context, id string, change func(*order) bool) error {
 	for range updateTries {
 		o, version, err := d.order(ctx, id)
 		if err != nil {
 			return err
 		}
-		change(o)
+		if !change(o) {
+			return nil
+		}
 		o.settle()
 		version, err = d.put(ctx, orderPrefix+id, version, o, d.entry("order "+string(o.Status), o.Account, o.names()))
 		if err == nil {

@@ -184,8 +184,9 @@ func (v *validator) dial(ctx context.Context, network, addr string) (net.Conn, e
 	if !ok {
 		return nil, fmt.Errorf("port %s is none of the challenges'", port)
 	}
-	if _, err := netip.ParseAddr(host); err != nil {
-		host = strings.TrimSuffix(host, ".") + "." // no search list
+	if _, err := netip.ParseAddr(host); err != nil && strings.Contains(host, ".") {
+		// Without the machine's search list. A name of one label has nothing else.
+		host = strings.TrimSuffix(host, ".") + "."
 	}
 	d := net.Dialer{Resolver: v.resolver, ControlContext: v.control}
 	return d.DialContext(ctx, network, net.JoinHostPort(host, to))
