@@ -6,6 +6,7 @@ package hashtree
 import (
 	"context"
 	"fmt"
+	"math/bits"
 	"slices"
 
 	"github.com/transparency-dev/merkle/compact"
@@ -77,6 +78,34 @@ func At(size uint64, edge [][]byte) (Tree, error) {
 	}
 	return Tree{size: size, edge: edge}, nil
 }
+
+// Resume is a tree of complete pieces, given their hashes, and the leaves behind them,
+// given theirs. It is whole, so that it proves too.
+func Resume(pieces, tail [][]byte) (Tree, error) {
+	t := Tree{size: uint64(len(pieces))*pieceSize + uint64(len(tail)), pieces: pieces, tail: tail}
+	if len(tail) >= pieceSize {
+		return Tree{}, fmt.Errorf("hash tree: %d leaves are not the rest behind pieces of %d", len(tail), pieceSize)
+	}
+	// The largest complete subtrees are those of the binary digits of the numbers.
+	for _, level := range [][][]byte{pieces, tail} {
+		for len(level) > 0 {
+			width := 1 << (bits.Len(uint(len(level))) - 1)
+			hash, err := perfect(level[:width])
+			if err != nil {
+				return Tree{}, err
+			}
+			t.edge, level = append(t.edge, hash), level[width:]
+		}
+	}
+	return t, nil
+}
+
+// PieceSize is how many leaves a piece has.
+const PieceSize = pieceSize
+
+// Pieces are the hashes of the complete pieces; of a tree made by At, of those that are
+// complete since.
+func (t Tree) Pieces() [][]byte { return t.pieces }
 
 // Edge is what At takes.
 func (t Tree) Edge() [][]byte { return t.edge }
