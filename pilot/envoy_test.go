@@ -103,6 +103,12 @@ func (r *running) awaitLive(t testing.TB, number uint64) {
 
 func startEnvoy(t *testing.T, pilotAddr, id, mode, api string) {
 	t.Helper()
+	runEnvoy(t, envoytest.Find(t), pilotAddr, id, mode, api)
+}
+
+// runEnvoy gives what the Envoy writes.
+func runEnvoy(t *testing.T, bin, pilotAddr, id, mode, api string) *proctest.Output {
+	t.Helper()
 	host, port, _ := net.SplitHostPort(pilotAddr)
 	bootstrap := fmt.Sprintf(`
 node:
@@ -128,7 +134,7 @@ static_resources:
 	if err := os.WriteFile(file, []byte(bootstrap), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	envoytest.Run(t, envoytest.Find(t), file)
+	return envoytest.Run(t, bin, file, "--file-flush-interval-msec", "50").Output
 }
 
 func backend(t *testing.T, answer string) string {

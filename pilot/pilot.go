@@ -18,6 +18,7 @@ import (
 	"github.com/writ-mesh/writ/pilot/meshdir"
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/revision"
+	"github.com/writ-mesh/writ/pilot/translate"
 	"github.com/writ-mesh/writ/pilot/xds"
 )
 
@@ -50,7 +51,7 @@ type Options struct {
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
 	Health  *service.Health
-	// XDS overrides timings; Identify, Log and Observer are set by New.
+	// XDS overrides timings; the rest of it is set by New.
 	XDS xds.Options
 }
 
@@ -100,6 +101,8 @@ func newPilot(o Options) (*Pilot, error) {
 	p.openRevoked(o.State)
 	p.tracker = revision.New(p.saved)
 	o.XDS.Identify, o.XDS.Log, o.XDS.Observer = identify, o.Log, p.metrics
+	o.XDS.Old = func(c xds.Client) bool { return c.Envoy && translate.OlderEnvoy(c.Version) }
+	o.XDS.Older = translate.ForOlderEnvoys
 	p.xds = xds.New(o.XDS)
 	p.health.Register("configuration")
 	return p, nil

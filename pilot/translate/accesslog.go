@@ -19,8 +19,8 @@ import (
 // stdout is where access logs go unless MeshConfig.accessLogFile names a file.
 const stdout = "/dev/stdout"
 
-// logFields are the fields of the JSON access log: Istio's, and the two that
-// say who called and which rule refused.
+// logFields are the fields of the JSON access log: Istio's, those that say who called
+// and which rule refused, and the groups of TLS.
 func logFields() map[string]string {
 	return map[string]string{
 		"start_time":                        "%START_TIME%",
@@ -47,8 +47,17 @@ func logFields() map[string]string {
 		"requested_server_name":             "%REQUESTED_SERVER_NAME%",
 		"route_name":                        "%ROUTE_NAME%",
 		"source_principal":                  "%DOWNSTREAM_PEER_URI_SAN%",
+		"downstream_tls_group":              downstreamGroup,
+		"upstream_tls_group":                upstreamGroup,
 	}
 }
+
+// The groups by which the keys of a connection's both sides were agreed on, such as
+// X25519MLKEM768. Envoys before 1.40 know no such operators; see ForOlderEnvoys.
+const (
+	downstreamGroup = "%DOWNSTREAM_TLS_GROUP%"
+	upstreamGroup   = "%UPSTREAM_TLS_GROUP%"
+)
 
 // inboundLogFields are those of requests that arrive at a workload. Routes there
 // rewrite no path: a header that says otherwise is the caller's.

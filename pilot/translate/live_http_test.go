@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/writ-mesh/writ/internal/envoytest"
 	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/pilot/model"
 )
@@ -153,6 +154,9 @@ func TestLiveHTTP(t *testing.T) {
 			t.Errorf("an application's x-writ-denied-by came through: %q", d)
 		}
 		proctest.Until(t, bound, "the inbound log has a line", func() bool { return strings.Contains(m.logs["reviews-v1-1"].String(), `"protocol":"HTTP/2"`) })
+		if log := m.logs["reviews-v1-1"].String(); !strings.Contains(envoytest.Find(t), envoytest.Oldest) && !strings.Contains(log, `"downstream_tls_group":"X25519MLKEM768"`) {
+			t.Errorf("the inbound log does not say by which group the keys were agreed on:\n%s", log)
+		}
 	})
 	t.Run("every form of the name", func(t *testing.T) {
 		for _, host := range []string{"reviews.default", "reviews.default.svc", "reviews.default.svc.cluster.local"} {

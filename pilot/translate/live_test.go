@@ -69,7 +69,7 @@ func (m *liveMesh) start() {
 			m.t.Fatal(err)
 		}
 		path := filepath.Join(m.t.TempDir(), p.Name+".json")
-		writeJSON(m.t, path, staticBootstrap(m.t, s, fmt.Sprintf("%s:%d", p.Address, model.AdminPort), m.ca.secrets(m.t, p)))
+		writeJSON(m.t, path, staticBootstrap(m.t, bin, s, fmt.Sprintf("%s:%d", p.Address, model.AdminPort), m.ca.secrets(m.t, p)))
 		m.logs[p.Name] = envoytest.Run(m.t, bin, path, "--file-flush-interval-msec", "100").Output
 	}
 	for _, p := range m.mesh.Proxies {

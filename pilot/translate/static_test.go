@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -31,7 +32,7 @@ func toJSON(tb testing.TB, m proto.Message) map[string]any {
 // staticBootstrap turns a snapshot into a bootstrap without any server: routes
 // go into their connection managers, endpoints into their clusters. secrets are
 // static TLS secrets; with none, SDS stays as it is.
-func staticBootstrap(tb testing.TB, s *Snapshot, admin string, secrets []any) map[string]any {
+func staticBootstrap(tb testing.TB, bin string, s *Snapshot, admin string, secrets []any) map[string]any {
 	tb.Helper()
 	routes, endpoints := map[string]any{}, map[string]any{}
 	for _, r := range s.Routes {
@@ -54,7 +55,7 @@ func staticBootstrap(tb testing.TB, s *Snapshot, admin string, secrets []any) ma
 		clusters = append(clusters, c)
 	}
 	for _, r := range s.Listeners {
-		listeners = append(listeners, toJSON(tb, r.Message))
+		listeners = append(listeners, toJSON(tb, forEnvoy(tb, bin, r.Message)))
 	}
 	clusters = append(clusters, map[string]any{
 		"name": envoy.AgentCluster, "type": "STATIC", "connectTimeout": "1s",
@@ -74,6 +75,25 @@ func staticBootstrap(tb testing.TB, s *Snapshot, admin string, secrets []any) ma
 		"admin":           map[string]any{"address": map[string]any{"socketAddress": map[string]any{"address": host, "portValue": port}}},
 		"staticResources": resources,
 	}
+}
+
+// forEnvoy gives what that Envoy gets of a resource.
+func forEnvoy(tb testing.TB, bin string, m proto.Message) proto.Message {
+	tb.Helper()
+	if !strings.Contains(bin, "envoy-"+envoytest.Oldest) {
+		return m
+	}
+	body, err := packed(m)
+	if err == nil {
+		body, err = ForOlderEnvoys(body)
+	}
+	if err == nil {
+		m, err = body.UnmarshalNew()
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return m
 }
 
 // inline replaces, in place, references to RDS and (with static secrets) to SDS.
@@ -117,7 +137,7 @@ func validate(t *testing.T, s *Snapshot) {
 	t.Helper()
 	for _, bin := range envoytest.All(t) {
 		path := filepath.Join(t.TempDir(), "bootstrap.json")
-		writeJSON(t, path, staticBootstrap(t, s, "127.0.0.1:0", nil))
+		writeJSON(t, path, staticBootstrap(t, bin, s, "127.0.0.1:0", nil))
 		out, err := exec.CommandContext(t.Context(), bin, "--mode", "validate", "-c", path, "--log-level", "error", "--disable-hot-restart").CombinedOutput()
 		if err != nil {
 			t.Errorf("%s refuses the configuration: %v\n%s", bin, err, out)

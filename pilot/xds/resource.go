@@ -47,6 +47,8 @@ type Resource struct {
 	needs []string
 	// resolves says that Envoy looks a name up before the cluster is usable.
 	resolves bool
+
+	older older[Resource]
 }
 
 // same compares content. Pointers suffice between interned resources; versions
@@ -67,6 +69,8 @@ type Set struct {
 	list []*Resource
 	// needed is what the resources of this set need (see Resource.needs), sorted, each once.
 	needed []string
+
+	older older[Set]
 }
 
 // Len is the number of resources.
@@ -98,7 +102,8 @@ type Config struct {
 	// Node is the node whose agent speaks for the client; empty if it speaks for itself.
 	Node string
 
-	sets map[string]*Set
+	sets  map[string]*Set
+	older older[Config]
 }
 
 // Set returns the resources of a type, nil if there are none.

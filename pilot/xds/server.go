@@ -17,6 +17,7 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/server/sotw/v3"
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 var (
@@ -109,7 +110,11 @@ type Options struct {
 	// Identify says who calls, from the connection and the xDS node of the
 	// first request, or returns a status error to refuse.
 	Identify func(ctx context.Context, node *corev3.Node) (Client, error)
-	Log      *slog.Logger
+	// Old tells whether a client is of an earlier version, nil: none is. Older makes of a
+	// resource what such clients get, the resource itself if that will do.
+	Old   func(Client) bool
+	Older func(resource *anypb.Any) (*anypb.Any, error)
+	Log   *slog.Logger
 	Observer Observer
 	// RemoveDelay is how long clusters and policies that nothing refers to any
 	// more are kept, for requests that are under way: 5 s. Negative: not at all.
@@ -318,7 +323,7 @@ func (s *Server) place(ss *session) {
 		if ss.placement != nil {
 			ss.placement.Stop()
 		}
-		ss.setTarget(c, s.released.Revision)
+		ss.setTarget(s.configFor(ss.client, c), s.released.Revision)
 	case c != nil:
 		ss.end(grpcstatus.Errorf(codes.PermissionDenied, "proxy %s is not placed on node %q", ss.client.ID, ss.client.Node))
 	case ss.client.Dynamic:
@@ -347,7 +352,7 @@ func (s *Server) Adopt(id string, c *Config, revision uint64) {
 	for ss := range s.sessions {
 		if ss.client.ID == id && ss.client.Dynamic {
 			s.adopted[id] = c
-			ss.setTarget(c, revision)
+			ss.setTarget(s.configFor(ss.client, c), revision)
 		}
 	}
 }
