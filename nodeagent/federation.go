@@ -66,6 +66,13 @@ func (a *authority) setForeign(ctx context.Context, list *capb.FederatedBundles)
 		}
 		bounded = append(bounded, e)
 	}
+	if have, _ := a.bounded.Get(); !sds.SameForeign(have, bounded) {
+		names := make([]string, len(bounded))
+		for i, f := range bounded {
+			names[i] = f.TrustDomain
+		}
+		a.log.InfoContext(ctx, "roots of other trust domains", slog.Any("trust_domains", names))
+	}
 	a.foreign.Set(out)
 	a.bounded.Set(bounded)
 }

@@ -60,6 +60,11 @@ func bound(td spiffeid.TrustDomain, root *x509.Certificate) ([][]byte, error) {
 	if !root.BasicConstraintsValid || !root.IsCA {
 		return nil, errors.New("it is no authority's certificate")
 	}
+	for _, id := range root.UnhandledCriticalExtensions { // it may forbid itself something by it
+		if !id.Equal(oidNameConstraints) {
+			return nil, fmt.Errorf("it has the critical extension %s", id)
+		}
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err

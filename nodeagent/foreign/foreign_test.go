@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -288,8 +289,12 @@ func TestBoundRefuses(t *testing.T) {
 	td := spiffeid.RequireTrustDomainFromString("b.example")
 	root := pkitest.NewRoot(t, "b.example")
 	leaf := root.Pair(t, pkitest.Leaf("spiffe://b.example/x", time.Hour)).Leaf
+	strange := newAuthority(t, pkitest.NewKey(t), nil, func(c *x509.Certificate) {
+		c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Critical: true, Value: []byte{5, 0}}}
+	}).cert
 	for name, roots := range map[string][]*x509.Certificate{
 		"no root": nil, "too many roots": make([]*x509.Certificate, maxRoots+1), "a leaf": {leaf}, "a root and a leaf": {root.Cert, leaf},
+		"a root with a condition of its own": {strange},
 	} {
 		if out, err := Bound(td, roots); err == nil {
 			t.Errorf("%s: %.40s", name, out)

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -22,6 +23,11 @@ type Foreign struct {
 	// Roots are in PEM. They have to vouch for names of the trust domain alone: the
 	// validator does not see to that (package foreign).
 	Roots []byte
+}
+
+// SameForeign compares trust domains and versions.
+func SameForeign(a, b []Foreign) bool {
+	return slices.EqualFunc(a, b, func(x, y Foreign) bool { return x.TrustDomain == y.TrustDomain && x.Version == y.Version })
 }
 
 // federatedSecret is for the roots of the own trust domain with their revocation

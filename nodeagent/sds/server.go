@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
-	"slices"
 	"sync"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -262,7 +261,7 @@ func (w *watch) look(wants func(string) bool) (secrets, error) {
 	}
 	foreign, changed := w.cfg.Foreign.Get()
 	w.foreign, w.foreignChanged = foreign, changed
-	if len(w.refusedForeign) > 0 && sameForeign(foreign, w.refusedForeign) {
+	if len(w.refusedForeign) > 0 && SameForeign(foreign, w.refusedForeign) {
 		foreign = []Foreign{}
 	}
 	if wants(NameRoot) && len(bundle) > 0 {
@@ -307,11 +306,6 @@ func (w *watch) refuse() {
 		return
 	}
 	w.refusedForeign = w.foreign
-}
-
-// sameForeign compares trust domains and versions.
-func sameForeign(a, b []Foreign) bool {
-	return slices.EqualFunc(a, b, func(x, y Foreign) bool { return x.TrustDomain == y.TrustDomain && x.Version == y.Version })
 }
 
 func (w *watch) close() {
