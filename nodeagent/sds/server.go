@@ -236,9 +236,9 @@ func (s *Server) answered(ctx context.Context, proxyID string, ev event, detail 
 // watch is one stream's view of the secrets. A certificate is asked for when the
 // client wants it and not before.
 type watch struct {
-	cfg           Config
-	lease         *attest.Lease
-	sub           *svid.Subscription
+	cfg            Config
+	lease          *attest.Lease
+	sub            *svid.Subscription
 	svidChanged    <-chan struct{}
 	bundleChanged  <-chan struct{}
 	crlsChanged    <-chan struct{}
