@@ -22,7 +22,7 @@ import (
 // here. crypto/x509 verifies each, which costs three times as much as making it and
 // was a fifth of an issuance; every node agent verifies what it gets before it uses
 // it. Keys outside, which may do anything, have each verified.
-const verifyEvery = 16
+const verifyEvery = 4
 
 // inMemory is smallstep's authority in software with a shorter way for the one kind
 // of certificate that is made all the time: an X.509-SVID (package profile) for a
