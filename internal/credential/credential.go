@@ -57,6 +57,9 @@ type Config struct {
 	Dir string `yaml:"dir"`
 	// TrustDomain is without scheme.
 	TrustDomain string `yaml:"trust_domain"`
+	// CompliancePolicy pqc takes connections with a post-quantum key exchange only, from
+	// and to other services of Writ. Empty prefers that.
+	CompliancePolicy rpc.CompliancePolicy `yaml:"compliance_policy"`
 }
 
 // Validate checks that the fields that New needs are there.
@@ -74,6 +77,9 @@ func (c Config) Validate() error {
 	}
 	if _, err := spiffeid.TrustDomainFromString(c.TrustDomain); err != nil {
 		return fmt.Errorf("credential: trust_domain %q: %w", c.TrustDomain, err)
+	}
+	if err := c.CompliancePolicy.Validate(); err != nil {
+		return fmt.Errorf("credential: %w", err)
 	}
 	return c.Join.validate()
 }
@@ -468,7 +474,7 @@ func (s *Source) tell() {
 // tls13 completes the configuration of either side: who is revoked is refused in the
 // handshake already, so that he is told.
 func (s *Source) tls13(c *tls.Config) *tls.Config {
-	c.MinVersion = tls.VersionTLS13
+	s.cfg.CompliancePolicy.Apply(c)
 	c.VerifyConnection = func(state tls.ConnectionState) error { return s.admit(state.PeerCertificates) }
 	return c
 }

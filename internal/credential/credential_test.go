@@ -589,6 +589,26 @@ func TestTLS(t *testing.T) {
 			t.Errorf("with a session cache: %v", err)
 		}
 	}
+	// A group of before is taken, unless the policy says otherwise.
+	classical := s.clientTLS(pilotID)
+	classical.CurvePreferences = []tls.CurveID{tls.X25519, tls.CurveP256}
+	if err := handshake(s.serverTLS(), classical); err != nil {
+		t.Errorf("a client without post-quantum groups: %v", err)
+	}
+	cfg := setup(t, a)
+	cfg.CompliancePolicy = "pqc"
+	strict := newSource(t, cfg)
+	if err := handshake(strict.serverTLS(), strict.clientTLS(pilotID)); err != nil {
+		t.Errorf("with the policy pqc: %v", err)
+	}
+	if err := handshake(strict.serverTLS(), classical); err == nil {
+		t.Error("with the policy pqc the server takes another group")
+	}
+	plain := s.serverTLS()
+	plain.CurvePreferences = classical.CurvePreferences
+	if err := handshake(plain, strict.clientTLS(pilotID)); err == nil {
+		t.Error("with the policy pqc the client takes another group")
+	}
 	old := s.clientTLS(pilotID)
 	old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 	if err := handshake(s.serverTLS(), old); err == nil {
@@ -609,6 +629,8 @@ func TestValidate(t *testing.T) {
 		"nothing":          {func(c *Config) { *c = Config{} }, "missing ca, dir, token_file, trust_bundle, trust_domain"},
 		"not a domain":     {func(c *Config) { c.TrustDomain = "Cluster Local" }, `trust_domain "Cluster Local"`},
 		"no folder to use": {func(c *Config) { c.Dir = "" }, "missing dir"},
+		"a policy":         {func(c *Config) { c.CompliancePolicy = "pqc" }, ""},
+		"another policy":   {func(c *Config) { c.CompliancePolicy = "fips" }, `compliance_policy "fips"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := good

@@ -168,12 +168,16 @@ func common(m *model.Mesh, roots string, sans []*tlsv3.SubjectAltNameMatcher, al
 
 // meshTLSParams: TLS 1.3 alone unless MeshConfig.meshMTLS asks for 1.2 as well;
 // the hybrid post-quantum group first, which costs nothing on kept-alive
-// connections and a quarter of a full handshake.
+// connections and a quarter of a full handshake, or alone if MeshConfig.meshMTLS
+// asks for that.
 func meshTLSParams(m *model.Mesh) *tlsv3.TlsParameters {
 	p := &tlsv3.TlsParameters{
 		TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
 		TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
-		EcdhCurves:                []string{"X25519MLKEM768", "X25519", "P-256"},
+		EcdhCurves:                []string{model.PostQuantumGroup, "X25519", "P-256"},
+	}
+	if only := m.Config.GetMeshMTLS().GetEcdhCurves(); len(only) > 0 {
+		p.EcdhCurves = only // package meshdir has checked them
 	}
 	if m.Config.GetMeshMTLS().GetMinProtocolVersion() == meshv1.MeshConfig_TLSConfig_TLSV1_2 {
 		p.TlsMinimumProtocolVersion = tlsv3.TlsParameters_TLSv1_2

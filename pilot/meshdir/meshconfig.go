@@ -12,6 +12,8 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	meshv1 "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/writ-mesh/writ/pilot/model"
 )
 
 // defaultMeshConfig gives what Istio assumes of a mesh whose MeshConfig says
@@ -105,8 +107,12 @@ func checkMeshConfig(c *checker, m *meshv1.MeshConfig) {
 	if d := m.ConnectTimeout.AsDuration(); d > 30*time.Second {
 		c.errorf("connectTimeout", "%s is too long: at most 30s", d)
 	}
-	if m.MeshMTLS.GetEcdhCurves() != nil {
-		c.errorf("meshMTLS.ecdhCurves", "the mesh chooses its own curves: remove it, or set tlsDefaults.ecdhCurves for other traffic")
+	switch curves := m.MeshMTLS.GetEcdhCurves(); {
+	case len(curves) == 0:
+	case !slices.Equal(curves, []string{model.PostQuantumGroup}):
+		c.errorf("meshMTLS.ecdhCurves", "the mesh prefers %s and takes others: remove it, or give %[1]s alone, which requires it; tlsDefaults.ecdhCurves is for other traffic", model.PostQuantumGroup)
+	case m.MeshMTLS.GetMinProtocolVersion() == meshv1.MeshConfig_TLSConfig_TLSV1_2:
+		c.errorf("meshMTLS.ecdhCurves", "%s is of TLS 1.3 alone: remove minProtocolVersion", model.PostQuantumGroup)
 	}
 	switch v := m.MeshMTLS.GetMinProtocolVersion(); v {
 	case meshv1.MeshConfig_TLSConfig_TLS_AUTO, meshv1.MeshConfig_TLSConfig_TLSV1_2, meshv1.MeshConfig_TLSConfig_TLSV1_3:

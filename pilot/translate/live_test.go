@@ -55,12 +55,17 @@ type liveMesh struct {
 	t    *testing.T
 	ca   *authority
 	logs map[string]*proctest.Output
+	// bin is the Envoy to run, Find's if it is empty.
+	bin string
 }
 
 // start runs an Envoy for every proxy and waits until each is live.
 func (m *liveMesh) start() {
 	m.t.Helper()
-	bin := envoytest.Find(m.t)
+	bin := m.bin
+	if bin == "" {
+		bin = envoytest.Find(m.t)
+	}
 	tr := m.translator()
 	m.logs = map[string]*proctest.Output{}
 	for _, p := range m.mesh.Proxies {

@@ -112,9 +112,9 @@ type Options struct {
 	Identify func(ctx context.Context, node *corev3.Node) (Client, error)
 	// Old tells whether a client is of an earlier version, nil: none is. Older makes of a
 	// resource what such clients get, the resource itself if that will do.
-	Old   func(Client) bool
-	Older func(resource *anypb.Any) (*anypb.Any, error)
-	Log   *slog.Logger
+	Old      func(Client) bool
+	Older    func(resource *anypb.Any) (*anypb.Any, error)
+	Log      *slog.Logger
 	Observer Observer
 	// RemoveDelay is how long clusters and policies that nothing refers to any
 	// more are kept, for requests that are under way: 5 s. Negative: not at all.

@@ -80,6 +80,9 @@ func (s *Stack) plan() (plan, error) {
 	}
 	if s.trustDomain == "" {
 		s.trustDomain, s.rootNamespace = w.Config.GetTrustDomain(), w.Config.GetRootNamespace()
+		if len(w.Config.GetMeshMTLS().GetEcdhCurves()) > 0 {
+			s.compliance = "pqc"
+		}
 	}
 	if td := w.Config.GetTrustDomain(); td != s.trustDomain {
 		return plan{}, fmt.Errorf("mesh.yaml: trustDomain has changed from %s to %s: stop the mesh and start it with a new --state", s.trustDomain, td)

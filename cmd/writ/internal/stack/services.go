@@ -47,7 +47,7 @@ type daemon struct {
 func (s *Stack) daemons() []daemon {
 	ca := map[string]any{
 		"trust_domain": s.trustDomain, "state": s.p.file("ca"), "listen": s.caAddr,
-		"admin": s.p.unix("ca-admin"), "pilot": s.pilotAddr,
+		"admin": s.p.unix("ca-admin"), "pilot": s.pilotAddr, "compliance_policy": s.compliance,
 	}
 	if life := s.opts.CertificateLife; life > 0 {
 		ca["workload_ttl"] = life.String()
@@ -80,7 +80,7 @@ func (s *Stack) daemons() []daemon {
 		if d.identity != "" {
 			d.config["credential"] = map[string]any{
 				"ca": s.caAddr, "trust_bundle": s.p.file("ca", "bundle.pem"), "token_file": s.p.file(d.name, "join-token"),
-				"dir": s.p.file(d.name, "identity"), "trust_domain": s.trustDomain,
+				"dir": s.p.file(d.name, "identity"), "trust_domain": s.trustDomain, "compliance_policy": s.compliance,
 			}
 		}
 	}

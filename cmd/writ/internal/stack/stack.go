@@ -32,6 +32,8 @@ type Stack struct {
 	addr *addresses
 	// trustDomain and rootNamespace are from mesh.yaml.
 	trustDomain, rootNamespace string
+	// compliance is the services' compliance_policy: pqc if the mesh requires it.
+	compliance string
 
 	// authority is the authority's configuration beyond what the stack sets.
 	authority map[string]any
