@@ -18,6 +18,7 @@ import (
 	"github.com/writ-mesh/writ/ca/csr"
 	"github.com/writ-mesh/writ/ca/federated"
 	"github.com/writ-mesh/writ/ca/jwtsvid"
+	"github.com/writ-mesh/writ/ca/kubernetes"
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/ledger/checkpoint"
 	"github.com/writ-mesh/writ/ca/profile"
@@ -33,6 +34,8 @@ const (
 	kindMint  = "mint"
 	kindIstio = "istio"
 	kindSelf  = "self"
+	// kindKubernetes is for a Secret of a cluster.
+	kindKubernetes = "kubernetes"
 	kindACME       = "acme"
 )
 
@@ -64,6 +67,8 @@ type Authority struct {
 	jwt     *jwtsvid.Keys
 	keys    *jwtBundle
 	foreign *federated.Bundles
+	// cluster is the Kubernetes cluster, nil without one.
+	cluster *kubernetes.Cluster
 	life    lifetimes
 	now     func() time.Time
 	log     *slog.Logger

@@ -201,12 +201,18 @@ func listeners(ctx context.Context, c Config, a *Authority, kept *checkpoints, r
 		tasks = append(tasks, task)
 	}
 	var identity *own
-	if c.Listen != "" || c.BundleEndpoint.NeedsSVID() {
+	if c.Listen != "" || c.BundleEndpoint.NeedsSVID() || c.Kubernetes.Secrets {
 		if identity, err = newOwn(ctx, a); err != nil {
 			return nil, err
 		}
 		a.own.Store(identity)
 		tasks = append(tasks, identity.run)
+	}
+	if a.cluster = openCluster(c, a, rt.Metrics); a.cluster != nil {
+		tasks = append(tasks, a.cluster.Run)
+		if c.Kubernetes.Registrations != "" {
+			tasks = append(tasks, (&clusterRegistrations{a: a, cluster: a.cluster}).run)
+		}
 	}
 	if c.BundleEndpoint.Listen != "" {
 		task, err := bundleendpoint.Serve(c.BundleEndpoint, a.td, bundleSource{a, c.BundleEndpoint.RefreshHint.D()}, identity, rt.Log)

@@ -12,6 +12,7 @@ import (
 	"github.com/writ-mesh/writ/ca/acme"
 	"github.com/writ-mesh/writ/ca/bundleendpoint"
 	"github.com/writ-mesh/writ/ca/federated"
+	"github.com/writ-mesh/writ/ca/kubernetes"
 	"github.com/writ-mesh/writ/ca/ledger/filelog"
 	"github.com/writ-mesh/writ/ca/limit"
 	"github.com/writ-mesh/writ/ca/nodeattest"
@@ -82,6 +83,8 @@ type Config struct {
 
 	// JWT says how JWT-SVIDs are issued.
 	JWT JWTConfig `yaml:"jwt"`
+	// Kubernetes is the cluster whose service accounts are identities of the mesh.
+	Kubernetes kubernetes.Config `yaml:"kubernetes"`
 	// ACME says which servers outside the mesh get certificates for DNS names.
 	ACME acme.Config `yaml:"acme"`
 	// CRL says where certificate revocation lists are served.
@@ -108,6 +111,7 @@ func DefaultConfig() Config {
 		Authority:     defaultAuthority(),
 
 		BundleEndpoint: bundleendpoint.Default(),
+		Kubernetes:     kubernetes.DefaultConfig(),
 		ACME:           acme.Default(),
 	}
 }
@@ -145,7 +149,10 @@ func (c *Config) Validate() error {
 	if _, ok := listen.Unix(c.Admin); c.Admin != "" && !ok {
 		errs = append(errs, fmt.Errorf("admin: address %q: the admin service is served on a unix socket only (unix:///path)", c.Admin))
 	}
-	errs = append(errs, c.Authority.validate(), c.Join.Validate(), c.Limits.Validate(), c.BundleEndpoint.Validate(), c.ACME.Validate(c.MaxTTL.D()), federated.Validate(c.FederatesWith, c.TrustDomain))
+	errs = append(errs, c.Authority.validate(), c.Join.Validate(), c.Limits.Validate(), c.BundleEndpoint.Validate(), c.ACME.Validate(c.MaxTTL.D()), c.Kubernetes.Validate(), federated.Validate(c.FederatesWith, c.TrustDomain))
+	if c.Kubernetes.Registrations != "" && c.Listen == "" {
+		errs = append(errs, errors.New("kubernetes.registrations: node agents get them at listen, which is not set"))
+	}
 	if err := c.Ledger.validate(); err != nil {
 		errs = append(errs, err)
 	}

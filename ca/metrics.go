@@ -12,7 +12,8 @@ import (
 
 // metrics of the authority.
 type metrics struct {
-	// issued counts requests by kind (join, renew, issue, mint, istio, self) and
+	// issued counts requests by kind (join, renew, issue, mint, istio, self,
+	// kubernetes) and
 	// result (ok or a reason).
 	issued *prometheus.CounterVec
 	// took is the time of a request, waiting for a placement and for the disk

@@ -114,6 +114,31 @@ func (a *Authority) forWorkloads(id spiffeid.ID) bool {
 	return id.MemberOf(a.td) && id.Path() != "" && id.Path() != "/writ" && !strings.HasPrefix(id.Path(), "/writ/")
 }
 
+// registered is the change that makes a registration which is not there.
+func registered(r *placement.Registration, value []byte, actor string, now time.Time) ledger.Change {
+	key := registrationPrefix + r.ID
+	return ledger.Change{
+		If: map[string]uint64{key: 0},
+		Entry: ledger.Entry{
+			Kind: ledger.Registered, Time: now, Actor: actor, Subject: r.SPIFFEID.String(), Facts: r.Facts,
+			Detail: map[string]string{"registration": r.ID, "node": r.Node},
+		},
+		Put: map[string][]byte{key: value},
+	}
+}
+
+// unregistered is the change that drops a registration as it was read.
+func unregistered(d ledger.Document, kept keptRegistration, actor string, now time.Time) ledger.Change {
+	return ledger.Change{
+		If: map[string]uint64{d.Key: d.Version},
+		Entry: ledger.Entry{
+			Kind: ledger.Unregistered, Time: now, Actor: actor, Subject: kept.SPIFFEID,
+			Detail: map[string]string{"registration": strings.TrimPrefix(d.Key, registrationPrefix), "node": kept.Node},
+		},
+		Delete: []string{d.Key},
+	}
+}
+
 // registrationServer implements writ.ca.v1.Registrations.
 type registrationServer struct {
 	capb.UnimplementedRegistrationsServer
@@ -147,15 +172,7 @@ func (s *registrationServer) put(ctx context.Context, req *capb.PutRegistrationR
 	if err != nil {
 		return nil, refuse(internal, "the registration could not be written down; see the authority's log").because(err)
 	}
-	key := registrationPrefix + r.ID
-	_, err = s.a.store.Commit(ctx, ledger.Change{
-		If: map[string]uint64{key: 0},
-		Entry: ledger.Entry{
-			Kind: ledger.Registered, Time: now, Actor: kept.CreatedBy, Subject: kept.SPIFFEID, Facts: r.Facts,
-			Detail: map[string]string{"registration": r.ID, "node": r.Node},
-		},
-		Put: map[string][]byte{key: value},
-	})
+	_, err = s.a.store.Commit(ctx, registered(r, value, kept.CreatedBy, now))
 	switch {
 	case errors.Is(err, ledger.ErrConflict): // it is there already
 		return s.get(ctx, r.ID)
@@ -217,14 +234,7 @@ func (s *registrationServer) drop(ctx context.Context, id string) error {
 	if err != nil {
 		kept.SPIFFEID = "" // what cannot be read can still go
 	}
-	_, err = s.a.store.Commit(ctx, ledger.Change{
-		If: map[string]uint64{d.Key: d.Version},
-		Entry: ledger.Entry{
-			Kind: ledger.Unregistered, Time: s.a.now().UTC(), Actor: administrator(ctx), Subject: kept.SPIFFEID,
-			Detail: map[string]string{"registration": id, "node": kept.Node},
-		},
-		Delete: []string{d.Key},
-	})
+	_, err = s.a.store.Commit(ctx, unregistered(d, kept, administrator(ctx), s.a.now().UTC()))
 	switch {
 	case errors.Is(err, ledger.ErrConflict):
 		return refuse(unavailable, "the registration was changed meanwhile; try again")

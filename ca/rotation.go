@@ -511,7 +511,7 @@ func (k *keeper) watched() []roots.Report {
 }
 
 // ownReport is where the authority itself stands: it uses the bundle by nature, and
-// its own certificate until the next.
+// its own certificate until the next; and it speaks for the Secrets of a cluster.
 func (k *keeper) ownReport() (roots.Report, error) {
 	id, err := identity.Service(k.spec.TrustDomain, identity.CA)
 	if err != nil {
@@ -523,6 +523,7 @@ func (k *keeper) ownReport() (roots.Report, error) {
 			r.Authorities = []string{issuerOf(svid.Certificates[0])}
 		}
 	}
+	k.a.withSecrets(&r)
 	return r, nil
 }
 

@@ -50,6 +50,9 @@ type Cluster struct {
 
 	dir string
 	key *rsa.PrivateKey // of tokens
+	// program and arguments of the API server, and how it runs now.
+	line   []string
+	server *proctest.Process
 }
 
 // Start runs a cluster until t ends. Without the programs the test is skipped: they
@@ -73,22 +76,39 @@ func Start(t testing.TB) *Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := proctest.Start(t, apiserver, "--etcd-servers="+store, "--bind-address=127.0.0.1", "--secure-port="+port,
+	c.line = []string{
+		apiserver, "--etcd-servers=" + store, "--bind-address=127.0.0.1", "--secure-port=" + port,
 		"--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none", "--service-cluster-ip-range=10.96.0.0/16",
-		"--tls-cert-file="+c.path("server.pem"), "--tls-private-key-file="+c.path("server.key"), "--token-auth-file="+c.path("users.csv"),
-		"--service-account-issuer="+Issuer, "--api-audiences="+Issuer,
-		"--service-account-signing-key-file="+c.path("tokens.key"), "--service-account-key-file="+c.path("tokens.pub"),
-		"--authorization-mode=RBAC", "--anonymous-auth=false", "--profiling=false")
+		"--tls-cert-file=" + c.path("server.pem"), "--tls-private-key-file=" + c.path("server.key"), "--token-auth-file=" + c.path("users.csv"),
+		"--service-account-issuer=" + Issuer, "--api-audiences=" + Issuer,
+		"--service-account-signing-key-file=" + c.path("tokens.key"), "--service-account-key-file=" + c.path("tokens.pub"),
+		"--authorization-mode=RBAC", "--anonymous-auth=false", "--profiling=false",
+	}
+	c.run(t)
+	return c
+}
+
+// run starts the API server and waits until it is ready.
+func (c *Cluster) run(t testing.TB) {
+	t.Helper()
+	c.server = proctest.Start(t, c.line[0], c.line[1:]...)
 	proctest.Eventually(t, budget, func() error {
 		select {
-		case <-server.Done():
+		case <-c.server.Done():
 			t.Fatal("kube-apiserver ended")
 		default:
 		}
 		_, err := c.Call(t, http.MethodGet, "/readyz", nil)
 		return err
 	})
-	return c
+}
+
+// Restart kills the API server and starts it again; t has to be that of Start, or live
+// as long.
+func (c *Cluster) Restart(t testing.TB) {
+	t.Helper()
+	c.server.Kill()
+	c.run(t)
 }
 
 // program is one that was built, beside the go.mod file of the checkout.
@@ -164,6 +184,7 @@ func (c *Cluster) must(t testing.TB, method, path string, body, into any) {
 	}
 }
 
+// object is one of the API, or a part of it.
 type object = map[string]any
 
 // created is what is told of a new object.
