@@ -228,6 +228,26 @@ func (r *replicas) handOver(ctx context.Context, e *event, s roots.State, next r
 	return nil
 }
 
+// mayBeCompromised refuses to go on as after a theft with a root whose key was handed
+// over to everybody, who may be the thief.
+func (r *replicas) mayBeCompromised(ctx context.Context, under *roots.Rotation, how roots.How) error {
+	if r == nil || !how.Compromised || under.Compromised || under.Step != roots.Distributing {
+		return nil
+	}
+	doc, err := r.k.store.Get(ctx, parcelPrefix+under.New)
+	if errors.Is(err, ledger.ErrNoDocument) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	parcel, err := handover.ParseParcel(doc.Value)
+	if err == nil && (parcel.Closed || len(parcel.To) < 2) { // itself
+		return nil
+	}
+	return fmt.Errorf("%w: the new root's key was handed over to every replica, and who has the old one's can announce one: writ roots abort, and then writ roots rotate --compromised --replica ID", roots.ErrRefused)
+}
+
 // addLate hands the new root's key over to those who have been announced since the
 // rotation began.
 func (r *replicas) addLate(ctx context.Context, t *trust) error {
@@ -292,7 +312,7 @@ func fits(there []handover.Replica, given int, how roots.How, to []string) error
 	all := strings.Join(names, ", ")
 	switch {
 	case how.Compromised && to == nil && len(there) > 0:
-		return fmt.Errorf("%w: who has the old root's key can announce a replica, and would be handed the new one: name those that are yours (--replica ID, or --replica none); there are %s", roots.ErrRefused, all)
+		return fmt.Errorf("%w: who has the old root's key can announce a replica, and would be handed the new one: name those that are yours (writ roots rotate --compromised --replica ID, or --replica none); there are %s", roots.ErrRefused, all)
 	case given > maxReplicas:
 		return fmt.Errorf("%w: there are %d other replicas, %d are the most", roots.ErrRefused, given, maxReplicas)
 	case len(to) != given && to != nil && !slices.Equal(to, []string{nobody}):

@@ -312,6 +312,16 @@ func TestCompromisedRootIsHandedToThoseNamed(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), b.keeper.others.announced()) || !strings.Contains(err.Error(), thief.keeper.others.announced()) {
 			t.Fatalf("it is not asked who is to have the key: %v", err)
 		}
+		if err := a.keeper.rotate(t.Context(), "admin uid=0", roots.How{Manual: true}); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.keeper.rotate(t.Context(), "admin uid=0", how); err == nil || !strings.Contains(err.Error(), "writ roots abort") {
+			t.Errorf("a root whose key the thief has takes over: %v", err)
+		}
+		if err := a.keeper.abort(t.Context(), "admin uid=0"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute) // fake time
 		if err := a.keeper.rotateTo(t.Context(), "admin uid=0", how, []string{"0123"}); err == nil {
 			t.Error("a replica that is not there was taken")
 		}

@@ -63,8 +63,12 @@ func (s *rootsServer) WatchRoots(_ *capb.WatchRootsRequest, stream grpc.ServerSt
 // RotateRoot implements writ.ca.v1.Roots.
 func (s *rootsServer) RotateRoot(ctx context.Context, req *capb.RotateRootRequest) (*capb.RootsStatus, error) {
 	how := roots.How{Force: req.GetForce(), Compromised: req.GetCompromised(), Manual: req.GetManual()}
-	err := s.a.keeper.rotate(ctx, administrator(ctx), how)
-	s.audit(ctx, "RotateRoot", err, slog.Bool("force", how.Force), slog.Bool("compromised", how.Compromised), slog.Bool("manual", how.Manual))
+	var to []string // nil for all
+	if named := req.GetReplicas(); len(named) > 0 {
+		to = named
+	}
+	err := s.a.keeper.rotateTo(ctx, administrator(ctx), how, to)
+	s.audit(ctx, "RotateRoot", err, slog.Bool("force", how.Force), slog.Bool("compromised", how.Compromised), slog.Bool("manual", how.Manual), slog.Any("replicas", to))
 	return s.after(ctx, err)
 }
 

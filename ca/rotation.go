@@ -316,6 +316,9 @@ func (k *keeper) rotateTo(ctx context.Context, by string, how roots.How, to []st
 	return k.change(ctx, &e, func(s roots.State) (roots.State, error) {
 		if r := s.Rotation; r != nil {
 			e.step, e.subject = "continue", r.New
+			if err := k.others.mayBeCompromised(ctx, r, how); err != nil {
+				return s, err
+			}
 			return s.Continue(how)
 		}
 		if err := k.outside.refusesRotation(); err != nil {

@@ -172,7 +172,14 @@ func (k *keeper) openTrust(ctx context.Context, inUse bool) (*trust, error) {
 		return k.openOutside(ctx, o, s, inUse)
 	}
 	if version == 0 {
-		return k.first(ctx, inUse)
+		t, err := k.first(ctx, inUse)
+		if !errors.Is(err, ledger.ErrConflict) {
+			return t, err
+		}
+		// Another authority over the same ledger was faster.
+		if s, k.version, err = k.loadState(ctx); err != nil {
+			return nil, err
+		}
 	}
 	active, _ := s.Authority(s.Active)
 	cert, err := x509.ParseCertificate(active.Certificate)

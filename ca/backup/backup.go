@@ -31,23 +31,80 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/writ-mesh/writ/ca/ledger"
+	"github.com/writ-mesh/writ/ca/ledger/checkpoint"
 	"github.com/writ-mesh/writ/ca/ledger/filelog"
 )
 
 // sumsFile is the last member of a backup.
 const sumsFile = "SHA256SUMS"
 
+// etcdDir is the folder of a state directory with what a member of a cluster has, which
+// is worth nothing in another one.
+const etcdDir = "etcd"
+
 // attempts is how often the small files are read until none changes meanwhile.
 const attempts = 5
 
 // Write writes a backup of the state directory dir.
 func Write(dir string, w io.Writer) error {
-	sums := make(map[string]string)
-	out := tar.NewWriter(w)
+	if _, err := os.Stat(filepath.Join(dir, etcdDir)); err == nil {
+		return fmt.Errorf("backup: the ledger of the authority in %s is in etcd; name its admin socket (--admin unix:///PATH), over which the ledger is read", dir)
+	}
 	small, size, err := read(dir)
 	if err != nil {
 		return err
 	}
+	return write(small, filepath.Join(dir, filelog.Name), size, w)
+}
+
+// WriteWithLedger writes a backup of the state directory dir of an authority whose
+// ledger is elsewhere and comes from each, into a file beside the backup meanwhile. In
+// the backup it is a file, as that of an authority alone.
+func WriteWithLedger(dir string, each func(func(ledger.Record) error) error, beside string, w io.Writer) (err error) {
+	for range attempts {
+		// The files first: their checkpoint may not be ahead of the ledger.
+		before, err := readSmall(dir)
+		if err != nil {
+			return err
+		}
+		if err := filelog.Create(beside, each); err != nil {
+			return errors.Join(fmt.Errorf("backup: %w", err), removed(beside))
+		}
+		info, err := os.Stat(beside)
+		if err != nil {
+			return fmt.Errorf("backup: %w", err)
+		}
+		after, err := readSmall(dir)
+		if err == nil && len(before) > 0 && same(before, after, checkpoint.File) {
+			return errors.Join(write(before, beside, info.Size(), w), removed(beside))
+		}
+		if err := errors.Join(err, removed(beside)); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("backup: the files in %s change all the time, or there are none; try again", dir)
+}
+
+func removed(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// same tells whether files are the same, but for one.
+func same(before, after map[string]small, but string) bool {
+	before, after = maps.Clone(before), maps.Clone(after)
+	delete(before, but)
+	delete(after, but)
+	return maps.EqualFunc(before, after, func(a, b small) bool { return a.mode == b.mode && bytes.Equal(a.data, b.data) })
+}
+
+// write writes the files, and size bytes of the ledger, if that is not negative.
+func write(small map[string]small, log string, size int64, w io.Writer) error {
+	sums := make(map[string]string)
+	out := tar.NewWriter(w)
 	for _, name := range slices.Sorted(maps.Keys(small)) {
 		f := small[name]
 		if err := add(out, sums, name, f.mode, int64(len(f.data)), bytes.NewReader(f.data)); err != nil {
@@ -55,12 +112,12 @@ func Write(dir string, w io.Writer) error {
 		}
 	}
 	if size >= 0 {
-		log, err := os.Open(filepath.Join(dir, filelog.Name))
+		f, err := os.Open(log)
 		if err != nil {
 			return fmt.Errorf("backup: %w", err)
 		}
-		defer func() { _ = log.Close() }() // read only
-		if err := add(out, sums, filelog.Name, 0o600, size, io.NewSectionReader(log, 0, size)); err != nil {
+		defer func() { _ = f.Close() }() // read only
+		if err := add(out, sums, filelog.Name, 0o600, size, io.NewSectionReader(f, 0, size)); err != nil {
 			return err
 		}
 	}
@@ -125,6 +182,9 @@ func read(dir string) (files map[string]small, size int64, err error) {
 func readSmall(dir string) (map[string]small, error) {
 	files := make(map[string]small)
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && path == filepath.Join(dir, etcdDir) {
+			return filepath.SkipDir
+		}
 		if err != nil || d.IsDir() {
 			return err
 		}
@@ -155,5 +215,5 @@ func readSmall(dir string) (map[string]small, error) {
 // what is being written, or what was cut off.
 func kept(name string) bool {
 	base := filepath.Base(name)
-	return name != filelog.Name && base != "lock" && !strings.HasPrefix(base, ".") && !strings.HasSuffix(base, ".torn")
+	return name != filelog.Name && base != "lock" && !strings.HasPrefix(base, ".") && !strings.HasSuffix(base, ".torn") && !strings.HasSuffix(base, ".imported")
 }

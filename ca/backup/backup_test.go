@@ -169,6 +169,53 @@ func TestWithoutALedger(t *testing.T) {
 	}
 }
 
+// The ledger of a cluster comes from its authority, and is a file from then on; what the
+// member has is not in the backup.
+func TestLedgerOfACluster(t *testing.T) {
+	from := state(t, 5)
+	var records []ledger.Record
+	log, err := filelog.Open(filepath.Join(from, filelog.Name), filelog.Options{})
+	must(t, err)
+	must(t, log.Each(t.Context(), 0, func(r ledger.Record) error {
+		records = append(records, ledger.Record{Index: r.Index, Leaf: bytes.Clone(r.Leaf), Values: bytes.Clone(r.Values)})
+		return nil
+	}))
+	must(t, errors.Join(log.Close(), os.Remove(filepath.Join(from, filelog.Name))))
+	must(t, os.MkdirAll(filepath.Join(from, "etcd", "member"), 0o700))
+	must(t, os.WriteFile(filepath.Join(from, "etcd", "member", "db"), []byte("x"), 0o600))
+	if err := backup.Write(from, new(bytes.Buffer)); err == nil || !strings.Contains(err.Error(), "--admin") {
+		t.Errorf("a backup without the ledger: %v", err)
+	}
+	each := func(f func(ledger.Record) error) error {
+		for _, r := range records {
+			if err := f(r); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	beside := filepath.Join(t.TempDir(), "l")
+	var out bytes.Buffer
+	must(t, backup.WriteWithLedger(from, each, beside, &out))
+	if _, err := os.Stat(beside); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("left beside: %v", err)
+	}
+	to := filepath.Join(t.TempDir(), "ca")
+	_, err = backup.Restore(t.Context(), &out, to, now)
+	must(t, err)
+	restored(t, to)
+	if _, err := os.Stat(filepath.Join(to, "etcd")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a member's data was restored: %v", err)
+	}
+	records = records[1:]
+	if err := backup.WriteWithLedger(from, each, beside, new(bytes.Buffer)); err == nil {
+		t.Error("a ledger without its first entry was backed up")
+	}
+	if _, err := os.Stat(beside); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("left beside: %v", err)
+	}
+}
+
 // Whatever is wrong with a backup, or with where it is to go, nothing is left behind.
 func TestBadBackup(t *testing.T) {
 	good := write(t, state(t, 3))

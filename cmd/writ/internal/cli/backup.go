@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,21 +12,23 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/writ-mesh/writ/ca/backup"
+	"github.com/writ-mesh/writ/ca/ledger"
+	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
 func backupCommand() *cobra.Command {
-	var dir string
+	var dir, socket string
 	c := &cobra.Command{
 		Use:   "backup FILE",
 		Short: "Copy an authority's keys and ledger into one file",
 		Long: `Copy the state directory of an authority, which may run meanwhile, into one file of
 mode 0600, in one step. It holds the root key: whoever reads it is the authority. An
 authority whose ledger is in PostgreSQL has its keys here, and the database wants a
-backup of its own.`,
-		Example: "  writ certs backup --ca-state /var/lib/writ/ca /backup/ca-monday.tar",
+backup of its own; that of one in etcd is read over the admin socket (--admin).`,
+		Example: "  writ certs backup --ca-state /var/lib/writ/ca /backup/ca-monday.tar\n  writ certs backup --ca-state /var/lib/writ/ca --admin unix:///run/writ/ca.sock /backup/ca-monday.tar",
 		Args:    arguments(1, 1, "one file that is not there yet"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := writeBackup(dir, args[0]); err != nil {
+			if err := writeBackup(cmd.Context(), dir, socket, args[0]); err != nil {
 				return failed(err)
 			}
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s is in %s\n", dir, args[0])
@@ -33,12 +36,13 @@ backup of its own.`,
 		},
 	}
 	c.Flags().StringVar(&dir, "ca-state", "", "the state `directory` of the authority (that of writ up is DIR/.writ/ca)")
+	c.Flags().StringVar(&socket, "admin", "", "read the ledger from the authority with this admin `socket`, unix:///path")
 	_ = c.MarkFlagRequired("ca-state") // the flag is there
 	return c
 }
 
 // writeBackup makes the file whole or not at all.
-func writeBackup(dir, file string) error {
+func writeBackup(ctx context.Context, dir, socket, file string) error {
 	if _, err := os.Lstat(file); err == nil {
 		return fmt.Errorf("%s is there already; name a new file", file)
 	}
@@ -46,7 +50,11 @@ func writeBackup(dir, file string) error {
 	if err != nil {
 		return err
 	}
-	err = backup.Write(dir, staging)
+	if socket == "" {
+		err = backup.Write(dir, staging)
+	} else {
+		err = backupOver(ctx, socket, dir, staging)
+	}
 	err = errors.Join(err, staging.Sync(), staging.Close())
 	if err == nil {
 		err = os.Rename(staging.Name(), file)
@@ -55,6 +63,18 @@ func writeBackup(dir, file string) error {
 		return errors.Join(err, os.Remove(staging.Name()))
 	}
 	return nil
+}
+
+// backupOver writes a backup with the ledger as the authority gives it.
+func backupOver(ctx context.Context, socket, dir string, to *os.File) error {
+	conn, err := (&sourceFlags{socket: socket}).dial(nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }() // read only
+	client := capb.NewLedgerClient(conn)
+	each := func(f func(ledger.Record) error) error { return readEntries(ctx, client, f) }
+	return backup.WriteWithLedger(dir, each, to.Name()+".ledger", to)
 }
 
 func restoreCommand() *cobra.Command {

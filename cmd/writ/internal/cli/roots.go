@@ -176,6 +176,7 @@ aborted.`,
 	f.BoolVar(&req.Force, "force", false, "wait for nobody; who was not waited for is told")
 	f.BoolVar(&req.Compromised, "compromised", false, "the old root's key may be in other hands: wait for nobody and drop it at once")
 	f.BoolVar(&req.Manual, "manual", false, "stop before each step until this is called again")
+	f.StringSliceVar(&req.Replicas, "replica", nil, "hand the new key over to the authority over the same ledger with this `id` only, or to \"none\" (default to all; with --compromised name them)")
 	return c
 }
 

@@ -334,7 +334,10 @@ type RotateRootRequest struct {
 	// dropped in the step in which the new one begins to sign.
 	Compromised bool `protobuf:"varint,2,opt,name=compromised,proto3" json:"compromised,omitempty"`
 	// Stop at each open gate until this is called again.
-	Manual        bool `protobuf:"varint,3,opt,name=manual,proto3" json:"manual,omitempty"`
+	Manual bool `protobuf:"varint,3,opt,name=manual,proto3" json:"manual,omitempty"`
+	// The ids of the other authorities over the same ledger that the new root's key is
+	// handed over to, or "none"; empty for all. With compromised they have to be named.
+	Replicas      []string `protobuf:"bytes,4,rep,name=replicas,proto3" json:"replicas,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -388,6 +391,13 @@ func (x *RotateRootRequest) GetManual() bool {
 		return x.Manual
 	}
 	return false
+}
+
+func (x *RotateRootRequest) GetReplicas() []string {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
 }
 
 type RootsStatus struct {
@@ -791,11 +801,12 @@ const file_writ_ca_v1_roots_proto_rawDesc = "" +
 	"\x06behind\x18\x05 \x03(\tR\x06behind\"\x11\n" +
 	"\x0fGetRootsRequest\"\x13\n" +
 	"\x11WatchRootsRequest\"\x16\n" +
-	"\x14AbortRotationRequest\"c\n" +
+	"\x14AbortRotationRequest\"\x7f\n" +
 	"\x11RotateRootRequest\x12\x14\n" +
 	"\x05force\x18\x01 \x01(\bR\x05force\x12 \n" +
 	"\vcompromised\x18\x02 \x01(\bR\vcompromised\x12\x16\n" +
-	"\x06manual\x18\x03 \x01(\bR\x06manual\"\xc7\x01\n" +
+	"\x06manual\x18\x03 \x01(\bR\x06manual\x12\x1a\n" +
+	"\breplicas\x18\x04 \x03(\tR\breplicas\"\xc7\x01\n" +
 	"\vRootsStatus\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12&\n" +
 	"\x05roots\x18\x02 \x03(\v2\x10.writ.ca.v1.RootR\x05roots\x120\n" +
