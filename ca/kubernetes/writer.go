@@ -29,7 +29,7 @@ const (
 	// timers stand still while a machine sleeps.
 	tick = time.Second
 	// replaceWithin is how soon, at random, certificates are replaced when another
-	// authority signs, as node agents do.
+	// authority signs, as node agents do; but within a twentieth of their life.
 	replaceWithin = 30 * time.Second
 	// retryMin and retryMax bound the pause before a Secret is tried again.
 	retryMin = time.Second
@@ -219,8 +219,9 @@ func (k *kept) needs(seen metadata, is bool, t Trust, now time.Time) bool {
 // replace decides whether the certificate is due: half of its life is over, it is not
 // valid yet since the clock went back, or another authority signs since a moment.
 func (k *kept) replace(t Trust, now time.Time) bool {
-	if hex.EncodeToString(k.leaf.AuthorityKeyId) != t.Authority && k.renew.After(now.Add(replaceWithin)) {
-		k.renew = now.Add(rand.N(replaceWithin)) //nolint:gosec // spreads
+	within := min(replaceWithin, k.leaf.NotAfter.Sub(k.leaf.NotBefore)/20)
+	if hex.EncodeToString(k.leaf.AuthorityKeyId) != t.Authority && k.renew.After(now.Add(within)) {
+		k.renew = now.Add(rand.N(within + 1)) //nolint:gosec // spreads
 	}
 	return now.Before(k.leaf.NotBefore) || !now.Before(k.renew)
 }
