@@ -4,7 +4,7 @@
 // (user + system, /proc/PID/stat), which a busy neighbour does not change much,
 // and the ratio of ours to the floor. It never fails a build by itself.
 //
-//	go run ./bench [-only authz,ratelimit,issuance,idle,registration,agent,configuration] [-bin ./bin]
+//	go run ./bench [-only authz,ratelimit,issuance,idle,registration,agent,revocation,configuration] [-bin ./bin]
 //
 // It starts the real binaries and, where a row needs them, a real redis-server and
 // real Envoys.
@@ -51,7 +51,7 @@ type benchmark struct {
 }
 
 func benchmarks() []benchmark {
-	return []benchmark{{"authz", authz}, {"ratelimit", ratelimit}, {"issuance", issuance}, {"idle", idle}, {"registration", registration}, {"agent", agent}, {"configuration", configuration}}
+	return []benchmark{{"authz", authz}, {"ratelimit", ratelimit}, {"issuance", issuance}, {"idle", idle}, {"registration", registration}, {"agent", agent}, {"revocation", revocation}, {"configuration", configuration}}
 }
 
 func main() {
@@ -67,7 +67,7 @@ func main() {
 func run(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	o := options{log: os.Stderr}
-	only := fs.String("only", "", "comma separated `rows`: authz, ratelimit, issuance, idle, registration, agent, configuration")
+	only := fs.String("only", "", "comma separated `rows`: authz, ratelimit, issuance, idle, registration, agent, revocation, configuration")
 	be := fs.String("be", "", "be a floor process, grpc or sign, or a workload (used by bench itself)")
 	listen := fs.String("listen", "", "the floor's `address`, or that of the workload's node agent")
 	fs.StringVar(&o.bin, "bin", "bin", "`folder` with the binaries")

@@ -102,19 +102,17 @@ func agent(ctx context.Context, o options) ([]row, error) {
 	}
 	defer floor.stop()
 	var rows []row
-	least, err := attestations(ctx, o, w, task{Kind: anew, Socket: floorSocket}, floor)
-	if err != nil {
-		return nil, err
-	}
 	for _, kind := range []string{anew, again} {
+		least, err := attestations(ctx, o, w, task{Kind: kind, Socket: floorSocket}, floor)
+		if err != nil {
+			return nil, err
+		}
 		r, err := attestations(ctx, o, w, task{Kind: kind, Socket: n.socket}, n.process)
 		if err != nil {
 			return rows, err
 		}
-		if kind == anew {
-			r.floor = least.ours
-			r.note += "; goal 50 mCPU for 100 in a second"
-		}
+		r.floor = least.ours
+		r.note += fmt.Sprintf("; goal %d mCPU", o.attestations/2)
 		rows = append(rows, r)
 	}
 	return append(rows, row{

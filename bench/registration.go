@@ -89,12 +89,15 @@ func registration(ctx context.Context, o options) ([]row, error) {
 	return append(rows, latencies("registration to an Envoy that serves with it", times)), g.err()
 }
 
+// registrationGoal is what the rows of this file are held to.
+const registrationGoal = "goal p99 500 ms"
+
 func latencies(name string, times []time.Duration) row {
 	slices.Sort(times)
 	at := func(share float64) float64 {
 		return float64(times[min(int(share*float64(len(times))), len(times)-1)]) / float64(time.Millisecond)
 	}
-	return row{name: name, note: fmt.Sprintf("p50 %.1f ms, p99 %.1f ms, max %.1f ms of %d; goal p99 500 ms", at(0.5), at(0.99), at(1), len(times))}
+	return row{name: name, note: fmt.Sprintf("p50 %.1f ms, p99 %.1f ms, max %.1f ms of %d; "+registrationGoal, at(0.5), at(0.99), at(1), len(times))}
 }
 
 func (r *registering) repeat(ctx context.Context, n int, once func(context.Context) (time.Duration, error)) ([]time.Duration, error) {

@@ -29,7 +29,7 @@ const (
 // what it answers when it has done it.
 type task struct {
 	Kind   string        `json:"kind,omitempty"`
-	Socket string        `json:"socket,omitempty"` // unix:///path, of new connections
+	Socket string        `json:"socket,omitempty"` // unix:///path
 	Every  time.Duration `json:"every,omitempty"`
 	For    time.Duration `json:"for,omitempty"`
 
@@ -54,6 +54,7 @@ func runWorkload(ctx context.Context, socket string) error {
 			_, err = held.Recv()
 		}
 	}()
+	open := map[string]*grpc.ClientConn{socket: conn}
 	out := json.NewEncoder(os.Stdout)
 	if err := out.Encode(task{}); err != nil {
 		return err
@@ -66,7 +67,15 @@ func runWorkload(ctx context.Context, socket string) error {
 		} else if err != nil {
 			return err
 		}
-		if err := t.do(ctx, conn); err != nil {
+		if open[t.Socket] == nil {
+			c, err := dialWorkloadAPI(t.Socket)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = c.Close() }()
+			open[t.Socket] = c
+		}
+		if err := t.do(ctx, open[t.Socket]); err != nil {
 			t.Error = err.Error()
 		}
 		if err := out.Encode(t); err != nil {

@@ -48,7 +48,15 @@ const (
 // this agent cannot use, because it has a fact of a kind that is not known here,
 // is left out and named in the error; the others count.
 func (a *Attestor) Apply(_ context.Context, u *capb.RegistrationUpdate) error {
-	var errs []error
+	errs, many := a.apply(u)
+	if many {
+		debug.FreeOSMemory() // what the messages were
+	}
+	return errors.Join(errs...)
+}
+
+// apply takes an update; many tells that it was the last of very many.
+func (a *Attestor) apply(u *capb.RegistrationUpdate) (errs []error, many bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if u.GetFull() {
@@ -63,11 +71,12 @@ func (a *Attestor) Apply(_ context.Context, u *capb.RegistrationUpdate) error {
 		a.index.remove(id)
 	}
 	if u.GetComplete() {
+		many = len(a.index.listing) >= manyRegistrations
 		a.index.sweep()
 		a.notify()
 		a.saveIdentitiesSoon()
 	}
-	return errors.Join(errs...)
+	return errs, many
 }
 
 func (a *Attestor) put(r *capb.Registration) error {
