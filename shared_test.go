@@ -21,13 +21,17 @@ import (
 // ownByRight are names below internal that one user has, each with the reason why
 // it is not that user's own.
 var ownByRight = map[string]string{
-	"internal/identity.Workload":        "makes what WorkloadOf reads",
-	"internal/peercred.Of":              "is what Credentials asks; nodeagent/attest pins the process besides",
-	"internal/x509proof.Verify":         "checks what Sign made, which is the other side",
-	"internal/credential.Consumer":      "hears of the one stream of the bundle that a process has, which is the source's",
-	"internal/credential.Standing":      "is what a Consumer adds to the acknowledgements on that stream",
-	"internal/credential.Source.Attach": "puts a Consumer there",
-	"internal/service.Health.Ready":     "is asked over HTTP, and by the tests of the services",
+	"internal/kubeapi.Client.Watch":      "is the other way to call the same API",
+	"internal/kubeapi.StatusError":       "is what Call returns",
+	"internal/kubeapi.StatusError.Error": "makes it an error",
+	"internal/peercred.Of":               "is what Credentials asks; nodeagent/attest pins the process besides",
+	"internal/witness.Open":              "reads what others remember; the authority compares its own log with such a one",
+	"internal/witness.Checkpoint":        "is what Open reads",
+	"internal/x509proof.Verify":          "checks what Sign made, which is the other side",
+	"internal/credential.Consumer":       "hears of the one stream of the bundle that a process has, which is the source's",
+	"internal/credential.Standing":       "is what a Consumer adds to the acknowledgements on that stream",
+	"internal/credential.Source.Attach":  "puts a Consumer there",
+	"internal/service.Health.Ready":      "is asked over HTTP, and by the tests of the services",
 }
 
 // TestInternalNamesAreShared: internal is for what several services need. What
