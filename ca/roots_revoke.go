@@ -51,7 +51,7 @@ func (s *rootsServer) revoke(ctx context.Context, req *capb.RevokeRootRequest) (
 	}
 	wait, cancel := context.WithTimeout(ctx, dropWait)
 	defer cancel()
-	if err := s.a.keeper.drop(wait, administrator(ctx), keyID); err != nil {
+	if err := s.a.keeper.drop(wait, administrator(ctx), keyID, req.GetReplicas()); err != nil {
 		_, err := s.after(ctx, err)
 		return nil, err
 	}
@@ -133,14 +133,18 @@ func (s *rootsServer) droppable(t *trust, keyID string) error {
 }
 
 // drop has a root out of the bundle, whatever its part in a rotation is, waiting for
-// nobody but until ctx ends for the steps themselves.
-func (k *keeper) drop(ctx context.Context, by, keyID string) error {
+// nobody but until ctx ends for the steps themselves. The key of a root that takes its
+// place goes to the replicas with those ids, to all if there are none.
+func (k *keeper) drop(ctx context.Context, by, keyID string, replicas []string) error {
+	if len(replicas) == 0 {
+		replicas = nil
+	}
 	for {
 		s := k.a.trusted().state
 		if _, there := s.Authority(keyID); !there {
 			return nil
 		}
-		if err := k.dropStep(ctx, by, keyID, s); err != nil {
+		if err := k.dropStep(ctx, by, keyID, s, replicas); err != nil {
 			return err
 		}
 		t := k.a.trusted()
@@ -156,15 +160,15 @@ func (k *keeper) drop(ctx context.Context, by, keyID string) error {
 }
 
 // dropStep is what to do next, if anything, with a root that is to go.
-func (k *keeper) dropStep(ctx context.Context, by, keyID string, s roots.State) error {
+func (k *keeper) dropStep(ctx context.Context, by, keyID string, s roots.State, replicas []string) error {
 	r := s.Rotation
 	switch {
 	case r == nil, r.Old == keyID && (!r.Compromised || r.Manual):
-		return k.rotate(ctx, by, roots.How{Compromised: true})
+		return k.rotateTo(ctx, by, roots.How{Compromised: true}, replicas)
 	case r.New == keyID && r.Step == roots.Distributing:
 		return k.abort(ctx, by)
 	case r.New == keyID && (!r.Force || r.Manual):
-		return k.rotate(ctx, by, roots.How{Force: true}) // and then to another
+		return k.rotateTo(ctx, by, roots.How{Force: true}, replicas) // and then to another
 	}
 	return nil // it is on its way
 }

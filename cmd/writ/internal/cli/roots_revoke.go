@@ -33,6 +33,7 @@ func revokeRootCommand() *cobra.Command {
 	var o output
 	var at caSocket
 	var reason string
+	req := new(capb.RevokeRootRequest)
 	c := &cobra.Command{
 		Use:   "revoke AUTHORITY [DIR]",
 		Short: "Revoke a root whose key may be in other hands, and everything under it",
@@ -51,6 +52,7 @@ was dropped before may be named too, to end the connections that it has left.`,
 			if err != nil {
 				return err
 			}
+			req.KeyId, req.Reason = args[0], why
 			conn, err := at.dial(args[1:])
 			if err != nil {
 				return err
@@ -58,7 +60,7 @@ was dropped before may be named too, to end the connections that it has left.`,
 			defer conn.Close()
 			ctx, cancel := context.WithTimeout(cmd.Context(), revokeRootTimeout)
 			defer cancel()
-			resp, err := capb.NewRootsClient(conn).RevokeRoot(ctx, &capb.RevokeRootRequest{KeyId: args[0], Reason: why})
+			resp, err := capb.NewRootsClient(conn).RevokeRoot(ctx, req)
 			if err != nil {
 				return refusedRotation(err)
 			}
@@ -72,6 +74,7 @@ was dropped before may be named too, to end the connections that it has left.`,
 	}
 	o.register(c)
 	at.register(c)
+	c.Flags().StringSliceVar(&req.Replicas, "replica", nil, "hand the key of the root that takes its place to the authority over the same ledger with this `id` only, or to \"none\"; with several authorities name them")
 	c.Flags().StringVar(&reason, "reason", reasonName(capb.RevocationReason_REVOCATION_REASON_CA_COMPROMISE), "why: `one` of "+strings.Join(reasonNames(), ", "))
 	return c
 }

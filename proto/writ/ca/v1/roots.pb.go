@@ -87,8 +87,10 @@ func (RotationStep) EnumDescriptor() ([]byte, []int) {
 type RevokeRootRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key id of the root, or eight digits or more with which no other's begins.
-	KeyId         string           `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	Reason        RevocationReason `protobuf:"varint,2,opt,name=reason,proto3,enum=writ.ca.v1.RevocationReason" json:"reason,omitempty"`
+	KeyId  string           `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Reason RevocationReason `protobuf:"varint,2,opt,name=reason,proto3,enum=writ.ca.v1.RevocationReason" json:"reason,omitempty"`
+	// As in RotateRootRequest, if the root is replaced.
+	Replicas      []string `protobuf:"bytes,3,rep,name=replicas,proto3" json:"replicas,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -135,6 +137,13 @@ func (x *RevokeRootRequest) GetReason() RevocationReason {
 		return x.Reason
 	}
 	return RevocationReason_REVOCATION_REASON_UNSPECIFIED
+}
+
+func (x *RevokeRootRequest) GetReplicas() []string {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
 }
 
 type RevokeRootResponse struct {
@@ -787,10 +796,11 @@ var File_writ_ca_v1_roots_proto protoreflect.FileDescriptor
 const file_writ_ca_v1_roots_proto_rawDesc = "" +
 	"\n" +
 	"\x16writ/ca/v1/roots.proto\x12\n" +
-	"writ.ca.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bwrit/ca/v1/revocation.proto\"`\n" +
+	"writ.ca.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bwrit/ca/v1/revocation.proto\"|\n" +
 	"\x11RevokeRootRequest\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x124\n" +
-	"\x06reason\x18\x02 \x01(\x0e2\x1c.writ.ca.v1.RevocationReasonR\x06reason\"\xb2\x01\n" +
+	"\x06reason\x18\x02 \x01(\x0e2\x1c.writ.ca.v1.RevocationReasonR\x06reason\x12\x1a\n" +
+	"\breplicas\x18\x03 \x03(\tR\breplicas\"\xb2\x01\n" +
 	"\x12RevokeRootResponse\x126\n" +
 	"\n" +
 	"revocation\x18\x01 \x01(\v2\x16.writ.ca.v1.RevocationR\n" +

@@ -1,0 +1,388 @@
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
+)
+
+const (
+	// revocationRounds is how many certificates are revoked one after the other.
+	revocationRounds = 10
+	// revocationEnvoys and sdsClients are who has to know.
+	revocationEnvoys = 20
+	sdsClients       = 500
+	// look is how often each Envoy is asked, on a connection that is open and on a new
+	// one.
+	look = 20 * time.Millisecond
+	// revokedID is the path of the identity whose certificates are revoked.
+	revokedID = "/ns/default/sa/revoked"
+)
+
+// revocation measures the time from the command that revokes a certificate to its
+// refusal in every one of twenty real Envoys of a whole mesh, and from the call to the
+// list in the hands of many clients of one node agent.
+func revocation(ctx context.Context, o options) ([]row, error) {
+	rows, err := revocationInMesh(ctx, o)
+	if err != nil {
+		return rows, err
+	}
+	times, err := revocationBySDS(ctx, o)
+	if err != nil {
+		return rows, err
+	}
+	return append(rows, goalRow(fmt.Sprintf("revocation to the list at %d clients of SDS", sdsClients), times, "goal 2 s for all")), nil
+}
+
+func goalRow(name string, times []time.Duration, goal string) row {
+	r := latencies(name, times)
+	r.note = strings.TrimSuffix(r.note, registrationGoal) + goal
+	return r
+}
+
+// runningMesh is `writ up` with Envoys in front of a server of this process.
+type runningMesh struct {
+	dir   string
+	cmd   *exec.Cmd
+	out   *tail
+	admin *grpc.ClientConn
+	// addresses are those of the workloads.
+	addresses []string
+}
+
+func upMesh(ctx context.Context, o options, server net.Addr) (_ *runningMesh, err error) {
+	m := &runningMesh{dir: filepath.Join(o.dir, "mesh"), out: &tail{}}
+	if err := os.Mkdir(m.dir, 0o700); err != nil {
+		return nil, err
+	}
+	_, port, _ := net.SplitHostPort(server.String())
+	files := map[string]string{"mtls.yaml": "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: istio-system}\nspec: {mtls: {mode: STRICT}}\n"}
+	for i := range revocationEnvoys {
+		files["workloads.yaml"] += fmt.Sprintf("---\napiVersion: local.writ.mesh/v1alpha1\nkind: LocalWorkload\nmetadata: {name: b%d, namespace: default, labels: {app: b}}\n"+
+			"spec: {serviceAccount: b, ports: [{name: http, port: 8000, app: %s}]}\n", i, port)
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(m.dir, name), []byte(text), 0o600); err != nil {
+			return nil, err
+		}
+	}
+	ready := filepath.Join(o.dir, "ready.json")
+	m.cmd = exec.CommandContext(ctx, filepath.Join(o.bin, "writ"), "up", m.dir, "--ready-file", ready) //nolint:gosec // a binary of this repository
+	m.cmd.Cancel = func() error { return m.cmd.Process.Signal(os.Interrupt) }
+	m.cmd.Stdout, m.cmd.Stderr = m.out, m.out
+	if err := m.cmd.Start(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, m.out)
+			m.down()
+		}
+	}()
+	var told struct {
+		Workloads []struct{ Address string }
+		Admin     map[string]string
+	}
+	wait, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if err := until(wait, func(context.Context) error {
+		data, err := os.ReadFile(ready)
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(data, &told)
+	}); err != nil {
+		return nil, err
+	}
+	for _, w := range told.Workloads {
+		m.addresses = append(m.addresses, net.JoinHostPort(w.Address, "8000"))
+	}
+	m.admin, err = grpc.NewClient(told.Admin["ca"], grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return m, err
+}
+
+func (m *runningMesh) down() {
+	_ = m.cmd.Process.Signal(os.Interrupt)
+	_ = m.cmd.Wait()
+	if m.admin != nil {
+		_ = m.admin.Close()
+	}
+}
+
+// mint makes a certificate and gives its serial number too.
+func (m *runningMesh) mint(ctx context.Context) (tls.Certificate, string, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, "", err
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		return tls.Certificate{}, "", err
+	}
+	resp, err := capb.NewAdminClient(m.admin).Mint(ctx, &capb.MintRequest{SpiffeId: "spiffe://cluster.local" + revokedID, Csr: csr})
+	if err != nil {
+		return tls.Certificate{}, "", err
+	}
+	leaf, err := x509.ParseCertificate(resp.GetChain()[0])
+	if err != nil {
+		return tls.Certificate{}, "", err
+	}
+	return tls.Certificate{Certificate: resp.GetChain(), PrivateKey: key, Leaf: leaf}, hex.EncodeToString(leaf.SerialNumber.Bytes()), nil
+}
+
+func revocationInMesh(ctx context.Context, o options) ([]row, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "b") })}
+	go func() { _ = server.Serve(l) }()
+	defer func() { _ = server.Close() }()
+	m, err := upMesh(ctx, o, l.Addr())
+	if err != nil {
+		return nil, err
+	}
+	defer m.down()
+	var live, fresh []time.Duration
+	for i := range revocationRounds {
+		ctx, cancel := context.WithTimeout(ctx, time.Minute)
+		a, b, err := m.revoke(ctx, o)
+		cancel()
+		if err != nil {
+			return nil, fmt.Errorf("revocation %d: %w", i+1, err)
+		}
+		live, fresh = append(live, a...), append(fresh, b...)
+	}
+	const goal = "goal p99 1 s"
+	return []row{
+		goalRow(fmt.Sprintf("revocation to refusal in %d Envoys, live connections", len(m.addresses)), live, goal),
+		goalRow(fmt.Sprintf("revocation to refusal in %d Envoys, new connections", len(m.addresses)), fresh, goal),
+	}, nil
+}
+
+// revoke revokes a certificate that has a live connection to each Envoy, by the command,
+// and gives when each Envoy refused it there and in a new connection.
+func (m *runningMesh) revoke(ctx context.Context, o options) (live, fresh []time.Duration, err error) {
+	cert, serial, err := m.mint(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	var began time.Time
+	start := make(chan struct{})
+	ready := make(chan error, len(m.addresses))
+	live, fresh = make([]time.Duration, len(m.addresses)), make([]time.Duration, len(m.addresses))
+	errs := make([]error, 2*len(m.addresses))
+	var wg sync.WaitGroup
+	for i, address := range m.addresses {
+		open, anew := httpsClient(cert, false), httpsClient(cert, true)
+		defer open.CloseIdleConnections()
+		wg.Go(func() {
+			got, err := status(ctx, open, address)
+			if err == nil && got != http.StatusOK {
+				err = fmt.Errorf("%s answers %d before", address, got)
+			}
+			ready <- err
+			<-start
+			errs[2*i] = wait(ctx, func() bool { got, err := status(ctx, open, address); return err == nil && got == http.StatusForbidden })
+			live[i] = time.Since(began)
+		})
+		wg.Go(func() {
+			<-start
+			errs[2*i+1] = wait(ctx, func() bool { _, err := status(ctx, anew, address); return err != nil })
+			fresh[i] = time.Since(began)
+		})
+	}
+	for range m.addresses {
+		err = errors.Join(err, <-ready)
+	}
+	began = time.Now()
+	close(start)
+	if err == nil {
+		var out []byte
+		if out, err = exec.CommandContext(ctx, filepath.Join(o.bin, "writ"), "certs", "revoke", serial, m.dir).CombinedOutput(); err != nil { //nolint:gosec // a binary of this repository
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+	}
+	wg.Wait()
+	return live, fresh, errors.Join(append(errs, err)...)
+}
+
+func httpsClient(cert tls.Certificate, anew bool) *http.Client {
+	return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: anew, MaxConnsPerHost: 1, TLSClientConfig: &tls.Config{
+		Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}, InsecureSkipVerify: true, //nolint:gosec // what the server thinks of the client is measured
+	}}}
+}
+
+func status(ctx context.Context, c *http.Client, address string) (int, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+"/", http.NoBody)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	_, err = io.Copy(io.Discard, resp.Body)
+	return resp.StatusCode, err
+}
+
+// wait asks every look until the answer is yes.
+func wait(ctx context.Context, yes func() bool) error {
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	for !yes() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// revocationBySDS has many clients of a real node agent wait for the list with each of
+// several certificates that are revoked.
+func revocationBySDS(ctx context.Context, o options) ([]time.Duration, error) {
+	a, err := launchAuthority(ctx, o, filepath.Join(o.dir, "ca"))
+	if err != nil {
+		return nil, err
+	}
+	defer a.stop()
+	if err := a.register(ctx, 1, func(int) *capb.PutRegistrationRequest {
+		return &capb.PutRegistrationRequest{SpiffeId: "spiffe://" + trustDomain + "/ns/default/sa/clients", Node: realNode, Facts: []string{fmt.Sprint("unix:uid:", os.Getuid())}}
+	}); err != nil {
+		return nil, err
+	}
+	agent, err := launchNodeAgent(ctx, o, a)
+	if err != nil {
+		return nil, err
+	}
+	defer agent.stop()
+	clients, err := connectSDS(ctx, agent.socket)
+	defer func() {
+		for _, c := range clients {
+			c.close()
+		}
+	}()
+	if err != nil {
+		return nil, err
+	}
+	svids, err := mintAgents(ctx, a, revocationRounds)
+	if err != nil {
+		return nil, err
+	}
+	var times []time.Duration
+	for i, svid := range svids {
+		took := make([]time.Duration, len(clients))
+		began := time.Now()
+		_, err := capb.NewRevocationsClient(a.admin).Revoke(ctx, &capb.RevokeRequest{Subject: &capb.RevokeRequest_Serial{Serial: hex.EncodeToString(svid.Certificates[0].SerialNumber.Bytes())}})
+		if err != nil {
+			return nil, err
+		}
+		if err := parallel(ctx, len(clients), len(clients), func(_ context.Context, n int) error {
+			err := clients[n].until(i + 1)
+			took[n] = time.Since(began)
+			return err
+		}); err != nil {
+			return nil, err
+		}
+		times = append(times, took...)
+	}
+	return slices.Clip(times), nil
+}
+
+// sdsClient is one Envoy's worth of SDS.
+type sdsClient struct {
+	conn   *grpc.ClientConn
+	stream secretv3.SecretDiscoveryService_StreamSecretsClient
+}
+
+func (c *sdsClient) close() { _ = c.conn.Close() }
+
+// connectSDS gives those that were connected also with an error.
+func connectSDS(ctx context.Context, socket string) ([]*sdsClient, error) {
+	var out []*sdsClient
+	for range sdsClients {
+		conn, err := grpc.NewClient(socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			return out, err
+		}
+		c := &sdsClient{conn: conn}
+		out = append(out, c)
+		if c.stream, err = secretv3.NewSecretDiscoveryServiceClient(conn).StreamSecrets(ctx); err != nil {
+			return out, err
+		}
+		if err := c.stream.Send(&discoveryv3.DiscoveryRequest{ResourceNames: []string{"ROOTCA"}}); err != nil {
+			return out, err
+		}
+		if err := c.until(0); err != nil {
+			return out, err
+		}
+	}
+	return out, nil
+}
+
+// until receives until there is a list with that many certificates.
+func (c *sdsClient) until(revoked int) error {
+	for {
+		resp, err := c.stream.Recv()
+		if err != nil {
+			return err
+		}
+		if err := c.stream.Send(&discoveryv3.DiscoveryRequest{ResourceNames: []string{"ROOTCA"}, VersionInfo: resp.GetVersionInfo(), ResponseNonce: resp.GetNonce(), TypeUrl: resp.GetTypeUrl()}); err != nil {
+			return err
+		}
+		for _, r := range resp.GetResources() {
+			secret := new(tlsv3.Secret)
+			if err := r.UnmarshalTo(secret); err != nil {
+				return err
+			}
+			n, err := entries(secret.GetValidationContext().GetCrl().GetInlineBytes())
+			if err != nil || n == revoked {
+				return err
+			}
+		}
+	}
+}
+
+// entries counts the certificates of the lists in PEM.
+func entries(text []byte) (n int, err error) {
+	for {
+		block, rest := pem.Decode(text)
+		if block == nil {
+			return n, nil
+		}
+		list, err := x509.ParseRevocationList(block.Bytes)
+		if err != nil {
+			return n, err
+		}
+		n, text = n+len(list.RevokedCertificateEntries), rest
+	}
+}
