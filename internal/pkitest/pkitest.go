@@ -127,11 +127,22 @@ func encode(kind string, der []byte) []byte {
 // Middle is an authority under the root.
 func (r *Root) Middle(t testing.TB) *Root {
 	t.Helper()
-	key := NewKey(t)
-	template := &x509.Certificate{
+	return r.Signing(t, Intermediate())
+}
+
+// Intermediate is the certificate of an authority, to be signed by another one.
+func Intermediate() *x509.Certificate {
+	return &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "test intermediate"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: r.Cert.NotBefore, NotAfter: r.Cert.NotAfter, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
+}
+
+// Signing signs a certificate under the root whose key signs others, whether it may or
+// not.
+func (r *Root) Signing(t testing.TB, template *x509.Certificate) *Root {
+	t.Helper()
+	key := NewKey(t)
 	der, err := r.Sign(template, key.Public())
 	if err != nil {
 		t.Fatal(err)

@@ -122,10 +122,18 @@ func DownstreamTLS(m *model.Mesh, alpn []string) *tlsv3.DownstreamTlsContext {
 	for _, p := range prefixes {
 		matchers = append(matchers, uriSAN(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: p}}))
 	}
-	return &tlsv3.DownstreamTlsContext{
+	return EachTime(&tlsv3.DownstreamTlsContext{
 		CommonTlsContext:         common(m, roots, matchers, alpn),
 		RequireClientCertificate: wrapperspb.Bool(true),
-	}
+	})
+}
+
+// EachTime has each connection show its certificate: a session that is resumed would
+// have that of its first one, which may have expired since.
+func EachTime(c *tlsv3.DownstreamTlsContext) *tlsv3.DownstreamTlsContext {
+	c.SessionTicketKeysType = &tlsv3.DownstreamTlsContext_DisableStatelessSessionResumption{DisableStatelessSessionResumption: true}
+	c.DisableStatefulSessionResumption = true
+	return c
 }
 
 // RevokedMark is metadata that nobody reads: with another number a cluster or filter

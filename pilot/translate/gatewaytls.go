@@ -40,6 +40,7 @@ func (t *Translator) serverTLS(p *model.Proxy, s *gatewayServer) (*tlsv3.Downstr
 			return nil, err
 		}
 		common.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: v}
+		envoy.EachTime(out)
 		if in.GetMode() == networking.ServerTLSSettings_MUTUAL {
 			out.RequireClientCertificate = yes()
 		}

@@ -1,0 +1,43 @@
+package docs_test
+
+import (
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestEveryAttemptIsATest: each attempt of security/impersonation.md says why it fails,
+// and names tests that exist.
+func TestEveryAttemptIsATest(t *testing.T) {
+	one := regexp.MustCompile("^`([a-z][a-z0-9/-]*)\\.((?:Test|Fuzz)[A-Z]\\w*)`$")
+	funcs := map[string]map[string]bool{}
+	attempts := 0
+	for line := range strings.Lines(read(t, "security/impersonation.md")) {
+		cells := strings.Split(strings.TrimSpace(line), " | ")
+		if !strings.HasPrefix(line, "| ") || strings.HasPrefix(line, "| attempt |") {
+			continue
+		}
+		if len(cells) != 3 || len(strings.Fields(cells[1])) < 3 {
+			t.Errorf("not a row: %s", line)
+			continue
+		}
+		attempts++
+		for name := range strings.SplitSeq(strings.TrimSuffix(cells[2], " |"), ", ") {
+			m := one.FindStringSubmatch(name)
+			if m == nil {
+				t.Errorf("%q is no `folder.TestName`: %s", name, line)
+				continue
+			}
+			if funcs[m[1]] == nil {
+				funcs[m[1]] = testsOf(t, filepath.Join("..", m[1]))
+			}
+			if !funcs[m[1]][m[2]] {
+				t.Errorf("there is no test %s in %s", m[2], m[1])
+			}
+		}
+	}
+	if attempts < 20 {
+		t.Errorf("only %d attempts", attempts)
+	}
+}
