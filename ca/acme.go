@@ -52,7 +52,7 @@ func (x acmeAuthority) Issue(ctx context.Context, o acme.Order) ([]*x509.Certifi
 			ord.facts = append(ord.facts, acme.Subject([]string{n}))
 		}
 		if o.Also != nil {
-			ord.also = func(t *trust, cert *x509.Certificate) (ledger.Change, error) { return o.Also(t.chain(cert)) }
+			ord.also = func(t *trust, cert *x509.Certificate) (ledger.Change, error) { return o.Also(serverChain(t, cert)) }
 		}
 		return nil
 	})
@@ -63,7 +63,15 @@ func (x acmeAuthority) Issue(ctx context.Context, o acme.Order) ([]*x509.Certifi
 	if err != nil {
 		return nil, err
 	}
-	return t.chain(cert), nil
+	return serverChain(t, cert), nil
+}
+
+// serverChain is the chain that an ACME client gets.
+func serverChain(t *trust, cert *x509.Certificate) []*x509.Certificate {
+	if chain := t.chain(cert); len(chain) > 1 {
+		return chain
+	}
+	return []*x509.Certificate{cert, t.signer.Issuer()}
 }
 
 // Revoke implements acme.Authority.

@@ -371,7 +371,6 @@ func TestACMEConfig(t *testing.T) {
 		"no names":                   {func(c *acme.Config) { c.Names = nil }, "acme.names"},
 		"all names":                  {func(c *acme.Config) { c.Names = []string{"."} }, "acme.names"},
 		"another challenge":          {func(c *acme.Config) { c.Challenges = []string{"device-attest-01"} }, "acme.challenges"},
-		"no challenge":               {func(c *acme.Config) { c.Challenges = nil }, "acme.challenges"},
 		"nobody may":                 {func(c *acme.Config) { c.ExternalAccounts = nil }, "acme.external_accounts"},
 		"keys that nobody needs":     {func(c *acme.Config) { c.RequireExternalAccount = false }, "acme.external_accounts"},
 		"no key":                     {func(c *acme.Config) { c.ExternalAccounts[0].KeyFile = "" }, "key_file"},

@@ -11,6 +11,7 @@ missing=()
 need() { command -v "$1" >/dev/null || missing+=("$2"); }
 need redis-server redis-server
 need softhsm2-util softhsm2
+need certbot certbot
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need initdb postgresql
 # For the mesh under Compose: deploy/compose.
 need dockerd docker.io

@@ -41,7 +41,7 @@ type Config struct {
 	// Names are the DNS names that certificates may have: www.example.org is that
 	// one, .example.org all below it.
 	Names []string `yaml:"names"`
-	// Challenges are those that clients may choose of.
+	// Challenges are those that clients may choose of; empty for all three.
 	Challenges []string `yaml:"challenges"`
 	// RequireExternalAccount lets only those make an account who have the key of one
 	// of ExternalAccounts.
@@ -73,11 +73,15 @@ type ExternalAccount struct {
 // Default is a configuration that serves nowhere.
 func Default() Config {
 	return Config{
-		Challenges:             []string{string(provisioner.HTTP_01), string(provisioner.TLS_ALPN_01), string(provisioner.DNS_01)},
 		RequireExternalAccount: true,
 		TTL:                    config.Duration(24 * time.Hour),
 		HTTPPort:               80, TLSPort: 443,
 	}
+}
+
+// challenges are those that there are.
+func challenges() []string {
+	return []string{string(provisioner.HTTP_01), string(provisioner.TLS_ALPN_01), string(provisioner.DNS_01)}
 }
 
 // Validate checks the configuration, without reading files; maxTTL is the longest
@@ -124,12 +128,9 @@ func (c Config) Validate(maxTTL time.Duration) error {
 
 func (c Config) validateChallenges() error {
 	var errs []error
-	if len(c.Challenges) == 0 {
-		errs = append(errs, errors.New("acme.challenges: name at least one"))
-	}
 	for _, ch := range c.Challenges {
-		if !slices.Contains(Default().Challenges, ch) {
-			errs = append(errs, fmt.Errorf("acme.challenges: %q: want one of %s", ch, strings.Join(Default().Challenges, ", ")))
+		if !slices.Contains(challenges(), ch) {
+			errs = append(errs, fmt.Errorf("acme.challenges: %q: want one of %s", ch, strings.Join(challenges(), ", ")))
 		}
 	}
 	for key, port := range map[string]int{"http_port": c.HTTPPort, "tls_port": c.TLSPort} {

@@ -265,7 +265,7 @@ func (f *fakeAuthority) Issue(ctx context.Context, o Order) ([]*x509.Certificate
 	}
 	c := ledger.Change{Entry: ledger.Entry{Kind: ledger.Issued, Time: now, Actor: o.Actor, Subject: Subject(o.Names), Serial: serialOf(cert)}, If: map[string]uint64{}}
 	if o.Also != nil {
-		more, err := o.Also([]*x509.Certificate{cert})
+		more, err := o.Also([]*x509.Certificate{cert, f.root.Cert})
 		if err != nil {
 			return nil, err
 		}
@@ -278,7 +278,7 @@ func (f *fakeAuthority) Issue(ctx context.Context, o Order) ([]*x509.Certificate
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.issued = append(f.issued, cert)
-	return []*x509.Certificate{cert}, nil
+	return []*x509.Certificate{cert, f.root.Cert}, nil
 }
 
 func (f *fakeAuthority) count() int {

@@ -48,7 +48,8 @@ func IsSubject(s string) bool { return strings.HasPrefix(s, subjectPrefix) }
 // Authority is who signs. Its errors have gRPC codes, and texts that clients may see.
 type Authority interface {
 	// Issue signs a certificate and records it, in one change with what o.Also adds.
-	// The chain begins with it and has no root.
+	// The chain begins with it and goes on with its issuer at least, also if that is a
+	// root, because certbot takes no chain of one.
 	Issue(ctx context.Context, o Order) (chain []*x509.Certificate, err error)
 	// Revoke revokes a certificate that was issued by Issue.
 	Revoke(ctx context.Context, cert *x509.Certificate, names []string, reason int, actor string) error
