@@ -205,7 +205,7 @@ func listeners(ctx context.Context, c Config, a *Authority, kept *checkpoints, r
 	}
 	var identity *own
 	if c.Listen != "" || c.BundleEndpoint.NeedsSVID() || c.Kubernetes.Secrets {
-		if identity, err = newOwn(ctx, a); err != nil {
+		if identity, err = newOwn(ctx, a, c.CompliancePolicy); err != nil {
 			return nil, err
 		}
 		a.own.Store(identity)

@@ -18,7 +18,7 @@ func TestOwnCertificateFollowsTheWallClock(t *testing.T) {
 	var by atomic.Int64
 	a := newAuthority(t, ledgertest.NewMemory(), func() time.Time { return time.Now().Add(time.Duration(by.Load())) })
 	by.Store(int64(2 * time.Hour)) // so that there is room to go back
-	o, err := newOwn(t.Context(), a)
+	o, err := newOwn(t.Context(), a, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/writ-mesh/writ/ca/nodeattest"
 	"github.com/writ-mesh/writ/internal/config"
 	"github.com/writ-mesh/writ/internal/listen"
+	"github.com/writ-mesh/writ/internal/rpc"
 	"github.com/writ-mesh/writ/internal/service"
 )
 
@@ -47,6 +48,9 @@ type Config struct {
 	// Listen is where certificates are issued over TLS: host:port, unix:///path, or
 	// empty for nowhere.
 	Listen string `yaml:"listen"`
+	// CompliancePolicy pqc takes connections with a post-quantum key exchange only, from
+	// node agents and services and to pilot. Empty prefers that.
+	CompliancePolicy rpc.CompliancePolicy `yaml:"compliance_policy"`
 	// Admin is the admin socket, unix:///path, or empty for none.
 	Admin string `yaml:"admin"`
 	// Pilot is where placements come from: host:port (mTLS) or unix:///path. Empty
@@ -111,8 +115,8 @@ func DefaultConfig() Config {
 		Authority:     defaultAuthority(),
 
 		BundleEndpoint: bundleendpoint.Default(),
-		Kubernetes:     kubernetes.DefaultConfig(),
 		ACME:           acme.Default(),
+		Kubernetes:     kubernetes.DefaultConfig(),
 	}
 }
 
@@ -149,7 +153,7 @@ func (c *Config) Validate() error {
 	if _, ok := listen.Unix(c.Admin); c.Admin != "" && !ok {
 		errs = append(errs, fmt.Errorf("admin: address %q: the admin service is served on a unix socket only (unix:///path)", c.Admin))
 	}
-	errs = append(errs, c.Authority.validate(), c.Join.Validate(), c.Limits.Validate(), c.BundleEndpoint.Validate(), c.ACME.Validate(c.MaxTTL.D()), c.Kubernetes.Validate(), federated.Validate(c.FederatesWith, c.TrustDomain))
+	errs = append(errs, c.CompliancePolicy.Validate(), c.Authority.validate(), c.Join.Validate(), c.Limits.Validate(), c.BundleEndpoint.Validate(), c.ACME.Validate(c.MaxTTL.D()), c.Kubernetes.Validate(), federated.Validate(c.FederatesWith, c.TrustDomain))
 	if c.Kubernetes.Registrations != "" && c.Listen == "" {
 		errs = append(errs, errors.New("kubernetes.registrations: node agents get them at listen, which is not set"))
 	}

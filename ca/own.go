@@ -19,6 +19,7 @@ import (
 
 	"github.com/writ-mesh/writ/ca/csr"
 	"github.com/writ-mesh/writ/internal/identity"
+	"github.com/writ-mesh/writ/internal/rpc"
 )
 
 // ownTick is how often the authority looks at its certificate and at the wall
@@ -32,16 +33,18 @@ type own struct {
 	a    *Authority
 	id   spiffeid.ID
 	svid atomic.Pointer[x509svid.SVID]
+	// compliance is for the TLS of node agents and services.
+	compliance rpc.CompliancePolicy
 }
 
 // newOwn gets a certificate if it can; if the ledger cannot record now, run goes
 // on trying.
-func newOwn(ctx context.Context, a *Authority) (*own, error) {
+func newOwn(ctx context.Context, a *Authority, compliance rpc.CompliancePolicy) (*own, error) {
 	id, err := identity.Service(a.td, identity.CA)
 	if err != nil {
 		return nil, err
 	}
-	o := &own{a: a, id: id}
+	o := &own{a: a, id: id, compliance: compliance}
 	if err := o.renew(ctx); err != nil && reasonOf(err) != unavailable {
 		return nil, fmt.Errorf("the authority's own certificate: %w", err)
 	}
@@ -119,8 +122,7 @@ func (o *own) GetX509SVID() (*x509svid.SVID, error) {
 // certificate that is given has to be a valid X.509-SVID of the trust domain.
 func (o *own) serverTLS() *tls.Config {
 	verify := tlsconfig.VerifyPeerCertificate(o.a, tlsconfig.AuthorizeMemberOf(o.a.td))
-	return &tls.Config{
-		MinVersion:     tls.VersionTLS13,
+	c := &tls.Config{
 		GetCertificate: tlsconfig.GetCertificate(o),
 		ClientAuth:     tls.RequestClientCert,
 		VerifyPeerCertificate: func(raw [][]byte, chains [][]*x509.Certificate) error {
@@ -139,11 +141,13 @@ func (o *own) serverTLS() *tls.Config {
 		// A resumed session would not be verified again.
 		SessionTicketsDisabled: true,
 	}
+	o.compliance.Apply(c)
+	return c
 }
 
 // clientTLS is for calling the service of Writ with that identity.
 func (o *own) clientTLS(service spiffeid.ID) *tls.Config {
 	c := tlsconfig.MTLSClientConfig(o, o.a, tlsconfig.AuthorizeID(service))
-	c.MinVersion = tls.VersionTLS13
+	o.compliance.Apply(c)
 	return c
 }

@@ -95,7 +95,7 @@ func TestMeshConfigMistakes(t *testing.T) {
 		"trustDomain: a\n---\nrootNamespace: b": `mesh.yaml:3: MeshConfig: mesh.yaml holds one bare MeshConfig: move other documents into another file`,
 		"apiVersion: v1\nkind: ConfigMap":       `mesh.yaml:2: MeshConfig: kind: mesh.yaml holds a bare MeshConfig without apiVersion and kind: move this document into another file`,
 		"rootNamespace: A.b":                    `mesh.yaml:1: MeshConfig: rootNamespace: "A.b" is not a namespace`,
-		"meshMTLS: {ecdhCurves: [X25519]}":      `mesh.yaml:1: MeshConfig: meshMTLS.ecdhCurves: the mesh prefers X25519MLKEM768 and takes others: remove it, or give X25519MLKEM768 alone, which requires it; tlsDefaults.ecdhCurves is for other traffic`,
+		"meshMTLS: {ecdhCurves: [X25519]}":      `mesh.yaml:1: MeshConfig: meshMTLS.ecdhCurves: the mesh prefers X25519MLKEM768 and takes others: remove it, or give X25519MLKEM768 alone, which requires it`,
 		"meshMTLS: {ecdhCurves: [X25519MLKEM768], minProtocolVersion: TLSV1_2}": `mesh.yaml:1: MeshConfig: meshMTLS.ecdhCurves: X25519MLKEM768 is of TLS 1.3 alone: remove minProtocolVersion`,
 		"connectTimeout: 31s":             `mesh.yaml:1: MeshConfig: connectTimeout: 31s is too long: at most 30s`,
 		"defaultConfig: {concurency: 2}":  `mesh.yaml:1: MeshConfig: defaultConfig.concurency: unknown field "concurency", did you mean "concurrency"?`,

@@ -110,7 +110,7 @@ func checkMeshConfig(c *checker, m *meshv1.MeshConfig) {
 	switch curves := m.MeshMTLS.GetEcdhCurves(); {
 	case len(curves) == 0:
 	case !slices.Equal(curves, []string{model.PostQuantumGroup}):
-		c.errorf("meshMTLS.ecdhCurves", "the mesh prefers %s and takes others: remove it, or give %[1]s alone, which requires it; tlsDefaults.ecdhCurves is for other traffic", model.PostQuantumGroup)
+		c.errorf("meshMTLS.ecdhCurves", "the mesh prefers %s and takes others: remove it, or give %[1]s alone, which requires it", model.PostQuantumGroup)
 	case m.MeshMTLS.GetMinProtocolVersion() == meshv1.MeshConfig_TLSConfig_TLSV1_2:
 		c.errorf("meshMTLS.ecdhCurves", "%s is of TLS 1.3 alone: remove minProtocolVersion", model.PostQuantumGroup)
 	}
