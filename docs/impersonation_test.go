@@ -7,13 +7,20 @@ import (
 	"testing"
 )
 
-// TestEveryAttemptIsATest: each attempt of security/impersonation.md says why it fails,
-// and names tests that exist.
+// TestEveryAttemptIsATest: each attempt of security/impersonation.md, and each bad input
+// of security/badinput.md, says what becomes of it, and names tests that exist.
 func TestEveryAttemptIsATest(t *testing.T) {
+	for page, least := range map[string]int{"security/impersonation.md": 20, "security/badinput.md": 12} {
+		t.Run(page, func(t *testing.T) { checkAttempts(t, page, least) })
+	}
+}
+
+func checkAttempts(t *testing.T, page string, least int) {
+	t.Helper()
 	one := regexp.MustCompile("^`([a-z][a-z0-9/-]*)\\.((?:Test|Fuzz)[A-Z]\\w*)`$")
 	funcs := map[string]map[string]bool{}
 	attempts := 0
-	for line := range strings.Lines(read(t, "security/impersonation.md")) {
+	for line := range strings.Lines(read(t, page)) {
 		cells := strings.Split(strings.TrimSpace(line), " | ")
 		if !strings.HasPrefix(line, "| ") || strings.HasPrefix(line, "| attempt |") {
 			continue
@@ -37,7 +44,7 @@ func TestEveryAttemptIsATest(t *testing.T) {
 			}
 		}
 	}
-	if attempts < 20 {
+	if attempts < least {
 		t.Errorf("only %d attempts", attempts)
 	}
 }

@@ -139,7 +139,7 @@ func Open(ctx context.Context, cfg Config, now time.Time) (*Keys, error) {
 	default:
 		st, err := parse(data)
 		if err != nil {
-			return nil, fmt.Errorf("keys of JWT-SVIDs: %w; restore them from a backup, or remove them, which makes the tokens that are in use invalid", err)
+			return nil, fmt.Errorf("%v is damaged: keys of JWT-SVIDs: %w; restore it from a backup, or remove it, which makes the tokens that are in use invalid", cfg.Storage, err)
 		}
 		if err := k.use(st); err != nil {
 			return nil, err
