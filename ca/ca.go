@@ -55,6 +55,9 @@ const (
 	// window is how much a caller may send ahead, in bytes; requests are small. Given
 	// one, gRPC does not measure the connection with a ping for each request.
 	window = 64 << 10
+	// readBuffer is what is read at once on a connection over TLS, in bytes. There may
+	// be two for each of thousands of nodes, which say little.
+	readBuffer = 8 << 10
 )
 
 // Run runs the authority until ctx ends. c has been validated.
@@ -254,6 +257,7 @@ func serveAdmin(addr string, a *Authority, kept *checkpoints, table *placement.T
 	s := rpc.NewServer(peercred.Credentials(), adminMethods(), rt, grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(workers), grpc.StaticStreamWindowSize(window))
 	capb.RegisterAdminServer(s, &admin{a: a})
 	capb.RegisterRootsServer(s, &rootsServer{a: a})
+	capb.RegisterReplicasServer(s, &replicasServer{a: a})
 	capb.RegisterRevocationsServer(s, &revocationsServer{a: a})
 	istiopb.RegisterIstioCertificateServiceServer(s, &istio{a: a})
 	capb.RegisterLedgerServer(s, &ledgerServer{store: a.store, signer: kept.signer, audit: (&admin{a: a}).audit})
@@ -285,6 +289,7 @@ func serveIssuing(c Config, a *Authority, own *own, table *placement.Table, limi
 	s := rpc.NewServer(a.revocations.peers.Track(credentials.NewTLS(own.serverTLS()), a.revocations.admit), methods, rt,
 		grpc.ChainUnaryInterceptor(limits.Unary), grpc.ChainStreamInterceptor(limits.Stream),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(workers), grpc.MaxConcurrentStreams(maxStreams), grpc.StaticStreamWindowSize(window),
+		grpc.ReadBufferSize(readBuffer), grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: 30 * time.Second, Timeout: 10 * time.Second,
 			// Callers connect anew while their certificate is valid, so that a

@@ -211,7 +211,11 @@ func (r *replicas) handOver(ctx context.Context, e *event, s roots.State, next r
 	if err := fits(there, len(e.with.If), how, to); err != nil {
 		return err
 	}
-	secret, err := root.Export(r.k.dir, next.KeyID)
+	cert, err := x509.ParseCertificate(next.Certificate)
+	if err != nil {
+		return err
+	}
+	secret, err := root.Export(r.k.dir, cert)
 	if err != nil {
 		return err
 	}
@@ -275,7 +279,11 @@ func (r *replicas) addLate(ctx context.Context, t *trust) error {
 	if len(late) == 0 {
 		return nil
 	}
-	secret, err := root.Export(r.k.dir, next.KeyID)
+	cert, err := x509.ParseCertificate(next.Certificate)
+	if err != nil {
+		return err
+	}
+	secret, err := root.Export(r.k.dir, cert)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // who has it adds them
 	}

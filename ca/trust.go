@@ -181,16 +181,26 @@ func (k *keeper) openTrust(ctx context.Context, inUse bool) (*trust, error) {
 			return nil, err
 		}
 	}
-	active, _ := s.Authority(s.Active)
-	cert, err := x509.ParseCertificate(active.Certificate)
-	if err != nil {
-		return nil, fmt.Errorf("root %s: %w", s.Active, err)
+	for {
+		active, _ := s.Authority(s.Active)
+		cert, err := x509.ParseCertificate(active.Certificate)
+		if err != nil {
+			return nil, fmt.Errorf("root %s: %w", s.Active, err)
+		}
+		sign, err := k.loadSigner(ctx, cert)
+		if err == nil {
+			return newTrust(k.spec.TrustDomain, s, sign)
+		}
+		if !errors.Is(err, errNoKey) {
+			return nil, err
+		}
+		if err := k.others.ask(ctx); err != nil {
+			return nil, err
+		}
+		if s, k.version, err = k.loadState(ctx); err != nil {
+			return nil, err
+		}
 	}
-	sign, err := k.loadSigner(ctx, cert)
-	if err != nil {
-		return nil, err
-	}
-	return newTrust(k.spec.TrustDomain, s, sign)
 }
 
 // first makes the first root, or takes in the one that an earlier version made.
@@ -217,6 +227,9 @@ func (k *keeper) first(ctx context.Context, inUse bool) (*trust, error) {
 	}
 	s := roots.First(roots.Authority{KeyID: root.KeyID(r.Cert), Certificate: r.Cert.Raw})
 	if err := k.saveState(ctx, s, event{actor: selfActor, step: "first", subject: s.Active}); err != nil {
+		if r.New && errors.Is(err, ledger.ErrConflict) {
+			err = errors.Join(err, root.Retire(k.dir, r.Cert)) // nobody will ever trust it
+		}
 		return nil, err
 	}
 	return newTrust(k.spec.TrustDomain, s, sign)
@@ -248,11 +261,17 @@ func (k *keeper) ownKey(ctx context.Context, cert *x509.Certificate) (crypto.Sig
 	if k.foreign() {
 		return nil, fmt.Errorf("root %s: %w", root.KeyID(cert), errForeign)
 	}
+	if k.others != nil && keyless(k.dir) {
+		return nil, fmt.Errorf("root %s: %w", root.KeyID(cert), errNoKey)
+	}
 	spec := k.spec
 	spec.InUse = true
 	first, err := root.Open(ctx, k.dir, spec, k.now())
 	if err != nil {
 		return nil, err
+	}
+	if !first.Cert.Equal(cert) && k.others != nil {
+		return nil, fmt.Errorf("root %s: %w", root.KeyID(cert), errNoKey)
 	}
 	if !first.Cert.Equal(cert) {
 		return nil, fmt.Errorf("the root %s signs, of which %s has no key; restore the directory from a backup, or set authority if the root is not the authority's own", root.KeyID(cert), k.dir)

@@ -18,6 +18,11 @@ from=$SECONDS
 race "${unit[@]}"
 echo "-- packages: $((SECONDS - from)) s"
 from=$SECONDS
+# The ledger in etcd is in programs that are built for it.
+go test -vet=off -tags etcd -shuffle=on -run '^Test' ./ca/ledger/etcdstore
+go test -vet=off -tags etcd -run TestThreeReplicasWithoutSQL ./cmd/writ-ca
+echo "-- etcd: $((SECONDS - from)) s"
+from=$SECONDS
 # Most of a mesh's life in a test is waiting: four at a time fit on two cores.
 go test -vet=off -shuffle=on -count=1 -timeout 30m -parallel 4 ./e2e
 echo "-- meshes: $((SECONDS - from)) s"

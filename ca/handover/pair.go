@@ -118,8 +118,9 @@ func (p *Pairs) write(keys []hpke.PrivateKey) error {
 	return atomicfile.Write(p.path, data, 0o600)
 }
 
-// idOf names a replica by its public key.
+// idOf names a replica by its public key: by enough of it that nobody finds another one
+// with the same name, since people compare it.
 func idOf(public []byte) string {
 	sum := sha256.Sum256(public)
-	return hex.EncodeToString(sum[:8])
+	return hex.EncodeToString(sum[:12])
 }

@@ -50,6 +50,20 @@ func Announce(trustDomain, host, rootID string, key crypto.Signer, public []byte
 	return r, nil
 }
 
+// Ask makes the announcement of an authority that has no key of a root.
+func Ask(host string, public []byte, now time.Time) Replica {
+	return Replica{ID: idOf(public), Host: host[:min(len(host), maxHost)], Key: public, Since: now.UTC()}
+}
+
+// ParseAsking reads what Ask made. It proves nothing but that the id is the key's.
+func ParseAsking(data []byte) (Replica, error) {
+	r, err := parse(data)
+	if err == nil && (r.Root != "" || len(r.Proof) > 0) {
+		err = fmt.Errorf("replica %s does not ask", r.ID)
+	}
+	return r, err
+}
+
 // message is what the proof is about. It begins as no certificate does.
 func (r Replica) message(trustDomain string) []byte {
 	out := []byte("writ-ca: this replica has the key of the root\x00")
@@ -63,21 +77,30 @@ func (r Replica) message(trustDomain string) []byte {
 // ParseReplica reads an announcement and verifies that whoever made it had the key of
 // the root.
 func ParseReplica(data []byte, trustDomain, rootID string, root *x509.Certificate) (Replica, error) {
-	var r Replica
-	if err := json.Unmarshal(data, &r); err != nil {
-		return Replica{}, errors.New("the announcement of a replica cannot be read")
-	}
-	if r.ID != idOf(r.Key) || len(r.Host) > maxHost {
-		return Replica{}, fmt.Errorf("the announcement of replica %.20q contradicts itself", r.ID)
-	}
-	if _, err := kem().NewPublicKey(r.Key); err != nil {
-		return Replica{}, fmt.Errorf("the announcement of replica %s has no key", r.ID)
+	r, err := parse(data)
+	if err != nil {
+		return Replica{}, err
 	}
 	if r.Root != rootID {
 		return Replica{}, fmt.Errorf("replica %s is announced under the root %.64q, which does not sign", r.ID, r.Root)
 	}
 	if !verify(root.PublicKey, r.message(trustDomain), r.Proof) {
 		return Replica{}, fmt.Errorf("replica %s did not have the key of the root", r.ID)
+	}
+	return r, nil
+}
+
+// parse reads an announcement, whatever it proves.
+func parse(data []byte) (Replica, error) {
+	var r Replica
+	if err := json.Unmarshal(data, &r); err != nil {
+		return Replica{}, errors.New("the announcement of a replica cannot be read")
+	}
+	if r.ID != idOf(r.Key) || len(r.Host) > maxHost {
+		return Replica{}, fmt.Errorf("the announcement of replica %.24q contradicts itself", r.ID)
+	}
+	if _, err := kem().NewPublicKey(r.Key); err != nil {
+		return Replica{}, fmt.Errorf("the announcement of replica %s has no key", r.ID)
 	}
 	return r, nil
 }

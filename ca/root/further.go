@@ -70,12 +70,22 @@ func LoadFurther(dir string, cert *x509.Certificate) (crypto.Signer, error) {
 	return key, nil
 }
 
-// Export gives the key of a further root as it is on disk, for others that are the
-// same authority.
-func Export(dir, keyID string) ([]byte, error) {
-	path := furtherKey(dir, keyID)
-	if _, err := loadKey(path); err != nil {
+// Export gives the key of a root as it is on disk, for others that are the same
+// authority. The error wraps fs.ErrNotExist if it is not there.
+func Export(dir string, cert *x509.Certificate) ([]byte, error) {
+	path := furtherKey(dir, KeyID(cert))
+	key, err := loadKey(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		path = filepath.Join(dir, KeyFile)
+		if key, err = loadKey(path); err == nil && !matches(key, cert) {
+			err = fmt.Errorf("key of the root %s: %w", KeyID(cert), fs.ErrNotExist)
+		}
+	}
+	if err != nil {
 		return nil, err
+	}
+	if !matches(key, cert) {
+		return nil, fmt.Errorf("%s is not the key of the root with that key id; restore it from a backup", path)
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {

@@ -514,6 +514,16 @@ func TestBadMember(t *testing.T) {
 	}
 }
 
+func TestAddresses(t *testing.T) {
+	c := Config{Name: "a", Peers: map[string]string{"a": "a.example:2380", "b": "10.0.0.2:2380", "c": "[::1]:2380"}}
+	if want := "a=https://a.example:2380,b=https://10.0.0.2:2380,c=https://[::1]:2380"; c.cluster() != want || c.listen() != "0.0.0.0:2380" {
+		t.Errorf("got %s and %s", c.cluster(), c.listen())
+	}
+	if got := c.hosts(); !slices.Equal(got, []string{"10.0.0.2", "::1", "a.example"}) {
+		t.Errorf("got %v", got)
+	}
+}
+
 func FuzzParseRecords(f *testing.F) {
 	f.Add(encodeRecords(nil, []ledger.Record{{Leaf: []byte("a"), Values: []byte("b")}, {Leaf: []byte("c")}}))
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
