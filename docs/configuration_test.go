@@ -50,6 +50,8 @@ func settings(t *testing.T, prefix string, v reflect.Value) []setting {
 			out = append(out, settings(t, key+".", f)...)
 		case f.Kind() == reflect.String && f.Len() == 0:
 			out = append(out, setting{key, "text", "none"})
+		case f.Kind() == reflect.Map && f.Len() == 0:
+			out = append(out, setting{key, "map", "none"})
 		case f.Kind() == reflect.Slice && f.Len() == 0:
 			out = append(out, setting{key, "list", "none"})
 		default:
