@@ -162,3 +162,25 @@ func TestRootsThatCannotBeRevoked(t *testing.T) {
 		t.Errorf("something was changed: %v", st)
 	}
 }
+
+// TestForeignRootsAreNotRevoked: what somebody else has to do is said, and nothing is
+// changed.
+func TestForeignRootsAreNotRevoked(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	top, other := newForeign(t, "root", nil, 24*time.Hour), newForeign(t, "other root", nil, 24*time.Hour)
+	issuing := newForeign(t, "issuing", top, 12*time.Hour)
+	plug(t, dir, issuing, nil, top, other)
+	h := start(t, withFiles(dir))
+	h.mint(reviewsID)
+	for keyID, text := range map[string]string{issuing.id(): "under the root " + top.id(), top.id(): "not the authority's own", other.id(): "root-cert.pem"} {
+		_, err := h.roots().RevokeRoot(t.Context(), &capb.RevokeRootRequest{KeyId: keyID})
+		wantCode(t, err, codes.FailedPrecondition)
+		if !strings.Contains(err.Error(), text) {
+			t.Errorf("%s: %v, want %q", keyID, err, text)
+		}
+	}
+	if got := h.bundle().X509Authorities(); len(got) != 2 || h.active() != top.id() {
+		t.Errorf("%d roots, %s signs", len(got), h.active())
+	}
+}

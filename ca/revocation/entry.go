@@ -62,7 +62,7 @@ func (e Entry) Key() string {
 	case e.Serial != "":
 		return CertificateKey(e.Serial)
 	case e.OfAuthority():
-		return AuthorityKey(e.Authority)
+		return authorityKey(e.Authority)
 	}
 	return IdentityKey(e.SPIFFEID)
 }
@@ -70,8 +70,8 @@ func (e Entry) Key() string {
 // OfAuthority tells whether e revokes an authority.
 func (e Entry) OfAuthority() bool { return e.Serial == "" && e.SPIFFEID == "" }
 
-// AuthorityKey is the key of the document that revokes an authority.
-func AuthorityKey(keyID string) string { return authorityPrefix + keyID }
+// authorityKey is the key of the document that revokes an authority.
+func authorityKey(keyID string) string { return authorityPrefix + keyID }
 
 // CertificateKey is the key of the document that revokes a certificate.
 func CertificateKey(serial string) string { return certificatePrefix + serial }

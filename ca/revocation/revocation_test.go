@@ -70,7 +70,7 @@ func FuzzUnmarshal(f *testing.F) {
 	f.Add([]byte(`{"spiffe_id":"spiffe://a/b"}`))
 	f.Add([]byte(`{"authority":"0a1b","not_after":"2026-01-02T03:04:05Z"}`))
 	f.Fuzz(func(t *testing.T, value []byte) {
-		for _, key := range []string{CertificateKey("0a"), IdentityKey("spiffe://a/b"), AuthorityKey("0a1b")} {
+		for _, key := range []string{CertificateKey("0a"), IdentityKey("spiffe://a/b"), authorityKey("0a1b")} {
 			e, err := Unmarshal(key, 1, value)
 			if err != nil {
 				continue
