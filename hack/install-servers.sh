@@ -52,3 +52,8 @@ if [ "$(id -u)" = 0 ] && [ ! -x $compose -o hack/compose/go.mod -nt $compose ]; 
   (cd hack/compose && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "../../$compose" github.com/docker/compose/v2/cmd)
   touch $compose
 fi
+
+# A Kubernetes API takes minutes to build; a stand-in is there without it.
+if [ ! -x .tools/bin/kube-apiserver ]; then
+  echo "no kube-apiserver: the tests that a real Kubernetes API would run too are run with a stand-in only (make kubernetes-tools builds it)" >&2
+fi

@@ -90,10 +90,11 @@ func call(address string, pair tls.Certificate, roots *x509.CertPool) (*x509.Cer
 		return nil, err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "hello" {
-		return nil, fmt.Errorf("%s %q, %v", resp.Status, body, err)
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && string(body) != "hello" {
+		err = fmt.Errorf("%s %q", resp.Status, body)
 	}
-	return resp.TLS.PeerCertificates[0], nil
+	return resp.TLS.PeerCertificates[0], err
 }
 
 // TestEnvoyWithMountedSecret: an Envoy that has the Secret as files shakes hands with

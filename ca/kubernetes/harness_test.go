@@ -163,7 +163,7 @@ func (h *harness) run() {
 	h.Cluster = New(h.config, td, h.authority, prometheus.NewRegistry(), h.clock.now, slog.New(slog.NewTextHandler(h.log, nil)))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- h.Cluster.Run(ctx) }()
+	go func() { done <- h.Run(ctx) }()
 	h.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {

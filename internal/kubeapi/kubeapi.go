@@ -75,7 +75,7 @@ func (c *Client) Call(ctx context.Context, method, url string, body []byte) ([]b
 func (c *Client) Watch(ctx context.Context, url string) (iter.Seq2[[]byte, error], error) {
 	ctx, cancel := context.WithCancel(ctx)
 	begun := time.AfterFunc(c.Timeout, cancel)
-	resp, err := c.send(ctx, http.MethodGet, url, nil)
+	resp, err := c.send(ctx, http.MethodGet, url, nil) //nolint:bodyclose // the lines do it
 	if !begun.Stop() && err == nil {
 		_ = resp.Body.Close()
 		err = context.DeadlineExceeded
