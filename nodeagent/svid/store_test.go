@@ -332,3 +332,45 @@ func TestAnotherAuthoritySigns(t *testing.T) {
 		}
 	})
 }
+
+// TestHundredIdentitiesRotate: all that came at once are renewed again and again, none
+// runs out, and they do not come in a herd.
+func TestHundredIdentitiesRotate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const identities, life = 100, time.Minute
+		ca, c := newFakeCA(t, life), new(counts)
+		s := newStore(ca, c)
+		defer s.Close()
+		for i := range identities {
+			id := spiffeid.RequireFromString(fmt.Sprintf("spiffe://cluster.local/ns/default/sa/w%d", i))
+			defer s.Subscribe(id.Path(), id).Close()
+		}
+		synctest.Wait()
+		began := time.Now()
+		for time.Since(began) < 10*life {
+			time.Sleep(time.Second)
+			for _, st := range s.Status() {
+				if st.SVID == nil || !st.SVID.NotAfter().After(time.Now().Add(life/4)) {
+					t.Fatalf("%s after %s: less than a quarter of its life is left", st.ID, time.Since(began))
+				}
+			}
+		}
+		perSecond := map[time.Duration]int{}
+		for _, at := range ca.times() {
+			perSecond[at.Sub(began).Truncate(time.Second)]++
+		}
+		most := 0
+		for after, n := range perSecond {
+			if after > 0 { // all asked at once at the start
+				most = max(most, n)
+			}
+		}
+		if n := len(ca.times()); n < identities*15 || n > identities*26 || c.failed.Load() != 0 {
+			t.Errorf("%d certificates, %d failures", n, c.failed.Load())
+		}
+		if most > identities/4 {
+			t.Errorf("%d renewals in one second", most)
+		}
+		t.Logf("%d certificates, %d in a second at most", len(ca.times()), most)
+	})
+}
