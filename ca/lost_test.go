@@ -27,7 +27,7 @@ func TestCertificatesOfALostTimeAreFlagged(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.config.State = filepath.Join(t.TempDir(), "restored")
-	if _, err := backup.Restore(t.Context(), &saved, h.config.State, time.Now()); err != nil {
+	if _, err := backup.Restore(t.Context(), &saved, h.config.State, "", time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	h.run()

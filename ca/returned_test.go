@@ -40,7 +40,7 @@ func (h *harness) restore(saved []byte) {
 		h.t.Fatal(err)
 	}
 	h.config.State = filepath.Join(h.t.TempDir(), "restored")
-	if _, err := backup.Restore(h.t.Context(), bytes.NewReader(saved), h.config.State, time.Now()); err != nil {
+	if _, err := backup.Restore(h.t.Context(), bytes.NewReader(saved), h.config.State, "", time.Now()); err != nil {
 		h.t.Fatal(err)
 	}
 	h.run()

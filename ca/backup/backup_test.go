@@ -93,7 +93,7 @@ func TestThereAndBack(t *testing.T) {
 		if empty {
 			must(t, os.Mkdir(to, 0o700))
 		}
-		w, err := backup.Restore(t.Context(), bytes.NewReader(write(t, from)), to, now)
+		w, err := backup.Restore(t.Context(), bytes.NewReader(write(t, from)), to, "", now)
 		must(t, err)
 		if !w.To.Equal(now) || !w.From.Equal(ledgertest.Put("", "").Entry.Time) {
 			t.Errorf("got %+v", w)
@@ -155,7 +155,7 @@ func TestBackupWhileTheLedgerIsWritten(t *testing.T) {
 	_, err = f.WriteString("0a1b2c3d 6 6 {\"kind\":\"iss")
 	must(t, errors.Join(err, f.Close()))
 	to := filepath.Join(t.TempDir(), "ca")
-	_, err = backup.Restore(t.Context(), bytes.NewReader(write(t, from)), to, now)
+	_, err = backup.Restore(t.Context(), bytes.NewReader(write(t, from)), to, "", now)
 	must(t, err)
 	restored(t, to)
 }
@@ -163,7 +163,7 @@ func TestBackupWhileTheLedgerIsWritten(t *testing.T) {
 func TestWithoutALedger(t *testing.T) {
 	from := state(t, 1)
 	must(t, os.Remove(filepath.Join(from, filelog.Name)))
-	w, err := backup.Restore(t.Context(), bytes.NewReader(write(t, from)), filepath.Join(t.TempDir(), "ca"), now)
+	w, err := backup.Restore(t.Context(), bytes.NewReader(write(t, from)), filepath.Join(t.TempDir(), "ca"), "", now)
 	if err != nil || w != nil {
 		t.Fatalf("got %v, %v", w, err)
 	}
@@ -201,7 +201,7 @@ func TestLedgerOfACluster(t *testing.T) {
 		t.Errorf("left beside: %v", err)
 	}
 	to := filepath.Join(t.TempDir(), "ca")
-	_, err = backup.Restore(t.Context(), &out, to, now)
+	_, err = backup.Restore(t.Context(), &out, to, "", now)
 	must(t, err)
 	restored(t, to)
 	if _, err := os.Stat(filepath.Join(to, "etcd")); !errors.Is(err, fs.ErrNotExist) {
@@ -223,7 +223,7 @@ func TestBadBackup(t *testing.T) {
 	to := filepath.Join(parent, "ca")
 	try := func(what string, data []byte, want string) {
 		t.Helper()
-		_, err := backup.Restore(t.Context(), bytes.NewReader(data), to, now)
+		_, err := backup.Restore(t.Context(), bytes.NewReader(data), to, "", now)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q", what, err, want)
 		}
@@ -261,7 +261,7 @@ func TestBadBackup(t *testing.T) {
 	try("an earlier ledger", write(t, forged), "not the one of its checkpoint")
 	must(t, os.Mkdir(to, 0o700))
 	must(t, os.WriteFile(filepath.Join(to, "root.key"), nil, 0o600))
-	if _, err := backup.Restore(t.Context(), bytes.NewReader(good), to, now); err == nil || !strings.Contains(err.Error(), "is not empty") {
+	if _, err := backup.Restore(t.Context(), bytes.NewReader(good), to, "", now); err == nil || !strings.Contains(err.Error(), "is not empty") {
 		t.Errorf("got %v", err)
 	}
 	if err := backup.Write(t.TempDir(), new(bytes.Buffer)); err == nil || !strings.Contains(err.Error(), "nothing of an authority") {
@@ -269,5 +269,45 @@ func TestBadBackup(t *testing.T) {
 	}
 	if err := backup.Write(filepath.Join(parent, "nowhere"), new(bytes.Buffer)); err == nil {
 		t.Error("a directory that is not there was backed up")
+	}
+}
+
+// A later file of the ledger takes the place of the one in the backup, if it goes on
+// from there.
+func TestLaterLedger(t *testing.T) {
+	from := state(t, 5)
+	saved := write(t, from)
+	path := filepath.Join(from, filelog.Name)
+	log, err := filelog.Open(path, filelog.Options{})
+	must(t, err)
+	_, err = log.Commit(t.Context(), ledgertest.Put("revocations/identities/1", "thief"))
+	must(t, errors.Join(err, log.Close()))
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	must(t, err)
+	_, err = f.WriteString("0a1b2c3d 7 7 {\"kind\":\"iss") // it died
+	must(t, errors.Join(err, f.Close()))
+	to := filepath.Join(t.TempDir(), "ca")
+	if _, err := backup.Restore(t.Context(), bytes.NewReader(saved), to, path, now); err != nil {
+		t.Fatal(err)
+	}
+	again, err := filelog.Open(filepath.Join(to, filelog.Name), filelog.Options{})
+	must(t, err)
+	defer again.Close()
+	if d, err := again.Get(t.Context(), "revocations/identities/1"); err != nil || string(d.Value) != "thief" {
+		t.Errorf("what came after the backup: %v, %v", d, err)
+	}
+	for name := range files(t, to) {
+		if strings.Contains(name, "newer") || strings.HasSuffix(name, ".torn") {
+			t.Errorf("%s is there", name)
+		}
+	}
+	parent := t.TempDir()
+	for what, other := range map[string]string{"another": filepath.Join(state(t, 9), filelog.Name), "an earlier": filepath.Join(state(t, 2), filelog.Name), "none": filepath.Join(parent, "nowhere")} {
+		if _, err := backup.Restore(t.Context(), bytes.NewReader(saved), filepath.Join(parent, "ca"), other, now); err == nil || !strings.Contains(err.Error(), other) {
+			t.Errorf("%s ledger: %v", what, err)
+		}
+		if left, err := os.ReadDir(parent); err != nil || len(left) > 0 {
+			t.Fatalf("%s: left behind: %v, %v", what, left, err)
+		}
 	}
 }

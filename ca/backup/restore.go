@@ -38,9 +38,11 @@ type Window struct {
 const maxSums = 1 << 20
 
 // Restore makes the state directory dir, which must be empty or not there, out of a
-// backup. If it fails it leaves nothing behind. The result is nil if the backup has no
-// ledger, because that is in a database.
-func Restore(ctx context.Context, r io.Reader, dir string, now time.Time) (*Window, error) {
+// backup. If it fails it leaves nothing behind. newer is a later file of the same
+// ledger, if that can still be read, which then takes the place of the one in the
+// backup; empty for none. The result is nil if the backup has no ledger, because that
+// is in a database.
+func Restore(ctx context.Context, r io.Reader, dir, newer string, now time.Time) (*Window, error) {
 	content, err := os.ReadDir(dir)
 	there := err == nil
 	switch {
@@ -58,7 +60,7 @@ func Restore(ctx context.Context, r io.Reader, dir string, now time.Time) (*Wind
 	if err != nil {
 		return nil, fmt.Errorf("restore: %w", err)
 	}
-	w, err := restore(ctx, r, staging, now)
+	w, err := restore(ctx, r, staging, newer, now)
 	if err == nil && there {
 		err = move(staging, dir)
 	} else if err == nil {
@@ -90,12 +92,20 @@ func move(from, to string) error {
 	return os.Remove(from)
 }
 
-func restore(ctx context.Context, r io.Reader, dir string, now time.Time) (*Window, error) {
+func restore(ctx context.Context, r io.Reader, dir, newer string, now time.Time) (*Window, error) {
 	if err := unpack(r, dir); err != nil {
 		return nil, err
 	}
 	if _, err := os.Stat(filepath.Join(dir, filelog.Name)); errors.Is(err, fs.ErrNotExist) {
+		if newer != "" {
+			return nil, fmt.Errorf("%s: the backup has no ledger that it could go on from; that is in a database", newer)
+		}
 		return nil, nil //nolint:nilnil // said in the comment of Restore
+	}
+	if newer != "" {
+		if err := exchange(ctx, filepath.Join(dir, filelog.Name), newer); err != nil {
+			return nil, err
+		}
 	}
 	return reopen(ctx, dir, now)
 }
@@ -153,6 +163,38 @@ func compare(text string, sums map[string]string) error {
 		return fmt.Errorf("the backup is damaged: %s has no sum", name)
 	}
 	return nil
+}
+
+// exchange puts a later file of the same ledger in the place of the one at path.
+func exchange(ctx context.Context, path, newer string) (err error) {
+	old, err := filelog.Open(path, filelog.Options{}) // which cuts off what was written by half
+	if err != nil {
+		return err
+	}
+	head, err := old.Head(ctx)
+	if err = errors.Join(err, old.Close()); err != nil {
+		return err
+	}
+	in, err := os.Open(newer)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }() // read only
+	if _, err := unpackFile(in, path+".newer", 0o600); err != nil {
+		return err
+	}
+	log, err := filelog.Open(path+".newer", filelog.Options{})
+	if err != nil {
+		return fmt.Errorf("a copy of %s: %w; restore without it", newer, err)
+	}
+	err = checkpoint.Compare(ctx, log, head)
+	if err = errors.Join(err, log.Close()); err != nil {
+		return fmt.Errorf("%s does not go on from the ledger in the backup: %w", newer, err)
+	}
+	if err := os.Remove(path + ".newer.torn"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Rename(path+".newer", path)
 }
 
 // reopen looks whether the ledger is the one of its checkpoint, and writes into it

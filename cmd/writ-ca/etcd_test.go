@@ -204,7 +204,7 @@ func backedUp(t *testing.T, m *member, certificates int) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	if _, err := backup.Restore(t.Context(), &out, filepath.Join(dir, "state"), time.Now()); err != nil {
+	if _, err := backup.Restore(t.Context(), &out, filepath.Join(dir, "state"), "", time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	again := launch(t, dir)

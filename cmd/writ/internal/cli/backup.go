@@ -79,7 +79,7 @@ func backupOver(ctx context.Context, socket, dir string, to *os.File) error {
 
 func restoreCommand() *cobra.Command {
 	var o output
-	var dir string
+	var dir, newer string
 	c := &cobra.Command{
 		Use:   "restore FILE",
 		Short: "Make an authority's state directory out of a backup",
@@ -87,8 +87,13 @@ func restoreCommand() *cobra.Command {
 backup. What the authority issued after the backup is not in the ledger then: the time
 between is written into it, and each certificate of that time is written down when its
 owner calls the authority, as requested by "unrecorded" (writ certs ls --live -o json).
-What was revoked in that time has to be revoked again.`,
-		Example: "  writ certs restore --ca-state /var/lib/writ/ca /backup/ca-monday.tar",
+What was revoked in that time is revoked again as soon as a node agent or service
+calls that has the list; compare writ certs revocations with what you know.
+
+If the file of the ledger can still be read, name it with --ledger: if it goes on from
+the one in the backup it takes its place, and nothing is lost.`,
+		Example: "  writ certs restore --ca-state /var/lib/writ/ca /backup/ca-monday.tar\n" +
+			"  writ certs restore --ca-state /var/lib/writ/ca --ledger /broken/ledger.log /backup/ca-monday.tar",
 		Args:    arguments(1, 1, "one backup"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in, err := os.Open(args[0])
@@ -96,7 +101,7 @@ What was revoked in that time has to be revoked again.`,
 				return err
 			}
 			defer func() { _ = in.Close() }() // read only
-			w, err := backup.Restore(cmd.Context(), in, dir, time.Now())
+			w, err := backup.Restore(cmd.Context(), in, dir, newer, time.Now())
 			if err != nil {
 				return failed(err)
 			}
@@ -112,6 +117,7 @@ What was revoked in that time has to be revoked again.`,
 	}
 	o.register(c)
 	c.Flags().StringVar(&dir, "ca-state", "", "the state `directory` to make")
+	c.Flags().StringVar(&newer, "ledger", "", "a later `file` of the ledger than the one in the backup, to go on with")
 	_ = c.MarkFlagRequired("ca-state") // the flag is there
 	return c
 }
