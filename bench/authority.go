@@ -33,6 +33,11 @@ type authority struct {
 	admin      *grpc.ClientConn
 }
 
+// unlimited is the configuration of an authority that lets every caller ask as much
+// as he can.
+const unlimited = "limits: {caller_rate: 100000, caller_burst: 1000000, caller_calls: 100000, identity_rate: 100000, identity_burst: 1000000, " +
+	"join_rate: 100000, join_burst: 1000000, join_total_rate: 100000, join_total_burst: 1000000}\n"
+
 // launchAuthority starts one with a state of its own below dir.
 func launchAuthority(ctx context.Context, o options, dir string) (*authority, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -46,8 +51,12 @@ func launchAuthority(ctx context.Context, o options, dir string) (*authority, er
 	if a.monitoring, err = freeAddress(); err != nil {
 		return nil, err
 	}
+	conf := filepath.Join(dir, "ca.yaml")
+	if err := os.WriteFile(conf, []byte(unlimited), 0o600); err != nil {
+		return nil, err
+	}
 	socket := "unix://" + filepath.Join(dir, "admin")
-	if a.process, err = launch(ctx, a.listen, filepath.Join(o.bin, "writ-ca"), "-trust-domain", trustDomain, "-state", filepath.Join(dir, "state"),
+	if a.process, err = launch(ctx, a.listen, filepath.Join(o.bin, "writ-ca"), "-config", conf, "-trust-domain", trustDomain, "-state", filepath.Join(dir, "state"),
 		"-listen", a.listen, "-admin", socket, "-monitoring", a.monitoring); err != nil {
 		return nil, err
 	}

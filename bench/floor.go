@@ -175,11 +175,16 @@ func ownCPU() (time.Duration, error) {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), nil
 }
 
-// requests makes certificate requests, each with a P-256 key of its own.
+// requests makes certificate requests, each with a P-256 key of its own; they name
+// id unless it is empty.
 func requests(id string) ([][]byte, error) {
-	uri, err := url.Parse(id)
-	if err != nil {
-		return nil, err
+	template := new(x509.CertificateRequest)
+	if id != "" {
+		uri, err := url.Parse(id)
+		if err != nil {
+			return nil, err
+		}
+		template.URIs = []*url.URL{uri}
 	}
 	out := make([][]byte, 64)
 	for i := range out {
@@ -187,7 +192,7 @@ func requests(id string) ([][]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if out[i], err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{uri}}, key); err != nil {
+		if out[i], err = x509.CreateCertificateRequest(rand.Reader, template, key); err != nil {
 			return nil, err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 )
 
@@ -20,6 +21,7 @@ type load struct {
 	connections int
 	inFlight    int
 	call        call
+	creds       credentials.TransportCredentials // nil for none
 }
 
 // sample is what one measurement found.
@@ -32,8 +34,12 @@ type sample struct {
 // measure warms up, then runs for o.each and looks at the server's CPU time.
 func (l load) measure(ctx context.Context, o options, server, also *process) (sample, error) {
 	conns := make([]*grpc.ClientConn, l.connections)
+	creds := l.creds
+	if creds == nil {
+		creds = insecure.NewCredentials()
+	}
 	for i := range conns {
-		c, err := grpc.NewClient(l.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		c, err := grpc.NewClient(l.address, grpc.WithTransportCredentials(creds))
 		if err != nil {
 			return sample{}, err
 		}
