@@ -289,7 +289,7 @@ func serveIssuing(c Config, a *Authority, own *own, table *placement.Table, limi
 	s := rpc.NewServer(a.revocations.peers.Track(credentials.NewTLS(own.serverTLS()), a.revocations.admit), methods, rt,
 		grpc.ChainUnaryInterceptor(limits.Unary), grpc.ChainStreamInterceptor(limits.Stream),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(workers), grpc.MaxConcurrentStreams(maxStreams), grpc.StaticStreamWindowSize(window),
-		grpc.ReadBufferSize(readBuffer), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(readBuffer),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: 30 * time.Second, Timeout: 10 * time.Second,
 			// Callers connect anew while their certificate is valid, so that a
