@@ -110,7 +110,7 @@ func nodeID(name string) string { return "spiffe://" + trustDomain + "/writ/node
 func (g *agents) connect(address string, config *tls.Config) error {
 	// Small buffers, so that thousands fit into this process.
 	dial := func() (*grpc.ClientConn, error) {
-		return grpc.NewClient(address, grpc.WithTransportCredentials(credentials.NewTLS(config)), grpc.WithReadBufferSize(2048), grpc.WithWriteBufferSize(2048), grpc.WithSharedWriteBuffer(true))
+		return grpc.NewClient(address, grpc.WithTransportCredentials(credentials.NewTLS(config)), grpc.WithReadBufferSize(2048), grpc.WithWriteBufferSize(2048))
 	}
 	own, err := dial() // renews the agent's own certificate and follows the bundle
 	if err != nil {

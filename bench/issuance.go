@@ -81,11 +81,13 @@ func issuanceOverTLS(ctx context.Context, o options) ([]row, error) {
 		return nil, err
 	}
 	server := tlsconfig.AuthorizeID(spiffeid.RequireFromPath(bundle.TrustDomain(), "/writ/ca"))
-	issue := load{address: a.listen, connections: 4, inFlight: 16, creds: credentials.NewTLS(tlsconfig.MTLSClientConfig(svids[0], bundle, server)),
+	issue := load{
+		address: a.listen, connections: 4, inFlight: 16, creds: credentials.NewTLS(tlsconfig.MTLSClientConfig(svids[0], bundle, server)),
 		call: func(ctx context.Context, c *grpc.ClientConn, worker, n int) error {
 			_, err := capb.NewCertificateAuthorityClient(c).Issue(ctx, &capb.IssueRequest{SpiffeId: id, Csr: csrs[(worker*7+n)%len(csrs)]})
 			return err
-		}}
+		},
+	}
 	got, err := issue.measure(ctx, o, a.process, nil)
 	if err != nil {
 		return nil, err

@@ -91,7 +91,7 @@ func agent(ctx context.Context, o options) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer w.stop()
+	defer func() { _ = w.stop() }()
 	resident, err := n.settled(ctx)
 	if err != nil {
 		return nil, err

@@ -190,7 +190,7 @@ func (a *agent) serveProxies(ctx context.Context, l net.Listener) error {
 	}
 	maps.Copy(methods, workloadapi.Methods())
 	s := rpc.NewServer(attest.Credentials(), methods, a.rt, grpc.MaxConcurrentStreams(maxStreams),
-		grpc.ReadBufferSize(connectionBuffer), grpc.WriteBufferSize(connectionBuffer), grpc.SharedWriteBuffer(true), grpc.StaticStreamWindowSize(window),
+		grpc.ReadBufferSize(connectionBuffer), grpc.WriteBufferSize(connectionBuffer), grpc.StaticStreamWindowSize(window),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: idleConnection}))
 	secretv3.RegisterSecretDiscoveryServiceServer(s, a.sds)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s, a.ads)
