@@ -47,6 +47,9 @@ func (x acmeAuthority) Issue(ctx context.Context, o acme.Order) ([]*x509.Certifi
 		if len(o.Names) == 0 || o.TTL <= 0 {
 			return refuse(invalid, "a certificate needs names and a life")
 		}
+		if err := csr.CheckKey(o.PublicKey); err != nil {
+			return refuse(invalid, "%v", err)
+		}
 		ord.csr, ord.ttl = csr.Request{PublicKey: o.PublicKey}, o.TTL
 		for _, n := range o.Names {
 			ord.facts = append(ord.facts, acme.Subject([]string{n}))

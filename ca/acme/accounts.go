@@ -140,7 +140,7 @@ func (d *database) UpdateExternalAccountKey(context.Context, string, *stepacme.E
 // GetExternalAccountKeyByAccountID implements acme.DB. Which names an account may
 // have is for CreateAuthorization.
 func (d *database) GetExternalAccountKeyByAccountID(context.Context, string, string) (*stepacme.ExternalAccountKey, error) {
-	return nil, nil //nolint:nilnil // smallstep's way to say that there is no policy
+	return nil, nil // smallstep's way to say that there is no policy
 }
 
 // CreateExternalAccountKey and those that follow implement acme.DB: external accounts

@@ -1,15 +1,21 @@
 package acme
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/smallstep/certificates/cas/apiv1"
 	xacme "golang.org/x/crypto/acme"
 
 	"github.com/writ-mesh/writ/ca/ledger"
@@ -131,6 +137,107 @@ func TestWhatIsRefused(t *testing.T) {
 	}
 }
 
+// What was allowed when the order began has to be allowed when it is fulfilled.
+func TestNamesTakenOut(t *testing.T) {
+	w := newWorld(t, ledgertest.NewMemory(), nil)
+	c := w.member()
+	o, err := w.ready(c, "http-01", "a.example.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.config.Names = []string{"b.example.test"}
+	w.start(w.auth)
+	c.HTTPClient = w.http()
+	_, der := certificateRequest(t, &x509.CertificateRequest{DNSNames: []string{"a.example.test"}})
+	_, _, err = c.CreateOrderCert(t.Context(), o.FinalizeURL, der, true)
+	wantProblem(t, err, "rejectedIdentifier", http.StatusBadRequest)
+	if n := w.auth.count(); n != 0 {
+		t.Errorf("%d certificates", n)
+	}
+}
+
+// Of two who do the same at the same moment, by one nonce or for one order, one does
+// it, whoever they are.
+func TestOnce(t *testing.T) {
+	w := newWorld(t, ledgertest.NewMemory(), nil)
+	r := &request{nonce: "x"}
+	for i := range 2 {
+		_, err := w.d.commit(withRequest(t.Context(), &request{nonce: r.nonce}), ledger.Change{Entry: w.d.entry("test", "", nil)})
+		if (err == nil) != (i == 0) || i > 0 && !strings.Contains(err.Error(), "nonce") {
+			t.Errorf("%d: %v", i, err)
+		}
+	}
+	c := w.member()
+	o, err := w.ready(c, "http-01", "a.example.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r = &request{}
+	id := o.URI[strings.LastIndex(o.URI, "/")+1:]
+	if _, _, err := w.d.order(withRequest(t.Context(), r), id); err != nil {
+		t.Fatal(err)
+	}
+	r.account = r.order.Account
+	for i := range 2 {
+		_, err := w.auth.Issue(t.Context(), Order{
+			Names: []string{"a.example.test"}, PublicKey: c.Key.Public(), TTL: time.Hour,
+			Also: func(chain []*x509.Certificate) (ledger.Change, error) { return w.d.fulfilled(r, chain) },
+		})
+		if (err == nil) != (i == 0) || i > 0 && !errors.Is(err, ledger.ErrConflict) {
+			t.Errorf("%d: %v", i, err)
+		}
+	}
+}
+
+// What smallstep's code would have signed is compared with the order once more.
+func TestTemplatesForMore(t *testing.T) {
+	w := newWorld(t, ledgertest.NewMemory(), nil)
+	c := w.member()
+	o, err := w.ready(c, "http-01", "a.example.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := new(request)
+	ctx := withRequest(t.Context(), r)
+	if _, _, err := w.d.order(ctx, o.URI[strings.LastIndex(o.URI, "/")+1:]); err != nil {
+		t.Fatal(err)
+	}
+	r.account, r.external = r.order.Account, externalID
+	workload, err := url.Parse("spiffe://example.test/ns/a/sa/b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := []string{"a.example.test"}
+	sign := func(template *x509.Certificate, known bool) error {
+		template.PublicKey = c.Key.Public()
+		if known {
+			w.issuer.signing[template] = ctx
+		}
+		_, err := w.issuer.CreateCertificate(&apiv1.CreateCertificateRequest{Template: template})
+		return err
+	}
+	for name, template := range map[string]*x509.Certificate{
+		"another name": {DNSNames: []string{"b.example.test"}}, "one more": {DNSNames: []string{"a.example.test", "b.example.test"}}, "none": {},
+		"a SPIFFE ID": {DNSNames: own, URIs: []*url.URL{workload}}, "an address": {DNSNames: own, IPAddresses: []net.IP{{127, 0, 0, 1}}},
+		"mail": {DNSNames: own, EmailAddresses: []string{"a@example.test"}}, "an authority": {DNSNames: own, IsCA: true},
+	} {
+		if err := sign(template, true); err == nil {
+			t.Errorf("%s: signed", name)
+		}
+	}
+	if err := sign(&x509.Certificate{DNSNames: own}, false); err == nil {
+		t.Error("signed for no order")
+	}
+	r.account = "another"
+	if err := sign(&x509.Certificate{DNSNames: own}, true); err == nil {
+		t.Error("signed for another account")
+	}
+	r.account = r.order.Account
+	if err := sign(&x509.Certificate{DNSNames: own}, true); err != nil {
+		t.Error(err)
+	}
+}
+
 // A certificate request that is not for the order, or for more than names.
 func TestRequestsForMore(t *testing.T) {
 	w := newWorld(t, ledgertest.NewMemory(), nil)
@@ -158,6 +265,20 @@ func TestRequestsForMore(t *testing.T) {
 			t.Errorf("%s: %v, want badCSR", name, err)
 		}
 	}
+	o, err := w.ready(c, "http-01", own...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	odd, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{DNSNames: own}, odd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = c.CreateOrderCert(t.Context(), o.FinalizeURL, der, true)
+	wantProblem(t, err, "badCSR", http.StatusBadRequest)
 	if n := w.auth.count(); n != 0 {
 		t.Errorf("%d certificates", n)
 	}

@@ -109,8 +109,8 @@ func TestStrangers(t *testing.T) {
 			t.Errorf("%s: %s, %d; want %s, %d", name, problem, status, tc.want, tc.status)
 		}
 	}
-	for _, other := range []string{"/", "/acme", "/acme/", "/acme/nonsense", "/other/directory", "/acme/order/../../x", "/acme/order/x%2f..%2fy"} {
-		if _, status := w.post(other, good(), nil); status < http.StatusBadRequest {
+	for _, other := range []string{"/", "/acme", "/acme/", "/acme/nonsense", "/other/directory", "/acme/order/../../x", "/acme/order/x%2f..%2fy", "/acme/order/x%2fy/finalize", "/acme/new%2daccount", "//acme/new-account", "/acme//new-account"} {
+		if _, status := w.post(other, good(), nil); status != http.StatusNotFound {
 			t.Errorf("%s: %d", other, status)
 		}
 	}
@@ -189,14 +189,14 @@ func TestReplay(t *testing.T) {
 // A stranger who asks too much is told to wait.
 func TestWait(t *testing.T) {
 	w := newWorld(t, ledgertest.NewMemory(), nil)
-	w.server.o.Wait = func(_ context.Context, request string, from net.Addr) time.Duration {
+	w.o.Wait = func(_ context.Context, request string, from net.Addr) time.Duration {
 		if request != "directory" || from.Network() != "tcp" {
 			t.Errorf("%s from %s", request, from.Network())
 		}
 		return 1500 * time.Millisecond
 	}
 	rec := httptest.NewRecorder()
-	w.server.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+serverHost+"/acme/directory", nil))
+	w.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+serverHost+"/acme/directory", nil))
 	if rec.Code != http.StatusTooManyRequests || rec.Header().Get("Retry-After") != "2" || !strings.Contains(rec.Body.String(), "rateLimited") {
 		t.Errorf("%d, %v, %s", rec.Code, rec.Header(), rec.Body)
 	}
@@ -322,8 +322,12 @@ func TestValidationFollowsLittle(t *testing.T) {
 		t.Errorf("%q, %v", body, err)
 	}
 	for _, path := range []string{"/port", "/file", "/round", "/metadata"} {
+		before := w.site.seen()
 		if _, err := get(path); err == nil {
 			t.Errorf("%s was followed", path)
+		}
+		if n := w.site.seen() - before; n > maxRedirects+1 {
+			t.Errorf("%s: asked %d times", path, n)
 		}
 	}
 	if body, err := get("/long"); err != nil || len(body) != maxAnswer {
