@@ -348,7 +348,7 @@ func TestHundredIdentitiesRotate(t *testing.T) {
 		synctest.Wait()
 		began := time.Now()
 		for time.Since(began) < 10*life {
-			time.Sleep(time.Second)
+			<-time.After(time.Second)
 			for _, st := range s.Status() {
 				if st.SVID == nil || !st.SVID.NotAfter().After(time.Now().Add(life/4)) {
 					t.Fatalf("%s after %s: less than a quarter of its life is left", st.ID, time.Since(began))

@@ -94,7 +94,7 @@ If the file of the ledger can still be read, name it with --ledger: if it goes o
 the one in the backup it takes its place, and nothing is lost.`,
 		Example: "  writ certs restore --ca-state /var/lib/writ/ca /backup/ca-monday.tar\n" +
 			"  writ certs restore --ca-state /var/lib/writ/ca --ledger /broken/ledger.log /backup/ca-monday.tar",
-		Args:    arguments(1, 1, "one backup"),
+		Args: arguments(1, 1, "one backup"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in, err := os.Open(args[0])
 			if err != nil {

@@ -14,7 +14,8 @@ import (
 func TestDocumentsAreThoseOfTheLog(t *testing.T) {
 	changes := []ledger.Change{
 		ledgertest.Put("a", "1"), ledgertest.Put("b", "1"), ledgertest.Put("a", "2"), ledgertest.Issue(1),
-		{Entry: ledger.Entry{Kind: ledger.Unrevoked}, Delete: []string{"b"}}, ledgertest.Put("c", "1"),
+		{Entry: ledger.Entry{Kind: ledger.Unrevoked}, Delete: []string{"b"}},
+		ledgertest.Put("c", "1"),
 	}
 	var log []ledger.Record
 	for i, c := range changes {
