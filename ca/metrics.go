@@ -13,7 +13,7 @@ import (
 // metrics of the authority.
 type metrics struct {
 	// issued counts requests by kind (join, renew, issue, mint, istio, self,
-	// kubernetes) and
+	// kubernetes, acme) and
 	// result (ok or a reason).
 	issued *prometheus.CounterVec
 	// took is the time of a request, waiting for a placement and for the disk
