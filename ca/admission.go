@@ -26,7 +26,7 @@ const askingPrefix = "asking/"
 const askEvery = 2 * time.Second
 
 // errNoKey: the root that signs has no key here, and another authority may have it.
-var errNoKey = errors.New("its key is not here")
+var errNoKey = errors.New("its key is not here, and was not handed over to this authority; started again it asks to be admitted")
 
 // keyless tells whether a directory has neither key nor certificate of a first root.
 func keyless(dir string) bool {
@@ -63,7 +63,7 @@ func (r *replicas) ask(ctx context.Context) error {
 		r.mu.Lock()
 		r.id = one.ID
 		r.mu.Unlock()
-		r.k.log.WarnContext(ctx, "this authority waits for the key of the root; at another one over the same ledger run: writ roots admit "+one.ID, slog.String("replica", one.ID))
+		r.k.log.WarnContext(ctx, "this authority waits for the key of the root; run the command at another one over the same ledger", slog.String("command", "writ roots admit "+one.ID))
 	}
 	select {
 	case <-ctx.Done():

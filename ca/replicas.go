@@ -666,10 +666,10 @@ func (r *replicas) hear(u ledger.Update, all bool) {
 // renewed takes a lease; all tells that it was there when this authority began to look.
 // Nobody's clock is compared.
 func (s *session) renewed(d ledger.Document, all bool, now time.Time) {
-	switch {
-	case s.version == d.Version:
+	switch s.version {
+	case d.Version:
 		return
-	case s.version == 0:
+	case 0:
 		s.found = all
 	default:
 		s.found = false

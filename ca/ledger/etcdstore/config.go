@@ -41,10 +41,6 @@ type Options struct {
 	// Committed is called after each commit with the number of entries, how long
 	// it took and whether it worked. It must not block. May be nil.
 	Committed func(entries int, took time.Duration, err error)
-
-	// heartbeat is how often the leader says that it is there, for tests; an election
-	// takes ten of them.
-	heartbeat time.Duration
 }
 
 // maxMembers bounds a cluster: with more a commit is slower, and no safer.

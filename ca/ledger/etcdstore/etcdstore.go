@@ -64,9 +64,17 @@ type Log struct {
 	tree    hashtree.Tree
 }
 
+// heartbeat is how often the leader says that it is there; an election begins after ten
+// of them without, and takes about as long.
+const heartbeat = 100 * time.Millisecond
+
 // Open starts the member. While there are not enough others it says so and waits until
 // ctx ends.
 func Open(ctx context.Context, c Config, opts Options) (ledger.Store, error) {
+	return open(ctx, c, opts, heartbeat)
+}
+
+func open(ctx context.Context, c Config, opts Options, heartbeat time.Duration) (ledger.Store, error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
@@ -74,6 +82,7 @@ func Open(ctx context.Context, c Config, opts Options) (ledger.Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ledger: etcd: %w", err)
 	}
+	cfg.TickMs, cfg.ElectionMs = uint(heartbeat.Milliseconds()), uint(10*heartbeat.Milliseconds()) //nolint:gosec // some milliseconds
 	member, err := embed.StartEtcd(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("ledger: etcd: member %s: %w", c.Name, err)
@@ -139,9 +148,6 @@ func settings(c Config, opts Options) (*embed.Config, error) {
 	cfg.QuotaBackendBytes, cfg.MaxRequestBytes, cfg.MaxTxnOps = quota, maxRequest, maxOps
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModeRevision, history
 	cfg.EnableGRPCGateway = false
-	if opts.heartbeat > 0 {
-		cfg.TickMs, cfg.ElectionMs = uint(opts.heartbeat.Milliseconds()), uint(10*opts.heartbeat.Milliseconds()) //nolint:gosec // some milliseconds
-	}
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(&bridge{log: opts.Log}))
 	return cfg, nil
 }

@@ -89,7 +89,7 @@ func (c *cluster) start(names ...string) map[string]*Log {
 	var wg sync.WaitGroup
 	for _, name := range names {
 		wg.Go(func() {
-			s, err := Open(c.t.Context(), c.configs[name], Options{Dir: c.dirs[name], Cluster: "test", heartbeat: 20 * time.Millisecond})
+			s, err := open(c.t.Context(), c.configs[name], Options{Dir: c.dirs[name], Cluster: "test"}, 20*time.Millisecond)
 			if err != nil {
 				c.t.Errorf("%s: %v", name, err)
 				return
@@ -283,6 +283,97 @@ func verifies(t *testing.T, l *Log) {
 	if _, err := l.ConsistencyProof(t.Context(), want.Size/2, want.Size); err != nil {
 		t.Error(err)
 	}
+}
+
+// forgetful loses the answer to every third transaction that writes: to one that was made,
+// or before it was.
+type forgetful struct {
+	clientv3.KV
+	n atomic.Int64
+}
+
+type forgetfulTxn struct {
+	clientv3.Txn
+	kv     *forgetful
+	writes bool
+}
+
+func (f *forgetful) Txn(ctx context.Context) clientv3.Txn {
+	return &forgetfulTxn{Txn: f.KV.Txn(ctx), kv: f}
+}
+
+func (f *forgetfulTxn) If(c ...clientv3.Cmp) clientv3.Txn {
+	f.Txn = f.Txn.If(c...)
+	return f
+}
+
+func (f *forgetfulTxn) Then(ops ...clientv3.Op) clientv3.Txn {
+	f.Txn, f.writes = f.Txn.Then(ops...), slices.ContainsFunc(ops, clientv3.Op.IsPut)
+	return f
+}
+
+func (f *forgetfulTxn) Else(ops ...clientv3.Op) clientv3.Txn {
+	f.Txn = f.Txn.Else(ops...)
+	return f
+}
+
+func (f *forgetfulTxn) Commit() (*clientv3.TxnResponse, error) {
+	n := int64(0)
+	if f.writes {
+		n = f.kv.n.Add(1)
+	}
+	if n%6 == 5 {
+		return nil, context.DeadlineExceeded
+	}
+	resp, err := f.Txn.Commit()
+	if n%6 == 2 {
+		return nil, context.DeadlineExceeded
+	}
+	return resp, err
+}
+
+// When the answer to a transaction is lost, it is made once all the same, whether it was
+// made or not, also when its entries were packed meanwhile.
+func TestLostAnswers(t *testing.T) {
+	l := newCluster(t, 1).start("m0")["m0"]
+	defer l.Close()
+	lossy := &forgetful{KV: l.client.KV}
+	l.client.KV = lossy
+	v, err := l.Commit(t.Context(), ledgertest.Put("a", "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	const workers, each = 6, 60
+	for w := range workers {
+		wg.Go(func() {
+			for n := range each {
+				if err := issue(t.Context(), l, w*each+n); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for n := range 30 { // each on condition of the one before, whose version was told
+		c := ledger.Change{If: map[string]uint64{"a": v}, Entry: ledgertest.Certificate(10_000 + n), Put: map[string][]byte{"a": fmt.Append(nil, n)}}
+		if v, err = l.Commit(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wg.Wait()
+	seen := make(map[string]int)
+	for _, e := range ledgertest.All(t, l) {
+		seen[e.Serial]++
+	}
+	for n := range workers * each {
+		if got := seen[ledgertest.Certificate(n).Serial]; got != 1 {
+			t.Errorf("certificate %d is there %d times", n, got)
+		}
+	}
+	if len(seen) != workers*each+31 || lossy.n.Load() < 20 {
+		t.Errorf("%d different entries after %d transactions", len(seen), lossy.n.Load())
+	}
+	verifies(t, l)
 }
 
 // Without most of the members nothing is recorded, within a bound; with them it goes on.
