@@ -65,6 +65,7 @@ type authority struct {
 	active         string // key id of the authority that signs
 	said           []*capb.WatchBundleRequest
 	revoked        *capb.RevocationList // nil: none is sent
+	returned       returnedLists
 	changed        chan struct{}
 }
 
