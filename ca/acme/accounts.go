@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	stepacme "github.com/smallstep/certificates/acme"
 
@@ -13,11 +14,16 @@ import (
 )
 
 const (
-	// maxAccounts bounds all accounts; those that are not used are forgotten.
-	maxAccounts = 10_000
+	// maxAccounts bounds all accounts, maxOfExternal those of one external account;
+	// those that are not used are forgotten.
+	maxAccounts   = 10_000
+	maxOfExternal = 2_000
 	// maxContacts and maxContact bound what an account says of its owner.
 	maxContacts = 5
 	maxContact  = 200
+	// updateEvery is how often contacts may be changed: each change is an entry of the
+	// ledger.
+	updateEvery = time.Minute
 )
 
 // CreateAccount implements acme.DB. An account's ID is its key's thumbprint, so that
@@ -31,8 +37,8 @@ func (d *database) CreateAccount(ctx context.Context, acc *stepacme.Account) err
 	if err := checkContacts(acc.Contact); err != nil {
 		return err
 	}
-	if _, total := d.index.of(""); total.accounts >= maxAccounts {
-		return problem(stepacme.ErrorRateLimitedType, http.StatusTooManyRequests, nil, "there are %d accounts, which are the most; unused ones are forgotten in time", total.accounts)
+	if own, total := d.index.accounts(r.external); total >= maxAccounts || r.external != "" && own >= maxOfExternal {
+		return problem(stepacme.ErrorRateLimitedType, http.StatusTooManyRequests, nil, "there are %d accounts, %d of this external account; unused ones are forgotten in time", total, own)
 	}
 	old, version, err := d.known(ctx, id)
 	if err != nil && !stepacme.IsErrNotFound(err) {
@@ -107,9 +113,16 @@ func (d *database) UpdateAccount(ctx context.Context, acc *stepacme.Account) err
 	if err != nil {
 		return err
 	}
-	a.Contact = acc.Contact
-	if acc.Status == stepacme.StatusDeactivated {
+	now := d.now().UTC()
+	switch {
+	case acc.Status == stepacme.StatusDeactivated:
 		a.Status = acc.Status
+	case slices.Equal(a.Contact, acc.Contact):
+		return nil
+	case now.Sub(a.Updated).Abs() < updateEvery:
+		return problem(stepacme.ErrorRateLimitedType, http.StatusTooManyRequests, nil, "the contacts were changed at %s; they can be every %s", a.Updated.Format(time.RFC3339), updateEvery)
+	default:
+		a.Contact, a.Updated = acc.Contact, now
 	}
 	_, err = d.put(ctx, accountPrefix+acc.ID, version, a, d.entry("account "+string(a.Status), acc.ID, nil))
 	return overtaken(err)

@@ -33,14 +33,18 @@ type index struct {
 	mu     sync.Mutex
 	docs   map[string]entry
 	counts map[string]count // by account
-	total  count
+	// externals are how many accounts each external account has.
+	externals map[string]int
+	total     count
 }
 
 type entry struct {
 	kind    string // the prefix
 	account string
-	version uint64
-	open    bool
+	// external is that of an account.
+	external string
+	version  uint64
+	open     bool
 	// end is when it can be forgotten, of an account if it is unused.
 	end time.Time
 }
@@ -48,7 +52,9 @@ type entry struct {
 // count is how many documents somebody has.
 type count struct{ accounts, orders, open, certificates int }
 
-func newIndex() *index { return &index{docs: map[string]entry{}, counts: map[string]count{}} }
+func newIndex() *index {
+	return &index{docs: map[string]entry{}, counts: map[string]count{}, externals: map[string]int{}}
+}
 
 // take notes what changed; all says that there are no other documents. What cannot be
 // read is left out, and its error returned.
@@ -58,6 +64,7 @@ func (x *index) take(u ledger.Update, all bool) error {
 	if all {
 		clear(x.docs)
 		clear(x.counts)
+		clear(x.externals)
 		x.total = count{}
 	}
 	var errs []error
@@ -99,6 +106,11 @@ func (x *index) add(e entry, n int) {
 			c.certificates += n
 		}
 	}
+	if e.kind == accountPrefix {
+		if x.externals[e.external] += n; x.externals[e.external] == 0 {
+			delete(x.externals, e.external)
+		}
+	}
 	if c == (count{}) {
 		delete(x.counts, e.account)
 	} else {
@@ -114,7 +126,7 @@ func newEntry(d ledger.Document) (entry, error) {
 		if err := read(d, &a); err != nil {
 			return entry{}, err
 		}
-		e.kind, e.account, e.end = accountPrefix, strings.TrimPrefix(d.Key, accountPrefix), a.Created.Add(unusedAccount)
+		e.kind, e.account, e.external, e.end = accountPrefix, strings.TrimPrefix(d.Key, accountPrefix), a.External, a.Created.Add(unusedAccount)
 	case strings.HasPrefix(d.Key, orderPrefix):
 		var o order
 		if err := read(d, &o); err != nil {
@@ -142,6 +154,13 @@ func (x *index) of(account string) (own, total count) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.counts[account], x.total
+}
+
+// accounts tells how many accounts there are, and how many of an external account.
+func (x *index) accounts(external string) (own, total int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.externals[external], x.total.accounts
 }
 
 // orders are the IDs of the orders of an account, sorted.

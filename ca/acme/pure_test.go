@@ -167,7 +167,7 @@ func TestIndex(t *testing.T) {
 		put(nonceKey, 1, "secret"),
 		put(noncePrefix+"old", 2, stamp(-time.Hour)),
 		put(noncePrefix+"new", 3, stamp(0)),
-		put(accountPrefix+"busy", 4, `{"status":"valid","created":"`+stamp(-30*24*time.Hour)+`"}`),
+		put(accountPrefix+"busy", 4, `{"status":"valid","external":"web","created":"`+stamp(-30*24*time.Hour)+`"}`),
 		put(accountPrefix+"idle", 5, `{"status":"valid","created":"`+stamp(-30*24*time.Hour)+`"}`),
 		put(accountPrefix+"fresh", 6, `{"status":"valid","created":"`+stamp(0)+`"}`),
 		put(orderPrefix+"1", 7, `{"account":"busy","status":"pending","expires":"`+stamp(time.Hour)+`"}`),
@@ -198,7 +198,10 @@ func TestIndex(t *testing.T) {
 	if own, _ := x.of("busy"); own != (count{accounts: 1, orders: 1}) {
 		t.Errorf("%+v", own)
 	}
-	if err := x.take(ledger.Update{}, true); err != nil || len(x.docs) > 0 || len(x.counts) > 0 || x.total != (count{}) {
+	if own, total := x.accounts("web"); own != 1 || total != 3 {
+		t.Errorf("%d accounts of an external one, %d in all", own, total)
+	}
+	if err := x.take(ledger.Update{}, true); err != nil || len(x.docs)+len(x.counts)+len(x.externals) > 0 || x.total != (count{}) {
 		t.Errorf("%+v, %v", x, err)
 	}
 }

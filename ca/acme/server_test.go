@@ -401,6 +401,11 @@ func TestOpenToAll(t *testing.T) {
 	if _, err := c.UpdateReg(t.Context(), &xacme.Account{URI: a.URI, Contact: []string{strings.Repeat("x", maxContact+1)}}); err == nil {
 		t.Error("a contact without end")
 	}
+	if _, err := c.UpdateReg(t.Context(), &xacme.Account{URI: a.URI, Contact: []string{"mailto:b@example.test"}}); err != nil {
+		t.Error(err)
+	}
+	_, err = c.UpdateReg(t.Context(), &xacme.Account{URI: a.URI, Contact: []string{"mailto:c@example.test"}})
+	wantProblem(t, err, "rateLimited", http.StatusTooManyRequests)
 	if err := c.DeactivateReg(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -37,6 +37,8 @@ type account struct {
 	// Location is the address of the account without its ID.
 	Location string    `json:"location"`
 	Created  time.Time `json:"created"`
+	// Updated is when its contacts were changed last.
+	Updated time.Time `json:"updated,omitzero"`
 }
 
 // order is a document, with all that belongs to it.

@@ -231,12 +231,17 @@ func TestBounds(t *testing.T) {
 		w.d.index.counts[id], w.d.index.total = own, total
 		w.d.index.mu.Unlock()
 	}
-	w.d.index.mu.Lock()
-	w.d.index.total.accounts = maxAccounts
-	w.d.index.mu.Unlock()
-	_, err = w.client().Register(ctx, w.account(), xacme.AcceptTOS)
-	if e := new(xacme.Error); !errors.As(err, &e) || e.StatusCode != http.StatusTooManyRequests {
-		t.Errorf("accounts: %v", err)
+	for name, change := range map[string]func(){
+		"of all": func() { w.d.index.total.accounts = maxAccounts }, "of one": func() { w.d.index.externals[externalID] = maxOfExternal },
+	} {
+		w.d.index.mu.Lock()
+		w.d.index.total.accounts, w.d.index.externals[externalID] = 1, 1
+		change()
+		w.d.index.mu.Unlock()
+		_, err = w.client().Register(ctx, w.account(), xacme.AcceptTOS)
+		if e := new(xacme.Error); !errors.As(err, &e) || e.StatusCode != http.StatusTooManyRequests {
+			t.Errorf("accounts %s: %v", name, err)
+		}
 	}
 }
 
