@@ -52,6 +52,7 @@ func adminMethods() rpc.Methods {
 		capb.Roots_AbortRotation_FullMethodName:                          rpc.SameUser(),
 		capb.Replicas_ListReplicas_FullMethodName:                        rpc.SameUser(),
 		capb.Replicas_AdmitReplica_FullMethodName:                        rpc.SameUser(),
+		capb.Replicas_RenewMember_FullMethodName:                         rpc.SameUser(),
 		capb.Roots_RevokeRoot_FullMethodName:                             rpc.SameUser(),
 		capb.Registrations_PutRegistration_FullMethodName:                rpc.SameUser(),
 		capb.Registrations_DeleteRegistration_FullMethodName:             rpc.SameUser(),

@@ -9,6 +9,7 @@ import (
 
 	"github.com/writ-mesh/writ/ca/handover"
 	"github.com/writ-mesh/writ/ca/ledger"
+	"github.com/writ-mesh/writ/ca/ledger/etcdstore"
 	"github.com/writ-mesh/writ/ca/roots"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
@@ -18,6 +19,21 @@ type replicasServer struct {
 	capb.UnimplementedReplicasServer
 
 	a *Authority
+	// cluster is the ledger, if it is one of a cluster.
+	cluster ledger.Store
+}
+
+// RenewMember implements writ.ca.v1.Replicas.
+func (s *replicasServer) RenewMember(ctx context.Context, req *capb.RenewMemberRequest) (*capb.RenewMemberResponse, error) {
+	err := etcdstore.Renew(ctx, s.cluster, req.GetName())
+	(&admin{a: s.a}).audit(ctx, "RenewMember", err, slog.String("member", req.GetName()))
+	switch {
+	case err == nil:
+		return new(capb.RenewMemberResponse), nil
+	case errors.Is(err, etcdstore.ErrRefused):
+		return nil, refuse(unfit, "%v", err)
+	}
+	return nil, refuse(unavailable, "the cluster cannot be changed at the moment; see the authority's log, and try again").because(err)
 }
 
 // ListReplicas implements writ.ca.v1.Replicas.

@@ -28,6 +28,14 @@ func counted(store ledger.Store, r prometheus.Registerer) ledger.Store {
 	}
 }
 
+// uncounted is the store itself.
+func uncounted(store ledger.Store) ledger.Store {
+	if c, ok := store.(*countedStore); ok {
+		return c.Store
+	}
+	return store
+}
+
 // Commit implements ledger.Store.
 func (s *countedStore) Commit(ctx context.Context, c ledger.Change) (uint64, error) {
 	s.commits.Inc()

@@ -43,6 +43,9 @@ type Options struct {
 	Committed func(entries int, took time.Duration, err error)
 }
 
+// ErrRefused is wrapped by the errors of what cannot be done to a cluster as it is.
+var ErrRefused = errors.New("the cluster cannot be changed so")
+
 // maxMembers bounds a cluster: with more a commit is slower, and no safer.
 const maxMembers = 7
 

@@ -47,6 +47,7 @@ const (
 type Log struct {
 	etcd   *embed.Etcd
 	client *clientv3.Client
+	config Config
 	name   string
 	log    *slog.Logger
 	queue  *group.Queue
@@ -83,6 +84,9 @@ func open(ctx context.Context, c Config, opts Options, heartbeat time.Duration) 
 		return nil, fmt.Errorf("ledger: etcd: %w", err)
 	}
 	cfg.TickMs, cfg.ElectionMs = uint(heartbeat.Milliseconds()), uint(10*heartbeat.Milliseconds()) //nolint:gosec // some milliseconds
+	if cfg.ClusterState, err = c.begins(ctx, opts.Dir); err != nil {
+		return nil, fmt.Errorf("ledger: etcd: %w", err)
+	}
 	member, err := embed.StartEtcd(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("ledger: etcd: member %s: %w", c.Name, err)
@@ -101,7 +105,7 @@ func open(ctx context.Context, c Config, opts Options, heartbeat time.Duration) 
 			return nil, fmt.Errorf("%w: member %s found no cluster: %w", ledger.ErrUnavailable, c.Name, ctx.Err())
 		}
 	}
-	l := &Log{etcd: member, client: v3client.New(member.Server), name: "member " + c.Name, log: opts.Log, docs: docstore.New(), followed: docstore.NewMark()}
+	l := &Log{etcd: member, client: v3client.New(member.Server), config: c, name: "member " + c.Name, log: opts.Log, docs: docstore.New(), followed: docstore.NewMark()}
 	l.life, l.stop = context.WithCancel(context.WithoutCancel(ctx))
 	l.tasks.Go(func() { l.follow(l.life) })
 	l.queue = group.New(l.commit, opts.Committed)
@@ -123,8 +127,11 @@ func settings(c Config, opts Options) (*embed.Config, error) {
 	if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	if info, err := os.Stat(opts.Dir); err != nil || info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("%s has to be a directory of mode 0700: %w", opts.Dir, err)
+	if info, err = os.Stat(opts.Dir); err != nil {
+		return nil, err
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return nil, fmt.Errorf("%s has mode %04o, so that others may have read or changed the ledger; chmod 700 it if nobody could", opts.Dir, mode)
 	}
 	listen, err := url.Parse("https://" + c.listen())
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net"
 	"os"
@@ -376,6 +377,56 @@ func TestLostAnswers(t *testing.T) {
 	verifies(t, l)
 }
 
+// A member that lost its data says so instead of beginning anew by itself, until it was
+// renewed at another one; then it gets everything, and another one may fail.
+func TestLostMember(t *testing.T) {
+	c := newCluster(t, 3)
+	members := c.start(names(3)...)
+	defer func() {
+		for _, l := range members {
+			_ = l.Close()
+		}
+	}()
+	for n := range 300 {
+		if err := issue(t.Context(), members["m0"], n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"m0", "m1", "m9"} { // itself, one that is there, nobody
+		if err := Renew(t.Context(), members["m0"], name); !errors.Is(err, ErrRefused) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	if err := members["m2"].Close(); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(what string) {
+		t.Helper()
+		if err := os.RemoveAll(c.dirs["m2"]); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := open(t.Context(), c.configs["m2"], Options{Dir: c.dirs["m2"], Cluster: "test"}, 20*time.Millisecond); err == nil || !strings.Contains(err.Error(), "renew-member m2") {
+			t.Fatalf("%s: it begins anew by itself: %v, %v", what, l, err)
+		}
+	}
+	refused("lost")
+	if err := Renew(t.Context(), members["m0"], "m2"); err != nil {
+		t.Fatal(err)
+	}
+	if err := Renew(t.Context(), members["m1"], "m2"); err != nil {
+		t.Errorf("once more: %v", err)
+	}
+	maps.Copy(members, c.start("m2"))
+	if got := len(ledgertest.All(t, members["m2"])); got != 300 {
+		t.Errorf("it has %d entries", got)
+	}
+	if err := members["m1"].Close(); err != nil {
+		t.Fatal(err)
+	}
+	proctest.Eventually(t, 20*time.Second, func() error { return issue(t.Context(), members["m0"], 1000) })
+	verifies(t, members["m2"])
+}
+
 // Without most of the members nothing is recorded, within a bound; with them it goes on.
 func TestMostAreAway(t *testing.T) {
 	c := newCluster(t, 3)
@@ -472,6 +523,37 @@ func TestStrangers(t *testing.T) {
 	}
 	if err := try(); err == nil {
 		t.Error("nobody needs a certificate")
+	}
+}
+
+// Nobody else on the machine reads what a member has.
+func TestModes(t *testing.T) {
+	c := newCluster(t, 1)
+	l := c.start("m0")["m0"]
+	defer l.Close()
+	if err := issue(t.Context(), l, 1); err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	err := filepath.WalkDir(c.dirs["m0"], func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		seen++
+		if info, err := d.Info(); err != nil || info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s has mode %v, %v", path, info.Mode(), err)
+		}
+		return nil
+	})
+	if err != nil || seen < 4 {
+		t.Errorf("%d files, %v", seen, err)
+	}
+	config := c.configs["m0"]
+	if err := os.Chmod(c.dirs["m0"], 0o750); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := settings(config, Options{Dir: c.dirs["m0"]}); err == nil || !strings.Contains(err.Error(), "chmod 700") {
+		t.Errorf("a wider mode: %v", err)
 	}
 }
 

@@ -88,6 +88,30 @@ the keys is the authority.`,
 	return c
 }
 
+func renewMemberCommand() *cobra.Command {
+	var at caSocket
+	c := &cobra.Command{
+		Use:   "renew-member NAME [DIR]",
+		Short: "Let a member of the ledger's etcd cluster that lost its data begin anew",
+		Long: `Put a member of the cluster in which the authorities have their ledger out of it and in
+again. It has lost its data, and gets everything from the others when it is started. Its
+name is that of the configuration.`,
+		Example: "  writ roots renew-member ca-3 --admin unix:///run/writ/ca.sock",
+		Args:    arguments(1, 2, "the name of a member"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withReplicas(cmd, at, args[1:], func(ctx context.Context, replicas capb.ReplicasClient) error {
+				if _, err := replicas.RenewMember(ctx, &capb.RenewMemberRequest{Name: args[0]}); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintf(cmd.OutOrStdout(), "member %s may be started with an empty directory\n", args[0])
+				return err
+			})
+		},
+	}
+	at.register(c)
+	return c
+}
+
 // withReplicas calls f with a client, for as long as one call may take.
 func withReplicas(cmd *cobra.Command, at caSocket, args []string, f func(context.Context, capb.ReplicasClient) error) error {
 	conn, err := at.dial(args)

@@ -36,6 +36,13 @@ func (r *replicated) AdmitReplica(_ context.Context, req *capb.AdmitReplicaReque
 	return new(capb.AdmitReplicaResponse), nil
 }
 
+func (*replicated) RenewMember(_ context.Context, req *capb.RenewMemberRequest) (*capb.RenewMemberResponse, error) {
+	if req.GetName() != "ca-3" {
+		return nil, status.Error(codes.FailedPrecondition, "member "+req.GetName()+" is there; stop it first")
+	}
+	return new(capb.RenewMemberResponse), nil
+}
+
 func TestReplicas(t *testing.T) {
 	r := new(replicated)
 	socket := adminServer(t, func(s *grpc.Server) { capb.RegisterReplicasServer(s, r) })
@@ -48,6 +55,8 @@ func TestReplicas(t *testing.T) {
 		{"roots replicas -o json", 0, []string{`"id": "aa11"`, `"asks": true`}},
 		{"roots admit bb22", 0, []string{"replica bb22 is given the keys of the roots"}},
 		{"roots admit cc33", 1, []string{"writ: no replica cc33 asks"}},
+		{"roots renew-member ca-3", 0, []string{"member ca-3 may be started"}},
+		{"roots renew-member ca-1", 1, []string{"writ: member ca-1 is there"}},
 		{"roots admit", 2, []string{"the ID of a replica"}},
 	} {
 		var out bytes.Buffer

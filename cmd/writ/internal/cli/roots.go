@@ -105,7 +105,7 @@ rotation has come: who holds up its next step, and why.`,
 	}
 	o.register(c)
 	at.register(c)
-	c.AddCommand(rotateCommand(), abortCommand(), replicasCommand(), admitCommand(), revokeRootCommand())
+	c.AddCommand(rotateCommand(), abortCommand(), replicasCommand(), admitCommand(), renewMemberCommand(), revokeRootCommand())
 	return c
 }
 

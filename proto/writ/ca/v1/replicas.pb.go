@@ -264,6 +264,87 @@ func (*AdmitReplicaResponse) Descriptor() ([]byte, []int) {
 	return file_writ_ca_v1_replicas_proto_rawDescGZIP(), []int{4}
 }
 
+type RenewMemberRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in the configuration.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewMemberRequest) Reset() {
+	*x = RenewMemberRequest{}
+	mi := &file_writ_ca_v1_replicas_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewMemberRequest) ProtoMessage() {}
+
+func (x *RenewMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_ca_v1_replicas_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewMemberRequest.ProtoReflect.Descriptor instead.
+func (*RenewMemberRequest) Descriptor() ([]byte, []int) {
+	return file_writ_ca_v1_replicas_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RenewMemberRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RenewMemberResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewMemberResponse) Reset() {
+	*x = RenewMemberResponse{}
+	mi := &file_writ_ca_v1_replicas_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewMemberResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewMemberResponse) ProtoMessage() {}
+
+func (x *RenewMemberResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_ca_v1_replicas_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewMemberResponse.ProtoReflect.Descriptor instead.
+func (*RenewMemberResponse) Descriptor() ([]byte, []int) {
+	return file_writ_ca_v1_replicas_proto_rawDescGZIP(), []int{6}
+}
+
 var File_writ_ca_v1_replicas_proto protoreflect.FileDescriptor
 
 const file_writ_ca_v1_replicas_proto_rawDesc = "" +
@@ -281,10 +362,14 @@ const file_writ_ca_v1_replicas_proto_rawDesc = "" +
 	"\x04self\x18\x05 \x01(\bR\x04self\"%\n" +
 	"\x13AdmitReplicaRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x16\n" +
-	"\x14AdmitReplicaResponse2\xb0\x01\n" +
+	"\x14AdmitReplicaResponse\"(\n" +
+	"\x12RenewMemberRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
+	"\x13RenewMemberResponse2\x80\x02\n" +
 	"\bReplicas\x12Q\n" +
 	"\fListReplicas\x12\x1f.writ.ca.v1.ListReplicasRequest\x1a .writ.ca.v1.ListReplicasResponse\x12Q\n" +
-	"\fAdmitReplica\x12\x1f.writ.ca.v1.AdmitReplicaRequest\x1a .writ.ca.v1.AdmitReplicaResponseB1Z/github.com/writ-mesh/writ/proto/writ/ca/v1;capbb\x06proto3"
+	"\fAdmitReplica\x12\x1f.writ.ca.v1.AdmitReplicaRequest\x1a .writ.ca.v1.AdmitReplicaResponse\x12N\n" +
+	"\vRenewMember\x12\x1e.writ.ca.v1.RenewMemberRequest\x1a\x1f.writ.ca.v1.RenewMemberResponseB1Z/github.com/writ-mesh/writ/proto/writ/ca/v1;capbb\x06proto3"
 
 var (
 	file_writ_ca_v1_replicas_proto_rawDescOnce sync.Once
@@ -298,24 +383,28 @@ func file_writ_ca_v1_replicas_proto_rawDescGZIP() []byte {
 	return file_writ_ca_v1_replicas_proto_rawDescData
 }
 
-var file_writ_ca_v1_replicas_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_writ_ca_v1_replicas_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_writ_ca_v1_replicas_proto_goTypes = []any{
 	(*ListReplicasRequest)(nil),   // 0: writ.ca.v1.ListReplicasRequest
 	(*ListReplicasResponse)(nil),  // 1: writ.ca.v1.ListReplicasResponse
 	(*Replica)(nil),               // 2: writ.ca.v1.Replica
 	(*AdmitReplicaRequest)(nil),   // 3: writ.ca.v1.AdmitReplicaRequest
 	(*AdmitReplicaResponse)(nil),  // 4: writ.ca.v1.AdmitReplicaResponse
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
+	(*RenewMemberRequest)(nil),    // 5: writ.ca.v1.RenewMemberRequest
+	(*RenewMemberResponse)(nil),   // 6: writ.ca.v1.RenewMemberResponse
+	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
 }
 var file_writ_ca_v1_replicas_proto_depIdxs = []int32{
 	2, // 0: writ.ca.v1.ListReplicasResponse.replicas:type_name -> writ.ca.v1.Replica
-	5, // 1: writ.ca.v1.Replica.since:type_name -> google.protobuf.Timestamp
+	7, // 1: writ.ca.v1.Replica.since:type_name -> google.protobuf.Timestamp
 	0, // 2: writ.ca.v1.Replicas.ListReplicas:input_type -> writ.ca.v1.ListReplicasRequest
 	3, // 3: writ.ca.v1.Replicas.AdmitReplica:input_type -> writ.ca.v1.AdmitReplicaRequest
-	1, // 4: writ.ca.v1.Replicas.ListReplicas:output_type -> writ.ca.v1.ListReplicasResponse
-	4, // 5: writ.ca.v1.Replicas.AdmitReplica:output_type -> writ.ca.v1.AdmitReplicaResponse
-	4, // [4:6] is the sub-list for method output_type
-	2, // [2:4] is the sub-list for method input_type
+	5, // 4: writ.ca.v1.Replicas.RenewMember:input_type -> writ.ca.v1.RenewMemberRequest
+	1, // 5: writ.ca.v1.Replicas.ListReplicas:output_type -> writ.ca.v1.ListReplicasResponse
+	4, // 6: writ.ca.v1.Replicas.AdmitReplica:output_type -> writ.ca.v1.AdmitReplicaResponse
+	6, // 7: writ.ca.v1.Replicas.RenewMember:output_type -> writ.ca.v1.RenewMemberResponse
+	5, // [5:8] is the sub-list for method output_type
+	2, // [2:5] is the sub-list for method input_type
 	2, // [2:2] is the sub-list for extension type_name
 	2, // [2:2] is the sub-list for extension extendee
 	0, // [0:2] is the sub-list for field type_name
@@ -332,7 +421,7 @@ func file_writ_ca_v1_replicas_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_ca_v1_replicas_proto_rawDesc), len(file_writ_ca_v1_replicas_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

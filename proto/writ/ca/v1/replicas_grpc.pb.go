@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Replicas_ListReplicas_FullMethodName = "/writ.ca.v1.Replicas/ListReplicas"
 	Replicas_AdmitReplica_FullMethodName = "/writ.ca.v1.Replicas/AdmitReplica"
+	Replicas_RenewMember_FullMethodName  = "/writ.ca.v1.Replicas/RenewMember"
 )
 
 // ReplicasClient is the client API for Replicas service.
@@ -38,6 +39,8 @@ type ReplicasClient interface {
 	// AdmitReplica hands the keys of the roots over to one that asks. Whoever gets
 	// them is the authority: the caller has compared its id with the one in its log.
 	AdmitReplica(ctx context.Context, in *AdmitReplicaRequest, opts ...grpc.CallOption) (*AdmitReplicaResponse, error)
+	// RenewMember has a member of the ledger's cluster that lost its data begin anew.
+	RenewMember(ctx context.Context, in *RenewMemberRequest, opts ...grpc.CallOption) (*RenewMemberResponse, error)
 }
 
 type replicasClient struct {
@@ -68,6 +71,16 @@ func (c *replicasClient) AdmitReplica(ctx context.Context, in *AdmitReplicaReque
 	return out, nil
 }
 
+func (c *replicasClient) RenewMember(ctx context.Context, in *RenewMemberRequest, opts ...grpc.CallOption) (*RenewMemberResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewMemberResponse)
+	err := c.cc.Invoke(ctx, Replicas_RenewMember_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ReplicasServer is the server API for Replicas service.
 // All implementations must embed UnimplementedReplicasServer
 // for forward compatibility.
@@ -81,6 +94,8 @@ type ReplicasServer interface {
 	// AdmitReplica hands the keys of the roots over to one that asks. Whoever gets
 	// them is the authority: the caller has compared its id with the one in its log.
 	AdmitReplica(context.Context, *AdmitReplicaRequest) (*AdmitReplicaResponse, error)
+	// RenewMember has a member of the ledger's cluster that lost its data begin anew.
+	RenewMember(context.Context, *RenewMemberRequest) (*RenewMemberResponse, error)
 	mustEmbedUnimplementedReplicasServer()
 }
 
@@ -96,6 +111,9 @@ func (UnimplementedReplicasServer) ListReplicas(context.Context, *ListReplicasRe
 }
 func (UnimplementedReplicasServer) AdmitReplica(context.Context, *AdmitReplicaRequest) (*AdmitReplicaResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method AdmitReplica not implemented")
+}
+func (UnimplementedReplicasServer) RenewMember(context.Context, *RenewMemberRequest) (*RenewMemberResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RenewMember not implemented")
 }
 func (UnimplementedReplicasServer) mustEmbedUnimplementedReplicasServer() {}
 func (UnimplementedReplicasServer) testEmbeddedByValue()                  {}
@@ -154,6 +172,24 @@ func _Replicas_AdmitReplica_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Replicas_RenewMember_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewMemberRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ReplicasServer).RenewMember(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Replicas_RenewMember_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ReplicasServer).RenewMember(ctx, req.(*RenewMemberRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Replicas_ServiceDesc is the grpc.ServiceDesc for Replicas service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -168,6 +204,10 @@ var Replicas_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "AdmitReplica",
 			Handler:    _Replicas_AdmitReplica_Handler,
+		},
+		{
+			MethodName: "RenewMember",
+			Handler:    _Replicas_RenewMember_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
