@@ -257,7 +257,7 @@ func serveAdmin(addr string, a *Authority, kept *checkpoints, table *placement.T
 	s := rpc.NewServer(peercred.Credentials(), adminMethods(), rt, grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(workers), grpc.StaticStreamWindowSize(window))
 	capb.RegisterAdminServer(s, &admin{a: a})
 	capb.RegisterRootsServer(s, &rootsServer{a: a})
-	capb.RegisterReplicasServer(s, &replicasServer{a: a})
+	capb.RegisterReplicasServer(s, &replicasServer{a: a, cluster: uncounted(a.store)})
 	capb.RegisterRevocationsServer(s, &revocationsServer{a: a})
 	istiopb.RegisterIstioCertificateServiceServer(s, &istio{a: a})
 	capb.RegisterLedgerServer(s, &ledgerServer{store: a.store, signer: kept.signer, audit: (&admin{a: a}).audit})
