@@ -55,6 +55,13 @@ func TestRow(t *testing.T) {
 	}
 }
 
+func TestMedianRatio(t *testing.T) {
+	got := medianRatio([]row{{ours: 30, floor: 10}, {ours: 10, floor: 10}, {ours: 44, floor: 20}, {ours: 100, floor: 10}, {ours: 15, floor: 10}})
+	if got.ours != 44 || got.note != "1.00 to 10.00" {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestSelectRows(t *testing.T) {
 	if got, err := selectRows("issuance,authz"); err != nil || len(got) != 2 || got[0].name != "issuance" {
 		t.Errorf("%v, %v", got, err)

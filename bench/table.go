@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -42,6 +43,16 @@ func micro(d time.Duration) string {
 		return fmt.Sprintf("%.0f ms", float64(d)/float64(time.Millisecond))
 	}
 	return fmt.Sprintf("%.1f us", float64(d)/float64(time.Microsecond))
+}
+
+// medianRatio is the round with the median of the ratios: what disturbs a round
+// disturbs ours and the floor. Its note has the least and the greatest ratio.
+func medianRatio(rounds []row) row {
+	ratio := func(r row) float64 { return float64(r.ours) / float64(r.floor) }
+	slices.SortFunc(rounds, func(a, b row) int { return cmp.Compare(ratio(a), ratio(b)) })
+	out := rounds[(len(rounds)-1)/2]
+	out.note = fmt.Sprintf("%.2f to %.2f", ratio(rounds[0]), ratio(rounds[len(rounds)-1]))
+	return out
 }
 
 // median of an odd number of values is the middle one, of an even number the
