@@ -273,6 +273,28 @@ func TestRestartedAPI(t *testing.T) {
 	}
 }
 
+// TestOwnChangesHideNoOthers: what the writer put there counts until an event comes, and
+// not if one has come that is newer.
+func TestOwnChangesHideNoOthers(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct{ known, before, after, want string }{
+		{"5", "5", "6", "6"},
+		{"7", "5", "6", "7"},
+		{"", "5", "6", ""},
+	} {
+		w := &watcher{board: newBoard()}
+		o := object{Metadata: metadata{Namespace: "shop", Name: "istio.billing", Version: tc.known}}
+		if tc.known != "" {
+			w.put(o)
+		}
+		o.Metadata.Version = tc.after
+		w.follows(tc.before, o)
+		if got := w.objects[o.name()].Metadata.Version; got != tc.want {
+			t.Errorf("%+v: got %q", tc, got)
+		}
+	}
+}
+
 // FuzzEvent: whatever a line of a watch has, it is refused or has a version, and
 // nothing is known without a name.
 func FuzzEvent(f *testing.F) {

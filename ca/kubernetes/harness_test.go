@@ -161,6 +161,9 @@ func follow(t *testing.T, api *kubetest.Cluster, ns string, change func(*Config)
 
 func (h *harness) run() {
 	h.Cluster = New(h.config, td, h.authority, prometheus.NewRegistry(), h.clock.now, slog.New(slog.NewTextHandler(h.log, nil)))
+	if h.writer != nil {
+		h.writer.tick = 20 * time.Millisecond
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- h.Run(ctx) }()

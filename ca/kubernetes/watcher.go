@@ -224,6 +224,15 @@ func (w *watcher) put(o object) {
 	w.board.tell()
 }
 
+// follows puts an object that is the next version after before, if that one is known.
+func (w *watcher) follows(before string, o object) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if known, is := w.objects[o.name()]; is && known.Metadata.Version == before {
+		w.objects[o.name()] = o
+	}
+}
+
 func (w *watcher) replace(all map[name]object) {
 	w.mu.Lock()
 	w.objects, w.listed, w.synced = all, true, true

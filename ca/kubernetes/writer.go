@@ -95,18 +95,20 @@ type writer struct {
 	c      *Cluster
 	issuer Issuer
 	api    secretsAPI
+	// tick is that of the package, but in tests.
+	tick time.Duration
 
 	mu   sync.Mutex
 	kept map[name]*kept // by account
 }
 
 func newWriter(c *Cluster, issuer Issuer) *writer {
-	return &writer{c: c, issuer: issuer, api: secretsAPI{c}, kept: make(map[name]*kept)}
+	return &writer{c: c, issuer: issuer, api: secretsAPI{c}, tick: tick, kept: make(map[name]*kept)}
 }
 
 // run keeps the Secrets until ctx ends.
 func (w *writer) run(ctx context.Context) error {
-	ticker := time.NewTicker(tick)
+	ticker := time.NewTicker(w.tick)
 	defer ticker.Stop()
 	var working errgroup.Group
 	working.SetLimit(writers)
@@ -335,6 +337,7 @@ func (w *writer) amend(ctx context.Context, account name, k *kept, t Trust, s *s
 		return err
 	}
 	w.wrote(k, written, leaf, t)
+	w.saw(change.Metadata.Version, written)
 	return nil
 }
 
@@ -387,7 +390,6 @@ func (w *writer) material(ctx context.Context, k *kept, t Trust) (*material, err
 func (w *writer) wrote(k *kept, s *secret, leaf *x509.Certificate, t Trust) {
 	w.c.metrics.writes.WithLabelValues("ok").Inc()
 	w.is(k, s, leaf, t)
-	w.saw(s)
 }
 
 // is notes what the Secret is.
@@ -402,9 +404,10 @@ func (w *writer) is(k *kept, s *secret, leaf *x509.Certificate, t Trust) {
 	k.version, k.ready = s.Metadata.Version, nil
 }
 
-// saw puts what was written into what is known of the cluster, before the event that
-// tells of it.
-func (w *writer) saw(s *secret) {
+// saw puts what was changed into what is known of the cluster, before the event that
+// tells of it, if nothing newer is known: the change was made to the version before, so
+// whoever knows that one knows none between.
+func (w *writer) saw(before string, s *secret) {
 	i := slices.IndexFunc(w.c.cfg.Namespaces, func(n string) bool { return n == allNamespaces || n == s.Metadata.Namespace })
-	w.c.secrets[i].put(object{Metadata: s.Metadata})
+	w.c.secrets[i].follows(before, object{Metadata: s.Metadata})
 }
