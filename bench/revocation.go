@@ -71,13 +71,21 @@ type runningMesh struct {
 	dir   string
 	cmd   *exec.Cmd
 	out   *tail
+	ended chan struct{}
 	admin *grpc.ClientConn
 	// addresses are those of the workloads.
 	addresses []string
 }
 
 func upMesh(ctx context.Context, o options, server net.Addr) (_ *runningMesh, err error) {
-	m := &runningMesh{dir: filepath.Join(o.dir, "mesh"), out: &tail{}}
+	m := &runningMesh{dir: filepath.Join(o.dir, "mesh"), out: &tail{}, ended: make(chan struct{})}
+	envoy, err := findEnvoy()
+	if err == nil {
+		envoy, err = filepath.Abs(envoy)
+	}
+	if err != nil {
+		return nil, err
+	}
 	if err := os.Mkdir(m.dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -96,9 +104,11 @@ func upMesh(ctx context.Context, o options, server net.Addr) (_ *runningMesh, er
 	m.cmd = exec.CommandContext(ctx, filepath.Join(o.bin, "writ"), "up", m.dir, "--ready-file", ready) //nolint:gosec // a binary of this repository
 	m.cmd.Cancel = func() error { return m.cmd.Process.Signal(os.Interrupt) }
 	m.cmd.Stdout, m.cmd.Stderr = m.out, m.out
+	m.cmd.Env = append(os.Environ(), "ENVOY="+envoy)
 	if err := m.cmd.Start(); err != nil {
 		return nil, err
 	}
+	go func() { defer close(m.ended); _ = m.cmd.Wait() }()
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("%w: %s", err, m.out)
@@ -111,6 +121,7 @@ func upMesh(ctx context.Context, o options, server net.Addr) (_ *runningMesh, er
 	}
 	wait, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
+	go func() { <-m.ended; cancel() }()
 	if err := until(wait, func(context.Context) error {
 		data, err := os.ReadFile(ready)
 		if err != nil {
@@ -129,7 +140,7 @@ func upMesh(ctx context.Context, o options, server net.Addr) (_ *runningMesh, er
 
 func (m *runningMesh) down() {
 	_ = m.cmd.Process.Signal(os.Interrupt)
-	_ = m.cmd.Wait()
+	<-m.ended
 	if m.admin != nil {
 		_ = m.admin.Close()
 	}
