@@ -98,6 +98,9 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 		return err
 	}
 	a.signer = kept.signer
+	if c.Ledger.shared() {
+		a.publishVerifier(ctx)
+	}
 	if a.revocations, err = newRevocations(ctx, a, newRevocationMetrics(rt.Metrics)); err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/writ-mesh/writ/ca/ledger"
+	"github.com/writ-mesh/writ/ca/ledger/checkpoint"
 	"github.com/writ-mesh/writ/ca/revocation"
 	"github.com/writ-mesh/writ/internal/rpc"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
@@ -96,7 +97,7 @@ func (f *revocationFeed) ReturnRevocations(stream grpc.ClientStreamingServer[cap
 // takeBack revokes again what a list of a lost time has, and what nobody took back
 // since. The list is believed because the authority signed it, whoever has it.
 func (a *Authority) takeBack(ctx context.Context, holder spiffeid.ID, statement string, list []*capb.Revocation) (adopted uint32, err error) {
-	made, err := a.madeAt(statement, list)
+	made, err := a.madeAt(ctx, statement, list)
 	if err != nil || !a.lost.has(made) {
 		return 0, err
 	}
@@ -131,12 +132,51 @@ func (a *Authority) takeBack(ctx context.Context, holder spiffeid.ID, statement 
 	return adopted, nil
 }
 
-// madeAt is when this authority made a list.
-func (a *Authority) madeAt(statement string, list []*capb.Revocation) (time.Time, error) {
+// verifierPrefix is that of the documents with the public keys of the authorities that
+// share a ledger, each of which signs its own lists.
+const verifierPrefix = "ledger/verifiers/"
+
+// verifierMade is the kind of the entry about such a key; Subject is the key.
+const verifierMade ledger.Kind = "verifier"
+
+// publishVerifier makes this authority's public key known to those over the same
+// ledger, which may be given a list back that this one signed. If it cannot, the next
+// start does.
+func (a *Authority) publishVerifier(ctx context.Context) {
+	sum := sha256.Sum256([]byte(a.signer.Verifier))
+	key := verifierPrefix + hex.EncodeToString(sum[:])
+	_, err := a.store.Get(ctx, key)
+	if errors.Is(err, ledger.ErrNoDocument) {
+		_, err = a.store.Commit(ctx, ledger.Change{
+			Put:   map[string][]byte{key: []byte(a.signer.Verifier)},
+			Entry: ledger.Entry{Kind: verifierMade, Time: a.now().UTC(), Actor: selfActor, Subject: a.signer.Verifier},
+		})
+	}
+	if err != nil {
+		a.log.WarnContext(ctx, "others over the same ledger do not know this authority's key; after a restore they do not take its lists of revocations back", slog.Any("error", err))
+	}
+}
+
+// verifiers are the public keys of this authority and of those over the same ledger.
+func (a *Authority) verifiers(ctx context.Context) ([]string, error) {
+	out := []string{a.signer.Verifier}
+	docs, err := a.store.List(ctx, verifierPrefix)
+	for _, d := range docs {
+		out = append(out, string(d.Value))
+	}
+	return out, err
+}
+
+// madeAt is when this authority, or another one over the same ledger, made a list.
+func (a *Authority) madeAt(ctx context.Context, statement string, list []*capb.Revocation) (time.Time, error) {
 	if a.signer == nil {
 		return time.Time{}, refuse(unfit, "the authority does not know its lists")
 	}
-	lines, err := a.signer.OpenStatement([]byte(statement), revocationsStatement)
+	verifiers, err := a.verifiers(ctx)
+	if err != nil {
+		return time.Time{}, reading(ctx, err)
+	}
+	lines, err := checkpoint.OpenStatement([]byte(statement), a.signer.Log, revocationsStatement, verifiers...)
 	if err != nil {
 		return time.Time{}, refuse(invalid, "the list is not the authority's: %v", err)
 	}

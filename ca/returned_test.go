@@ -15,6 +15,7 @@ import (
 
 	"github.com/writ-mesh/writ/ca/backup"
 	"github.com/writ-mesh/writ/ca/ledger"
+	"github.com/writ-mesh/writ/ca/ledger/pgtest"
 	"github.com/writ-mesh/writ/internal/credential"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
@@ -221,4 +222,28 @@ func (h *harness) note() string {
 		h.t.Fatal(err)
 	}
 	return cp.GetCheckpoint()
+}
+
+// A list that another authority over the same ledger signed, with a key of its own, is
+// known too.
+func TestListOfAnotherReplicaIsKnown(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t)
+	url := server.Schema(t)
+	a := start(t, func(c *Config) { c.Ledger.Postgres = url })
+	b := replica(t, a, func(c *Config) {
+		if err := os.Remove(filepath.Join(c.State, ledgerKeyFile)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	stranger := start(t, nil)
+	for _, h := range []*harness{a, stranger} {
+		h.revoke(byID(ratingsID))
+	}
+	list, foreign := a.list(), stranger.list()
+	if _, err := b.giveBack(list.GetStatement(), list.GetRevocations()); err != nil {
+		t.Errorf("the list of a replica: %v", err)
+	}
+	_, err := b.giveBack(foreign.GetStatement(), foreign.GetRevocations())
+	wantCode(t, err, codes.InvalidArgument)
 }

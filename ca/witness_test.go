@@ -49,6 +49,19 @@ func TestWhatWitnessesSee(t *testing.T) {
 	h.restart()
 	conn = h.adminConn()
 	sees("after a restart")
+
+	// Another authority over the same ledger signs with a key of its own.
+	if err := h.stop(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{ledgerKeyFile, ledgerCheckpointFile} {
+		if err := os.Remove(filepath.Join(h.config.State, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.run()
+	conn = h.adminConn()
+	sees("of another key")
 	before := seen
 
 	// Somebody puts the ledger of before in the place of the one of now.
@@ -90,7 +103,7 @@ func TestWhatWitnessesSee(t *testing.T) {
 	for stranger.size() <= seen.Size {
 		stranger.mint(reviewsID)
 	}
-	if after, err := look(t, stranger.adminConn(), seen); err == nil || !strings.Contains(err.Error(), "signed by another key") {
+	if after, err := look(t, stranger.adminConn(), seen); err == nil || !strings.Contains(err.Error(), "is signed by another key") {
 		t.Fatalf("another authority: %v, %v", err, after)
 	}
 }

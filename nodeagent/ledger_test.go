@@ -127,7 +127,8 @@ func TestLedgerIsRemembered(t *testing.T) {
 	if err != nil || seen.Size != 2 || seen.Contradiction == nil || seen.Contradiction.Checkpoint == "" {
 		t.Fatalf("remembered: %+v, %v", seen, err)
 	}
-	// A damaged file is kept, and another key is not believed by whoever has seen one.
+	// A damaged file is kept. With another key nothing else is believed than with the
+	// first.
 	if err := os.WriteFile(r.path("state/ledger.json"), []byte("{}x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +137,11 @@ func TestLedgerIsRemembered(t *testing.T) {
 	if _, err := os.Stat(r.path("state/ledger.json.corrupt")); err != nil {
 		t.Error(err)
 	}
-	r.ca.witness.say(newSignedLog(t).holding(t, "a", "b"))
+	other := newSignedLog(t)
+	r.ca.witness.say(other.holding(t, "a", "b"))
 	again()
-	ledgerIs("another key", "CONTRADICTION: the log is signed by another key")
+	ledgerIs("the same log by another authority", "2 entries are signed for")
+	r.ca.witness.say(other.holding(t, "a", "c"))
+	again()
+	ledgerIs("another log", "CONTRADICTION: the log of now, of 2 entries, does not go on")
 }

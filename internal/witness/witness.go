@@ -33,8 +33,8 @@ const (
 
 // Seen is what is remembered. The zero value is of somebody who saw nothing yet.
 type Seen struct {
-	// Verifier is the public key that the first checkpoint came with; no other is
-	// believed.
+	// Verifier is the public key of who signed it: each of several authorities over one
+	// ledger has its own.
 	Verifier string `json:"verifier"`
 	// Checkpoint is the signed note, Size and At are its log's and when it came.
 	Checkpoint string    `json:"checkpoint"`
@@ -146,15 +146,14 @@ func (s Seen) after(answer *capb.ProveContinuationResponse, now time.Time) (Seen
 		return s, err
 	}
 	next := s
-	if s.Checkpoint == "" {
-		next.Verifier = answer.GetVerifier()
-	} else if answer.GetVerifier() != s.Verifier {
-		return s, fmt.Errorf("the log is signed by another key than the %d entries seen at %s", s.Size, s.At.Format(time.RFC3339))
-	}
-	newer, err := Open([]byte(answer.GetCheckpoint()), next.Verifier)
+	newer, err := Open([]byte(answer.GetCheckpoint()), answer.GetVerifier())
 	if err != nil {
 		return s, err
 	}
+	if s.Checkpoint != "" && newer.Log != earlier.Log {
+		return s, fmt.Errorf("it is the log of %s, and was that of %s", newer.Log, earlier.Log)
+	}
+	next.Verifier = answer.GetVerifier()
 	next.Checkpoint, next.Size, next.At = answer.GetCheckpoint(), newer.Size, now.UTC()
 	if s.Restored != nil && now.Sub(s.Restored.Time) > tellRestore {
 		next.Restored = nil
@@ -165,10 +164,14 @@ func (s Seen) after(answer *capb.ProveContinuationResponse, now time.Time) (Seen
 	if next.Restored = s.restored(newer, answer); next.Restored != nil {
 		return next, nil
 	}
-	if newer.Size < earlier.Size {
-		return s, fmt.Errorf("the log has %d entries, and had %d at %s: it was rolled back, and says nothing of a restore", newer.Size, earlier.Size, s.At.Format(time.RFC3339))
+	by := ""
+	if answer.GetVerifier() != s.Verifier {
+		by = ", and is signed by another key"
 	}
-	return s, fmt.Errorf("the log of now, of %d entries, does not go on from the %d entries seen at %s: it is another one, or was altered", newer.Size, earlier.Size, s.At.Format(time.RFC3339))
+	if newer.Size < earlier.Size {
+		return s, fmt.Errorf("the log has %d entries, and had %d at %s: it was rolled back, and says nothing of a restore%s", newer.Size, earlier.Size, s.At.Format(time.RFC3339), by)
+	}
+	return s, fmt.Errorf("the log of now, of %d entries, does not go on from the %d entries seen at %s: it is another one, or was altered%s", newer.Size, earlier.Size, s.At.Format(time.RFC3339), by)
 }
 
 // restored reads the entry by which a log says that it was restored since s, nil if

@@ -19,19 +19,21 @@ func (s *Signer) Statement(kind string, lines ...string) ([]byte, error) {
 	return out, nil
 }
 
-// OpenStatement gives the lines of a statement of that kind back, if this key signed
-// it.
-func (s *Signer) OpenStatement(text []byte, kind string) ([]string, error) {
-	v, err := note.NewVerifier(s.Verifier)
-	if err != nil {
-		return nil, fmt.Errorf("the log's public key: %w", err)
+// OpenStatement gives the lines of a statement of that kind about a log back, if one
+// of the keys signed it. Keys that cannot be read are none.
+func OpenStatement(text []byte, log, kind string, verifiers ...string) ([]string, error) {
+	var known []note.Verifier
+	for _, text := range verifiers {
+		if v, err := note.NewVerifier(strings.TrimSpace(text)); err == nil && v.Name() == log {
+			known = append(known, v)
+		}
 	}
-	n, err := note.Open(text, note.VerifierList(v))
+	n, err := note.Open(text, note.VerifierList(known...))
 	if err != nil {
-		return nil, fmt.Errorf("the statement is not signed by %s: %w", s.Log, err)
+		return nil, fmt.Errorf("the statement is not signed by %s: %w", log, err)
 	}
 	lines := strings.Split(strings.TrimSuffix(n.Text, "\n"), "\n")
-	if len(lines) < 2 || lines[0] != s.Log || lines[1] != kind {
+	if len(lines) < 2 || lines[0] != log || lines[1] != kind {
 		return nil, errors.New("the statement is about something else")
 	}
 	return lines[2:], nil
