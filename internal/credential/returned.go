@@ -9,12 +9,18 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
-// returnedPart is how many revocations go into one message to the authority.
-const returnedPart = 100
+// returnedPart is how many revocations go into one message to the authority at most,
+// and returnedSize how many bytes, unless it is a single one: the authority takes no
+// large messages.
+const (
+	returnedPart = 100
+	returnedSize = 8 << 10
+)
 
 // giveBack gives the authority the list back that this source has kept, if the
 // authority's ledger was restored from a backup since it made that list: what was
@@ -47,7 +53,7 @@ func giveBack(ctx context.Context, client capb.RevocationFeedClient, list *capb.
 	}
 	statement, rest := list.GetStatement(), list.GetRevocations()
 	for len(rest) > 0 {
-		n := min(returnedPart, len(rest))
+		n := part(rest)
 		if err := stream.Send(&capb.ReturnRevocationsRequest{Statement: statement, Revocations: rest[:n]}); err != nil {
 			if errors.Is(err, io.EOF) {
 				break // the answer says why
@@ -57,4 +63,15 @@ func giveBack(ctx context.Context, client capb.RevocationFeedClient, list *capb.
 		statement, rest = "", rest[n:]
 	}
 	return stream.CloseAndRecv()
+}
+
+// part is how many of the next revocations go into one message.
+func part(rest []*capb.Revocation) int {
+	size := 0
+	for n, r := range rest {
+		if size += proto.Size(r); n == returnedPart || n > 0 && size > returnedSize {
+			return n
+		}
+	}
+	return len(rest)
 }

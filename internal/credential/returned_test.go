@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/writ-mesh/writ/internal/proctest"
@@ -68,7 +69,7 @@ func TestListIsGivenBack(t *testing.T) {
 			made := time.Now()
 			kept := &capb.RevocationList{Sequence: 9, Statement: "signed", MadeAt: timestamppb.New(made)}
 			for i := range 250 {
-				kept.Revocations = append(kept.Revocations, &capb.Revocation{SpiffeId: fmt.Sprintf("spiffe://cluster.local/ns/a/sa/%d", i)})
+				kept.Revocations = append(kept.Revocations, &capb.Revocation{SpiffeId: fmt.Sprintf("spiffe://cluster.local/ns/a/sa/%0*d", 1+i*i%1500, i)})
 			}
 			a.send(kept)
 			has := func(sequence uint64) func() bool {
@@ -96,7 +97,7 @@ func TestListIsGivenBack(t *testing.T) {
 			got := 0
 			for i, req := range a.returned.received {
 				got += len(req.GetRevocations())
-				if (i == 0) != (req.GetStatement() == "signed") || len(req.GetRevocations()) > returnedPart {
+				if (i == 0) != (req.GetStatement() == "signed") || len(req.GetRevocations()) > returnedPart || proto.Size(req) > returnedSize+1<<10 {
 					t.Errorf("message %d: %q and %d revocations", i, req.GetStatement(), len(req.GetRevocations()))
 				}
 			}
