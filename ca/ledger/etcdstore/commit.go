@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -74,7 +75,8 @@ func (l *Log) look(ctx context.Context, keys []string, local bool) (view, error)
 func (l *Log) commit(b *group.Batch) error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	w := &writing{l: l, keys: b.Conditions()}
+	l.turns.wait(ctx)
+	w := &writing{l: l, turns: l.turns, keys: b.Conditions()}
 	err := w.run(ctx, func(v view) ([]ledger.Record, [][]byte, []clientv3.Op) {
 		b.Admit(v.tree.Size(), func(key string) uint64 { return v.versions[key] })
 		records := make([]ledger.Record, 0, b.Len())
@@ -100,11 +102,14 @@ func documentOps(put []ledger.Document, deleted []string) []clientv3.Op {
 
 // writing is a batch on its way.
 type writing struct {
-	l *Log
+	l     *Log
+	turns *turns
 	// keys are those of the documents that it depends on.
 	keys []string
 	// lost are the attempts whose answer never came.
 	lost []lostAttempt
+	// slow is how long the longest attempt took; zero before the first.
+	slow time.Duration
 }
 
 // lostAttempt is one that may have been made.
@@ -192,11 +197,16 @@ func (w *writing) operations(v view, next hashtree.Tree, records []ledger.Record
 // try makes the transaction if the view is still that of now, and otherwise gives that
 // one. When no answer comes it remembers the attempt and gives the view of later.
 func (w *writing) try(ctx context.Context, v view, ops []clientv3.Op, tried lostAttempt) (view, bool, error) {
+	began := time.Now()
 	short, cancel := context.WithTimeout(ctx, attempt)
-	resp, err := w.l.client.Txn(short).If(clientv3.Compare(clientv3.ModRevision(headKey), "=", v.revision)).Then(ops...).Else(reading(w.keys)...).Commit()
+	resp, err := w.l.client.Txn(short).If(clientv3.Compare(clientv3.ModRevision(headKey), "=", v.revision)).
+		Then(append(ops, w.turns.after(w.slow > 0)...)...).
+		Else(append(reading(w.keys), w.turns.ask(w.slow))...).Commit()
 	cancel()
+	w.slow = max(w.slow, time.Since(began))
 	switch {
 	case err == nil && resp.Succeeded:
+		w.turns.seen(resp, time.Now())
 		return v, true, nil
 	case err == nil:
 		v, err = seen(resp)
@@ -260,7 +270,7 @@ func (l *Log) complete(before uint64, after hashtree.Tree) {
 			defer cancel()
 			// What fails stays as it is, which only takes more room.
 			if err := l.pack(ctx, piece); err != nil && ctx.Err() == nil {
-				l.log.WarnContext(ctx, "entries of the ledger are not packed", "error", err)
+				l.log.WarnContext(ctx, "entries of the ledger are not packed", slog.Any("error", err))
 			}
 		})
 	}

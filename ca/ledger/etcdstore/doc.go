@@ -12,6 +12,9 @@
 // batch is settled anew. When the answer to a transaction is lost, for example because the
 // leader died, it is looked up whether it was made before it is tried again.
 //
+// Members that were too slow ask for a turn along with the attempt that failed, and those
+// that succeed leave them one.
+//
 // The entries of a batch are one value below entries/; 256 of them, a piece of the hash
 // tree, are packed into one compressed value below packs/ when they are complete, and the
 // piece's hash is below hashes/. Documents are below state/documents/, each with its

@@ -51,6 +51,7 @@ type Log struct {
 	name   string
 	log    *slog.Logger
 	queue  *group.Queue
+	turns  *turns // the committer's own
 
 	// docs follow the cluster for watchers.
 	docs     *docstore.Store
@@ -105,9 +106,10 @@ func open(ctx context.Context, c Config, opts Options, heartbeat time.Duration) 
 			return nil, fmt.Errorf("%w: member %s found no cluster: %w", ledger.ErrUnavailable, c.Name, ctx.Err())
 		}
 	}
-	l := &Log{etcd: member, client: v3client.New(member.Server), config: c, name: "member " + c.Name, log: opts.Log, docs: docstore.New(), followed: docstore.NewMark()}
+	l := &Log{etcd: member, client: v3client.New(member.Server), config: c, turns: newTurns(c.Name), name: "member " + c.Name, log: opts.Log, docs: docstore.New(), followed: docstore.NewMark()}
 	l.life, l.stop = context.WithCancel(context.WithoutCancel(ctx))
 	l.tasks.Go(func() { l.follow(l.life) })
+	l.tasks.Go(l.watchMember)
 	l.queue = group.New(l.commit, opts.Committed)
 	return l, nil
 }
@@ -169,6 +171,16 @@ func (l *Log) failed(err error) error {
 		return fmt.Errorf("ledger: %s: %w", l.name, err)
 	}
 	return fmt.Errorf("%w: %s: %w", ledger.ErrUnavailable, l.name, err)
+}
+
+// watchMember says so if etcd ends by itself, as it does when the cluster has put the
+// member out.
+func (l *Log) watchMember() {
+	select {
+	case <-l.life.Done():
+	case <-l.etcd.Server.StopNotify():
+		l.log.ErrorContext(l.life, "this member of the ledger's cluster has ended, because it was put out of the cluster or cannot go on; nothing is issued; start the authority again", slog.String("member", l.config.Name))
+	}
 }
 
 // Commit implements ledger.Store.

@@ -71,7 +71,7 @@ func (l *Log) importFrom(ctx context.Context, from ledger.Log, at uint64) error 
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	w := &writing{l: l}
+	w := &writing{l: l, turns: newTurns(l.config.Name)}
 	return w.run(ctx, func(v view) ([]ledger.Record, [][]byte, []clientv3.Op) {
 		if v.tree.Size() != at {
 			return nil, nil, nil // somebody else has imported them
