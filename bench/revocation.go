@@ -241,7 +241,7 @@ func (m *runningMesh) revoke(ctx context.Context, o options) (live, fresh []time
 		}
 	}
 	wg.Wait()
-	return live, fresh, errors.Join(append(errs, err)...)
+	return live, fresh, errors.Join(err, errors.Join(errs...))
 }
 
 func httpsClient(cert tls.Certificate, anew bool) *http.Client {
