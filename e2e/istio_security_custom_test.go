@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -81,7 +80,7 @@ func startAuthorizer(t *testing.T) (a *authorizer, httpPort, grpcPort int) {
 	authv3.RegisterAuthorizationServer(s, a)
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(s.Stop)
-	srv := &httptest.Server{Config: &http.Server{Handler: a, ReadHeaderTimeout: 5 * time.Second, Protocols: protocols()}}
+	srv := &httptest.Server{Config: &http.Server{Handler: a, ReadHeaderTimeout: patience, Protocols: protocols()}}
 	if srv.Listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		t.Fatal(err)
 	}

@@ -74,7 +74,7 @@ func keyServer(t *testing.T, address string, keys *atomic.Pointer[string]) strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := &httptest.Server{Listener: l, Config: &http.Server{ReadHeaderTimeout: 5 * time.Second, Protocols: protocols(), Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	srv := &httptest.Server{Listener: l, Config: &http.Server{ReadHeaderTimeout: patience, Protocols: protocols(), Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write([]byte(*keys.Load()))
 	})}}

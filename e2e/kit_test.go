@@ -351,12 +351,17 @@ func newEcho(t *testing.T, name string) *echo {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: e, ReadHeaderTimeout: 5 * time.Second, Protocols: protocols()}}
+	srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: e, ReadHeaderTimeout: patience, Protocols: protocols()}}
 	srv.Start()
 	t.Cleanup(srv.Close)
 	e.port = l.Addr().(*net.TCPAddr).Port
 	return e
 }
+
+// patience is how long a program waits for the first request of a connection. An Envoy
+// under load opens some that it does not need at once, and a request that it sends over
+// one just when the program closes it fails.
+const patience = 10 * time.Minute
 
 // protocols lets a server speak HTTP/1.1 and HTTP/2 in plain text.
 func protocols() *http.Protocols {

@@ -72,7 +72,9 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	slog.InfoContext(ctx, "serving", slog.String("service", args[0]), slog.String("version", *version), slog.String("address", l.Addr().String()))
-	srv := &http.Server{Handler: build(), ReadHeaderTimeout: 5 * time.Second}
+	// The sidecar keeps connections in store; what it sends over one just when that is
+	// closed here would fail.
+	srv := &http.Server{Handler: build(), ReadHeaderTimeout: 10 * time.Minute}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(l) }()
 	select {
