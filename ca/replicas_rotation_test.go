@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -86,12 +87,17 @@ func (m *mesh) start(dir string) *member {
 		m.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(m.t.Context())
-	m.t.Cleanup(cancel)
+	var tasks sync.WaitGroup
+	stop := func() {
+		cancel()
+		tasks.Wait()
+	}
+	m.t.Cleanup(stop)
 	for _, task := range []func(context.Context) error{a.keeper.run, a.keeper.adoptOthers, a.keeper.others.run, a.keeper.others.follow, a.keeper.others.followAnnouncements} {
-		go func() { _ = task(ctx) }()
+		tasks.Go(func() { _ = task(ctx) })
 	}
 	synctest.Wait()
-	return &member{a, m.t, dir, func() { way.dead.Store(true); cancel() }}
+	return &member{a, m.t, dir, func() { way.dead.Store(true); stop() }}
 }
 
 // signs issues something and tells under which root; empty if it cannot.
