@@ -27,6 +27,7 @@ import (
 
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/internal/listen"
+	"github.com/writ-mesh/writ/internal/service"
 )
 
 const (
@@ -158,24 +159,16 @@ func (s *server) measure() {
 
 // run follows the ledger and forgets what is over while it serves.
 func (s *server) run(ctx context.Context, serve func(context.Context) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	tasks := []func(context.Context) error{serve, s.d.sweep, func(ctx context.Context) error {
+	err := service.RunTasks(ctx, serve, s.d.sweep, func(ctx context.Context) error {
 		return s.o.Watch(ctx, func(u ledger.Update, all bool) error {
 			s.d.take(ctx, u, all)
 			return nil
 		})
-	}}
-	ended := make(chan error, len(tasks))
-	for _, t := range tasks {
-		go func() { ended <- t(ctx) }()
+	})
+	if err != nil {
+		return err
 	}
-	err := <-ended
-	cancel()
-	for range len(tasks) - 1 {
-		<-ended
-	}
-	return err
+	return ctx.Err()
 }
 
 // take lets the index know what changed.
