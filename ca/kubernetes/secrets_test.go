@@ -58,6 +58,9 @@ func secretsLife(t *testing.T, api *kubetest.Cluster) {
 	own, key := pkitest.NewRoot(t, td.Name()).Issue(t, pkitest.Leaf(h.id(billing), time.Hour))
 	h.patch(h.path(billing), map[string]any{"data": map[string]any{chainFile: own, keyFile: key}})
 	_, leaf = h.good(billing, fresh)
+	another := h.secret("first").Data // good, and that of another account
+	h.patch(h.path(billing), map[string]any{"data": map[string]any{chainFile: another[chainFile], keyFile: another[keyFile]}})
+	_, leaf = h.good(billing, fresh)
 	h.patch(h.path(billing), map[string]any{"data": map[string]any{rootsFile: own}})
 	s, _ = h.good(billing, func(l *x509.Certificate, _ *secret) bool { return l.Equal(leaf) })
 	if s.Metadata.Labels["team"] != "money" {
@@ -169,6 +172,29 @@ func secretsForeign(t *testing.T, api *kubetest.Cluster) {
 	h.clock.forward(retryMax)
 	for account := range taken {
 		h.good(account, nil)
+	}
+}
+
+// TestForeignSecretsAreNotRead: of what is not ours only the metadata is asked for.
+func TestForeignSecretsAreNotRead(t *testing.T) {
+	t.Parallel()
+	f := kubetest.NewFake(t)
+	for account, s := range map[string]*secret{"billing": {Type: secretType}, "web": {Metadata: metadata{Labels: map[string]string{managedBy: manager}}}} {
+		f.Account(t, "shop", account)
+		s.Metadata.Name = "istio." + account
+		if _, err := f.Call(t, http.MethodPost, "/api/v1/namespaces/shop/secrets", s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := follow(t, f.Cluster, "shop", withSecrets)
+	h.states("foreign", 2)
+	if n := f.Asked("GET secrets"); n != 0 {
+		t.Errorf("a whole Secret was read %d times", n)
+	}
+	f.Account(t, "shop", "ours")
+	h.good("ours", nil)
+	if f.Asked("GET metadata of secrets") < 2 {
+		t.Error("nothing is counted")
 	}
 }
 

@@ -120,8 +120,8 @@ func (f *Fake) Refuse(status func(*http.Request) int) {
 	f.refuse = status
 }
 
-// Asked is how often there was such a request: a method, LIST or WATCH, and the kind of
-// object, as in "PATCH secrets".
+// Asked is how often there was such a request: a method, LIST, WATCH or "GET metadata
+// of", and the kind of object, as in "PATCH secrets".
 func (f *Fake) Asked(what string) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -143,6 +143,8 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		method = "WATCH"
 	case method == http.MethodGet && !single:
 		method = "LIST"
+	case method == http.MethodGet && strings.Contains(r.Header.Get("Accept"), "as=PartialObjectMetadata"):
+		method = "GET metadata of"
 	}
 	f.mu.Lock()
 	f.asked[method+" "+kind]++
