@@ -101,18 +101,17 @@ func agent(ctx context.Context, o options) ([]row, error) {
 		return nil, err
 	}
 	defer floor.stop()
+	atRest, err := n.atRest(ctx, o)
+	if err != nil {
+		return nil, err
+	}
 	var rows []row
 	for _, kind := range []string{anew, again} {
-		least, err := attestations(ctx, o, w, task{Kind: kind, Socket: floorSocket}, floor)
-		if err != nil {
-			return nil, err
-		}
-		r, err := attestations(ctx, o, w, task{Kind: kind, Socket: n.socket}, n.process)
+		r, err := attestations(ctx, o, w, kind, side{load: load{address: n.socket}, server: n.process}, side{load: load{address: floorSocket}, server: floor})
 		if err != nil {
 			return rows, err
 		}
-		r.floor = least.ours
-		r.note += fmt.Sprintf("; goal %d mCPU", o.attestations/2)
+		r.note += fmt.Sprintf(", at rest %.1f; goal %d mCPU", atRest, o.attestations/2)
 		rows = append(rows, r)
 	}
 	return append(rows, row{
@@ -130,37 +129,54 @@ func (n *nodeAgent) settled(ctx context.Context) (float64, error) {
 	return n.rss(), nil
 }
 
-// attestations lets the workloads do what they are told o.attestations times in a
-// second, all together, and gives what the server needs for one.
-func attestations(ctx context.Context, o options, w *workloads, t task, server *process) (row, error) {
-	t.Every, t.For = time.Second*time.Duration(o.workloads)/time.Duration(o.attestations), 4*o.each
-	before, err := server.cpu()
+// atRest is what the agent uses while nobody asks, in thousandths of a core.
+func (n *nodeAgent) atRest(ctx context.Context, o options) (float64, error) {
+	before, err := n.cpu()
 	if err != nil {
-		return row{}, err
+		return 0, err
 	}
-	if err := pause(ctx, t.For); err != nil {
-		return row{}, err
+	if err := pause(ctx, 4*o.each); err != nil {
+		return 0, err
 	}
-	rest, err := server.cpu()
-	if err != nil {
-		return row{}, err
+	after, err := n.cpu()
+	return float64(after-before) / float64(4*o.each) * 1000, err
+}
+
+// attestations lets the workloads ask ours and the floor in turn, o.attestations times
+// in a second, all together. The note has the median of what ours needs more than the
+// floor of the same round.
+func attestations(ctx context.Context, o options, w *workloads, kind string, ours, floor side) (row, error) {
+	var measured []row
+	var more []time.Duration
+	for range o.rounds {
+		var used [2]time.Duration
+		var rate float64
+		for i, s := range []side{floor, ours} {
+			before, err := s.server.cpu()
+			if err != nil {
+				return row{}, err
+			}
+			begin := time.Now()
+			done, err := w.call(task{Kind: kind, Socket: s.load.address, Every: time.Second * time.Duration(o.workloads) / time.Duration(o.attestations), For: o.each})
+			if err != nil {
+				return row{}, err
+			}
+			after, err := s.server.cpu()
+			if err != nil {
+				return row{}, err
+			}
+			used[i], rate = (after-before)/time.Duration(done), float64(done)/time.Since(begin).Seconds()
+		}
+		measured = append(measured, row{name: "attestation of a process, " + kind, ours: used[1], floor: used[0], rate: rate})
+		more = append(more, used[1]-used[0])
+		if ctx.Err() != nil {
+			return row{}, ctx.Err()
+		}
 	}
-	begin := time.Now()
-	done, err := w.call(t)
-	if err != nil {
-		return row{}, err
-	}
-	passed := time.Since(begin)
-	after, err := server.cpu()
-	if err != nil {
-		return row{}, err
-	}
-	idle := float64(rest-before) / t.For.Seconds()
-	used := float64(after-rest) / passed.Seconds()
-	return row{
-		name: "attestation of a process, " + t.Kind, ours: (after - rest) / time.Duration(done), rate: float64(done) / passed.Seconds(),
-		note: fmt.Sprintf("%.1f mCPU, of which %.1f also at rest", used/1e6, idle/1e6),
-	}, nil
+	r := medianRatio(measured)
+	perSecond := func(d time.Duration) float64 { return float64(d) * float64(o.attestations) / float64(time.Millisecond) }
+	r.note += fmt.Sprintf("; %.1f mCPU, of which %.1f more than the floor", perSecond(r.ours), perSecond(median(more)))
+	return r, nil
 }
 
 // workloadFloor starts this program as a server of the Workload API that recognizes

@@ -103,22 +103,22 @@ func fetch(ctx context.Context, conn *grpc.ClientConn) (workload.SpiffeWorkloadA
 }
 
 func (t *task) do(ctx context.Context, open *grpc.ClientConn) error {
-	ctx, cancel := context.WithTimeout(ctx, t.For)
-	defer cancel()
+	end := time.NewTimer(t.For)
+	defer end.Stop()
 	// Not all processes at the same moment.
-	if pause(ctx, time.Duration(rand.Float64()*float64(t.Every))) != nil {
-		return nil
+	if err := pause(ctx, time.Duration(rand.Float64()*float64(min(t.Every, t.For)))); err != nil {
+		return err
 	}
 	tick := time.NewTicker(t.Every)
 	defer tick.Stop()
 	for {
-		if err := t.once(ctx, open); err != nil && ctx.Err() == nil {
+		if err := t.once(ctx, open); err != nil {
 			return err
 		}
 		t.Done++
 		select {
 		case <-tick.C:
-		case <-ctx.Done():
+		case <-end.C:
 			return nil
 		}
 	}
