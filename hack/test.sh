@@ -19,7 +19,7 @@ race "${unit[@]}"
 echo "-- packages: $((SECONDS - from)) s"
 from=$SECONDS
 # The ledger in etcd is in programs that are built for it.
-go test -vet=off -tags etcd -shuffle=on -run '^Test' ./ca/ledger/etcdstore
+go test -vet=off -tags etcd -shuffle=on -parallel 8 ./ca/ledger/etcdstore
 go test -vet=off -tags etcd -run TestThreeReplicasWithoutSQL ./cmd/writ-ca
 echo "-- etcd: $((SECONDS - from)) s"
 from=$SECONDS
