@@ -418,6 +418,13 @@ func (s *site) set(path string, h http.HandlerFunc) {
 	s.paths[path] = h
 }
 
+// at lets the DNS say where a name is.
+func (s *site) at(name, address string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.addresses[name] = address
+}
+
 func (s *site) seen() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

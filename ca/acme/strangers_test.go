@@ -279,8 +279,8 @@ func FuzzInspect(f *testing.F) {
 func TestValidationConnectsToNobodyElse(t *testing.T) {
 	w := newWorld(t, ledgertest.NewMemory(), func(c *Config) { c.Networks = nil })
 	inner := newSite(t) // something that listens on this machine only
-	w.site.addresses["metadata.example.test."] = "169.254.169.254"
-	w.site.addresses["six.example.test."] = "::1"
+	w.site.at("metadata.example.test.", "169.254.169.254")
+	w.site.at("six.example.test.", "::1")
 	for _, url := range []string{
 		"http://a.example.test/x", "http://metadata.example.test/latest", "http://six.example.test/x", "http://127.0.0.1/x", "http://[::1]/x",
 		"http://[::ffff:127.0.0.1]/x", "http://0.0.0.0/x", "http://localhost/x", inner.http.URL + "/x",
@@ -386,11 +386,16 @@ func TestBusyIsNoFailure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.validator.total = maxValidations
+	full := func(n int) {
+		w.validator.mu.Lock()
+		defer w.validator.mu.Unlock()
+		w.validator.total = n
+	}
+	full(maxValidations)
 	if err := w.accept(c, az, "http-01"); err == nil {
 		t.Error("there was room")
 	}
-	w.validator.total = 0
+	full(0)
 	if err := w.accept(c, az, "http-01"); err != nil {
 		t.Fatal(err)
 	}
