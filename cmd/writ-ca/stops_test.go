@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/writ-mesh/writ/ca/ledger/filelog"
 	"github.com/writ-mesh/writ/internal/proctest"
 )
 
@@ -269,7 +270,13 @@ func describe(n notification) (call, file string) {
 	case unix.SYS_FTRUNCATE:
 		return "truncate", descriptor()
 	case unix.SYS_FSYNC, unix.SYS_FDATASYNC:
-		return "sync", descriptor()
+		// What a process wrote outlives it, synced or not, so that a death before a sync
+		// leaves what one before the next step leaves. Of the ledger the two are told
+		// apart, since somebody waits for the sync.
+		if name := descriptor(); name == filelog.Name {
+			return "sync", name
+		}
+		return "sync", ""
 	case unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2:
 		return "rename", path(3)
 	case unix.SYS_UNLINKAT:
