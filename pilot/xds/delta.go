@@ -39,6 +39,7 @@ func (s *session) CreateDeltaWatch(req *cache.DeltaRequest, sub cache.Subscripti
 	if first {
 		c.begin(req.GetInitialResourceVersions())
 		s.returning = s.returning || !c.fresh
+		s.warmReplaced()
 		c.want(req.GetResourceNamesSubscribe())
 	} else {
 		c.ask(req.GetResourceNamesSubscribe())

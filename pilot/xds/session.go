@@ -27,6 +27,8 @@ type session struct {
 	target   *Config // nil until the client's configuration is known
 	revision uint64  // of target
 	types    map[string]*conversation
+	// rewarm are clusters that were replaced before the client spoke of endpoints.
+	rewarm []string
 	// returning: the client has configuration already, from an earlier stream or
 	// an earlier target, so that changes have to come in order.
 	returning bool

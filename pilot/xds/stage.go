@@ -176,17 +176,31 @@ func (s *session) noteResolving(c *conversation, ch change) {
 // before (https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol,
 // "How the client specifies what resources to return").
 func (s *session) warmAgain(c *conversation, ch change) {
+	if c.url != ClusterType {
+		return
+	}
+	for _, r := range ch.set {
+		if find(c.told, r.Name) != nil {
+			s.rewarm = append(s.rewarm, r.Name)
+		}
+	}
+	s.warmReplaced()
+}
+
+// warmReplaced does so as soon as the client speaks of endpoints, which on a stream
+// that replaces another one is after it got clusters.
+func (s *session) warmReplaced() {
 	eds := s.types[EndpointType]
-	if c.url != ClusterType || eds == nil {
+	if eds == nil || len(s.rewarm) == 0 {
 		return
 	}
 	told := slices.Clone(eds.told)
 	for i, r := range told {
-		if find(c.told, r.Name) != nil && find(ch.set, r.Name) != nil {
+		if slices.Contains(s.rewarm, r.Name) {
 			told[i] = unknown(r.Name)
 		}
 	}
-	eds.told = told
+	eds.told, s.rewarm = told, nil
 }
 
 // arm looks again at the given time.
