@@ -75,3 +75,30 @@ func TestRevokedServers(t *testing.T) {
 		}
 	}
 }
+
+// TestRevokedAuthority: every connection with mutual TLS is made anew, to and from HTTP
+// ports too.
+func TestRevokedAuthority(t *testing.T) {
+	b := newMesh(t)
+	client := b.workload("client-1", "default", "client", nil, "http:9000")
+	b.service("client", "default", client)
+	db := b.workload("db-1", "default", "db", nil, "mysql:3306", "http:80")
+	b.service("db", "default", db)
+	before, server := b.snapshot(client), b.snapshot(db)
+	b.mesh.Revoked = model.Revoked{Sequence: 7, Newest: 7, Everybody: 7}
+	changed := func(before, after []Resource) (names []string) {
+		for i, r := range after {
+			if !proto.Equal(before[i].Message, r.Message) {
+				names = append(names, r.Name)
+			}
+		}
+		return names
+	}
+	if got := changed(before.Clusters, b.snapshot(client).Clusters); len(got) != 3 {
+		t.Errorf("clusters that are others: %v", got)
+	}
+	if got := changed(server.Listeners, b.snapshot(db).Listeners); len(got) != 2 {
+		t.Errorf("listeners that are others: %v", got)
+	}
+	validate(t, b.snapshot(db))
+}
