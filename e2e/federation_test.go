@@ -4,8 +4,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -104,8 +107,8 @@ spec:
     to: [{operation: {paths: [/ours]}}]
 `
 
-// foreignHost is a host of another mesh whose server has to be account.
-func foreignHost(host, address, account string) string {
+// foreignHost is a host elsewhere whose server has to have an identity.
+func foreignHost(host, address string, port int, identity string) string {
 	return fmt.Sprintf(`---
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
@@ -115,8 +118,8 @@ spec:
   location: MESH_EXTERNAL
   resolution: STATIC
   ports: [{number: 8000, name: http, protocol: HTTP}]
-  endpoints: [{address: %[2]s}]
-  subjectAltNames: ["spiffe://b.example/ns/default/sa/%[3]s"]
+  endpoints: [{address: %[2]s, ports: {http: %[3]d}}]
+  subjectAltNames: ["%[4]s"]
 ---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -124,7 +127,20 @@ metadata: {name: %[1]s}
 spec:
   host: %[1]s
   trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}
-`, host, address, account)
+`, host, address, port, identity)
+}
+
+// serverOfC is a server with a certificate that the third trust domain's authority
+// signed; it returns its port.
+func (f *federation) serverOfC(t *testing.T, names ...string) int {
+	t.Helper()
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{f.signedByC(t, names...)}, ClientAuth: tls.RequireAnyClientCert}
+	s.EnableHTTP2 = true
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	return s.Listener.Addr().(*net.TCPAddr).Port
 }
 
 // TestFederation: a workload of one mesh calls one of another mesh through both
@@ -142,9 +158,10 @@ func TestFederation(t *testing.T) {
 	a.waitReady()
 	b.waitReady()
 	at := b.addressOf("shop-1")
-	write(t, a.dir, "shop.yaml", foreignHost("shop.b.example", at, "shop")+foreignHost("wrong.b.example", at, "clerk"))
+	const caller, shop, c = "spiffe://a.example/ns/default/sa/caller", "spiffe://b.example/ns/default/sa/shop", "spiffe://c.example/ns/default/sa/caller"
+	write(t, a.dir, "shop.yaml", foreignHost("shop.b.example", at, 8000, shop)+foreignHost("wrong.b.example", at, 8000, "spiffe://b.example/ns/default/sa/clerk")+
+		foreignHost("c.example", "127.0.0.1", f.serverOfC(t, c), c)+foreignHost("forged.example", "127.0.0.1", f.serverOfC(t, c, shop), shop))
 
-	const caller = "spiffe://a.example/ns/default/sa/caller"
 	status := func(m *mesh, replica, target string, want int) {
 		t.Helper()
 		proctest.Eventually(t, 20*time.Second, func() error {
@@ -163,10 +180,11 @@ func TestFederation(t *testing.T) {
 	status(b, "clerk-1", "http://shop:8000/ours", http.StatusOK)
 	status(a, "stranger-1", "http://shop.b.example:8000/ours", http.StatusForbidden) // of a namespace of that name elsewhere
 	status(a, "caller-1", "http://wrong.b.example:8000/x", http.StatusServiceUnavailable)
+	status(a, "caller-1", "http://c.example:8000/x", http.StatusOK)
+	status(a, "caller-1", "http://forged.example:8000/x", http.StatusServiceUnavailable)
 
 	t.Run("an authority vouches for its own", func(t *testing.T) {
 		direct := "https://" + at + ":8000/x"
-		const c = "spiffe://c.example/ns/default/sa/caller"
 		if got, _ := https(with(f.signedByC(t, c)), direct); got.status != http.StatusForbidden {
 			t.Errorf("%s: %s", c, got)
 		}
