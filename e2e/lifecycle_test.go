@@ -124,11 +124,22 @@ kind: QuotaPolicy
 metadata: {name: b}
 spec:
   selector: {matchLabels: {app: b}}
+  whenUnavailable: Deny
   limits: [{per: [request.path], requests: 10, every: 1h}]
 `}), "--redis", redis.Address())
+	// A request that ratelimit answers too late for Envoy is refused and asked again,
+	// and is counted all the same: lost.
+	lost := 0
 	spend := func(path string, n int) (passed int) {
 		for range n {
-			if got := m.get("a-1", "http://b:8000"+path); got.status == 200 {
+			got := decided(t, func() answer {
+				got := m.get("a-1", "http://b:8000"+path)
+				if got.status == 503 {
+					lost++
+				}
+				return got
+			})
+			if got.status == 200 {
 				passed++
 			} else if got.status != 429 {
 				t.Fatalf("%s", got)
@@ -141,20 +152,20 @@ spec:
 	}
 	m.kill("writ-ratelimit")
 	proctest.Eventually(t, 10*time.Second, func() error { return m.readyz("ratelimit") })
-	// Envoy's connection to the old process may cost a request or two their
-	// count. On a machine that is starved of processor time Redis may seem to be
-	// away; then, and only then, the local limit of ten counts anew.
-	n, most := spend("/one", 20), 6
+	// On a machine that is starved of processor time Redis may seem to be away; then,
+	// and only then, the local limit of ten counts anew.
+	n, most := spend("/one", 20), 4
 	if local := m.metric("ratelimit", "writ_ratelimit_local_decisions_total"); local > 0 {
 		t.Logf("%.0f decisions without Redis", local)
-		most = 12
+		most = 4 + 10
 	}
-	if n < 4 || n > most {
-		t.Errorf("after a restart of ratelimit %d more passed, want 4", n)
+	if n+lost < 4 || n > most {
+		t.Errorf("after a restart of ratelimit %d more passed, want 4; %d were lost", n, lost)
 	}
 	redis.Kill()
-	if n := spend("/two", 30); n < 10 || n > 12 {
-		t.Errorf("without Redis %d passed, want 10", n)
+	lost = 0
+	if n := spend("/two", 30); n+lost < 10 || n > 10 {
+		t.Errorf("without Redis %d passed, want 10; %d were lost", n, lost)
 	}
 	var ue *net.OpError
 	if _, err := net.DialTimeout("tcp", redis.Address(), time.Second); !errors.As(err, &ue) {
