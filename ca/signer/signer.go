@@ -1,4 +1,5 @@
-// Package signer is the one door to github.com/smallstep/certificates. It signs
+// Package signer is the door to the signing of github.com/smallstep/certificates (that
+// to its ACME is package acme). It signs
 // templates through smallstep's certificate authority service interface, of
 // which the software implementation costs 1.05 times the standard library's
 // signing (docs/performance.md) and whose other implementations reach authorities
