@@ -199,7 +199,7 @@ func (w *writing) operations(v view, next hashtree.Tree, records []ledger.Record
 func (w *writing) try(ctx context.Context, v view, ops []clientv3.Op, tried lostAttempt) (view, bool, error) {
 	began := time.Now()
 	short, cancel := context.WithTimeout(ctx, attempt)
-	resp, err := w.l.client.Txn(short).If(clientv3.Compare(clientv3.ModRevision(headKey), "=", v.revision)).
+	resp, err := w.l.writer.Txn(short).If(clientv3.Compare(clientv3.ModRevision(headKey), "=", v.revision)).
 		Then(append(ops, w.turns.after(w.slow > 0)...)...).
 		Else(append(reading(w.keys), w.turns.ask(w.slow))...).Commit()
 	cancel()

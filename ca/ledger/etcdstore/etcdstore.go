@@ -47,6 +47,7 @@ const (
 type Log struct {
 	etcd   *embed.Etcd
 	client *clientv3.Client
+	writer clientv3.KV // of the client, for the committer
 	config Config
 	name   string
 	log    *slog.Logger
@@ -107,6 +108,7 @@ func open(ctx context.Context, c Config, opts Options, heartbeat time.Duration) 
 		}
 	}
 	l := &Log{etcd: member, client: v3client.New(member.Server), config: c, turns: newTurns(c.Name), name: "member " + c.Name, log: opts.Log, docs: docstore.New(), followed: docstore.NewMark()}
+	l.writer = l.client
 	l.life, l.stop = context.WithCancel(context.WithoutCancel(ctx))
 	l.tasks.Go(func() { l.follow(l.life) })
 	l.tasks.Go(l.watchMember)
