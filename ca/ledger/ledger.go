@@ -1,8 +1,8 @@
 // Package ledger is the authority's memory: a log of everything that it did, and
 // the documents that say how things stand now (join tokens, registrations, the
 // state of the roots). It says what a store must promise; filelog is the store on
-// one machine, pglog the one of several, and package ledgertest holds every store
-// to the promises.
+// one machine, pglog and etcdstore are those of several, and package ledgertest holds
+// every store to the promises.
 //
 // What is done is one Change: an entry for the log and the documents that it puts
 // or deletes, all of it or nothing. An entry is never altered or removed. The
