@@ -220,12 +220,19 @@ func (m *runningMesh) revoke(ctx context.Context, o options) (live, fresh []time
 			}
 			ready <- err
 			<-start
-			errs[2*i] = wait(ctx, func() bool { got, err := status(ctx, open, address); return err == nil && got == http.StatusForbidden })
+			// A connection that is gone is refused too: its client gets no other.
+			errs[2*i] = wait(ctx, address, func() (bool, string) {
+				got, err := status(ctx, open, address)
+				return err != nil && ctx.Err() == nil || got == http.StatusForbidden, fmt.Sprint("open connection: ", got, err)
+			})
 			live[i] = time.Since(began)
 		})
 		wg.Go(func() {
 			<-start
-			errs[2*i+1] = wait(ctx, func() bool { _, err := status(ctx, anew, address); return err != nil })
+			errs[2*i+1] = wait(ctx, address, func() (bool, string) {
+				got, err := status(ctx, anew, address)
+				return err != nil && ctx.Err() == nil, fmt.Sprint("new connection: ", got, err)
+			})
 			fresh[i] = time.Since(began)
 		})
 	}
@@ -265,17 +272,20 @@ func status(ctx context.Context, c *http.Client, address string) (int, error) {
 }
 
 // wait asks every look until the answer is yes.
-func wait(ctx context.Context, yes func() bool) error {
+func wait(ctx context.Context, who string, ask func() (yes bool, is string)) error {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
-	for !yes() {
+	for {
+		yes, is := ask()
+		if yes {
+			return nil
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return ctx.Err()
+			return fmt.Errorf("%s: %s: %w", who, is, ctx.Err())
 		}
 	}
-	return nil
 }
 
 // revocationBySDS has many clients of a real node agent wait for the list with each of
