@@ -27,8 +27,6 @@ var ownByRight = map[string]string{
 	"internal/peercred.Of":               "is what Credentials asks; nodeagent/attest pins the process besides",
 	"internal/witness.Open":              "reads what others remember; the authority compares its own log with such a one",
 	"internal/witness.Checkpoint":        "is what Open reads",
-	"internal/witness.Open":             "reads what others remember; the authority compares its own log with such a one",
-	"internal/witness.Checkpoint":       "is what Open reads",
 	"internal/x509proof.Verify":          "checks what Sign made, which is the other side",
 	"internal/credential.Consumer":       "hears of the one stream of the bundle that a process has, which is the source's",
 	"internal/credential.Standing":       "is what a Consumer adds to the acknowledgements on that stream",
