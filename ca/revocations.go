@@ -37,7 +37,7 @@ const (
 	pruneRest = time.Minute
 	// tellFirst is how long after a new list connections of those who are revoked stay
 	// open, so that they hear of it over them. Calls are refused at once.
-	tellFirst = 200 * time.Millisecond
+	tellFirst = 500 * time.Millisecond
 )
 
 // revocations follows the documents that say what is revoked and keeps what is made
