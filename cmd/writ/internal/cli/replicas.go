@@ -30,7 +30,7 @@ func replicasCommand() *cobra.Command {
 		Short: "Show the authorities over the same ledger, and which ask to be one",
 		Args:  anyDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withReplicas(cmd, at, args, func(ctx context.Context, replicas capb.ReplicasClient) error {
+			return withAuthority(cmd, at, args, capb.NewReplicasClient, func(ctx context.Context, replicas capb.ReplicasClient) error {
 				resp, err := replicas.ListReplicas(ctx, &capb.ListReplicasRequest{})
 				if err != nil {
 					return err
@@ -75,7 +75,7 @@ the keys is the authority.`,
 		Example: "  writ roots replicas --admin unix:///run/writ/ca.sock\n  writ roots admit 1f2e3d4c5b6a798877665544 --admin unix:///run/writ/ca.sock",
 		Args:    arguments(1, 2, "the ID of a replica"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withReplicas(cmd, at, args[1:], func(ctx context.Context, replicas capb.ReplicasClient) error {
+			return withAuthority(cmd, at, args[1:], capb.NewReplicasClient, func(ctx context.Context, replicas capb.ReplicasClient) error {
 				if _, err := replicas.AdmitReplica(ctx, &capb.AdmitReplicaRequest{Id: args[0]}); err != nil {
 					return err
 				}
@@ -99,7 +99,7 @@ name is that of the configuration.`,
 		Example: "  writ roots renew-member ca-3 --admin unix:///run/writ/ca.sock",
 		Args:    arguments(1, 2, "the name of a member"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withReplicas(cmd, at, args[1:], func(ctx context.Context, replicas capb.ReplicasClient) error {
+			return withAuthority(cmd, at, args[1:], capb.NewReplicasClient, func(ctx context.Context, replicas capb.ReplicasClient) error {
 				if _, err := replicas.RenewMember(ctx, &capb.RenewMemberRequest{Name: args[0]}); err != nil {
 					return err
 				}
@@ -110,16 +110,4 @@ name is that of the configuration.`,
 	}
 	at.register(c)
 	return c
-}
-
-// withReplicas calls f with a client, for as long as one call may take.
-func withReplicas(cmd *cobra.Command, at caSocket, args []string, f func(context.Context, capb.ReplicasClient) error) error {
-	conn, err := at.dial(args)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
-	defer cancel()
-	return refusedRotation(f(ctx, capb.NewReplicasClient(conn)))
 }

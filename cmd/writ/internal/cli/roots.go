@@ -94,7 +94,7 @@ rotation has come: who holds up its next step, and why.`,
 		Example: "  writ roots examples/bookinfo\n  writ roots rotate --watch examples/bookinfo",
 		Args:    anyDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withRoots(cmd, at, args, func(ctx context.Context, roots capb.RootsClient) error {
+			return withAuthority(cmd, at, args, capb.NewRootsClient, func(ctx context.Context, roots capb.RootsClient) error {
 				st, err := roots.GetRoots(ctx, &capb.GetRootsRequest{})
 				if err != nil {
 					return err
@@ -109,8 +109,9 @@ rotation has come: who holds up its next step, and why.`,
 	return c
 }
 
-// withRoots calls f with a client, for as long as one call may take.
-func withRoots(cmd *cobra.Command, at caSocket, args []string, f func(context.Context, capb.RootsClient) error) error {
+// withAuthority calls f with a client of one of the authority's services, for as long as
+// one call may take.
+func withAuthority[C any](cmd *cobra.Command, at caSocket, args []string, client func(grpc.ClientConnInterface) C, f func(context.Context, C) error) error {
 	conn, err := at.dial(args)
 	if err != nil {
 		return err
@@ -118,7 +119,7 @@ func withRoots(cmd *cobra.Command, at caSocket, args []string, f func(context.Co
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
 	defer cancel()
-	return refusedRotation(f(ctx, capb.NewRootsClient(conn)))
+	return refusedRotation(f(ctx, client(conn)))
 }
 
 // refusedRotation makes a "no" of what the state of the roots does not allow.
@@ -149,7 +150,7 @@ aborted.`,
 		Example: "  writ roots rotate --watch examples/bookinfo\n  writ roots rotate --compromised examples/bookinfo",
 		Args:    anyDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			err := withRoots(cmd, at, args, func(ctx context.Context, roots capb.RootsClient) error {
+			err := withAuthority(cmd, at, args, capb.NewRootsClient, func(ctx context.Context, roots capb.RootsClient) error {
 				st, err := roots.RotateRoot(ctx, req)
 				if err != nil || watch {
 					return err
@@ -191,7 +192,7 @@ back: its certificates are in use.`,
 		Example: "  writ roots abort examples/bookinfo",
 		Args:    anyDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withRoots(cmd, at, args, func(ctx context.Context, roots capb.RootsClient) error {
+			return withAuthority(cmd, at, args, capb.NewRootsClient, func(ctx context.Context, roots capb.RootsClient) error {
 				st, err := roots.AbortRotation(ctx, &capb.AbortRotationRequest{})
 				if err != nil {
 					return err
