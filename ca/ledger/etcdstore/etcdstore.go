@@ -45,6 +45,8 @@ const (
 
 // Log is a ledger.Store that is a member of a cluster.
 type Log struct {
+	hashtree.Prover
+
 	etcd   *embed.Etcd
 	client *clientv3.Client
 	writer clientv3.KV // of the client, for the committer
@@ -109,6 +111,7 @@ func open(ctx context.Context, c Config, opts Options, heartbeat time.Duration) 
 	}
 	l := &Log{etcd: member, client: v3client.New(member.Server), config: c, turns: newTurns(c.Name), name: "member " + c.Name, log: opts.Log, docs: docstore.New(), followed: docstore.NewMark()}
 	l.writer = l.client
+	l.Prover = hashtree.Prover{Whole: l.whole, Leaves: l.leaves}
 	l.life, l.stop = context.WithCancel(context.WithoutCancel(ctx))
 	l.tasks.Go(func() { l.follow(l.life) })
 	l.tasks.Go(l.watchMember)

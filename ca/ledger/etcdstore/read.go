@@ -117,24 +117,6 @@ func (l *Log) from(ctx context.Context, index uint64) (out []ledger.Record, err 
 	return out, err
 }
 
-// InclusionProof implements ledger.Log.
-func (l *Log) InclusionProof(ctx context.Context, index, size uint64) ([][]byte, error) {
-	tree, err := l.whole(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return tree.Inclusion(ctx, l.leaves, index, size)
-}
-
-// ConsistencyProof implements ledger.Log.
-func (l *Log) ConsistencyProof(ctx context.Context, from, to uint64) ([][]byte, error) {
-	tree, err := l.whole(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return tree.Consistency(ctx, l.leaves, from, to)
-}
-
 // whole is the tree of the log as it is now, made of the hashes of its pieces.
 func (l *Log) whole(ctx context.Context) (hashtree.Tree, error) {
 	now, err := l.now(ctx)

@@ -41,6 +41,8 @@ type Options struct {
 
 // Log is a ledger.Store in one file.
 type Log struct {
+	hashtree.Prover
+
 	path  string
 	queue *group.Queue
 
@@ -102,6 +104,7 @@ func load(f *os.File, log *slog.Logger) (contents, error) {
 
 func start(path string, f file, c contents, opts Options) *Log {
 	l := &Log{path: path, f: f, docs: c.docs, size: c.size, tree: c.tree, offsets: c.offsets}
+	l.Prover = hashtree.Prover{Whole: l.whole, Leaves: l.hashes}
 	l.queue = group.New(l.commit, opts.Committed)
 	return l
 }

@@ -133,6 +133,32 @@ func (t Tree) Head() (ledger.Head, error) {
 // has.
 type Leaves func(ctx context.Context, begin, end uint64) ([][]byte, error)
 
+// Prover makes the proofs of a log, as ledger.Log has them, for those that embed it.
+type Prover struct {
+	// Whole gives the tree of the log as it is now.
+	Whole func(context.Context) (Tree, error)
+	// Leaves gives hashes of the log's leaves.
+	Leaves Leaves
+}
+
+// InclusionProof implements ledger.Log.
+func (p Prover) InclusionProof(ctx context.Context, index, size uint64) ([][]byte, error) {
+	tree, err := p.Whole(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return tree.Inclusion(ctx, p.Leaves, index, size)
+}
+
+// ConsistencyProof implements ledger.Log.
+func (p Prover) ConsistencyProof(ctx context.Context, from, to uint64) ([][]byte, error) {
+	tree, err := p.Whole(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return tree.Consistency(ctx, p.Leaves, from, to)
+}
+
 // Inclusion proves that the leaf with that index is in the tree of the first size
 // leaves (RFC 6962, section 2.1.1).
 func (t Tree) Inclusion(ctx context.Context, leaves Leaves, index, size uint64) ([][]byte, error) {

@@ -51,6 +51,8 @@ type Options struct {
 
 // Log is a ledger.Store in PostgreSQL.
 type Log struct {
+	hashtree.Prover
+
 	// writer has one connection, which commits; so readers do not keep it waiting.
 	writer, pool *pgxpool.Pool
 
@@ -165,6 +167,7 @@ func Open(ctx context.Context, c Config, opts Options) (*Log, error) {
 		writer: writer, pool: pool, log: opts.Log, cfg: p.ConnConfig, name: fmt.Sprintf("PostgreSQL at %s, database %s", p.ConnConfig.Host, p.ConnConfig.Database),
 		docs: docstore.New(), followed: docstore.NewMark(), stopped: make(chan struct{}),
 	}
+	l.Prover = hashtree.Prover{Whole: l.whole, Leaves: l.hashes}
 	if err := l.prepare(ctx); err != nil {
 		writer.Close()
 		pool.Close()
