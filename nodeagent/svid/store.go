@@ -241,7 +241,6 @@ func (s *Store) run(e *entry) {
 // false means that the store is being closed.
 func (s *Store) untilRenewal(v *SVID) bool {
 	now := s.cfg.Now().Round(0) // the wall clock
-	since := now
 	until := now.Add(renewIn(v.notBefore, v.notAfter, now, rand.Float64()))
 	var seen <-chan struct{}
 	for {
@@ -260,7 +259,7 @@ func (s *Store) untilRenewal(v *SVID) bool {
 			return false
 		}
 		now = s.cfg.Now().Round(0)
-		if !now.Before(until) || turnedBack(v.notBefore, since, now) {
+		if !now.Before(until) || turnedBack(v.notBefore, v.came, now) {
 			return true
 		}
 	}

@@ -25,6 +25,7 @@ type SVID struct {
 	authority string
 	notBefore time.Time
 	notAfter  time.Time
+	came      time.Time // by the wall clock
 	chainPEM  []byte
 	keyPEM    []byte
 }
@@ -125,7 +126,8 @@ func accept(id spiffeid.ID, key *ecdsa.PrivateKey, in Issued, now time.Time) (*S
 		return nil, fmt.Errorf("marshal the key: %w", err)
 	}
 	return &SVID{
-		id: id, serial: fmt.Sprintf("%x", leaf.SerialNumber), authority: hex.EncodeToString(leaf.AuthorityKeyId), notBefore: leaf.NotBefore, notAfter: leaf.NotAfter,
+		id: id, serial: fmt.Sprintf("%x", leaf.SerialNumber), authority: hex.EncodeToString(leaf.AuthorityKeyId),
+		notBefore: leaf.NotBefore, notAfter: leaf.NotAfter, came: now.Round(0),
 		chainPEM: chainPEM, keyPEM: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
 	}, nil
 }
