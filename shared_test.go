@@ -126,6 +126,7 @@ type checker struct {
 func newChecker(t *testing.T) *checker {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-export", "-deps", "-json=ImportPath,Dir,Export,GoFiles,Module", "./...")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as the programs are built: their packages are compiled already
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
