@@ -130,7 +130,9 @@ func (s *Source) following(change, up bool) {
 	}
 }
 
-// takeRevocations puts a list into force: connections of those who are revoked end.
+// takeRevocations puts a list into force: connections of those who are revoked end at
+// once, and others hear of it when it is on disk. A process that dies in between would
+// else start anew, while the authority is away, with what was refused admitted again.
 // What cannot be saved holds all the same.
 func (s *Source) takeRevocations(ctx context.Context, list *capb.RevocationList) {
 	old := s.revokedNow()
@@ -139,14 +141,13 @@ func (s *Source) takeRevocations(ctx context.Context, list *capb.RevocationList)
 	s.tell()
 	s.mu.Unlock()
 	s.cutOff()
+	if !proto.Equal(old.list, list) {
+		if err := s.saveRevocations(list); err != nil {
+			s.log.ErrorContext(ctx, "what is revoked is not saved; a start while the authority is away will know the list of before", slog.Any("error", err))
+		}
+	}
 	if s.revocations.take != nil {
 		s.revocations.take(list)
-	}
-	if proto.Equal(old.list, list) {
-		return
-	}
-	if err := s.saveRevocations(list); err != nil {
-		s.log.ErrorContext(ctx, "what is revoked is not saved; a start while the authority is away will know the list of before", slog.Any("error", err))
 	}
 }
 

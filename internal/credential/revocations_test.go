@@ -3,6 +3,7 @@ package credential
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -167,6 +168,28 @@ func TestRevokedCallers(t *testing.T) {
 		_, err := two.call(t)
 		return err == nil
 	})
+}
+
+// TestRevocationsAreKeptFirst: who hears of a list may tell others, and die; the start
+// after that knows the list.
+func TestRevocationsAreKeptFirst(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t, newRoot(t))
+	cfg := setup(t, a)
+	s := newSource(t, cfg)
+	heard := make(chan error, 10)
+	s.OnRevocations(func(l *capb.RevocationList) {
+		kept, err := readRevocations(filepath.Join(cfg.Dir, revocationsFile))
+		if err == nil && !proto.Equal(kept, l) {
+			err = fmt.Errorf("told of %v, kept %v", l, kept)
+		}
+		heard <- err
+	}, nil)
+	a.revoke(&capb.Revocation{SpiffeId: "spiffe://cluster.local/ns/default/sa/one"})
+	running(t, s)
+	if err := <-heard; err != nil {
+		t.Error(err)
+	}
 }
 
 // TestRevocationsFile: what is damaged is not used, and no reason not to start.
