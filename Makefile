@@ -51,11 +51,15 @@ test: build test-tools ## all tests, real Envoys and Redis included; of one serv
 repeat: build test-tools ## the tests with whole meshes, twenty times
 	hack/repeat.sh 20
 
-.PHONY: test-tools
-test-tools: # what the tests need beside Go
+.PHONY: fetch
+fetch: # what the tests need from others
 	@hack/fetch-envoy.sh $(ENVOY_NEWEST)
 	@hack/fetch-envoy.sh $(ENVOY_OLDEST)
 	@hack/install-servers.sh
+
+.PHONY: test-tools
+test-tools: fetch # what the tests need beside Go
+	@hack/build-tool.sh step-ca
 
 .PHONY: kubernetes-tools
 kubernetes-tools: ## build a real Kubernetes API for the tests that have one if it is there

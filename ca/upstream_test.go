@@ -142,9 +142,9 @@ func newStepCA(t *testing.T) *stepCA {
 	}
 	if err != nil {
 		if os.Getenv("CI") == "true" {
-			t.Fatal("step-ca is missing: hack/install-servers.sh builds it")
+			t.Fatal("step-ca is missing: hack/build-tool.sh step-ca builds it")
 		}
-		t.Skip("step-ca is missing: hack/install-servers.sh builds it")
+		t.Skip("step-ca is missing: hack/build-tool.sh step-ca builds it")
 	}
 	s := &stepCA{t: t, binary: binary, dir: t.TempDir(), port: proctest.Port(t), top: newForeign(t, "upstream root", nil, 24*time.Hour)}
 	issuing, provisioner := newForeign(t, "upstream issuing", s.top, 24*time.Hour), newForeign(t, "upstream provisioner", nil, time.Hour)

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Installs the servers that tests run against, where that is possible (root on
-# Debian), and builds Docker Compose; elsewhere says what will be skipped. With
-# CI=true missing is an error.
+# Debian); elsewhere says what will be skipped. With CI=true missing is an error.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/sbin:/sbin
@@ -32,25 +31,6 @@ if [ ${#missing[@]} -gt 0 ]; then
   export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
   apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null 2>&1 ||
     { apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null; }
-fi
-
-# The upstream authority of a test of ca; it takes some minutes, once.
-stepca=.tools/bin/step-ca
-if [ ! -x $stepca -o hack/stepca/go.mod -nt $stepca -o hack/stepca/main.go -nt $stepca ]; then
-  echo "building step-ca" >&2
-  mkdir -p .tools/bin
-  (cd hack/stepca && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "../../$stepca" .)
-  touch $stepca
-fi
-
-# Debian's Compose is too old (up --wait); built from hack/compose it takes a
-# minute or two, once. Only root runs the tests with it.
-compose=.tools/bin/docker-compose
-if [ "$(id -u)" = 0 ] && [ ! -x $compose -o hack/compose/go.mod -nt $compose ]; then
-  echo "building Docker Compose" >&2
-  mkdir -p .tools/bin
-  (cd hack/compose && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "../../$compose" github.com/docker/compose/v2/cmd)
-  touch $compose
 fi
 
 # A Kubernetes API takes minutes to build; a stand-in is there without it.
