@@ -1,0 +1,19 @@
+// Package decisionlog keeps one record of each decision and brings them to where
+// somebody looks at them.
+//
+// [Log.Add] takes a record and never waits. Behind it records are gathered into
+// batches, compressed, put on disk (package spool) and sent to a sink; a batch is
+// removed when the sink has taken it, so that a sink that is away costs disk and
+// not memory, and that a record may be sent twice and is known by its id then.
+//
+// What has to go goes in this order, and is counted: decisions that allowed, the
+// oldest first; those that allowed although a policy that only observes would have
+// refused; and refusals last, of which the oldest stay: with nothing but refusals
+// in a full spool no batch is made, the queue fills, and new ones are dropped.
+// [Log.Wait] waits instead, which is for reports whose sender can wait.
+//
+// A killed process loses what it had not put on disk: the batch that is being
+// gathered, which is at most Options.Flush old, and what is in the queue. Each
+// batch is synced with its folder before it counts, so a machine that loses power
+// loses no more. A batch that is damaged is left out and counted.
+package decisionlog

@@ -1,0 +1,379 @@
+package decisionlog_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/writ-mesh/writ/authz/decisionlog"
+)
+
+// sink remembers the ids that it took, and is away while away says so.
+type sink struct {
+	mu   sync.Mutex
+	away error
+	got  map[string]int
+}
+
+func (s *sink) set(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.away = err
+}
+
+func (s *sink) Send(_ context.Context, batch []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.away != nil {
+		return s.away
+	}
+	z, err := gzip.NewReader(bytes.NewReader(batch))
+	if err != nil {
+		return err
+	}
+	text, err := io.ReadAll(z)
+	if err != nil {
+		return err
+	}
+	var records []decisionlog.Record
+	if err := json.Unmarshal(text, &records); err != nil {
+		return err
+	}
+	for _, r := range records {
+		s.got[r.ID]++
+	}
+	return nil
+}
+
+// count gives how many records of a kind came, each once or it is an error.
+func (s *sink) count(t *testing.T, prefix string) int {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for id, times := range s.got {
+		if times != 1 {
+			t.Errorf("%s came %d times", id, times)
+		}
+		if id[:1] == prefix {
+			n++
+		}
+	}
+	return n
+}
+
+type fixture struct {
+	*decisionlog.Log
+	sink    *sink
+	metrics *prometheus.Registry
+	stop    func()
+}
+
+func open(t *testing.T, o decisionlog.Options) *fixture {
+	t.Helper()
+	f := &fixture{sink: &sink{got: map[string]int{}}, metrics: prometheus.NewRegistry()}
+	o.Metrics, o.Log = f.metrics, slog.New(slog.DiscardHandler)
+	if o.Sink == nil {
+		o.Sink = f.sink
+	}
+	if o.Flush == 0 {
+		o.Flush = time.Second
+	}
+	if o.SpoolBytes == 0 {
+		o.SpoolBytes = 64 << 20
+	}
+	l, err := decisionlog.Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Log = l
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx) }()
+	f.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(f.stop)
+	return f
+}
+
+// dropped sums writ_authz_decisions_dropped_total of a kind.
+func (f *fixture) dropped(t *testing.T, kind string) int {
+	t.Helper()
+	families, err := f.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := 0.0
+	for _, family := range families {
+		if family.GetName() != "writ_authz_decisions_dropped_total" {
+			continue
+		}
+		for _, m := range family.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if l.GetName() == "kind" && l.GetValue() == kind {
+					sum += m.GetCounter().GetValue()
+				}
+			}
+		}
+	}
+	return int(sum)
+}
+
+func refusal(i int) *decisionlog.Record {
+	return &decisionlog.Record{
+		ID: "r" + strconv.Itoa(i), Decision: decisionlog.Refuse, By: decisionlog.ByAuthz, Time: time.Now(), Rule: "RegoPolicy default/office-hours",
+		From: "spiffe://cluster.local/ns/default/sa/web", To: "spiffe://cluster.local/ns/default/sa/ratings", Method: "GET", Path: "/ratings/" + strconv.Itoa(i), Latency: 80,
+	}
+}
+
+func allow(i int) *decisionlog.Record {
+	return &decisionlog.Record{ID: "a" + strconv.Itoa(i), Decision: decisionlog.Allow, By: decisionlog.ByAuthz, Time: time.Now(), Method: "GET", Path: "/"}
+}
+
+// TestSinkAwayTenMinutes: the sink is away for ten minutes, in which 5,000 decisions
+// come in a second, again and again, half of them refusals. Each refusal arrives,
+// once, when it is back; no decision is lost without being counted; and what is in
+// memory does not grow.
+func TestSinkAwayTenMinutes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := open(t, decisionlog.Options{AllowPercent: 100, Spool: filepath.Join(t.TempDir(), "spool")})
+		f.sink.set(errors.New("away"))
+		const seconds, a2nd = 12, 5000
+		var first, last uint64
+		for i := range seconds {
+			for j := range a2nd / 2 {
+				f.Add(allow(i*a2nd + j))
+				f.Add(refusal(i*a2nd + j))
+			}
+			time.Sleep(10 * time.Minute / seconds)
+			synctest.Wait()
+			if last = heap(); i == 0 {
+				first = last
+			}
+		}
+		if grown := int64(last) - int64(first); grown > 2<<20 {
+			t.Errorf("%d bytes more in memory after ten minutes", grown)
+		}
+		if f.sink.count(t, "r") != 0 {
+			t.Error("a sink that is away took something")
+		}
+		f.sink.set(nil)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := f.sink.count(t, "r"); got != seconds*a2nd/2 || f.dropped(t, "refusal") != 0 {
+			t.Errorf("%d refusals arrived and %d were dropped of %d", got, f.dropped(t, "refusal"), seconds*a2nd/2)
+		}
+		if got, lost := f.sink.count(t, "a"), f.dropped(t, "allow"); got+lost != seconds*a2nd/2 {
+			t.Errorf("%d allowed decisions arrived and %d were dropped of %d", got, lost, seconds*a2nd/2)
+		}
+		f.stop()
+	})
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// TestFullOfRefusals: allowed decisions go for refusals; with nothing but refusals
+// the oldest stay, new ones are dropped once the queue is full, and who can wait
+// waits. When the sink is back, everything goes on.
+func TestFullOfRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := open(t, decisionlog.Options{AllowPercent: 100, SpoolBytes: 400, Spool: filepath.Join(t.TempDir(), "spool")})
+		f.sink.set(errors.New("away"))
+		f.Add(allow(0))
+		time.Sleep(5 * time.Second)
+		n := 0
+		for range 40 { // a batch each, until nothing moves any more
+			f.Add(refusal(n))
+			n++
+			time.Sleep(5 * time.Second)
+			synctest.Wait()
+		}
+		if f.dropped(t, "allow") != 1 || f.dropped(t, "refusal") != 0 {
+			t.Errorf("dropped %d allowed decisions and %d refusals, want 1 and 0", f.dropped(t, "allow"), f.dropped(t, "refusal"))
+		}
+		for range 9000 {
+			f.Add(refusal(n))
+			n++
+		}
+		lost := f.dropped(t, "refusal")
+		if lost == 0 || lost > 1000 {
+			t.Errorf("dropped %d refusals of a full queue", lost)
+		}
+		waited := make(chan error, 1)
+		go func() { waited <- f.Wait(t.Context(), refusal(n)) }()
+		n++
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		select {
+		case err := <-waited:
+			t.Errorf("a report did not wait: %v", err)
+		default:
+		}
+		f.sink.set(nil)
+		time.Sleep(10 * time.Minute)
+		if err := <-waited; err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if got := f.sink.count(t, "r"); got != n-lost || f.dropped(t, "refusal") != lost {
+			t.Errorf("%d refusals arrived of %d without the %d that were dropped", got, n, lost)
+		}
+		f.stop()
+	})
+}
+
+// TestSampled: allowed decisions are sampled, refusals and would-be refusals never.
+func TestSampled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := open(t, decisionlog.Options{AllowPercent: 0})
+		for i := range 100 {
+			f.Add(allow(i))
+			f.Add(refusal(i))
+			observed := allow(i)
+			observed.ID, observed.Observed = "o"+strconv.Itoa(i), []decisionlog.Observation{{Rule: "RegoPolicy default/x"}}
+			f.Add(observed)
+		}
+		f.stop()
+		if a, r, o := f.sink.count(t, "a"), f.sink.count(t, "r"), f.sink.count(t, "o"); a != 0 || r != 100 || o != 100 || f.dropped(t, "allow") != 100 {
+			t.Errorf("%d allowed, %d refused, %d observed; %d dropped", a, r, o, f.dropped(t, "allow"))
+		}
+	})
+}
+
+// TestGoesOnAfterDeath: what a process left on disk is sent by the next one; a batch
+// that is damaged is left out and its records are counted.
+func TestGoesOnAfterDeath(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	synctest.Test(t, func(t *testing.T) {
+		f := open(t, decisionlog.Options{Spool: dir})
+		f.sink.set(errors.New("away"))
+		for i := range 3 {
+			for j := range 10 {
+				f.Add(refusal(10*i + j))
+			}
+			time.Sleep(5 * time.Second)
+		}
+		f.stop()
+	})
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 3 {
+		t.Fatal(len(entries), err)
+	}
+	torn := filepath.Join(dir, entries[1].Name())
+	if err := os.Truncate(torn, 100); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		f := open(t, decisionlog.Options{Spool: dir})
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if got, lost := f.sink.count(t, "r"), f.dropped(t, "refusal"); got != 20 || lost != 10 {
+			t.Errorf("%d arrived, %d were dropped; want 20 and 10", got, lost)
+		}
+		f.stop()
+	})
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Errorf("%d files are left, %v", len(entries), err)
+	}
+}
+
+// TestSinkThatNeverTakes: a batch that a sink will never take does not hold up the
+// others.
+func TestSinkThatNeverTakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := open(t, decisionlog.Options{})
+		f.sink.set(&decisionlog.RefusedError{Err: errors.New("too large")})
+		f.Add(refusal(0))
+		time.Sleep(5 * time.Second)
+		f.sink.set(nil)
+		f.Add(refusal(1))
+		f.stop()
+		if got, lost := f.sink.count(t, "r"), f.dropped(t, "refusal"); got != 1 || lost != 1 {
+			t.Errorf("%d arrived, %d were dropped", got, lost)
+		}
+	})
+}
+
+// TestRecordsAreBounded: what a caller sends does not make a record large.
+func TestRecordsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		huge := string(bytes.Repeat([]byte("x"), 1<<20))
+		r := refusal(0)
+		r.Path, r.Host, r.Method, r.Reason, r.RequestID, r.Token = huge, huge, huge, huge, huge, huge
+		r.Inputs = map[string]string{}
+		for i := range 1000 {
+			r.Inputs[strconv.Itoa(i)] = huge
+		}
+		size := 0
+		l, err := decisionlog.Open(decisionlog.Options{
+			Flush: time.Second, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
+			Each: func(r *decisionlog.Record) {
+				b, err := json.Marshal(r)
+				if err != nil {
+					t.Error(err)
+				}
+				size = len(b)
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		l.Add(r)
+		cancel()
+		if err := l.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if size == 0 || size > 16<<10 {
+			t.Errorf("the record has %d bytes", size)
+		}
+	})
+}
+
+// BenchmarkRecord is the cost of a record, behind the decision.
+func BenchmarkRecord(b *testing.B) {
+	l, err := decisionlog.Open(decisionlog.Options{
+		Sink: &sink{got: map[string]int{}, away: errors.New("away")}, Spool: b.TempDir(), SpoolBytes: 1 << 30, Flush: time.Second, AllowPercent: 100,
+		Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx) }()
+	i := 0
+	for b.Loop() {
+		if err := l.Wait(ctx, refusal(i)); err != nil {
+			b.Fatal(err)
+		}
+		i++
+	}
+	cancel()
+	if err := <-done; err != nil {
+		b.Fatal(err)
+	}
+}
