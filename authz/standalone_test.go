@@ -211,6 +211,8 @@ func TestAloneUndefined(t *testing.T) {
 	}
 }
 
+func noPaths(s *Standalone) { s.Paths = nil }
+
 func TestStandaloneValidate(t *testing.T) {
 	dir := t.TempDir()
 	policy := writeFile(t, dir+"/policy.rego", "package envoy.authz\nallow := true")
@@ -235,10 +237,23 @@ func TestStandaloneValidate(t *testing.T) {
 		"unknown key":     {config: "plugins: {envoy_ext_authz_grpc: {pth: a}}", want: "pth"},
 		"unknown section": {config: "bundels: {}", want: "bundels"},
 		"other plugin":    {config: "plugins: {other: {}}", want: "plugins.other: not supported by this version"},
-		"remote bundle":   {config: "services: [{name: c, url: https://x}]\nbundles: {authz: {service: c}}", want: "bundles.authz from a service"},
-		"signed bundle":   {config: "bundles: {authz: {resource: 'file:///x', signing: {keyid: k}}}", want: "signing: not supported"},
-		"remote log":      {config: "decision_logs: {service: c}", want: "decision_logs.service: not supported"},
-		"discovery":       {config: "discovery: {resource: x}", want: "discovery: not supported"},
+		"remote bundle":      {config: "services: [{name: c, url: https://x.example}]\nbundles: {authz: {service: c, resource: b.tar.gz, polling: {min_delay_seconds: 1, max_delay_seconds: 2, long_polling_timeout_seconds: 30}}}", change: noPaths},
+		"registry":           {config: "services: {c: {url: https://ghcr.example, type: oci, credentials: {bearer: {scheme: Basic, token: u:p}}}}\nbundles: {authz: {service: c, resource: ghcr.example/a/b:1, persist: true}}\npersistence_directory: /tmp/x", change: noPaths},
+		"signed bundle":      {config: "keys: {k: {algorithm: ES256, key: PEM}}\nbundles: {authz: {resource: 'file:///x', signing: {keyid: k}}}", change: noPaths},
+		"remote log":         {config: "services: [{name: c, url: https://x.example}]\ndecision_logs: {service: c, mask_decision: /system/log/mask}\nstatus: {service: c}"},
+		"discovery":          {config: "services: [{name: c, url: https://x.example}]\ndiscovery: {resource: x, service: c}", change: noPaths},
+
+		"key that is not there":    {config: "bundles: {authz: {resource: 'file:///x', signing: {keyid: k}}}", want: "k"},
+		"bundle of no service":     {config: "bundles: {authz: {service: c}}", want: `"c" not found`},
+		"log to no service":        {config: "decision_logs: {service: c}", want: `"c"`},
+		"service without address":  {config: "services: [{name: c}]", want: "services.c: url"},
+		"two services of one name": {config: "services: [{name: c, url: https://x}, {name: c, url: https://y}]", want: "services[1]"},
+		"two credentials":          {config: "services: [{name: c, url: https://x, credentials: {bearer: {token: t}, client_tls: {cert: c}}}]", want: "maximum one credential"},
+		"plugin for credentials":   {config: "services: [{name: c, url: https://x, credentials: {plugin: p}}]", want: "no such plugins"},
+		"storage":                  {config: "storage: {disk: {}}", want: "storage: not supported"},
+		"tracing":                  {config: "distributed_tracing: {type: grpc}", want: "distributed_tracing: not supported"},
+		"bad query":                {config: "plugins: {envoy_ext_authz_grpc: {query: 'data.'}}", want: "query"},
+		"http everywhere":          {config: "{}", change: func(s *Standalone) { s.HTTPListen = "0.0.0.0:1" }, want: "-http-listen"},
 		"not YAML":        {config: "a: [", want: "config.yaml"},
 		"descriptor":      {config: "plugins: {envoy_ext_authz_grpc: {proto-descriptor: /none.pb}}", want: "/none.pb"},
 		"bad descriptor":  {config: "plugins: {envoy_ext_authz_grpc: {proto-descriptor: " + policy + "}}", want: "file descriptor set"},
@@ -257,8 +272,8 @@ func TestStandaloneValidate(t *testing.T) {
 			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n")):
 				t.Errorf("error %v, want %q", err, c.want)
 			}
-			if name == "environment" && s.query != `data["from"]["environment"]` {
-				t.Errorf("query %s", s.query)
+			if name == "environment" && !strings.Contains(string(s.config), "from/environment") {
+				t.Errorf("config %s", s.config)
 			}
 		})
 	}
@@ -266,8 +281,9 @@ func TestStandaloneValidate(t *testing.T) {
 	if err := s.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	if addr, err := s.address(); err != nil || addr != "127.0.0.1:9191" || s.query != `data["envoy"]["authz"]["allow"]` {
-		t.Errorf("defaults: %s %s %v", addr, s.query, err)
+	p, err := s.readPlugin([]byte("{}"))
+	if addr, aerr := s.address(p.Addr); err != nil || aerr != nil || addr != "127.0.0.1:9191" || p.query != `data["envoy"]["authz"]["allow"]` {
+		t.Errorf("defaults: %s %s %v", addr, p.query, err)
 	}
 }
 

@@ -1,0 +1,338 @@
+package bundle
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	opabundle "github.com/open-policy-agent/opa/v1/bundle"
+	"github.com/open-policy-agent/opa/v1/hooks"
+	"github.com/open-policy-agent/opa/v1/loader"
+	opametrics "github.com/open-policy-agent/opa/v1/metrics"
+	"github.com/open-policy-agent/opa/v1/plugins"
+	bundleplugin "github.com/open-policy-agent/opa/v1/plugins/bundle"
+	"github.com/open-policy-agent/opa/v1/plugins/discovery"
+	"github.com/open-policy-agent/opa/v1/storage"
+	"github.com/open-policy-agent/opa/v1/storage/inmem"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/writ-mesh/writ/authz/rego"
+)
+
+// Options are what a Manager is made of.
+type Options struct {
+	// Config is OPA's configuration, in JSON.
+	Config []byte
+	// Plugin is the section under plugins that the caller reads itself.
+	Plugin string
+	// Read checks that section and gives the query to decide by. It is called
+	// again for each configuration that discovery brings.
+	Read func(section []byte) (query string, err error)
+	// ID names this process to servers; empty for a random one.
+	ID string
+	// Paths are files and folders as arguments of `opa run`, Bundles those of
+	// `opa run --bundle`.
+	Paths, Bundles []string
+	// V0 reads Rego as OPA before 1.0.
+	V0 bool
+	// Limits bound what servers send; zero means DefaultLimits.
+	Limits Limits
+	// Console takes what is configured to go to the console.
+	Console io.Writer
+	Log     *slog.Logger
+	Metrics prometheus.Registerer
+	// Swapped is called with each snapshot that takes another one's place, before
+	// it does; nil for none.
+	Swapped func(*Snapshot)
+	// Report is called with the state of each bundle after each attempt to load
+	// it; nil for none.
+	Report func([]Report)
+}
+
+// Snapshot is what decides from one activation to the next. It is immutable.
+type Snapshot struct {
+	Program *rego.Program
+	// Revisions are those of the bundles in it, by name.
+	Revisions map[string]string
+
+	compiler *ast.Compiler
+}
+
+// Report is the state of a bundle.
+type Report struct {
+	Name string
+	// Revision is the one in force, empty if none is.
+	Revision string
+	// Err says why the newest attempt failed; nil if it did not.
+	Err error
+	// Activated is when the revision in force was put in force.
+	Activated time.Time
+	// Attempted says that it is this bundle that was attempted now.
+	Attempted bool
+}
+
+// Manager runs OPA's plugins. It is safe for concurrent use.
+type Manager struct {
+	options Options
+	opa     *plugins.Manager
+	store   storage.Store
+	current atomic.Pointer[Snapshot]
+	// query is empty until the plugin's section is known.
+	query atomic.Pointer[string]
+	// dirty holds a token when OPA has activated something.
+	dirty chan struct{}
+	// configured is closed once the plugin's section is known.
+	configured chan struct{}
+	// watched is the plugin whose bundles are reported.
+	watched *bundleplugin.Plugin
+}
+
+// NewManager checks a configuration and loads what is local. Nothing is asked
+// over the network before Run.
+func NewManager(ctx context.Context, o Options) (*Manager, error) {
+	if o.Limits == (Limits{}) {
+		o.Limits = DefaultLimits()
+	}
+	m := &Manager{options: o, dirty: make(chan struct{}, 1), configured: make(chan struct{})}
+	boot, err := m.bootConfig(o.Config)
+	if err != nil {
+		return nil, err
+	}
+	section, err := json.Marshal(boot["services"])
+	if err != nil {
+		return nil, err
+	}
+	services, guards, err := guardServices(orNothing(section), o.Limits)
+	if err != nil {
+		return nil, err
+	}
+	if guards != nil {
+		boot["services"] = json.RawMessage(services)
+	}
+	raw, err := json.Marshal(boot)
+	if err != nil {
+		return nil, err
+	}
+	hook := &discovered{limits: o.Limits, boot: guards, found: make(map[string]*guarded)}
+	if err := m.newOPA(raw, hook); err != nil {
+		return nil, err
+	}
+	for name, g := range guards {
+		m.opa.Register(name, g)
+	}
+	var again map[string]any
+	if err := json.Unmarshal(raw, &again); err != nil {
+		return nil, err
+	}
+	d, err := discovery.New(m.opa,
+		discovery.Factories(map[string]plugins.Factory{o.Plugin: factory{m}}),
+		discovery.Metrics(opametrics.New()),
+		discovery.Hooks(hooks.New(hook)),
+		discovery.BootConfig(again))
+	if err != nil {
+		m.opa.Stop(ctx)
+		return nil, err
+	}
+	m.opa.Register(discovery.Name, d)
+	return m, nil
+}
+
+// orNothing is b, or nothing for JSON's null.
+func orNothing(b []byte) json.RawMessage {
+	if string(b) == "null" {
+		return nil
+	}
+	return b
+}
+
+// bootConfig reads the configuration, and adds the plugin's section where nobody
+// else will.
+func (m *Manager) bootConfig(raw []byte) (map[string]any, error) {
+	boot := make(map[string]any)
+	if len(raw) > 0 {
+		if err := json.Unmarshal(raw, &boot); err != nil {
+			return nil, err
+		}
+	}
+	if boot["discovery"] == nil {
+		sections, _ := boot["plugins"].(map[string]any)
+		if sections == nil {
+			sections = make(map[string]any)
+		}
+		if sections[m.options.Plugin] == nil {
+			sections[m.options.Plugin] = map[string]any{}
+		}
+		boot["plugins"] = sections
+	}
+	return boot, nil
+}
+
+func (m *Manager) newOPA(raw []byte, hook *discovered) error {
+	version := ast.RegoV1
+	if m.options.V0 {
+		version = ast.RegoV0
+	}
+	files, bundles, err := load(m.options.Paths, m.options.Bundles, version)
+	if err != nil {
+		return err
+	}
+	m.store = inmem.NewWithOpts(inmem.OptRoundTripOnWrite(false), inmem.OptReturnASTValuesOnRead(true))
+	id := m.options.ID
+	if id == "" {
+		id = randomID()
+	}
+	m.opa, err = plugins.New(raw, id, m.store,
+		plugins.Logger(opaLogger{m.options.Log}),
+		plugins.ConsoleLogger(newConsole(m.options.Console)),
+		plugins.InitFiles(*files),
+		plugins.InitBundles(bundles),
+		plugins.WithParserOptions(ast.ParserOptions{RegoVersion: version}),
+		plugins.WithPrometheusRegister(m.options.Metrics),
+		plugins.WithHooks(hooks.New(hook)))
+	if err != nil {
+		return err
+	}
+	hook.register = m.opa.Register
+	m.opa.RegisterCompilerTrigger(func(storage.Transaction) { m.wake() })
+	m.opa.RegisterPluginStatusListener("writ", func(map[string]*plugins.Status) { m.wake() })
+	return nil
+}
+
+// load reads what is local, with the meaning that `opa run` gives arguments:
+// gzipped tarballs are bundles in any case.
+func load(paths, bundlePaths []string, version ast.RegoVersion) (*loader.Result, map[string]*opabundle.Bundle, error) {
+	var plain []string
+	for _, p := range paths {
+		if strings.HasSuffix(p, ".tar.gz") {
+			bundlePaths = append(bundlePaths, p)
+		} else {
+			plain = append(plain, p)
+		}
+	}
+	bundles := make(map[string]*opabundle.Bundle, len(bundlePaths))
+	for _, p := range bundlePaths {
+		b, err := loader.NewFileLoader().WithRegoVersion(version).WithSkipBundleVerification(true).AsBundle(p)
+		if err != nil {
+			return nil, nil, rego.OneLine(err)
+		}
+		bundles[p] = b
+	}
+	files, err := loader.NewFileLoader().WithRegoVersion(version).Filtered(plain, nil)
+	if err != nil {
+		return nil, nil, rego.OneLine(err)
+	}
+	return files, bundles, nil
+}
+
+// wake makes the loop look.
+func (m *Manager) wake() {
+	select {
+	case m.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// Configured waits until the plugin's section is known: at once, unless it comes
+// by discovery.
+func (m *Manager) Configured(ctx context.Context) error {
+	select {
+	case <-m.configured:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Current is what decides now; nil before there is anything.
+func (m *Manager) Current() *Snapshot { return m.current.Load() }
+
+// Prepare compiles what is local and makes it current.
+func (m *Manager) Prepare(ctx context.Context) error {
+	if err := m.opa.Init(ctx); err != nil {
+		return rego.OneLine(err)
+	}
+	if m.query.Load() == nil {
+		return nil
+	}
+	return m.take(ctx)
+}
+
+// Run runs the plugins until ctx ends. state is called whenever it may have
+// changed: with nil once everything that is configured is in force for the first
+// time, before that with what is missing.
+func (m *Manager) Run(ctx context.Context, state func(error)) error {
+	m.watch()
+	if err := m.opa.Start(ctx); err != nil {
+		return fmt.Errorf("opa plugins: %w", err)
+	}
+	defer m.opa.Stop(context.WithoutCancel(ctx))
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.dirty:
+		}
+		m.watch()
+		if m.query.Load() == nil {
+			state(errors.New("the configuration has not been discovered yet"))
+			continue
+		}
+		if err := m.take(ctx); err != nil {
+			m.options.Log.ErrorContext(ctx, "what OPA activated cannot be used; the last good policies stay", slog.Any("error", err))
+		}
+		state(m.ready())
+	}
+}
+
+// ready is nil once each plugin has been in order.
+func (m *Manager) ready() error {
+	if m.current.Load() == nil {
+		return errors.New("no policy is in force yet")
+	}
+	for name, s := range m.opa.PluginStatus() {
+		if s != nil && (s.State == plugins.StateNotReady || s.State == plugins.StateErr) {
+			if p := bundleplugin.Lookup(m.opa); name == bundleplugin.Name && p != nil {
+				return fmt.Errorf("bundles that are not in force yet: %s", strings.Join(p.NotActivated(), ", "))
+			}
+			return fmt.Errorf("%s: %s %s", name, s.State, s.Message)
+		}
+	}
+	return nil
+}
+
+// watch follows the bundles' states, once there is a plugin that loads any.
+func (m *Manager) watch() {
+	p := bundleplugin.Lookup(m.opa)
+	if p == nil || p == m.watched || m.options.Report == nil {
+		return
+	}
+	m.watched = p
+	last := make(map[string]time.Time)
+	p.RegisterBulkListener("writ", func(all map[string]*bundleplugin.Status) {
+		reports := make([]Report, 0, len(all))
+		for name, s := range all {
+			r := Report{Name: name, Revision: s.ActiveRevision, Activated: s.LastSuccessfulActivation, Attempted: !s.LastRequest.Equal(last[name])}
+			last[name] = s.LastRequest
+			if s.Code != "" {
+				r.Err = statusError(s)
+			}
+			reports = append(reports, r)
+		}
+		m.options.Report(reports)
+	})
+}
+
+func statusError(s *bundleplugin.Status) error {
+	if len(s.Errors) > 0 {
+		return rego.OneLine(errors.Join(s.Errors...))
+	}
+	return errors.New(strings.Join(strings.Fields(s.Message), " "))
+}
+

@@ -1,0 +1,53 @@
+package rego
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	oparego "github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/storage/inmem"
+)
+
+// Adopt makes a Program of modules that are compiled already and of data that
+// nobody changes any more: it takes both over and compiles only the query.
+func Adopt(ctx context.Context, compiler *ast.Compiler, data ast.Object, query string, o Options) (*Program, error) {
+	body, err := parseQuery(query)
+	if err != nil {
+		return nil, err
+	}
+	store := inmem.NewFromASTObject(data)
+	prepared, err := oparego.New(
+		oparego.ParsedQuery(body),
+		oparego.Compiler(compiler),
+		oparego.Store(store),
+		oparego.StoreReadAST(true),
+	).PrepareForEval(ctx)
+	if err != nil {
+		return nil, oneLine(err)
+	}
+	return newProgram(ctx, prepared, compiler, store, body, o)
+}
+
+func parseQuery(query string) (ast.Body, error) {
+	if strings.TrimSpace(query) == "" {
+		return nil, errors.New("query: missing")
+	}
+	body, err := ast.ParseBody(query)
+	if err != nil {
+		return nil, fmt.Errorf("query %q: %w", query, oneLine(err))
+	}
+	return body, nil
+}
+
+// OneLine makes one line of the lists of errors of Rego and its loader: the
+// first and how many more there are.
+func OneLine(err error) error { return oneLine(err) }
+
+// CheckQuery says whether a query is one.
+func CheckQuery(query string) error {
+	_, err := parseQuery(query)
+	return err
+}
