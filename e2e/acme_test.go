@@ -151,7 +151,7 @@ spec:
   host: payments.example
   trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}
 `, u.Port()))
-	proctest.Eventually(t, 5*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		if got := m.get("a-1", "http://payments.example/"); got.status != http.StatusOK || got.body != "served" {
 			return fmt.Errorf("a server of the mesh: %s", got)
 		}
@@ -160,7 +160,7 @@ spec:
 	<-presented
 	presented <- outsider
 	server.CloseClientConnections()
-	proctest.Eventually(t, 5*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		if got := m.get("a-1", "http://payments.example/"); got.status != http.StatusServiceUnavailable {
 			return fmt.Errorf("as a server: %s", got)
 		}

@@ -339,7 +339,7 @@ func (g *gatewayMesh) secured(t *testing.T) {
 			secret("istio-system", "m-cert", "Opaque", map[string][]byte{"tls.crt": g.secrets["m"].cert, "tls.key": g.secrets["m"].key, "ca.crt": g.ca.pem})+
 			tlsSecret("o-cert", g.secrets["o"])+secret("istio-system", "o-cert-cacert", "Opaque", map[string][]byte{"ca.crt": g.ca.pem})+
 			secret("istio-system", "old-style", "Opaque", map[string][]byte{"cert": g.secrets["wild"].cert, "key": g.secrets["wild"].key}))
-		proctest.Eventually(t, 5*time.Second, func() error {
+		proctest.Eventually(t, 20*time.Second, func() error {
 			d, err := tls.Dial("tcp", g.address("secure"), &tls.Config{ServerName: "a.example.com", RootCAs: g.ca.pool()})
 			if err != nil {
 				return err

@@ -121,7 +121,7 @@ func hello(conn net.Conn, r *bufio.Reader) bool {
 // waitStatus polls a request until it has the status.
 func waitStatus(t *testing.T, want int, ask func() answer) {
 	t.Helper()
-	proctest.Eventually(t, 5*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		if got := ask(); got.status != want {
 			return fmt.Errorf("got %s, want %d", got, want)
 		}

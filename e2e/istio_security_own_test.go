@@ -20,7 +20,7 @@ func (m *mesh) pause(name string) (resume func()) {
 		m.t.Fatal(err)
 	}
 	// On a busy machine threads go on until the one that has the signal is run.
-	proctest.Eventually(m.t, 5*time.Second, func() error { return stopped(pid) })
+	proctest.Eventually(m.t, 20*time.Second, func() error { return stopped(pid) })
 	done := false
 	resume = func() {
 		if !done {
@@ -55,7 +55,7 @@ const ownHead = "---\napiVersion: policy.writ.mesh/v1alpha1\n"
 // limited polls a request until the limit refuses it.
 func limited(t *testing.T, limit string, ask func() answer) {
 	t.Helper()
-	proctest.Eventually(t, 5*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		if got := ask(); got.status != 429 || !strings.HasPrefix(got.header.Get("x-writ-denied-by"), "QuotaPolicy "+limit) {
 			return fmt.Errorf("got %s, want 429 by %s", got, limit)
 		}
@@ -68,7 +68,7 @@ func limited(t *testing.T, limit string, ask func() answer) {
 func decided(t *testing.T, ask func() answer) answer {
 	t.Helper()
 	var got answer
-	proctest.Until(t, 5*time.Second, "ratelimit decides", func() bool {
+	proctest.Until(t, 20*time.Second, "ratelimit decides", func() bool {
 		got = ask()
 		return got.status != 503
 	})
@@ -225,7 +225,7 @@ allow if {
 		write(t, m.dir, "edit.yaml", rego("edit", "broken", "", "default allow := false"))
 		waitStatus(t, 403, get("broken", "/"))
 		write(t, m.dir, "edit.yaml", rego("edit", "broken", "", "default allow := true\nallow if nothing.at.all"))
-		proctest.Eventually(t, 5*time.Second, func() error {
+		proctest.Eventually(t, 20*time.Second, func() error {
 			if out, _ := m.writ("status", m.dir); !strings.Contains(out, "edit.yaml:") {
 				return fmt.Errorf("no word of edit.yaml:\n%s", out)
 			}

@@ -212,7 +212,7 @@ func TestIstioEgressRegistryOnly(t *testing.T) {
 		t.Errorf("unknown host through a tunnel: %s", got)
 	}
 	write(t, e.dir, "mesh.yaml", "outboundTrafficPolicy: {mode: ALLOW_ANY}\n")
-	proctest.Eventually(t, 5*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		if got := e.get("client-1", unknown); got.outcome() != "ext" {
 			return fmt.Errorf("after the edit: %s", got)
 		}

@@ -39,7 +39,7 @@ func TestIstioLiveEdits(t *testing.T) {
 	become := func(what string, f func() error) {
 		t.Helper()
 		began := time.Now()
-		proctest.Eventually(t, 5*time.Second, f)
+		proctest.Eventually(t, 20*time.Second, f)
 		t.Logf("%s took %s", what, time.Since(began)) // how fast it must be, make bench says
 	}
 	outcomes := func() map[string]int {
@@ -191,7 +191,7 @@ func TestIstioDeadProgram(t *testing.T) {
 	if got.status != 503 || retries != 5 || got.header.Get("x-writ-unreached") != "" {
 		t.Errorf("no program at all: %s %v after %d retries", got, got.header, retries)
 	}
-	proctest.Eventually(t, 3*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		if !strings.Contains(m.accessLog("client-1"), "URX") {
 			return errors.New("the access log has no flag URX")
 		}

@@ -230,7 +230,7 @@ func TestIstioTrafficPolicy(t *testing.T) {
 	t.Run("outlier detection", func(t *testing.T) {
 		for host, status := range map[string]int{"outlier": 500, "gatewayerrors": 503} {
 			bad := func(int) []string { return []string{fmt.Sprintf("x-do: status@v3=%d", status)} }
-			deadline := time.Now().Add(5 * time.Second)
+			deadline := time.Now().Add(20 * time.Second)
 			for each(12, fixed("http://"+host+"/"), bad)[fmt.Sprint(status)] > 0 && time.Now().Before(deadline) {
 			}
 			if count := each(60, fixed("http://"+host+"/"), bad); count["v1"]+count["v2"] != 60 {
@@ -261,7 +261,7 @@ func TestIstioTrafficPolicy(t *testing.T) {
 			send(path, 5)
 		}
 		send("/half", 100)
-		proctest.Eventually(t, 5*time.Second, func() error {
+		proctest.Eventually(t, 20*time.Second, func() error {
 			if a, b, c := copies(apps["v2"], "/all", 5), copies(apps["v2"], "/two", 5), copies(apps["v3"], "/two", 5); a != 5 || b != 5 || c != 5 {
 				return fmt.Errorf("copies: %d %d %d, want 5 each", a, b, c)
 			}

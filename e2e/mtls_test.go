@@ -212,14 +212,14 @@ spec:
 `, u.Port(), account)
 	}
 	write(t, m.dir, "payments.yaml", entry("payments"))
-	proctest.Eventually(t, 5*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		if got := m.get("a-1", "http://payments.example/"); got.status != http.StatusOK || got.body != "served" {
 			return fmt.Errorf("right identity: %s", got)
 		}
 		return nil
 	})
 	write(t, m.dir, "payments.yaml", entry("somebody-else"))
-	proctest.Eventually(t, 5*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		if got := m.get("a-1", "http://payments.example/"); got.status != http.StatusServiceUnavailable {
 			return fmt.Errorf("wrong identity: %s", got)
 		}

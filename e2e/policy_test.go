@@ -207,7 +207,7 @@ spec:
 	if got.status != 429 || got.header.Get("x-writ-denied-by") != "" {
 		t.Errorf("at the gateway: %s, header %q", got, got.header.Get("x-writ-denied-by"))
 	}
-	proctest.Eventually(t, 5*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		log := m.accessLog("c-1")
 		for _, rule := range []string{"AuthorizationPolicy default/only-a", "RegoPolicy default/no-b", "QuotaPolicy default/per-caller"} {
 			if !strings.Contains(log, rule) {

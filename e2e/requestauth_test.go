@@ -32,14 +32,14 @@ spec:
   - issuer: issuer-%d
     jwks: '{"keys":[{"kty":"EC","crv":"P-256","use":"sig","alg":"ES256","kid":"1","x":"-P_o15lSaOzZb9LKCINxXUH6qR7Uh7ok-DCCts2uLPo","y":"EDv4qdA3yKw3PtQFLkzFfUacO3rC37d1hYNwVYZPe1M"}]}'
 `, i))
-		proctest.Eventually(t, time.Second, func() error {
+		proctest.Eventually(t, 20*time.Second, func() error {
 			if got := bad(); got != 401 {
 				return fmt.Errorf("with RequestAuthentication %d: %d", i, got)
 			}
 			return nil
 		})
 		write(t, m.dir, "jwt.yaml", "# empty\n")
-		proctest.Eventually(t, time.Second, func() error {
+		proctest.Eventually(t, 20*time.Second, func() error {
 			if got := bad(); got != 200 {
 				return fmt.Errorf("without RequestAuthentication %d: %d", i, got)
 			}

@@ -271,7 +271,7 @@ func TestCompromisedRoot(t *testing.T) {
 	if r := m.roots(); len(r.Roots) != 1 || r.Roots[0].KeyID == old {
 		t.Errorf("the roots are %+v", r.Roots)
 	}
-	proctest.Eventually(t, 5*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		if resumed, err := call(); err == nil {
 			return fmt.Errorf("a certificate of the old root still opens b, resumed: %v", resumed)
 		}

@@ -157,7 +157,7 @@ spec: {host: %[1]s, subsets: [{name: v1, labels: {version: v1}}]}
 	}
 	t.Log("all on v1")
 	write(t, dir, "all-v1.yaml", rules.String())
-	proctest.Eventually(t, 2*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		if got := bookinfoVersions(t, m); got["v1"] != 20 {
 			return fmt.Errorf("all on v1: %v", got)
 		}
@@ -167,7 +167,7 @@ spec: {host: %[1]s, subsets: [{name: v1, labels: {version: v1}}]}
 	if err := os.Remove(filepath.Join(dir, "all-v1.yaml")); err != nil {
 		t.Fatal(err)
 	}
-	proctest.Eventually(t, 2*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		if got := bookinfoVersions(t, m); len(got) != 3 {
 			return fmt.Errorf("rules taken away: %v", got)
 		}

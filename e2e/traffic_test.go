@@ -113,7 +113,7 @@ spec:
 	l := startLoad(t, m.proxyOf("a-1"), "http://b:8000/free", 500)
 	for i := range 10 {
 		write(t, m.dir, "policy.yaml", denyPath(fmt.Sprintf("/%d", i+1)))
-		proctest.Eventually(t, time.Second, func() error {
+		proctest.Eventually(t, 20*time.Second, func() error {
 			if got := m.get("a-1", fmt.Sprintf("http://b:8000/%d", i+1)); got.status != http.StatusForbidden {
 				return fmt.Errorf("edit %d of the policy: %s", i, got)
 			}
@@ -121,7 +121,7 @@ spec:
 		})
 		timeout := fmt.Sprintf("%ds", 11+i)
 		write(t, m.dir, "route.yaml", route(timeout))
-		proctest.Eventually(t, time.Second, func() error {
+		proctest.Eventually(t, 20*time.Second, func() error {
 			if got := m.get("a-1", "http://b:8000/free"); got.header.Get("x-timeout") != timeout {
 				return fmt.Errorf("edit %d of the route: %s %v", i, got, got.header)
 			}
@@ -141,7 +141,7 @@ spec:
 
 	before, _ := m.writ("status", m.dir)
 	write(t, m.dir, "policy.yaml", strings.Replace(denyPath("/x"), "operation", "operatoin", 1))
-	proctest.Eventually(t, 2*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		out, code := m.writ("status", m.dir)
 		if code != 1 || !strings.Contains(out, "policy.yaml:8") || !strings.Contains(out, "operatoin") {
 			return fmt.Errorf("status (exit code %d) does not show the broken edit:\n%s", code, out)
@@ -159,7 +159,7 @@ spec:
 	}
 	// A change in another file goes through all the same.
 	write(t, m.dir, "route.yaml", route("55s"))
-	proctest.Eventually(t, 2*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		if got := m.get("a-1", "http://b:8000/free"); got.header.Get("x-timeout") != "55s" {
 			return fmt.Errorf("a good edit beside a broken one: %s %v", got, got.header)
 		}
@@ -187,7 +187,7 @@ spec:
 		t.Fatalf("got %v", got.header)
 	}
 	write(t, m.dir, "route.yaml", route("%NO_SUCH_OPERATOR(x)%"))
-	proctest.Eventually(t, 5*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		out, code := m.writ("status", m.dir)
 		if code != 1 || !strings.Contains(out, "rejected") || !strings.Contains(out, "VirtualService default/greeting (route.yaml:2)") {
 			return fmt.Errorf("status (exit code %d) does not name the object:\n%s", code, out)
@@ -204,7 +204,7 @@ spec:
 		t.Errorf("status (exit code %d) has forgotten the rejection:\n%s", code, out)
 	}
 	write(t, m.dir, "route.yaml", route("two"))
-	proctest.Eventually(t, 2*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		if got := m.get("a-1", "http://b:8000/"); got.header.Get("x-value") != "two" {
 			return fmt.Errorf("after mending: %s %v", got, got.header)
 		}
