@@ -6,8 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # With the race detector there is C, and so PKCS #11 can be tested. The linters run
-# go vet; many tests wait, so more packages than cores run at once.
-race() { CGO_ENABLED=1 go test -race -vet=off -tags pkcs11 -shuffle=on -p 3 -timeout 20m "$@"; }
+# go vet; many tests wait, so more packages and tests than cores run at once.
+race() { CGO_ENABLED=1 go test -race -vet=off -tags pkcs11 -shuffle=on -p 3 -parallel 4 -timeout 20m "$@"; }
 if [ -n "${1:-}" ]; then
   # Most of what runs in parallel waits.
   go test -shuffle=on -p 4 -parallel 6 -timeout 20m "./$1/..."
