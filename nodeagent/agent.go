@@ -29,6 +29,7 @@ import (
 	"github.com/writ-mesh/writ/nodeagent/attest"
 	"github.com/writ-mesh/writ/nodeagent/lastgood"
 	"github.com/writ-mesh/writ/nodeagent/latest"
+	"github.com/writ-mesh/writ/nodeagent/proxysecret"
 	"github.com/writ-mesh/writ/nodeagent/relay"
 	"github.com/writ-mesh/writ/nodeagent/sds"
 	"github.com/writ-mesh/writ/nodeagent/svid"
@@ -114,9 +115,13 @@ func newAgent(ctx context.Context, cfg Config, rt *service.Runtime) (*agent, err
 	if err := os.MkdirAll(proxies, 0o700); err != nil {
 		return nil, fmt.Errorf("state: %w", err)
 	}
+	key, err := proxysecret.Open(cfg.proxyKey())
+	if err != nil {
+		return nil, err
+	}
 	a := &agent{cfg: cfg, rt: rt, metrics: newMetrics(rt.Metrics), pilot: new(relay.Pilot), connected: make(chan struct{}, 1), stopping: make(chan struct{})}
 	a.openSeen(ctx)
-	a.attestor = attest.New(ctx, attest.Config{Node: cfg.Node, TrustDomain: td, Dir: cfg.State, Wait: cfg.AttestWait.D(), Docker: cfg.dockerSocket(), Kubelet: cfg.Kubelet, Log: rt.Log})
+	a.attestor = attest.New(ctx, attest.Config{Node: cfg.Node, TrustDomain: td, Dir: cfg.State, Wait: cfg.AttestWait.D(), Docker: cfg.dockerSocket(), Kubelet: cfg.Kubelet, Secret: key.Is, Log: rt.Log})
 	a.authority = &authority{td: td, log: rt.Log, report: a.authorityChanged, observeCRLs: a.metrics.setCRLs, asking: make(chan struct{}, jwtParallel)}
 	moved := func() { a.authority.moved.Set(struct{}{}) }
 	a.svids = svid.NewStore(svid.Config{Issuer: a.authority, Observer: a.metrics, Moved: moved, Log: rt.Log})

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"sigs.k8s.io/yaml"
 
@@ -29,6 +30,7 @@ import (
 	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/nodeagent"
+	"github.com/writ-mesh/writ/nodeagent/proxysecret"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 	nodeagentpb "github.com/writ-mesh/writ/proto/writ/nodeagent/v1"
 )
@@ -171,6 +173,22 @@ func (r *rig) register(t *testing.T, pid int) {
 		_, err := r.admin.RegisterProcess(t.Context(), &nodeagentpb.RegisterProcessRequest{Pid: int32(pid), ProxyId: proxyID})
 		return err
 	})
+}
+
+// secret is that of the proxy's bootstrap.
+func (r *rig) secret(t *testing.T) string {
+	t.Helper()
+	key, err := proxysecret.Open(r.path("state/" + proxysecret.File))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key.Secret(proxyID)
+}
+
+// asEnvoy is the context of a call that the proxy's Envoy makes by itself.
+func (r *rig) asEnvoy(t *testing.T) context.Context {
+	t.Helper()
+	return metadata.AppendToOutgoingContext(t.Context(), proxysecret.Header, r.secret(t))
 }
 
 // dial connects to the agent as this process.
@@ -334,7 +352,7 @@ func TestRelayInTheStateOfTheWorldVariant(t *testing.T) {
 	r.start(t)
 	r.connected(t)
 	client := discoveryv3.NewAggregatedDiscoveryServiceClient(r.dial(t))
-	s, err := client.StreamAggregatedResources(t.Context())
+	s, err := client.StreamAggregatedResources(r.asEnvoy(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -371,7 +389,7 @@ func TestRelayInTheStateOfTheWorldVariant(t *testing.T) {
 	// The agent too dies and comes back: it has everything from disk.
 	r.agent.Kill()
 	r.start(t)
-	if s, err = client.StreamAggregatedResources(t.Context(), grpc.WaitForReady(true)); err != nil {
+	if s, err = client.StreamAggregatedResources(r.asEnvoy(t), grpc.WaitForReady(true)); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Send(ask); err != nil {
@@ -386,7 +404,7 @@ func TestRelayInTheStateOfTheWorldVariant(t *testing.T) {
 		t.Fatalf("pilot is back: %v, want UNAVAILABLE", err)
 	}
 	// What is not for proxies does not pass.
-	if s, err = client.StreamAggregatedResources(t.Context()); err != nil {
+	if s, err = client.StreamAggregatedResources(r.asEnvoy(t)); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Send(&discoveryv3.DiscoveryRequest{TypeUrl: "type.googleapis.com/writ.config.v1.RegoPolicy"}); err != nil {
@@ -400,7 +418,7 @@ func TestRelayInTheStateOfTheWorldVariant(t *testing.T) {
 // deltaClusters opens an ADS stream as a proxy that starts.
 func deltaClusters(t *testing.T, r *rig) discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient {
 	t.Helper()
-	s, err := discoveryv3.NewAggregatedDiscoveryServiceClient(r.dial(t)).DeltaAggregatedResources(t.Context())
+	s, err := discoveryv3.NewAggregatedDiscoveryServiceClient(r.dial(t)).DeltaAggregatedResources(r.asEnvoy(t))
 	if err != nil {
 		t.Fatal(err)
 	}

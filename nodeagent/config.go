@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -14,6 +15,7 @@ import (
 	"github.com/writ-mesh/writ/internal/listen"
 	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/nodeagent/attest"
+	"github.com/writ-mesh/writ/nodeagent/proxysecret"
 )
 
 // Config is the configuration file of writ-nodeagent.
@@ -33,6 +35,10 @@ type Config struct {
 	// State is the directory that holds placement, registrations and the last
 	// good configurations, mode 0700.
 	State string `yaml:"state"`
+	// ProxyKey is the file with the key of which the secrets of the proxies' bootstraps
+	// are made, mode 0600; proxy.key in State if it is empty. It is made if it is not
+	// there, by whoever needs it first, the agent or `writ bootstrap`.
+	ProxyKey string `yaml:"proxy_key"`
 	// Pilot is pilot's address, host:port (mTLS).
 	Pilot string `yaml:"pilot"`
 	// Credential says where the agent's own certificate comes from; the authority
@@ -100,6 +106,14 @@ func (c *Config) Validate() error {
 		fail("attest_wait: %s is not between 0 and 1m", w)
 	}
 	return errors.Join(errs...)
+}
+
+// proxyKey is where the key of the proxies' secrets is.
+func (c *Config) proxyKey() string {
+	if c.ProxyKey != "" {
+		return c.ProxyKey
+	}
+	return filepath.Join(c.State, proxysecret.File)
 }
 
 // dockerSocket is the path of DockerSocket, "" if there is none.

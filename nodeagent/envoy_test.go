@@ -106,16 +106,15 @@ func address(t *testing.T) netip.AddrPort {
 // envoy is a real one.
 type envoy struct {
 	*proctest.Process
-	ready netip.AddrPort
-	prom  netip.AddrPort
+	admin, ready, prom netip.AddrPort
 }
 
 func startEnvoy(t *testing.T, r *rig, binary string) *envoy {
 	t.Helper()
-	e := &envoy{ready: address(t), prom: address(t)}
+	e := &envoy{admin: address(t), ready: address(t), prom: address(t)}
 	data, err := bootstrap.Bootstrap(bootstrap.Options{
-		NodeID: "sidecar~10.9.9.9~somebody-else.default~default.svc.cluster.local", AgentSocket: r.socket(),
-		Admin: address(t), Readiness: e.ready, Prometheus: e.prom,
+		NodeID: "sidecar~10.9.9.9~somebody-else.default~default.svc.cluster.local", AgentSocket: r.socket(), Secret: r.secret(t),
+		Admin: e.admin, Readiness: e.ready, Prometheus: e.prom,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -245,11 +244,18 @@ func (l *load) end(t *testing.T) {
 }
 
 func get(addr netip.AddrPort, path string) (int, error) {
+	code, _, err := getBody(addr, path)
+	return code, err
+}
+
+func getBody(addr netip.AddrPort, path string) (int, string, error) {
 	resp, err := http.Get("http://" + addr.String() + path)
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
-	return resp.StatusCode, resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(body), err
 }
 
 // TestEnvoy is one long story of a real Envoy, for the newest and the oldest one

@@ -102,14 +102,14 @@ context() { # context IMAGE: what its Dockerfile copies, in $work/IMAGE/root
     put "bin/writ-$image" "$root/usr/bin/writ-$image"
     put bin/writ-pod "$root/usr/bin/writ-pod"
     roots "$root"
-    # State, sockets, the trust bundle and the join token: volumes take the
+    # State, sockets, the trust bundle, the join token and the proxies' key: volumes take the
     # owner and the mode of the folder that they are mounted on.
-    install -d -m 700 "$work/$image/own/lib/writ" "$work/$image/own/run/admin" "$work/$image/own/run/token"
+    install -d -m 700 "$work/$image/own/lib/writ" "$work/$image/own/run/admin" "$work/$image/own/run/token" "$work/$image/own/run/proxies"
     install -d -m 755 "$work/$image/own/run" "$work/$image/own/run/trust" "$work/$image/own/run/agent"
     ;;
   esac
   if [ "$image" = writ ]; then
-    install -d -m 700 "$work"/writ/own/run/{admin,tokens/pilot,tokens/authz,tokens/ratelimit,tokens/nodeagent}
+    install -d -m 700 "$work"/writ/own/run/{admin,proxies,tokens/pilot,tokens/authz,tokens/ratelimit,tokens/nodeagent}
     install -d -m 755 "$work/writ/own/run" "$work/writ/own/run/bootstrap"
   fi
 }

@@ -44,7 +44,9 @@ type Config struct {
 	Docker string
 	// Kubelet is where the node's pods are told of, zero if there is none.
 	Kubelet Kubelet
-	Log     *slog.Logger
+	// Secret tells whether a secret is that of a proxy's bootstrap. If it is nil none is.
+	Secret func(proxyID, secret string) bool
+	Log    *slog.Logger
 }
 
 // Attestor knows the workloads of a node and recognizes them among callers. It
@@ -60,6 +62,7 @@ type Attestor struct {
 	closed    bool
 	placement placement
 	regs      map[int32]*registration
+	envoys    map[int32]*process
 	index     *index
 	leases    map[*Lease]struct{}
 	parked    map[uint32]int
@@ -68,7 +71,7 @@ type Attestor struct {
 	// identities' registrations.
 	rechecking, saving bool
 
-	saveMu sync.Mutex // serializes writing of the registrations
+	saveMu sync.Mutex // serializes writing of what is kept on disk
 }
 
 // New returns an attestor that goes on from the state on disk. State that cannot
@@ -77,6 +80,7 @@ func New(ctx context.Context, cfg Config) *Attestor {
 	a := &Attestor{
 		cfg:     cfg,
 		regs:    make(map[int32]*registration),
+		envoys:  make(map[int32]*process),
 		index:   newIndex(),
 		leases:  make(map[*Lease]struct{}),
 		parked:  make(map[uint32]int),
@@ -96,6 +100,9 @@ func New(ctx context.Context, cfg Config) *Attestor {
 	if err := a.loadRegistrations(ctx); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		cfg.Log.WarnContext(ctx, "stored registrations are not used", slog.Any("error", err))
 	}
+	if err := a.loadEnvoys(); err != nil {
+		cfg.Log.WarnContext(ctx, "stored list of Envoys is not used", slog.Any("error", err))
+	}
 	if err := a.loadIdentities(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		cfg.Log.WarnContext(ctx, "stored identities are not used", slog.Any("error", err))
 	}
@@ -109,6 +116,9 @@ func (a *Attestor) Close() {
 	for _, r := range a.regs {
 		r.proc.close()
 	}
+	for _, p := range a.envoys {
+		p.close()
+	}
 	for l := range a.leases {
 		l.cancel()
 	}
@@ -121,6 +131,8 @@ func (a *Attestor) Close() {
 // is closed: the process has ended, or the mesh placed the workload elsewhere.
 type Lease struct {
 	Workload
+	// Own: the call has the secret of its proxy's bootstrap, so that it is that Envoy's own.
+	Own    bool
 	caller Caller
 	seen   seen // guarded by Attestor.mu
 	done   chan struct{}
@@ -402,11 +414,19 @@ func (a *Attestor) Workloads() []Workload {
 func (a *Attestor) path(name string) string { return filepath.Join(a.cfg.Dir, name) }
 
 // AttestCaller is Attest for the caller of a gRPC method on a server with
-// Credentials.
+// Credentials, and refuses calls that are not their process's own.
 func (a *Attestor) AttestCaller(ctx context.Context) (*Lease, error) {
 	c, ok := callerFrom(ctx)
 	if !ok {
 		return nil, status.Error(codes.Unauthenticated, "callers are recognized on the agent's unix socket only")
 	}
-	return a.Attest(ctx, c)
+	l, err := a.Attest(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.own(ctx, l); err != nil {
+		l.Release()
+		return nil, err
+	}
+	return l, nil
 }

@@ -15,6 +15,7 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	overloadv3 "github.com/envoyproxy/go-control-plane/envoy/config/overload/v3"
 	connectionsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/downstream_connections/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -57,6 +58,8 @@ type Options struct {
 	Metadata map[string]any
 	// AgentSocket is the absolute path of the node agent's socket.
 	AgentSocket string
+	// Secret is the proxy's, by which the agent knows its calls (package proxysecret).
+	Secret string
 	// Address is where the Envoy's own listeners are. Without it administration
 	// is on 127.0.0.1, readiness and Prometheus on every address, as in a pod.
 	Address netip.Addr
@@ -76,6 +79,8 @@ func (o Options) withDefaults() (Options, error) {
 		return o, fmt.Errorf("bootstrap: agent socket %q: want an absolute path", o.AgentSocket)
 	case len(o.AgentSocket) > maxSocketPath:
 		return o, fmt.Errorf("bootstrap: agent socket %q: the path has %d bytes, a unix socket's has at most %d", o.AgentSocket, len(o.AgentSocket), maxSocketPath)
+	case o.Secret == "":
+		return o, errors.New("bootstrap: no secret: the node agent would refuse the proxy")
 	case o.MaxConnections < 0:
 		return o, fmt.Errorf("bootstrap: max connections %d: want a positive number", o.MaxConnections)
 	}
@@ -101,7 +106,8 @@ func (o Options) withDefaults() (Options, error) {
 	return o, nil
 }
 
-// Bootstrap returns the bootstrap as JSON, to be given to envoy -c.
+// Bootstrap returns the bootstrap as JSON, to be given to envoy -c. It has the proxy's
+// secret: only the proxy's user may read it.
 func Bootstrap(o Options) ([]byte, error) {
 	b, err := Proto(o)
 	if err != nil {
@@ -150,6 +156,7 @@ func Proto(o Options) (*bootstrapv3.Bootstrap, error) {
 		StaticResources: &bootstrapv3.Bootstrap_StaticResources{
 			Listeners: listeners,
 			Clusters:  []*clusterv3.Cluster{agent, adminCluster(o.Admin)},
+			Secrets:   []*tlsv3.Secret{proxySecret(o.Secret)},
 		},
 		DynamicResources: dynamicResources(),
 		ClusterManager:   clusterManager(o.Address),
@@ -201,7 +208,12 @@ func clusterManager(own netip.Addr) *bootstrapv3.ClusterManager {
 }
 
 func agentCluster(socket string) (*clusterv3.Cluster, error) {
+	filters, err := showSecret()
+	if err != nil {
+		return nil, err
+	}
 	options, err := anypb.New(&httpv3.HttpProtocolOptions{
+		HttpFilters: filters,
 		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
 			ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
 				// An agent that has died closes the socket; this is for one that hangs.

@@ -20,7 +20,7 @@ import (
 func options() bootstrap.Options {
 	return bootstrap.Options{
 		NodeID: "sidecar~127.0.16.3~reviews-v2-1.default~default.svc.cluster.local", Cluster: "reviews-v2",
-		AgentSocket: "/run/writ/nodeagent.sock", Address: netip.MustParseAddr("127.0.16.3"),
+		AgentSocket: "/run/writ/nodeagent.sock", Secret: "none", Address: netip.MustParseAddr("127.0.16.3"),
 		Metadata: map[string]any{"NAMESPACE": "default"},
 	}
 }
@@ -117,6 +117,7 @@ func TestWrongOptions(t *testing.T) {
 		"node id":     func(o *bootstrap.Options) { o.NodeID = "" },
 		"relative":    func(o *bootstrap.Options) { o.AgentSocket = "agent.sock" },
 		"long path":   func(o *bootstrap.Options) { o.AgentSocket = "/" + strings.Repeat("x", 107) },
+		"secret":      func(o *bootstrap.Options) { o.Secret = "" },
 		"connections": func(o *bootstrap.Options) { o.MaxConnections = -1 },
 		"metadata":    func(o *bootstrap.Options) { o.Metadata = map[string]any{"x": make(chan int)} },
 	} {

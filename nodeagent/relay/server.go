@@ -155,6 +155,9 @@ func serve[Q, P any](s *Server, down grpc.BidiStreamingServer[Q, P], v variant[Q
 	if lease.Registered {
 		return status.Errorf(codes.PermissionDenied, "%s is no proxy of the mesh: pilot has no configuration for it", lease.ID)
 	}
+	if !lease.Own {
+		return status.Errorf(codes.PermissionDenied, "configuration is for Envoys that show the secret of their bootstrap: start that of %s with what `writ bootstrap` writes", lease.ProxyID)
+	}
 	ctx, cancel := context.WithCancelCause(down.Context())
 	defer cancel(nil)
 	go func() {

@@ -9,6 +9,8 @@ import (
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/writ-mesh/writ/nodeagent/proxysecret"
 )
 
 const twoInstances = `apiVersion: local.writ.mesh/v1alpha1
@@ -29,9 +31,10 @@ func TestBootstrap(t *testing.T) {
 		t.Fatal(err)
 	}
 	const agent = "--agent=unix:///run/agent.sock"
+	key := filepath.Join(dir, "proxy.key")
 	run := func(args ...string) (int, string, string) {
 		var stdout, stderr bytes.Buffer
-		code := Main(append([]string{"bootstrap", file}, args...), &stdout, &stderr)
+		code := Main(append([]string{"bootstrap", file, "--key", key}, args...), &stdout, &stderr)
 		return code, stdout.String(), stderr.String()
 	}
 	if code, _, stderr := run(agent, "--out", dir); code != 0 {
@@ -45,6 +48,9 @@ func TestBootstrap(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if info, err := os.Stat(filepath.Join(dir, name+".json")); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v; want mode 0600, it has a secret", name, info.Mode(), err)
+		}
 		var b bootstrapv3.Bootstrap
 		if err := protojson.Unmarshal(data, &b); err != nil {
 			t.Fatal(err)
@@ -55,6 +61,13 @@ func TestBootstrap(t *testing.T) {
 		if code, stdout, _ := run(agent, "--proxy", strings.Replace(name, "-", "/", 1)); code != 0 || stdout != string(data) {
 			t.Errorf("%s: --proxy prints something else (exit code %d)", name, code)
 		}
+		secrets, err := proxysecret.Open(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := b.GetStaticResources().GetSecrets(); len(got) != 1 || !secrets.Is(want.id, got[0].GetGenericSecret().GetSecret().GetInlineString()) {
+			t.Errorf("%s: %d secrets, want that which the agent takes", name, len(got))
+		}
 	}
 	for _, tc := range []struct {
 		args []string
@@ -64,6 +77,8 @@ func TestBootstrap(t *testing.T) {
 		{[]string{agent, "--out", dir, "--proxy", "shop/web-1"}, "one of --out DIR and --proxy"},
 		{[]string{agent, "--proxy", "shop/other"}, "it has shop/web-1, shop/db-1"},
 		{[]string{"--agent", "127.0.0.1:1", "--out", dir}, "want unix:///absolute/path"},
+		{[]string{agent, "--out", dir, "--mode", "0644"}, "--mode \"0644\": want 0600"},
+		{[]string{agent, "--out", dir, "--key", file}, "is not what writ made"},
 	} {
 		if code, _, stderr := run(tc.args...); code == 0 || !strings.Contains(stderr, tc.want) {
 			t.Errorf("%v: exit code %d, %s", tc.args, code, stderr)

@@ -119,7 +119,7 @@ func (s *Stack) startReplica(ctx context.Context, r replica) (*run, error) {
 func (s *Stack) proxy(r replica) (supervise.Process, error) {
 	id := meshdir.ProxyID(r.instance)
 	data, err := bootstrap.Bootstrap(bootstrap.Options{
-		NodeID: id, Cluster: r.instance.Name, Address: r.admin, AgentSocket: s.p.socket("nodeagent"),
+		NodeID: id, Cluster: r.instance.Name, Address: r.admin, AgentSocket: s.p.socket("nodeagent"), Secret: s.proxyKey.Secret(id),
 	})
 	if err != nil {
 		return supervise.Process{}, fmt.Errorf("%s: %w", r.where, err)

@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/writ-mesh/writ/nodeagent/proxysecret"
 	"github.com/writ-mesh/writ/pilot/meshdir"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 	nodeagentpb "github.com/writ-mesh/writ/proto/writ/nodeagent/v1"
@@ -40,6 +41,9 @@ type Stack struct {
 
 	// reserved is what no object may name.
 	reserved meshdir.Reserved
+
+	// proxyKey makes the secrets of proxies; the node agent has it too.
+	proxyKey *proxysecret.Key
 
 	caAddr, pilotAddr string
 	conns             []*grpc.ClientConn
@@ -101,6 +105,9 @@ func (s *Stack) up(ctx context.Context) error {
 		return err
 	}
 	if s.authority, err = furtherKeys(s.opts.Authority, s.daemons()[0].config); err != nil {
+		return err
+	}
+	if s.proxyKey, err = proxysecret.Open(s.p.file("nodeagent", proxysecret.File)); err != nil {
 		return err
 	}
 	if err := s.dial(); err != nil {
