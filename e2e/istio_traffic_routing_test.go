@@ -306,7 +306,7 @@ func actionCases() []routeCase {
 			  ` + toV1 + `
 			- match: [{uri: {prefix: /pertry}}]
 			  timeout: 5s
-			  retries: {attempts: 2, perTryTimeout: 0.2s, retryOn: "5xx"}
+			  retries: {attempts: 2, perTryTimeout: 0.6s, retryOn: "5xx"}
 			  ` + toV1 + `
 			- ` + toV1 + ``,
 			reqs: []routeReq{
@@ -315,7 +315,7 @@ func actionCases() []routeCase {
 				{path: "/code", headers: []string{"x-do: fail=2", "x-id: retry-3"}, want: "v1"},
 				{path: "/code", headers: []string{"x-do: status=500", "x-id: retry-4"}, want: "500"},
 				{path: "/never", headers: []string{"x-do: fail=1", "x-id: retry-5"}, want: "503"},
-				{path: "/pertry", headers: []string{"x-do: sleep=1s", "x-id: retry-6"}, want: "504"},
+				{path: "/pertry", headers: []string{"x-do: sleep=3s", "x-id: retry-6"}, want: "504"},
 				{path: "/", headers: []string{"x-do: fail=1", "x-id: retry-7"}, want: "503"},
 			},
 		},
