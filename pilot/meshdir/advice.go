@@ -42,6 +42,7 @@ func (a *assembler) advise() {
 		"Service":               a.deadServicePorts,
 		"VirtualService":        a.hostsOfNobody,
 		"DestinationRule":       a.subsetsOfNobody,
+		"ServiceRoleBinding":    a.subjectsOfNobody,
 	} {
 		for _, o := range a.objects[kind] {
 			a.report(o, check)

@@ -157,6 +157,10 @@ func (a *assembler) lists() {
 	for _, o := range a.objects["QuotaPolicy"] {
 		m.QuotaPolicies = append(m.QuotaPolicies, quotaPolicyOf(o))
 	}
+	for _, o := range a.objects["AccessList"] {
+		m.AccessLists = append(m.AccessLists, accessListOf(o))
+	}
+	a.rbac()
 	a.defaultVisibility()
 }
 

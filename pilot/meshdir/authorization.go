@@ -145,9 +145,13 @@ func (c *checker) trustDomains(at string, values []string) {
 // wildcards: one * at the beginning or the end.
 func (c *checker) wildcards(at string, values []string) {
 	for i, v := range values {
-		if n := strings.Count(v, "*"); n > 1 || n == 1 && !strings.HasPrefix(v, "*") && !strings.HasSuffix(v, "*") {
-			c.errorf(index(at, i), "%q: one * at the beginning or at the end is allowed", shorten(v))
-		}
+		c.wildcard(index(at, i), v)
+	}
+}
+
+func (c *checker) wildcard(at, v string) {
+	if n := strings.Count(v, "*"); n > 1 || n == 1 && !strings.HasPrefix(v, "*") && !strings.HasSuffix(v, "*") {
+		c.errorf(at, "%q: one * at the beginning or at the end is allowed", shorten(v))
 	}
 }
 

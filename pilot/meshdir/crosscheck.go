@@ -28,6 +28,11 @@ func (a *assembler) crossCheck() {
 		"RequestAuthentication": a.checkPolicySelector,
 		"RegoPolicy":            a.checkPolicySelector,
 		"QuotaPolicy":           a.checkPolicySelector,
+		"AccessList":            a.checkPolicySelector,
+		"ServiceRole":           a.checkRole,
+		"ServiceRoleBinding":    a.checkBinding,
+		"ClusterRbacConfig":     a.checkRbacTargets,
+		"RbacConfig":            a.checkRbacTargets,
 		"Telemetry":             a.checkTelemetryReferences,
 		instanceKind:            a.checkAddress,
 	}
@@ -399,6 +404,8 @@ func selectorOf(spec any) map[string]string {
 	case *regoSpec:
 		return s.Selector.labels()
 	case *quotaSpec:
+		return s.Selector.labels()
+	case *accessListSpec:
 		return s.Selector.labels()
 	}
 	return nil

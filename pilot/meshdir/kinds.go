@@ -39,6 +39,7 @@ func versions(group string, names ...string) []string {
 func knownKinds() map[string]kindInfo {
 	network := func() []string { return versions("networking.istio.io", "v1", "v1beta1", "v1alpha3") }
 	secure := func() []string { return versions("security.istio.io", "v1", "v1beta1") }
+	rbac := func() []string { return versions("rbac.istio.io", "v1alpha1") }
 	policy := func() []string { return versions("policy.writ.mesh", "v1alpha1") }
 	local := func() []string { return versions("local.writ.mesh", "v1alpha1") }
 	return map[string]kindInfo{
@@ -55,14 +56,19 @@ func knownKinds() map[string]kindInfo {
 			versions: versions("telemetry.istio.io", "v1", "v1alpha1"),
 			message:  func() proto.Message { return &telemetry.Telemetry{} }, validate: checkTelemetry,
 		},
-		"Service":        {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.Service{} }, validate: checkService},
-		"Secret":         {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.Secret{} }, validate: checkSecret},
-		"ServiceAccount": {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.ServiceAccount{} }, validate: nothing},
-		"Namespace":      {versions: []string{"v1"}, whole: true, cluster: true, value: func() any { return &corev1.Namespace{} }, validate: nothing},
-		"RegoPolicy":     {versions: policy(), value: func() any { return &regoSpec{} }, validate: checkRegoPolicy},
-		"QuotaPolicy":    {versions: policy(), value: func() any { return &quotaSpec{} }, validate: checkQuotaPolicy},
-		"LocalWorkload":  {versions: local(), value: func() any { return &LocalWorkloadSpec{} }, validate: checkLocalWorkload},
-		instanceKind:     {versions: local(), value: func() any { return &InstanceSpec{} }, validate: checkInstance},
+		"Service":            {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.Service{} }, validate: checkService},
+		"Secret":             {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.Secret{} }, validate: checkSecret},
+		"ServiceAccount":     {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.ServiceAccount{} }, validate: nothing},
+		"Namespace":          {versions: []string{"v1"}, whole: true, cluster: true, value: func() any { return &corev1.Namespace{} }, validate: nothing},
+		"ServiceRole":        {versions: rbac(), value: func() any { return &serviceRoleSpec{} }, validate: checkServiceRole},
+		"ServiceRoleBinding": {versions: rbac(), value: func() any { return &serviceRoleBindingSpec{} }, validate: checkServiceRoleBinding},
+		"ClusterRbacConfig":  {versions: rbac(), cluster: true, value: func() any { return &rbacConfigSpec{} }, validate: checkRbacConfig},
+		"RbacConfig":         {versions: rbac(), value: func() any { return &rbacConfigSpec{} }, validate: checkRbacConfig},
+		"RegoPolicy":         {versions: policy(), value: func() any { return &regoSpec{} }, validate: checkRegoPolicy},
+		"QuotaPolicy":        {versions: policy(), value: func() any { return &quotaSpec{} }, validate: checkQuotaPolicy},
+		"AccessList":         {versions: policy(), value: func() any { return &accessListSpec{} }, validate: checkAccessList},
+		"LocalWorkload":      {versions: local(), value: func() any { return &LocalWorkloadSpec{} }, validate: checkLocalWorkload},
+		instanceKind:         {versions: local(), value: func() any { return &InstanceSpec{} }, validate: checkInstance},
 	}
 }
 
@@ -73,11 +79,10 @@ func nothing(*checker) {}
 func laterKinds() map[string]string {
 	const program = "a program on this machine is a LocalWorkload"
 	return map[string]string{
-		"AccessList": "write the entries into an AuthorizationPolicy", "EnvoyFilter": "", "WorkloadGroup": "write a WorkloadEntry for each workload",
+		"EnvoyFilter": "", "WorkloadGroup": "write a WorkloadEntry for each workload",
 		"EndpointSlice": "write the endpoints into a ServiceEntry", "Pod": program, "Node": "",
-		"ServiceRole": "write an AuthorizationPolicy", "ServiceRoleBinding": "write an AuthorizationPolicy",
-		"ClusterRbacConfig": "write an AuthorizationPolicy", "ProxyConfig": "write defaultConfig into mesh.yaml",
-		"WasmPlugin": "", "TrafficExtension": "", "Deployment": program, "StatefulSet": program, "DaemonSet": program,
+		"ProxyConfig": "write defaultConfig into mesh.yaml",
+		"WasmPlugin":  "", "TrafficExtension": "", "Deployment": program, "StatefulSet": program, "DaemonSet": program,
 		"Job": program, "ConfigMap": "write the mesh configuration into mesh.yaml", "Ingress": "write a Gateway and a VirtualService",
 		"HTTPRoute": "write a VirtualService", "GRPCRoute": "write a VirtualService", "TCPRoute": "write a VirtualService",
 		"TLSRoute": "write a VirtualService", "GatewayClass": "write a Gateway of networking.istio.io", "Endpoints": "write the endpoints into a ServiceEntry",

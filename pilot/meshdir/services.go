@@ -184,6 +184,7 @@ func (a *assembler) kubernetesService(o *object) *model.Service {
 		s.Ports = append(s.Ports, model.ServicePort{Name: p.Name, Protocol: portProtocol(p.Name, named, string(p.Protocol)), Port: number})
 		targets[number] = targetOf(p)
 	}
+	s.Selector = k.Spec.Selector
 	if len(k.Spec.Selector) > 0 {
 		a.selectEndpoints(s, k.Spec.Selector, targets)
 	}
@@ -328,6 +329,7 @@ func (a *assembler) entryEndpoints(o *object, s *model.Service, targets map[uint
 	switch {
 	case s.Resolution == model.None:
 	case se.WorkloadSelector != nil:
+		s.Selector = se.WorkloadSelector.Labels
 		a.selectEndpoints(s, se.WorkloadSelector.Labels, targets)
 	case len(se.Endpoints) > 0:
 		for i, w := range se.Endpoints {
@@ -376,6 +378,7 @@ func (a *assembler) gatewayServicePorts(p *model.Proxy) []model.ServicePort {
 func (a *assembler) impliedServices() []*model.Service {
 	services := map[string]*model.Service{}
 	add := func(meta model.Meta, name string, ports []model.ServicePort) *model.Service {
+		written := name
 		name = strings.ToLower(name)
 		if !isLabel(name) || len(ports) == 0 {
 			return nil
@@ -384,6 +387,11 @@ func (a *assembler) impliedServices() []*model.Service {
 		s := services[key]
 		if s == nil {
 			s = &model.Service{Meta: meta, Hostname: model.ResolveHost(name, meta.Namespace, a.mesh.DomainSuffix), ExportTo: a.serviceExportTo(nil)}
+			if meta.Labels["app"] == written {
+				s.Selector = map[string]string{"app": written}
+			} else {
+				s.Workload = written
+			}
 			services[key] = s
 		}
 		for _, p := range ports {

@@ -112,11 +112,22 @@ type Mesh struct {
 	Telemetries            []*Telemetry
 	RegoPolicies           []*RegoPolicy
 	QuotaPolicies          []*QuotaPolicy
+	ServiceRoles           []*ServiceRole
+	ServiceRoleBindings    []*ServiceRoleBinding
+	AccessLists            []*AccessList
+
+	// RbacConfig says where ServiceRoles are enforced, nil for nowhere.
+	RbacConfig *RbacConfig
 
 	// Deciders are where proxies reach the services of Writ.
 	Deciders Deciders
-	// Revoked is what the authority has revoked. It is not of the files.
+	// Revoked is what the authority has revoked, and Tokens which JSON Web Tokens are.
+	// They are not of the files.
 	Revoked Revoked
+	Tokens  RevokedTokens
+	// Fetched are the entries of AccessLists from elsewhere, by "<namespace>/<name>"; a
+	// list is missing before the first. They are not of the files.
+	Fetched map[string]Fetched
 }
 
 // Deciders are the addresses of the services that Envoys call while deciding.
@@ -295,7 +306,12 @@ type Service struct {
 	ExportTo []string
 	// SubjectAltNames from a ServiceEntry.
 	SubjectAltNames []string
-	Endpoints       []*Endpoint
+	// Selector are the labels of the workloads of Namespace behind it, nil if it is
+	// not labels that say so. Workload is the name of what is run behind a service
+	// that follows from workloads without a label app.
+	Selector  map[string]string
+	Workload  string
+	Endpoints []*Endpoint
 }
 
 // ServicePort is a port of a service.

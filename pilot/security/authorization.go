@@ -86,9 +86,12 @@ func (c *Compiler) addAuthorization(b *httpBuilder, p *model.Proxy, s selection)
 		// Its callers may bring certificates of any shape, see tree.
 		threshold = math.MaxInt
 	}
-	for _, f := range []string{filterAudit, filterDeny, filterAllow} {
-		b.addGeneric(f, &rbachttpv3.RBAC{})
+	b.addGeneric(filterAudit, &rbachttpv3.RBAC{})
+	if err := c.addAccess(b, p, s.lists); err != nil {
+		return err
 	}
+	b.addGeneric(filterDeny, &rbachttpv3.RBAC{})
+	b.addGeneric(filterAllow, &rbachttpv3.RBAC{})
 	audit, err := c.compileSet(s.audit, rbacv3.RBAC_LOG, false)
 	if err != nil {
 		return err
@@ -116,7 +119,7 @@ func (c *Compiler) addAuthorization(b *httpBuilder, p *model.Proxy, s selection)
 		b.name(nameAllow, noRuleAllows(allow.refs))
 	}
 	if len(allow.shadowRefs) > 0 {
-		b.name(nameDryRunAllow, "AuthorizationPolicy "+nameList(allow.shadowRefs))
+		b.name(nameDryRunAllow, policyNames(allow.shadowRefs))
 	}
 	return nil
 }
@@ -145,7 +148,16 @@ func perRoute(rbac *rbachttpv3.RBAC) *rbachttpv3.RBACPerRoute {
 // noRuleAllows says that there are ALLOW policies and none of them lets the
 // request through.
 func noRuleAllows(refs []model.Ref) string {
-	return "AuthorizationPolicy " + nameList(refs) + " no rule allows"
+	return policyNames(refs) + " no rule allows"
+}
+
+// policyNames names ALLOW policies; where they are what ServiceRoles come to, the
+// object that has these enforced.
+func policyNames(refs []model.Ref) string {
+	if first := refs[0]; first.Kind != "AuthorizationPolicy" {
+		return strings.TrimSpace(first.Kind + " " + strings.TrimPrefix(first.Namespace+"/"+first.Name, "/"))
+	}
+	return "AuthorizationPolicy " + nameList(refs)
 }
 
 // maxNames bounds how many policies one text names.
@@ -167,6 +179,9 @@ func nameList(refs []model.Ref) string {
 // addTCP adds the network filters: CUSTOM, AUDIT, DENY, ALLOW.
 func (c *Compiler) addTCP(out *TCP, s selection) error {
 	if err := c.addCustomTCP(out, s); err != nil {
+		return err
+	}
+	if err := c.addAccessTCP(out, s.lists); err != nil {
 		return err
 	}
 	for _, group := range []struct {

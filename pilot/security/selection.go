@@ -12,11 +12,12 @@ type selection struct {
 	jwt                        []*model.RequestAuthentication
 	rego                       []*model.RegoPolicy
 	quota                      []*model.QuotaPolicy
+	lists                      []*model.AccessList
 }
 
 func (c *Compiler) selectFor(p *model.Proxy) selection {
 	s := eval.Select(c.mesh, p)
-	return selection{custom: s.Custom, audit: s.Audit, deny: s.Deny, allow: s.Allow, jwt: s.JWT, rego: s.Rego, quota: s.Quota}
+	return selection{custom: s.Custom, audit: s.Audit, deny: s.Deny, allow: s.Allow, jwt: s.JWT, rego: s.Rego, quota: s.Quota, lists: s.Lists}
 }
 
 func (s selection) sources() []model.Ref {
@@ -28,6 +29,9 @@ func (s selection) sources() []model.Ref {
 		refs = append(refs, o.Ref)
 	}
 	for _, o := range s.quota {
+		refs = append(refs, o.Ref)
+	}
+	for _, o := range s.lists {
 		refs = append(refs, o.Ref)
 	}
 	return refs

@@ -320,6 +320,9 @@ func principalPredicate(id *rbacv3.Principal) (out *predicate, always, ok bool) 
 	case *rbacv3.Principal_AndIds:
 		return combine(i.AndIds.GetIds(), principalPredicate, true)
 	case *rbacv3.Principal_OrIds:
+		if out, ok := addressesPredicate(i.OrIds.GetIds()); ok {
+			return out, false, true
+		}
 		return combine(i.OrIds.GetIds(), principalPredicate, false)
 	case *rbacv3.Principal_NotId:
 		inner, always, ok := principalPredicate(i.NotId)
@@ -333,6 +336,9 @@ func principalPredicate(id *rbacv3.Principal) (out *predicate, always, ok bool) 
 		return ipPredicate(input("direct", &networkv3.DirectSourceIPInput{}), i.DirectRemoteIp)
 	case *rbacv3.Principal_RemoteIp:
 		return ipPredicate(input("source", &networkv3.SourceIPInput{}), i.RemoteIp)
+	case *rbacv3.Principal_UrlPath:
+		out, always, ok := pathPredicate(i.UrlPath.GetPath())
+		return out, always, ok && only(i.UrlPath, "path")
 	case *rbacv3.Principal_SourcedMetadata:
 		out, always, ok := metadataPredicate(i.SourcedMetadata.GetMetadataMatcher())
 		return out, always, ok && only(i.SourcedMetadata, "metadata_matcher")

@@ -71,7 +71,7 @@ func (t *Translator) inboundResources(p *model.Proxy, s *scope, out *collector) 
 }
 
 func (t *Translator) inboundPort(p *model.Proxy, wp model.WorkloadPort) (*inboundPort, error) {
-	return t.inbound.get(inboundKey(p, wp), func() (*inboundPort, error) {
+	return t.inbound.get(t.inboundKey(p, wp), func() (*inboundPort, error) {
 		ip := &inboundPort{port: wp, mode: t.policy.ServerMode(p.Namespace, p.Labels, wp.Port), cluster: t.appCluster(wp)}
 		if wp.Protocol.IsHTTP() {
 			return ip, t.inboundHTTP(p, ip)
@@ -81,12 +81,16 @@ func (t *Translator) inboundPort(p *model.Proxy, wp model.WorkloadPort) (*inboun
 }
 
 // inboundKey holds everything of a proxy that its policies may look at.
-func inboundKey(p *model.Proxy, wp model.WorkloadPort) string {
+func (t *Translator) inboundKey(p *model.Proxy, wp model.WorkloadPort) string {
 	keys := make([]string, 0, len(p.Labels))
 	for k, v := range p.Labels {
 		keys = append(keys, fmt.Sprintf("%q=%q", k, v))
 	}
 	sort.Strings(keys)
+	if t.mesh.RbacConfig != nil {
+		// Which services a workload is behind may hang on the replica itself.
+		keys = append(keys, p.ID)
+	}
 	return fmt.Sprintf("%s|%s|%d|%s|%+v", p.Namespace, p.ServiceAccount, p.Interception, strings.Join(keys, ","), wp)
 }
 

@@ -43,7 +43,7 @@ type redirectedInbound struct {
 // to, and what it needs besides the ports' own clusters. Proxies with alike
 // workloads share it.
 func (t *Translator) virtualInbound(p *model.Proxy, ports []*inboundPort, out *collector) error {
-	keys := []string{inboundKey(p, model.WorkloadPort{})}
+	keys := []string{t.inboundKey(p, model.WorkloadPort{})}
 	for _, ip := range ports {
 		keys = append(keys, fmt.Sprintf("%+v", ip.port))
 	}

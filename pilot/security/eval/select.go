@@ -9,12 +9,13 @@ import (
 
 // Policies is every policy that applies to one proxy, those of the root
 // namespace first, each group in the mesh's order of age. AuthorizationPolicies
-// are by action, dry runs among them.
+// are by action, dry runs among them; what ServiceRoles come to is among those that allow.
 type Policies struct {
 	Custom, Audit, Deny, Allow []*model.AuthorizationPolicy
 	JWT                        []*model.RequestAuthentication
 	Rego                       []*model.RegoPolicy
 	Quota                      []*model.QuotaPolicy
+	Lists                      []*model.AccessList
 }
 
 // Select finds the policies that apply to p.
@@ -50,6 +51,12 @@ func Select(m *model.Mesh, p *model.Proxy) Policies {
 			s.Quota = append(s.Quota, pol)
 		}
 	}
+	for _, pol := range inScope(m, p, m.AccessLists, func(o *model.AccessList) string { return o.Namespace }) {
+		if model.SelectorMatches(pol.Selector, p.Labels) {
+			s.Lists = append(s.Lists, pol)
+		}
+	}
+	s.Allow = append(s.Allow, roles(m, p, s)...)
 	return s
 }
 

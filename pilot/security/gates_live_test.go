@@ -1,0 +1,311 @@
+package security
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/writ-mesh/writ/pilot/meshdir"
+	"github.com/writ-mesh/writ/pilot/model"
+	"github.com/writ-mesh/writ/pilot/security/eval"
+)
+
+// gateCase is an entry of testdata/gates: what stands in a mesh directory, and what
+// becomes of requests to one workload. A request is written as words: METHOD, /path,
+// and then "as namespace/account" or a whole identity, "from ADDRESS", "host NAME",
+// "with Header=value", "token NAME".
+type gateCase struct {
+	Name string
+	Docs string
+	// To is the replica that is called, products-1 unless it is given; "gateway" is one.
+	To      string
+	Version string
+	// Fetched are entries from elsewhere of the AccessList default/list. Many puts 40
+	// more of no meaning to the entries of each list, so that they are looked up.
+	Fetched *model.Fetched
+	Many    bool
+	// Pass are the requests that get through; Deny those that do not, by who refuses.
+	Pass []string
+	Deny map[string][]string
+}
+
+// gateMesh is what all cases have: two services of the namespace default, one of
+// another, and a gateway.
+const gateMesh = `
+apiVersion: local.writ.mesh/v1alpha1
+kind: LocalWorkload
+metadata: {name: products, labels: {app: products, version: v1}}
+spec: {serviceAccount: bookinfo-products, ports: [{name: http, port: 8000}]}
+---
+apiVersion: local.writ.mesh/v1alpha1
+kind: LocalWorkload
+metadata: {name: productpage, labels: {app: productpage}}
+spec: {serviceAccount: bookinfo-productpage, ports: [{name: http, port: 8000}]}
+---
+apiVersion: local.writ.mesh/v1alpha1
+kind: LocalWorkload
+metadata: {name: reviews, labels: {app: reviews}}
+spec: {serviceAccount: bookinfo-reviews, ports: [{name: http, port: 8000}]}
+---
+apiVersion: local.writ.mesh/v1alpha1
+kind: LocalWorkload
+metadata: {name: other, namespace: other, labels: {app: other}}
+spec: {ports: [{name: http, port: 8000}]}
+`
+
+func gateCases(t *testing.T) []*gateCase {
+	t.Helper()
+	files, err := filepath.Glob("testdata/gates/*.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []*gateCase
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var cases []*gateCase
+		if err := yaml.UnmarshalStrict(data, &cases); err != nil {
+			t.Fatalf("%s: %v", f, err)
+		}
+		out = append(out, cases...)
+	}
+	return out
+}
+
+// TestGatesLive has real Envoys and the evaluator decide the same requests by
+// ServiceRoles and AccessLists, written as in a mesh directory.
+func TestGatesLive(t *testing.T) {
+	s := newSigner(t)
+	tokens := map[string]string{
+		"alice": s.token(t, map[string]any{"groups": []string{"g1", "g2"}}),
+		"bob":   s.token(t, map[string]any{"sub": "bob", "groups": "g3", "aud": []string{"bookinfo"}, "azp": "app-1"}),
+	}
+	claims := map[string]map[string]any{
+		"alice": {"iss": testIssuer, "sub": "alice", "groups": []string{"g1", "g2"}},
+		"bob":   {"iss": testIssuer, "sub": "bob", "groups": "g3", "aud": []string{"bookinfo"}, "azp": "app-1"},
+	}
+	cases := gateCases(t)
+	eachEnvoy(t, func(t *testing.T, bin string) {
+		inbounds := map[string]inbound{}
+		shared := inbound{direct: true, vhosts: map[string]*HTTP{}}
+		meshes := make([]*model.Mesh, len(cases))
+		for i, c := range cases {
+			meshes[i] = c.mesh(t, s)
+			out, err := compiler(t, meshes[i]).HTTP(c.proxy(), httpPort())
+			if err != nil {
+				t.Fatalf("%s: %v", c.Name, err)
+			}
+			if name := fmt.Sprint("case", i); c.own() {
+				inbounds[name] = inbound{http: out, direct: true}
+			} else {
+				// They have the same filters, and differ in what virtual hosts bring.
+				shared.http, shared.vhosts[name+".test"] = out, out
+			}
+		}
+		inbounds["shared"] = shared
+		p := start(t, bin, inbounds)
+		for i, c := range cases {
+			ask := func(words, by string) {
+				r, name := gateRequest(t, tokens, words), fmt.Sprint("case", i)
+				if !c.own() {
+					r.host, name = name+".test", "shared"
+				}
+				got := p.do(name, r)
+				if (got.status == 200) != (by == "") || got.deniedBy != by && by != "jwt" {
+					t.Errorf("%s: %q: Envoy says %d by %q, want %q", c.Name, words, got.status, got.deniedBy, by)
+				}
+				if told := c.decide(t, meshes[i], r, claims); told != (by == "") {
+					t.Errorf("%s: %q: the evaluator lets it pass: %v", c.Name, words, told)
+				}
+			}
+			for _, words := range c.Pass {
+				ask(words, "")
+			}
+			for by, list := range c.Deny {
+				for _, words := range list {
+					ask(words, by)
+				}
+			}
+		}
+	})
+}
+
+// own says that the case needs a listener of its own: for hosts, or as a gateway.
+func (c *gateCase) own() bool {
+	return strings.Contains(c.Docs, "host") || strings.Contains(c.Docs, "kind: Gateway")
+}
+
+// mesh reads the documents as pilot does.
+func (c *gateCase) mesh(t *testing.T, s signer) *model.Mesh {
+	t.Helper()
+	jwt := fmt.Sprintf("apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: jwt, namespace: istio-system}\nspec: {jwtRules: [{issuer: %q, jwks: '%s', forwardOriginalToken: true}]}", testIssuer, s.jwks())
+	m, problems := meshdir.Parse(map[string][]byte{
+		"mesh.yaml": []byte("trustDomain: cluster.local\ntrustDomainAliases: [old-td]\n"),
+		"w.yaml":    []byte(gateMesh), "j.yaml": []byte(jwt), "p.yaml": []byte(c.Docs),
+	}, nil, meshdir.Options{})
+	if errs := meshdir.Errors(problems); len(errs) > 0 {
+		t.Fatalf("%s: %v", c.Name, errs)
+	}
+	if c.Fetched != nil {
+		m.Fetched = map[string]model.Fetched{"default/list": *c.Fetched}
+	}
+	if c.Many {
+		for _, list := range m.AccessLists {
+			for i := range 40 {
+				switch {
+				case list.Form == model.AccessAddresses:
+					list.Entries = append(list.Entries, fmt.Sprintf("192.0.2.%d", i))
+				default:
+					list.Entries = append(list.Entries, fmt.Sprintf("of-no-meaning-%d", i))
+				}
+			}
+		}
+	}
+	return m
+}
+
+func (c *gateCase) proxy() *model.Proxy {
+	p := workload()
+	p.Name = "products-1"
+	if c.To != "" {
+		p.Name = c.To
+	}
+	app, _, _ := strings.Cut(p.Name, "-")
+	p.Labels, p.ServiceAccount = map[string]string{"app": app}, "bookinfo-"+app
+	if c.Version != "" {
+		p.Labels["version"] = c.Version
+	}
+	switch app {
+	case "other":
+		p.Namespace = "other"
+	case "gateway":
+		p.Type, p.Namespace, p.Ports = model.GatewayProxy, "istio-system", nil
+		p.Labels = map[string]string{"istio": "ingressgateway"}
+	}
+	return p
+}
+
+func gateRequest(t *testing.T, tokens map[string]string, words string) request {
+	t.Helper()
+	r := request{header: map[string]string{}}
+	fields := strings.Fields(words)
+	for i := 0; i < len(fields); i++ {
+		word := fields[i]
+		switch {
+		case strings.HasPrefix(word, "/"):
+			r.path = word
+			continue
+		case word == strings.ToUpper(word):
+			r.method = word
+			continue
+		}
+		i++
+		switch value := fields[i]; word {
+		case "as":
+			r.identity = "spiffe://" + value
+			if strings.Count(value, "/") == 1 {
+				r.identity = "spiffe://cluster.local/ns/" + strings.Replace(value, "/", "/sa/", 1)
+			}
+		case "from":
+			r.from = value
+		case "host":
+			r.host = value
+		case "with":
+			name, inner, _ := strings.Cut(value, "=")
+			r.header[name] = inner
+		case "token":
+			r.header["Authorization"] = "Bearer " + tokens[value]
+			r.header["X-Token-Of"] = value
+		default:
+			t.Fatalf("what is %q?", word)
+		}
+	}
+	return r
+}
+
+// decide says by the evaluator whether a request passes.
+func (c *gateCase) decide(t *testing.T, m *model.Mesh, r request, claims map[string]map[string]any) bool {
+	t.Helper()
+	q := eval.Request{
+		Method: r.method, Host: r.host, Headers: map[string]string{}, Principal: strings.TrimPrefix(r.identity, "spiffe://"),
+		Source: netip.MustParseAddr("127.0.0.1"), DestinationPort: 8000, Claims: claims[r.header["X-Token-Of"]],
+	}
+	if q.Method == "" {
+		q.Method = "GET"
+	}
+	if q.Host == "" {
+		q.Host = "httpbin.default"
+	}
+	q.Path, _, _ = strings.Cut(r.path, "?")
+	if q.Path == "" {
+		q.Path = "/"
+	}
+	if r.from != "" {
+		q.Source = netip.MustParseAddr(r.from)
+	}
+	if r.identity != "" {
+		q.SNI = "httpbin.default"
+	}
+	q.Remote = q.Source
+	for k, v := range r.header {
+		q.Headers[strings.ToLower(k)] = v
+	}
+	if xff := q.Headers["x-forwarded-for"]; xff != "" {
+		q.Remote = netip.MustParseAddr(xff)
+	}
+	d := eval.Domains{Own: []string{m.TrustDomain, "old-td"}}
+	selected := eval.Select(m, c.proxy())
+	for _, list := range selected.Lists {
+		if _, refused := eval.Refuses(m, d, list, &q); refused && !list.Observe {
+			return false
+		}
+	}
+	got, err := eval.Authorize(d, slices.Concat(selected.Deny, selected.Allow, selected.Audit), q)
+	if err != nil {
+		t.Fatalf("%s: %v", c.Name, err)
+	}
+	return got.Allowed
+}
+
+// TestAccessLookup: a set of lists is compiled to a matcher where it is to be one.
+func TestAccessLookup(t *testing.T) {
+	addresses := make([]string, 40)
+	for i := range addresses {
+		addresses[i] = fmt.Sprintf("192.0.2.%d", i)
+	}
+	texts := make([]string, 40)
+	for i := range texts {
+		texts[i] = fmt.Sprintf("cluster.local/ns/default/sa/a%d", i)
+	}
+	for _, c := range []struct {
+		name    string
+		list    model.AccessList
+		gateway bool
+		want    bool
+	}{
+		{"addresses", model.AccessList{Match: "source.ip", Form: model.AccessAddresses, Entries: addresses}, true, true},
+		{"few", model.AccessList{Match: "source.ip", Form: model.AccessAddresses, Entries: addresses[:10]}, true, false},
+		{"identities", model.AccessList{Match: "source.principal", Entries: texts}, false, true},
+		{"identities at a gateway", model.AccessList{Match: "source.principal", Entries: texts}, true, false},
+		{"headers", model.AccessList{Match: "request.headers[x]", Entries: texts, Deny: true}, true, true},
+		{"claims", model.AccessList{Match: "request.auth.claims[x]", Entries: texts, Deny: true}, true, true},
+	} {
+		m := newMesh(t, "")
+		c.list.Meta = model.Meta{Ref: model.Ref{Kind: "AccessList", Namespace: "default", Name: "list"}}
+		set, err := compiler(t, m).accessSet([]*model.AccessList{&c.list}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := lookup(set.enforced, c.gateway) != nil; got != c.want {
+			t.Errorf("%s: a matcher: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
