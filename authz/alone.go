@@ -108,7 +108,7 @@ type alone struct {
 	performance *pluginMetrics
 	// unlogged counts decisions that OPA's decision log did not take.
 	unlogged prometheus.Counter
-	log         *slog.Logger
+	log      *slog.Logger
 }
 
 // errNoPolicy: bundles are configured and none has arrived.

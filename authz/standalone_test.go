@@ -237,11 +237,11 @@ func TestStandaloneValidate(t *testing.T) {
 		"unknown key":     {config: "plugins: {envoy_ext_authz_grpc: {pth: a}}", want: "pth"},
 		"unknown section": {config: "bundels: {}", want: "bundels"},
 		"other plugin":    {config: "plugins: {other: {}}", want: "plugins.other: not supported by this version"},
-		"remote bundle":      {config: "services: [{name: c, url: https://x.example}]\nbundles: {authz: {service: c, resource: b.tar.gz, polling: {min_delay_seconds: 1, max_delay_seconds: 2, long_polling_timeout_seconds: 30}}}", change: noPaths},
-		"registry":           {config: "services: {c: {url: https://ghcr.example, type: oci, credentials: {bearer: {scheme: Basic, token: u:p}}}}\nbundles: {authz: {service: c, resource: ghcr.example/a/b:1, persist: true}}\npersistence_directory: /tmp/x", change: noPaths},
-		"signed bundle":      {config: "keys: {k: {algorithm: ES256, key: PEM}}\nbundles: {authz: {resource: 'file:///x', signing: {keyid: k}}}", change: noPaths},
-		"remote log":         {config: "services: [{name: c, url: https://x.example}]\ndecision_logs: {service: c, mask_decision: /system/log/mask}\nstatus: {service: c}"},
-		"discovery":          {config: "services: [{name: c, url: https://x.example}]\ndiscovery: {resource: x, service: c}", change: noPaths},
+		"remote bundle":   {config: "services: [{name: c, url: https://x.example}]\nbundles: {authz: {service: c, resource: b.tar.gz, polling: {min_delay_seconds: 1, max_delay_seconds: 2, long_polling_timeout_seconds: 30}}}", change: noPaths},
+		"registry":        {config: "services: {c: {url: https://ghcr.example, type: oci, credentials: {bearer: {scheme: Basic, token: u:p}}}}\nbundles: {authz: {service: c, resource: ghcr.example/a/b:1, persist: true}}\npersistence_directory: /tmp/x", change: noPaths},
+		"signed bundle":   {config: "keys: {k: {algorithm: ES256, key: PEM}}\nbundles: {authz: {resource: 'file:///x', signing: {keyid: k}}}", change: noPaths},
+		"remote log":      {config: "services: [{name: c, url: https://x.example}]\ndecision_logs: {service: c, mask_decision: /system/log/mask}\nstatus: {service: c}"},
+		"discovery":       {config: "services: [{name: c, url: https://x.example}]\ndiscovery: {resource: x, service: c}", change: noPaths},
 
 		"key that is not there":    {config: "bundles: {authz: {resource: 'file:///x', signing: {keyid: k}}}", want: "k"},
 		"bundle of no service":     {config: "bundles: {authz: {service: c}}", want: `"c" not found`},
@@ -254,11 +254,11 @@ func TestStandaloneValidate(t *testing.T) {
 		"tracing":                  {config: "distributed_tracing: {type: grpc}", want: "distributed_tracing: not supported"},
 		"bad query":                {config: "plugins: {envoy_ext_authz_grpc: {query: 'data.'}}", want: "query"},
 		"http everywhere":          {config: "{}", change: func(s *Standalone) { s.HTTPListen = "0.0.0.0:1" }, want: "-http-listen"},
-		"not YAML":        {config: "a: [", want: "config.yaml"},
-		"descriptor":      {config: "plugins: {envoy_ext_authz_grpc: {proto-descriptor: /none.pb}}", want: "/none.pb"},
-		"bad descriptor":  {config: "plugins: {envoy_ext_authz_grpc: {proto-descriptor: " + policy + "}}", want: "file descriptor set"},
-		"no policy":       {config: "{}", change: func(s *Standalone) { s.Paths = nil }, want: "no policy"},
-		"missing policy":  {config: "{}", change: func(s *Standalone) { s.Paths = []string{dir + "/none.rego"} }, want: "none.rego"},
+		"not YAML":                 {config: "a: [", want: "config.yaml"},
+		"descriptor":               {config: "plugins: {envoy_ext_authz_grpc: {proto-descriptor: /none.pb}}", want: "/none.pb"},
+		"bad descriptor":           {config: "plugins: {envoy_ext_authz_grpc: {proto-descriptor: " + policy + "}}", want: "file descriptor set"},
+		"no policy":                {config: "{}", change: func(s *Standalone) { s.Paths = nil }, want: "no policy"},
+		"missing policy":           {config: "{}", change: func(s *Standalone) { s.Paths = []string{dir + "/none.rego"} }, want: "none.rego"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := &Standalone{ConfigFile: writeFile(t, t.TempDir()+"/config.yaml", c.config), Paths: []string{policy}}

@@ -16,12 +16,12 @@ import (
 // OPA's client writes headers of requests into those.
 type opaLogger struct{ log *slog.Logger }
 
-func (l opaLogger) Debug(string, ...any)                {}
-func (l opaLogger) Info(format string, a ...any)        { l.log.Info(text(format, a)) }  //nolint:sloglint // OPA's texts
-func (l opaLogger) Warn(format string, a ...any)        { l.log.Warn(text(format, a)) }  //nolint:sloglint // OPA's texts
-func (l opaLogger) Error(format string, a ...any)       { l.log.Error(text(format, a)) } //nolint:sloglint // OPA's texts
-func (l opaLogger) GetLevel() logging.Level             { return logging.Info }
-func (l opaLogger) SetLevel(logging.Level)              {}
+func (l opaLogger) Debug(string, ...any)          {}
+func (l opaLogger) Info(format string, a ...any)  { l.log.Info(text(format, a)) }  //nolint:sloglint // OPA's texts
+func (l opaLogger) Warn(format string, a ...any)  { l.log.Warn(text(format, a)) }  //nolint:sloglint // OPA's texts
+func (l opaLogger) Error(format string, a ...any) { l.log.Error(text(format, a)) } //nolint:sloglint // OPA's texts
+func (l opaLogger) GetLevel() logging.Level       { return logging.Info }
+func (l opaLogger) SetLevel(logging.Level)        {}
 func (l opaLogger) WithFields(f map[string]any) logging.Logger {
 	attrs := make([]any, 0, len(f))
 	for k, v := range f {

@@ -125,7 +125,7 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 		return nil, err
 	}
 	for name, g := range guards {
-		m.opa.Register(name, g)
+		m.registerGuard(name, g)
 	}
 	var again map[string]any
 	if err := json.Unmarshal(raw, &again); err != nil {
@@ -199,10 +199,17 @@ func (m *Manager) newOPA(raw []byte, hook *discovered) error {
 	if err != nil {
 		return err
 	}
-	hook.register = m.opa.Register
+	hook.register = m.registerGuard
 	m.opa.RegisterCompilerTrigger(func(storage.Transaction) { m.wake() })
 	m.opa.RegisterPluginStatusListener("writ", func(map[string]*plugins.Status) { m.wake() })
 	return nil
+}
+
+// registerGuard makes a guard known to OPA, in whose reports it is a plugin that
+// is in order.
+func (m *Manager) registerGuard(name string, g *guarded) {
+	m.opa.Register(name, g)
+	m.opa.UpdatePluginStatus(name, &plugins.Status{State: plugins.StateOK})
 }
 
 // load reads what is local, with the meaning that `opa run` gives arguments:
@@ -276,7 +283,7 @@ func (m *Manager) Run(ctx context.Context, state func(error)) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return ctx.Err()
 		case <-m.dirty:
 		}
 		m.watch()
@@ -335,4 +342,3 @@ func statusError(s *bundleplugin.Status) error {
 	}
 	return errors.New(strings.Join(strings.Fields(s.Message), " "))
 }
-

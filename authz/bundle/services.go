@@ -13,7 +13,6 @@ import (
 	"sync"
 
 	"github.com/open-policy-agent/opa/v1/config"
-	"github.com/open-policy-agent/opa/v1/plugins"
 	"github.com/open-policy-agent/opa/v1/plugins/rest"
 	"github.com/open-policy-agent/opa/v1/util"
 )
@@ -150,7 +149,7 @@ func newGuarded(service map[string]any, limits Limits) (*guarded, error) {
 // discovered puts guards into each configuration that discovery brings.
 type discovered struct {
 	limits   Limits
-	register func(name string, p plugins.Plugin)
+	register func(name string, g *guarded)
 	// boot are the services of the configuration file, found those of discovery.
 	boot, found map[string]*guarded
 }
