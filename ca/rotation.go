@@ -88,6 +88,8 @@ type keeper struct {
 
 	reportsMu sync.Mutex
 	reports   map[*report]struct{}
+	// uncounted: there is news of the reports since they were counted.
+	uncounted bool
 	// news has a token when the gate has to be looked at again.
 	news chan struct{}
 
@@ -181,6 +183,7 @@ func (k *keeper) settle(ctx context.Context, t *trust) error {
 	k.reportsMu.Lock()
 	k.reported()
 	k.reportsMu.Unlock()
+	k.count() // who reads the metrics now must not see how many had the bundle of before
 	k.note(t.state, nil, nil)
 	inUse := func(keyID string) bool { _, ok := t.state.Authority(keyID); return ok }
 	if err := root.Leftovers(k.dir, inUse); err != nil {
@@ -357,6 +360,7 @@ func (k *keeper) run(ctx context.Context) error {
 	var warned time.Time
 	for {
 		rest := gateRest
+		k.count()
 		if k.a.trusted().state.Rotation != nil {
 			began := time.Now()
 			k.step(ctx)
@@ -464,8 +468,23 @@ func (k *keeper) forget(r *report) {
 	k.reported()
 }
 
-// reported counts the reports and has the gate looked at. reportsMu is held.
+// reported has the reports counted and the gate looked at, by run: with thousands of
+// watchers, who all report when the bundle changes, to count at each report is far more
+// than to take it. reportsMu is held.
 func (k *keeper) reported() {
+	k.uncounted = true
+	k.wake()
+	k.others.news()
+}
+
+// count counts the reports for the metrics, if there is news of them.
+func (k *keeper) count() {
+	k.reportsMu.Lock()
+	defer k.reportsMu.Unlock()
+	if !k.uncounted {
+		return
+	}
+	k.uncounted = false
 	current, sequence := 0, k.a.trusted().state.Sequence
 	for r := range k.reports {
 		if k.a.rootsSequence(r.Acknowledged) >= sequence {
@@ -474,8 +493,6 @@ func (k *keeper) reported() {
 	}
 	k.a.metrics.acknowledged.WithLabelValues("true").Set(float64(current))
 	k.a.metrics.acknowledged.WithLabelValues("false").Set(float64(len(k.reports) - current))
-	k.wake()
-	k.others.news()
 }
 
 func (k *keeper) wake() {
