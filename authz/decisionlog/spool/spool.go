@@ -96,7 +96,9 @@ func Open(dir string, maxBytes int64) (*Spool, error) {
 }
 
 // name is "<class>-<sequence>-<records>.json.gz".
-func (b Batch) name() string { return fmt.Sprintf("%d-%016d-%d%s", b.Class, b.sequence, b.Records, suffix) }
+func (b Batch) name() string {
+	return fmt.Sprintf("%d-%016d-%d%s", b.Class, b.sequence, b.Records, suffix)
+}
 
 func parse(name string) (Batch, bool) {
 	parts := strings.Split(strings.TrimSuffix(name, suffix), "-")
