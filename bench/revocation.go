@@ -180,57 +180,49 @@ func revocationInMesh(ctx context.Context, o options) ([]row, error) {
 		return nil, err
 	}
 	defer m.down()
-	var live, fresh []time.Duration
+	var all refusals
 	for i := range revocationRounds {
 		ctx, cancel := context.WithTimeout(ctx, time.Minute)
-		a, b, err := m.revoke(ctx, o)
+		r, err := m.revoke(ctx, o)
 		cancel()
 		if err != nil {
 			return nil, fmt.Errorf("revocation %d: %w", i+1, err)
 		}
-		live, fresh = append(live, a...), append(fresh, b...)
+		all.add(r)
 	}
-	const goal = "goal p99 1 s"
-	return []row{
-		goalRow(fmt.Sprintf("revocation to refusal in %d Envoys, live connections", len(m.addresses)), live, goal),
-		goalRow(fmt.Sprintf("revocation to refusal in %d Envoys, new connections", len(m.addresses)), fresh, goal),
-	}, nil
+	return all.rows(len(m.addresses)), nil
 }
 
 // revoke revokes a certificate that has a live connection to each Envoy, by the command,
 // and gives when each Envoy refused it there and in a new connection.
-func (m *runningMesh) revoke(ctx context.Context, o options) (live, fresh []time.Duration, err error) {
+func (m *runningMesh) revoke(ctx context.Context, o options) (refusals, error) {
 	cert, serial, err := m.mint(ctx)
 	if err != nil {
-		return nil, nil, err
+		return refusals{}, err
 	}
 	var began time.Time
 	start := make(chan struct{})
 	ready := make(chan error, len(m.addresses))
-	live, fresh = make([]time.Duration, len(m.addresses)), make([]time.Duration, len(m.addresses))
+	live, fresh, lost := make([]time.Duration, len(m.addresses)), make([]time.Duration, len(m.addresses)), make([]bool, len(m.addresses))
 	errs := make([]error, 2*len(m.addresses))
 	var wg sync.WaitGroup
 	for i, address := range m.addresses {
 		open, anew := httpsClient(cert, false), httpsClient(cert, true)
 		defer open.CloseIdleConnections()
 		wg.Go(func() {
-			got, err := status(ctx, open, address)
+			got, _, err := status(ctx, open, address)
 			if err == nil && got != http.StatusOK {
 				err = fmt.Errorf("%s answers %d before", address, got)
 			}
 			ready <- err
 			<-start
-			// A connection that is gone is refused too: its client gets no other.
-			errs[2*i] = wait(ctx, address, func() (bool, string) {
-				got, err := status(ctx, open, address)
-				return err != nil && ctx.Err() == nil || got == http.StatusForbidden, fmt.Sprint("open connection: ", got, err)
-			})
+			lost[i], errs[2*i] = refusedThere(ctx, open, address)
 			live[i] = time.Since(began)
 		})
 		wg.Go(func() {
 			<-start
 			errs[2*i+1] = wait(ctx, address, func() (bool, string) {
-				got, err := status(ctx, anew, address)
+				got, _, err := status(ctx, anew, address)
 				return err != nil && ctx.Err() == nil, fmt.Sprint("new connection: ", got, err)
 			})
 			fresh[i] = time.Since(began)
@@ -248,27 +240,21 @@ func (m *runningMesh) revoke(ctx context.Context, o options) (live, fresh []time
 		}
 	}
 	wg.Wait()
-	return live, fresh, errors.Join(err, errors.Join(errs...))
+	r := refusals{fresh: fresh}
+	for i, took := range live {
+		if lost[i] {
+			r.lost = append(r.lost, took)
+		} else {
+			r.live = append(r.live, took)
+		}
+	}
+	return r, errors.Join(err, errors.Join(errs...))
 }
 
 func httpsClient(cert tls.Certificate, anew bool) *http.Client {
 	return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: anew, MaxConnsPerHost: 1, TLSClientConfig: &tls.Config{
 		Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}, InsecureSkipVerify: true, //nolint:gosec // what the server thinks of the client is measured
 	}}}
-}
-
-func status(ctx context.Context, c *http.Client, address string) (int, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+"/", http.NoBody)
-	if err != nil {
-		return 0, err
-	}
-	resp, err := c.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	_, err = io.Copy(io.Discard, resp.Body)
-	return resp.StatusCode, err
 }
 
 // wait asks every look until the answer is yes.
