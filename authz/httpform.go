@@ -155,10 +155,15 @@ func setHeaders(h http.Header, options []*corev3.HeaderValueOption) {
 		if strings.HasPrefix(name, ":") || slices.Contains([]string{"content-length", "transfer-encoding", "connection", "upgrade", "trailer"}, name) {
 			continue
 		}
-		if o.GetAppendAction() == corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD {
-			h.Add(name, o.GetHeader().GetValue())
-		} else {
-			h.Set(name, o.GetHeader().GetValue())
+		value := o.GetHeader().GetValue()
+		switch again := o.GetAppendAction() == corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD && h.Get(name) != ""; {
+		case again && name == "set-cookie":
+			h.Add(name, value)
+		case again:
+			// Of several lines Envoy would take the last.
+			h.Set(name, h.Get(name)+","+value)
+		default:
+			h.Set(name, value)
 		}
 	}
 }

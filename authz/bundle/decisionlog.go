@@ -29,7 +29,7 @@ type Decision struct {
 // Logs says whether decision logs are configured.
 func (m *Manager) Logs() bool { return logs.Lookup(m.opa) != nil }
 
-// Log hands a decision to OPA's plugin, which masks, drops, buffers and sends as
+// Log hands a decision without its credentials to OPA's plugin, which masks, drops, buffers and sends as
 // configured. Without decision_logs it does nothing.
 func (m *Manager) Log(ctx context.Context, d Decision) error {
 	plugin := logs.Lookup(m.opa)
@@ -46,7 +46,7 @@ func (m *Manager) Log(ctx context.Context, d Decision) error {
 		}
 	}
 	if d.Input != nil {
-		document := d.Input.Document()
+		document := redact(d.Input.Document(), m.redactor)
 		input, err := ast.JSON(document)
 		if err != nil {
 			return err

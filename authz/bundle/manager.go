@@ -23,6 +23,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/storage/inmem"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/writ-mesh/writ/authz/decisionlog"
 	"github.com/writ-mesh/writ/authz/rego"
 )
 
@@ -90,6 +91,7 @@ type Manager struct {
 	dirty chan struct{}
 	// configured is closed once the plugin's section is known.
 	configured chan struct{}
+	redactor   *decisionlog.Redactor
 	// watched is the plugin whose bundles are reported.
 	watched *bundleplugin.Plugin
 }
@@ -100,7 +102,7 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 	if o.Limits == (Limits{}) {
 		o.Limits = DefaultLimits()
 	}
-	m := &Manager{options: o, dirty: make(chan struct{}, 1), configured: make(chan struct{})}
+	m := &Manager{options: o, dirty: make(chan struct{}, 1), configured: make(chan struct{}), redactor: decisionlog.NewRedactor(nil, nil, nil)}
 	boot, err := m.bootConfig(o.Config)
 	if err != nil {
 		return nil, err

@@ -235,7 +235,7 @@ func TestFiles(t *testing.T) {
 func TestStatusAndDecisionLogs(t *testing.T) {
 	s := newServer(t)
 	files := policy(1)
-	files["mask.rego"] = "package envoy.log\nmask contains \"/input/attributes/request/http/headers/authorization\"\n"
+	files["mask.rego"] = "package envoy.log\nmask contains \"/input/attributes/request/http/headers/x-card\"\n"
 	s.set("/b.tar.gz", tarball(t, files))
 	config := strings.Replace(polled(s.URL, ""), "{", `{"labels": {"app": "shop"}, "status": {"service": "s"},
 		"decision_logs": {"service": "s", "console": true, "mask_decision": "/envoy/log/mask", "reporting": {"min_delay_seconds": 0, "max_delay_seconds": 1}}, `, 1)
@@ -245,7 +245,7 @@ func TestStatusAndDecisionLogs(t *testing.T) {
 	r := run(t, o)
 	r.decides(t, "1 1")
 	in, err := rego.NewInput(&authv3.CheckRequest{Attributes: &authv3.AttributeContext{Request: &authv3.AttributeContext_Request{
-		Http: &authv3.AttributeContext_HttpRequest{Path: "/x", Headers: map[string]string{"authorization": "secret", "x-user": "ann"}},
+		Http: &authv3.AttributeContext_HttpRequest{Path: "/x?access_token=secret", Headers: map[string]string{"authorization": "secret", "x-card": "secret", "x-user": "ann", ":path": "/x?access_token=secret"}},
 	}}}, rego.InputOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -276,7 +276,7 @@ func TestStatusAndDecisionLogs(t *testing.T) {
 		return nil
 	})
 	first, _ := json.Marshal(events[0])
-	for _, want := range []string{`"decision_id":"first"`, `"path":"envoy/authz/allow"`, `"result":true`, `"revision":"r1"`, `"x-user":"ann"`, `"app":"shop"`, `"erased":["/input/attributes/request/http/headers/authorization"]`} {
+	for _, want := range []string{`"decision_id":"first"`, `"path":"envoy/authz/allow"`, `"result":true`, `"revision":"r1"`, `"x-user":"ann"`, `"app":"shop"`, `"erased":["/input/attributes/request/http/headers/x-card"]`, `"authorization":"[redacted]"`, `"path":"/x?access_token=[redacted]`} {
 		if !bytes.Contains(first, []byte(want)) {
 			t.Errorf("%s is missing in %s", want, first)
 		}
