@@ -98,7 +98,7 @@ func (c *collector) ofProcess(ctx context.Context, caller Caller, want kinds) (*
 	before, berr := p.executable()
 	s := new(seen)
 	c.credentials(p, want, s)
-	c.executable(ctx, p, want, s)
+	c.executable(ctx, p, before, berr, want, s)
 	c.container(ctx, p, want, s)
 	// Still the same process, or this fails: p is bound to it.
 	after, aerr := p.executable()
@@ -129,16 +129,26 @@ func (c *collector) credentials(p *procDir, want kinds, s *seen) {
 	}
 }
 
-func (c *collector) executable(ctx context.Context, p *procDir, want kinds, s *seen) {
+// executable adds the facts of the file that the process executes, running; with
+// unknown that could not be told.
+func (c *collector) executable(ctx context.Context, p *procDir, running fileID, unknown error, want kinds, s *seen) {
 	if want.has(kindPath) {
-		if path, err := p.path(); err != nil {
+		path, err := "", unknown
+		if err == nil {
+			path, err = p.path(running)
+		}
+		if err != nil {
 			s.failed(kindPath, err)
 		} else {
 			s.facts = appendFact(s.facts, kindPath, path)
 		}
 	}
 	if want.has(kindSHA256) {
-		if sum, err := c.sums.of(ctx, p); err != nil {
+		sum, err := "", unknown
+		if err == nil {
+			sum, err = c.sums.of(ctx, p, running)
+		}
+		if err != nil {
 			s.failed(kindSHA256, err)
 			s.again = s.again || errors.Is(err, errFileChanged)
 		} else {

@@ -48,13 +48,9 @@ func (p *procDir) executable() (fileID, error) {
 // path is the absolute path of the executed file, as this agent sees it. Another
 // mount namespace can have any file under any name, and a file can be replaced
 // or deleted while it runs; so the path counts only if it leads, from here, to
-// the very file that is executed.
-func (p *procDir) path() (string, error) {
+// the very file that is executed, which is running.
+func (p *procDir) path(running fileID) (string, error) {
 	name, err := p.link("exe")
-	if err != nil {
-		return "", err
-	}
-	running, err := p.executable()
 	if err != nil {
 		return "", err
 	}
@@ -80,13 +76,10 @@ func newSums() *sums {
 	return &sums{slots: make(chan struct{}, hashers), known: make(map[fileID]string)}
 }
 
-// of gives the hash of what the process executes. The file is read through the
-// process's own link, so that it is the one that runs even if it was replaced.
-func (s *sums) of(ctx context.Context, p *procDir) (string, error) {
-	id, err := p.executable()
-	if err != nil {
-		return "", err
-	}
+// of gives the hash of what the process executes, which is id. The file is read
+// through the process's own link, so that it is the one that runs even if it was
+// replaced.
+func (s *sums) of(ctx context.Context, p *procDir, id fileID) (string, error) {
 	if sum, ok := s.get(id); ok {
 		return sum, nil
 	}

@@ -41,6 +41,7 @@ type index struct {
 	under   []*entry // by number, the first of those that stand under the fact
 	free    []uint32
 	byKind  map[fact.Kind]int // how many facts in use are of a kind
+	needed  kinds             // those with one, looked at for each caller
 	// listing has the ids that a full list has named so far, nil without one.
 	listing map[string]bool
 }
@@ -50,13 +51,7 @@ func newIndex() *index {
 }
 
 // needs are the kinds of the facts of all registrations.
-func (x *index) needs() kinds {
-	var out kinds
-	for k := range x.byKind {
-		out |= kindsOf(k)
-	}
-	return out
-}
+func (x *index) needs() kinds { return x.needed }
 
 // put adds or replaces a registration.
 func (x *index) put(r Registration) error {
@@ -98,6 +93,7 @@ func (x *index) use(f string, k fact.Kind) uint32 {
 		f = strings.Clone(f) // not part of a whole message
 		x.names[n], x.numbers[f] = f, n
 		x.byKind[k]++
+		x.needed |= kindsOf(k)
 	}
 	x.uses[n]++
 	return n
@@ -150,6 +146,7 @@ func (x *index) unuse(n uint32) {
 	}
 	if x.byKind[k]--; x.byKind[k] == 0 {
 		delete(x.byKind, k)
+		x.needed &^= kindsOf(k)
 	}
 }
 

@@ -30,8 +30,10 @@ func (p *procDir) ancestors() ([]string, error) {
 			child.close()
 		}
 		child = parent
-		if name, err := parent.path(); err == nil {
-			out = append(out, name)
+		if running, err := parent.executable(); err == nil {
+			if name, err := parent.path(running); err == nil {
+				out = append(out, name)
+			}
 		}
 	}
 	return out, nil
