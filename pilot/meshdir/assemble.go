@@ -147,6 +147,7 @@ func (a *assembler) lists() {
 	m.PeerAuthentications = typed[security.PeerAuthentication](a, "PeerAuthentication")
 	m.RequestAuthentications = typed[security.RequestAuthentication](a, "RequestAuthentication")
 	m.AuthorizationPolicies = typed[security.AuthorizationPolicy](a, "AuthorizationPolicy")
+	ruleLines(a.objects["AuthorizationPolicy"], m.AuthorizationPolicies)
 	m.Telemetries = typed[telemetry.Telemetry](a, "Telemetry")
 	for _, o := range a.objects["Secret"] {
 		m.Secrets[o.meta.Namespace+"/"+o.meta.Name] = secretOf(o)
@@ -170,6 +171,19 @@ func typed[Spec any](a *assembler, kind string) []*model.Object[Spec] {
 		out = append(out, &model.Object[Spec]{Meta: o.meta, Spec: o.spec.(*Spec)})
 	}
 	return out
+}
+
+// ruleLines notes where the rules of policies begin.
+func ruleLines(objects []*object, policies []*model.AuthorizationPolicy) {
+	for i, p := range policies {
+		for n := range p.Spec.Rules {
+			line := 0
+			if at := locate(objects[i].root, index("spec.rules", n)); at != nil {
+				line = at.Line
+			}
+			p.RuleLines = append(p.RuleLines, line)
+		}
+	}
 }
 
 // defaultVisibility writes MeshConfig's defaults into the objects that do not

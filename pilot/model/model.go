@@ -10,6 +10,8 @@ import (
 	networking "istio.io/api/networking/v1alpha3"
 	security "istio.io/api/security/v1beta1"
 	telemetry "istio.io/api/telemetry/v1alpha1"
+
+	"github.com/writ-mesh/writ/internal/regoform"
 )
 
 // Ref names an object and the place where it was written.
@@ -40,6 +42,9 @@ type Meta struct {
 	Ref
 	Labels      map[string]string
 	Annotations map[string]string
+	// RuleLines are the lines of File in which the rules of an AuthorizationPolicy
+	// begin, 0 where that is not known.
+	RuleLines []int
 	// Created is metadata.creationTimestamp, the zero time if not given. Where
 	// Istio lets the oldest object win, so does Writ, then the smaller name.
 	Created time.Time
@@ -349,6 +354,12 @@ type RegoPolicy struct {
 	// FailOpen is whenUnavailable: Allow.
 	FailOpen bool
 	Observe  bool
+	// Form is what is known of the policy without evaluating it; nil if nobody looked.
+	Form *regoform.Policy
+	// ModuleFile and ModuleLine tell where the module stands: its line n is that line
+	// plus n. ModuleLine is negative where a line of the module has none of its own.
+	ModuleFile string
+	ModuleLine int
 }
 
 // QuotaPolicy is our kind of that name.

@@ -64,6 +64,8 @@ type inbound struct {
 	// many requests that the program is what takes the time.
 	direct bool
 	tcp    *TCP
+	// port is that of the listener "plain", for rules that name it; 0 is any.
+	port uint32
 }
 
 // start runs Envoy with the listeners "plain" and "mtls" for each of the given
@@ -214,13 +216,14 @@ func bootstrap(t testing.TB, p *proxy, inbounds map[string]inbound, clusters []*
 			add(in.tcp.Clusters)
 		}
 		for _, kind := range []string{"plain", "mtls"} {
-			chain := &listenerv3.FilterChain{Filters: filters}
+			chain, port := &listenerv3.FilterChain{Filters: filters}, in.port
 			if kind == "mtls" {
+				port = 0
 				chain.TransportSocket = envoy.TransportSocket(p.authority.server(t))
 			}
 			static.Listeners = append(static.Listeners, &listenerv3.Listener{
 				Name:    name + "." + kind,
-				Address: envoy.SocketAddress("127.0.0.1", 0), FilterChains: []*listenerv3.FilterChain{chain},
+				Address: envoy.SocketAddress("127.0.0.1", port), FilterChains: []*listenerv3.FilterChain{chain},
 				// The SNI that rules see comes from here.
 				ListenerFilters: []*listenerv3.ListenerFilter{{
 					Name:       "tls_inspector",

@@ -31,6 +31,8 @@ type Var struct {
 	tests                  []test
 	cells                  []cell
 	sets                   []Set // of the tests
+	// automaton has the tests of a text.
+	automaton *automaton
 }
 
 type test struct {
@@ -144,7 +146,11 @@ func (v *Var) split() error {
 		for _, t := range v.tests {
 			expressions = append(expressions, t.expression)
 		}
-		cells, err := textCells(expressions)
+		var err error
+		if v.automaton, err = newAutomaton(expressions); err != nil {
+			return err
+		}
+		cells, err := v.automaton.cells()
 		if err != nil {
 			return err
 		}
@@ -209,18 +215,10 @@ func (v *Var) addLists() error {
 }
 
 // Locate gives the cell of one value.
-func (v *Var) Locate(value string) (Set, error) {
+func (v *Var) Locate(value string) (Set, error) { return v.LocateList([]string{value}) }
+
+func (v *Var) cellOf(truth Set, value string) (Set, error) {
 	out := newSet(len(v.cells))
-	truth := newSet(len(v.tests))
-	for i, t := range v.tests {
-		holds, err := t.holds(value)
-		if err != nil {
-			return nil, err
-		}
-		if holds {
-			truth.add(i)
-		}
-	}
 	for i, c := range v.cells {
 		if !c.absent && c.truth.equal(truth) {
 			out.add(i)
@@ -228,22 +226,6 @@ func (v *Var) Locate(value string) (Set, error) {
 		}
 	}
 	return nil, fmt.Errorf("%s: %q cannot be", v.name, value)
-}
-
-func (t test) holds(value string) (bool, error) {
-	if t.block.IsValid() {
-		a, err := netip.ParseAddr(value)
-		return err == nil && t.block.Contains(a), err
-	}
-	a, err := newAutomaton([]string{t.expression})
-	if err != nil {
-		return false, err
-	}
-	at := a.closure(a.starts)
-	for _, r := range value {
-		at = a.step(at, r)
-	}
-	return a.accepted(at).has(0), nil
 }
 
 // Describe tells a set of cells by the tests, as shortly as it finds; "" for all.
@@ -344,3 +326,35 @@ func (v *Var) Example(s Set) (string, bool) {
 
 // Name is that under which the variable was made.
 func (v *Var) Name() string { return v.name }
+
+// LocateList gives the cell of a list of values.
+func (v *Var) LocateList(values []string) (Set, error) {
+	truth := newSet(len(v.tests))
+	for _, value := range values {
+		holds, err := v.truth(value)
+		if err != nil {
+			return nil, err
+		}
+		truth = truth.Or(holds)
+	}
+	return v.cellOf(truth, strings.Join(values, ","))
+}
+
+// truth gives the tests that hold of one value.
+func (v *Var) truth(value string) (Set, error) {
+	if v.address {
+		a, err := netip.ParseAddr(value)
+		out := newSet(len(v.tests))
+		for i, t := range v.tests {
+			if t.block.Contains(a) {
+				out.add(i)
+			}
+		}
+		return out, err
+	}
+	at := v.automaton.closure(v.automaton.starts)
+	for _, r := range value {
+		at = v.automaton.step(at, r)
+	}
+	return v.automaton.accepted(at), nil
+}

@@ -16,18 +16,14 @@ var errTooLarge = errors.New("too many cases to tell them apart exactly")
 // some hundred bytes each.
 const maxStates = 200_000
 
-// textCells finds the non-empty combinations of the expressions: for each the set
+// cells finds the non-empty combinations of the expressions: for each the set
 // of those that match, and a shortest text.
 //
 // All expressions run side by side as one automaton, whose states are the sets of
 // places at which they can be. Two texts that lead to the same state are told apart
 // by no expression, whatever follows; the walk over all states therefore meets every
 // combination there is.
-func textCells(expressions []string) ([]cell, error) {
-	a, err := newAutomaton(expressions)
-	if err != nil {
-		return nil, err
-	}
+func (a *automaton) cells() ([]cell, error) {
 	classes := a.classes()
 	type visited struct {
 		places []uint32
@@ -97,6 +93,12 @@ func newAutomaton(expressions []string) (*automaton, error) {
 		a.starts = append(a.starts, offset+uint32(prog.Start))
 	}
 	return a, nil
+}
+
+// Check says what of an expression is not looked into, nil if nothing is.
+func Check(expression string) error {
+	_, err := newAutomaton([]string{expression})
+	return err
 }
 
 // closure follows what reads nothing, and keeps the places that read or match.

@@ -1,0 +1,38 @@
+package explain
+
+import (
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	security "istio.io/api/security/v1beta1"
+
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// Deciders answer what other services of the mesh decide.
+type Deciders struct {
+	// Find gives the tokens of a request at the places where a rule looks, given its
+	// headers (names in lower case) and its path with the query.
+	Find func(rule *security.JWTRule, headers map[string]string, path string) []string
+	// Verify verifies a token by a rule's inline keys at a time.
+	Verify func(raw string, rule *security.JWTRule, now time.Time) Verified
+	// Rego decides a check by one policy.
+	Rego func(policy *model.RegoPolicy, check *authv3.CheckRequest, issuer string, claims map[string]any) (allowed bool, reason string, err error)
+	// Where says where a RegoPolicy of a proxy is decided, and why there; nil: in authz.
+	Where func(proxy *model.Proxy, policy *model.RegoPolicy) (runs, why string)
+	// Now is the time of the request.
+	Now time.Time
+}
+
+// Verified is what a rule makes of a token.
+type Verified struct {
+	// Claims are the payload, nil if the token is refused.
+	Claims map[string]any
+	// Reason is why it is refused, or why that cannot be told.
+	Reason string
+	// Unknown says that only who has the keys can tell; Claims are then what the token
+	// says about itself.
+	Unknown bool
+	// WrongAudience is the one reason that is answered with 403, not 401.
+	WrongAudience bool
+}

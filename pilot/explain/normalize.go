@@ -1,0 +1,83 @@
+package explain
+
+import (
+	"strings"
+
+	meshv1 "istio.io/api/mesh/v1alpha1"
+
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// normalize gives the path as every filter of the Envoy sees it, and false for one
+// that Envoy refuses with 400. What is done is MeshConfig's pathNormalization
+// (https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/). A query is
+// kept as it is.
+func normalize(m *model.Mesh, path string) (string, bool) {
+	path, query, more := strings.Cut(path, "?")
+	mode := m.Config.GetPathNormalization().GetNormalization()
+	if mode != meshv1.MeshConfig_ProxyPathNormalization_NONE {
+		path = unescape(path, func(c byte) bool { return unreserved(c) })
+		if mode == meshv1.MeshConfig_ProxyPathNormalization_DECODE_AND_MERGE_SLASHES {
+			path = unescape(path, func(c byte) bool { return c == '/' || c == '\\' })
+		}
+		path = strings.ReplaceAll(path, `\`, "/")
+		if !strings.HasPrefix(path, "/") {
+			return "", false
+		}
+		path = withoutDots(path)
+		if mode == meshv1.MeshConfig_ProxyPathNormalization_MERGE_SLASHES || mode == meshv1.MeshConfig_ProxyPathNormalization_DECODE_AND_MERGE_SLASHES {
+			for strings.Contains(path, "//") {
+				path = strings.ReplaceAll(path, "//", "/")
+			}
+		}
+	}
+	if more {
+		path += "?" + query
+	}
+	return path, true
+}
+
+// unreserved characters (RFC 3986 section 2.3) mean the same with and without
+// percent-encoding.
+func unreserved(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-._~", c) >= 0
+}
+
+func unescape(path string, which func(byte) bool) string {
+	var out strings.Builder
+	for i := 0; i < len(path); i++ {
+		if path[i] == '%' && i+2 < len(path) {
+			high, low := unhex(path[i+1]), unhex(path[i+2])
+			if high >= 0 && low >= 0 && which(byte(high<<4|low)) {
+				out.WriteByte(byte(high<<4 | low))
+				i += 2
+				continue
+			}
+		}
+		out.WriteByte(path[i])
+	}
+	return out.String()
+}
+
+func unhex(c byte) int { return strings.IndexByte("0123456789abcdef", c|0x20) }
+
+// withoutDots takes the segments . and .. out (RFC 3986 section 5.2.4).
+func withoutDots(path string) string {
+	segments := strings.Split(path[1:], "/")
+	var out []string
+	for i, s := range segments {
+		last := i == len(segments)-1
+		switch s {
+		case ".", "..":
+			if s == ".." && len(out) > 0 {
+				out = out[:len(out)-1]
+			}
+			if last {
+				out = append(out, "")
+			}
+		default:
+			out = append(out, s)
+		}
+	}
+	return "/" + strings.Join(out, "/")
+}

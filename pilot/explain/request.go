@@ -1,0 +1,277 @@
+package explain
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/writ-mesh/writ/pilot/model"
+	"github.com/writ-mesh/writ/pilot/security/eval"
+)
+
+// The results of steps that decide nothing.
+const (
+	noPolicy   = "no policy"
+	recorded   = "recorded"
+	notDecided = "not decided"
+)
+
+// Where things run.
+const (
+	inAuthz     = "authz"
+	inRateLimit = "ratelimit"
+)
+
+// Request tells what becomes of one request. The error says what in the question is
+// not of this mesh.
+func Request(m *model.Mesh, q Question, d Deciders) (*Answer, error) {
+	from, err := findCaller(m, q.From)
+	if err != nil {
+		return nil, err
+	}
+	targets, err := findTargets(m, &q, from.namespace)
+	if err != nil {
+		return nil, err
+	}
+	out := &Answer{Question: q, From: from.principal}
+	for _, t := range targets {
+		l := &life{m: m, d: d, q: q, from: from, to: t, policies: eval.Select(m, t.proxy)}
+		if err := l.run(); err != nil {
+			return nil, err
+		}
+		out.Targets = append(out.Targets, l.target())
+	}
+	return out, nil
+}
+
+// life is a request on its way through the Envoy of one workload.
+type life struct {
+	m        *model.Mesh
+	d        Deciders
+	q        Question
+	from     caller
+	to       target
+	policies eval.Policies
+
+	// r is the request as the filters see it at this point, path with the query.
+	r    eval.Request
+	path string
+	// issuer is that of the accepted token.
+	issuer string
+
+	steps []Step
+	near  []Near
+	// decided is the step that refused, nil as long as none did.
+	decided *Step
+	status  int
+	// depends says that somebody else has a say in what was not refused.
+	depends bool
+	// by is the rule that let the request pass.
+	by, at string
+}
+
+func (l *life) envoy() string {
+	return "Envoy of " + l.to.proxy.Namespace + "/" + workloadOf(l.to.proxy)
+}
+
+func (l *life) target() Target {
+	t := Target{
+		Workload: l.to.proxy.Namespace + "/" + workloadOf(l.to.proxy), Port: l.to.port.Port,
+		Decision: Allowed, By: l.by, At: l.at, Steps: l.steps, Near: l.near,
+	}
+	switch {
+	case l.decided != nil:
+		t.Decision, t.Status, t.By, t.At = Refused, l.status, l.decided.By, l.decided.At
+	case l.depends:
+		t.Decision = Depends
+	}
+	return t
+}
+
+// refuse ends the life. A connection is closed without a status.
+func (l *life) refuse(s Step, status int) {
+	s.Result = Refused
+	l.steps = append(l.steps, s)
+	if l.decided != nil {
+		return
+	}
+	l.decided = &l.steps[len(l.steps)-1]
+	if !l.r.TCP {
+		l.status = status
+	}
+}
+
+func (l *life) pass(s Step) { l.steps = append(l.steps, s) }
+
+func (l *life) run() error {
+	l.arrive()
+	for _, step := range []func() error{l.peer, l.custom, l.token, l.audit, l.lists, l.deny, l.allow, l.rego, l.quota} {
+		if l.decided != nil {
+			return nil
+		}
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// arrive makes the request that the Envoy receives.
+func (l *life) arrive() {
+	q := l.q
+	l.r = eval.Request{
+		TCP: !l.to.port.Protocol.IsHTTP(), Principal: l.from.principal, Source: q.SourceIP, SNI: q.SNI,
+		Destination: l.to.proxy.Address, DestinationPort: l.to.port.Port, Headers: map[string]string{},
+	}
+	if !l.r.Source.IsValid() {
+		l.r.Source = l.from.address
+	}
+	l.r.Remote = l.r.Source
+	if l.r.TCP {
+		return
+	}
+	l.r.Method, l.path, l.r.Host = q.Method, q.Path, q.Host
+	if l.r.Method == "" {
+		l.r.Method = "GET"
+	}
+	if l.path == "" {
+		l.path = "/"
+	}
+	if l.r.Host == "" {
+		l.r.Host = l.to.host
+	}
+	maps.Copy(l.r.Headers, q.Headers)
+	l.remote()
+	l.place()
+}
+
+// remote is the client as X-Forwarded-For tells it to a sidecar: the last address in it.
+func (l *life) remote() {
+	all := strings.Split(l.r.Headers["x-forwarded-for"], ",")
+	if a, err := netip.ParseAddr(strings.TrimSpace(all[len(all)-1])); err == nil && l.to.proxy.Type == model.SidecarProxy {
+		l.r.Remote = a
+	}
+}
+
+// place puts the token where the workload looks for one.
+func (l *life) place() {
+	if l.q.Token == "" {
+		return
+	}
+	rules := l.jwtRules()
+	if len(rules) > 0 {
+		switch r := rules[0].rule; {
+		case len(r.GetFromHeaders()) > 0:
+			h := r.GetFromHeaders()[0]
+			l.r.Headers[strings.ToLower(h.GetName())] = h.GetPrefix() + l.q.Token
+			return
+		case len(r.GetFromParams()) > 0:
+			mark := "?"
+			if strings.Contains(l.path, "?") {
+				mark = "&"
+			}
+			l.path += mark + r.GetFromParams()[0] + "=" + l.q.Token
+			return
+		case len(r.GetFromCookies()) > 0:
+			l.r.Headers["cookie"] = r.GetFromCookies()[0] + "=" + l.q.Token
+			return
+		}
+	}
+	l.r.Headers["authorization"] = "Bearer " + l.q.Token
+}
+
+// peer is mutual TLS and, with it, who the caller is; then the path as all filters see it.
+func (l *life) peer() error {
+	s := Step{Name: "PeerAuthentication", Runs: l.envoy(), Result: Allowed}
+	if l.to.proxy.Type == model.GatewayProxy {
+		s.Result, s.Detail = noPolicy, "a gateway takes callers as the tls of its Gateway says; it calls on as "+principalOf(l.m, l.to.proxy)
+		l.pass(s)
+		return l.normal()
+	}
+	mode, ref := l.peerMode()
+	s.By, s.At = ref.ID(), place(ref)
+	if ref.Kind == "" {
+		s.By = "no PeerAuthentication: PERMISSIVE"
+	}
+	td, _, _ := strings.Cut(l.r.Principal, "/")
+	domains := l.domains()
+	switch {
+	case mode == model.Disable:
+		s.Detail = "DISABLE: plain text, in which nobody has an identity"
+		l.r.Principal, l.r.SNI = "", ""
+	case l.r.Principal == "" && mode == model.Strict:
+		s.Detail = "STRICT: a connection without a certificate of the mesh is closed"
+		l.refuse(s, 0)
+		l.status = 0
+		return nil
+	case l.r.Principal == "":
+		s.Detail = "PERMISSIVE takes plain text; the caller has no identity"
+	case !slices.Contains(domains.Own, td) && !slices.Contains(domains.Federated, td):
+		s.By, s.At, s.Detail = "trust domain", "", "no root of this mesh vouches for "+td+": the connection is closed"
+		l.refuse(s, 0)
+		l.status = 0
+		return nil
+	default:
+		s.Detail = mode.String() + ": the caller is " + l.r.Principal
+	}
+	l.pass(s)
+	return l.normal()
+}
+
+func (l *life) normal() error {
+	if l.r.TCP {
+		return nil
+	}
+	path, ok := normalize(l.m, l.path)
+	if !ok {
+		l.refuse(Step{Name: "path", Runs: l.envoy(), By: "path normalization", Detail: "the path does not begin with /"}, 400)
+		return nil
+	}
+	if path != l.path {
+		l.pass(Step{Name: "path", Runs: l.envoy(), Result: Allowed, Detail: "every filter sees " + path})
+	}
+	l.path = path
+	l.r.Path, _, _ = strings.Cut(path, "?")
+	return nil
+}
+
+// peerMode is the effective mode of the port, and the object that set it.
+func (l *life) peerMode() (model.PeerMode, model.Ref) {
+	p := l.to.proxy
+	mode := model.NewPeerModes(l.m).Of(p.Namespace, p.Labels, l.to.port.Port)
+	// Without which object would it be another, or unset? The nearest that says it.
+	var ref model.Ref
+	for _, pa := range l.m.PeerAuthentications {
+		selector := pa.Spec.GetSelector().GetMatchLabels()
+		own := pa.Namespace == p.Namespace && model.SelectorMatches(selector, p.Labels) && (len(selector) == 0 || pa.Namespace != l.m.RootNamespace)
+		root := pa.Namespace == l.m.RootNamespace && len(selector) == 0
+		if !own && !root {
+			continue
+		}
+		alone := model.NewPeerModes(&model.Mesh{RootNamespace: l.m.RootNamespace, PeerAuthentications: []*model.PeerAuthentication{pa}})
+		says := alone.Of(p.Namespace, p.Labels, l.to.port.Port)
+		nearer := ref.Kind == "" || own && (len(selector) > 0 || ref.Namespace != p.Namespace)
+		if says == mode && (nearer) && (mode != model.Permissive || pa.Spec.GetMtls().GetMode() != 0 || len(pa.Spec.GetPortLevelMtls()) > 0) {
+			ref = pa.Ref
+		}
+	}
+	return mode, ref
+}
+
+func (l *life) domains() eval.Domains { return domainsOf(l.m) }
+
+func domainsOf(m *model.Mesh) eval.Domains {
+	return eval.Domains{Own: append([]string{m.TrustDomain}, m.TrustDomainAliases...), Federated: m.FederatedDomains}
+}
+
+// quota names the quotas that count the request; what is left of them only ratelimit knows.
+func (l *life) quota() error {
+	if l.r.TCP {
+		return nil
+	}
+	for _, q := range l.policies.Quota {
+		l.pass(Step{Name: "QuotaPolicy", Result: notDecided, Runs: inRateLimit, By: q.ID(), At: place(q.Ref), Detail: "counts the request; refuses with 429 when it is used up"})
+	}
+	return nil
+}
