@@ -18,6 +18,7 @@ func Adopt(ctx context.Context, compiler *ast.Compiler, data ast.Object, query s
 	if err != nil {
 		return nil, err
 	}
+	limitBuiltins()
 	store := inmem.NewFromASTObject(data)
 	prepared, err := oparego.New(
 		oparego.ParsedQuery(body),

@@ -1,11 +1,14 @@
 package rego
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/loader"
@@ -36,7 +39,14 @@ type Options struct {
 	// Undefined accepts a query that names no rule and no data. It always
 	// denies, so it is only for callers whose users expect that to start.
 	Undefined bool
+	// Memory is by how many bytes the heap may grow while an evaluation runs that
+	// takes long; then that is cancelled. Zero is DefaultMemory, less is no bound.
+	Memory int64
 }
+
+// DefaultMemory is the default of Options.Memory, in bytes: far more than a decision
+// takes, far less than a machine has.
+const DefaultMemory = 256 << 20
 
 // networkBuiltins reach out of the process.
 var networkBuiltins = []string{"http.send", "net.lookup_ip_addr"}
@@ -49,6 +59,14 @@ type Program struct {
 	txn    storage.Transaction
 	values cache.InterQueryValueCache
 	web    cache.InterQueryCache
+	// id is another one for each program: nothing that was kept for one is found for
+	// another.
+	id     [16]byte
+	reads  *reads
+	impure string
+	memory int64
+	// stuck counts evaluations that have not ended though they were cancelled.
+	stuck atomic.Int64
 }
 
 // Compile parses and compiles a policy and prepares its query, for example
@@ -57,6 +75,7 @@ func Compile(ctx context.Context, src Source, query string, o Options) (*Program
 	if strings.TrimSpace(query) == "" {
 		return nil, errors.New("query: missing")
 	}
+	limitBuiltins()
 	body, err := ast.ParseBody(query)
 	if err != nil {
 		return nil, fmt.Errorf("query %q: %w", query, oneLine(err))
@@ -81,18 +100,31 @@ func Compile(ctx context.Context, src Source, query string, o Options) (*Program
 	if err := store.Commit(ctx, load); err != nil {
 		return nil, fmt.Errorf("load the policy's data: %w", err)
 	}
+	return newProgram(ctx, prepared, compiler, store, body, o)
+}
+
+// newProgram completes a program. Nothing writes to store from now on.
+func newProgram(ctx context.Context, prepared oparego.PreparedEvalQuery, compiler *ast.Compiler, store storage.Store, query ast.Body, o Options) (*Program, error) {
 	p := &Program{
 		prepared: prepared,
 		values:   cache.NewInterQueryValueCache(ctx, nil),
+		memory:   cmp.Or(o.Memory, DefaultMemory),
 	}
+	_, _ = rand.Read(p.id[:]) // never fails
+	found := analyze(compiler, query)
+	if found.grows != nil {
+		return nil, found.grows
+	}
+	p.reads, p.impure = found.reads, found.impure
 	if o.Network {
 		p.web = cache.NewInterQueryCache(nil)
 	}
+	var err error
 	if p.txn, err = store.NewTransaction(ctx); err != nil {
 		return nil, fmt.Errorf("open the policy's data: %w", err)
 	}
 	if !o.Undefined {
-		if err := p.defined(ctx, compiler, store, body); err != nil {
+		if err := p.defined(ctx, compiler, store, query); err != nil {
 			return nil, err
 		}
 	}

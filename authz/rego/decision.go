@@ -39,6 +39,22 @@ type Decision struct {
 	RemoveQuery []string
 	// Reason ("reason") is a sentence for logs and the client.
 	Reason string
+	// object is the object form as the policy gave it.
+	object map[string]any
+	// size is that of the result in bytes of text; 0 for a boolean.
+	size int
+}
+
+// Size is about how many bytes a decision holds in memory, with what it refers to.
+func (d Decision) Size() int { return 512 + 6*d.size }
+
+// Result is the policy's result as it was, in JSON's types, for OPA's decision
+// log. It is shared: read it only.
+func (d Decision) Result() any {
+	if d.Structured {
+		return d.object
+	}
+	return d.Allowed
 }
 
 // FormError says that a policy's result is no decision.
@@ -70,7 +86,7 @@ func readObject(m map[string]any) (Decision, error) {
 	if !ok {
 		return Decision{}, formError(`"allowed" is %s instead of a boolean`, kindOf(v))
 	}
-	d := Decision{Allowed: allowed, Structured: true}
+	d := Decision{Allowed: allowed, Structured: true, object: m}
 	for key, read := range map[string]func(any) error{
 		"headers":                    func(v any) (err error) { d.Headers, err = readHeaders(v); return },
 		"response_headers_to_add":    func(v any) (err error) { d.ResponseHeaders, err = readHeaders(v); return },

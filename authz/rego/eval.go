@@ -17,8 +17,23 @@ import (
 var (
 	// ErrUndefined: no rule gave a value.
 	ErrUndefined = errors.New("undefined decision")
-	// errTimeout: the policy did not come to an end within its limit.
-	errTimeout = errors.New("evaluation took too long")
+	// ErrTimeout: the policy did not come to an end within its limit.
+	ErrTimeout = errors.New("evaluation took too long")
+	// ErrMemory: memory ran short during the evaluation, see Options.Memory.
+	ErrMemory = errors.New("evaluation took too much memory")
+	// ErrStuck: too many evaluations of the policy that were cancelled have not ended.
+	ErrStuck = errors.New("evaluations of the policy do not end")
+)
+
+const (
+	// grace is how long an evaluation may take to notice that it is cancelled before
+	// Eval returns without it.
+	grace = 50 * time.Millisecond
+	// maxStuck bounds the evaluations of one program that go on after Eval returned:
+	// each is inside of a built-in function and holds a processor.
+	maxStuck = 4
+	// maxResult bounds a decision in bytes of text. What goes to an Envoy has far less.
+	maxResult = 1 << 20
 )
 
 // PanicError is a panic inside of the evaluation. Its text names the value
@@ -30,19 +45,20 @@ type PanicError struct {
 
 func (e *PanicError) Error() string { return fmt.Sprintf("evaluation panicked: %v", e.Value) }
 
-// Eval decides a request. An error is ErrUndefined, a time-out, a
-// *PanicError, a *FormError, or Rego's own; all of them mean denial. A limit of
+// Eval decides a request. An error is ErrUndefined, ErrTimeout, ErrMemory, ErrStuck,
+// a *PanicError, a *FormError, or Rego's own; all of them mean denial. A limit of
 // zero or less is no limit beyond ctx.
-func (p *Program) Eval(ctx context.Context, in *Input, limit time.Duration) (d Decision, err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			d, err = Decision{}, &PanicError{Value: v, Stack: debug.Stack()}
-		}
-	}()
+func (p *Program) Eval(ctx context.Context, in *Input, limit time.Duration) (Decision, error) {
 	if ctx.Err() != nil {
-		return Decision{}, errTimeout
+		return Decision{}, ErrTimeout
 	}
-	cancel := topdown.NewCancel()
+	if p.stuck.Load() >= maxStuck {
+		return Decision{}, ErrStuck
+	}
+	doc, err := in.document(p.reads)
+	if err != nil {
+		return Decision{}, &InputError{err}
+	}
 	// A timer costs less than the goroutine for each query that watches ctx
 	// otherwise. ctx's own deadline is in limit already; its cancellation (the
 	// caller went away) does not hurry an evaluation that is bounded anyway.
@@ -51,21 +67,63 @@ func (p *Program) Eval(ctx context.Context, in *Input, limit time.Duration) (d D
 			limit = left
 		}
 	}
-	if limit > 0 {
-		t := time.AfterFunc(limit, cancel.Cancel)
-		defer t.Stop()
+	w := newWatch(limit, p.memory)
+	defer w.stop()
+	return p.run(w, func() (Decision, error) { return p.eval(ctx, doc, w) })
+}
+
+// run evaluates on a goroutine of its own, so that an evaluation that does not end
+// holds no request.
+func (p *Program) run(w *watch, eval func() (Decision, error)) (Decision, error) {
+	done := make(chan result, 1)
+	go func() {
+		growStack()
+		var r result
+		r.decision, r.err = eval()
+		if w.ended() {
+			p.stuck.Add(-1)
+		}
+		done <- r
+	}()
+	select {
+	case r := <-done:
+		return r.decision, r.err
+	case <-w.overdue:
+		if w.abandon(&p.stuck) {
+			return Decision{}, w.reason()
+		}
+		r := <-done
+		return r.decision, r.err
 	}
+}
+
+type result struct {
+	decision Decision
+	err      error
+}
+
+// growStack makes the stack of a new goroutine large enough for most policies in one
+// step, where it would be copied four times otherwise.
+//
+//go:noinline
+func growStack() byte {
+	var frame [24 << 10]byte
+	return frame[len(frame)-1]
+}
+
+func (p *Program) eval(ctx context.Context, doc ast.Value, w *watch) (d Decision, err error) {
+	defer recovered(&d, &err)
 	rs, err := p.prepared.Eval(ctx,
-		oparego.EvalParsedInput(in.value),
+		oparego.EvalParsedInput(doc),
 		oparego.EvalTransaction(p.txn),
 		oparego.EvalMetrics(metrics.NoOp()),
-		oparego.EvalExternalCancel(cancel),
+		oparego.EvalExternalCancel(w.cancel),
 		oparego.EvalInterQueryBuiltinCache(p.web),
 		oparego.EvalInterQueryBuiltinValueCache(p.values),
 		oparego.EvalGenerateJSON(keepTerm))
 	switch {
 	case err != nil && (topdown.IsCancel(err) || errors.Is(err, context.DeadlineExceeded)):
-		return Decision{}, errTimeout
+		return Decision{}, w.reason()
 	case err != nil:
 		return Decision{}, oneLine(err)
 	case len(rs) == 0:
@@ -74,6 +132,13 @@ func (p *Program) Eval(ctx context.Context, in *Input, limit time.Duration) (d D
 		return Decision{}, formError("the query has %d results instead of one", len(rs))
 	}
 	return decisionOf(rs[0].Expressions[0].Value)
+}
+
+// recovered makes an error of a panic. It is deferred.
+func recovered(d *Decision, err *error) {
+	if v := recover(); v != nil {
+		*d, *err = Decision{}, &PanicError{Value: v, Stack: debug.Stack()}
+	}
 }
 
 // keepTerm leaves the result as it is: most decisions are a boolean, which
@@ -88,9 +153,15 @@ func decisionOf(v any) (Decision, error) {
 	if b, ok := term.Value.(ast.Boolean); ok {
 		return Decision{Allowed: bool(b)}, nil
 	}
+	left := maxResult
+	if !fits(term.Value, &left) {
+		return Decision{}, formError("it has more than %d bytes", maxResult)
+	}
 	x, err := ast.JSON(term.Value)
 	if err != nil {
 		return Decision{}, formError("%v", err)
 	}
-	return readDecision(x)
+	d, err := readDecision(x)
+	d.size = maxResult - left
+	return d, err
 }

@@ -4,15 +4,50 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/open-policy-agent/opa/v1/ast"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// Input is the input document of one request.
-type Input struct{ value ast.Value }
+// Input is the input document of one request. A policy gets the part of it that
+// it reads, which is made when it is needed: most look at five values of a hundred.
+// It is for one goroutine at a time.
+type Input struct {
+	req     *authv3.CheckRequest
+	options InputOptions
+	// What had to be parsed to know that the request is well formed.
+	path      []string
+	query     url.Values
+	body      ast.Value
+	truncated bool
+	claims    ast.Value
+	// made is the document for the reads made last.
+	made    ast.Value
+	madeFor *reads
+}
+
+// Document is the whole input document, for OPA's decision log. Read it only. It is
+// null if a token's payload is not JSON.
+func (in *Input) Document() ast.Value {
+	v, err := in.document(everything)
+	if err != nil {
+		return ast.NullValue
+	}
+	return v
+}
+
+// Expires is when a token ends that the document is about, zero for never.
+func (in *Input) Expires() time.Time {
+	if in.options.Token == nil {
+		return time.Time{}
+	}
+	return in.options.Token.Expires
+}
 
 // InputOptions change how the input document is made.
 type InputOptions struct {
@@ -29,8 +64,12 @@ type InputOptions struct {
 // Token is what a policy gets to see of a verified JWT, as input.jwt.
 type Token struct {
 	Issuer string
-	// Claims are the payload, in JSON.
-	Claims []byte
+	// Claims are the payload, in JSON; or Payload is, of a token that Envoy verified.
+	Claims  []byte
+	Payload *structpb.Struct
+	// Expires is when the token is not accepted any more; zero for one that Envoy
+	// verified, which it does for each request anew.
+	Expires time.Time
 }
 
 // InputError says that a request cannot be turned into an input document: its
@@ -68,50 +107,135 @@ var (
 // error is always an *InputError.
 func NewInput(req *authv3.CheckRequest, o InputOptions) (*Input, error) {
 	http := req.GetAttributes().GetRequest().GetHttp()
-	in := ast.NewObjectWithCapacity(8)
-	if a := req.GetAttributes(); a != nil {
-		in.Insert(keyAttributes, attributes(a))
-	}
-	in.Insert(keyVersion, version)
-	path, query, err := splitPath(http.GetPath())
-	if err != nil {
+	in := &Input{req: req, options: o}
+	var err error
+	if in.path, in.query, err = splitPath(http.GetPath()); err != nil {
 		return nil, &InputError{err}
 	}
-	in.Insert(keyParsedPath, stringList(path))
-	in.Insert(keyParsedQuery, valuesObject(query))
 	if !o.SkipBody {
-		body, truncated, err := parseBody(http, path, o.Messages)
-		if err != nil {
+		if in.body, in.truncated, err = parseBody(http, in.path, o.Messages); err != nil {
 			return nil, &InputError{err}
 		}
-		in.Insert(keyParsedBody, ast.NewTerm(body))
-		in.Insert(keyTruncated, ast.InternedTerm(truncated))
 	}
-	if p := req.GetAttributes().GetSource().GetPrincipal(); p != "" {
-		in.Insert(keyPrincipal, ast.StringTerm(p))
+	if o.Token != nil && o.Token.Payload == nil {
+		if in.claims, err = wholeJSON(o.Token.Claims); err != nil {
+			return nil, &InputError{fmt.Errorf("claims: %w", err)}
+		}
 	}
-	if err := insertToken(in, o); err != nil {
-		return nil, &InputError{err}
-	}
-	return &Input{value: in}, nil
+	return in, nil
 }
 
-func insertToken(in ast.Object, o InputOptions) error {
-	if o.TokenError != "" {
-		in.Insert(keyJWTError, ast.StringTerm(o.TokenError))
+// document gives what r is of the whole document. The error is about a token's
+// payload.
+func (in *Input) document(r *reads) (ast.Value, error) {
+	if in.madeFor == r {
+		return in.made, nil
 	}
-	if o.Token == nil {
-		return nil
+	o := newObject(8)
+	a := in.req.GetAttributes()
+	if at := r.at("attributes"); a != nil && at != nil {
+		o.Insert(keyAttributes, attributes(a, at))
 	}
-	claims, err := wholeJSON(o.Token.Claims)
-	if err != nil {
-		return fmt.Errorf("claims: %w", err)
+	if r.at("version") != nil {
+		o.Insert(keyVersion, version)
 	}
-	in.Insert(keyJWT, ast.ObjectTerm(
-		[2]*ast.Term{keyVerified, ast.InternedTerm(true)},
-		[2]*ast.Term{keyIssuer, ast.StringTerm(o.Token.Issuer)},
-		[2]*ast.Term{keyClaims, ast.NewTerm(claims)}))
-	return nil
+	if r.at("parsed_path") != nil {
+		o.Insert(keyParsedPath, stringList(in.path))
+	}
+	if r.at("parsed_query") != nil {
+		o.Insert(keyParsedQuery, valuesObject(in.query))
+	}
+	if in.body != nil && r.at("parsed_body") != nil {
+		o.Insert(keyParsedBody, ast.NewTerm(in.body))
+	}
+	if in.body != nil && r.at("truncated_body") != nil {
+		o.Insert(keyTruncated, ast.InternedTerm(in.truncated))
+	}
+	if p := a.GetSource().GetPrincipal(); p != "" && r.at("source_principal") != nil {
+		o.Insert(keyPrincipal, ast.StringTerm(p))
+	}
+	if e := in.options.TokenError; e != "" && r.at("jwt_error") != nil {
+		o.Insert(keyJWTError, ast.StringTerm(e))
+	}
+	if at := r.at("jwt"); in.options.Token != nil && at != nil {
+		jwt, err := in.token(in.options.Token, at)
+		if err != nil {
+			return nil, fmt.Errorf("claims: %w", err)
+		}
+		o.Insert(keyJWT, jwt)
+	}
+	in.made, in.madeFor = o.Object, r
+	return in.made, nil
+}
+
+func (in *Input) token(t *Token, r *reads) (*ast.Term, error) {
+	o := newObject(3)
+	if r.at("verified") != nil {
+		o.Insert(keyVerified, ast.InternedTerm(true))
+	}
+	if r.at("issuer") != nil {
+		o.Insert(keyIssuer, ast.StringTerm(t.Issuer))
+	}
+	if at := r.at("claims"); at != nil {
+		claims := in.claims
+		if t.Payload != nil {
+			var err error
+			if claims, err = payload(t.Payload, at); err != nil {
+				return nil, err
+			}
+		} else if all, ok := claims.(ast.Object); ok {
+			claims = only(all, at)
+		}
+		o.Insert(keyClaims, ast.NewTerm(claims))
+	}
+	return ast.NewTerm(o.Object), nil
+}
+
+// only keeps what r is of an object, one level down.
+func only(all ast.Object, r *reads) ast.Value {
+	if r.all {
+		return all
+	}
+	o := ast.NewObjectWithCapacity(len(r.keys))
+	for _, k := range r.keys {
+		name := ast.StringTerm(k.name)
+		if v := all.Get(name); v != nil {
+			o.Insert(name, v)
+		}
+	}
+	return o
+}
+
+// payload turns claims as Envoy gives them into those that JSON would give.
+func payload(s *structpb.Struct, r *reads) (ast.Value, error) {
+	if r.all {
+		b, err := s.MarshalJSON()
+		if err != nil {
+			return nil, err
+		}
+		return wholeJSON(b)
+	}
+	o := ast.NewObjectWithCapacity(len(r.keys))
+	for _, k := range r.keys {
+		v := s.GetFields()[k.name]
+		if v == nil {
+			continue
+		}
+		var x ast.Value
+		if text, ok := v.GetKind().(*structpb.Value_StringValue); ok {
+			x = ast.String(text.StringValue)
+		} else {
+			b, err := v.MarshalJSON()
+			if err == nil {
+				x, err = wholeJSON(b)
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+		o.Insert(ast.StringTerm(k.name), ast.NewTerm(x))
+	}
+	return o, nil
 }
 
 // splitPath decodes and splits the path, and parses the query.
@@ -137,29 +261,44 @@ type object struct{ ast.Object }
 
 func newObject(capacity int) object { return object{ast.NewObjectWithCapacity(capacity)} }
 
-func (o object) str(key, value string) {
-	if value != "" {
+func (o object) str(key, value string, r *reads) {
+	if value != "" && r.at(key) != nil {
 		o.Insert(ast.InternedTerm(key), ast.StringTerm(value))
 	}
 }
 
-func (o object) num(key string, value int64) {
-	if value != 0 {
+func (o object) num(key string, value int64, r *reads) {
+	if value != 0 && r.at(key) != nil {
 		o.Insert(ast.InternedTerm(key), ast.NewTerm(ast.MustInterfaceToValue(value)))
 	}
 }
 
-func (o object) term(key string, value *ast.Term) {
-	if value != nil {
+// term inserts what make gives for a field that is read, unless that is nil.
+func (o object) term(key string, r *reads, make func(*reads) *ast.Term) {
+	at := r.at(key)
+	if at == nil {
+		return
+	}
+	if value := make(at); value != nil {
 		o.Insert(ast.InternedTerm(key), value)
 	}
 }
 
-func (o object) strings(key string, m map[string]string) {
-	if len(m) == 0 {
+func (o object) strings(key string, m map[string]string, r *reads) {
+	at := r.at(key)
+	if len(m) == 0 || at == nil {
 		return
 	}
 	x := ast.NewObjectWithCapacity(len(m))
+	if !at.all {
+		for _, k := range at.keys {
+			if v, ok := m[k.name]; ok {
+				x.Insert(nameTerm(k.name), ast.StringTerm(v))
+			}
+		}
+		o.Insert(ast.InternedTerm(key), ast.NewTerm(x))
+		return
+	}
 	// One allocation for all terms, and none for the names that are in every
 	// request: this is where most of the document's memory comes from.
 	terms := make([]ast.Term, 2*len(m))
@@ -174,7 +313,14 @@ func (o object) strings(key string, m map[string]string) {
 		value.Value = ast.String(v)
 		x.Insert(name, value)
 	}
-	o.term(key, ast.NewTerm(x))
+	o.Insert(ast.InternedTerm(key), ast.NewTerm(x))
+}
+
+func nameTerm(name string) *ast.Term {
+	if t := commonHeaders[name]; t != nil {
+		return t
+	}
+	return ast.StringTerm(name)
 }
 
 // commonHeaders are the terms of names that most requests have.
@@ -195,47 +341,61 @@ var commonHeaders = func() map[string]*ast.Term {
 
 // attributes is written out, where a walk over the message's descriptor would
 // do, because it is on the path of every request; a test holds the two equal.
-func attributes(a *authv3.AttributeContext) *ast.Term {
+func attributes(a *authv3.AttributeContext, r *reads) *ast.Term {
 	o := newObject(8)
-	o.term("source", peer(a.GetSource()))
-	o.term("destination", peer(a.GetDestination()))
-	if r := a.GetRequest(); r != nil {
-		x := newObject(2)
-		x.term("time", timestamp(r.GetTime()))
-		if h := r.GetHttp(); h != nil {
-			x.term("http", httpRequest(h))
+	o.term("source", r, func(r *reads) *ast.Term { return peer(a.GetSource(), r) })
+	o.term("destination", r, func(r *reads) *ast.Term { return peer(a.GetDestination(), r) })
+	o.term("request", r, func(r *reads) *ast.Term { return requestTerm(a.GetRequest(), r) })
+	o.strings("contextExtensions", a.GetContextExtensions(), r)
+	o.term("metadataContext", r, func(*reads) *ast.Term { return reflected(a.GetMetadataContext()) })
+	o.term("routeMetadataContext", r, func(*reads) *ast.Term { return reflected(a.GetRouteMetadataContext()) })
+	o.term("tlsSession", r, func(r *reads) *ast.Term {
+		t := a.GetTlsSession()
+		if t == nil {
+			return nil
 		}
-		o.term("request", ast.NewTerm(x.Object))
-	}
-	o.strings("contextExtensions", a.GetContextExtensions())
-	if m := a.GetMetadataContext(); m != nil {
-		o.term("metadataContext", message(m.ProtoReflect()))
-	}
-	if m := a.GetRouteMetadataContext(); m != nil {
-		o.term("routeMetadataContext", message(m.ProtoReflect()))
-	}
-	if t := a.GetTlsSession(); t != nil {
 		x := newObject(1)
-		x.str("sni", t.GetSni())
-		o.term("tlsSession", ast.NewTerm(x.Object))
-	}
+		x.str("sni", t.GetSni(), r)
+		return ast.NewTerm(x.Object)
+	})
 	return ast.NewTerm(o.Object)
 }
 
-func peer(p *authv3.AttributeContext_Peer) *ast.Term {
+func reflected[M interface {
+	comparable
+	proto.Message
+}](m M) *ast.Term {
+	var none M
+	if m == none {
+		return nil
+	}
+	return message(m.ProtoReflect())
+}
+
+func requestTerm(q *authv3.AttributeContext_Request, r *reads) *ast.Term {
+	if q == nil {
+		return nil
+	}
+	o := newObject(2)
+	o.term("time", r, func(*reads) *ast.Term { return timestamp(q.GetTime()) })
+	o.term("http", r, func(r *reads) *ast.Term { return httpRequest(q.GetHttp(), r) })
+	return ast.NewTerm(o.Object)
+}
+
+func peer(p *authv3.AttributeContext_Peer, r *reads) *ast.Term {
 	if p == nil {
 		return nil
 	}
 	o := newObject(5)
-	o.term("address", address(p.GetAddress()))
-	o.str("service", p.GetService())
-	o.strings("labels", p.GetLabels())
-	o.str("principal", p.GetPrincipal())
-	o.str("certificate", p.GetCertificate())
+	o.term("address", r, func(r *reads) *ast.Term { return address(p.GetAddress(), r) })
+	o.str("service", p.GetService(), r)
+	o.strings("labels", p.GetLabels(), r)
+	o.str("principal", p.GetPrincipal(), r)
+	o.str("certificate", p.GetCertificate(), r)
 	return ast.NewTerm(o.Object)
 }
 
-func address(a *corev3.Address) *ast.Term {
+func address(a *corev3.Address, r *reads) *ast.Term {
 	if a == nil {
 		return nil
 	}
@@ -248,16 +408,21 @@ func address(a *corev3.Address) *ast.Term {
 	default:
 		return message(a.ProtoReflect())
 	}
-	o := newObject(4)
-	o.num("protocol", int64(s.SocketAddress.GetProtocol()))
-	o.str("address", s.SocketAddress.GetAddress())
-	// A member of a oneof is there whenever it was chosen, zero or not.
-	if _, ok := s.SocketAddress.GetPortSpecifier().(*corev3.SocketAddress_PortValue); ok {
-		o.term("portValue", ast.NewTerm(ast.MustInterfaceToValue(int64(s.SocketAddress.GetPortValue()))))
+	at := r.at("socketAddress")
+	if at == nil {
+		return ast.NewTerm(ast.NewObject())
 	}
-	o.str("resolverName", s.SocketAddress.GetResolverName())
-	if s.SocketAddress.GetIpv4Compat() {
-		o.term("ipv4Compat", ast.InternedTerm(true))
+	o := newObject(4)
+	o.num("protocol", int64(s.SocketAddress.GetProtocol()), at)
+	o.str("address", s.SocketAddress.GetAddress(), at)
+	// A member of a oneof is there whenever it was chosen, zero or not. A client's
+	// port is another one at each connection.
+	if _, ok := s.SocketAddress.GetPortSpecifier().(*corev3.SocketAddress_PortValue); ok && at.at("portValue") != nil {
+		o.Insert(ast.InternedTerm("portValue"), ast.NewTerm(ast.MustInterfaceToValue(int64(s.SocketAddress.GetPortValue()))))
+	}
+	o.str("resolverName", s.SocketAddress.GetResolverName(), at)
+	if s.SocketAddress.GetIpv4Compat() && at.at("ipv4Compat") != nil {
+		o.Insert(ast.InternedTerm("ipv4Compat"), ast.InternedTerm(true))
 	}
 	return ast.ObjectTerm([2]*ast.Term{ast.InternedTerm("socketAddress"), ast.NewTerm(o.Object)})
 }
@@ -267,28 +432,29 @@ func timestamp(t *timestamppb.Timestamp) *ast.Term {
 		return nil
 	}
 	o := newObject(2)
-	o.num("seconds", t.GetSeconds())
-	o.num("nanos", int64(t.GetNanos()))
+	o.num("seconds", t.GetSeconds(), everything)
+	o.num("nanos", int64(t.GetNanos()), everything)
 	return ast.NewTerm(o.Object)
 }
 
-func httpRequest(h *authv3.AttributeContext_HttpRequest) *ast.Term {
-	o := newObject(12)
-	o.str("id", h.GetId())
-	o.str("method", h.GetMethod())
-	o.strings("headers", h.GetHeaders())
-	if m := h.GetHeaderMap(); m != nil {
-		o.term("headerMap", message(m.ProtoReflect()))
+func httpRequest(h *authv3.AttributeContext_HttpRequest, r *reads) *ast.Term {
+	if h == nil {
+		return nil
 	}
-	o.str("path", h.GetPath())
-	o.str("host", h.GetHost())
-	o.str("scheme", h.GetScheme())
-	o.str("query", h.GetQuery())
-	o.str("fragment", h.GetFragment())
-	o.num("size", h.GetSize())
-	o.str("protocol", h.GetProtocol())
-	o.str("body", h.GetBody())
-	o.term("rawBody", bytesTerm(h.GetRawBody()))
+	o := newObject(12)
+	o.str("id", h.GetId(), r)
+	o.str("method", h.GetMethod(), r)
+	o.strings("headers", h.GetHeaders(), r)
+	o.term("headerMap", r, func(*reads) *ast.Term { return reflected(h.GetHeaderMap()) })
+	o.str("path", h.GetPath(), r)
+	o.str("host", h.GetHost(), r)
+	o.str("scheme", h.GetScheme(), r)
+	o.str("query", h.GetQuery(), r)
+	o.str("fragment", h.GetFragment(), r)
+	o.num("size", h.GetSize(), r)
+	o.str("protocol", h.GetProtocol(), r)
+	o.str("body", h.GetBody(), r)
+	o.term("rawBody", r, func(*reads) *ast.Term { return bytesTerm(h.GetRawBody()) })
 	return ast.NewTerm(o.Object)
 }
 

@@ -13,6 +13,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/open-policy-agent/opa/v1/ast"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -169,7 +170,8 @@ func TestEvalForms(t *testing.T) {
 				c.fail != "" && c.fail != undefined && c.fail != malformed && (err == nil || !strings.Contains(err.Error(), c.fail)):
 				t.Fatalf("error %v, want %s", err, c.fail)
 			}
-			if diff := cmp.Diff(c.want, got, cmp.Comparer(func(a, b *structpb.Struct) bool { return cmp.Equal(a.AsMap(), b.AsMap()) })); diff != "" {
+			if diff := cmp.Diff(c.want, got, cmp.Comparer(func(a, b *structpb.Struct) bool { return cmp.Equal(a.AsMap(), b.AsMap()) }),
+				cmpopts.IgnoreUnexported(Decision{})); diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -201,7 +203,7 @@ d if count(numbers.range(1, 1000000000)) < 0`,
 			p := compile(t, module, "data.x.d")
 			start := time.Now()
 			_, err := p.Eval(context.Background(), input(t, request(), InputOptions{}), 30*time.Millisecond)
-			if !errors.Is(err, errTimeout) {
+			if !errors.Is(err, ErrTimeout) {
 				t.Errorf("error %v, want a timeout", err)
 			}
 			if took := time.Since(start); took > 3*time.Second {
@@ -213,7 +215,7 @@ d if count(numbers.range(1, 1000000000)) < 0`,
 		ctx, cancel := context.WithDeadline(context.Background(), time.Now().Add(-time.Second))
 		defer cancel()
 		p := compile(t, "package x\nd := true", "data.x.d")
-		if _, err := p.Eval(ctx, input(t, request(), InputOptions{}), time.Second); !errors.Is(err, errTimeout) {
+		if _, err := p.Eval(ctx, input(t, request(), InputOptions{}), time.Second); !errors.Is(err, ErrTimeout) {
 			t.Errorf("error %v, want a timeout", err)
 		}
 	})
@@ -426,4 +428,8 @@ func TestLoadFromDisk(t *testing.T) {
 }
 
 // json gives the document.
-func (in *Input) json() (any, error) { return ast.JSON(in.value) }
+func (in *Input) json() (any, error) { return ast.JSON(in.Document()) }
+
+func metadata(filter string, s *structpb.Struct) *corev3.Metadata {
+	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{filter: s}}
+}
