@@ -4,18 +4,16 @@ import (
 	"context"
 	"runtime"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/reflection"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/writ-mesh/writ/authz/accesslog"
 	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/authz/token"
 	"github.com/writ-mesh/writ/internal/decider"
 	"github.com/writ-mesh/writ/internal/identity"
-	"github.com/writ-mesh/writ/internal/listen"
-	"github.com/writ-mesh/writ/internal/rpc"
 	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/internal/xdsclient"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
@@ -50,24 +48,44 @@ func runInMesh(ctx context.Context, c Config, rt *service.Runtime) error {
 	if err != nil {
 		return err
 	}
+	decisions, err := c.DecisionLog.open(c.State, rt)
+	if err != nil {
+		return err
+	}
+	recorder, err := c.Recording.open(c.State, rt)
+	if err != nil {
+		return err
+	}
 	fetcher := token.NewFetcher(token.FetcherOptions{Store: st, Log: rt.Log, Fetched: m.fetched})
 	defer fetcher.Close()
-	ps := newPolicies(rego.Options{Network: c.Decision.NetworkBuiltins}, c.Decision.Retire.D(), fetcher, st, rt.Log, m.swapped)
+	ps := newPolicies(rego.Options{Network: c.Decision.NetworkBuiltins, Memory: c.Decision.memory()}, c.Decision.Retire.D(), fetcher, st, rt.Log, m.swapped)
 	ready := func() { rt.Health.Set(healthPolicies, nil) }
 	if ps.restore(ctx) {
 		ready()
 	}
+	revocations := &revokedTokens{metrics: m, log: rt.Log}
 	s := &server{
-		policies: ps, decision: c.Decision, metrics: m, log: rt.Log,
-		tokens: &tokens{fetcher: fetcher, metrics: m, leeway: c.Token.Leeway.D()},
-		record: decisionLog{rt.Log, c.Decision.Log},
+		policies: ps, decision: c.Decision, asks: newEvaluator(c.Decision, rt.Metrics), metrics: m, log: rt.Log,
+		tokens: &tokens{fetcher: fetcher, metrics: m, leeway: c.Token.Leeway.D(), revoked: revocations}, revoked: revocations,
+		record: decisionLog{what: c.Decision.Log, redact: c.DecisionLog.redactor(), inputs: new(inputNames), recorder: recorder, add: decisions.Add},
 	}
+	r := &reports{decisions: decisions, what: c.Decision.Log, redact: s.record.redact, metrics: m, recorder: recorder}
+	return running(ctx, decisions, recorder, func(ctx context.Context) error { return s.serve(ctx, c, r, ready, rt) })
+}
+
+// serve answers checks, takes reports and follows pilot until ctx ends.
+func (s *server) serve(ctx context.Context, c Config, r *reports, ready func(), rt *service.Runtime) error {
 	return c.Run(ctx, decider.Service{
-		Name:          identity.Authz,
-		Method:        authv3.Authorization_Check_FullMethodName,
-		Register:      func(g *grpc.Server) { authv3.RegisterAuthorizationServer(g, s) },
+		Name:    identity.Authz,
+		Methods: []string{authv3.Authorization_Check_FullMethodName, accesslogv3.AccessLogService_StreamAccessLogs_FullMethodName},
+		Register: func(g *grpc.Server) {
+			authv3.RegisterAuthorizationServer(g, s)
+			accesslogv3.RegisterAccessLogServiceServer(g, &accesslog.Server{Take: r.take})
+		},
 		Options:       serverOptions(c.Decision.MaxRequestBytes + messageOverhead),
-		Subscriptions: ps.subscriptions(ctx, m, ready),
+		Subscriptions: s.policies.subscriptions(ctx, s.metrics, ready),
+		FollowPilot:   []func(context.Context, grpc.ClientConnInterface) error{s.revoked.follow},
+		Tasks:         []func(context.Context) error{s.revoked.expire},
 	}, rt)
 }
 
@@ -108,37 +126,4 @@ func typed[M proto.Message](in map[string]proto.Message) map[string]M {
 		}
 	}
 	return out
-}
-
-func runAlone(ctx context.Context, c Config, rt *service.Runtime) error {
-	s := c.Alone
-	program, err := rego.Compile(ctx, s.source, s.query, rego.Options{Network: true, V0: s.V0, Undefined: true})
-	if err != nil {
-		return err
-	}
-	rt.Health.Set(healthPolicies, nil)
-	addr, err := s.address()
-	if err != nil {
-		return err
-	}
-	l, err := listen.Listen(addr)
-	if err != nil {
-		return err
-	}
-	a := &alone{
-		program: program, dryRun: s.plugin.DryRun, timeout: c.Decision.Timeout.D(),
-		input:   rego.InputOptions{SkipBody: s.plugin.SkipBody, Messages: s.set},
-		metrics: newMetrics(rt.Metrics), record: decisionLog{rt.Log, s.log}, log: rt.Log,
-	}
-	opts := append(serverOptions(s.plugin.MaxRecv), grpc.Creds(insecure.NewCredentials()))
-	if s.plugin.MaxSend > 0 {
-		opts = append(opts, grpc.MaxSendMsgSize(s.plugin.MaxSend))
-	}
-	g := grpc.NewServer(opts...)
-	authv3.RegisterAuthorizationServer(g, a)
-	if s.plugin.EnableReflection {
-		reflection.Register(g)
-	}
-	rt.Health.Set(healthListener, nil)
-	return rpc.Serve(ctx, g, l)
 }

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/internal/config"
 	"github.com/writ-mesh/writ/internal/decider"
 	"github.com/writ-mesh/writ/internal/service"
@@ -19,6 +20,8 @@ type Config struct {
 	decider.Config `yaml:",inline"`
 	Decision       DecisionConfig `yaml:"decision"`
 	Token          TokenConfig    `yaml:"token"`
+	DecisionLog    LogConfig      `yaml:"decision_log"`
+	Recording      RecordConfig   `yaml:"recording"`
 
 	// Alone is set by flags only.
 	Alone *Standalone `yaml:"-"`
@@ -43,6 +46,11 @@ type DecisionConfig struct {
 	// Retire is how long a policy that was removed still decides for proxies that
 	// name it, because they have not got the revision yet.
 	Retire config.Duration `yaml:"retire"`
+	// Cache keeps decisions for inputs that come again.
+	Cache CacheConfig `yaml:"cache"`
+	// EvaluationMemory is by how many bytes the heap may grow while an evaluation runs
+	// that takes long; it is cancelled then. 0 is no bound.
+	EvaluationMemory int `yaml:"evaluation_memory"`
 }
 
 // TokenConfig is for tokens that this service verifies itself.
@@ -69,8 +77,12 @@ func DefaultConfig() Config {
 			Log:               logAll,
 			UnknownPolicyWait: config.Duration(200 * time.Millisecond),
 			Retire:            config.Duration(30 * time.Second),
+			Cache:             defaultCache(),
+			EvaluationMemory:  rego.DefaultMemory,
 		},
-		Token: TokenConfig{Leeway: config.Duration(time.Minute)},
+		Token:       TokenConfig{Leeway: config.Duration(time.Minute)},
+		DecisionLog: defaultLogConfig(),
+		Recording:   RecordConfig{MaxBytes: 64 << 20, PerSecond: 10},
 	}
 }
 
@@ -88,6 +100,8 @@ func (c *Config) Validate() error {
 		errs = append(errs, err)
 	}
 	errs = append(errs, c.Decision.validate()...)
+	errs = append(errs, c.DecisionLog.validate()...)
+	errs = append(errs, c.Recording.validate()...)
 	if c.Token.Leeway < 0 || c.Token.Leeway.D() > 10*time.Minute {
 		fail("token.leeway %s: want 0s to 10m", c.Token.Leeway)
 	}
@@ -110,6 +124,12 @@ func (d *DecisionConfig) validate() (errs []error) {
 	if d.UnknownPolicyWait < 0 || d.UnknownPolicyWait > d.Timeout {
 		fail("decision.unknown_policy_wait %s: want 0s to decision.timeout (%s)", d.UnknownPolicyWait, d.Timeout)
 	}
+	if c := d.Cache; c.Entries < 0 || c.Entries > 1<<24 || c.Bytes < 0 || c.Bytes > 1<<36 || (c.Entries > 0 && c.Bytes < 1<<20) {
+		fail("decision.cache: %d entries, %d bytes: want 0 to 16777216 entries, 1048576 bytes to 64 GiB", c.Entries, c.Bytes)
+	}
+	if d.EvaluationMemory < 0 || (d.EvaluationMemory > 0 && d.EvaluationMemory < 1<<20) {
+		fail("decision.evaluation_memory %d: want 0, for no bound, or 1048576 or more", d.EvaluationMemory)
+	}
 	if d.Retire < 0 || d.Retire.D() > time.Hour {
 		fail("decision.retire %s: want 0s to 1h", d.Retire)
 	}
@@ -127,6 +147,10 @@ func (c *Config) Flags(fs *flag.FlagSet) {
 	}
 	fs.Func("opa-config", "run alone with this `file` of `opa run --config-file`; policies are the arguments", func(s string) error {
 		alone().ConfigFile = s
+		return nil
+	})
+	fs.Func("http-listen", "alone: also answer Envoys that ask by HTTP (http_service of ext_authz) at this `address`", func(addr string) error {
+		alone().HTTPListen = addr
 		return nil
 	})
 	flagFunc := func(name, usage string, set func(*Standalone)) {

@@ -3,13 +3,18 @@ package authz
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
+	"github.com/writ-mesh/writ/authz/decisionlog"
+	"github.com/writ-mesh/writ/authz/recording"
 	"github.com/writ-mesh/writ/authz/rego"
+	"github.com/writ-mesh/writ/internal/revoked"
 )
 
 // verdict is what came out of a check, for the answer, the log and the metrics.
@@ -21,6 +26,8 @@ type verdict struct {
 	failed bool
 	// policy is the one that refused, "<namespace>/<name>"; empty if none did.
 	policy string
+	// revocation is why a token is revoked that was refused, empty if none was.
+	revocation revoked.Reason
 	// public is the reason for the client, detail the one for the log.
 	public, detail string
 	// decisions are those of the policies that allowed, or of the one that refused.
@@ -31,6 +38,16 @@ type verdict struct {
 	observed []observation
 	tokens   string
 	took     time.Duration
+	// programs are the policies that were asked; cached says that none of them had to
+	// be evaluated.
+	programs []*rego.Program
+	cached   bool
+}
+
+// asked adds a policy that was asked.
+func (v *verdict) asked(p *rego.Program, cached bool) {
+	v.cached = cached && (v.cached || len(v.programs) == 0)
+	v.programs = append(v.programs, p)
 }
 
 type observation struct{ policy, reason string }
@@ -59,50 +76,94 @@ func newID() string {
 	return string(out[:])
 }
 
-// decisionLog writes one record for each decision. No header, body, query or
-// token is in it.
+// decisionLog makes one record of each decision. It never waits.
 type decisionLog struct {
-	log  *slog.Logger
-	what string
+	// what is all, refusals or none.
+	what   string
+	redact *decisionlog.Redactor
+	add    func(*decisionlog.Record)
+	inputs *inputNames
+	// recorder may be nil.
+	recorder *recording.Recorder
 }
 
-func (l decisionLog) record(ctx context.Context, req *authv3.CheckRequest, v *verdict) {
+func (l decisionLog) record(req *authv3.CheckRequest, v *verdict) {
+	l.offer(req, v)
 	if l.what == logNone || (l.what == logRefusals && v.allow && len(v.observed) == 0) {
 		return
 	}
-	http := req.GetAttributes().GetRequest().GetHttp()
-	path, _, _ := strings.Cut(http.GetPath(), "?")
-	attrs := make([]slog.Attr, 0, 14)
-	attrs = append(attrs,
-		slog.String("decision_id", v.id),
-		slog.String("revision", v.revision),
-		slog.Bool("allow", v.allow),
-		slog.String("principal", req.GetAttributes().GetSource().GetPrincipal()),
-		slog.String("destination", req.GetAttributes().GetDestination().GetPrincipal()),
-		slog.String("method", http.GetMethod()),
-		slog.String("path", clip(path, 256)),
-		slog.Duration("duration", v.took))
-	if id := http.GetHeaders()["x-request-id"]; id != "" {
-		attrs = append(attrs, slog.String("request_id", clip(id, 64)))
-	}
-	if v.policy != "" {
-		attrs = append(attrs, slog.String("policy", v.policy))
-	}
-	if v.detail != "" {
-		attrs = append(attrs, slog.String("reason", clip(v.detail, 512)))
-	}
-	for _, o := range v.observed {
-		attrs = append(attrs, slog.Group("observed", slog.String("policy", o.policy), slog.String("reason", clip(o.reason, 512))))
-	}
-	if v.tokens != "" {
-		attrs = append(attrs, slog.String("token", v.tokens))
-	}
-	l.log.LogAttrs(ctx, slog.LevelInfo, "decision", attrs...)
+	l.add(l.recordOf(req, v))
 }
 
-func clip(s string, n int) string {
-	if len(s) <= n {
-		return s
+func (l decisionLog) recordOf(req *authv3.CheckRequest, v *verdict) *decisionlog.Record {
+	a := req.GetAttributes()
+	http := a.GetRequest().GetHttp()
+	path, _ := l.redact.Path(http.GetPath())
+	r := &decisionlog.Record{
+		Time: time.Now(), ID: v.id, RequestID: http.GetHeaders()["x-request-id"], Revision: v.revision,
+		By: decisionlog.ByAuthz, Decision: decisionlog.Allow, Reason: v.detail, Token: v.tokens,
+		From: a.GetSource().GetPrincipal(), To: a.GetDestination().GetPrincipal(),
+		SourceAddress: a.GetSource().GetAddress().GetSocketAddress().GetAddress(),
+		Method:        http.GetMethod(), Host: http.GetHost(), Path: path,
+		Cached:  v.cached,
+		Inputs:  l.inputs.read(req, v.programs, l.redact),
+		Latency: v.took.Microseconds(),
 	}
-	return strings.ToValidUTF8(s[:n], "") + "..."
+	switch {
+	case v.failed:
+		r.Decision = decisionlog.Fail
+	case !v.allow:
+		r.Decision = decisionlog.Refuse
+	default:
+		r.Policies = splitNames(a.GetContextExtensions()[PoliciesKey])
+	}
+	if by := v.deniedBy(); by != "" {
+		r.Rule = by
+	}
+	for _, o := range v.observed {
+		r.Observed = append(r.Observed, decisionlog.Observation{Rule: regoKind + o.policy, Reason: o.reason})
+	}
+	return r
+}
+
+// regoKind begins the name of a rule of Rego, as in x-writ-denied-by.
+const regoKind = "RegoPolicy "
+
+// toLog writes records into the service's own log.
+func toLog(log *slog.Logger) func(*decisionlog.Record) {
+	return func(r *decisionlog.Record) {
+		attrs := make([]slog.Attr, 0, 24)
+		add := func(key, value string) {
+			if value != "" {
+				attrs = append(attrs, slog.String(key, value))
+			}
+		}
+		add("decision_id", r.ID)
+		add("revision", r.Revision)
+		add("by", r.By)
+		add("decision", r.Decision)
+		add("rule", r.Rule)
+		add("policies", strings.Join(r.Policies, ","))
+		add("reason", r.Reason)
+		add("from", r.From)
+		add("to", r.To)
+		add("proxy", r.Proxy)
+		add("source_address", r.SourceAddress)
+		add("method", r.Method)
+		add("host", r.Host)
+		add("path", r.Path)
+		add("request_id", r.RequestID)
+		add("token", r.Token)
+		for _, o := range r.Observed {
+			attrs = append(attrs, slog.Group("observed", slog.String("rule", o.Rule), slog.String("reason", o.Reason)))
+		}
+		for _, k := range slices.Sorted(maps.Keys(r.Inputs)) {
+			attrs = append(attrs, slog.Group("inputs", slog.String(k, r.Inputs[k])))
+		}
+		if r.Cached {
+			attrs = append(attrs, slog.Bool("cached", true))
+		}
+		attrs = append(attrs, slog.Int64("latency_us", r.Latency))
+		log.LogAttrs(context.Background(), slog.LevelInfo, "decision", attrs...)
+	}
 }

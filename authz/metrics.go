@@ -22,12 +22,15 @@ type metrics struct {
 	seconds    prometheus.Histogram
 	policy     *prometheus.CounterVec
 	observed   *prometheus.CounterVec
+	would      *observedCounts
 	revision   *prometheus.GaugeVec
 	applied    prometheus.Gauge
 	count      prometheus.Gauge
 	refused    *prometheus.CounterVec
 	keyFetches *prometheus.CounterVec
 	tokens     *prometheus.CounterVec
+	// revokedTokens is how many revocations of tokens are known.
+	revokedTokens prometheus.Gauge
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -64,7 +67,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "writ_authz_tokens_total", Help: "Tokens verified by this service, by result.",
 		}, []string{"result"}),
 	}
-	r.MustRegister(m.decisions, m.seconds, m.policy, m.observed, m.revision, m.applied, m.count, m.refused, m.keyFetches, m.tokens)
+	m.revokedTokens = prometheus.NewGauge(prometheus.GaugeOpts{Name: "writ_authz_revoked_tokens", Help: "Revocations of JSON Web Tokens that are known."})
+	r.MustRegister(m.revokedTokens)
+	m.would = newObservedCounts()
+	r.MustRegister(m.would.vec, m.decisions, m.seconds, m.policy, m.observed, m.revision, m.applied, m.count, m.refused, m.keyFetches, m.tokens)
 	return m
 }
 

@@ -1,7 +1,6 @@
 package authz
 
 import (
-	"encoding/json"
 	"net/http"
 	"strings"
 
@@ -11,7 +10,9 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/writ-mesh/writ/authz/decisionlog"
 	"github.com/writ-mesh/writ/authz/rego"
 )
 
@@ -24,7 +25,7 @@ const (
 	// metadataID is the decision's id, as the OPA-Envoy plugin names it.
 	metadataID       = "decision_id"
 	metadataRevision = "writ_revision"
-	// metadataDeniedBy is "RegoPolicy <namespace>/<name>".
+	// metadataDeniedBy is "RegoPolicy <namespace>/<name>" or "TokenRevocation <reason>".
 	metadataDeniedBy = "writ_denied_by"
 	metadataReason   = "writ_reason"
 	// metadataObserved lists, separated by commas, the policies that would have
@@ -58,11 +59,11 @@ func metadataOf(v *verdict) *structpb.Struct {
 	}
 	fields[metadataID] = structpb.NewStringValue(v.id)
 	fields[metadataRevision] = structpb.NewStringValue(v.revision)
-	if v.policy != "" {
-		fields[metadataDeniedBy] = structpb.NewStringValue("RegoPolicy " + v.policy)
+	if by := v.deniedBy(); by != "" {
+		fields[metadataDeniedBy] = structpb.NewStringValue(by)
 	}
 	if v.detail != "" {
-		fields[metadataReason] = structpb.NewStringValue(valid(clip(v.detail, 512)))
+		fields[metadataReason] = structpb.NewStringValue(valid(decisionlog.Clip(v.detail, 512)))
 	}
 	if len(v.observed) > 0 {
 		names := make([]string, len(v.observed))
@@ -106,45 +107,23 @@ func deniedResponse(req *authv3.CheckRequest, v *verdict) *authv3.DeniedHttpResp
 		Headers: headers(d.Headers),
 		Body:    d.Body,
 	}
-	if denied.Body == "" {
+	asked := req.GetAttributes().GetRequest().GetHttp().GetHeaders()
+	if denied.GetBody() == "" {
 		var kind string
-		denied.Body, kind = refusalBody(req.GetAttributes().GetRequest().GetHttp().GetHeaders(), code, v)
+		denied.Body, kind = refusalBody(asked, code, v)
 		if kind != "" && !has(d.Headers, "content-type") {
 			denied.Headers = append(denied.Headers, header("content-type", kind))
 		}
 	}
-	if v.policy != "" {
-		denied.Headers = append(denied.Headers, header(DeniedByHeader, "RegoPolicy "+v.policy))
+	if isGRPC(asked) && !has(d.Headers, detailsHeader) {
+		if details, err := statusDetails(code, denied.GetBody(), v); err == nil {
+			denied.Headers = append(denied.Headers, header(detailsHeader, details))
+		}
+	}
+	if by := v.deniedBy(); by != "" {
+		denied.Headers = append(denied.Headers, header(DeniedByHeader, by))
 	}
 	return denied
-}
-
-// refusalBody is problem+json (RFC 9457) unless the client asks for text. It
-// does not name the policy: the header does, and gateways take the header off.
-// For gRPC Envoy puts the body into grpc-message, so it is one short sentence.
-func refusalBody(h map[string]string, code int, v *verdict) (body, kind string) {
-	title := http.StatusText(code)
-	text := title
-	if v.public != "" {
-		text += ": " + v.public
-	}
-	if strings.HasPrefix(h["content-type"], "application/grpc") {
-		return text, ""
-	}
-	if accept := h["accept"]; accept != "" && !strings.Contains(accept, "json") && !strings.Contains(accept, "*/*") {
-		return text + "\n", "text/plain; charset=utf-8"
-	}
-	b, err := json.Marshal(struct {
-		Type     string `json:"type"`
-		Title    string `json:"title"`
-		Status   int    `json:"status"`
-		Detail   string `json:"detail,omitempty"`
-		Instance string `json:"instance"`
-	}{"about:blank", title, code, v.public, "urn:uuid:" + v.id})
-	if err != nil {
-		return text + "\n", "text/plain; charset=utf-8"
-	}
-	return string(b) + "\n", "application/problem+json"
 }
 
 // headers makes the options of a list. A name that is there before is appended
@@ -157,7 +136,8 @@ func headers(pairs []rego.Pair) []*corev3.HeaderValueOption {
 	for i, p := range pairs {
 		out[i] = header(p.Key, p.Value)
 		if has(pairs[:i], p.Key) {
-			out[i].AppendAction = corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD
+			// For request headers Envoy looks at append only.
+			out[i].AppendAction, out[i].Append = corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD, wrapperspb.Bool(true) //nolint:staticcheck // see above
 		}
 	}
 	return out

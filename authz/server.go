@@ -36,7 +36,10 @@ type server struct {
 	authv3.UnimplementedAuthorizationServer
 	policies *policies
 	tokens   *tokens
+	// revoked is which tokens are revoked, nil if nothing says so.
+	revoked  *revokedTokens
 	decision DecisionConfig
+	asks     *evaluator
 	metrics  *metrics
 	record   decisionLog
 	log      *slog.Logger
@@ -50,7 +53,8 @@ func (s *server) Check(ctx context.Context, req *authv3.CheckRequest) (resp *aut
 	resp = respond(req, v)
 	v.took = time.Since(start)
 	s.metrics.counted(v)
-	s.record.record(ctx, req, v)
+	s.observed(req, v)
+	s.record.record(req, v)
 	return resp, nil
 }
 
@@ -94,6 +98,10 @@ func (v *verdict) fail(policy, public, detail string) {
 func (s *server) decide(ctx context.Context, req *authv3.CheckRequest, now time.Time, v *verdict) {
 	set := s.policies.current.Load()
 	v.revision = set.revision
+	if extensions := req.GetAttributes().GetContextExtensions(); extensions[TokensKey] != "" {
+		s.decideToken(req, v)
+		return
+	}
 	names := splitNames(req.GetAttributes().GetContextExtensions()[PoliciesKey])
 	if len(names) == 0 || len(names) > maxPolicies {
 		v.fail("", saidNotDecided, fmt.Sprintf("the check names %d policies in %s, want 1 to %d", len(names), PoliciesKey, maxPolicies))
@@ -110,6 +118,9 @@ func (s *server) decide(ctx context.Context, req *authv3.CheckRequest, now time.
 		v.fail(names[len(list)], saidNotDecided, "the policy is not known at this revision")
 		return
 	}
+	if s.refuseRevoked(req, v) {
+		return
+	}
 	opts := rego.InputOptions{}
 	opts.Token, opts.TokenError = s.tokens.find(ctx, req, set.issuers, names, now)
 	v.tokens = opts.TokenError
@@ -119,21 +130,22 @@ func (s *server) decide(ctx context.Context, req *authv3.CheckRequest, now time.
 		v.status = http.StatusBadRequest
 		return
 	}
-	s.evaluate(ctx, list, in, v)
+	s.evaluate(ctx, list, in, now, v)
 }
 
 // evaluate asks all policies until one refuses.
-func (s *server) evaluate(ctx context.Context, list []*policy, in *rego.Input, v *verdict) {
+func (s *server) evaluate(ctx context.Context, list []*policy, in *rego.Input, now time.Time, v *verdict) {
 	v.allow = true
 	for _, p := range list {
 		if p.observe || v.allow {
-			s.ask(ctx, p, in, v)
+			s.ask(ctx, p, in, now, v)
 		}
 	}
 }
 
-func (s *server) ask(ctx context.Context, p *policy, in *rego.Input, v *verdict) {
-	d, err := p.program.Eval(ctx, in, s.decision.Timeout.D())
+func (s *server) ask(ctx context.Context, p *policy, in *rego.Input, now time.Time, v *verdict) {
+	d, cached, err := s.asks.eval(ctx, p.program, in, now)
+	v.asked(p.program, cached)
 	reason := d.Reason
 	switch {
 	case errors.Is(err, rego.ErrUndefined):

@@ -73,9 +73,9 @@ func newMesh(t testing.TB, change ...func(*Config)) *mesh {
 	t.Cleanup(fetcher.Close)
 	ps := newPolicies(rego.Options{}, c.Decision.Retire.D(), fetcher, st, log, metrics.swapped)
 	m.server = &server{
-		policies: ps, decision: c.Decision, metrics: metrics, log: log,
+		policies: ps, decision: c.Decision, asks: newEvaluator(c.Decision, m.reg), metrics: metrics, log: log,
 		tokens: &tokens{fetcher: fetcher, metrics: metrics, leeway: time.Minute},
-		record: decisionLog{log, c.Decision.Log},
+		record: decisionLog{what: c.Decision.Log, redact: c.DecisionLog.redactor(), inputs: new(inputNames), add: toLog(log)},
 	}
 	return m
 }
@@ -491,7 +491,7 @@ func TestDecisionLog(t *testing.T) {
 		}
 		if want > 0 {
 			r := got[want-1]
-			for _, k := range []string{"time", "decision_id", "duration"} {
+			for _, k := range []string{"time", "decision_id", "latency_us"} {
 				if r[k] == nil {
 					t.Errorf("no %s", k)
 				}
@@ -499,8 +499,8 @@ func TestDecisionLog(t *testing.T) {
 			}
 			delete(r, "level")
 			if diff := cmp.Diff(map[string]any{
-				"msg": "decision", "revision": m.policies.current.Load().revision, "allow": false, "policy": "default/no",
-				"principal": "spiffe://cluster.local/ns/default/sa/reviews", "destination": "spiffe://cluster.local/ns/default/sa/ratings",
+				"msg": "decision", "revision": m.policies.current.Load().revision, "by": "authz", "decision": "refuse", "rule": "RegoPolicy default/no",
+				"from": "spiffe://cluster.local/ns/default/sa/reviews", "to": "spiffe://cluster.local/ns/default/sa/ratings",
 				"method": "GET", "path": "/ratings/7", "request_id": "r1", "reason": "not today",
 			}, r); diff != "" {
 				t.Error(diff)

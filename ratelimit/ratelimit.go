@@ -187,7 +187,7 @@ func (s *Service) sweep(ctx context.Context) error {
 func (s *Service) Run(ctx context.Context) error {
 	return s.config.Run(ctx, decider.Service{
 		Name:          identity.RateLimit,
-		Method:        rlsv3.RateLimitService_ShouldRateLimit_FullMethodName,
+		Methods:       []string{rlsv3.RateLimitService_ShouldRateLimit_FullMethodName},
 		Register:      func(g *grpc.Server) { rlsv3.RegisterRateLimitServiceServer(g, s.server) },
 		Options:       []grpc.ServerOption{grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(streamWorkers)},
 		Subscriptions: []xdsclient.Subscription{{Message: &configpb.QuotaPolicy{}, Apply: s.apply}},

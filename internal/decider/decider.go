@@ -81,13 +81,16 @@ func (c *Config) hasCredential() bool { return c.Credential != credential.Config
 type Service struct {
 	// Name is that of its identity, spiffe://<td>/writ/<Name>.
 	Name string
-	// Method is the full name of the one method that Envoys call.
-	Method string
-	// Register registers the implementation of that method.
+	// Methods are the full names of the methods that Envoys call.
+	Methods []string
+	// Register registers the implementations of those methods.
 	Register func(*grpc.Server)
 	Options  []grpc.ServerOption
 	// Subscriptions are what pilot is asked for, if there is a pilot.
 	Subscriptions []xdsclient.Subscription
+	// FollowPilot run beside the subscriptions, over the same connection, until their
+	// context ends.
+	FollowPilot []func(context.Context, grpc.ClientConnInterface) error
 	// Tasks run beside the server.
 	Tasks []func(context.Context) error
 }
@@ -164,7 +167,11 @@ func (c *Config) follow(ctx context.Context, source *credential.Source, s Servic
 	}
 	defer func() { _ = conn.Close() }()
 	// pilot knows who asks by the certificate; the node id says it once more.
-	return xdsclient.Run(ctx, conn, "writ-"+s.Name, rt.Log, s.Subscriptions...)
+	tasks := []task{func(ctx context.Context) error { return xdsclient.Run(ctx, conn, "writ-"+s.Name, rt.Log, s.Subscriptions...) }}
+	for _, follow := range s.FollowPilot {
+		tasks = append(tasks, func(ctx context.Context) error { return follow(ctx, conn) })
+	}
+	return service.RunTasks(ctx, tasks...)
 }
 
 // serve takes calls, beside the service's own tasks and more.
@@ -177,7 +184,10 @@ func (c *Config) serve(ctx context.Context, s Service, rt *service.Runtime, cred
 	if err != nil {
 		return err
 	}
-	methods := rpc.Methods{s.Method: allow}
+	methods := rpc.Methods{}
+	for _, m := range s.Methods {
+		methods[m] = allow
+	}
 	g := rpc.NewServer(creds, methods, rt, s.Options...)
 	s.Register(g)
 	if err := rpc.CheckMethods(g, methods); err != nil {

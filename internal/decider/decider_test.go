@@ -96,7 +96,7 @@ func TestAnswersOnASocketWithoutAnAuthority(t *testing.T) {
 		done := make(chan error, 1)
 		go func() {
 			done <- c.Run(ctx, decider.Service{
-				Name: "authz", Method: healthpb.Health_Check_FullMethodName,
+				Name: "authz", Methods: []string{healthpb.Health_Check_FullMethodName},
 				Register: func(g *grpc.Server) {
 					g.RegisterService(&grpc.ServiceDesc{
 						ServiceName: healthpb.Health_ServiceDesc.ServiceName, HandlerType: healthpb.Health_ServiceDesc.HandlerType,
