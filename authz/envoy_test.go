@@ -13,6 +13,12 @@ import (
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/writ-mesh/writ/internal/envoytest"
 	"github.com/writ-mesh/writ/internal/listen"
@@ -164,6 +170,9 @@ func TestRealEnvoy(t *testing.T) {
 		})
 	}
 
+	t.Run("a page for a browser", func(t *testing.T) { refusedBrowser(t, url) })
+	t.Run("details for a gRPC caller", func(t *testing.T) { refusedCall(t, strings.TrimPrefix(url, "http://")) })
+
 	// Envoy writes its access log every second.
 	proctest.Eventually(t, 20*time.Second, func() error {
 		b, err := os.ReadFile(accessLog)
@@ -172,4 +181,42 @@ func TestRealEnvoy(t *testing.T) {
 		}
 		return err
 	})
+}
+
+func refusedBrowser(t *testing.T, url string) {
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url+"/closed", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8")
+	resp, err := (&http.Client{Timeout: 10 * time.Second}).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	if resp.StatusCode != http.StatusForbidden || resp.Header.Get("Content-Type") != kindHTML || !strings.Contains(string(body), "<h1>Forbidden</h1>") {
+		t.Errorf("%d %v %s", resp.StatusCode, resp.Header, body)
+	}
+}
+
+// refusedCall: the client's library believes the details only if their code is
+// that of the call.
+func refusedCall(t *testing.T, addr string) {
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableServiceConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for method, want := range map[string]codes.Code{"/closed/Check": codes.PermissionDenied, "/tea/Check": codes.Unavailable} {
+		err := conn.Invoke(t.Context(), method, &grpc_health_v1.HealthCheckRequest{}, &grpc_health_v1.HealthCheckResponse{})
+		st := status.Convert(err)
+		if st.Code() != want || len(st.Details()) != 1 {
+			t.Errorf("%s: %v, details %v", method, err, st.Details())
+			continue
+		}
+		if info, ok := st.Details()[0].(*errdetails.ErrorInfo); !ok || info.GetReason() != errorReason || info.GetMetadata()[metadataID] == "" {
+			t.Errorf("%s: details %v", method, st.Details())
+		}
+	}
 }

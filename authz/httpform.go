@@ -85,15 +85,19 @@ func (f *httpForm) request(w http.ResponseWriter, r *http.Request) (*authv3.Chec
 	if err != nil {
 		return nil, err
 	}
+	path := r.RequestURI
+	if !strings.HasPrefix(path, "/") {
+		path = r.URL.RequestURI()
+	}
 	h := &authv3.AttributeContext_HttpRequest{
-		Id: r.Header.Get("X-Request-Id"), Method: r.Method, Path: r.RequestURI, Host: r.Host,
+		Id: r.Header.Get("X-Request-Id"), Method: r.Method, Path: path, Host: r.Host,
 		Scheme: r.Header.Get("X-Forwarded-Proto"), Protocol: r.Proto, Size: int64(len(body)),
 		Headers: make(map[string]string, len(r.Header)+3),
 	}
 	for name, values := range r.Header {
 		h.Headers[strings.ToLower(name)] = valid(strings.Join(values, ","))
 	}
-	h.Headers[":method"], h.Headers[":path"], h.Headers[":authority"] = r.Method, r.RequestURI, r.Host
+	h.Headers[":method"], h.Headers[":path"], h.Headers[":authority"] = r.Method, path, r.Host
 	if utf8.Valid(body) {
 		h.Body = string(body)
 	} else {
