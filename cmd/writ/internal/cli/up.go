@@ -87,14 +87,7 @@ func up(ctx context.Context, o stack.Options, checks bool, stdout, stderr io.Wri
 
 // run is what `writ up` does while the mesh runs.
 func run(ctx context.Context, s *stack.Stack, o stack.Options, checks bool, files stamps, began time.Time, stdout, stderr io.Writer) error {
-	ready, err := s.Ready(ctx)
-	if err != nil {
-		return failed(err)
-	}
-	st, err := s.Status(ctx)
-	if err != nil {
-		return failed(err)
-	}
+	ready, st := s.Begun()
 	for _, p := range st.GetProblems() {
 		fmt.Fprintln(stderr, problemLine(o.Dir, p))
 	}

@@ -107,7 +107,7 @@ func (s *Stack) bringUp(ctx context.Context, p plan, arriving map[string]bool, h
 
 // announce tells pilot who is ready and waits until every proxy knows.
 func (s *Stack) announce(ctx context.Context, p plan, unready map[string]bool) error {
-	st, err := s.Status(ctx)
+	st, err := s.status(ctx)
 	if err != nil {
 		return s.writeInstances(p, unready) // pilot is away: it reads the file when it comes back
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/writ-mesh/writ/pilot/meshdir"
 	"github.com/writ-mesh/writ/pilot/model"
 	nodeagentpb "github.com/writ-mesh/writ/proto/writ/nodeagent/v1"
+	pilotpb "github.com/writ-mesh/writ/proto/writ/pilot/v1"
 )
 
 // run is a replica's processes. What of the replica may change while they go on
@@ -204,13 +205,18 @@ func envName(port string) string {
 	}, port)
 }
 
-// report writes run.json and the ready file.
+// report writes run.json and the ready file. Pilot may be starting anew just then.
 func (s *Stack) report(ctx context.Context) error {
-	st, err := s.Status(ctx)
+	var st *pilotpb.GetStatusResponse
+	err := s.waitFor(ctx, "writ-pilot", func(ctx context.Context) (err error) {
+		st, err = s.status(ctx)
+		return err
+	})
 	if err != nil {
 		return err
 	}
 	r := s.ready(st.GetServing())
+	s.reported, s.reportedStatus = r, st
 	if err := r.write(s.p.file(runFile)); err != nil {
 		return err
 	}
@@ -219,6 +225,10 @@ func (s *Stack) report(ctx context.Context) error {
 	}
 	return r.write(s.opts.ReadyFile)
 }
+
+// Begun tells what runs, and the status of pilot, as it was when Up returned. It is
+// called before Follow.
+func (s *Stack) Begun() (*Ready, *pilotpb.GetStatusResponse) { return s.reported, s.reportedStatus }
 
 func (s *Stack) ready(revision uint64) *Ready {
 	r := &Ready{
@@ -245,13 +255,4 @@ func (s *Stack) ready(revision uint64) *Ready {
 		r.Workloads = append(r.Workloads, w)
 	}
 	return r
-}
-
-// Ready tells what runs.
-func (s *Stack) Ready(ctx context.Context) (*Ready, error) {
-	st, err := s.Status(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return s.ready(st.GetServing()), nil
 }

@@ -59,6 +59,9 @@ type Stack struct {
 	trouble []meshdir.Problem
 	// last is what pilot was told of; only one goroutine at a time uses it.
 	last plan
+	// reported is what was told last in run.json, with the status of pilot then.
+	reported       *Ready
+	reportedStatus *pilotpb.GetStatusResponse
 	// rolling is until when, in nanoseconds of Unix time, revisions may come of
 	// workloads that start and end.
 	rolling atomic.Int64
@@ -194,8 +197,7 @@ func acknowledged(st *pilotpb.GetStatusResponse) error {
 	return nil
 }
 
-// Status asks pilot.
-func (s *Stack) Status(ctx context.Context) (*pilotpb.GetStatusResponse, error) {
+func (s *Stack) status(ctx context.Context) (*pilotpb.GetStatusResponse, error) {
 	return s.pilotStatus.GetStatus(ctx, &pilotpb.GetStatusRequest{})
 }
 
