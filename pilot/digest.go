@@ -37,10 +37,30 @@ func digest(m *model.Mesh) (digests, error) {
 	digestObjects(d, m.Telemetries)
 	for _, p := range m.RegoPolicies {
 		q := *p
-		q.Meta = model.Meta{}
+		q.Meta, q.Form, q.ModuleFile, q.ModuleLine = model.Meta{}, nil, "", 0 // follow from the rest, or tell places
 		d.object(&p.Meta, d.value(q))
 	}
 	for _, p := range m.QuotaPolicies {
+		q := *p
+		q.Meta = model.Meta{}
+		d.object(&p.Meta, d.value(q))
+	}
+	for _, p := range m.ServiceRoles {
+		q := *p
+		q.Meta = model.Meta{}
+		d.object(&p.Meta, d.value(q))
+	}
+	for _, p := range m.ServiceRoleBindings {
+		q := *p
+		q.Meta = model.Meta{}
+		d.object(&p.Meta, d.value(q))
+	}
+	for _, p := range m.AccessLists {
+		q := *p
+		q.Meta = model.Meta{}
+		d.object(&p.Meta, d.value(q))
+	}
+	if p := m.RbacConfig; p != nil {
 		q := *p
 		q.Meta = model.Meta{}
 		d.object(&p.Meta, d.value(q))
@@ -58,7 +78,10 @@ func digest(m *model.Mesh) (digests, error) {
 	if r := &m.Revoked; len(r.Certificates)+len(r.Identities) > 0 || r.Newest > 0 {
 		d.add(security.RevokedRef().ID(), d.value([]any{r.Newest, r.Everybody, r.Certificates, r.Identities}))
 	}
-	d.order = append(d.order, d.value([]any{m.NamespaceLabels, m.TrustDomain, m.TrustDomainAliases, m.FederatedDomains, m.Deciders})...)
+	if r := &m.Tokens; r.Any() {
+		d.add(security.TokensRef().ID(), d.value(r))
+	}
+	d.order = append(d.order, d.value([]any{m.NamespaceLabels, m.TrustDomain, m.TrustDomainAliases, m.FederatedDomains, m.Deciders, m.Fetched})...)
 	if d.err != nil {
 		return digests{}, fmt.Errorf("hash the configuration: %w", d.err)
 	}

@@ -8,7 +8,9 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/writ-mesh/writ/internal/regoform"
 	"github.com/writ-mesh/writ/internal/service"
+	"github.com/writ-mesh/writ/pilot/listsource"
 	"github.com/writ-mesh/writ/pilot/meshdir"
 )
 
@@ -16,14 +18,20 @@ import (
 // "<namespace>/<name>" of its RegoPolicy.
 type CompileRego func(name, module, query string) error
 
+// SplitRego says what is known of a RegoPolicy without evaluating it, for Envoys to
+// decide; nil leaves all of it to authz.
+type SplitRego func(name, module, query string) *regoform.Policy
+
 // Runner gives the whole service: it reads c.Mesh and serves what c says until ctx
 // ends. compileRego lets it refuse Rego with file and line; nil leaves that to
 // authz, whose refusal takes the whole revision back.
-func Runner(compileRego CompileRego) func(ctx context.Context, c Config, rt *service.Runtime) error {
-	return func(ctx context.Context, c Config, rt *service.Runtime) error { return run(ctx, c, rt, compileRego) }
+func Runner(compileRego CompileRego, splitRego SplitRego) func(ctx context.Context, c Config, rt *service.Runtime) error {
+	return func(ctx context.Context, c Config, rt *service.Runtime) error {
+		return run(ctx, c, rt, compileRego, splitRego)
+	}
 }
 
-func run(ctx context.Context, c Config, rt *service.Runtime, compileRego CompileRego) error {
+func run(ctx context.Context, c Config, rt *service.Runtime, compileRego CompileRego, splitRego SplitRego) error {
 	if c.State != "" {
 		if err := os.MkdirAll(c.State, 0o700); err != nil {
 			return fmt.Errorf("state: %w", err)
@@ -33,7 +41,7 @@ func run(ctx context.Context, c Config, rt *service.Runtime, compileRego Compile
 	if err != nil {
 		return err
 	}
-	source := meshdir.Options{Dir: c.Mesh, InstancesFile: c.Instances, Reserved: reserved, Deciders: c.Deciders.Model(), CompileRego: compileRego}
+	source := meshdir.Options{Dir: c.Mesh, InstancesFile: c.Instances, Reserved: reserved, Deciders: c.Deciders.Model(), CompileRego: compileRego, SplitRego: splitRego}
 	if c.State != "" {
 		source.LastGood = filepath.Join(c.State, "last-good.json")
 	}
@@ -41,11 +49,12 @@ func run(ctx context.Context, c Config, rt *service.Runtime, compileRego Compile
 		Source:   meshdir.NewReader(source),
 		Modified: func() time.Time { return newest(c.Mesh, c.Instances) },
 		State:    c.State, Log: rt.Log, Metrics: rt.Metrics, Health: rt.Health,
+		Lists: listsource.Limits{URLs: c.ListURLs, AddressProblem: source.AddressProblem, ReadFile: source.ReadNamed},
 	})
 	if err != nil {
 		return err
 	}
-	tasks := []func(context.Context) error{p.Run}
+	tasks := []func(context.Context) error{p.Run, p.followTokens, p.lists.Run}
 	if c.Listen != "" {
 		tasks = append(tasks, func(ctx context.Context) error { return p.ServeADS(ctx, c.Listen, c.Credential, rt) })
 	}

@@ -17,6 +17,6 @@ func main() {
 		Common:   func(c *pilot.Config) *service.Common { return &c.Common },
 		Flags:    (*pilot.Config).Flags,
 		Validate: (*pilot.Config).Validate,
-		Run:      pilot.Runner(rego.Check),
+		Run:      pilot.Runner(rego.Check, new(rego.Splitter).Split),
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/writ-mesh/writ/internal/regoform"
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
@@ -27,6 +28,9 @@ type Options struct {
 	// CompileRego says whether a Rego module compiles and answers the query; nil
 	// leaves modules unchecked. name is "<namespace>/<name>" of the policy.
 	CompileRego func(name, module, query string) error
+	// SplitRego says what is known of a Rego policy without evaluating it; nil
+	// leaves that unknown.
+	SplitRego func(name, module, query string) *regoform.Policy
 	// ReadFile reads a file that an object names, a path relative to Dir or an
 	// absolute one. NewReader sets it; nil leaves such files unchecked.
 	ReadFile func(name string) ([]byte, error)

@@ -136,6 +136,10 @@ func (a *assembler) regoPolicy(o *object) *model.RegoPolicy {
 			c.compile("spec.moduleFile", p.Module, s.Query)
 		})
 	}
+	p.ModuleFile, p.ModuleLine = modulePlace(o, s)
+	if split := a.options.SplitRego; split != nil && p.Module != "" {
+		p.Form = split(o.meta.Namespace+"/"+o.meta.Name, p.Module, s.Query)
+	}
 	if s.Bundle != nil {
 		p.BundleURL = s.Bundle.URL
 		if s.Bundle.Refresh != nil {
@@ -143,6 +147,18 @@ func (a *assembler) regoPolicy(o *object) *model.RegoPolicy {
 		}
 	}
 	return p
+}
+
+// modulePlace tells where the lines of a module stand, see model.RegoPolicy.
+func modulePlace(o *object, s *regoSpec) (file string, line int) {
+	if s.ModuleFile != "" {
+		return s.ModuleFile, 0
+	}
+	node := o.report().node("spec.module")
+	if node == nil || node.Style&yaml.LiteralStyle == 0 {
+		return o.meta.File, -1
+	}
+	return o.meta.File, node.Line
 }
 
 // rego gives the contents of a .rego file, nil if there is none.

@@ -103,7 +103,7 @@ func (c *Compiler) addAuthorization(b *httpBuilder, p *model.Proxy, s selection)
 	if err != nil {
 		return err
 	}
-	c.denyWithoutAuthz(&deny, s.rego)
+	c.denyWithoutAuthz(&deny, p, s)
 	c.denyWithoutRateLimit(&deny, s.quota)
 	if deny.enforced != nil || deny.shadow != nil {
 		b.enable(filterDeny, perRoute(httpRBAC(deny, denyStatPrefix, dryRunDenyStatPrefix, threshold)))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -32,7 +33,9 @@ type HTTP struct {
 	RateLimits []*routev3.RateLimit
 	// LocalReply goes on the connection manager; it is the same for all.
 	LocalReply *hcmv3.LocalReplyConfig
-	// Clusters are those that the filters call.
+	// Report is an access log for what this proxy decides by itself; nil for none.
+	Report *accesslogv3.AccessLog
+	// Clusters are those that the filters and the report call.
 	Clusters []*clusterv3.Cluster
 	// Sources are the policies that apply.
 	Sources []model.Ref
@@ -43,7 +46,9 @@ type HTTP struct {
 type TCP struct {
 	// Filters are in order and end before the TCP proxy.
 	Filters []*listenerv3.Filter
-	// Clusters are those that the filters call.
+	// Report is an access log for what this proxy decides; nil for none.
+	Report *accesslogv3.AccessLog
+	// Clusters are those that the filters and the report call.
 	Clusters []*clusterv3.Cluster
 	// Sources are the policies that apply.
 	Sources []model.Ref
@@ -57,6 +62,8 @@ type Compiler struct {
 	providers    map[string]provider
 	// revoked is the content of the filter for what is revoked, nil if nothing is.
 	revoked *anypb.Any
+	// tokens are the tokens that are revoked.
+	tokens tokenRules
 	// treeThreshold is the number of rules with an exact principal from which a
 	// set of policies becomes a matcher tree.
 	treeThreshold int
@@ -80,6 +87,7 @@ func New(m *model.Mesh) (*Compiler, error) {
 		peer:          model.NewPeerModes(m),
 		treeThreshold: defaultTreeThreshold,
 		revoked:       revokedRules(&m.Revoked),
+		tokens:        newTokenRules(&m.Tokens, m.Deciders.Authz != "", jwtPayload),
 	}
 	c.providers = newProviders(m)
 	return c, nil
@@ -93,6 +101,7 @@ func (c *Compiler) HTTP(p *model.Proxy, port model.WorkloadPort) (*HTTP, error) 
 		HTTP: HTTP{
 			PerFilterConfig: map[string]*anypb.Any{},
 			LocalReply:      localReply(),
+			Report:          c.reportHTTP(),
 			Sources:         s.sources(),
 		},
 		names: map[string]*structpb.Value{},
@@ -110,7 +119,7 @@ func (c *Compiler) HTTP(p *model.Proxy, port model.WorkloadPort) (*HTTP, error) 
 	if err := c.addAuthorization(out, p, s); err != nil {
 		return nil, err
 	}
-	if err := c.addRego(out, s); err != nil {
+	if err := c.addRego(out, p, s); err != nil {
 		return nil, err
 	}
 	if err := c.addQuota(out, p, port, s); err != nil {
@@ -123,7 +132,17 @@ func (c *Compiler) HTTP(p *model.Proxy, port model.WorkloadPort) (*HTTP, error) 
 // at fault.
 func (c *Compiler) TCP(p *model.Proxy, port model.WorkloadPort) (*TCP, error) {
 	s := c.selectFor(p)
-	out := &TCP{Sources: refsOf(s.custom, s.audit, s.deny, s.allow)}
+	out := &TCP{Report: c.reportTCP(), Sources: refsOf(s.custom, s.audit, s.deny, s.allow)}
+	if out.Report != nil {
+		cluster, err := envoy.GRPCCluster(c.mesh, authzCluster, c.mesh.Deciders.Authz, "authz")
+		if err != nil {
+			return nil, err
+		}
+		out.Clusters = appendCluster(out.Clusters, cluster)
+	}
+	for _, list := range s.lists {
+		out.Sources = append(out.Sources, list.Ref)
+	}
 	addRevokedTCP(out)
 	if err := c.addTCP(out, s); err != nil {
 		return nil, fmt.Errorf("port %d of %s: %w", port.Port, p.ID, err)
@@ -135,6 +154,8 @@ func (c *Compiler) TCP(p *model.Proxy, port model.WorkloadPort) (*TCP, error) {
 type httpBuilder struct {
 	HTTP
 	names map[string]*structpb.Value
+	// tokens are values of revoked tokens, nil if there are none.
+	tokens map[string]*structpb.Value
 }
 
 // add appends a filter that runs for every request.
@@ -173,8 +194,15 @@ func appendCluster(clusters []*clusterv3.Cluster, c *clusterv3.Cluster) []*clust
 }
 
 func (b *httpBuilder) finish() *HTTP {
+	all := map[string]*structpb.Struct{}
 	if len(b.names) > 0 {
-		b.Metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{metadataNamespace: {Fields: b.names}}}
+		all[metadataNamespace] = &structpb.Struct{Fields: b.names}
+	}
+	if len(b.tokens) > 0 {
+		all[metadataTokens] = &structpb.Struct{Fields: b.tokens}
+	}
+	if len(all) > 0 {
+		b.Metadata = &corev3.Metadata{FilterMetadata: all}
 	}
 	return &b.HTTP
 }

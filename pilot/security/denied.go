@@ -1,14 +1,11 @@
 package security
 
 import (
-	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	celv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
 	headertometadatav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_to_metadata/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/writ-mesh/writ/pilot/envoy"
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
@@ -41,9 +38,9 @@ func TCPLogFields() map[string]string { return recorded(rbacTCPMetadata) }
 func recorded(filter string) map[string]string {
 	operator := func(key string) string { return "%DYNAMIC_METADATA(" + filter + ":" + key + ")%" }
 	return map[string]string{
-		"dry_run_allow_result": operator(dryRunAllowStatPrefix + "shadow_engine_result"),
+		"dry_run_allow_result": operator(dryRunAllowStatPrefix + shadowResult),
 		"dry_run_allow_rule":   operator(dryRunAllowStatPrefix + "shadow_effective_policy_id"),
-		"dry_run_deny_result":  operator(dryRunDenyStatPrefix + "shadow_engine_result"),
+		"dry_run_deny_result":  operator(dryRunDenyStatPrefix + shadowResult),
 		"dry_run_deny_rule":    operator(dryRunDenyStatPrefix + "shadow_effective_policy_id"),
 	}
 }
@@ -74,6 +71,9 @@ func localReply() *hcmv3.LocalReplyConfig {
 	// A rule of a CUSTOM policy has matched.
 	const custom = `'` + rbacHTTPMetadata + `' in metadata.filter_metadata && '` + customStatPrefix + `shadow_effective_policy_id' in metadata.filter_metadata['` + rbacHTTPMetadata + `']`
 	const customRule = "%DYNAMIC_METADATA(" + rbacHTTPMetadata + ":" + customStatPrefix + "shadow_effective_policy_id)%"
+	// A rule that RegoPolicies came to, see regoRules.
+	const regoRule = "^rbac_access_denied_matched_policy.[0-9]+_([A-Za-z]+)_(.+)_case_[0-9]+.$"
+	const regoName = `%CEL(re.extract(response.code_details, '` + regoRule + `', '\\1 \\2'))%`
 	always := corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
 	absent := corev3.HeaderValueOption_ADD_IF_ABSENT
 	return &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{
@@ -84,6 +84,7 @@ func localReply() *hcmv3.LocalReplyConfig {
 			`%CEL(re.extract(response.code_details, '`+denied+`_rule_([0-9]+).$', '\\1 \\2 rule \\3'))%`),
 		mapper(`response.code_details.matches('`+denied+`.$')`, always,
 			`%CEL(re.extract(response.code_details, '`+denied+`.$', '\\1 \\2'))%`),
+		mapper(`response.code_details.matches('`+regoRule+`')`, always, regoName),
 		mapper(`response.code_details.startsWith('jwt_authn_access_denied')`, always,
 			"%METADATA(VIRTUAL_HOST:writ:jwt)% (%CEL(re.extract(response.code_details, '^jwt_authn_access_denied.(.*).$', '\\\\1'))%)"),
 		// A decider that answers gives the header itself. One that does not answer is
@@ -100,10 +101,7 @@ func localReply() *hcmv3.LocalReplyConfig {
 
 func mapper(expression string, action corev3.HeaderValueOption_HeaderAppendAction, value string) *hcmv3.ResponseMapper {
 	return &hcmv3.ResponseMapper{
-		Filter: &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ExtensionFilter{ExtensionFilter: &accesslogv3.ExtensionFilter{
-			Name:       "envoy.access_loggers.extension_filters.cel",
-			ConfigType: &accesslogv3.ExtensionFilter_TypedConfig{TypedConfig: envoy.Any(&celv3.ExpressionFilter{Expression: expression})},
-		}}},
+		Filter: celFilter(expression),
 		HeadersToAdd: []*corev3.HeaderValueOption{{
 			Header:       &corev3.HeaderValue{Key: DeniedByHeader, Value: value},
 			AppendAction: action,

@@ -30,9 +30,11 @@ const authzTimeout = time.Second
 // regoBodyBytes is how much of a body a Rego rule sees that asks for it.
 const regoBodyBytes = 64 << 10
 
-// addRego adds the call to authz: one filter that is closed when authz is away
-// and one that is open, of which the virtual host enables the one it needs.
-func (c *Compiler) addRego(b *httpBuilder, s selection) error {
+// addRego adds what decides RegoPolicies: the filter for what needs no call, and
+// the call to authz for the rest: one filter that is closed when authz is away and
+// one that is open, of which the virtual host enables the one it needs.
+func (c *Compiler) addRego(b *httpBuilder, p *model.Proxy, s selection) error {
+	rego := c.addRegoRules(b, c.placeRego(p, s))
 	if c.mesh.Deciders.Authz == "" {
 		return nil
 	}
@@ -43,13 +45,13 @@ func (c *Compiler) addRego(b *httpBuilder, s selection) error {
 	b.addCluster(cluster)
 	b.addGeneric(filterRego, regoFilter(false))
 	b.addGeneric(filterRegoOpen, regoFilter(true))
-	if len(s.rego) == 0 {
+	if len(rego) == 0 {
 		return nil
 	}
 	var names []string
 	var refs []model.Ref
 	open, body := true, false
-	for _, pol := range s.rego {
+	for _, pol := range rego {
 		names = append(names, pol.Namespace+"/"+pol.Name)
 		open = open && (pol.FailOpen || pol.Observe)
 		body = body || strings.Contains(pol.Module, "body")
@@ -83,19 +85,20 @@ func regoFilter(open bool) *extauthzv3.ExtAuthz {
 		StatusOnError:    &typev3.HttpStatus{Code: typev3.StatusCode_Forbidden},
 		// What the verified token says; the caller's SPIFFE ID is in every check.
 		MetadataContextNamespaces: []string{jwtMetadata},
+		FilterEnabledMetadata:     unlessDecided(),
 		StatPrefix:                "rego",
 	}
 }
 
 // denyWithoutAuthz refuses everything where a closed RegoPolicy applies and the
 // mesh has no authz to decide it.
-func (c *Compiler) denyWithoutAuthz(deny *ruleSet, policies []*model.RegoPolicy) {
+func (c *Compiler) denyWithoutAuthz(deny *ruleSet, proxy *model.Proxy, s selection) {
 	if c.mesh.Deciders.Authz != "" {
 		return
 	}
-	for _, pol := range policies {
-		if !pol.FailOpen && !pol.Observe {
-			deny.refuseAll(pol.Ref)
+	for _, p := range c.placeRego(proxy, s) {
+		if !p.whole() && !p.policy.FailOpen && !p.policy.Observe {
+			deny.refuseAll(p.policy.Ref)
 		}
 	}
 }
