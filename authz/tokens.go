@@ -28,6 +28,8 @@ type tokens struct {
 	fetcher *token.Fetcher
 	leeway  time.Duration
 	metrics *metrics
+	// revoked is which tokens are revoked, nil if nothing says so.
+	revoked *revokedTokens
 }
 
 // find gives the verified token of a request, or why there is none. A token that
@@ -60,15 +62,11 @@ func (t *tokens) find(ctx context.Context, req *authv3.CheckRequest, issuers []i
 
 // fromEnvoy reads the payload that jwt_authn verified.
 func fromEnvoy(req *authv3.CheckRequest) *rego.Token {
-	payload := req.GetAttributes().GetMetadataContext().GetFilterMetadata()[jwtFilter].GetFields()[jwtPayload].GetStructValue()
+	payload := envoyPayload(req)
 	if payload == nil {
 		return nil
 	}
-	claims, err := payload.MarshalJSON()
-	if err != nil {
-		return nil
-	}
-	return &rego.Token{Issuer: payload.GetFields()["iss"].GetStringValue(), Claims: claims}
+	return &rego.Token{Issuer: payload.GetFields()["iss"].GetStringValue(), Payload: payload}
 }
 
 // scope keeps the issuers that count everywhere, and those of the namespaces that
@@ -122,7 +120,10 @@ func (t *tokens) verify(ctx context.Context, raw string, issuers []issuer, now t
 	if err != nil {
 		return nil, err
 	}
-	return &rego.Token{Issuer: issuers[v.Issuer].issuer, Claims: v.Claims}, nil
+	if err := t.revoked.refuses(v.About); err != nil {
+		return nil, err
+	}
+	return &rego.Token{Issuer: issuers[v.Issuer].issuer, Claims: v.Claims, Expires: v.Expires}, nil
 }
 
 func (t *tokens) believed(issuers []issuer) []token.Issuer {

@@ -3,6 +3,7 @@ package pilot
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"runtime"
 	"slices"
 	"sync"
@@ -17,9 +18,10 @@ import (
 
 // compiled is one configuration, translated for everybody.
 type compiled struct {
-	// mesh is as the source gave it; what was translated has what is revoked besides.
-	mesh       *model.Mesh
-	revoked    *model.Revoked
+	// mesh is as the source gave it; what was translated has what is not of the files
+	// besides.
+	mesh *model.Mesh
+	besides
 	translator *translate.Translator
 	snapshot   *xds.Snapshot
 	digests    digests
@@ -34,14 +36,39 @@ type compiled struct {
 	failed []string
 }
 
+// besides is what configuration is made of that is not of the files. It is never
+// changed, only replaced.
+type besides struct {
+	// revoked are certificates and identities, never nil.
+	revoked *model.Revoked
+	// tokens are revoked tokens, nil for none.
+	tokens *model.RevokedTokens
+	// fetched are entries of AccessLists.
+	fetched map[string]model.Fetched
+}
+
+// in gives a copy of a mesh with it.
+func (s besides) in(files *model.Mesh) *model.Mesh {
+	with := *files
+	with.Revoked = *s.revoked
+	if s.tokens != nil {
+		with.Tokens = *s.tokens
+	}
+	with.Fetched = s.fetched
+	return &with
+}
+
+// same tells whether two come to the same configuration.
+func (s besides) same(other besides) bool {
+	return sameRevoked(s.revoked, other.revoked) && reflect.DeepEqual(s.tokens, other.tokens) && reflect.DeepEqual(s.fetched, other.fetched)
+}
+
 // compile translates a mesh. What the builder knows from earlier revisions is
 // shared. A proxy that cannot be translated for keeps its configuration of the
 // revision before, which is nil before the first, so that what one author wrote
 // cannot keep the changes of others from other proxies.
-func compile(files *model.Mesh, revoked *model.Revoked, b *xds.Builder, before *compiled) (*compiled, error) {
-	with := *files
-	with.Revoked = *revoked
-	m := &with
+func compile(files *model.Mesh, also besides, b *xds.Builder, before *compiled) (*compiled, error) {
+	m := also.in(files)
 	policy, err := security.New(m)
 	if err != nil {
 		return nil, err
@@ -51,7 +78,7 @@ func compile(files *model.Mesh, revoked *model.Revoked, b *xds.Builder, before *
 		return nil, err
 	}
 	c := &compiled{
-		mesh: files, revoked: revoked, translator: tr, sharing: &sharing{builder: b}, placed: make(map[string]*model.Proxy, len(m.Proxies)),
+		mesh: files, besides: also, translator: tr, sharing: &sharing{builder: b}, placed: make(map[string]*model.Proxy, len(m.Proxies)),
 		offered: sync.OnceValue(func() map[netip.Addr][]offer { return offersOf(m) }),
 	}
 	configs, errs := make([]*xds.Config, len(m.Proxies)), make([]error, len(m.Proxies))

@@ -58,13 +58,13 @@ stringData: {ca.crt: %s}
 		}
 		return m
 	}
-	before, err := compile(mesh(routeTo("one", "one")), new(model.Revoked), xds.NewBuilder(), nil)
+	before, err := compile(mesh(routeTo("one", "one")), besides{revoked: new(model.Revoked)}, xds.NewBuilder(), nil)
 	if err != nil || len(before.failed) > 0 || len(before.snapshot.Proxies) != 2 {
 		t.Fatalf("%v %v", err, before.failed)
 	}
 	broken := mesh(withTimeout(7))
 	clear(broken.Secrets) // what no check has found
-	after, err := compile(broken, new(model.Revoked), xds.NewBuilder(before.snapshot), before)
+	after, err := compile(broken, besides{revoked: new(model.Revoked)}, xds.NewBuilder(before.snapshot), before)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +77,7 @@ stringData: {ca.crt: %s}
 	if got := after.snapshot.Proxies["sidecar~default"]; got == nil || got == before.snapshot.Proxies["sidecar~default"] {
 		t.Error("the other proxy does not get the change")
 	}
-	alone, err := compile(broken, new(model.Revoked), xds.NewBuilder(), nil)
+	alone, err := compile(broken, besides{revoked: new(model.Revoked)}, xds.NewBuilder(), nil)
 	if err != nil || alone.snapshot.Proxies["sidecar~aaa"] != nil || alone.snapshot.Proxies["sidecar~default"] == nil {
 		t.Errorf("at the start: %v %v", err, alone.snapshot.Proxies)
 	}
@@ -96,7 +96,7 @@ func TestCompileSharesWhatProxiesHaveInCommon(t *testing.T) {
 			Address: netip.AddrFrom4([4]byte{127, 9, 9, byte(i)}), Ports: []model.WorkloadPort{{Name: "http", Protocol: model.HTTP, Port: 9000, App: 9001}},
 		})
 	}
-	c, err := compile(m, new(model.Revoked), xds.NewBuilder(), nil)
+	c, err := compile(m, besides{revoked: new(model.Revoked)}, xds.NewBuilder(), nil)
 	if err != nil || len(c.failed) > 0 {
 		t.Fatalf("%v %v", err, c.failed)
 	}

@@ -26,6 +26,8 @@ type metrics struct {
 	// revocations is the number of the list in force, revocationsConnected 1 while the
 	// authority tells of new ones.
 	revocations, revocationsConnected prometheus.Gauge
+	// revokedTokens is how many revocations of tokens there are.
+	revokedTokens prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -58,7 +60,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 	m.revocations = prometheus.NewGauge(prometheus.GaugeOpts{Name: "writ_pilot_revocations_sequence", Help: "The number of the list of revocations that clients are being given."})
 	m.revocationsConnected = prometheus.NewGauge(prometheus.GaugeOpts{Name: "writ_pilot_revocations_connected", Help: "1 while the authority tells of new revocations."})
-	reg.MustRegister(m.revocations, m.revocationsConnected)
+	m.revokedTokens = prometheus.NewGauge(prometheus.GaugeOpts{Name: "writ_pilot_revoked_tokens", Help: "Revocations of JSON Web Tokens in force."})
+	reg.MustRegister(m.revocations, m.revocationsConnected, m.revokedTokens)
 	reg.MustRegister(m.changeToAck, m.compile, m.pushes, m.resources, m.acks, m.nacks, m.clients, m.problems, m.revision, m.live, m.rejected)
 	for _, k := range []xds.Kind{xds.SidecarKind, xds.GatewayKind, xds.ServiceKind} {
 		m.clients.WithLabelValues(string(k))

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/writ-mesh/writ/internal/service"
+	"github.com/writ-mesh/writ/pilot/listsource"
 	"github.com/writ-mesh/writ/pilot/meshdir"
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/revision"
@@ -38,6 +39,9 @@ type Source interface {
 	// Read gave. It returns true if the next Read gives a mesh with what was
 	// accepted before in their place.
 	HoldBack(mesh *model.Mesh, objects []model.Ref, why string) bool
+	// Contents gives the files that a mesh that Read gave was made of, by name, nil if
+	// that is not known.
+	Contents(mesh *model.Mesh) map[string][]byte
 }
 
 // Options are what a Pilot needs.
@@ -53,6 +57,8 @@ type Options struct {
 	Health  *service.Health
 	// XDS overrides timings; the rest of it is set by New.
 	XDS xds.Options
+	// Lists says where the entries of AccessLists may come from.
+	Lists listsource.Limits
 }
 
 // Pilot reads, translates and distributes. Run drives it.
@@ -72,11 +78,16 @@ type Pilot struct {
 	// current is being distributed; good was the last that everybody acknowledged.
 	// Both nil before the first.
 	current, good *compiled
-	// revoked is what the authority revoked, never nil and never changed; revokedFile
-	// keeps it, empty for none.
-	revoked     *model.Revoked
+	besides
+	// revokedFile keeps what the authority revoked, empty for none.
 	revokedFile string
-	problems    []meshdir.Problem
+	// tokensFeed has which tokens are revoked; tokensChanged has a value when that
+	// changed.
+	tokensFeed    *tokenFeed
+	tokensChanged chan struct{}
+	// lists fetches entries of AccessLists.
+	lists    *listsource.Keeper
+	problems []meshdir.Problem
 	// failed is why the files as they stand cannot be translated, or not for
 	// everybody.
 	failed []meshdir.Problem
@@ -99,6 +110,10 @@ func newPilot(o Options) (*Pilot, error) {
 		p.saved = saved
 	}
 	p.openRevoked(o.State)
+	if err := p.openTokens(o.State, time.Now()); err != nil {
+		return nil, err
+	}
+	p.openLists(o)
 	p.tracker = revision.New(p.saved)
 	o.XDS.Identify, o.XDS.Log, o.XDS.Observer = identify, o.Log, p.metrics
 	o.XDS.Old = func(c xds.Client) bool { return c.Envoy && translate.OlderEnvoy(c.Version) }
@@ -122,6 +137,8 @@ func (p *Pilot) Run(ctx context.Context) error {
 				return nil
 			}
 			p.read(p.written(time.Now()))
+		case <-p.lists.Changed():
+			p.relist()
 		case <-p.xds.Ready():
 			if p.handle(p.xds.Events()) {
 				p.read(time.Now())
@@ -151,6 +168,7 @@ func (p *Pilot) read(written time.Time) {
 	if mesh == nil {
 		p.health.Set("configuration", errors.New("there is no configuration that can be used yet; see the problems in writ status"))
 	} else if changed || p.current == nil {
+		p.setLists(mesh)
 		p.compile(mesh, written)
 	}
 	p.metrics.setProblems(p.allProblems())
@@ -159,7 +177,7 @@ func (p *Pilot) read(written time.Time) {
 
 func (p *Pilot) compile(mesh *model.Mesh, written time.Time) {
 	start := time.Now()
-	c, err := compile(mesh, p.revoked, p.builder(), p.current)
+	c, err := compile(mesh, p.besides, p.builder(), p.current)
 	p.metrics.since(p.metrics.compile, start)
 	if err != nil {
 		p.log.Error("the configuration cannot be translated; the last good one stays", slog.Any("error", err))
@@ -295,7 +313,7 @@ func (p *Pilot) refused(e xds.Event) (heldBack bool) {
 	p.log.Warn("revision rejected, the last good one is distributed again", slog.Any("rejected", e.Revision), slog.Any("serving", back.Number))
 	p.current = p.good
 	p.publish()
-	if !sameRevoked(p.current.revoked, p.revoked) {
+	if !p.current.same(p.besides) {
 		// The good one is older than what was revoked since.
 		p.compile(p.current.mesh, time.Now())
 	}
@@ -347,5 +365,5 @@ func (p *Pilot) notify() {
 
 // allProblems is what is wrong with the files as they stand.
 func (p *Pilot) allProblems() []meshdir.Problem {
-	return append(slices.Clone(p.failed), p.problems...)
+	return slices.Concat(p.failed, p.problems, p.listProblems())
 }

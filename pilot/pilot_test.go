@@ -84,6 +84,13 @@ func (m *memory) HoldBack(_ *model.Mesh, objects []model.Ref, _ string) (held bo
 	return held
 }
 
+// Contents knows the files as they are.
+func (m *memory) Contents(*model.Mesh) map[string][]byte {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.files)
+}
+
 func (m *memory) Watch(context.Context) <-chan struct{} { return m.signal }
 
 // fixture is a pilot over memory with a plain-text listener in memory.
@@ -107,10 +114,13 @@ func newFixture(t *testing.T, state string, files map[string]string) *fixture {
 	s := grpc.NewServer()
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s, plaintext{p.xds})
 	pilotpb.RegisterStatusServer(s, &statusService{pilot: p})
+	pilotpb.RegisterTokenRevocationsServer(s, &tokenRevocations{pilot: p})
+	pilotpb.RegisterTokenRevocationFeedServer(s, &tokenRevocationFeed{pilot: p})
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = s.Serve(f.lis) })
 	wg.Go(func() { _ = p.Run(ctx) })
+	wg.Go(func() { _ = p.followTokens(ctx) })
 	f.stop = sync.OnceFunc(func() {
 		cancel()
 		<-p.xds.Stopped()

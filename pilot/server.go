@@ -3,6 +3,7 @@ package pilot
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -57,8 +58,10 @@ func (p *Pilot) ServeADS(ctx context.Context, addr string, cfg credential.Config
 		return fmt.Errorf("credential: %w", err)
 	}
 	methods := adsMethods(rpc.Or(rpc.AnyNode(), rpc.AnyService(identity.CA, identity.Authz, identity.RateLimit)))
+	maps.Copy(methods, tokenFeedMethods())
 	s := rpc.NewServer(source.ServerCredentials(), methods, rt)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s, p.xds)
+	pilotpb.RegisterTokenRevocationFeedServer(s, &tokenRevocationFeed{pilot: p})
 	if err := rpc.CheckMethods(s, methods); err != nil {
 		_ = l.Close()
 		return err
@@ -84,8 +87,12 @@ func (p *Pilot) ServeAdmin(ctx context.Context, addr string, rt *service.Runtime
 		pilotpb.Status_GetStatus_FullMethodName:   rpc.SameUser(),
 		pilotpb.Status_WatchStatus_FullMethodName: rpc.SameUser(),
 	}
+	maps.Copy(methods, tokenAdminMethods())
+	maps.Copy(methods, configurationMethods())
 	return serve(ctx, addr, peercred.Credentials(), methods, rt, func(s *grpc.Server) {
 		pilotpb.RegisterStatusServer(s, &statusService{pilot: p})
+		pilotpb.RegisterTokenRevocationsServer(s, &tokenRevocations{pilot: p})
+		pilotpb.RegisterConfigurationServer(s, &configurationService{pilot: p})
 	})
 }
 

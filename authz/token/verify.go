@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+
+	"github.com/writ-mesh/writ/internal/revoked"
 )
 
 // maxToken is the size of a token in bytes that Verify looks at. Envoy takes
@@ -26,7 +28,7 @@ var (
 	errMalformed  = errors.New("token is malformed")
 	errAlgorithm  = errors.New("token's algorithm is not accepted")
 	errIssuer     = errors.New("token's issuer is not accepted")
-	errAudience   = errors.New("token's audience is not accepted")
+	ErrAudience   = errors.New("token's audience is not accepted")
 	ErrUnknownKey = errors.New("token is signed with an unknown key")
 	errSignature  = errors.New("token's signature is wrong")
 	errExpired    = errors.New("token is expired")
@@ -48,6 +50,10 @@ type Verified struct {
 	Issuer int
 	// Claims is the payload as it was signed, a JSON object.
 	Claims []byte
+	// About is what a revocation of the token may be by.
+	About revoked.Token
+	// Expires is from when on the token is refused; the zero time is never.
+	Expires time.Time
 }
 
 // methods are all algorithms there are.
@@ -74,12 +80,33 @@ func Verify(raw string, issuers []Issuer, now time.Time, leeway time.Duration) (
 		}
 		// Of several reasons the one that got furthest says most.
 		if err := h.verify(issuer, claims, now, leeway); err == nil {
-			return Verified{Issuer: i, Claims: h.payload}, nil
+			return Verified{Issuer: i, Claims: h.payload, About: about(claims, h.payload), Expires: expiry(claims, leeway)}, nil
 		} else if errors.Is(best, errIssuer) || errors.Is(best, ErrUnknownKey) {
 			best = err
 		}
 	}
 	return Verified{}, best
+}
+
+// about reads what a revocation may be by, by the exact names. A jti, sub or iat of
+// another type counts as missing.
+func about(claims *jwt.RegisteredClaims, payload []byte) revoked.Token {
+	t := revoked.Token{Issuer: claims.Issuer}
+	var all map[string]any
+	if json.Unmarshal(payload, &all) != nil {
+		return t // was read before
+	}
+	t.Subject, _ = all["sub"].(string)
+	t.ID, _ = all["jti"].(string)
+	t.IssuedAt, t.HasIssuedAt = all["iat"].(float64)
+	return t
+}
+
+func expiry(claims *jwt.RegisteredClaims, leeway time.Duration) time.Time {
+	if claims.ExpiresAt == nil {
+		return time.Time{}
+	}
+	return claims.ExpiresAt.Add(leeway)
 }
 
 // Peek reads the unverified iss of a token, to find out which keys are
@@ -199,9 +226,9 @@ func checkClaims(issuer Issuer, claims *jwt.RegisteredClaims, now time.Time, lee
 	case errors.Is(err, jwt.ErrTokenNotValidYet):
 		return errNotYet
 	case errors.Is(err, jwt.ErrTokenInvalidAudience):
-		return errAudience
+		return ErrAudience
 	case errors.Is(err, jwt.ErrTokenRequiredClaimMissing) && len(issuer.Audiences) > 0 && len(claims.Audience) == 0:
-		return errAudience
+		return ErrAudience
 	case errors.Is(err, jwt.ErrTokenInvalidIssuer):
 		return errIssuer
 	}

@@ -212,6 +212,9 @@ func (a *assembler) readsTokens(w workload) bool {
 func (a *assembler) tokensNotRequired(c *checker) {
 	r := c.object.spec.(*security.RequestAuthentication)
 	workloads := a.selected(c.object.meta.Namespace, r.Selector.GetMatchLabels())
+	if v := c.object.meta.Annotations[model.RequireAnnotation]; v == model.RequireAny || v == model.RequireAll || v == model.RequireObserve {
+		return
+	}
 	if len(r.JwtRules) == 0 || len(workloads) == 0 || slices.ContainsFunc(r.JwtRules, handsOn) || slices.ContainsFunc(workloads, a.usesTokens) {
 		return
 	}

@@ -3,12 +3,15 @@ package meshdir
 import (
 	"encoding/json"
 	"net/url"
+	"slices"
 	"strconv"
 
 	"github.com/lestrrat-go/jwx/v3/jwa"
 	"github.com/lestrrat-go/jwx/v3/jwk"
 	security "istio.io/api/security/v1beta1"
 	apitype "istio.io/api/type/v1beta1"
+
+	"github.com/writ-mesh/writ/pilot/model"
 )
 
 // policyTarget checks selector, targetRef and targetRefs of a policy.
@@ -44,6 +47,11 @@ func checkPeerAuthentication(c *checker) {
 func checkRequestAuthentication(c *checker) {
 	p := c.object.spec.(*security.RequestAuthentication)
 	c.policyTarget(p.Selector, p.TargetRef, p.TargetRefs)
+	if v, there := c.object.meta.Annotations[model.RequireAnnotation]; there && !slices.Contains(model.TokenRequirements(), v) {
+		c.errorf("metadata.annotations["+model.RequireAnnotation+"]", "unknown value %q%s", shorten(v), didYouMean(v, model.TokenRequirements()))
+	} else if len(p.JwtRules) == 0 && (v == model.RequireAny || v == model.RequireAll) {
+		c.errorf("spec.jwtRules", "%s asks for tokens, and there is no rule for one", model.RequireAnnotation)
+	}
 	for i, rule := range p.JwtRules {
 		at := index("spec.jwtRules", i)
 		c.jwtRule(at, rule)

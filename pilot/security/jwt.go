@@ -43,17 +43,19 @@ type namedRule struct {
 	provider  string
 	namespace string
 	rule      *security.JWTRule
+	// policy is the ID of its RequestAuthentication, which asks for require.
+	policy, require string
 }
 
-// addJWT adds jwt_authn for all RequestAuthentications of the workload. A
-// request without token passes, one with a token that no provider accepts is
-// refused with 401.
+// addJWT adds jwt_authn for all RequestAuthentications of the workload. Unless one
+// asks for more, a request without token passes, and one with a token that no provider
+// accepts is refused with 401.
 func (c *Compiler) addJWT(b *httpBuilder, p *model.Proxy, s selection) error {
 	var rules []namedRule
 	var refs []model.Ref
 	for _, ra := range s.jwt {
 		for i, rule := range ra.Spec.GetJwtRules() {
-			rules = append(rules, namedRule{fmt.Sprintf("%s/%s[%d]", ra.Namespace, ra.Name, i), ra.Namespace, rule})
+			rules = append(rules, namedRule{fmt.Sprintf("%s/%s[%d]", ra.Namespace, ra.Name, i), ra.Namespace, rule, ra.ID(), model.TokenRequirement(ra)})
 		}
 		if len(ra.Spec.GetJwtRules()) > 0 {
 			refs = append(refs, ra.Ref)
@@ -68,19 +70,25 @@ func (c *Compiler) addJWT(b *httpBuilder, p *model.Proxy, s selection) error {
 		BypassCorsPreflight: true,
 		Rules: []*jwtv3.RequirementRule{{
 			Match:           &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
-			RequirementType: &jwtv3.RequirementRule_Requires{Requires: requirement(rules)},
+			RequirementType: &jwtv3.RequirementRule_Requires{Requires: requirements(rules)},
 		}},
 	}
+	var keys []string
 	for _, r := range rules {
 		provider, err := c.jwtProvider(b, p, r)
 		if err != nil {
 			return fmt.Errorf("RequestAuthentication %s: %w", r.provider, err)
 		}
 		filter.Providers[r.provider] = provider
+		if r.require != model.RequireNone {
+			keys = append(keys, r.provider+again)
+			filter.Providers[r.provider+again] = second(provider, r.provider+again)
+			provider.Forward = true
+		}
 	}
 	b.add(filterJWT, filter)
 	b.name(nameJWT, "RequestAuthentication "+nameList(refs))
-	return nil
+	return c.addTokens(b, keys)
 }
 
 // requirement: with one provider, its token or none. With several: a token that
