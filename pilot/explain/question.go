@@ -133,7 +133,11 @@ func findTargets(m *model.Mesh, q *Question, from string) ([]target, error) {
 	var out []target
 	for _, p := range onePerWorkload(proxies) {
 		if p.Type == model.GatewayProxy {
-			out = append(out, target{proxy: p, port: model.WorkloadPort{Port: port, Protocol: model.HTTP}, host: q.To})
+			w, err := gatewayPort(m, p, port)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, target{p, w, q.To})
 			continue
 		}
 		w, err := portOf(p, port)
@@ -184,6 +188,17 @@ func onePerWorkload(proxies []*model.Proxy) []*model.Proxy {
 		seen[key] = true
 		return false
 	})
+}
+
+// gatewayPort is one of those that the gateway opens, its only one if none is named.
+func gatewayPort(m *model.Mesh, p *model.Proxy, port uint32) (model.WorkloadPort, error) {
+	ports := portsOf(m, p)
+	if len(ports) == 0 { // its Gateway is not known: it is asked as a port of HTTP
+		return model.WorkloadPort{Port: port, Protocol: model.HTTP}, nil
+	}
+	opened := *p
+	opened.Ports = ports
+	return portOf(&opened, port)
 }
 
 func portOf(p *model.Proxy, port uint32) (model.WorkloadPort, error) {

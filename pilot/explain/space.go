@@ -281,7 +281,10 @@ func (s *requestSpace) expression(c *eval.Clause, variable, value string) (label
 		}
 		return "trust domain " + value, "(?:" + e + ")/.*"
 	case condition.TokenPrincipal:
-		return "the token principal " + value, tokenExpression(value)
+		if value == "*" {
+			return "any valid token", tokenExpression(value)
+		}
+		return "a token of " + value, tokenExpression(value)
 	}
 	k, name, _ := condition.Find(c.Key)
 	switch {

@@ -28,14 +28,14 @@ func Assume(options Options) (*model.Mesh, []Problem) {
 
 // ParseVersion makes a mesh of what pilot has in force, see Reader.Contents. Other
 // files that objects name are not looked at.
-func ParseVersion(contents map[string][]byte, deciders model.Deciders) (*model.Mesh, []Problem) {
+func ParseVersion(contents map[string][]byte, options Options) (*model.Mesh, []Problem) {
 	files := map[string][]byte{}
 	for name, data := range contents {
 		if name != instancesKey {
 			files[name] = data
 		}
 	}
-	return Parse(files, contents[instancesKey], Options{Deciders: deciders})
+	return Parse(files, contents[instancesKey], options)
 }
 
 // Contents gives the files that a mesh was made of, which Read gave lately; the file

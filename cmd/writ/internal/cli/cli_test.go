@@ -38,7 +38,7 @@ func TestHelp(t *testing.T) {
 		}
 	}
 	root := &cobra.Command{Use: "writ"}
-	root.AddCommand(upCommand(), checkCommand(), validateCommand(), statusCommand(), waitCommand(), certsCommand(), explainCommand(), bootstrapCommand(), versionCommand())
+	root.AddCommand(upCommand(), checkCommand(), validateCommand(), statusCommand(), waitCommand(), certsCommand(), explainCommand(), whoCanCommand(), diffCommand(), bootstrapCommand(), versionCommand())
 	for _, c := range root.Commands() {
 		walk(c)
 	}

@@ -19,18 +19,23 @@ import (
 )
 
 func explainCommand() *cobra.Command {
+	var o output
+	var src meshSource
+	var a asked
 	c := &cobra.Command{
-		Use:     "explain",
-		Short:   "Tell why things are as they are",
-		Example: "  writ explain identity --pid 4711 examples/bookinfo",
-		Args:    cobra.ArbitraryArgs,
+		Use:     "explain [DIR]",
+		Short:   "Tell what becomes of a request, and why",
+		Long:    explainLong,
+		Example: "  writ explain --from productpage --to ratings --path /ratings/1 examples/bookinfo\n  writ explain identity --pid 4711 examples/bookinfo",
+		Args:    anyDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return cmd.Help()
-			}
-			return fmt.Errorf("unknown command %q of writ explain: it has identity", args[0])
+			return explainRequest(cmd.Context(), cmd.OutOrStdout(), &o, &src, &a, args)
 		},
 	}
+	o.register(c)
+	src.register(c)
+	a.registerCaller(c)
+	a.registerRequest(c)
 	c.AddCommand(explainIdentityCommand())
 	return c
 }
