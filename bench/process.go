@@ -29,6 +29,10 @@ type process struct {
 
 // launch starts a program and waits until its address answers.
 func launch(ctx context.Context, address, program string, args ...string) (*process, error) {
+	return launchWithin(ctx, 20*time.Second, address, program, args...)
+}
+
+func launchWithin(ctx context.Context, most time.Duration, address, program string, args ...string) (*process, error) {
 	p := &process{name: filepath.Base(program), out: &tail{}, done: make(chan error, 1)}
 	p.cmd = exec.CommandContext(ctx, program, args...) //nolint:gosec // binaries of this repository
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
@@ -42,7 +46,7 @@ func launch(ctx context.Context, address, program string, args ...string) (*proc
 	if path, ok := strings.CutPrefix(address, "unix://"); ok {
 		network, addr = "unix", path
 	}
-	deadline := time.NewTimer(20 * time.Second)
+	deadline := time.NewTimer(most)
 	defer deadline.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

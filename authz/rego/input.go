@@ -125,13 +125,22 @@ func NewInput(req *authv3.CheckRequest, o InputOptions) (*Input, error) {
 	return in, nil
 }
 
-// document gives what r is of the whole document. The error is about a token's
-// payload.
+// document gives what r is of the whole document, and keeps it. The error is about
+// a token's payload.
 func (in *Input) document(r *reads) (ast.Value, error) {
-	if in.madeFor == r {
-		return in.made, nil
+	if in.madeFor != r {
+		v, err := in.make(r)
+		if err != nil {
+			return nil, err
+		}
+		in.made, in.madeFor = v, r
 	}
-	o := newObject(8)
+	return in.made, nil
+}
+
+// make makes a document.
+func (in *Input) make(r *reads) (ast.Value, error) {
+	o := newObject(8, r)
 	a := in.req.GetAttributes()
 	if at := r.at("attributes"); a != nil && at != nil {
 		o.Insert(keyAttributes, attributes(a, at))
@@ -164,12 +173,11 @@ func (in *Input) document(r *reads) (ast.Value, error) {
 		}
 		o.Insert(keyJWT, jwt)
 	}
-	in.made, in.madeFor = o.Object, r
-	return in.made, nil
+	return o.Object, nil
 }
 
 func (in *Input) token(t *Token, r *reads) (*ast.Term, error) {
-	o := newObject(3)
+	o := newObject(3, r)
 	if r.at("verified") != nil {
 		o.Insert(keyVerified, ast.InternedTerm(true))
 	}
@@ -259,7 +267,13 @@ func splitPath(raw string) ([]string, url.Values, error) {
 // object collects the fields of a message that are set.
 type object struct{ ast.Object }
 
-func newObject(capacity int) object { return object{ast.NewObjectWithCapacity(capacity)} }
+// newObject makes an object for what r is of so many fields.
+func newObject(fields int, r *reads) object {
+	if !r.all {
+		fields = len(r.keys)
+	}
+	return object{ast.NewObjectWithCapacity(fields)}
+}
 
 func (o object) str(key, value string, r *reads) {
 	if value != "" && r.at(key) != nil {
@@ -289,7 +303,7 @@ func (o object) strings(key string, m map[string]string, r *reads) {
 	if len(m) == 0 || at == nil {
 		return
 	}
-	x := ast.NewObjectWithCapacity(len(m))
+	x := newObject(len(m), at).Object
 	if !at.all {
 		for _, k := range at.keys {
 			if v, ok := m[k.name]; ok {
@@ -342,7 +356,7 @@ var commonHeaders = func() map[string]*ast.Term {
 // attributes is written out, where a walk over the message's descriptor would
 // do, because it is on the path of every request; a test holds the two equal.
 func attributes(a *authv3.AttributeContext, r *reads) *ast.Term {
-	o := newObject(8)
+	o := newObject(8, r)
 	o.term("source", r, func(r *reads) *ast.Term { return peer(a.GetSource(), r) })
 	o.term("destination", r, func(r *reads) *ast.Term { return peer(a.GetDestination(), r) })
 	o.term("request", r, func(r *reads) *ast.Term { return requestTerm(a.GetRequest(), r) })
@@ -354,7 +368,7 @@ func attributes(a *authv3.AttributeContext, r *reads) *ast.Term {
 		if t == nil {
 			return nil
 		}
-		x := newObject(1)
+		x := newObject(1, r)
 		x.str("sni", t.GetSni(), r)
 		return ast.NewTerm(x.Object)
 	})
@@ -376,7 +390,7 @@ func requestTerm(q *authv3.AttributeContext_Request, r *reads) *ast.Term {
 	if q == nil {
 		return nil
 	}
-	o := newObject(2)
+	o := newObject(2, r)
 	o.term("time", r, func(*reads) *ast.Term { return timestamp(q.GetTime()) })
 	o.term("http", r, func(r *reads) *ast.Term { return httpRequest(q.GetHttp(), r) })
 	return ast.NewTerm(o.Object)
@@ -386,7 +400,7 @@ func peer(p *authv3.AttributeContext_Peer, r *reads) *ast.Term {
 	if p == nil {
 		return nil
 	}
-	o := newObject(5)
+	o := newObject(5, r)
 	o.term("address", r, func(r *reads) *ast.Term { return address(p.GetAddress(), r) })
 	o.str("service", p.GetService(), r)
 	o.strings("labels", p.GetLabels(), r)
@@ -412,7 +426,7 @@ func address(a *corev3.Address, r *reads) *ast.Term {
 	if at == nil {
 		return ast.NewTerm(ast.NewObject())
 	}
-	o := newObject(4)
+	o := newObject(4, at)
 	o.num("protocol", int64(s.SocketAddress.GetProtocol()), at)
 	o.str("address", s.SocketAddress.GetAddress(), at)
 	// A member of a oneof is there whenever it was chosen, zero or not. A client's
@@ -431,7 +445,7 @@ func timestamp(t *timestamppb.Timestamp) *ast.Term {
 	if t == nil {
 		return nil
 	}
-	o := newObject(2)
+	o := newObject(2, everything)
 	o.num("seconds", t.GetSeconds(), everything)
 	o.num("nanos", int64(t.GetNanos()), everything)
 	return ast.NewTerm(o.Object)
@@ -441,7 +455,7 @@ func httpRequest(h *authv3.AttributeContext_HttpRequest, r *reads) *ast.Term {
 	if h == nil {
 		return nil
 	}
-	o := newObject(12)
+	o := newObject(12, r)
 	o.str("id", h.GetId(), r)
 	o.str("method", h.GetMethod(), r)
 	o.strings("headers", h.GetHeaders(), r)

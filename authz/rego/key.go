@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/open-policy-agent/opa/v1/ast"
 )
 
@@ -18,13 +19,8 @@ func (p *Program) Key(in *Input) (Key, bool) {
 	if p.impure != "" {
 		return Key{}, false
 	}
-	doc, err := in.document(p.reads)
-	if err != nil {
-		return Key{}, false
-	}
-	b := make([]byte, 0, 512)
-	b = append(b, p.id[:]...)
-	b, ok := appendValue(b, doc)
+	var buf [512]byte
+	b, ok := in.appendKey(append(buf[:0], p.id[:]...), p.reads)
 	return sha256.Sum256(b), ok
 }
 
@@ -78,4 +74,141 @@ func appendValue(b []byte, v ast.Value) ([]byte, bool) {
 func appendText(b []byte, kind byte, s string) []byte {
 	b = binary.AppendUvarint(append(b, kind), uint64(len(s)))
 	return append(b, s...)
+}
+
+// absent stands for a value that is not there.
+const absent = 'x'
+
+// appendKey writes what r is of the document, in the order of r, so that requests
+// whose documents differ in it give different bytes. What most policies read comes
+// straight from the message; the rest by way of the document. A test holds the two
+// equal.
+func (in *Input) appendKey(b []byte, r *reads) ([]byte, bool) {
+	if r.all {
+		return in.appendDocument(b, r)
+	}
+	ok := true
+	for _, k := range r.keys {
+		switch k.name {
+		case "attributes":
+			b, ok = appendAttributes(b, in.req.GetAttributes(), k.below)
+		case "source_principal":
+			b = appendText(b, '"', in.req.GetAttributes().GetSource().GetPrincipal())
+		case "parsed_path":
+			b = binary.AppendUvarint(append(b, '['), uint64(len(in.path)))
+			for _, part := range in.path {
+				b = appendText(b, '"', part)
+			}
+		case "jwt_error":
+			b = appendText(b, '"', in.options.TokenError)
+		default:
+			b, ok = in.appendDocument(b, &reads{keys: []key{k}})
+		}
+		if !ok {
+			return b, false
+		}
+	}
+	return b, true
+}
+
+func (in *Input) appendDocument(b []byte, r *reads) ([]byte, bool) {
+	doc, err := in.make(r)
+	if err != nil {
+		return b, false
+	}
+	return appendValue(b, doc)
+}
+
+func appendAttributes(b []byte, a *authv3.AttributeContext, r *reads) ([]byte, bool) {
+	switch {
+	case a == nil:
+		return append(b, absent), true
+	case r.all:
+		return appendValue(b, attributes(a, r).Value)
+	}
+	b = append(b, '{')
+	ok := true
+	for _, k := range r.keys {
+		switch k.name {
+		case "source":
+			b, ok = appendPeer(b, a.GetSource(), k.below)
+		case "destination":
+			b, ok = appendPeer(b, a.GetDestination(), k.below)
+		case "request":
+			b, ok = appendRequest(b, a.GetRequest(), k.below)
+		default:
+			b, ok = appendValue(b, attributes(a, &reads{keys: []key{k}}).Value)
+		}
+		if !ok {
+			return b, false
+		}
+	}
+	return b, true
+}
+
+func appendPeer(b []byte, p *authv3.AttributeContext_Peer, r *reads) ([]byte, bool) {
+	switch {
+	case p == nil:
+		return append(b, absent), true
+	case len(r.keys) == 1 && r.keys[0].name == "principal":
+		return appendText(append(b, '{'), '"', p.GetPrincipal()), true
+	}
+	return appendValue(b, peer(p, r).Value)
+}
+
+func appendRequest(b []byte, q *authv3.AttributeContext_Request, r *reads) ([]byte, bool) {
+	switch {
+	case q == nil:
+		return append(b, absent), true
+	case r.all || len(r.keys) != 1 || r.keys[0].name != "http":
+		return appendValue(b, requestTerm(q, r).Value)
+	}
+	return appendHTTP(append(b, '{'), q.GetHttp(), r.keys[0].below)
+}
+
+func appendHTTP(b []byte, h *authv3.AttributeContext_HttpRequest, r *reads) ([]byte, bool) {
+	switch {
+	case h == nil:
+		return append(b, absent), true
+	case r.all:
+		return appendValue(b, httpRequest(h, r).Value)
+	}
+	b = append(b, '{')
+	ok := true
+	for _, k := range r.keys {
+		switch k.name {
+		case "method":
+			b = appendText(b, '"', h.GetMethod())
+		case "path":
+			b = appendText(b, '"', h.GetPath())
+		case "host":
+			b = appendText(b, '"', h.GetHost())
+		case "headers":
+			b, ok = appendHeaders(b, h, k)
+		default:
+			b, ok = appendValue(b, httpRequest(h, &reads{keys: []key{k}}).Value)
+		}
+		if !ok {
+			return b, false
+		}
+	}
+	return b, true
+}
+
+func appendHeaders(b []byte, h *authv3.AttributeContext_HttpRequest, k key) ([]byte, bool) {
+	switch {
+	case len(h.GetHeaders()) == 0:
+		return append(b, absent), true
+	case k.below.all:
+		return appendValue(b, httpRequest(h, &reads{keys: []key{k}}).Value)
+	}
+	b = append(b, '{')
+	for _, name := range k.below.keys {
+		if v, ok := h.GetHeaders()[name.name]; ok {
+			b = appendText(b, '"', v)
+		} else {
+			b = append(b, absent)
+		}
+	}
+	return b, true
 }

@@ -1,0 +1,306 @@
+package main
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"cmp"
+	"compress/gzip"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// roleRule looks a role up in a large document.
+const roleRule = `package envoy.authz
+
+default allow := false
+
+allow if {
+	some role in data.users[input.attributes.request.http.headers["x-user"]]
+	data.roles[role][input.attributes.request.http.method]
+}
+`
+
+// steady is an open load: so many calls in a second, whatever the answers take.
+type steady struct {
+	address string
+	rate    int
+	request func(n int) *authv3.CheckRequest
+}
+
+// run gives how long the answers took, sorted.
+func (s steady) run(ctx context.Context, length time.Duration) ([]time.Duration, error) {
+	const workers = 64
+	conns := make([]*grpc.ClientConn, 4)
+	for i := range conns {
+		c, err := grpc.NewClient(s.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = c.Close() }()
+		conns[i] = c
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	took := make([][]time.Duration, workers)
+	begin := time.Now()
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			client := authv3.NewAuthorizationClient(conns[w%len(conns)])
+			for n := w; ; n += workers {
+				due := begin.Add(time.Duration(n) * time.Second / time.Duration(s.rate))
+				if due.Sub(begin) > length || ctx.Err() != nil {
+					return
+				}
+				time.Sleep(time.Until(due))
+				start := time.Now()
+				resp, err := client.Check(ctx, s.request(n))
+				if err == nil && resp.GetStatus().GetCode() != int32(codes.OK) {
+					err = fmt.Errorf("answered %v", resp.GetStatus())
+				}
+				if err != nil {
+					cancel(err)
+					return
+				}
+				took[w] = append(took[w], time.Since(start))
+			}
+		})
+	}
+	wg.Wait()
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	all := slices.Concat(took...)
+	slices.Sort(all)
+	return all, nil
+}
+
+// percentile of sorted values, in thousandths.
+func percentile(sorted []time.Duration, thousandths int) time.Duration {
+	if len(sorted) == 0 {
+		return 0
+	}
+	return sorted[min(len(sorted)*thousandths/1000, len(sorted)-1)]
+}
+
+// authzData lets authz load o.dataMiB of users and roles, and asks it about users that
+// it was not asked about before.
+func authzData(ctx context.Context, o options) ([]row, error) {
+	users, err := writeRoles(filepath.Join(o.dir, "data.json"), o.dataMiB<<20)
+	if err != nil {
+		return nil, err
+	}
+	addr, err := freeAddress()
+	if err != nil {
+		return nil, err
+	}
+	conf, policy := filepath.Join(o.dir, "config.yaml"), filepath.Join(o.dir, "policy.rego")
+	if err := os.WriteFile(conf, fmt.Appendf(nil, "plugins:\n  envoy_ext_authz_grpc:\n    addr: %s\n", addr), 0o600); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(policy, []byte(roleRule), 0o600); err != nil {
+		return nil, err
+	}
+	begin := time.Now()
+	server, err := launchWithin(ctx, 5*time.Minute, addr, filepath.Join(o.bin, "writ-authz"), "-opa-config", conf, policy, filepath.Join(o.dir, "data.json"))
+	if err != nil {
+		return nil, err
+	}
+	defer server.stop()
+	loaded := time.Since(begin)
+	cpu, err := server.cpu()
+	if err != nil {
+		return nil, err
+	}
+	load := steady{address: addr, rate: 1000, request: func(n int) *authv3.CheckRequest {
+		r := checkRequest(fmt.Sprintf("/api/orders/%d", n))
+		r.Attributes.Request.Http.Headers["x-user"] = userName(n * 7919 % users)
+		return r
+	}}
+	if _, err := load.run(ctx, o.each); err != nil {
+		return nil, err
+	}
+	took, err := load.run(ctx, 5*o.each)
+	if err != nil {
+		return nil, err
+	}
+	return []row{{
+		name: fmt.Sprintf("authz, %d MiB of data, 1,000 checks a second, p99", o.dataMiB), ours: percentile(took, 990),
+		note: fmt.Sprintf("p50 %s, p99.9 %s; loaded in %.1f s (%.1f s of CPU), %.0f MiB resident, %.0f at most; goals: 30 s, p99 1 ms",
+			micro(percentile(took, 500)), micro(percentile(took, 999)), loaded.Seconds(), cpu.Seconds(), server.rss(), server.peak()),
+	}}, nil
+}
+
+func userName(n int) string { return fmt.Sprintf("user-%08d@example.org", n) }
+
+// writeRoles writes a document of about size bytes and gives how many users it has.
+func writeRoles(path string, size int) (users int, err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600) //nolint:gosec // the folder of this run
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = cmp.Or(err, f.Close()) }()
+	w := bufio.NewWriter(f)
+	n, _ := fmt.Fprint(w, `{"roles": {`)
+	for i := range 1000 {
+		m, _ := fmt.Fprintf(w, `%s"role-%04d": {"GET": true, "POST": %v, "DELETE": false}`, strings.Repeat(", ", min(i, 1)), i, i%2 == 0)
+		n += m
+	}
+	m, _ := fmt.Fprint(w, `}, "users": {`)
+	for n += m; n < size; users++ {
+		m, _ := fmt.Fprintf(w, `%s%q: ["role-%04d", "role-%04d", "role-%04d"]`, strings.Repeat(", ", min(users, 1)), userName(users), users%1000, users*7%1000, users*13%1000)
+		n += m
+	}
+	_, _ = fmt.Fprint(w, "}}\n")
+	return users, w.Flush()
+}
+
+// authzReload lets authz take a new bundle of 800 modules every other second while
+// it is asked 5,000 times a second.
+func authzReload(ctx context.Context, o options) ([]row, error) {
+	bundles, err := serveBundles(ctx, 800)
+	if err != nil {
+		return nil, err
+	}
+	defer bundles.stop()
+	addr, err := freeAddress()
+	if err != nil {
+		return nil, err
+	}
+	conf := filepath.Join(o.dir, "config.yaml")
+	text := fmt.Sprintf("services:\n  bench:\n    url: http://%s\nbundles:\n  authz:\n    service: bench\n    resource: bundle.tar.gz\n"+
+		"    polling:\n      min_delay_seconds: 1\n      max_delay_seconds: 1\nplugins:\n  envoy_ext_authz_grpc:\n    addr: %s\n", bundles.address, addr)
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		return nil, err
+	}
+	server, err := launch(ctx, addr, filepath.Join(o.bin, "writ-authz"), "-opa-config", conf)
+	if err != nil {
+		return nil, err
+	}
+	defer server.stop()
+	load := steady{address: addr, rate: 5000, request: func(n int) *authv3.CheckRequest {
+		return checkRequest(fmt.Sprintf("/api/orders/%d", n%5000))
+	}}
+	if err := untilAllowed(ctx, addr); err != nil {
+		return nil, err
+	}
+	if _, err := load.run(ctx, o.each); err != nil {
+		return nil, err
+	}
+	var quiet, busy []time.Duration
+	var reloads int64
+	for range o.rounds {
+		bundles.frozen.Store(true)
+		time.Sleep(2 * time.Second) // what was fetched last is in force
+		q, err := load.run(ctx, 2*o.each)
+		if err != nil {
+			return nil, err
+		}
+		bundles.frozen.Store(false)
+		before := bundles.served.Load()
+		b, err := load.run(ctx, 2*o.each)
+		if err != nil {
+			return nil, err
+		}
+		reloads += bundles.served.Load() - before
+		quiet, busy = append(quiet, percentile(q, 990)), append(busy, percentile(b, 990))
+	}
+	return []row{{
+		name: "authz, 5,000 checks a second, p99 while 800 modules are reloaded", ours: median(busy), floor: median(quiet),
+		note: fmt.Sprintf("floor: without reloads; %d reloads in %s; goal 1.1", reloads, time.Duration(o.rounds)*2*o.each),
+	}}, nil
+}
+
+// untilAllowed waits for the first bundle.
+func untilAllowed(ctx context.Context, addr string) error {
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if resp, err := authv3.NewAuthorizationClient(conn).Check(ctx, checkRequest("/api/orders/1")); err == nil && resp.GetStatus().GetCode() == int32(codes.OK) {
+			return nil
+		}
+	}
+	return fmt.Errorf("no bundle is in force within a minute")
+}
+
+// bundleServer serves a bundle that is another one at each request, unless frozen.
+type bundleServer struct {
+	address string
+	server  *http.Server
+	modules map[string]string
+	frozen  atomic.Bool
+	served  atomic.Int64
+	last    atomic.Pointer[string]
+}
+
+func serveBundles(ctx context.Context, modules int) (*bundleServer, error) {
+	b := &bundleServer{modules: map[string]string{"authz.rego": rule}}
+	for i := range modules - 1 {
+		var text strings.Builder
+		fmt.Fprintf(&text, "package team%d\n\n", i)
+		for r := range 10 {
+			fmt.Fprintf(&text, "rule%d if {\n\tinput.attributes.request.http.method == \"GET\"\n\tsome role in data.users[input.attributes.request.http.headers[\"x-user\"]]\n\trole == \"r%d-%d\"\n}\n\n", r, i, r)
+		}
+		b.modules[fmt.Sprintf("team%d.rego", i)] = text.String()
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	b.address = l.Addr().String()
+	b.server = &http.Server{Handler: b, ReadHeaderTimeout: time.Minute}
+	go func() { _ = b.server.Serve(l) }()
+	return b, nil
+}
+
+func (b *bundleServer) stop() { _ = b.server.Close() }
+
+// ServeHTTP implements http.Handler.
+func (b *bundleServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if last := b.last.Load(); last != nil && b.frozen.Load() && r.Header.Get("If-None-Match") == *last {
+		w.WriteHeader(http.StatusNotModified)
+		return
+	}
+	n := b.served.Add(1)
+	tag := fmt.Sprintf(`"%d"`, n)
+	b.last.Store(&tag)
+	w.Header().Set("ETag", tag)
+	w.Header().Set("Content-Type", "application/gzip")
+	_, _ = w.Write(b.bundle(n))
+}
+
+func (b *bundleServer) bundle(n int64) []byte {
+	var out bytes.Buffer
+	z := gzip.NewWriter(&out)
+	t := tar.NewWriter(z)
+	add := func(name, text string) {
+		_ = t.WriteHeader(&tar.Header{Name: name, Mode: 0o600, Size: int64(len(text))})
+		_, _ = t.Write([]byte(text))
+	}
+	add("/.manifest", fmt.Sprintf(`{"revision": "%d"}`, n))
+	add("/data.json", fmt.Sprintf(`{"n": %d}`, n))
+	for name, text := range b.modules {
+		add("/"+name, text+fmt.Sprintf("\n# %d\n", n))
+	}
+	_ = t.Close()
+	_ = z.Close()
+	return out.Bytes()
+}
