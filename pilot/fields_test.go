@@ -30,12 +30,25 @@ func fieldsMesh() *model.Mesh {
 		Proxies:  []*model.Proxy{{ID: "a", Namespace: "default", ServiceAccount: "a", Labels: map[string]string{"app": "a"}}},
 		RegoPolicies: []*model.RegoPolicy{{
 			Meta: meta("RegoPolicy", "r"), Selector: labels, Module: "package a", Query: "data.a.allow", BundleURL: "file:///b", BundleRefresh: time.Second,
+			BundleSigning: model.BundleSigning{Key: "k", Algorithm: "ES256", Scope: "s"},
 		}},
 		QuotaPolicies: []*model.QuotaPolicy{{
 			Meta: meta("QuotaPolicy", "q"), Selector: labels,
 			Limits: []model.QuotaLimit{{Per: []model.Dimension{
 				{Text: "request.headers[x]", Kind: "request.headers", Arg: "x"}, {Text: "y", Kind: "constant", Arg: "y"},
 			}, Requests: 1, Every: time.Second}},
+		}},
+		RbacConfig: &model.RbacConfig{Meta: meta("ClusterRbacConfig", "default"), Mode: model.RbacInclusion, Namespaces: []string{"default"}, Services: []string{"a"}},
+		ServiceRoles: []*model.ServiceRole{{Meta: meta("ServiceRole", "v"), Rules: []model.AccessRule{{
+			Services: []string{"*"}, To: []model.Clause{{Key: model.RolePaths, Values: []string{"/a"}}},
+			Where: []model.Clause{{Key: model.DestinationUser, Values: []string{"a"}}}, When: []model.Clause{{Key: "request.headers[x]", Values: []string{"1"}}},
+		}}}},
+		ServiceRoleBindings: []*model.ServiceRoleBinding{{
+			Meta: meta("ServiceRoleBinding", "b"), Role: "v", Subjects: []model.Subject{{Clauses: []model.Clause{{Key: "source.namespace", Values: []string{"n"}}}}},
+		}},
+		AccessLists: []*model.AccessList{{
+			Meta: meta("AccessList", "l"), Selector: labels, Match: "request.headers[x]", Entries: []string{"a"}, AllowFirst: []string{"b"}, DenyFirst: []string{"c"},
+			From: &model.AccessSource{URL: "http://a.example/", Refresh: time.Minute, Timeout: time.Second},
 		}},
 	}
 }
@@ -48,7 +61,7 @@ func TestNoFieldOfAPolicyIsLost(t *testing.T) {
 	check := func(kind string) func(string) {
 		return func(field string) {
 			switch field {
-			case ".Meta.Ref.Kind", ".Meta.Labels", ".Meta.Annotations", ".Meta.Created":
+			case ".Meta.Ref.Kind", ".Meta.Labels", ".Meta.Annotations", ".Meta.Created", ".Meta.RuleLines":
 				return // of no meaning, or for the order alone
 			}
 			if toldOfPolicies(t, m) == base {
@@ -58,6 +71,12 @@ func TestNoFieldOfAPolicyIsLost(t *testing.T) {
 	}
 	fieldtest.Each(m.RegoPolicies[0], check("RegoPolicy"))
 	fieldtest.Each(m.QuotaPolicies[0], check("QuotaPolicy"))
+	fieldtest.Each(m.AccessLists[0], func(field string) {
+		// Pilot itself asks the source; what file the list is in no proxy is told.
+		if !strings.HasPrefix(field, ".From") && !strings.HasPrefix(field, ".Meta.R") {
+			check("AccessList")(field)
+		}
+	})
 	if toldOfPolicies(t, m) != base {
 		t.Error("the same mesh is told otherwise")
 	}
@@ -120,10 +139,13 @@ func TestDigestHasEveryField(t *testing.T) {
 		return func(field string) {
 			silent := false
 			switch field {
-			case ".Meta.Ref.File", ".Meta.Ref.Line", ".Meta.Created":
+			case ".Meta.Ref.File", ".Meta.Ref.Line", ".Meta.Created", ".Meta.RuleLines", ".Meta.RuleLines[0]":
 				silent = true
 			case ".Meta.Ref.Kind", ".Meta.Ref.Namespace", ".Meta.Ref.Name", ".Meta.Labels", ".Meta.Annotations":
 				silent = kind == "Secret" // its content alone counts
+			}
+			if strings.HasPrefix(field, ".Form") {
+				silent = true // follows from the module
 			}
 			if inProxy := strings.HasPrefix(field, ".Endpoints[0].Proxy."); inProxy && field != ".Endpoints[0].Proxy.ID" {
 				silent = true
@@ -135,6 +157,10 @@ func TestDigestHasEveryField(t *testing.T) {
 	}
 	fieldtest.Each(m.RegoPolicies[0], check("RegoPolicy"))
 	fieldtest.Each(m.QuotaPolicies[0], check("QuotaPolicy"))
+	fieldtest.Each(m.RbacConfig, check("ClusterRbacConfig"))
+	fieldtest.Each(m.ServiceRoles[0], check("ServiceRole"))
+	fieldtest.Each(m.ServiceRoleBindings[0], check("ServiceRoleBinding"))
+	fieldtest.Each(m.AccessLists[0], check("AccessList"))
 	fieldtest.Each(&s, check("Service"))
 	fieldtest.Each(&secret, check("Secret"))
 	fieldtest.Each(&m.Deciders, check("Deciders"))

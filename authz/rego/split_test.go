@@ -123,7 +123,7 @@ func FuzzSplit(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, module string) {
 		p := split("m", module, "data.p.allow")
-		if regoform.And(p.Allow(), p.Refuse()).Op == regoform.OpTrue {
+		if regoform.And(p.Allow(), p.Refuse()).Op() == regoform.OpTrue {
 			t.Error("allowed and refused")
 		}
 		if len(p.Remote) == 1 && p.Remote[0].Why == "the analysis failed" {

@@ -6,7 +6,7 @@
 // lies between them has to be asked for, and a [Reason] says which expression keeps
 // it there.
 //
-// Formulas are immutable once made; [And], [Or] and [Not] simplify as they build.
+// [And], [Or] and [Not] simplify as they build.
 package regoform
 
 import (
@@ -46,7 +46,7 @@ func (p *Policy) Refuse() *Formula { return Or(p.Malformed, Not(p.Perhaps)) }
 func (p *Policy) Whole() bool { return p.Surely.String() == p.Perhaps.String() }
 
 // Nothing says that no rule of the policy is decided for any request.
-func (p *Policy) Nothing() bool { return p.Surely.Op == OpFalse && p.Perhaps.Op == OpTrue }
+func (p *Policy) Nothing() bool { return p.Surely.op == OpFalse && p.Perhaps.op == OpTrue }
 
 // Map puts another formula in the place of each atom.
 func (p *Policy) Map(change func(Atom) *Formula) *Policy {
@@ -82,14 +82,21 @@ const (
 	OpOr
 )
 
-// Formula is a condition on a request.
+// Formula is a condition on a request. It is immutable.
 type Formula struct {
-	Op Op
-	// Parts are those of OpNot (one), OpAnd and OpOr (two or more).
-	Parts []*Formula
-	// Atom is that of OpAtom.
-	Atom Atom
+	op    Op
+	parts []*Formula
+	atom  Atom
 }
+
+// Op says what the formula is.
+func (f *Formula) Op() Op { return f.op }
+
+// Parts are those of OpNot (one), OpAnd and OpOr (two or more).
+func (f *Formula) Parts() []*Formula { return f.parts }
+
+// Atom is that of OpAtom.
+func (f *Formula) Atom() Atom { return f.atom }
 
 // Kind is where a value comes from.
 type Kind int
@@ -162,25 +169,25 @@ type Atom struct {
 }
 
 // False never holds.
-func False() *Formula { return &Formula{Op: OpFalse} }
+func False() *Formula { return &Formula{op: OpFalse} }
 
 // Always holds for every request.
-func Always() *Formula { return &Formula{Op: OpTrue} }
+func Always() *Formula { return &Formula{op: OpTrue} }
 
 // Of is a formula of one atom.
-func Of(a Atom) *Formula { return &Formula{Op: OpAtom, Atom: a} }
+func Of(a Atom) *Formula { return &Formula{op: OpAtom, atom: a} }
 
 // Not is the opposite of f.
 func Not(f *Formula) *Formula {
-	switch f.Op {
+	switch f.op {
 	case OpFalse:
 		return Always()
 	case OpTrue:
 		return False()
 	case OpNot:
-		return f.Parts[0]
+		return f.parts[0]
 	}
-	return &Formula{Op: OpNot, Parts: []*Formula{f}}
+	return &Formula{op: OpNot, parts: []*Formula{f}}
 }
 
 // And holds if all of fs do.
@@ -199,12 +206,12 @@ func join(op, neutral, absorbing Op, fs []*Formula) *Formula {
 		}
 	}
 	for _, f := range fs {
-		switch f.Op {
+		switch f.op {
 		case absorbing:
 			return f
 		case neutral:
 		case op:
-			for _, p := range f.Parts {
+			for _, p := range f.parts {
 				add(p)
 			}
 		default:
@@ -213,26 +220,26 @@ func join(op, neutral, absorbing Op, fs []*Formula) *Formula {
 	}
 	switch len(parts) {
 	case 0:
-		return &Formula{Op: neutral}
+		return &Formula{op: neutral}
 	case 1:
 		return parts[0]
 	}
-	return &Formula{Op: op, Parts: parts}
+	return &Formula{op: op, parts: parts}
 }
 
 // Map puts another formula in the place of each atom.
 func (f *Formula) Map(change func(Atom) *Formula) *Formula {
-	switch f.Op {
+	switch f.op {
 	case OpAtom:
-		return change(f.Atom)
+		return change(f.atom)
 	case OpNot:
-		return Not(f.Parts[0].Map(change))
+		return Not(f.parts[0].Map(change))
 	case OpAnd, OpOr:
-		parts := make([]*Formula, len(f.Parts))
-		for i, p := range f.Parts {
+		parts := make([]*Formula, len(f.parts))
+		for i, p := range f.parts {
 			parts[i] = p.Map(change)
 		}
-		if f.Op == OpAnd {
+		if f.op == OpAnd {
 			return And(parts...)
 		}
 		return Or(parts...)
@@ -242,11 +249,11 @@ func (f *Formula) Map(change func(Atom) *Formula) *Formula {
 
 // Atoms counts the atoms, each as often as it stands there.
 func (f *Formula) Atoms() int {
-	if f.Op == OpAtom {
+	if f.op == OpAtom {
 		return 1
 	}
 	n := 0
-	for _, p := range f.Parts {
+	for _, p := range f.parts {
 		n += p.Atoms()
 	}
 	return n
@@ -254,30 +261,30 @@ func (f *Formula) Atoms() int {
 
 // Reads says whether an atom is about one of the kinds.
 func (f *Formula) Reads(kinds ...Kind) bool {
-	if f.Op == OpAtom {
-		return slices.Contains(kinds, f.Atom.Kind)
+	if f.op == OpAtom {
+		return slices.Contains(kinds, f.atom.Kind)
 	}
-	return slices.ContainsFunc(f.Parts, func(p *Formula) bool { return p.Reads(kinds...) })
+	return slices.ContainsFunc(f.parts, func(p *Formula) bool { return p.Reads(kinds...) })
 }
 
 // String is for tests and for comparing; nobody parses it.
 func (f *Formula) String() string {
-	switch f.Op {
+	switch f.op {
 	case OpFalse:
 		return "false"
 	case OpTrue:
 		return "true"
 	case OpAtom:
-		return f.Atom.String()
+		return f.atom.String()
 	case OpNot:
-		return "not " + f.Parts[0].String()
+		return "not " + f.parts[0].String()
 	}
 	word := " and "
-	if f.Op == OpOr {
+	if f.op == OpOr {
 		word = " or "
 	}
-	texts := make([]string, len(f.Parts))
-	for i, p := range f.Parts {
+	texts := make([]string, len(f.parts))
+	for i, p := range f.parts {
 		texts[i] = p.String()
 	}
 	return "(" + strings.Join(texts, word) + ")"

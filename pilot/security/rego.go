@@ -86,6 +86,7 @@ func regoFilter(open bool) *extauthzv3.ExtAuthz {
 		// What the verified token says; the caller's SPIFFE ID is in every check.
 		MetadataContextNamespaces: []string{jwtMetadata},
 		FilterEnabledMetadata:     unlessDecided(),
+		IncludeTlsSession:         true,
 		StatPrefix:                "rego",
 	}
 }

@@ -80,7 +80,7 @@ func calleeCases(f *regoform.Formula) ([]*rbacv3.Policy, bool) {
 			}
 			return regoform.False()
 		})
-		if rest.Op == regoform.OpFalse {
+		if rest.Op() == regoform.OpFalse {
 			continue
 		}
 		if atoms += rest.Atoms(); atoms > maxRegoAtoms {
@@ -124,22 +124,22 @@ func regoPermission(a regoform.Atom) *rbacv3.Permission {
 }
 
 func regoPrincipal(f *regoform.Formula) *rbacv3.Principal {
-	switch f.Op {
+	switch f.Op() {
 	case regoform.OpTrue:
 		return andIDs(nil)
 	case regoform.OpNot:
-		return notID(regoPrincipal(f.Parts[0]))
+		return notID(regoPrincipal(f.Parts()[0]))
 	case regoform.OpAnd, regoform.OpOr:
-		ids := make([]*rbacv3.Principal, len(f.Parts))
-		for i, p := range f.Parts {
+		ids := make([]*rbacv3.Principal, len(f.Parts()))
+		for i, p := range f.Parts() {
 			ids[i] = regoPrincipal(p)
 		}
-		if f.Op == regoform.OpAnd {
+		if f.Op() == regoform.OpAnd {
 			return andIDs(ids)
 		}
 		return orIDs(ids)
 	case regoform.OpAtom:
-		return regoAtom(f.Atom)
+		return regoAtom(f.Atom())
 	}
 	return notID(andIDs(nil))
 }
