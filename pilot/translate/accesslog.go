@@ -82,6 +82,14 @@ func (t *Translator) accessLog(deniedBy string, recorded map[string]string) []*a
 	})}
 }
 
+// reported adds the report of what the proxy decides, if there is one.
+func reported(logs []*accesslogv3.AccessLog, report *accesslogv3.AccessLog) []*accesslogv3.AccessLog {
+	if report == nil {
+		return logs
+	}
+	return append(logs, report)
+}
+
 func logger(name string, config proto.Message) *accesslogv3.AccessLog {
 	return &accesslogv3.AccessLog{Name: name, ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: envoy.Any(config)}}
 }

@@ -258,7 +258,7 @@ func (g *gatewayBuilder) manager(routes string, port uint32, proto model.Protoco
 	if m.ForwardClientCertDetails == hcmv3.HttpConnectionManager_SANITIZE_SET || m.ForwardClientCertDetails == hcmv3.HttpConnectionManager_APPEND_FORWARD {
 		m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Subject: yes(), Cert: true, Dns: true, Uri: true}
 	}
-	m.AccessLog = g.t.accessLog(deniedBy, security.HTTPLogFields())
+	m.AccessLog = reported(g.t.accessLog(deniedBy, security.HTTPLogFields()), g.policy.Report)
 	m.LocalReplyConfig = g.policy.LocalReply
 	m.HttpFilters = append(m.HttpFilters, g.policy.Filters...)
 	if proto == model.GRPCWeb {

@@ -103,7 +103,7 @@ func (t *Translator) inboundHTTP(p *model.Proxy, ip *inboundPort) error {
 	m := t.connectionManager(fmt.Sprintf("inbound_0.0.0.0_%d", ip.port.Port), name, security.DeniedByOperator)
 	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
 	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
-	m.AccessLog = t.accessLog(security.DeniedByOperator, inboundLogFields())
+	m.AccessLog = reported(t.accessLog(security.DeniedByOperator, inboundLogFields()), policy.Report)
 	m.LocalReplyConfig = tellUnreached(policy.LocalReply)
 	m.HttpFilters = append(m.HttpFilters, policy.Filters...)
 	if ip.port.Protocol == model.GRPCWeb {
@@ -161,7 +161,7 @@ func (t *Translator) inboundTCP(p *model.Proxy, ip *inboundPort) error {
 	ip.filters = append(ip.filters, networkFilter(tcpProxy, &tcpproxyv3.TcpProxy{
 		StatPrefix:       name,
 		ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: name},
-		AccessLog:        t.accessLog("", security.TCPLogFields()),
+		AccessLog:        reported(t.accessLog("", security.TCPLogFields()), policy.Report),
 	}))
 	return nil
 }

@@ -9,12 +9,15 @@ import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	filelogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	grpclogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/grpc/v3"
 	streamlogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
 // OlderEnvoy tells whether an Envoy of that version needs ForOlderEnvoys: one before
@@ -28,11 +31,12 @@ func OlderEnvoy(version string) bool {
 }
 
 // ForOlderEnvoys gives a resource without what Envoys before 1.40 refuse, which is the
-// groups of TLS in our own access log. It is the same resource if that has nothing of
-// the kind. A format that the mesh's own configuration has is left as it is.
+// groups of TLS in our own access log, and the names of policies in reports. It is the
+// same resource if that has nothing of the kind. A format that the mesh's own
+// configuration has is left as it is.
 func ForOlderEnvoys(resource *anypb.Any) (*anypb.Any, error) {
 	l := new(listenerv3.Listener)
-	if !resource.MessageIs(l) || !bytes.Contains(resource.GetValue(), []byte("TLS_GROUP%")) {
+	if !resource.MessageIs(l) || !(bytes.Contains(resource.GetValue(), []byte("TLS_GROUP%")) || bytes.Contains(resource.GetValue(), []byte(configpb.ReportDryRunAllow))) {
 		return resource, nil
 	}
 	if err := resource.UnmarshalTo(l); err != nil {
@@ -92,6 +96,18 @@ func olderLog(log *accesslogv3.AccessLog) error {
 			return err
 		}
 		m, format = l, l.GetLogFormat().GetJsonFormat()
+	case config.MessageIs((*grpclogv3.HttpGrpcAccessLogConfig)(nil)):
+		l := new(grpclogv3.HttpGrpcAccessLogConfig)
+		if err := config.UnmarshalTo(l); err != nil {
+			return err
+		}
+		m, l.CommonConfig.CustomTags = l, nil
+	case config.MessageIs((*grpclogv3.TcpGrpcAccessLogConfig)(nil)):
+		l := new(grpclogv3.TcpGrpcAccessLogConfig)
+		if err := config.UnmarshalTo(l); err != nil {
+			return err
+		}
+		m, l.CommonConfig.CustomTags = l, nil
 	default:
 		return nil
 	}

@@ -72,6 +72,7 @@ func staticBootstrap(tb testing.TB, bin string, s *Snapshot, admin string, secre
 	host, port := splitAddress(tb, admin)
 	return map[string]any{
 		"node":            map[string]any{"id": "test", "cluster": "test"},
+		"layeredRuntime":  map[string]any{"layers": []any{map[string]any{"name": "admin", "adminLayer": map[string]any{}}}},
 		"admin":           map[string]any{"address": map[string]any{"socketAddress": map[string]any{"address": host, "portValue": port}}},
 		"staticResources": resources,
 	}
