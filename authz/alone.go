@@ -31,7 +31,7 @@ import (
 func runAlone(ctx context.Context, c Config, rt *service.Runtime) error {
 	s := c.Alone
 	m := newMetrics(rt.Metrics)
-	a := &alone{timeout: c.Decision.Timeout.D(), metrics: m, unlogged: newUnlogged(rt.Metrics), log: rt.Log}
+	a := &alone{asks: newEvaluator(c.Decision, rt.Metrics), metrics: m, unlogged: newUnlogged(rt.Metrics), log: rt.Log}
 	o := s.managerOptions(rt.Log, rt.Metrics, os.Stderr)
 	o.Read = func(section []byte) (string, error) {
 		p, err := s.readPlugin(section)
@@ -42,6 +42,7 @@ func runAlone(ctx context.Context, c Config, rt *service.Runtime) error {
 	}
 	reports := newBundleMetrics(rt.Metrics)
 	o.Report = reports.report
+	o.Rego.Memory = c.Decision.memory()
 	var err error
 	if a.manager, err = bundle.NewManager(ctx, o); err != nil {
 		return err
@@ -103,7 +104,7 @@ type alone struct {
 	manager *bundle.Manager
 	// plugin is the plugin's section, nil until it is known.
 	plugin      atomic.Pointer[pluginConfig]
-	timeout     time.Duration
+	asks        *evaluator
 	metrics     *metrics
 	performance *pluginMetrics
 	// unlogged counts decisions that OPA's decision log did not take.
@@ -121,7 +122,7 @@ func (a *alone) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.Ch
 	v := &verdict{id: newID()}
 	p := a.plugin.Load()
 	d := bundle.Decision{ID: v.id, Path: p.Path, Query: p.Query, Snapshot: a.manager.Current()}
-	resp := a.decide(ctx, req, p, v, &d)
+	resp := a.decide(ctx, req, start, p, v, &d)
 	if p.DryRun && !v.allow {
 		resp.Status = &status.Status{Code: int32(codes.OK)}
 		resp.HttpResponse = &authv3.CheckResponse_OkResponse{OkResponse: &authv3.OkHttpResponse{}}
@@ -141,7 +142,7 @@ func (a *alone) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.Ch
 	return resp, nil
 }
 
-func (a *alone) decide(ctx context.Context, req *authv3.CheckRequest, p *pluginConfig, v *verdict, d *bundle.Decision) (resp *authv3.CheckResponse) {
+func (a *alone) decide(ctx context.Context, req *authv3.CheckRequest, now time.Time, p *pluginConfig, v *verdict, d *bundle.Decision) (resp *authv3.CheckResponse) {
 	refuse := func(err error) *authv3.CheckResponse {
 		d.Result, d.Err = nil, err
 		v.fail("", "", err.Error())
@@ -166,7 +167,8 @@ func (a *alone) decide(ctx context.Context, req *authv3.CheckRequest, p *pluginC
 	if d.Snapshot == nil {
 		return refuse(errNoPolicy)
 	}
-	out, err := d.Snapshot.Program.Eval(ctx, in, a.timeout)
+	out, cached, err := a.asks.eval(ctx, d.Snapshot.Program, in, time.Now())
+	v.asked(d.Snapshot.Program, cached)
 	if err != nil {
 		a.log.WarnContext(ctx, "no decision", slog.String("decision_id", v.id), slog.Any("error", err))
 		return refuse(err)

@@ -69,6 +69,18 @@ func (m *bundleMetrics) report(all []bundle.Report) {
 	}
 }
 
+// forget drops the series of a bundle that is not followed any more.
+func (m *bundleMetrics) forget(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	labels := prometheus.Labels{"bundle": name}
+	m.loads.DeletePartialMatch(labels)
+	m.failing.DeletePartialMatch(labels)
+	m.activated.DeletePartialMatch(labels)
+	m.revision.DeletePartialMatch(labels)
+	delete(m.seen, name)
+}
+
 func newUnlogged(r prometheus.Registerer) prometheus.Counter {
 	c := prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "writ_authz_opa_log_errors_total", Help: "Decisions that OPA's decision log, in place of the OPA-Envoy plugin, did not take.",

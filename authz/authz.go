@@ -58,7 +58,10 @@ func runInMesh(ctx context.Context, c Config, rt *service.Runtime) error {
 	}
 	fetcher := token.NewFetcher(token.FetcherOptions{Store: st, Log: rt.Log, Fetched: m.fetched})
 	defer fetcher.Close()
-	ps := newPolicies(rego.Options{Network: c.Decision.NetworkBuiltins, Memory: c.Decision.memory()}, c.Decision.Retire.D(), fetcher, st, rt.Log, m.swapped)
+	options := rego.Options{Network: c.Decision.NetworkBuiltins, Memory: c.Decision.memory()}
+	elsewhere := newRemotes(ctx, c.State, options, newBundleMetrics(rt.Metrics), rt.Log)
+	defer elsewhere.close()
+	ps := newPolicies(options, c.Decision.Retire.D(), fetcher, st, elsewhere, rt.Log, m.swapped)
 	ready := func() { rt.Health.Set(healthPolicies, nil) }
 	if ps.restore(ctx) {
 		ready()

@@ -16,6 +16,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/writ-mesh/writ/authz/bundle"
 	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/authz/token"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
@@ -81,6 +82,8 @@ type policies struct {
 	retire  time.Duration
 	fetcher *token.Fetcher
 	store   *store
+	// remotes follow bundles that are elsewhere.
+	remotes *remotes
 	log     *slog.Logger
 	// swapped is called after each swap, for metrics.
 	swapped func(*policySet)
@@ -91,8 +94,8 @@ type policies struct {
 	tokenIssuers map[string]*configpb.TokenIssuer
 }
 
-func newPolicies(o rego.Options, retire time.Duration, f *token.Fetcher, st *store, log *slog.Logger, swapped func(*policySet)) *policies {
-	p := &policies{options: o, retire: retire, fetcher: f, store: st, log: log, swapped: swapped}
+func newPolicies(o rego.Options, retire time.Duration, f *token.Fetcher, st *store, r *remotes, log *slog.Logger, swapped func(*policySet)) *policies {
+	p := &policies{options: o, retire: retire, fetcher: f, store: st, remotes: r, log: log, swapped: swapped}
 	p.current.Store(&policySet{revision: "none", changed: make(chan struct{})})
 	return p
 }
@@ -104,10 +107,17 @@ func (p *policies) applyPolicies(ctx context.Context, all map[string]*configpb.R
 	defer p.mu.Unlock()
 	old := p.current.Load()
 	next := make(map[string]*policy, len(all))
+	elsewhere := make(map[string]*remote)
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		fp, err := fingerprint(all[name])
 		if err != nil {
 			return err
+		}
+		if isRemote(all[name]) {
+			if next[name], elsewhere[name], err = p.remotePolicy(ctx, name, fp, all[name], old.policies[name]); err != nil {
+				return fmt.Errorf("RegoPolicy %s%s: %w", name, at(all[name].GetSource()), err)
+			}
+			continue
 		}
 		if have := old.policies[name]; have != nil && have.fingerprint == fp {
 			next[name] = have
@@ -121,7 +131,42 @@ func (p *policies) applyPolicies(ctx context.Context, all map[string]*configpb.R
 	}
 	p.regoPolicies = all
 	p.swap(ctx, next, old.issuers)
+	p.remotes.follow(elsewhere)
 	return nil
+}
+
+// remotePolicy makes a policy whose bundle is elsewhere. Until that has come,
+// what the policy was before decides, and if it is new everything is refused.
+func (p *policies) remotePolicy(ctx context.Context, name string, fp [sha256.Size]byte, r *configpb.RegoPolicy, was *policy) (*policy, *remote, error) {
+	x, err := p.remotes.prepare(name, fp, r, func(x *remote, s *bundle.Snapshot) { p.arrived(ctx, name, x, s) })
+	if err != nil {
+		return nil, nil, err
+	}
+	next := &policy{name: name, observe: r.GetObserve(), fingerprint: fp}
+	if s := x.newest.Load(); s != nil {
+		next.program = s.Program
+	} else if was != nil {
+		next.program = was.program
+	} else if next.program, err = waiting(ctx); err != nil {
+		return nil, nil, err
+	}
+	return next, x, nil
+}
+
+// arrived puts a new bundle of a policy in force, beside everything else as it is.
+func (p *policies) arrived(ctx context.Context, name string, x *remote, s *bundle.Snapshot) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := p.current.Load()
+	was := old.policies[name]
+	if was == nil || was.fingerprint != x.fingerprint || p.remotes.running[name] != x {
+		return // the policy has changed meanwhile
+	}
+	next := maps.Clone(old.policies)
+	changed := *was
+	changed.program = s.Program
+	next[name] = &changed
+	p.swap(ctx, next, old.issuers)
 }
 
 // applyIssuers does the same for token issuers.
@@ -192,6 +237,9 @@ func (p *policies) revision() string {
 	for _, name := range slices.Sorted(maps.Keys(p.tokenIssuers)) {
 		writeMessage(h, name, p.tokenIssuers[name])
 	}
+	for _, r := range p.remotes.revisions() {
+		_, _ = h.Write([]byte(r))
+	}
 	return hex.EncodeToString(h.Sum(nil)[:6])
 }
 
@@ -205,8 +253,8 @@ func writeMessage(h interface{ Write([]byte) (int, error) }, name string, m prot
 	_, _ = h.Write(sum[:])
 }
 
-// fingerprint covers what a policy decides by. A bundle's content is not in the
-// message, so a policy with one is compiled anew at each change.
+// fingerprint covers what a policy decides by. The content of a bundle that is a
+// file is not in the message, so a policy with one is compiled anew at each change.
 func fingerprint(r *configpb.RegoPolicy) ([sha256.Size]byte, error) {
 	c := proto.CloneOf(r)
 	c.Source = ""
@@ -214,7 +262,7 @@ func fingerprint(r *configpb.RegoPolicy) ([sha256.Size]byte, error) {
 	if err != nil {
 		return [sha256.Size]byte{}, fmt.Errorf("RegoPolicy %s/%s: %w", r.GetNamespace(), r.GetName(), err)
 	}
-	if r.GetBundle() != nil {
+	if r.GetBundle() != nil && !isRemote(r) {
 		b = append(b, time.Now().String()...)
 	}
 	return sha256.Sum256(b), nil
@@ -232,7 +280,7 @@ func sourceOf(r *configpb.RegoPolicy) (rego.Source, error) {
 	}
 	path, ok := strings.CutPrefix(b.GetUrl(), "file://")
 	if !ok || !strings.HasPrefix(path, "/") {
-		return rego.Source{}, fmt.Errorf("bundle %q: not supported by this version; use file:///path of a folder or .tar.gz", b.GetUrl())
+		return rego.Source{}, fmt.Errorf("bundle %q: want file:///path of a folder or .tar.gz", b.GetUrl())
 	}
 	return rego.Source{Bundles: []string{path}}, nil
 }

@@ -71,7 +71,9 @@ func newMesh(t testing.TB, change ...func(*Config)) *mesh {
 	metrics := newMetrics(m.reg)
 	fetcher := token.NewFetcher(token.FetcherOptions{Store: st, Log: log, Fetched: metrics.fetched})
 	t.Cleanup(fetcher.Close)
-	ps := newPolicies(rego.Options{}, c.Decision.Retire.D(), fetcher, st, log, metrics.swapped)
+	elsewhere := newRemotes(t.Context(), st.dir, rego.Options{}, newBundleMetrics(m.reg), log)
+	t.Cleanup(elsewhere.close)
+	ps := newPolicies(rego.Options{}, c.Decision.Retire.D(), fetcher, st, elsewhere, log, metrics.swapped)
 	m.server = &server{
 		policies: ps, decision: c.Decision, asks: newEvaluator(c.Decision, m.reg), metrics: metrics, log: log,
 		tokens: &tokens{fetcher: fetcher, metrics: metrics, leeway: time.Minute},
@@ -293,7 +295,7 @@ func TestApplyRefusesWhole(t *testing.T) {
 		"rule":     {regoPolicy("default/b", "alow := true"), "no such rule"},
 		"network":  {regoPolicy("default/b", `allow if http.send({"method": "GET", "url": "http://127.0.0.1"})`), "undefined function http.send"},
 		"nothing":  {&configpb.RegoPolicy{Namespace: "default", Name: "b", Query: "data.p.allow"}, "neither module nor bundle"},
-		"remote":   {&configpb.RegoPolicy{Namespace: "default", Name: "b", Query: "data.p.allow", Bundle: &configpb.Bundle{Url: "https://x/b.tar.gz"}}, "not supported by this version"},
+		"remote":   {&configpb.RegoPolicy{Namespace: "default", Name: "b", Query: "data.p.allow", Bundle: &configpb.Bundle{Url: "ftp://example.com/b.tar.gz"}}, "want http://, https:// or oci://"},
 		"no query": {&configpb.RegoPolicy{Namespace: "default", Name: "b", Module: "package p"}, "query"},
 	} {
 		err := m.policies.applyPolicies(context.Background(), map[string]*configpb.RegoPolicy{

@@ -166,6 +166,8 @@ func substitute(b []byte) []byte {
 func (s *Standalone) managerOptions(log *slog.Logger, metrics prometheus.Registerer, console io.Writer) bundle.Options {
 	o := bundle.Options{
 		Config: s.config, Plugin: pluginName, V0: s.V0, Console: console, Log: log, Metrics: metrics,
+		// As in OPA, where a rule that is not there denies.
+		Rego: rego.Options{Network: true, Undefined: true, V0: s.V0},
 		Read: func(section []byte) (string, error) {
 			p, err := s.readPlugin(section)
 			return p.query, err

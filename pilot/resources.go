@@ -93,6 +93,9 @@ func regoPolicies(m *model.Mesh) []named {
 			if p.BundleRefresh > 0 {
 				msg.Bundle.Refresh = durationpb.New(p.BundleRefresh)
 			}
+			if k := p.BundleSigning; k.Key != "" {
+				msg.Bundle.Signing = &configpb.BundleSigning{Key: k.Key, Algorithm: k.Algorithm, Scope: k.Scope}
+			}
 		}
 		list[i] = named{p.Namespace + "/" + p.Name, msg, []model.Ref{p.Ref}}
 	}

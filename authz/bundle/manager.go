@@ -49,6 +49,13 @@ type Options struct {
 	Console io.Writer
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
+	// Rego are the options that programs are made with.
+	Rego rego.Options
+	// OnlyBundles makes no snapshot before a bundle is in force.
+	OnlyBundles bool
+	// Rejected is called with why something that OPA activated cannot be used; nil
+	// for none.
+	Rejected func(error)
 	// Swapped is called with each snapshot that takes another one's place, before
 	// it does; nil for none.
 	Swapped func(*Snapshot)
@@ -295,6 +302,9 @@ func (m *Manager) Run(ctx context.Context, state func(error)) error {
 		}
 		if err := m.take(ctx); err != nil {
 			m.options.Log.ErrorContext(ctx, "what OPA activated cannot be used; the last good policies stay", slog.Any("error", err))
+			if m.options.Rejected != nil {
+				m.options.Rejected(err)
+			}
 		}
 		state(m.ready())
 	}

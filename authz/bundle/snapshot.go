@@ -21,7 +21,10 @@ func (m *Manager) take(ctx context.Context) error {
 	if old := m.current.Load(); old != nil && old.compiler == compiler {
 		return nil
 	}
-	program, err := rego.Adopt(ctx, compiler, data, *m.query.Load(), rego.Options{Network: true, Undefined: true})
+	if m.options.OnlyBundles && len(revisions) == 0 {
+		return nil
+	}
+	program, err := rego.Adopt(ctx, compiler, data, *m.query.Load(), m.options.Rego)
 	if err != nil {
 		return err
 	}

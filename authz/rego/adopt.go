@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -19,6 +20,13 @@ func Adopt(ctx context.Context, compiler *ast.Compiler, data ast.Object, query s
 		return nil, err
 	}
 	limitBuiltins()
+	if !o.Network {
+		for _, b := range compiler.Required.Builtins {
+			if slices.Contains(networkBuiltins, b.Name) {
+				return nil, fmt.Errorf("%s is not allowed here", b.Name)
+			}
+		}
+	}
 	store := inmem.NewFromASTObject(data)
 	prepared, err := oparego.New(
 		oparego.ParsedQuery(body),

@@ -1,6 +1,10 @@
 package meshdir
 
 import (
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -29,8 +33,16 @@ type regoSpec struct {
 }
 
 type regoBundle struct {
-	URL     string    `json:"url"`
-	Refresh *duration `json:"refresh"`
+	URL     string       `json:"url"`
+	Refresh *duration    `json:"refresh"`
+	Signing *regoSigning `json:"signing"`
+}
+
+// regoSigning says who has to have signed a bundle.
+type regoSigning struct {
+	Key       string `json:"key"`
+	Algorithm string `json:"algorithm"`
+	Scope     string `json:"scope"`
 }
 
 func checkRegoPolicy(c *checker) {
@@ -48,21 +60,8 @@ func checkRegoPolicy(c *checker) {
 	if s.Module != "" && strings.TrimSpace(s.Module) == "" {
 		c.errorf("spec.module", "the module is empty")
 	}
-	if b := s.Bundle; b != nil {
-		switch u, err := url.Parse(b.URL); {
-		case err != nil || !slices.Contains([]string{"http", "https", "file"}, u.Scheme):
-			c.errorf("spec.bundle.url", "%q is not an http, https or file URL", shorten(b.URL))
-		case u.Scheme != "file" || u.Host != "" || !path.IsAbs(u.Path):
-			// What authz refuses must not get into a revision.
-			c.errorf("spec.bundle.url", "%q is not supported by this version: use file:///path of a folder or .tar.gz", shorten(b.URL))
-		case c.options.folderProblem(u.Path) != "":
-			c.errorf("spec.bundle.url", "%q %s", shorten(b.URL), c.options.folderProblem(u.Path))
-		case c.missing(u.Path):
-			c.errorf("spec.bundle.url", "there is no %q", shorten(u.Path))
-		}
-		if b.Refresh != nil && *b.Refresh <= 0 {
-			c.errorf("spec.bundle.refresh", "must be above 0")
-		}
+	if s.Bundle != nil {
+		s.Bundle.check(c)
 	}
 	if rest, ok := strings.CutPrefix(s.Query, "data."); !ok || rest == "" {
 		c.errorf("spec.query", "%q is not a query: it begins with \"data.\", for example data.office.allow", shorten(s.Query))
@@ -70,6 +69,59 @@ func checkRegoPolicy(c *checker) {
 	if !c.failed() && s.Module != "" {
 		c.compile("spec.module", s.Module, s.Query)
 	}
+}
+
+// check refuses what authz would refuse: it must not get into a revision.
+func (b *regoBundle) check(c *checker) {
+	switch u, err := url.Parse(b.URL); {
+	case err != nil || !slices.Contains([]string{"http", "https", "oci", "file"}, u.Scheme):
+		c.errorf("spec.bundle.url", "%q is not an http, https, oci or file URL", shorten(b.URL))
+	case u.User != nil:
+		c.errorf("spec.bundle.url", "a user or password does not belong into a URL, which is no secret")
+	case u.Scheme != "file" && (u.Host == "" || strings.Trim(u.Path, "/") == "" || u.Fragment != ""):
+		c.errorf("spec.bundle.url", "%q: want %s://host/path", shorten(b.URL), u.Scheme)
+	case u.Scheme == "http" && b.Signing == nil:
+		c.errorf("spec.bundle.url", "whoever is on the way could change the bundle: use https, or say who signs it (signing)")
+	case u.Scheme != "file":
+	case u.Host != "" || !path.IsAbs(u.Path):
+		c.errorf("spec.bundle.url", "%q: want file:///path of a folder or .tar.gz", shorten(b.URL))
+	case c.options.folderProblem(u.Path) != "":
+		c.errorf("spec.bundle.url", "%q %s", shorten(b.URL), c.options.folderProblem(u.Path))
+	case c.missing(u.Path):
+		c.errorf("spec.bundle.url", "there is no %q", shorten(u.Path))
+	case b.Signing != nil:
+		c.errorf("spec.bundle.signing", "is for bundles from elsewhere: whoever writes this file can write that one")
+	}
+	if b.Refresh != nil && *b.Refresh <= 0 {
+		c.errorf("spec.bundle.refresh", "must be above 0")
+	}
+	if b.Signing != nil {
+		b.Signing.check(c)
+	}
+}
+
+// check allows public keys only: a key that verifies and signs would be known to
+// everybody who may read policies.
+func (k *regoSigning) check(c *checker) {
+	if !slices.Contains([]string{"ES256", "ES384", "ES512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}, k.Algorithm) {
+		c.errorf("spec.bundle.signing.algorithm", "%q is none of ES256, ES384, ES512, RS256, RS384, RS512, PS256, PS384, PS512", shorten(k.Algorithm))
+	}
+	block, _ := pem.Decode([]byte(k.Key))
+	if block == nil {
+		c.errorf("spec.bundle.signing.key", "is no PEM public key")
+		return
+	}
+	switch key, err := x509.ParsePKIXPublicKey(block.Bytes); key.(type) {
+	case *ecdsa.PublicKey:
+		if err == nil && strings.HasPrefix(k.Algorithm, "ES") {
+			return
+		}
+	case *rsa.PublicKey:
+		if err == nil && !strings.HasPrefix(k.Algorithm, "ES") {
+			return
+		}
+	}
+	c.errorf("spec.bundle.signing.key", "is no public key for %s", shorten(k.Algorithm))
 }
 
 // missing says that a file or folder is known not to be there.
@@ -144,6 +196,9 @@ func (a *assembler) regoPolicy(o *object) *model.RegoPolicy {
 		p.BundleURL = s.Bundle.URL
 		if s.Bundle.Refresh != nil {
 			p.BundleRefresh = s.Bundle.Refresh.value()
+		}
+		if k := s.Bundle.Signing; k != nil {
+			p.BundleSigning = model.BundleSigning{Key: k.Key, Algorithm: k.Algorithm, Scope: k.Scope}
 		}
 	}
 	return p

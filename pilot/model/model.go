@@ -351,6 +351,8 @@ type RegoPolicy struct {
 	Query         string
 	BundleURL     string
 	BundleRefresh time.Duration
+	// BundleSigning is who has to have signed the bundle, empty for nobody.
+	BundleSigning BundleSigning
 	// FailOpen is whenUnavailable: Allow.
 	FailOpen bool
 	Observe  bool
@@ -361,6 +363,10 @@ type RegoPolicy struct {
 	ModuleFile string
 	ModuleLine int
 }
+
+// BundleSigning is a PEM public key, its algorithm, and the scope that a signature
+// has to have.
+type BundleSigning struct{ Key, Algorithm, Scope string }
 
 // QuotaPolicy is our kind of that name.
 type QuotaPolicy struct {

@@ -309,10 +309,13 @@ func (x *RegoPolicy) GetSource() string {
 	return ""
 }
 
+// Bundle is in OPA's format, at a file://, https://, http:// or oci:// URL.
 type Bundle struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Url           string                 `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
-	Refresh       *durationpb.Duration   `protobuf:"bytes,2,opt,name=refresh,proto3" json:"refresh,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Url     string                 `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	Refresh *durationpb.Duration   `protobuf:"bytes,2,opt,name=refresh,proto3" json:"refresh,omitempty"`
+	// Who has to have signed it; without it the bundle is believed as it comes.
+	Signing       *BundleSigning `protobuf:"bytes,3,opt,name=signing,proto3" json:"signing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -361,6 +364,75 @@ func (x *Bundle) GetRefresh() *durationpb.Duration {
 	return nil
 }
 
+func (x *Bundle) GetSigning() *BundleSigning {
+	if x != nil {
+		return x.Signing
+	}
+	return nil
+}
+
+type BundleSigning struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A PEM public key, and the algorithm that it is for: ES256 and the like.
+	Key       string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Algorithm string `protobuf:"bytes,2,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
+	// The scope that the signature has to have; may be empty.
+	Scope         string `protobuf:"bytes,3,opt,name=scope,proto3" json:"scope,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BundleSigning) Reset() {
+	*x = BundleSigning{}
+	mi := &file_writ_config_v1_config_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BundleSigning) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BundleSigning) ProtoMessage() {}
+
+func (x *BundleSigning) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_config_v1_config_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BundleSigning.ProtoReflect.Descriptor instead.
+func (*BundleSigning) Descriptor() ([]byte, []int) {
+	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *BundleSigning) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *BundleSigning) GetAlgorithm() string {
+	if x != nil {
+		return x.Algorithm
+	}
+	return ""
+}
+
+func (x *BundleSigning) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
 // TokenIssuer is an issuer of JWTs that a workload accepts. The resource name
 // is "<namespace>/<RequestAuthentication>/<index>".
 type TokenIssuer struct {
@@ -384,7 +456,7 @@ type TokenIssuer struct {
 
 func (x *TokenIssuer) Reset() {
 	*x = TokenIssuer{}
-	mi := &file_writ_config_v1_config_proto_msgTypes[5]
+	mi := &file_writ_config_v1_config_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -396,7 +468,7 @@ func (x *TokenIssuer) String() string {
 func (*TokenIssuer) ProtoMessage() {}
 
 func (x *TokenIssuer) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_config_v1_config_proto_msgTypes[5]
+	mi := &file_writ_config_v1_config_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -409,7 +481,7 @@ func (x *TokenIssuer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenIssuer.ProtoReflect.Descriptor instead.
 func (*TokenIssuer) Descriptor() ([]byte, []int) {
-	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{5}
+	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TokenIssuer) GetIssuer() string {
@@ -478,7 +550,7 @@ type HeaderLocation struct {
 
 func (x *HeaderLocation) Reset() {
 	*x = HeaderLocation{}
-	mi := &file_writ_config_v1_config_proto_msgTypes[6]
+	mi := &file_writ_config_v1_config_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -490,7 +562,7 @@ func (x *HeaderLocation) String() string {
 func (*HeaderLocation) ProtoMessage() {}
 
 func (x *HeaderLocation) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_config_v1_config_proto_msgTypes[6]
+	mi := &file_writ_config_v1_config_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -503,7 +575,7 @@ func (x *HeaderLocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderLocation.ProtoReflect.Descriptor instead.
 func (*HeaderLocation) Descriptor() ([]byte, []int) {
-	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{6}
+	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *HeaderLocation) GetName() string {
@@ -537,7 +609,7 @@ type QuotaPolicy struct {
 
 func (x *QuotaPolicy) Reset() {
 	*x = QuotaPolicy{}
-	mi := &file_writ_config_v1_config_proto_msgTypes[7]
+	mi := &file_writ_config_v1_config_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -549,7 +621,7 @@ func (x *QuotaPolicy) String() string {
 func (*QuotaPolicy) ProtoMessage() {}
 
 func (x *QuotaPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_config_v1_config_proto_msgTypes[7]
+	mi := &file_writ_config_v1_config_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -562,7 +634,7 @@ func (x *QuotaPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaPolicy.ProtoReflect.Descriptor instead.
 func (*QuotaPolicy) Descriptor() ([]byte, []int) {
-	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{7}
+	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *QuotaPolicy) GetName() string {
@@ -613,7 +685,7 @@ type Limit struct {
 
 func (x *Limit) Reset() {
 	*x = Limit{}
-	mi := &file_writ_config_v1_config_proto_msgTypes[8]
+	mi := &file_writ_config_v1_config_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -625,7 +697,7 @@ func (x *Limit) String() string {
 func (*Limit) ProtoMessage() {}
 
 func (x *Limit) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_config_v1_config_proto_msgTypes[8]
+	mi := &file_writ_config_v1_config_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -638,7 +710,7 @@ func (x *Limit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limit.ProtoReflect.Descriptor instead.
 func (*Limit) Descriptor() ([]byte, []int) {
-	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{8}
+	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Limit) GetPer() []string {
@@ -687,10 +759,15 @@ const file_writ_config_v1_config_proto_rawDesc = "" +
 	"\x05query\x18\x04 \x01(\tR\x05query\x12.\n" +
 	"\x06bundle\x18\x05 \x01(\v2\x16.writ.config.v1.BundleR\x06bundle\x12\x18\n" +
 	"\aobserve\x18\x06 \x01(\bR\aobserve\x12\x16\n" +
-	"\x06source\x18\a \x01(\tR\x06source\"O\n" +
+	"\x06source\x18\a \x01(\tR\x06source\"\x88\x01\n" +
 	"\x06Bundle\x12\x10\n" +
 	"\x03url\x18\x01 \x01(\tR\x03url\x123\n" +
-	"\arefresh\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\arefresh\"\x96\x02\n" +
+	"\arefresh\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\arefresh\x127\n" +
+	"\asigning\x18\x03 \x01(\v2\x1d.writ.config.v1.BundleSigningR\asigning\"U\n" +
+	"\rBundleSigning\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1c\n" +
+	"\talgorithm\x18\x02 \x01(\tR\talgorithm\x12\x14\n" +
+	"\x05scope\x18\x03 \x01(\tR\x05scope\"\x96\x02\n" +
 	"\vTokenIssuer\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1c\n" +
 	"\taudiences\x18\x02 \x03(\tR\taudiences\x12\x12\n" +
@@ -727,32 +804,34 @@ func file_writ_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_writ_config_v1_config_proto_rawDescData
 }
 
-var file_writ_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_writ_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_writ_config_v1_config_proto_goTypes = []any{
 	(*NodePlacement)(nil),       // 0: writ.config.v1.NodePlacement
 	(*WorkloadPlacement)(nil),   // 1: writ.config.v1.WorkloadPlacement
 	(*Attestation)(nil),         // 2: writ.config.v1.Attestation
 	(*RegoPolicy)(nil),          // 3: writ.config.v1.RegoPolicy
 	(*Bundle)(nil),              // 4: writ.config.v1.Bundle
-	(*TokenIssuer)(nil),         // 5: writ.config.v1.TokenIssuer
-	(*HeaderLocation)(nil),      // 6: writ.config.v1.HeaderLocation
-	(*QuotaPolicy)(nil),         // 7: writ.config.v1.QuotaPolicy
-	(*Limit)(nil),               // 8: writ.config.v1.Limit
-	(*durationpb.Duration)(nil), // 9: google.protobuf.Duration
+	(*BundleSigning)(nil),       // 5: writ.config.v1.BundleSigning
+	(*TokenIssuer)(nil),         // 6: writ.config.v1.TokenIssuer
+	(*HeaderLocation)(nil),      // 7: writ.config.v1.HeaderLocation
+	(*QuotaPolicy)(nil),         // 8: writ.config.v1.QuotaPolicy
+	(*Limit)(nil),               // 9: writ.config.v1.Limit
+	(*durationpb.Duration)(nil), // 10: google.protobuf.Duration
 }
 var file_writ_config_v1_config_proto_depIdxs = []int32{
-	1, // 0: writ.config.v1.NodePlacement.workloads:type_name -> writ.config.v1.WorkloadPlacement
-	2, // 1: writ.config.v1.WorkloadPlacement.attestation:type_name -> writ.config.v1.Attestation
-	4, // 2: writ.config.v1.RegoPolicy.bundle:type_name -> writ.config.v1.Bundle
-	9, // 3: writ.config.v1.Bundle.refresh:type_name -> google.protobuf.Duration
-	6, // 4: writ.config.v1.TokenIssuer.from_headers:type_name -> writ.config.v1.HeaderLocation
-	8, // 5: writ.config.v1.QuotaPolicy.limits:type_name -> writ.config.v1.Limit
-	9, // 6: writ.config.v1.Limit.every:type_name -> google.protobuf.Duration
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	1,  // 0: writ.config.v1.NodePlacement.workloads:type_name -> writ.config.v1.WorkloadPlacement
+	2,  // 1: writ.config.v1.WorkloadPlacement.attestation:type_name -> writ.config.v1.Attestation
+	4,  // 2: writ.config.v1.RegoPolicy.bundle:type_name -> writ.config.v1.Bundle
+	10, // 3: writ.config.v1.Bundle.refresh:type_name -> google.protobuf.Duration
+	5,  // 4: writ.config.v1.Bundle.signing:type_name -> writ.config.v1.BundleSigning
+	7,  // 5: writ.config.v1.TokenIssuer.from_headers:type_name -> writ.config.v1.HeaderLocation
+	9,  // 6: writ.config.v1.QuotaPolicy.limits:type_name -> writ.config.v1.Limit
+	10, // 7: writ.config.v1.Limit.every:type_name -> google.protobuf.Duration
+	8,  // [8:8] is the sub-list for method output_type
+	8,  // [8:8] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_writ_config_v1_config_proto_init() }
@@ -767,7 +846,7 @@ func file_writ_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_config_v1_config_proto_rawDesc), len(file_writ_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,138 @@
+package authz
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/writ-mesh/writ/authz/bundle"
+	"github.com/writ-mesh/writ/authz/rego"
+	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
+)
+
+// remotes follows the bundles of RegoPolicies that are elsewhere.
+type remotes struct {
+	// ctx ends with the service.
+	ctx     context.Context //nolint:containedctx // each remote lives from one configuration to another
+	folder  string
+	options rego.Options
+	metrics *bundleMetrics
+	log     *slog.Logger
+
+	wg sync.WaitGroup
+	// running are the remotes by policy. The owner, policies, locks.
+	running map[string]*remote
+}
+
+// remote is one bundle.
+type remote struct {
+	manager     *bundle.Manager
+	fingerprint [sha256.Size]byte
+	cancel      context.CancelFunc
+	newest      atomic.Pointer[bundle.Snapshot]
+}
+
+func newRemotes(ctx context.Context, state string, o rego.Options, m *bundleMetrics, log *slog.Logger) *remotes {
+	folder := ""
+	if state != "" {
+		folder = filepath.Join(state, "bundles")
+	}
+	return &remotes{ctx: ctx, folder: folder, options: o, metrics: m, log: log, running: make(map[string]*remote)}
+}
+
+// close waits for what ended with ctx.
+func (r *remotes) close() {
+	for _, x := range r.running {
+		x.cancel()
+	}
+	r.wg.Wait()
+}
+
+// isRemote says that a policy's bundle is not on this machine.
+func isRemote(p *configpb.RegoPolicy) bool {
+	return p.GetBundle() != nil && !strings.HasPrefix(p.GetBundle().GetUrl(), "file:")
+}
+
+// prepare makes the remote of a policy, or finds the one that runs. It asks for
+// nothing yet.
+func (r *remotes) prepare(name string, fp [sha256.Size]byte, p *configpb.RegoPolicy, swapped func(*remote, *bundle.Snapshot)) (*remote, error) {
+	if have := r.running[name]; have != nil && have.fingerprint == fp {
+		return have, nil
+	}
+	folder := ""
+	if r.folder != "" {
+		sum := sha256.Sum256([]byte(name + "\x00" + p.GetBundle().GetUrl()))
+		folder = filepath.Join(r.folder, hex.EncodeToString(sum[:16]))
+	}
+	x := &remote{fingerprint: fp}
+	log := r.log.With(slog.String("policy", name))
+	signing := p.GetBundle().GetSigning()
+	var err error
+	x.manager, err = bundle.NewRemote(r.ctx, bundle.RemoteOptions{
+		URL: p.GetBundle().GetUrl(), Refresh: p.GetBundle().GetRefresh().AsDuration(), Query: p.GetQuery(),
+		Key: signing.GetKey(), Algorithm: signing.GetAlgorithm(), Scope: signing.GetScope(),
+		Folder: folder, Rego: r.options, Log: log,
+		Swapped: func(s *bundle.Snapshot) {
+			x.newest.Store(s)
+			swapped(x, s)
+		},
+		Report: func(report bundle.Report) {
+			report.Name = name
+			r.metrics.report([]bundle.Report{report})
+			if report.Err != nil && report.Attempted {
+				log.Warn("a bundle cannot be used; the last good one stays", slog.Any("error", report.Err))
+			}
+		},
+	})
+	return x, err
+}
+
+// follow makes these remotes those that run.
+func (r *remotes) follow(next map[string]*remote) {
+	for name, x := range r.running {
+		if next[name] != x {
+			x.cancel()
+		}
+		if next[name] == nil {
+			r.metrics.forget(name)
+		}
+	}
+	for name, x := range next {
+		if r.running[name] == x {
+			continue
+		}
+		ctx, cancel := context.WithCancel(r.ctx)
+		x.cancel = cancel
+		r.wg.Go(func() {
+			if err := x.manager.Run(ctx, func(error) {}); err != nil && ctx.Err() == nil {
+				r.log.Error("a bundle is not followed any more", slog.String("policy", name), slog.Any("error", err))
+			}
+		})
+	}
+	r.running = next
+}
+
+// revisions are those of the bundles in force, for the revision of the whole.
+func (r *remotes) revisions() []string {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(r.running)) {
+		if s := r.running[name].newest.Load(); s != nil {
+			out = append(out, name+"\x00"+fmt.Sprint(s.Revisions))
+		}
+	}
+	return out
+}
+
+// waiting is what decides before a policy's bundle has come for the first time.
+func waiting(ctx context.Context) (*rego.Program, error) {
+	const module = "package writ.waiting\ndecision := {\"allowed\": false, \"reason\": \"the policy's bundle has not been loaded yet\"}\n"
+	return rego.Compile(ctx, rego.Source{Modules: map[string]string{"waiting.rego": module}}, "data.writ.waiting.decision", rego.Options{})
+}
