@@ -45,6 +45,9 @@ type Config struct {
 	// ReservedAddresses are addresses and CIDR blocks of the mesh's own services:
 	// no endpoint may have one.
 	ReservedAddresses []string `yaml:"reserved_addresses"`
+	// ListURLs are what the URL of an AccessList has to begin with, one of them:
+	// scheme, host and a folder. Empty is any.
+	ListURLs []string `yaml:"list_urls"`
 	// Credential says where the service's own certificate comes from.
 	Credential credential.Config `yaml:"credential"`
 }
@@ -88,6 +91,11 @@ func (c *Config) Validate() error {
 	}
 	if _, err := c.reserved(); err != nil {
 		return err
+	}
+	for i, u := range c.ListURLs {
+		if problem := model.ListURLProblem(u); problem != "" {
+			return fmt.Errorf("list_urls[%d]: %q %s", i, u, problem)
+		}
 	}
 	return errors.Join(c.validateListeners()...)
 }

@@ -3,6 +3,7 @@ package meshdir
 import (
 	"cmp"
 	"net/url"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -150,8 +151,8 @@ func (c *checker) entryType(s *accessListSpec, key string) {
 
 func (c *checker) entries(at string, form model.AccessForm, entries []string) {
 	for i, entry := range entries {
-		if problem := model.EntryProblem(form, entry); problem != "" {
-			c.errorf(index(at, i), "%s", problem)
+		if fault := model.EntryFault(form, entry); fault != "" {
+			c.errorf(index(at, i), "%q %s", shorten(entry), fault)
 		}
 	}
 	if most := model.MaxEntries(form); len(entries) > most {
@@ -172,7 +173,9 @@ func (c *checker) accessFrom(f *accessFrom) {
 			c.errorf(at+".url", "%q %s", shorten(f.URL), problem)
 		}
 	}
-	if f.File != "" && c.options.ReadFile != nil {
+	if path.IsAbs(f.File) {
+		c.errorf(at+".file", "%q is not of the mesh directory: write a name in it, such as lists/partners.txt", shorten(f.File))
+	} else if f.File != "" && c.options.ReadFile != nil {
 		if _, err := c.options.ReadFile(f.File); err != nil {
 			c.errorf(at+".file", "the file %q cannot be read: %s", shorten(f.File), fileProblem(err))
 		}

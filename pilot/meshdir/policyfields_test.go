@@ -23,7 +23,7 @@ func TestNoFieldOfAPolicyIsLost(t *testing.T) {
 		return quotaPolicyOf(&object{spec: &quota})
 	})
 	rego := regoSpec{
-		Selector: &labelSelector{}, Module: "package a", Bundle: &regoBundle{URL: "file:///a", Refresh: &every},
+		Selector: &labelSelector{}, Module: "package a", Bundle: &regoBundle{URL: "file:///a", Refresh: &every, Signing: &regoSigning{Key: "k", Algorithm: "ES256", Scope: "s"}},
 		Query: "data.a.allow", Mode: "observe", WhenUnavailable: "Allow",
 	}
 	lostNothing(t, "RegoPolicy", &rego, func() any {
@@ -48,4 +48,31 @@ func lostNothing[Spec any](t *testing.T, kind string, spec *Spec, made func() an
 			t.Errorf("%s%s is lost", kind, field)
 		}
 	})
+}
+
+// TestNoFieldOfARoleIsLost is the same for the kinds that came from elsewhere or are
+// looked up.
+func TestNoFieldOfARoleIsLost(t *testing.T) {
+	role := serviceRoleSpec{Rules: []accessRule{{
+		Services: []string{"a"}, Hosts: []string{"a"}, NotHosts: []string{"a"}, Paths: []string{"a"}, NotPaths: []string{"a"}, Methods: []string{"a"}, NotMethods: []string{"a"},
+		Ports: []uint32{1}, NotPorts: []uint32{1}, Constraints: []roleConstraint{{Key: "destination.ip", Values: []string{"a"}}},
+	}}}
+	lostNothing(t, "ServiceRole", &role, func() any { return serviceRoleOf(&object{spec: &role}) })
+	binding := serviceRoleBindingSpec{RoleRef: &roleRef{Kind: "ServiceRole", Name: "a"}, Mode: "ENFORCED", Subjects: []roleSubject{{
+		User: "a", Names: []string{"a"}, NotNames: []string{"a"}, Group: "a", Groups: []string{"a"}, NotGroups: []string{"a"}, Namespaces: []string{"a"},
+		NotNamespaces: []string{"a"}, IPs: []string{"a"}, NotIPs: []string{"a"}, Properties: map[string]string{"a": "b"},
+	}}}
+	lostNothing(t, "ServiceRoleBinding", &binding, func() any {
+		if binding.RoleRef == nil || binding.RoleRef.Kind != "ServiceRole" {
+			return "refused before"
+		}
+		out := serviceRoleBindingOf(&object{spec: &binding})
+		return []any{out, binding.Mode} // there are two modes only
+	})
+	every := duration(2 * time.Second)
+	list := accessListSpec{
+		Selector: &labelSelector{}, Action: "DENY", Match: "request.host", EntryType: "STRINGS", Entries: []string{"a"}, Overrides: &accessOverrides{Allow: []string{"a"}, Deny: []string{"a"}},
+		From: &accessFrom{URL: "http://a.example/", File: "a", CACertificates: "a", Refresh: &every, Timeout: &every, MaxAge: &every}, Mode: "observe", WhenUnavailable: "Allow",
+	}
+	lostNothing(t, "AccessList", &list, func() any { return []any{accessListOf(&object{spec: &list}), list.EntryType} })
 }

@@ -100,26 +100,27 @@ func MaxEntries(form AccessForm) int {
 // maxEntry is how long an entry may be, in bytes.
 const maxEntry = 1024
 
-// EntryProblem says what is wrong with an entry, "" if nothing is.
-func EntryProblem(form AccessForm, entry string) string {
+// EntryFault says what is wrong with an entry, "" if nothing is, without a word of
+// the entry itself.
+func EntryFault(form AccessForm, entry string) string {
 	switch {
 	case entry == "":
-		return "an empty entry: remove it"
+		return "is empty"
 	case len(entry) > maxEntry:
-		return fmt.Sprintf("an entry is longer than %d bytes", maxEntry)
+		return fmt.Sprintf("is longer than %d bytes", maxEntry)
 	case !utf8.ValidString(entry) || strings.ContainsFunc(entry, unicode.IsControl):
-		return fmt.Sprintf("%.60q has bytes that are no text", entry)
+		return "has bytes that are no text"
 	case entry != strings.TrimSpace(entry):
-		return fmt.Sprintf("%.60q has spaces around it", entry)
+		return "has spaces around it"
 	}
 	switch form {
 	case AccessAddresses:
 		if _, err := Network(entry); err != nil {
-			return fmt.Sprintf("%.60q is not an IP address or CIDR block", entry)
+			return "is not an IP address or CIDR block"
 		}
 	case AccessRegex:
 		if _, err := regexp.Compile(entry); err != nil {
-			return fmt.Sprintf("%.60q is not a regular expression of RE2: %s", entry, strings.TrimPrefix(err.Error(), "error parsing regexp: "))
+			return "is not a regular expression of RE2"
 		}
 	case AccessStrings, AccessStringsAnyCase:
 	}

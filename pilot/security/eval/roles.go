@@ -160,7 +160,11 @@ func boundRules(rule *model.AccessRule, subjects []model.Subject, p *model.Proxy
 	if covered = covered.and(on); !where || !covered.any() {
 		return nil
 	}
-	call := &security.Rule{To: operationOf(rule.To)}
+	to, ok := operationOf(rule.To)
+	if !ok {
+		return nil
+	}
+	call := &security.Rule{To: to}
 	for _, c := range rule.When {
 		call.When = append(call.When, conditionOf(c))
 	}
@@ -208,23 +212,27 @@ func conditionOf(c model.Clause) *security.Condition {
 	return &security.Condition{Key: c.Key, Values: c.Values}
 }
 
-func operationOf(clauses []model.Clause) []*security.Rule_To {
+// operationOf is not ok for what no operation says.
+func operationOf(clauses []model.Clause) (_ []*security.Rule_To, ok bool) {
 	if len(clauses) == 0 {
-		return nil
+		return nil, true
 	}
 	o := &security.Operation{}
 	for _, c := range clauses {
-		fields := map[string][2]*[]string{
+		fields, known := map[string][2]*[]string{
 			model.RoleHosts: {&o.Hosts, &o.NotHosts}, model.RoleMethods: {&o.Methods, &o.NotMethods},
 			model.RolePaths: {&o.Paths, &o.NotPaths}, condition.Port: {&o.Ports, &o.NotPorts},
 		}[c.Key]
+		if !known {
+			return nil, false
+		}
 		side := fields[0]
 		if c.Not {
 			side = fields[1]
 		}
 		*side = c.Values
 	}
-	return []*security.Rule_To{{Operation: o}}
+	return []*security.Rule_To{{Operation: o}}, true
 }
 
 // holdsOf says whether the workload is one that the constraints mean, behind a
@@ -234,8 +242,7 @@ func holdsOf(where []model.Clause, p *model.Proxy, service string) bool {
 		value, there := "", true
 		switch name, label, _ := strings.Cut(c.Key, "["); name {
 		case model.DestinationLabels:
-			value, there = p.Labels[strings.TrimSuffix(label, "]")], true
-			_, there = p.Labels[strings.TrimSuffix(label, "]")]
+			value, there = p.Labels[strings.TrimSuffix(label, "]")]
 		case model.DestinationNamespace:
 			value = p.Namespace
 		case model.DestinationName:
