@@ -14,6 +14,7 @@ import (
 	"github.com/writ-mesh/writ/pilot/security"
 	"github.com/writ-mesh/writ/pilot/translate"
 	"github.com/writ-mesh/writ/pilot/xds"
+	pilotpb "github.com/writ-mesh/writ/proto/writ/pilot/v1"
 )
 
 // compiled is one configuration, translated for everybody.
@@ -31,6 +32,8 @@ type compiled struct {
 	offered func() map[netip.Addr][]offer
 	// placed maps the node ids of the proxies that the mesh places.
 	placed map[string]*model.Proxy
+	// rego says where RegoPolicies are decided; made when first asked for.
+	rego func() []*pilotpb.RegoPlacement
 	// failed says why proxies could not be translated for; they keep what they
 	// have. Sorted, one for each reason.
 	failed []string
@@ -80,6 +83,7 @@ func compile(files *model.Mesh, also besides, b *xds.Builder, before *compiled) 
 	c := &compiled{
 		mesh: files, besides: also, translator: tr, sharing: &sharing{builder: b}, placed: make(map[string]*model.Proxy, len(m.Proxies)),
 		offered: sync.OnceValue(func() map[netip.Addr][]offer { return offersOf(m) }),
+		rego:    sync.OnceValue(func() []*pilotpb.RegoPlacement { return regoPlacements(m, policy) }),
 	}
 	configs, errs := make([]*xds.Config, len(m.Proxies)), make([]error, len(m.Proxies))
 	var g errgroup.Group

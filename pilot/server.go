@@ -181,6 +181,7 @@ func (p *Pilot) status() (*pilotpb.GetStatusResponse, <-chan struct{}) {
 			}
 		}
 		slices.Sort(st.Missing)
+		st.Rego = p.current.rego()
 	}
 	for _, pr := range p.allProblems() {
 		st.Problems = append(st.Problems, &pilotpb.Problem{

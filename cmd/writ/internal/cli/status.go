@@ -130,6 +130,7 @@ func printStatus(out io.Writer, dir string, st *pilotpb.GetStatusResponse) error
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	printRego(out, st.GetRego())
 	for _, kind := range []struct{ severity, title string }{
 		{"error", "\nERRORS (what has one is not in force as it stands in the file)"},
 		{"warning", "\nWARNINGS (what has one is in force)"},
@@ -151,6 +152,31 @@ func printStatus(out io.Writer, dir string, st *pilotpb.GetStatusResponse) error
 	}
 	_, err := fmt.Fprintf(out, "\nserving revision %d\n", st.GetServing())
 	return err
+}
+
+// printRego says where the RegoPolicies are decided.
+func printRego(out io.Writer, all []*pilotpb.RegoPlacement) {
+	if len(all) == 0 {
+		return
+	}
+	fmt.Fprintln(out, "\nREGO POLICIES (where they are decided)")
+	for _, p := range all {
+		fmt.Fprintf(out, "  %s: %s (%s)\n", p.GetPolicy(), p.GetRuns(), proxies(p.GetProxies()))
+		for _, r := range p.GetRemote() {
+			place := r.GetFile()
+			if r.GetLine() > 0 {
+				place = fmt.Sprintf("%s:%d", place, r.GetLine())
+			}
+			fmt.Fprintf(out, "    %s: %s\n", strings.TrimSpace(place+" "+r.GetExpression()), r.GetWhy())
+		}
+	}
+}
+
+func proxies(n uint32) string {
+	if n == 1 {
+		return "1 proxy"
+	}
+	return fmt.Sprintf("%d proxies", n)
 }
 
 // clientName is what people call a client: the name and the namespace of a proxy's

@@ -168,7 +168,10 @@ type GetStatusResponse struct {
 	// The proxies that the mesh places and that have not connected, by xDS node id.
 	Missing []string `protobuf:"bytes,5,rep,name=missing,proto3" json:"missing,omitempty"`
 	// What is revoked, as far as clients are being told.
-	Revocations   *RevocationStatus `protobuf:"bytes,6,opt,name=revocations,proto3" json:"revocations,omitempty"`
+	Revocations *RevocationStatus `protobuf:"bytes,6,opt,name=revocations,proto3" json:"revocations,omitempty"`
+	// Where RegoPolicies are decided; a policy has an entry for each way in which
+	// the proxies that it selects do it.
+	Rego          []*RegoPlacement `protobuf:"bytes,8,rep,name=rego,proto3" json:"rego,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -245,6 +248,155 @@ func (x *GetStatusResponse) GetRevocations() *RevocationStatus {
 	return nil
 }
 
+func (x *GetStatusResponse) GetRego() []*RegoPlacement {
+	if x != nil {
+		return x.Rego
+	}
+	return nil
+}
+
+type RegoPlacement struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "<namespace>/<name>".
+	Policy string `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	// envoy, authz, or envoy and authz.
+	Runs string `protobuf:"bytes,2,opt,name=runs,proto3" json:"runs,omitempty"`
+	// How many proxies do it so.
+	Proxies uint32 `protobuf:"varint,3,opt,name=proxies,proto3" json:"proxies,omitempty"`
+	// Why what authz decides is not decided in an Envoy.
+	Remote        []*RegoReason `protobuf:"bytes,4,rep,name=remote,proto3" json:"remote,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegoPlacement) Reset() {
+	*x = RegoPlacement{}
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegoPlacement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegoPlacement) ProtoMessage() {}
+
+func (x *RegoPlacement) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegoPlacement.ProtoReflect.Descriptor instead.
+func (*RegoPlacement) Descriptor() ([]byte, []int) {
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RegoPlacement) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *RegoPlacement) GetRuns() string {
+	if x != nil {
+		return x.Runs
+	}
+	return ""
+}
+
+func (x *RegoPlacement) GetProxies() uint32 {
+	if x != nil {
+		return x.Proxies
+	}
+	return 0
+}
+
+func (x *RegoPlacement) GetRemote() []*RegoReason {
+	if x != nil {
+		return x.Remote
+	}
+	return nil
+}
+
+type RegoReason struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty if the reason is about the whole policy.
+	Expression string `protobuf:"bytes,1,opt,name=expression,proto3" json:"expression,omitempty"`
+	File       string `protobuf:"bytes,2,opt,name=file,proto3" json:"file,omitempty"`
+	// 0 if not known.
+	Line          uint32 `protobuf:"varint,3,opt,name=line,proto3" json:"line,omitempty"`
+	Why           string `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegoReason) Reset() {
+	*x = RegoReason{}
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegoReason) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegoReason) ProtoMessage() {}
+
+func (x *RegoReason) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegoReason.ProtoReflect.Descriptor instead.
+func (*RegoReason) Descriptor() ([]byte, []int) {
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RegoReason) GetExpression() string {
+	if x != nil {
+		return x.Expression
+	}
+	return ""
+}
+
+func (x *RegoReason) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *RegoReason) GetLine() uint32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+func (x *RegoReason) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
 type RevocationStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The number of the authority's list, 0 before the first.
@@ -257,7 +409,7 @@ type RevocationStatus struct {
 
 func (x *RevocationStatus) Reset() {
 	*x = RevocationStatus{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[3]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -269,7 +421,7 @@ func (x *RevocationStatus) String() string {
 func (*RevocationStatus) ProtoMessage() {}
 
 func (x *RevocationStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[3]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -282,7 +434,7 @@ func (x *RevocationStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationStatus.ProtoReflect.Descriptor instead.
 func (*RevocationStatus) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{3}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RevocationStatus) GetSequence() uint64 {
@@ -321,7 +473,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[4]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -333,7 +485,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[4]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -346,7 +498,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{4}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Revision) GetNumber() uint64 {
@@ -399,7 +551,7 @@ type Rejection struct {
 
 func (x *Rejection) Reset() {
 	*x = Rejection{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[5]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -411,7 +563,7 @@ func (x *Rejection) String() string {
 func (*Rejection) ProtoMessage() {}
 
 func (x *Rejection) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[5]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -424,7 +576,7 @@ func (x *Rejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejection.ProtoReflect.Descriptor instead.
 func (*Rejection) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{5}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Rejection) GetClient() string {
@@ -475,7 +627,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[6]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -487,7 +639,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[6]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -500,7 +652,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{6}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Client) GetId() string {
@@ -572,7 +724,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[7]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -584,7 +736,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[7]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -597,7 +749,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{7}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Problem) GetFile() string {
@@ -655,14 +807,28 @@ const file_writ_pilot_v1_pilot_proto_rawDesc = "" +
 	"\n" +
 	"\x19writ/pilot/v1/pilot.proto\x12\rwrit.pilot.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
 	"\x10GetStatusRequest\"\x14\n" +
-	"\x12WatchStatusRequest\"\xa6\x02\n" +
+	"\x12WatchStatusRequest\"\xd8\x02\n" +
 	"\x11GetStatusResponse\x125\n" +
 	"\trevisions\x18\x01 \x03(\v2\x17.writ.pilot.v1.RevisionR\trevisions\x12/\n" +
 	"\aclients\x18\x02 \x03(\v2\x15.writ.pilot.v1.ClientR\aclients\x122\n" +
 	"\bproblems\x18\x03 \x03(\v2\x16.writ.pilot.v1.ProblemR\bproblems\x12\x18\n" +
 	"\aserving\x18\x04 \x01(\x04R\aserving\x12\x18\n" +
 	"\amissing\x18\x05 \x03(\tR\amissing\x12A\n" +
-	"\vrevocations\x18\x06 \x01(\v2\x1f.writ.pilot.v1.RevocationStatusR\vrevocations\"r\n" +
+	"\vrevocations\x18\x06 \x01(\v2\x1f.writ.pilot.v1.RevocationStatusR\vrevocations\x120\n" +
+	"\x04rego\x18\b \x03(\v2\x1c.writ.pilot.v1.RegoPlacementR\x04rego\"\x88\x01\n" +
+	"\rRegoPlacement\x12\x16\n" +
+	"\x06policy\x18\x01 \x01(\tR\x06policy\x12\x12\n" +
+	"\x04runs\x18\x02 \x01(\tR\x04runs\x12\x18\n" +
+	"\aproxies\x18\x03 \x01(\rR\aproxies\x121\n" +
+	"\x06remote\x18\x04 \x03(\v2\x19.writ.pilot.v1.RegoReasonR\x06remote\"f\n" +
+	"\n" +
+	"RegoReason\x12\x1e\n" +
+	"\n" +
+	"expression\x18\x01 \x01(\tR\n" +
+	"expression\x12\x12\n" +
+	"\x04file\x18\x02 \x01(\tR\x04file\x12\x12\n" +
+	"\x04line\x18\x03 \x01(\rR\x04line\x12\x10\n" +
+	"\x03why\x18\x04 \x01(\tR\x03why\"r\n" +
 	"\x10RevocationStatus\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\"\n" +
 	"\fcertificates\x18\x02 \x01(\rR\fcertificates\x12\x1e\n" +
@@ -725,41 +891,45 @@ func file_writ_pilot_v1_pilot_proto_rawDescGZIP() []byte {
 }
 
 var file_writ_pilot_v1_pilot_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_writ_pilot_v1_pilot_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_writ_pilot_v1_pilot_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_writ_pilot_v1_pilot_proto_goTypes = []any{
 	(RevisionState)(0),            // 0: writ.pilot.v1.RevisionState
 	(*GetStatusRequest)(nil),      // 1: writ.pilot.v1.GetStatusRequest
 	(*WatchStatusRequest)(nil),    // 2: writ.pilot.v1.WatchStatusRequest
 	(*GetStatusResponse)(nil),     // 3: writ.pilot.v1.GetStatusResponse
-	(*RevocationStatus)(nil),      // 4: writ.pilot.v1.RevocationStatus
-	(*Revision)(nil),              // 5: writ.pilot.v1.Revision
-	(*Rejection)(nil),             // 6: writ.pilot.v1.Rejection
-	(*Client)(nil),                // 7: writ.pilot.v1.Client
-	(*Problem)(nil),               // 8: writ.pilot.v1.Problem
-	nil,                           // 9: writ.pilot.v1.Client.ResourcesEntry
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
+	(*RegoPlacement)(nil),         // 4: writ.pilot.v1.RegoPlacement
+	(*RegoReason)(nil),            // 5: writ.pilot.v1.RegoReason
+	(*RevocationStatus)(nil),      // 6: writ.pilot.v1.RevocationStatus
+	(*Revision)(nil),              // 7: writ.pilot.v1.Revision
+	(*Rejection)(nil),             // 8: writ.pilot.v1.Rejection
+	(*Client)(nil),                // 9: writ.pilot.v1.Client
+	(*Problem)(nil),               // 10: writ.pilot.v1.Problem
+	nil,                           // 11: writ.pilot.v1.Client.ResourcesEntry
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
 }
 var file_writ_pilot_v1_pilot_proto_depIdxs = []int32{
-	5,  // 0: writ.pilot.v1.GetStatusResponse.revisions:type_name -> writ.pilot.v1.Revision
-	7,  // 1: writ.pilot.v1.GetStatusResponse.clients:type_name -> writ.pilot.v1.Client
-	8,  // 2: writ.pilot.v1.GetStatusResponse.problems:type_name -> writ.pilot.v1.Problem
-	4,  // 3: writ.pilot.v1.GetStatusResponse.revocations:type_name -> writ.pilot.v1.RevocationStatus
-	0,  // 4: writ.pilot.v1.Revision.state:type_name -> writ.pilot.v1.RevisionState
-	10, // 5: writ.pilot.v1.Revision.created_at:type_name -> google.protobuf.Timestamp
-	11, // 6: writ.pilot.v1.Revision.time_to_live:type_name -> google.protobuf.Duration
-	6,  // 7: writ.pilot.v1.Revision.rejection:type_name -> writ.pilot.v1.Rejection
-	10, // 8: writ.pilot.v1.Client.connected_at:type_name -> google.protobuf.Timestamp
-	9,  // 9: writ.pilot.v1.Client.resources:type_name -> writ.pilot.v1.Client.ResourcesEntry
-	1,  // 10: writ.pilot.v1.Status.GetStatus:input_type -> writ.pilot.v1.GetStatusRequest
-	2,  // 11: writ.pilot.v1.Status.WatchStatus:input_type -> writ.pilot.v1.WatchStatusRequest
-	3,  // 12: writ.pilot.v1.Status.GetStatus:output_type -> writ.pilot.v1.GetStatusResponse
-	3,  // 13: writ.pilot.v1.Status.WatchStatus:output_type -> writ.pilot.v1.GetStatusResponse
-	12, // [12:14] is the sub-list for method output_type
-	10, // [10:12] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	7,  // 0: writ.pilot.v1.GetStatusResponse.revisions:type_name -> writ.pilot.v1.Revision
+	9,  // 1: writ.pilot.v1.GetStatusResponse.clients:type_name -> writ.pilot.v1.Client
+	10, // 2: writ.pilot.v1.GetStatusResponse.problems:type_name -> writ.pilot.v1.Problem
+	6,  // 3: writ.pilot.v1.GetStatusResponse.revocations:type_name -> writ.pilot.v1.RevocationStatus
+	4,  // 4: writ.pilot.v1.GetStatusResponse.rego:type_name -> writ.pilot.v1.RegoPlacement
+	5,  // 5: writ.pilot.v1.RegoPlacement.remote:type_name -> writ.pilot.v1.RegoReason
+	0,  // 6: writ.pilot.v1.Revision.state:type_name -> writ.pilot.v1.RevisionState
+	12, // 7: writ.pilot.v1.Revision.created_at:type_name -> google.protobuf.Timestamp
+	13, // 8: writ.pilot.v1.Revision.time_to_live:type_name -> google.protobuf.Duration
+	8,  // 9: writ.pilot.v1.Revision.rejection:type_name -> writ.pilot.v1.Rejection
+	12, // 10: writ.pilot.v1.Client.connected_at:type_name -> google.protobuf.Timestamp
+	11, // 11: writ.pilot.v1.Client.resources:type_name -> writ.pilot.v1.Client.ResourcesEntry
+	1,  // 12: writ.pilot.v1.Status.GetStatus:input_type -> writ.pilot.v1.GetStatusRequest
+	2,  // 13: writ.pilot.v1.Status.WatchStatus:input_type -> writ.pilot.v1.WatchStatusRequest
+	3,  // 14: writ.pilot.v1.Status.GetStatus:output_type -> writ.pilot.v1.GetStatusResponse
+	3,  // 15: writ.pilot.v1.Status.WatchStatus:output_type -> writ.pilot.v1.GetStatusResponse
+	14, // [14:16] is the sub-list for method output_type
+	12, // [12:14] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_writ_pilot_v1_pilot_proto_init() }
@@ -773,7 +943,7 @@ func file_writ_pilot_v1_pilot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_pilot_v1_pilot_proto_rawDesc), len(file_writ_pilot_v1_pilot_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   9,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
