@@ -1,0 +1,254 @@
+package replay
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+
+	"github.com/writ-mesh/writ/authz/decisionlog"
+	"github.com/writ-mesh/writ/authz/recording"
+	"github.com/writ-mesh/writ/authz/rego"
+	"github.com/writ-mesh/writ/pilot/meshdir"
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+const workloads = `
+apiVersion: local.writ.mesh/v1alpha1
+kind: LocalWorkload
+metadata: {name: shop, labels: {app: shop}}
+spec: {serviceAccount: shop, ports: [{name: http, port: 8000}]}
+---
+apiVersion: local.writ.mesh/v1alpha1
+kind: LocalWorkload
+metadata: {name: web, labels: {app: web}}
+spec: {serviceAccount: web, ports: [{name: http, port: 8000}]}
+---
+`
+
+const denyDelete = `
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata:
+  name: deny-delete
+  annotations: {istio.io/dry-run: "true"} # not yet
+spec:
+  action: DENY
+  selector: {matchLabels: {app: shop}}
+  rules: [{to: [{operation: {methods: [DELETE]}}]}]
+`
+
+func readMesh(t *testing.T, policies string) *model.Mesh {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range map[string]string{"mesh.yaml": "trustDomain: cluster.local\n", "all.yaml": workloads + policies} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, problems := meshdir.Assume(meshdir.Options{Dir: dir, CompileRego: rego.Check})
+	if bad := meshdir.Errors(problems); len(bad) > 0 {
+		t.Fatal(bad)
+	}
+	return m
+}
+
+func regoDecides(allow bool) Rego {
+	return func(*model.RegoPolicy, *authv3.CheckRequest, string, map[string]any) (bool, string, error) {
+		return allow, "", nil
+	}
+}
+
+// seen is a request of web to shop that was allowed.
+func seen(change func(*recording.Seen)) *recording.Seen {
+	s := &recording.Seen{
+		Time: time.Now(), Count: 1, From: "spiffe://cluster.local/ns/default/sa/web", To: "spiffe://cluster.local/ns/default/sa/shop",
+		Port: 8000, Method: "GET", Host: "shop", Path: "/", Headers: map[string]string{}, AllHeaders: true, Allowed: true,
+	}
+	change(s)
+	return s
+}
+
+func policy(kind, spec string) string {
+	return "apiVersion: " + map[bool]string{true: "policy.writ.mesh/v1alpha1", false: "security.istio.io/v1"}[kind == "RegoPolicy"] +
+		"\nkind: " + kind + "\nmetadata: {name: p}\nspec: {selector: {matchLabels: {app: shop}}, " + spec + "}\n"
+}
+
+// TestDecide: what can be told from what is recorded, and what cannot.
+func TestDecide(t *testing.T) {
+	header := policy("AuthorizationPolicy", "action: DENY, rules: [{when: [{key: 'request.headers[x-user]', values: [mallory]}]}]")
+	claim := policy("AuthorizationPolicy", "action: ALLOW, rules: [{when: [{key: 'request.auth.claims[email]', values: ['a@b.example']}]}]") +
+		"---\n" + policy("RequestAuthentication", "jwtRules: [{issuer: i, jwksUri: 'https://keys.example/'}]")
+	regoPolicy := policy("RegoPolicy", `query: data.p.allow, module: "package p\nallow if input.attributes.request.http.headers.cookie"`)
+	body := policy("RegoPolicy", `query: data.p.allow, module: "package p\nallow if input.parsed_body.x"`)
+	for name, c := range map[string]struct {
+		policies string
+		change   func(*recording.Seen)
+		rego     bool
+		want     string
+	}{
+		"no policy":                  {"", func(*recording.Seen) {}, true, Allowed},
+		"a dry run":                  {denyDelete, func(s *recording.Seen) { s.Method = "DELETE" }, true, Allowed},
+		"denied":                     {strings.Replace(denyDelete, `"true"`, `"false"`, 1), func(s *recording.Seen) { s.Method = "DELETE" }, true, Refused},
+		"another method":             {strings.Replace(denyDelete, `"true"`, `"false"`, 1), func(*recording.Seen) {}, true, Allowed},
+		"by a header":                {header, func(s *recording.Seen) { s.Headers["x-user"] = "mallory" }, true, Refused},
+		"by another header":          {header, func(s *recording.Seen) { s.Headers["x-user"] = "alice" }, true, Allowed},
+		"without the header":         {header, func(*recording.Seen) {}, true, Allowed},
+		"headers are not known":      {header, func(s *recording.Seen) { s.AllHeaders = false }, true, Unknown},
+		"the header is redacted":     {header, func(s *recording.Seen) { s.Headers["x-user"] = decisionlog.Redacted }, true, Unknown},
+		"by a claim":                 {claim, func(s *recording.Seen) { s.Claims = map[string]any{"iss": "i", "email": "a@b.example"} }, true, Allowed},
+		"by another claim":           {claim, func(s *recording.Seen) { s.Claims = map[string]any{"iss": "i", "email": "x"} }, true, Refused},
+		"the claim is redacted":      {claim, func(s *recording.Seen) { s.Claims = map[string]any{"iss": "i", "email": decisionlog.Redacted} }, true, Unknown},
+		"of another issuer":          {claim, func(s *recording.Seen) { s.Claims = map[string]any{"iss": "j"} }, true, Unknown},
+		"its token was refused":      {claim, func(s *recording.Seen) { s.Rule, s.Allowed = "RequestAuthentication default/p (Jwt is expired)", false }, true, Unknown},
+		"Rego allows":                {regoPolicy, func(*recording.Seen) {}, true, Allowed},
+		"Rego refuses":               {regoPolicy, func(*recording.Seen) {}, false, Refused},
+		"Rego reads what is secret":  {regoPolicy, func(s *recording.Seen) { s.Headers["cookie"] = decisionlog.Redacted }, true, Unknown},
+		"Rego, and another secret":   {regoPolicy, func(s *recording.Seen) { s.Headers["authorization"] = decisionlog.Redacted }, true, Allowed},
+		"Rego, and no headers":       {regoPolicy, func(s *recording.Seen) { s.AllHeaders = false }, true, Unknown},
+		"Rego reads the body":        {body, func(s *recording.Seen) { s.Body = true }, true, Unknown},
+		"Rego, without a body":       {body, func(*recording.Seen) {}, false, Refused},
+		"a workload that is gone":    {"", func(s *recording.Seen) { s.To = "spiffe://cluster.local/ns/default/sa/gone" }, true, Unknown},
+		"the replica that reported":  {"", func(s *recording.Seen) { s.Proxy = "sidecar~10.0.0.1~shop-1.default~x" }, true, Allowed},
+		"a replica that runs not":    {"", func(s *recording.Seen) { s.Proxy = "sidecar~10.0.0.1~shop-9.default~x" }, true, Unknown},
+		"outside of a strict mesh":   {"apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: d, namespace: istio-system}\nspec: {mtls: {mode: STRICT}}\n", func(s *recording.Seen) { s.From = "" }, true, Refused},
+		"outside of one that is not": {"", func(s *recording.Seen) { s.From = "" }, true, Allowed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := New(readMesh(t, c.policies), regoDecides(c.rego)).Decide(t.Context(), seen(c.change))
+			if v.Outcome != c.want {
+				t.Errorf("%s by %s, want %s", v.Outcome, v.By, c.want)
+			}
+		})
+	}
+}
+
+func source(list ...*recording.Seen) Source {
+	return func(each func(*recording.Seen) error) error {
+		for _, s := range list {
+			if err := each(s); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// TestCandidate: what flips is told by caller and request, with counts.
+func TestCandidate(t *testing.T) {
+	m := New(readMesh(t, strings.Replace(denyDelete, `"true"`, `"false"`, 1)), nil)
+	del := func(s *recording.Seen) { s.Method = "DELETE"; s.Count = 3 }
+	r, err := Candidate(context.Background(), m, source(seen(func(*recording.Seen) {}), seen(del), seen(del),
+		seen(func(s *recording.Seen) { s.Allowed, s.Rule = false, "AuthorizationPolicy default/old rule 0" }),
+		seen(func(s *recording.Seen) { s.To = "spiffe://cluster.local/ns/default/sa/gone" })))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Requests != 9 || r.Unchanged != 1 || len(r.Flips) != 2 || len(r.Unknown) != 1 ||
+		r.Flips[1] != (Case{From: "cluster.local/ns/default/sa/web", Workload: "default/shop", Method: "DELETE", Path: "/", Count: 6, Was: Allowed, Now: Refused, By: "AuthorizationPolicy default/deny-delete rule 0"}) ||
+		r.Flips[0].Was != Refused || r.Flips[0].Now != Allowed {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestPromotion: of a RegoPolicy its decider's word counts; of an AuthorizationPolicy the
+// rules, and what the Envoy said where they cannot tell.
+func TestPromotion(t *testing.T) {
+	ref := func(kind string) model.Ref { return model.Ref{Kind: kind, Namespace: "default", Name: "p"} }
+	observed := func(rule string) func(*recording.Seen) {
+		return func(s *recording.Seen) { s.Observed = []string{rule} }
+	}
+	header := policy("AuthorizationPolicy", "action: DENY, rules: [{when: [{key: 'request.headers[x-user]', values: [mallory]}]}]")
+	for name, c := range map[string]struct {
+		kind, policies           string
+		seen                     *recording.Seen
+		flips, unknown, requests int
+	}{
+		"Rego would refuse":         {"RegoPolicy", "", seen(observed("RegoPolicy default/p")), 1, 0, 1},
+		"another Rego would":        {"RegoPolicy", "", seen(observed("RegoPolicy default/pp")), 0, 0, 1},
+		"refused already":           {"RegoPolicy", "", seen(func(s *recording.Seen) { s.Allowed = false; observed("RegoPolicy default/p")(s) }), 0, 0, 0},
+		"the rules say so":          {"AuthorizationPolicy", header, seen(func(s *recording.Seen) { s.Headers["x-user"] = "mallory" }), 1, 0, 1},
+		"the rules say no":          {"AuthorizationPolicy", header, seen(observed("AuthorizationPolicy default/p rule 0")), 0, 0, 1},
+		"the Envoy said so":         {"AuthorizationPolicy", header, seen(func(s *recording.Seen) { s.AllHeaders = false; observed("AuthorizationPolicy default/p rule 0")(s) }), 1, 0, 1},
+		"the Envoy said so of more": {"AuthorizationPolicy", header, seen(func(s *recording.Seen) { s.AllHeaders = false; observed("AuthorizationPolicy default/o,default/p no rule allows")(s) }), 1, 0, 1},
+		"nobody can tell":           {"AuthorizationPolicy", header, seen(func(s *recording.Seen) { s.AllHeaders = false }), 0, 1, 1},
+	} {
+		r, err := Promotion(t.Context(), New(readMesh(t, c.policies), nil), ref(c.kind), source(c.seen))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(r.Flips) != c.flips || len(r.Unknown) != c.unknown || r.Requests != c.requests {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+}
+
+// TestEnforce: one value changes, and nothing else.
+func TestEnforce(t *testing.T) {
+	authorization := model.Ref{Kind: "AuthorizationPolicy", Namespace: "default", Name: "deny-delete", File: "f.yaml"}
+	regoRef := model.Ref{Kind: "RegoPolicy", Namespace: "shop", Name: "p", File: "f.yaml"}
+	for name, c := range map[string]struct {
+		text, old, new string
+		policy         model.Ref
+	}{
+		"annotation":             {"# über\n" + denyDelete + "---\nkind: X\n", `"true"}`, `"false"}`, authorization},
+		"annotation without":     {strings.Replace(denyDelete, `"true"`, "'1'", 1), `'1'}`, `"false"}`, authorization},
+		"mode":                   {"kind: RegoPolicy\nmetadata: {name: p, namespace: other}\nspec: {mode: observe}\n---\nkind: RegoPolicy\nmetadata: {name: p, namespace: shop}\nspec:\n  mode: observe   # for now\n", "observe   #", "enforce   #", regoRef},
+		"after other characters": {"kind: RegoPolicy\nmetadata: {name: p, namespace: shop}\nspec: {module: \"ü→\", mode: \"observe\"} # x\n", `"observe"`, "enforce", regoRef},
+		"JSON":                   {`{"kind": "RegoPolicy", "metadata": {"name": "p", "namespace": "shop"}, "spec": {"mode": "observe"}}`, `"observe"`, "enforce", regoRef},
+		"not there":              {"kind: RegoPolicy\nmetadata: {name: q, namespace: shop}\nspec: {mode: observe}\n", "", "", regoRef},
+		"no mode":                {"kind: RegoPolicy\nmetadata: {name: p, namespace: shop}\nspec: {}\n", "", "", regoRef},
+		"an alias":               {"x: &m observe\nkind: RegoPolicy\nmetadata: {name: p, namespace: shop}\nspec: {mode: *m}\n", "", "", regoRef},
+		"escapes":                {"kind: RegoPolicy\nmetadata: {name: p, namespace: shop}\nspec: {mode: \"\\x6fbserve\"}\n", "", "", regoRef},
+	} {
+		got, err := Enforce([]byte(c.text), c.policy)
+		switch want := strings.Replace(c.text, c.old, c.new, 1); {
+		case c.old == "" && err == nil:
+			t.Errorf("%s: it became %q", name, got)
+		case c.old != "" && (err != nil || string(got) != want):
+			t.Errorf("%s: %q, %v; want %q", name, got, err, want)
+		}
+	}
+}
+
+// TestSuggest: the policy allows what was seen, and nothing beside it.
+func TestSuggest(t *testing.T) {
+	m := readMesh(t, "")
+	request := func(method, path string) *recording.Seen {
+		return seen(func(s *recording.Seen) { s.Method, s.Path = method, path })
+	}
+	s, err := Suggest(m, "default/shop", source(request("GET", "/orders/17"), request("GET", "/orders/18"), request("POST", "/orders"),
+		seen(func(s *recording.Seen) { s.Method, s.Allowed = "DELETE", false }),
+		seen(func(s *recording.Seen) { s.From = "" }),
+		seen(func(s *recording.Seen) { s.To = "spiffe://cluster.local/ns/default/sa/web" })))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := s.YAML()
+	for _, want := range []string{"app: shop", `istio.io/dry-run: "true"`, "/orders/{*}", "cluster.local/ns/default/sa/web", "1 requests without an identity"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the suggestion lacks %s", want)
+		}
+	}
+	enforcing := New(readMesh(t, strings.Replace(text, `"true"`, `"false"`, 1)), nil)
+	for want, list := range map[string][]*recording.Seen{
+		Allowed: {request("GET", "/orders/17"), request("GET", "/orders/99"), request("POST", "/orders")},
+		Refused: {
+			request("GET", "/orders"), request("POST", "/orders/17"), request("DELETE", "/"), request("GET", "/orders/17/items"),
+			seen(func(s *recording.Seen) { s.From, s.Path = "spiffe://cluster.local/ns/default/sa/shop", "/orders/17" }),
+		},
+	} {
+		for _, r := range list {
+			if v := enforcing.Decide(t.Context(), r); v.Outcome != want {
+				t.Errorf("%s %s of %s: %s by %s, want %s\n%s", r.Method, r.Path, r.From, v.Outcome, v.By, want, text)
+			}
+		}
+	}
+	if _, err := Suggest(m, "default/web", source()); err == nil {
+		t.Error("a policy from nothing")
+	}
+}
