@@ -73,13 +73,16 @@ func (c *Compiler) addJWT(b *httpBuilder, p *model.Proxy, s selection) error {
 			RequirementType: &jwtv3.RequirementRule_Requires{Requires: requirements(rules)},
 		}},
 	}
-	var keys []string
+	var keys, headers []string
 	for _, r := range rules {
 		provider, err := c.jwtProvider(b, p, r)
 		if err != nil {
 			return fmt.Errorf("RequestAuthentication %s: %w", r.provider, err)
 		}
 		filter.Providers[r.provider] = provider
+		if h := provider.GetHeaderInMetadata(); h != "" {
+			headers = append(headers, h)
+		}
 		if r.require != model.RequireNone {
 			keys = append(keys, r.provider+again)
 			filter.Providers[r.provider+again] = second(provider, r.provider+again)
@@ -88,7 +91,7 @@ func (c *Compiler) addJWT(b *httpBuilder, p *model.Proxy, s selection) error {
 	}
 	b.add(filterJWT, filter)
 	b.name(nameJWT, "RequestAuthentication "+nameList(refs))
-	return c.addTokens(b, keys)
+	return c.addTokens(b, keys, headers)
 }
 
 // requirement: with one provider, its token or none. With several: a token that
@@ -151,6 +154,7 @@ func (c *Compiler) jwtProvider(b *httpBuilder, p *model.Proxy, r namedRule) (*jw
 		return nil, fmt.Errorf("jwksUri: %w", err)
 	}
 	out.JwksSourceSpecifier = &jwtv3.JwtProvider_RemoteJwks{RemoteJwks: remote}
+	out.HeaderInMetadata = r.provider + " header"
 	return out, nil
 }
 

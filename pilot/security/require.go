@@ -77,6 +77,7 @@ func required(rules []namedRule) *jwtv3.JwtRequirement {
 func second(p *jwtv3.JwtProvider, name string) *jwtv3.JwtProvider {
 	out := proto.CloneOf(p)
 	out.PayloadInMetadata, out.NormalizePayloadInMetadata, out.ForwardPayloadHeader, out.ClaimToHeaders, out.ClearRouteCache = name, nil, "", nil, false
+	out.HeaderInMetadata = ""
 	return out
 }
 

@@ -1,6 +1,7 @@
 package security
 
 import (
+	"maps"
 	"math"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -38,8 +39,9 @@ const (
 
 // tokenRules are what is revoked, ready for virtual hosts.
 type tokenRules struct {
-	// refuse is the content of filterTokens, nil if there is none.
-	refuse *anypb.Any
+	// policies are those of filterTokens, and refuse its content; nil if there are none.
+	policies map[string]*rbacv3.Policy
+	refuse   *anypb.Any
 	// values are what refuse looks into.
 	values map[string]*structpb.Value
 	remote bool
@@ -92,8 +94,34 @@ func newTokenRules(r *model.RevokedTokens, authz bool, keys ...string) tokenRule
 	if len(whole) > 0 {
 		add("issuer", &rbacv3.Policy{Principals: whole})
 	}
-	out.refuse = envoy.Any(perRoute(&rbachttpv3.RBAC{Rules: rules, RulesStatPrefix: tokensStatPrefix}))
+	out.policies = rules.Policies
+	out.refuse = refuseTokens(rules.Policies)
 	return out
+}
+
+func refuseTokens(policies map[string]*rbacv3.Policy) *anypb.Any {
+	return envoy.Any(perRoute(&rbachttpv3.RBAC{
+		Rules: &rbacv3.RBAC{Action: rbacv3.RBAC_DENY, Policies: policies}, RulesStatPrefix: tokensStatPrefix,
+	}))
+}
+
+// withoutSymmetric adds that a token is refused whose header, under one of the keys,
+// says that it was signed with a secret. Envoy verifies by any key of a set that it
+// fetched, and who serves a set with a secret in it shows the secret to everybody.
+func (r tokenRules) withoutSymmetric(headers []string) tokenRules {
+	var ids []*rbacv3.Principal
+	for _, key := range headers {
+		ids = append(ids, metadataID(metadata(jwtMetadata, []string{key, "alg"}, stringValue(prefix("HS")))))
+	}
+	policies := maps.Clone(r.policies)
+	if policies == nil {
+		policies = map[string]*rbacv3.Policy{}
+	}
+	policies["RequestAuthentication symmetric-key"] = &rbacv3.Policy{
+		Permissions: []*rbacv3.Permission{{Rule: &rbacv3.Permission_Any{Any: true}}}, Principals: ids,
+	}
+	r.policies, r.refuse = policies, refuseTokens(policies)
+	return r
 }
 
 func someValue() *matcherv3.ValueMatcher {
@@ -155,11 +183,15 @@ func revokedValue(keys []string, claim string) (all *exprpb.Expr) {
 }
 
 // addTokens comes after jwt_authn, if the workload has it. keys are where payloads are
-// besides the usual one.
-func (c *Compiler) addTokens(b *httpBuilder, keys []string) error {
+// besides the usual one, and headers where the headers are of tokens under keys that
+// Envoy fetched.
+func (c *Compiler) addTokens(b *httpBuilder, keys, headers []string) error {
 	tokens := c.tokens
 	if len(keys) > 0 {
 		tokens = newTokenRules(&c.mesh.Tokens, c.mesh.Deciders.Authz != "", append([]string{jwtPayload}, keys...)...)
+	}
+	if len(headers) > 0 {
+		tokens = tokens.withoutSymmetric(headers)
 	}
 	b.addGeneric(filterTokens, &rbachttpv3.RBAC{})
 	if c.mesh.Deciders.Authz != "" {
@@ -180,7 +212,7 @@ func (c *Compiler) addTokens(b *httpBuilder, keys []string) error {
 		}})
 		b.name(nameRego, kindTokenRevocation)
 	}
-	if tokens.remote || tokens.refuse != nil {
+	if c.mesh.Tokens.Any() {
 		b.Sources = append(b.Sources, TokensRef())
 	}
 	return nil
