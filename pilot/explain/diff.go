@@ -124,11 +124,11 @@ func (d *Differences) compare(before, after *model.Mesh, was, is *model.Proxy, p
 		}
 		oldPort = was.Ports[i]
 	}
-	a, err := newSide(before, was, oldPort, nil)
+	a, err := newSide(before, was, oldPort, nil, "")
 	if err != nil {
 		return err
 	}
-	b, err := newSide(after, is, port, nil)
+	b, err := newSide(after, is, port, nil, "")
 	if err != nil {
 		return err
 	}
@@ -222,11 +222,9 @@ func (d *Differences) flips(a, b *side) error {
 }
 
 func regionsOf(a, b *side) (*requestSpace, []region.Region, error) {
-	space := newSpace(b.m, b.tcp(), domainsOf(b.m), issuerNames(a, b), slices.Concat(a.clauses(), b.clauses()))
+	space := newSpace(b.m, b.tcp(), issuerNames(a, b), a, b)
 	x, y := a.in(space), b.in(space)
-	for _, id := range identities(b.m) {
-		space.vars[principalVar].Match(id, strings.ReplaceAll(id, ".", `\.`))
-	}
+	space.name(identities(b.m))
 	if err := space.Split(); err != nil {
 		return nil, nil, err
 	}
@@ -281,18 +279,18 @@ func (s *requestSpace) flip(a, b *side, r region.Region) Flip {
 	conditions, who := s.describe(r)
 	f := Flip{Before: was, After: is, Conditions: slices.DeleteFunc(conditions, func(c Condition) bool { return c.Is == "" })}
 	for _, id := range identities(b.m) {
-		if cell, err := s.vars[principalVar].Locate(id); err == nil && (who == nil || !who.And(cell).Empty()) {
+		if cell, err := s.vars[principalVar].Locate(spiffeScheme + id); err == nil && (who == nil || !who.And(cell).Empty()) {
 			f.Callers = append(f.Callers, id)
 		}
 	}
-	req, text := s.example(r, f.Callers)
+	req, path, text := s.example(r, f.Callers)
 	f.Example = text
-	f.ByBefore, f.ByAfter = a.by(req), b.by(req)
+	f.ByBefore, f.ByAfter = a.by(req, path), b.by(req, path)
 	return f
 }
 
 // example gives one request of a region, from a caller of the mesh if there is one.
-func (s *requestSpace) example(r region.Region, callers []string) (*eval.Request, string) {
+func (s *requestSpace) example(r region.Region, callers []string) (req *eval.Request, path, told string) {
 	value := func(name, otherwise string) string {
 		for _, c := range r.Constraints {
 			if c.Var.Name() == name {
@@ -304,12 +302,14 @@ func (s *requestSpace) example(r region.Region, callers []string) (*eval.Request
 		}
 		return otherwise
 	}
-	req := &eval.Request{Method: value(methodVar, "GET"), Path: value(pathVar, "/"), Host: value(hostVar, ""), SNI: value(sniVar, ""), Headers: map[string]string{}}
+	path = value(pathVar, "/")
+	req = &eval.Request{Method: value(methodVar, "GET"), Host: value(hostVar, ""), SNI: value(sniVar, ""), Headers: map[string]string{}}
 	otherwise := ""
 	if len(callers) > 0 {
 		otherwise = callers[0]
 	}
-	req.Principal = value(principalVar, otherwise)
+	req.Path, _, _ = strings.Cut(path, "?")
+	req.Principal = strings.TrimPrefix(value(principalVar, otherwise), spiffeScheme)
 	if len(callers) > 0 {
 		req.Principal = callers[0]
 	}
@@ -335,7 +335,7 @@ func (s *requestSpace) example(r region.Region, callers []string) (*eval.Request
 			with = append(with, fmt.Sprintf("claim %s %q", name, text))
 		}
 	}
-	return req, s.tell(req, with)
+	return req, path, s.tell(req, path, with)
 }
 
 // setClaim puts a list of texts where the names "a][b" say.
@@ -357,14 +357,14 @@ func setClaim(claims map[string]any, name, text string) {
 	at[names[len(names)-1]] = list
 }
 
-func (s *requestSpace) tell(req *eval.Request, with []string) string {
+func (s *requestSpace) tell(req *eval.Request, path string, with []string) string {
 	who := req.Principal
 	if who == "" {
 		who = "nobody of the mesh"
 	}
 	text := "a connection"
 	if s.vars[methodVar] != nil {
-		text = req.Method + " " + req.Path
+		text = req.Method + " " + path
 		if req.Host != "" {
 			text += " at host " + req.Host
 		}
@@ -380,7 +380,7 @@ func (s *requestSpace) tell(req *eval.Request, with []string) string {
 }
 
 // by names the rule that decides a request at a side.
-func (s *side) by(req *eval.Request) string {
+func (s *side) by(req *eval.Request, path string) string {
 	r := *req
 	r.TCP, r.Destination, r.DestinationPort = s.tcp(), s.proxy.Address, s.port.Port
 	if s.mode == model.Disable {
@@ -397,17 +397,29 @@ func (s *side) by(req *eval.Request) string {
 			return ruleName(&l.Meta, rule) + at(place(l.Ref))
 		}
 	}
-	for _, rules := range [][]*eval.Rule{s.deny, s.allow} {
-		for _, rule := range rules {
-			if rule.Match(&r) {
-				return ruleName(&rule.Policy.Meta, rule.Index) + at(rulePlace(&rule.Policy.Meta, rule.Index))
-			}
-		}
+	if rule := matching(s.deny, &r); rule != nil {
+		return ruleName(&rule.Policy.Meta, rule.Index) + at(rulePlace(&rule.Policy.Meta, rule.Index))
 	}
+	passes := "no ALLOW policy applies"
 	if s.hasAllow {
-		return "no rule of " + names(enforced(s.policies.Allow)) + " allows"
+		rule := matching(s.allow, &r)
+		if rule == nil {
+			return "no rule of " + names(enforced(s.policies.Allow)) + " allows"
+		}
+		passes = ruleName(&rule.Policy.Meta, rule.Index) + at(rulePlace(&rule.Policy.Meta, rule.Index))
 	}
-	return "no ALLOW policy applies"
+	if ref, refused := s.refusesByRego(&r, path); refused {
+		return ref.ID() + at(place(ref))
+	}
+	return passes
+}
+
+func matching(rules []*eval.Rule, r *eval.Request) *eval.Rule {
+	i := slices.IndexFunc(rules, func(rule *eval.Rule) bool { return rule.Match(r) })
+	if i < 0 {
+		return nil
+	}
+	return rules[i]
 }
 
 func at(place string) string {

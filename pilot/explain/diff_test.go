@@ -11,6 +11,7 @@ import (
 	meshv1 "istio.io/api/mesh/v1alpha1"
 	security "istio.io/api/security/v1beta1"
 
+	"github.com/writ-mesh/writ/internal/regoform"
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/security/eval"
 	"github.com/writ-mesh/writ/pilot/security/region"
@@ -121,6 +122,12 @@ func (g generator) mesh() *model.Mesh {
 		}
 		m.AuthorizationPolicies = append(m.AuthorizationPolicies, p)
 	}
+	if g.IntN(2) == 0 {
+		m.AccessLists = append(m.AccessLists, g.list())
+	}
+	if g.IntN(2) == 0 {
+		m.RegoPolicies = append(m.RegoPolicies, g.rego())
+	}
 	mode := []security.PeerAuthentication_MutualTLS_Mode{0, security.PeerAuthentication_MutualTLS_STRICT, security.PeerAuthentication_MutualTLS_DISABLE}[g.IntN(3)]
 	m.PeerAuthentications = []*model.PeerAuthentication{{Meta: model.Meta{Ref: model.Ref{Namespace: "root"}}, Spec: &security.PeerAuthentication{Mtls: &security.PeerAuthentication_MutualTLS{Mode: mode}}}}
 	for i, issuer := range []string{issuerOne, issuerTwo} {
@@ -132,6 +139,68 @@ func (g generator) mesh() *model.Mesh {
 		}
 	}
 	return m
+}
+
+func (g generator) list() *model.AccessList {
+	l := &model.AccessList{Meta: model.Meta{Ref: model.Ref{Kind: "AccessList", Namespace: "a", Name: "l"}}, Deny: g.IntN(2) == 0}
+	switch g.IntN(5) {
+	case 0:
+		l.Match, l.Form, l.Entries = "source.ip", model.AccessAddresses, g.some("10.0.0.0/24", "10.0.0.0/8")
+	case 1:
+		l.Match, l.Entries, l.DenyFirst = model.AccessPath, g.some("/a", "/a/b", "/"), g.some("/ab")
+	case 2:
+		l.Match, l.Form, l.Entries, l.AllowFirst = "source.principal", model.AccessRegex, g.some("td/ns/a/.*", ".*/sa/x"), g.some("td/ns/b/sa/x")
+	case 3:
+		l.Match, l.Form, l.Entries = "request.headers[x-test]", model.AccessStringsAnyCase, g.some("ONE", "onetwo")
+	default:
+		l.Match, l.Entries = model.AccessHost, g.some("h", "x.h")
+	}
+	return l
+}
+
+// rego is a RegoPolicy all of which is known without evaluating it.
+func (g generator) rego() *model.RegoPolicy {
+	atom := func() *regoform.Formula {
+		f := regoform.Of([]regoform.Atom{
+			{Kind: regoform.Header, Name: ":method", Value: "GET", Test: regoform.Equal},
+			{Kind: regoform.Header, Name: ":path", Value: "/A", Test: regoform.Prefix, Fold: true},
+			{Kind: regoform.Header, Name: ":path", Value: "x=", Test: regoform.Contains},
+			{Kind: regoform.Header, Name: "x-test", Value: "one", Test: regoform.Prefix},
+			{Kind: regoform.Header, Name: "x-test", Test: regoform.Present},
+			{Kind: regoform.Principal, Value: "spiffe://td/ns/a/", Test: regoform.Prefix},
+			{Kind: regoform.Principal, Value: "spiffe://[^/]+/ns/.b/sa/.*", Test: regoform.Regex},
+			{Kind: regoform.SourceIP, Value: "10.0.0.0/16", Test: regoform.Within},
+			{Kind: regoform.Token, Test: regoform.Present},
+			{Kind: regoform.DestinationPort, Value: "80", Test: regoform.Equal},
+		}[g.IntN(10)])
+		if g.IntN(3) == 0 {
+			return regoform.Not(f)
+		}
+		return f
+	}
+	allow := regoform.Or(regoform.And(atom(), atom()), regoform.Not(regoform.And(atom(), regoform.Or(atom(), atom()))))
+	return &model.RegoPolicy{
+		Meta: model.Meta{Ref: model.Ref{Kind: "RegoPolicy", Namespace: "a", Name: "r"}},
+		Form: &regoform.Policy{Malformed: regoform.False(), Surely: allow, Perhaps: allow},
+	}
+}
+
+// queryOf makes some requests have a query, which their paths do not show.
+func queryOf(req *eval.Request) string {
+	if req.Method == "PUT" {
+		return "?x=/b"
+	}
+	return ""
+}
+
+// allows evaluates a formula.
+func allows(s *side, f *regoform.Formula, req *eval.Request) bool {
+	return f.Map(func(a regoform.Atom) *regoform.Formula {
+		if s.holds(a, req, req.Path+queryOf(req)) {
+			return regoform.Always()
+		}
+		return regoform.False()
+	}).Op() == regoform.OpTrue
 }
 
 // bruteForce decides one request straight from the documentation.
@@ -155,6 +224,16 @@ func bruteForce(t *testing.T, s *side, req *eval.Request) string {
 			return Refused
 		}
 	}
+	for _, l := range s.m.AccessLists {
+		if _, refused := eval.Refuses(s.m, domainsOf(s.m), l, &r); refused {
+			return Refused
+		}
+	}
+	for _, p := range s.m.RegoPolicies {
+		if !allows(s, p.Form.Surely, &r) {
+			return Refused
+		}
+	}
 	d, err := eval.Authorize(domainsOf(s.m), s.m.AuthorizationPolicies, r)
 	if err != nil {
 		t.Fatal(err)
@@ -173,11 +252,13 @@ func locate(t *testing.T, s *requestSpace, req *eval.Request) map[string]region.
 		at := []string{""}
 		switch name {
 		case principalVar:
-			at[0] = req.Principal
+			if req.Principal != "" {
+				at[0] = spiffeScheme + req.Principal
+			}
 		case methodVar:
 			at[0] = req.Method
 		case pathVar:
-			at[0] = req.Path
+			at[0] = req.Path + queryOf(req)
 		case hostVar:
 			at[0] = req.Host
 		case sourceVar:
@@ -243,7 +324,7 @@ func TestDiffIsExact(t *testing.T) {
 		var sides [2]*side
 		for i, m := range []*model.Mesh{before, after} {
 			var err error
-			if sides[i], err = newSide(m, m.Proxies[0], m.Proxies[0].Ports[0], nil); err != nil {
+			if sides[i], err = newSide(m, m.Proxies[0], m.Proxies[0].Ports[0], nil, ""); err != nil {
 				t.Fatal(err)
 			}
 		}

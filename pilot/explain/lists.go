@@ -57,15 +57,18 @@ func listClause(list *model.AccessList) eval.Clause {
 	return eval.Clause{Key: list.Match}
 }
 
-// lists are those that refuse and of which sets of requests can be made: expressions
-// with anchors within are not looked into.
+// lists are those that refuse and of which sets of requests can be made.
 func (s *side) lists() []*model.AccessList {
 	return slices.DeleteFunc(slices.Clone(s.policies.Lists), func(l *model.AccessList) bool { return l.Observe || !s.computable(l) })
 }
 
+// computable is false for expressions with anchors within.
 func (s *side) computable(l *model.AccessList) bool {
 	if l.Form != model.AccessRegex {
 		return true
+	}
+	if l.Match == model.AccessPath {
+		return false // an expression for a path knows nothing of the query that the variable has
 	}
 	for _, t := range eval.Tests(s.m, l) {
 		for _, e := range slices.Concat(t.Entries, t.Except) {
@@ -130,6 +133,8 @@ func (s *sets) entry(list *model.AccessList, entry string, letsIn bool) string {
 		return regexp.QuoteMeta(e)
 	}
 	switch {
+	case list.Match == model.AccessPath:
+		return text(entry) + anyQuery
 	case list.Match == model.AccessHost && list.Form == model.AccessRegex:
 		return "(?i)(?:" + entry + `)\.?(?::[0-9]*)?`
 	case list.Match == model.AccessHost:
@@ -140,13 +145,13 @@ func (s *sets) entry(list *model.AccessList, entry string, letsIn bool) string {
 		if list.Form != model.AccessRegex && strings.Count(entry, "/") == 4 && (slices.Contains(s.space.domains.Own, td) || td == "cluster.local") {
 			e += "|(?:" + alternatives(s.space.domains.Own) + ")/" + text(rest)
 		}
-		return e
+		return spiffeScheme + "(?:" + e + ")"
 	case k.Name == condition.Namespace:
 		of := "[^/]*"
 		if letsIn && len(s.space.domains.Federated) > 0 {
 			of = "(?:" + alternatives(s.space.domains.Own) + ")"
 		}
-		return of + "/ns/" + globExpression(entry) + "/sa/[^/]*"
+		return spiffeScheme + of + "/ns/" + globExpression(entry) + "/sa/[^/]*"
 	case k.Name == condition.TokenPrincipal:
 		iss, sub := entry, ""
 		if i := strings.LastIndexByte(entry, '/'); i >= 0 {

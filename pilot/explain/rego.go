@@ -74,8 +74,8 @@ func (l *life) check(p *model.RegoPolicy) *authv3.CheckRequest {
 		ContextExtensions: map[string]string{"writ.policies": p.Namespace + "/" + p.Name},
 	}
 	if l.r.Principal != "" {
-		a.Source.Principal = "spiffe://" + l.r.Principal
-		a.Destination.Principal = "spiffe://" + principalOf(l.m, l.to.proxy)
+		a.Source.Principal = spiffeScheme + l.r.Principal
+		a.Destination.Principal = spiffeScheme + principalOf(l.m, l.to.proxy)
 	}
 	if claims, err := structpb.NewStruct(l.r.Claims); err == nil && l.r.Claims != nil {
 		a.MetadataContext = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{

@@ -3,6 +3,7 @@ package explain
 import (
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/writ-mesh/writ/pilot/condition"
@@ -29,6 +30,8 @@ type side struct {
 	after []string
 	// fixed are parts of the request that a question gives; nil for a question about all.
 	fixed *eval.Request
+	// fixedPath is that of fixed with its query.
+	fixedPath string
 }
 
 // issuer is one rule of a RequestAuthentication.
@@ -39,8 +42,8 @@ type issuer struct {
 	keys string
 }
 
-func newSide(m *model.Mesh, p *model.Proxy, port model.WorkloadPort, fixed *eval.Request) (*side, error) {
-	s := &side{m: m, proxy: p, port: port, policies: eval.Select(m, p), fixed: fixed, mode: model.Permissive}
+func newSide(m *model.Mesh, p *model.Proxy, port model.WorkloadPort, fixed *eval.Request, path string) (*side, error) {
+	s := &side{m: m, proxy: p, port: port, policies: eval.Select(m, p), fixed: fixed, fixedPath: path, mode: model.Permissive}
 	if p.Type == model.SidecarProxy {
 		s.mode = model.NewPeerModes(m).Of(p.Namespace, p.Labels, port.Port)
 	}
@@ -89,7 +92,7 @@ func (s *side) findIssuers() {
 // observes is left out.
 func (s *side) findAfter() {
 	for _, p := range s.policies.Rego {
-		if !p.Observe {
+		if _, known := s.regoRefusals(p); !known && !p.Observe {
 			s.after = append(s.after, p.ID())
 		}
 	}
@@ -166,6 +169,7 @@ func (s *side) in(space *requestSpace) *sets {
 	}
 	out.tokens()
 	out.addLists()
+	out.addRego()
 	return out
 }
 
@@ -284,3 +288,5 @@ func (s *side) outcome(custom, deny, allow region.State) (string, bool) {
 	}
 	return Allowed + " if " + strings.Join(also, " and ") + " allows", true
 }
+
+func portText(port uint32) string { return strconv.FormatUint(uint64(port), 10) }

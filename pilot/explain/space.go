@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -20,6 +21,15 @@ import (
 const (
 	badToken   = "\x01"
 	tokenJoint = "\x00"
+)
+
+// The principal is a SPIFFE ID, or nothing.
+const spiffeScheme = "spiffe://"
+
+// noQuery stands for the characters of a path before its query, which path has too.
+const (
+	noQuery  = "[^?]"
+	anyQuery = `(?:\?.*)?`
 )
 
 // requestSpace is the space of all requests to one port, as far as rules look at them.
@@ -47,11 +57,12 @@ const (
 )
 
 // newSpace makes the variables for the clauses of all sides.
-func newSpace(m *model.Mesh, tcp bool, domains eval.Domains, issuers []string, clauses []eval.Clause) *requestSpace {
+func newSpace(m *model.Mesh, tcp bool, issuers []string, sides ...*side) *requestSpace {
+	domains := domainsOf(m)
 	s := &requestSpace{domains: domains, issuers: issuers, vars: map[string]*region.Var{}, notes: map[string]bool{}}
 	principal := s.text(principalVar)
 	all := slices.Concat(domains.Own, domains.Federated)
-	principal.Domain("|(?:" + alternatives(all) + ")/ns/" + dnsName + "/sa/" + dnsName)
+	principal.Domain("|" + spiffeScheme + "(?:" + alternatives(all) + ")/ns/" + dnsName + "/sa/" + dnsName)
 	principal.Match("nobody of the mesh", "")
 	if !tcp {
 		token := s.text(tokenVar)
@@ -64,14 +75,14 @@ func newSpace(m *model.Mesh, tcp bool, domains eval.Domains, issuers []string, c
 		token.Match("no token", "")
 		token.Match("an invalid token", badToken)
 	}
-	for _, name := range s.more(clauses) {
+	for _, name := range s.more(sides) {
 		s.declare(name)
 	}
 	if !tcp {
 		s.text(hostVar)
 		s.text(methodVar).Domain("[!-~]+")
 		path := s.text(pathVar)
-		path.Domain("/[^?#]*")
+		path.Domain("/[^#]*")
 		normalized(m, path)
 	}
 	return s
@@ -86,11 +97,11 @@ func normalized(m *model.Mesh, path *region.Var) {
 	case meshv1.MeshConfig_ProxyPathNormalization_NONE:
 		return
 	case meshv1.MeshConfig_ProxyPathNormalization_MERGE_SLASHES, meshv1.MeshConfig_ProxyPathNormalization_DECODE_AND_MERGE_SLASHES:
-		path.Never(".*//.*")
+		path.Never("[^?]*//.*")
 	case meshv1.MeshConfig_ProxyPathNormalization_DEFAULT, meshv1.MeshConfig_ProxyPathNormalization_BASE:
 	}
-	path.Never(`(?:.*/)?\.\.?(?:/.*)?`)
-	path.Never(`.*\\.*`)
+	path.Never(`(?:[^?]*/)?\.\.?(?:[/?].*)?`)
+	path.Never(`[^?]*\\.*`)
 }
 
 func alternatives(names []string) string {
@@ -108,9 +119,9 @@ func (s *requestSpace) text(name string) *region.Var {
 	return s.vars[name]
 }
 
-// more gives the names of the variables that clauses want besides those of every
+// more gives the names of the variables that sides want besides those of every
 // request: claims, headers, addresses, in this order.
-func (s *requestSpace) more(clauses []eval.Clause) []string {
+func (s *requestSpace) more(sides []*side) []string {
 	rank := func(name string) int {
 		for i, prefix := range []string{"claim ", "header ", "filter ", sourceVar, remoteVar, sniVar} {
 			if strings.HasPrefix(name, prefix) {
@@ -120,17 +131,14 @@ func (s *requestSpace) more(clauses []eval.Clause) []string {
 		return -1
 	}
 	var out []string
-	for _, c := range clauses {
-		if name := s.variable(&c); rank(name) >= 0 {
-			out = append(out, name)
+	for _, side := range sides {
+		for _, c := range side.clauses() {
+			out = append(out, s.variable(&c))
 		}
+		out = append(out, side.regoVariables()...)
 	}
-	slices.SortFunc(out, func(a, b string) int {
-		if d := rank(a) - rank(b); d != 0 {
-			return d
-		}
-		return strings.Compare(a, b)
-	})
+	out = slices.DeleteFunc(out, func(name string) bool { return rank(name) < 0 })
+	slices.SortFunc(out, func(a, b string) int { return cmp.Or(rank(a)-rank(b), strings.Compare(a, b)) })
 	return slices.Compact(out)
 }
 
@@ -149,7 +157,7 @@ func (s *requestSpace) declare(name string) {
 	case kind == "header":
 		s.text(name).MayBeAbsent()
 		switch strings.TrimPrefix(name, "header ") {
-		case "authorization", "cookie", "x-forwarded-for", ":path":
+		case "authorization", "cookie", "x-forwarded-for":
 			s.notes["the "+name+" and what else is taken from it are told as if one could be without the other"] = true
 		}
 	default:
@@ -195,6 +203,8 @@ func (s *requestSpace) variable(c *eval.Clause) string {
 			return hostVar
 		case ":method":
 			return methodVar
+		case ":path":
+			return pathVar
 		}
 		return "header " + name
 	case condition.EnvoyFilters:
@@ -266,20 +276,20 @@ func (s *requestSpace) expression(c *eval.Clause, variable, value string) (label
 		}
 		return value + " (any port)", "(?i)" + e
 	case eval.PathKey:
-		return value, pathExpression(value)
+		return value, pathExpression(value) + anyQuery
 	case condition.Principal:
-		return value, s.principalExpression(value)
+		return value, spiffeScheme + "(?:" + s.principalExpression(value) + ")"
 	case condition.Namespace:
-		return "an identity of namespace " + value, s.namesOf(c) + "/ns/" + globExpression(value) + "/sa/[^/]*"
+		return "an identity of namespace " + value, spiffeScheme + s.namesOf(c) + "/ns/" + globExpression(value) + "/sa/[^/]*"
 	case condition.ServiceAccount:
 		ns, sa := c.Account(value)
-		return "service account " + ns + "/" + sa, s.namesOf(c) + "/ns/" + regexp.QuoteMeta(ns) + "/sa/" + regexp.QuoteMeta(sa)
+		return "service account " + ns + "/" + sa, spiffeScheme + s.namesOf(c) + "/ns/" + regexp.QuoteMeta(ns) + "/sa/" + regexp.QuoteMeta(sa)
 	case condition.TrustDomain:
 		e := pattern(value, "[^/]")
 		if slices.Contains(s.domains.Own, value) {
 			e = alternatives(s.domains.Own)
 		}
-		return "trust domain " + value, "(?:" + e + ")/.*"
+		return "trust domain " + value, spiffeScheme + "(?:" + e + ")/.*"
 	case condition.TokenPrincipal:
 		if value == "*" {
 			return "any valid token", tokenExpression(value)
@@ -329,15 +339,15 @@ func globExpression(value string) string {
 
 func pathExpression(value string) string {
 	if !strings.Contains(value, "{*}") && !strings.Contains(value, "{**}") {
-		return pattern(value, ".")
+		return pattern(value, noQuery)
 	}
 	segments := strings.Split(value, "/")
 	for i, seg := range segments {
 		switch seg {
 		case "{*}":
-			segments[i] = "[^/]+"
+			segments[i] = "[^/?]+"
 		case "{**}":
-			segments[i] = ".*"
+			segments[i] = noQuery + "*"
 		default:
 			segments[i] = regexp.QuoteMeta(seg)
 		}
@@ -396,3 +406,10 @@ type Condition struct {
 }
 
 func (c Condition) String() string { return fmt.Sprintf("%s: %s", c.Of, c.Is) }
+
+// name tells the identities of the mesh's workloads apart from all others.
+func (s *requestSpace) name(identities []string) {
+	for _, id := range identities {
+		s.vars[principalVar].Match(id, regexp.QuoteMeta(spiffeScheme+id))
+	}
+}

@@ -3,7 +3,6 @@ package explain
 import (
 	"cmp"
 	"slices"
-	"strings"
 
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/security/eval"
@@ -45,7 +44,7 @@ func WhoCan(m *model.Mesh, q Question) ([]Callers, error) {
 		if err := l.normal(); err != nil {
 			return nil, err
 		}
-		s, err := newSide(m, t.proxy, t.port, &eval.Request{Method: l.r.Method, Host: l.r.Host, Path: l.r.Path})
+		s, err := newSide(m, t.proxy, t.port, &eval.Request{Method: l.r.Method, Host: l.r.Host, Path: l.r.Path}, l.path)
 		if err != nil {
 			return nil, err
 		}
@@ -59,11 +58,9 @@ func WhoCan(m *model.Mesh, q Question) ([]Callers, error) {
 }
 
 func (s *side) callers() (*Callers, error) {
-	space := newSpace(s.m, s.tcp(), domainsOf(s.m), issuerNames(s), s.clauses())
+	space := newSpace(s.m, s.tcp(), issuerNames(s), s)
 	sets := s.in(space)
-	for _, id := range identities(s.m) {
-		space.vars[principalVar].Match(id, strings.ReplaceAll(id, ".", `\.`))
-	}
+	space.name(identities(s.m))
 	if err := space.Split(); err != nil {
 		return nil, err
 	}
@@ -83,7 +80,7 @@ func (s *side) callers() (*Callers, error) {
 	}
 	out := &Callers{Workload: s.proxy.Namespace + "/" + workloadOf(s.proxy), Port: s.port.Port, Notes: s.notes(space)}
 	for _, id := range identities(s.m) {
-		cell, err := space.vars[principalVar].Locate(id)
+		cell, err := space.vars[principalVar].Locate(spiffeScheme + id)
 		if err != nil {
 			continue
 		}

@@ -98,6 +98,8 @@ func TestAsking(t *testing.T) {
 		{"explain --from outside --to ratings --header x examples/bookinfo", 2, "want NAME=VALUE"},
 		{"whocan --to ratings --path /ratings/1 examples/bookinfo", 0, "cluster.local/ns/default/sa/bookinfo-reviews"},
 		{"whocan --to details --method DELETE examples/bookinfo", 1, "nobody"},
+		{"whocan --to ratings --method DELETE examples/bookinfo", 1, "nobody"},
+		{"whocan --to ratings --method POST examples/bookinfo", 0, "cluster.local/ns/default/sa/bookinfo-reviews, if header x-stars: 1 or 2 or 3 or 4 or 5"},
 		{"diff examples/bookinfo examples/bookinfo", 0, "no decision differs"},
 		{"diff candidate examples/bookinfo", 1, "refused is now allowed"},
 		{"diff examples/bookinfo /nowhere", 2, "/nowhere is no mesh directory"},
