@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -12,9 +13,11 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/writ-mesh/writ/authz/bundle"
 	"github.com/writ-mesh/writ/authz/rego"
+	"github.com/writ-mesh/writ/internal/atomicfile"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
@@ -30,6 +33,26 @@ type remotes struct {
 	wg sync.WaitGroup
 	// running are the remotes by policy. The owner, policies, locks.
 	running map[string]*remote
+
+	mu sync.Mutex
+	// problems are what is told in problemsFile, by policy.
+	problems map[string]BundleProblem
+	// file is problemsFile's path, empty for none.
+	file string
+}
+
+// ProblemsFile is in the service's state folder, for `writ status`: a list of
+// BundleProblem.
+const ProblemsFile = "bundle-problems.json"
+
+// BundleProblem says why a bundle's newest version is not in force.
+type BundleProblem struct {
+	// Policy is "<namespace>/<name>", Source "<file>:<line>" of it.
+	Policy string `json:"policy"`
+	Source string `json:"source"`
+	Reason string `json:"reason"`
+	// Since is when the bundle in force was put in force; zero if none is.
+	Since time.Time `json:"since"`
 }
 
 // remote is one bundle.
@@ -38,14 +61,49 @@ type remote struct {
 	fingerprint [sha256.Size]byte
 	cancel      context.CancelFunc
 	newest      atomic.Pointer[bundle.Snapshot]
+	activated   atomic.Pointer[time.Time]
+}
+
+// since is when what is in force was put in force, zero if nothing is.
+func (x *remote) since() time.Time {
+	if t := x.activated.Load(); t != nil {
+		return *t
+	}
+	return time.Time{}
 }
 
 func newRemotes(ctx context.Context, state string, o rego.Options, m *bundleMetrics, log *slog.Logger) *remotes {
-	folder := ""
+	r := &remotes{ctx: ctx, options: o, metrics: m, log: log, running: make(map[string]*remote), problems: make(map[string]BundleProblem)}
 	if state != "" {
-		folder = filepath.Join(state, "bundles")
+		r.folder, r.file = filepath.Join(state, "bundles"), filepath.Join(state, ProblemsFile)
+		r.tell("", nil) // those of before are not ours
 	}
-	return &remotes{ctx: ctx, folder: folder, options: o, metrics: m, log: log, running: make(map[string]*remote)}
+	return r
+}
+
+// tell changes what is known to be wrong with a policy's bundle.
+func (r *remotes) tell(name string, p *BundleProblem) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p != nil {
+		r.problems[name] = *p
+	} else {
+		delete(r.problems, name)
+	}
+	if r.file == "" {
+		return
+	}
+	list := make([]BundleProblem, 0, len(r.problems))
+	for _, name := range slices.Sorted(maps.Keys(r.problems)) {
+		list = append(list, r.problems[name])
+	}
+	b, err := json.Marshal(list)
+	if err == nil {
+		err = atomicfile.Write(r.file, b, 0o600)
+	}
+	if err != nil {
+		r.log.Warn("what is wrong with bundles was not written down", slog.Any("error", err))
+	}
 }
 
 // close waits for what ended with ctx.
@@ -82,14 +140,21 @@ func (r *remotes) prepare(name string, fp [sha256.Size]byte, p *configpb.RegoPol
 		Folder: folder, Rego: r.options, Log: log,
 		Swapped: func(s *bundle.Snapshot) {
 			x.newest.Store(s)
+			now := time.Now()
+			x.activated.Store(&now)
 			swapped(x, s)
 		},
 		Report: func(report bundle.Report) {
 			report.Name = name
-			r.metrics.report([]bundle.Report{report})
+			if report.Err == nil {
+				r.tell(name, nil)
+			} else {
+				r.tell(name, &BundleProblem{Policy: name, Source: p.GetSource(), Reason: report.Err.Error(), Since: x.since()})
+			}
 			if report.Err != nil && report.Attempted {
 				log.Warn("a bundle cannot be used; the last good one stays", slog.Any("error", report.Err))
 			}
+			r.metrics.report([]bundle.Report{report})
 		},
 	})
 	return x, err
@@ -103,6 +168,7 @@ func (r *remotes) follow(next map[string]*remote) {
 		}
 		if next[name] == nil {
 			r.metrics.forget(name)
+			r.tell(name, nil)
 		}
 	}
 	for name, x := range next {

@@ -9,11 +9,14 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -146,6 +149,9 @@ func TestRemoteBundleOfAPolicy(t *testing.T) {
 		if !allowed(m.check(t, "default/remote")) {
 			t.Errorf("%s: the last good bundle does not decide", what)
 		}
+		if told := problems(t, state); len(told) != 1 || told[0].Policy != "default/remote" || told[0].Reason == "" || told[0].Since.IsZero() {
+			t.Errorf("%s: told %+v", what, told)
+		}
 		host.set(policyBundle(t, "5"+what, "allow := true"))
 		proctest.Eventually(t, 30*time.Second, func() error {
 			if sample(t, m.reg, "writ_authz_bundle_failing", "default/remote") != 0 {
@@ -153,6 +159,10 @@ func TestRemoteBundleOfAPolicy(t *testing.T) {
 			}
 			return nil
 		})
+	}
+
+	if told := problems(t, state); len(told) != 0 {
+		t.Errorf("told %+v", told)
 	}
 
 	// The policy that changes has what it had until its new bundle comes.
@@ -185,6 +195,20 @@ func TestRemoteBundleOfAPolicy(t *testing.T) {
 	if len(again.policies.remotes.running) != 0 {
 		t.Error("a bundle that no policy names is still followed")
 	}
+}
+
+// problems is what `writ status` is told.
+func problems(t *testing.T, state string) []BundleProblem {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(state, ProblemsFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []BundleProblem
+	if err := json.Unmarshal(b, &list); err != nil {
+		t.Fatal(err)
+	}
+	return list
 }
 
 // A bundle that has to be signed is believed by its signature alone.

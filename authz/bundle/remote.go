@@ -9,6 +9,7 @@ import (
 	"math"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -57,19 +58,56 @@ func NewRemote(ctx context.Context, o RemoteOptions) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	last := Report{Name: remoteName}
+	state := &remoteState{report: o.Report, last: Report{Name: remoteName}}
 	return NewManager(ctx, Options{
 		Config: config, Plugin: remotePlugin, Read: func([]byte) (string, error) { return o.Query, nil },
 		Rego: o.Rego, OnlyBundles: true, Console: io.Discard, Log: o.Log, Metrics: prometheus.NewRegistry(),
-		Swapped:  o.Swapped,
-		Rejected: func(err error) { o.Report(Report{Name: remoteName, Err: err, Attempted: true}) },
+		Swapped: func(s *Snapshot) {
+			o.Swapped(s)
+			state.usable(nil)
+		},
+		Rejected: state.usable,
 		Report: func(all []Report) {
 			for _, r := range all {
-				last = r
+				state.loaded(r)
 			}
-			o.Report(last)
 		},
 	})
+}
+
+// remoteState joins what OPA says of a bundle with whether its activation can be
+// used here.
+type remoteState struct {
+	report func(Report)
+
+	mu   sync.Mutex
+	last Report
+	// unusable is why what OPA has activated is not in force; nil if it is.
+	unusable error
+}
+
+// loaded takes OPA's word.
+func (s *remoteState) loaded(r Report) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last = r
+	if r.Err == nil {
+		r.Err = s.unusable
+	}
+	s.report(r)
+}
+
+// usable takes ours, which comes after it.
+func (s *remoteState) usable(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unusable = err
+	r := s.last
+	r.Attempted = err != nil
+	if err != nil {
+		r.Err = err
+	}
+	s.report(r)
 }
 
 // config is OPA's configuration for the bundle.

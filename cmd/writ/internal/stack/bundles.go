@@ -1,0 +1,46 @@
+package stack
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/writ-mesh/writ/authz"
+	"github.com/writ-mesh/writ/pilot/meshdir"
+)
+
+// BundleProblems gives the RegoPolicies whose bundle cannot be used as it is now,
+// in the mesh that runs from a directory, as its authz sees them. A policy without
+// any bundle in force refuses everything.
+func BundleProblems(dir, state string) ([]meshdir.Problem, error) {
+	if state == "" {
+		state = filepath.Join(dir, stateFolder)
+	}
+	data, err := os.ReadFile(filepath.Join(state, "authz", authz.ProblemsFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var list []authz.BundleProblem
+	if err := json.Unmarshal(data, &list); err != nil {
+		return nil, err
+	}
+	out := make([]meshdir.Problem, len(list))
+	for i, p := range list {
+		file, line, _ := strings.Cut(p.Source, ":")
+		n, _ := strconv.Atoi(line)
+		out[i] = meshdir.Problem{File: file, Line: n, Object: "RegoPolicy " + p.Policy, Field: "spec.bundle", Severity: meshdir.Error, Message: p.Reason + "; nothing is in force, everything is refused"}
+		if !p.Since.IsZero() {
+			out[i].Severity = meshdir.Warning
+			out[i].Message = p.Reason + "; that of " + p.Since.Local().Format(time.DateTime) + " stays in force"
+		}
+	}
+	return out, nil
+}
