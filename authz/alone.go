@@ -51,7 +51,7 @@ func runAlone(ctx context.Context, c Config, rt *service.Runtime) error {
 		return err
 	}
 	state := func(err error) { rt.Health.Set(healthPolicies, err) }
-	return service.RunTasks(ctx,
+	return service.RunTasks(ctx, paceGC, a.asks.workers.Run,
 		func(ctx context.Context) error { return a.manager.Run(ctx, state) },
 		func(ctx context.Context) error { return a.serve(ctx, s, rt) })
 }

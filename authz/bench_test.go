@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -46,6 +47,22 @@ func BenchmarkCheck(b *testing.B) {
 	b.ReportAllocs()
 	defer reportCPU(b)()
 	for b.Loop() {
+		if r, _ := m.Check(context.Background(), req); !allowed(r) {
+			b.Fatal(r)
+		}
+	}
+}
+
+// BenchmarkCheckNew is a decision about an input that did not come before.
+func BenchmarkCheckNew(b *testing.B) {
+	m := newMesh(b, func(c *Config) { c.Decision.Log = logRefusals })
+	m.apply(b, regoPolicy("default/bench", benchPolicy))
+	go func() { _ = m.asks.workers.Run(b.Context()) }()
+	req := benchRequest()
+	b.ReportAllocs()
+	defer reportCPU(b)()
+	for n := 0; b.Loop(); n++ {
+		req.Attributes.Request.Http.Path = "/ratings/" + strconv.Itoa(n)
 		if r, _ := m.Check(context.Background(), req); !allowed(r) {
 			b.Fatal(r)
 		}

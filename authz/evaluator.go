@@ -21,6 +21,7 @@ import (
 type evaluator struct {
 	cache   *cache.Cache[decided]
 	timeout time.Duration
+	workers *rego.Workers
 	metrics evaluatorMetrics
 }
 
@@ -51,7 +52,7 @@ func (d *DecisionConfig) memory() int64 {
 
 // newEvaluator makes an evaluator, whose metrics are registered with r.
 func newEvaluator(c DecisionConfig, r prometheus.Registerer) *evaluator {
-	e := &evaluator{timeout: c.Timeout.D(), metrics: newEvaluatorMetrics(r)}
+	e := &evaluator{timeout: c.Timeout.D(), workers: rego.NewWorkers(), metrics: newEvaluatorMetrics(r)}
 	if c.Cache.Entries > 0 {
 		e.cache = cache.New[decided](c.Cache.Entries, c.Cache.Bytes, e.metrics.evictions.Inc)
 		e.metrics.sizes(r, e.cache.Size)
@@ -99,7 +100,7 @@ func (e *evaluator) eval(ctx context.Context, p *rego.Program, in *rego.Input, n
 
 // ask evaluates, and counts the evaluations that had to be stopped.
 func (e *evaluator) ask(ctx context.Context, p *rego.Program, in *rego.Input) (rego.Decision, error) {
-	d, err := p.Eval(ctx, in, e.timeout)
+	d, err := e.workers.Eval(ctx, p, in, e.timeout)
 	switch {
 	case err == nil:
 	case errors.Is(err, rego.ErrTimeout):

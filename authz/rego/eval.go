@@ -49,6 +49,10 @@ func (e *PanicError) Error() string { return fmt.Sprintf("evaluation panicked: %
 // a *PanicError, a *FormError, or Rego's own; all of them mean denial. A limit of
 // zero or less is no limit beyond ctx.
 func (p *Program) Eval(ctx context.Context, in *Input, limit time.Duration) (Decision, error) {
+	return p.evalOn(ctx, nil, in, limit)
+}
+
+func (p *Program) evalOn(ctx context.Context, workers *Workers, in *Input, limit time.Duration) (Decision, error) {
 	if ctx.Err() != nil {
 		return Decision{}, ErrTimeout
 	}
@@ -69,22 +73,21 @@ func (p *Program) Eval(ctx context.Context, in *Input, limit time.Duration) (Dec
 	}
 	w := newWatch(limit, p.memory)
 	defer w.stop()
-	return p.run(w, func() (Decision, error) { return p.eval(ctx, doc, w) })
+	return p.run(w, workers, func() (Decision, error) { return p.eval(ctx, doc, w) })
 }
 
 // run evaluates on a goroutine of its own, so that an evaluation that does not end
 // holds no request.
-func (p *Program) run(w *watch, eval func() (Decision, error)) (Decision, error) {
+func (p *Program) run(w *watch, workers *Workers, eval func() (Decision, error)) (Decision, error) {
 	done := make(chan result, 1)
-	go func() {
-		growStack()
+	workers.start(func() {
 		var r result
 		r.decision, r.err = eval()
 		if w.ended() {
 			p.stuck.Add(-1)
 		}
 		done <- r
-	}()
+	})
 	select {
 	case r := <-done:
 		return r.decision, r.err
@@ -100,15 +103,6 @@ func (p *Program) run(w *watch, eval func() (Decision, error)) (Decision, error)
 type result struct {
 	decision Decision
 	err      error
-}
-
-// growStack makes the stack of a new goroutine large enough for most policies in one
-// step, where it would be copied four times otherwise.
-//
-//go:noinline
-func growStack() byte {
-	var frame [24 << 10]byte
-	return frame[len(frame)-1]
 }
 
 func (p *Program) eval(ctx context.Context, doc ast.Value, w *watch) (d Decision, err error) {

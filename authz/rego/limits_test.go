@@ -187,7 +187,7 @@ func TestStuck(t *testing.T) {
 	stuck := func() (Decision, error) {
 		w := newWatch(time.Millisecond, 0)
 		defer w.stop()
-		return p.run(w, func() (Decision, error) {
+		return p.run(w, nil, func() (Decision, error) {
 			entered <- struct{}{}
 			<-release
 			return Decision{Allowed: true}, nil
@@ -218,7 +218,7 @@ func TestPanicIsRefused(t *testing.T) {
 	p := compile(t, "package x\nd := true", "data.x.d")
 	w := newWatch(time.Minute, 0)
 	defer w.stop()
-	_, err := p.run(w, func() (d Decision, err error) {
+	_, err := p.run(w, nil, func() (d Decision, err error) {
 		defer recovered(&d, &err)
 		panic("x")
 	})
