@@ -17,9 +17,9 @@ import (
 )
 
 const (
-	// TokensKey is the context extension of a check that only asks whether the
+	// tokensKey is the context extension of a check that only asks whether the
 	// request's token, which Envoy verified, is revoked.
-	TokensKey = "writ.tokens"
+	tokensKey = "writ.tokens"
 	// revocationKind stands before the reason in DeniedByHeader.
 	revocationKind = "TokenRevocation "
 	// saidRevoked is what clients are told.

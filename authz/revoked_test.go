@@ -89,7 +89,7 @@ func verified(claims map[string]any) func(*authv3.AttributeContext) {
 
 // onlyToken makes a check one that only asks about the token.
 func onlyToken(a *authv3.AttributeContext) {
-	a.ContextExtensions = map[string]string{TokensKey: "revoked"}
+	a.ContextExtensions = map[string]string{tokensKey: "revoked"}
 }
 
 // TestRevokedTokens: closed until the list is known, then as pilot says, and so while

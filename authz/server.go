@@ -98,7 +98,7 @@ func (v *verdict) fail(policy, public, detail string) {
 func (s *server) decide(ctx context.Context, req *authv3.CheckRequest, now time.Time, v *verdict) {
 	set := s.policies.current.Load()
 	v.revision = set.revision
-	if extensions := req.GetAttributes().GetContextExtensions(); extensions[TokensKey] != "" {
+	if extensions := req.GetAttributes().GetContextExtensions(); extensions[tokensKey] != "" {
 		s.decideToken(req, v)
 		return
 	}

@@ -32,9 +32,9 @@ const (
 	metadataTokens = "writ.tokens"
 	// kindTokenRevocation is in the header of a refusal before what is revoked.
 	kindTokenRevocation = "TokenRevocation"
-	// TokensKey is the context extension of a check that only asks whether the
+	// tokensKey is the context extension of a check that only asks whether the
 	// request's token is revoked.
-	TokensKey = "writ.tokens"
+	tokensKey = "writ.tokens"
 )
 
 // tokenRules are what is revoked, ready for virtual hosts.
@@ -208,7 +208,7 @@ func (c *Compiler) addTokens(b *httpBuilder, keys, headers []string) error {
 	}
 	if tokens.remote {
 		b.enable(filterTokensRemote, &extauthzv3.ExtAuthzPerRoute{Override: &extauthzv3.ExtAuthzPerRoute_CheckSettings{
-			CheckSettings: &extauthzv3.CheckSettings{ContextExtensions: map[string]string{TokensKey: "revoked"}},
+			CheckSettings: &extauthzv3.CheckSettings{ContextExtensions: map[string]string{tokensKey: "revoked"}},
 		}})
 		b.name(nameRego, kindTokenRevocation)
 	}

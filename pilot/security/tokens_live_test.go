@@ -92,7 +92,7 @@ func TestRevokedTokensRemoteLive(t *testing.T) {
 			t.Fatalf("a token: %d %q, authz was asked %d times", got.status, got.deniedBy, d.count())
 		}
 		attributes := d.lastCheck(t).GetAttributes()
-		if id := attributes.GetMetadataContext().GetFilterMetadata()[jwtMetadata].GetFields()[jwtPayload].GetStructValue().GetFields()["jti"].GetStringValue(); id != "1" || attributes.GetContextExtensions()[TokensKey] == "" {
+		if id := attributes.GetMetadataContext().GetFilterMetadata()[jwtMetadata].GetFields()[jwtPayload].GetStructValue().GetFields()["jti"].GetStringValue(); id != "1" || attributes.GetContextExtensions()[tokensKey] == "" {
 			t.Errorf("authz was told jti %q and %v", id, attributes.GetContextExtensions())
 		}
 		refused := bearer(s.token(t, nil))

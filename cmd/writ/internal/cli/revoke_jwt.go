@@ -89,12 +89,21 @@ Certificates and identities are revoked by writ certs revoke.`,
 
 // tokenFlags say which tokens are meant.
 type tokenFlags struct {
-	state, issuer, sub, token, file string
-	jti                             []string
+	at                       pilotAt
+	issuer, sub, token, file string
+	jti                      []string
+}
+
+// pilotAt is the pilot that is meant.
+type pilotAt struct{ state, socket string }
+
+func (p *pilotAt) register(c *cobra.Command) {
+	stateFlag(c, &p.state)
+	c.Flags().StringVar(&p.socket, "admin", "", "pilot's admin `socket`, unix:///path, instead of a mesh of writ up")
 }
 
 func (f *tokenFlags) register(c *cobra.Command) {
-	stateFlag(c, &f.state)
+	f.at.register(c)
 	c.Flags().StringVar(&f.issuer, "issuer", "", "the `issuer` of the tokens, their claim iss")
 	c.Flags().StringArrayVar(&f.jti, "jti", nil, "the token with this `jti`; may be given several times")
 	c.Flags().StringVar(&f.file, "jti-file", "", "tokens with the jti of each line of this `file`, - for standard input")
@@ -249,7 +258,7 @@ The revocation is on pilot's disk before the command ends. Only pilot's own user
 			}
 			var resp *pilotpb.RevokeTokensResponse
 			already := uint32(0)
-			err = withTokens(cmd.Context(), meshDir(args), f.state, func(ctx context.Context, pilot pilotpb.TokenRevocationsClient) error {
+			err = f.at.call(cmd.Context(), args, func(ctx context.Context, pilot pilotpb.TokenRevocationsClient) error {
 				for done := 0; done < len(rs); done += tokensAtOnce {
 					if resp, err = pilot.RevokeTokens(ctx, &pilotpb.RevokeTokensRequest{Revocations: rs[done:min(len(rs), done+tokensAtOnce)]}); err != nil {
 						return fmt.Errorf("after %d of %d: %w", done, len(rs), err)
@@ -309,7 +318,7 @@ func setTimes(rs []*pilotpb.TokenRevocation, before, until string, now time.Time
 
 func revokeListCommand() *cobra.Command {
 	var o output
-	var state string
+	var at pilotAt
 	c := &cobra.Command{
 		Use:     "ls [DIR]",
 		Short:   "List the revocations of tokens in force",
@@ -317,7 +326,7 @@ func revokeListCommand() *cobra.Command {
 		Args:    anyDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			rows := []revokedToken{}
-			err := withTokens(cmd.Context(), meshDir(args), state, func(ctx context.Context, pilot pilotpb.TokenRevocationsClient) error {
+			err := at.call(cmd.Context(), args, func(ctx context.Context, pilot pilotpb.TokenRevocationsClient) error {
 				stream, err := pilot.ListRevokedTokens(ctx, &pilotpb.ListRevokedTokensRequest{})
 				for err == nil {
 					var m *pilotpb.ListRevokedTokensResponse
@@ -339,7 +348,7 @@ func revokeListCommand() *cobra.Command {
 		},
 	}
 	o.register(c)
-	stateFlag(c, &state)
+	at.register(c)
 	return c
 }
 
@@ -374,7 +383,7 @@ func revokeUndoCommand() *cobra.Command {
 				return err
 			}
 			gone := 0
-			err = withTokens(cmd.Context(), meshDir(args), f.state, func(ctx context.Context, pilot pilotpb.TokenRevocationsClient) error {
+			err = f.at.call(cmd.Context(), args, func(ctx context.Context, pilot pilotpb.TokenRevocationsClient) error {
 				for done := 0; done < len(rs); done += tokensAtOnce {
 					resp, err := pilot.UnrevokeTokens(ctx, &pilotpb.UnrevokeTokensRequest{Revocations: rs[done:min(len(rs), done+tokensAtOnce)]})
 					if err != nil {
@@ -401,9 +410,9 @@ func revokeUndoCommand() *cobra.Command {
 	return c
 }
 
-// withTokens calls pilot of a running mesh.
-func withTokens(ctx context.Context, dir, state string, call func(context.Context, pilotpb.TokenRevocationsClient) error) error {
-	conn, err := admin(dir, state, "pilot")
+// call calls pilot.
+func (p *pilotAt) call(ctx context.Context, args []string, call func(context.Context, pilotpb.TokenRevocationsClient) error) error {
+	conn, err := adminSocket(args, p.state, p.socket, "pilot")
 	if err != nil {
 		return err
 	}
