@@ -65,6 +65,8 @@ type automaton struct {
 	of     []int // the expression of each place
 	starts []uint32
 	n      int
+	// closures are those of single places, as far as they were wanted.
+	closures [][]uint32
 }
 
 func newAutomaton(expressions []string) (*automaton, error) {
@@ -92,6 +94,7 @@ func newAutomaton(expressions []string) (*automaton, error) {
 		}
 		a.starts = append(a.starts, offset+uint32(prog.Start))
 	}
+	a.closures = make([][]uint32, len(a.insts))
 	return a, nil
 }
 
@@ -104,8 +107,20 @@ func Check(expression string) error {
 // closure follows what reads nothing, and keeps the places that read or match.
 func (a *automaton) closure(from []uint32) []uint32 {
 	var out []uint32
+	for _, at := range from {
+		if a.closures[at] == nil {
+			a.closures[at] = a.follow(at)
+		}
+		out = append(out, a.closures[at]...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func (a *automaton) follow(from uint32) []uint32 {
+	out := []uint32{}
 	seen := map[uint32]bool{}
-	stack := slices.Clone(from)
+	stack := []uint32{from}
 	for len(stack) > 0 {
 		at := stack[len(stack)-1]
 		stack = stack[:len(stack)-1]
@@ -123,7 +138,6 @@ func (a *automaton) closure(from []uint32) []uint32 {
 			out = append(out, at)
 		}
 	}
-	slices.Sort(out)
 	return out
 }
 
