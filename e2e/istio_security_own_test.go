@@ -180,7 +180,7 @@ func TestDecidersAway(t *testing.T) {
 		return fmt.Sprintf("%skind: QuotaPolicy\nmetadata: {name: %s}\nspec: {selector: {matchLabels: {app: %s}}, limits: [{requests: 1000, every: 1h}]%s}\n", ownHead, name, app, more)
 	}
 	m := up(t, writeFiles(t, map[string]string{
-		"workloads.yaml": workload("a", "a", e) + workload("shut", "shut", e) + workload("open", "open", e) + workload("watch", "watch", e) +
+		"workloads.yaml": workload("a", "a", e) + workload("shut", "shut", e) + workload("open", "open", e) + workload("watch", "watch", e) + workload("sure", "sure", e) +
 			workload("quota-open", "quota-open", e) + workload("quota-shut", "quota-shut", e) + workload("broken", "broken", e),
 		"rego.yaml": rego("shut", "shut", "", `default allow := false
 allow if {
@@ -189,7 +189,9 @@ allow if {
   input.parsed_path[0] == "yes"
   input.parsed_query.q[0] == "1"
   input.attributes.request.http.headers["x-h"] == "v"
-}`) + rego("open", "open", "  whenUnavailable: Allow\n", "default allow := false") +
+}`) + rego("open", "open", "  whenUnavailable: Allow\n", "default allow := false\nallow if input.parsed_query.never[0] == \"1\"") +
+			// Envoys decide this one by themselves.
+			rego("sure", "sure", "", "default allow := false\nallow if input.parsed_path[0] == \"yes\"") +
 			rego("watch", "watch", "  mode: observe\n", "default allow := false") +
 			quota("quota-open", "quota-open", "") + quota("quota-shut", "quota-shut", ", whenUnavailable: Deny"),
 		// Neither compiles, both are there from the beginning.
@@ -212,6 +214,12 @@ allow if {
 		waitStatus(t, 200, get("quota-shut", "/"))
 		check(t, "refused", get("shut", "/no?q=1"), 403)
 		check(t, "observed", get("watch", "/"), 200)
+		out, _ := m.writ("status", m.dir)
+		for _, want := range []string{"default/sure: envoy (1 proxy)", "default/shut: envoy and authz (1 proxy)", "input.parsed_query.q[0] == \"1\"", "default/watch: authz (1 proxy)"} {
+			if !strings.Contains(out, want) {
+				t.Errorf("%q is not in:\n%s", want, out)
+			}
+		}
 	})
 	t.Run("Rego that does not compile is refused with file and line, and holds back nobody", func(t *testing.T) {
 		check(t, "broken", get("broken", "/"), 200)
@@ -243,6 +251,10 @@ allow if {
 		}
 		check(t, "open", get("open", "/"), 200)
 		check(t, "observed", get("watch", "/"), 200)
+		check(t, "decided without it", get("sure", "/yes"), 200)
+		if got := get("sure", "/no")(); got.status != 403 || got.header.Get("x-writ-denied-by") != "RegoPolicy default/sure" {
+			t.Errorf("decided without it: %s", got)
+		}
 		resume()
 		waitStatus(t, 200, get("shut", "/yes?q=1"))
 	})

@@ -233,7 +233,7 @@ func (v value) odd() *regoform.Formula {
 	case regoform.Header:
 		return regoform.And(v.ask(regoform.Present, ""), regoform.Not(v.ask(regoform.Regex, `[\x00-\x7f]*`)))
 	case regoform.SNI:
-		return regoform.Not(v.ask(regoform.Regex, `[\x00-\x7f]*`))
+		return regoform.And(v.ask(regoform.Present, ""), regoform.Not(v.ask(regoform.Regex, `[\x00-\x7f]*`)))
 	case regoform.Claim:
 		// A token that this Envoy did not look at may be verified here.
 		token := regoform.Of(regoform.Atom{Kind: regoform.Token})
@@ -268,7 +268,7 @@ func (v value) there() bounds {
 	case regoform.SourceIP, regoform.DestinationIP:
 		return exactly(regoform.Always())
 	case regoform.SNI:
-		return exactly(regoform.Not(v.ask(regoform.Equal, "")))
+		return exactly(v.ask(regoform.Regex, `\C+`))
 	case regoform.Claim:
 		// null is there, and Envoy does not tell it from nothing.
 		return bounds{v.ask(regoform.Present, ""), regoform.Or(regoform.Of(regoform.Atom{Kind: regoform.Token}), v.odd())}
@@ -277,11 +277,10 @@ func (v value) there() bounds {
 }
 
 func (v value) headerThere() *regoform.Formula {
-	f := v.ask(regoform.Present, "")
 	if v.nonempty {
-		return regoform.And(f, regoform.Not(v.ask(regoform.Equal, "")))
+		return v.ask(regoform.Regex, `\C+`)
 	}
-	return f
+	return v.ask(regoform.Present, "")
 }
 
 // equals compares with a constant, or with a list that has wildcards.

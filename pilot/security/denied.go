@@ -71,9 +71,6 @@ func localReply() *hcmv3.LocalReplyConfig {
 	// A rule of a CUSTOM policy has matched.
 	const custom = `'` + rbacHTTPMetadata + `' in metadata.filter_metadata && '` + customStatPrefix + `shadow_effective_policy_id' in metadata.filter_metadata['` + rbacHTTPMetadata + `']`
 	const customRule = "%DYNAMIC_METADATA(" + rbacHTTPMetadata + ":" + customStatPrefix + "shadow_effective_policy_id)%"
-	// A rule that RegoPolicies came to, see regoRules.
-	const regoRule = "^rbac_access_denied_matched_policy.[0-9]+_([A-Za-z]+)_(.+)_case_[0-9]+.$"
-	const regoName = `%CEL(re.extract(response.code_details, '` + regoRule + `', '\\1 \\2'))%`
 	always := corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
 	absent := corev3.HeaderValueOption_ADD_IF_ABSENT
 	return &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{
@@ -84,7 +81,6 @@ func localReply() *hcmv3.LocalReplyConfig {
 			`%CEL(re.extract(response.code_details, '`+denied+`_rule_([0-9]+).$', '\\1 \\2 rule \\3'))%`),
 		mapper(`response.code_details.matches('`+denied+`.$')`, always,
 			`%CEL(re.extract(response.code_details, '`+denied+`.$', '\\1 \\2'))%`),
-		mapper(`response.code_details.matches('`+regoRule+`')`, always, regoName),
 		mapper(`response.code_details.startsWith('jwt_authn_access_denied')`, always,
 			"%METADATA(VIRTUAL_HOST:writ:jwt)% (%CEL(re.extract(response.code_details, '^jwt_authn_access_denied.(.*).$', '\\\\1'))%)"),
 		// A decider that answers gives the header itself. One that does not answer is

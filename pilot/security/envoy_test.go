@@ -29,6 +29,7 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/writ-mesh/writ/internal/envoytest"
@@ -236,6 +237,10 @@ func bootstrap(t testing.TB, p *proxy, inbounds map[string]inbound, clusters []*
 		Node:            &corev3.Node{Id: workload().ID, Cluster: "httpbin"},
 		StaticResources: static,
 		Admin:           &bootstrapv3.Admin{Address: envoy.SocketAddress("127.0.0.1", 0)},
+		// As package bootstrap has it: old releases refuse all but the smallest.
+		LayeredRuntime: &bootstrapv3.LayeredRuntime{Layers: []*bootstrapv3.RuntimeLayer{{Name: "static", LayerSpecifier: &bootstrapv3.RuntimeLayer_StaticLayer{
+			StaticLayer: &structpb.Struct{Fields: map[string]*structpb.Value{"re2.max_program_size.error_level": structpb.NewNumberValue(32768)}},
+		}}}},
 	}
 }
 

@@ -15,11 +15,17 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	xdscorev3 "github.com/cncf/xds/go/xds/core/v3"
+	xdsmatcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	rbachttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	networkv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/network/v3"
+	sslv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/ssl/v3"
+	ipv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/input_matchers/ip/v3"
+	metadatav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/input_matchers/metadata/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/writ-mesh/writ/authz/rego"
@@ -75,10 +81,10 @@ func TestRegoDifferential(t *testing.T) {
 		placed := c.RegoPlacements(workload())[0]
 		counts["policies: "+placed.Runs]++
 		rules := regoFilterOf(t, compileHTTP(t, base, workload()))
+		known := map[*xdscorev3.TypedExtensionConfig]proto.Message{}
 		for range each {
 			done++
-			r := g.request()
-			compareRego(t, module, program, placed, rules, r, counts)
+			compareRego(t, module, program, placed, rules, rbacEvaluator{t, g.request(), known}, counts)
 		}
 	}
 	t.Logf("%v", counts)
@@ -102,12 +108,12 @@ func regoFilterOf(t testing.TB, h *HTTP) *rbachttpv3.RBAC {
 	return per.GetRbac()
 }
 
-func compareRego(t *testing.T, module string, program *rego.Program, placed RegoPlacement, rules *rbachttpv3.RBAC, r regoRequest, counts map[string]int) {
+func compareRego(t *testing.T, module string, program *rego.Program, placed RegoPlacement, rules *rbachttpv3.RBAC, e rbacEvaluator, counts map[string]int) {
 	t.Helper()
+	r := e.r
 	want, err := askOPA(t, program, r)
-	e := rbacEvaluator{t: t, r: r}
-	refused, allowed := e.matches(rules.GetRules()), e.matches(rules.GetShadowRules())
-	if rules.GetShadowRules() == nil && placed.Runs == RegoInEnvoy {
+	refused, allowed := e.matches(rules.GetMatcher()), e.matches(rules.GetShadowMatcher())
+	if rules.GetShadowMatcher() == nil && placed.Runs == RegoInEnvoy {
 		allowed = !refused
 	}
 	switch {
@@ -199,65 +205,74 @@ func sanitized(s string) string {
 type rbacEvaluator struct {
 	t testing.TB
 	r regoRequest
+	// known are the extensions of the tree that were unpacked before.
+	known map[*xdscorev3.TypedExtensionConfig]proto.Message
 }
 
-func (e rbacEvaluator) matches(rules *rbacv3.RBAC) bool {
-	for _, p := range rules.GetPolicies() {
-		if slices.ContainsFunc(p.GetPermissions(), e.permission) && slices.ContainsFunc(p.GetPrincipals(), e.principal) {
-			return true
-		}
+func (e rbacEvaluator) decoded(c *xdscorev3.TypedExtensionConfig) proto.Message {
+	if m := e.known[c]; m != nil {
+		return m
 	}
-	return false
+	m, err := c.GetTypedConfig().UnmarshalNew()
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	e.known[c] = m
+	return m
 }
 
-func (e rbacEvaluator) permission(p *rbacv3.Permission) bool {
-	switch x := p.GetRule().(type) {
-	case *rbacv3.Permission_Any:
-		return true
-	case *rbacv3.Permission_NotRule:
-		return !e.permission(x.NotRule)
-	case *rbacv3.Permission_AndRules:
-		return !slices.ContainsFunc(x.AndRules.GetRules(), func(p *rbacv3.Permission) bool { return !e.permission(p) })
-	case *rbacv3.Permission_DestinationIp:
-		return inBlock(x.DestinationIp, "127.0.0.1")
-	case *rbacv3.Permission_DestinationPort:
-		return x.DestinationPort == 8000
-	case *rbacv3.Permission_RequestedServerName:
-		sni := ""
-		if e.r.principal != "" {
-			sni = "httpbin.default"
+// matches says whether one of the rules of a tree that regoTree made is met.
+func (e rbacEvaluator) matches(m *xdsmatcherv3.Matcher) bool {
+	for _, f := range m.GetMatcherList().GetMatchers() {
+		if !e.predicate(f.GetPredicate()) {
+			continue
 		}
-		return holds(e.t, x.RequestedServerName, sni)
+		if inner := f.GetOnMatch().GetMatcher(); inner != nil {
+			return e.matches(inner)
+		}
+		return true
+	}
+	return m.GetOnNoMatch().GetMatcher() != nil && e.matches(m.GetOnNoMatch().GetMatcher())
+}
+
+func (e rbacEvaluator) predicate(p *predicate) bool {
+	no := func(p *predicate) bool { return !e.predicate(p) }
+	switch x := p.GetMatchType().(type) {
+	case *xdsmatcherv3.Matcher_MatcherList_Predicate_NotMatcher:
+		return !e.predicate(x.NotMatcher)
+	case *xdsmatcherv3.Matcher_MatcherList_Predicate_AndMatcher:
+		return !slices.ContainsFunc(x.AndMatcher.GetPredicate(), no)
+	case *xdsmatcherv3.Matcher_MatcherList_Predicate_OrMatcher:
+		return slices.ContainsFunc(x.OrMatcher.GetPredicate(), e.predicate)
+	}
+	single := p.GetSinglePredicate()
+	switch in := e.decoded(single.GetInput()).(type) {
+	case *xdsmatcherv3.HttpAttributesCelMatchInput:
+		return e.r.principal != ""
+	case *matcherv3.HttpRequestHeaderMatchInput:
+		value, there := e.header(in.GetHeaderName())
+		return there && holds(e.t, single.GetValueMatch(), value)
+	case *sslv3.UriSanInput:
+		return e.r.principal != "" && holds(e.t, single.GetValueMatch(), e.r.principal)
+	case *networkv3.ServerNameInput:
+		return e.r.principal != "" && holds(e.t, single.GetValueMatch(), "httpbin.default")
+	case *networkv3.DestinationPortInput:
+		return holds(e.t, single.GetValueMatch(), "8000")
+	case *networkv3.DirectSourceIPInput:
+		return e.within(single, e.r.source)
+	case *networkv3.DestinationIPInput:
+		return e.within(single, "127.0.0.1")
+	case *networkv3.DynamicMetadataInput:
+		m, _ := e.decoded(single.GetCustomMatch()).(*metadatav3.Metadata)
+		return e.metadata(in, m.GetValue())
 	}
 	e.t.Fatalf("the evaluator does not know %v", p)
 	return false
 }
 
-func (e rbacEvaluator) principal(p *rbacv3.Principal) bool {
-	switch x := p.GetIdentifier().(type) {
-	case *rbacv3.Principal_Any:
-		return true
-	case *rbacv3.Principal_NotId:
-		return !e.principal(x.NotId)
-	case *rbacv3.Principal_AndIds:
-		return !slices.ContainsFunc(x.AndIds.GetIds(), func(p *rbacv3.Principal) bool { return !e.principal(p) })
-	case *rbacv3.Principal_OrIds:
-		return slices.ContainsFunc(x.OrIds.GetIds(), e.principal)
-	case *rbacv3.Principal_Header:
-		value, there := e.header(x.Header.GetName())
-		if x.Header.GetPresentMatch() {
-			return there
-		}
-		return there && holds(e.t, x.Header.GetStringMatch(), value)
-	case *rbacv3.Principal_Authenticated_:
-		return e.r.principal != "" && holds(e.t, x.Authenticated.GetPrincipalName(), e.r.principal)
-	case *rbacv3.Principal_DirectRemoteIp:
-		return inBlock(x.DirectRemoteIp, e.r.source)
-	case *rbacv3.Principal_SourcedMetadata:
-		return e.metadata(x.SourcedMetadata.GetMetadataMatcher())
-	}
-	e.t.Fatalf("the evaluator does not know %v", p)
-	return false
+func (e rbacEvaluator) within(single *xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate, address string) bool {
+	m, _ := e.decoded(single.GetCustomMatch()).(*ipv3.Ip)
+	return slices.ContainsFunc(m.GetCidrRanges(), func(c *corev3.CidrRange) bool { return inBlock(c, address) })
 }
 
 func (e rbacEvaluator) header(name string) (string, bool) {
@@ -275,7 +290,7 @@ func (e rbacEvaluator) header(name string) (string, bool) {
 	return strings.Join(values, ","), there && len(values) > 0
 }
 
-func (e rbacEvaluator) metadata(m *matcherv3.MetadataMatcher) bool {
+func (e rbacEvaluator) metadata(in *networkv3.DynamicMetadataInput, m *matcherv3.ValueMatcher) bool {
 	if e.r.claims == nil {
 		return false
 	}
@@ -284,12 +299,12 @@ func (e rbacEvaluator) metadata(m *matcherv3.MetadataMatcher) bool {
 		e.t.Fatal(err)
 	}
 	v := structpb.NewStructValue(payload)
-	for _, segment := range m.GetPath()[1:] {
+	for _, segment := range in.GetPath()[1:] {
 		if v = v.GetStructValue().GetFields()[segment.GetKey()]; v == nil {
 			return false
 		}
 	}
-	return e.value(m.GetValue(), v)
+	return e.value(m, v)
 }
 
 func (e rbacEvaluator) value(m *matcherv3.ValueMatcher, v *structpb.Value) bool {
@@ -302,7 +317,7 @@ func (e rbacEvaluator) value(m *matcherv3.ValueMatcher, v *structpb.Value) bool 
 		return ok && b.BoolValue == x.BoolMatch
 	case *matcherv3.ValueMatcher_StringMatch:
 		s, ok := v.GetKind().(*structpb.Value_StringValue)
-		return ok && holds(e.t, x.StringMatch, s.StringValue)
+		return ok && holds(e.t, asXDS(x.StringMatch), s.StringValue)
 	case *matcherv3.ValueMatcher_ListMatch:
 		return slices.ContainsFunc(v.GetListValue().GetValues(), func(v *structpb.Value) bool { return e.value(x.ListMatch.GetOneOf(), v) })
 	}
@@ -317,23 +332,30 @@ func inBlock(c *corev3.CidrRange, address string) bool {
 
 // holds is a StringMatcher; a regular expression takes no byte that is not UTF-8
 // but by \C.
-func holds(t testing.TB, m *matcherv3.StringMatcher, value string) bool {
+func holds(t testing.TB, m *xdsmatcherv3.StringMatcher, value string) bool {
 	a := regoform.Atom{Fold: m.GetIgnoreCase()}
 	switch x := m.GetMatchPattern().(type) {
-	case *matcherv3.StringMatcher_Exact:
+	case *xdsmatcherv3.StringMatcher_Exact:
 		a.Test, a.Value = regoform.Equal, x.Exact
-	case *matcherv3.StringMatcher_Prefix:
+	case *xdsmatcherv3.StringMatcher_Prefix:
 		a.Test, a.Value = regoform.Prefix, x.Prefix
-	case *matcherv3.StringMatcher_Suffix:
+	case *xdsmatcherv3.StringMatcher_Suffix:
 		a.Test, a.Value = regoform.Suffix, x.Suffix
-	case *matcherv3.StringMatcher_Contains:
+	case *xdsmatcherv3.StringMatcher_Contains:
 		a.Test, a.Value = regoform.Contains, x.Contains
-	case *matcherv3.StringMatcher_SafeRegex:
+	case *xdsmatcherv3.StringMatcher_SafeRegex:
 		return re2(t, x.SafeRegex.GetRegex(), value)
 	default:
 		t.Fatalf("the evaluator does not know %v", m)
 	}
 	return a.Holds(value)
+}
+
+func asXDS(m *matcherv3.StringMatcher) *xdsmatcherv3.StringMatcher {
+	if m.GetContains() != "" {
+		return &xdsmatcherv3.StringMatcher{MatchPattern: &xdsmatcherv3.StringMatcher_Contains{Contains: m.GetContains()}}
+	}
+	return xdsString(m)
 }
 
 // re2Cache are compiled expressions.

@@ -241,6 +241,6 @@ func (r regoRequest) sendable() bool {
 			return false
 		}
 	}
-	// Envoy itself answers 400 to a path beyond ASCII.
-	return !strings.HasPrefix(r.path, "//") && strings.IndexFunc(r.path, func(c rune) bool { return c >= utf8.RuneSelf }) < 0
+	// Envoy itself answers 400 to a path beyond ASCII and to a method that it does not know.
+	return r.method != "get" && !strings.HasPrefix(r.path, "//") && strings.IndexFunc(r.path, func(c rune) bool { return c >= utf8.RuneSelf }) < 0
 }

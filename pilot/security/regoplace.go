@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"strings"
 
-	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
-
 	"github.com/writ-mesh/writ/internal/regoform"
 	"github.com/writ-mesh/writ/pilot/model"
 )
@@ -50,9 +48,7 @@ func (c *Compiler) RegoPlacements(p *model.Proxy) []RegoPlacement {
 type placedRego struct {
 	policy *model.RegoPolicy
 	// form is nil if all of it is authz's.
-	form *regoform.Policy
-	// rules are what the Envoy refuses.
-	rules  map[string]*rbacv3.Policy
+	form   *regoform.Policy
 	remote []RegoReason
 }
 
@@ -75,18 +71,15 @@ func (c *Compiler) placeRego(p *model.Proxy, s selection) []*placedRego {
 	var out []*placedRego
 	// before is a policy that goes first and whose refusal says more than no.
 	before := ""
-	for i, pol := range s.rego {
+	for _, pol := range s.rego {
 		placed := &placedRego{policy: pol}
 		out = append(out, placed)
 		form, why := c.formFor(p, s, pol)
 		if why == "" && before != "" {
 			why = fmt.Sprintf("RegoPolicy %s, which goes first, may answer with more than yes or no", before)
 		}
-		if why == "" && !form.Nothing() {
-			var ok bool
-			if placed.rules, ok = regoRules(i, pol.Ref, form.Refuse()); !ok {
-				why = "it comes to too many rules"
-			}
+		if why == "" && form.Surely.Atoms()+form.Perhaps.Atoms() > maxRegoAtoms {
+			why = fmt.Sprintf("it comes to more than %d conditions", maxRegoAtoms)
 		}
 		switch {
 		case why != "":

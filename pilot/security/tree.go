@@ -403,12 +403,16 @@ func input(name string, config proto.Message) *xdscorev3.TypedExtensionConfig {
 
 func single(in *xdscorev3.TypedExtensionConfig, m *matcherv3.StringMatcher) (*predicate, bool, bool) {
 	value := xdsString(m)
+	return singleValue(in, value), false, value != nil
+}
+
+func singleValue(in *xdscorev3.TypedExtensionConfig, value *xdsmatcherv3.StringMatcher) *predicate {
 	return &predicate{MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate_{
 		SinglePredicate: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate{
 			Input:   in,
 			Matcher: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{ValueMatch: value},
 		},
-	}}, false, value != nil
+	}}
 }
 
 // xdsString is the same matcher in the type that trees use.
