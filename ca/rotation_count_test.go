@@ -8,7 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/writ-mesh/writ/ca/ledger/ledgertest"
 	"github.com/writ-mesh/writ/internal/identity"
@@ -23,10 +24,21 @@ func TestWatchersAreCountedByTheLoop(t *testing.T) {
 		a := newAuthority(t, ledgertest.NewMemory(), time.Now)
 		k, gauge := a.keeper, a.metrics.acknowledged
 		// A count sets both values; without one there are none.
-		counted := func() bool { return testutil.CollectAndCount(gauge) > 0 }
+		counted := func() bool {
+			values := make(chan prometheus.Metric, 2)
+			gauge.Collect(values)
+			return len(values) > 0
+		}
+		value := func(current string) float64 {
+			var m dto.Metric
+			if err := gauge.WithLabelValues(current).Write(&m); err != nil {
+				t.Fatal(err)
+			}
+			return m.GetGauge().GetValue()
+		}
 		want := func(what string, current, behind float64) {
 			t.Helper()
-			if c, b := testutil.ToFloat64(gauge.WithLabelValues("true")), testutil.ToFloat64(gauge.WithLabelValues("false")); c != current || b != behind {
+			if c, b := value("true"), value("false"); c != current || b != behind {
 				t.Errorf("%s: %v current and %v behind, want %v and %v", what, c, b, current, behind)
 			}
 			gauge.Reset()
