@@ -40,9 +40,12 @@ func (d *database) CreateAccount(ctx context.Context, acc *stepacme.Account) err
 	if own, total := d.index.accounts(r.external); total >= maxAccounts || r.external != "" && own >= maxOfExternal {
 		return problem(stepacme.ErrorRateLimitedType, http.StatusTooManyRequests, nil, "there are %d accounts, %d of this external account; unused ones are forgotten in time", total, own)
 	}
-	old, version, err := d.known(ctx, id)
+	old, version, err := d.document(ctx, id)
 	if err != nil && !stepacme.IsErrNotFound(err) {
 		return err
+	}
+	if err == nil && !old.has(id) {
+		return problem(stepacme.ErrorUnauthorizedType, http.StatusForbidden, nil, "the key was or is that of an account whose key was changed; make another")
 	}
 	if _, ok := d.allowed(old); err == nil && ok {
 		return again() // made meanwhile
@@ -57,6 +60,15 @@ func (d *database) CreateAccount(ctx context.Context, acc *stepacme.Account) err
 	}
 	acc.ID, r.account = id, id
 	return nil
+}
+
+// has tells whether the key of an account is that with a thumbprint.
+func (a account) has(thumbprint string) bool {
+	if a.Moved != "" || a.Key == nil {
+		return false
+	}
+	id, err := stepacme.KeyToID(a.Key)
+	return err == nil && id == thumbprint
 }
 
 // overtaken tells a conflict to the client.
@@ -96,12 +108,18 @@ func (d *database) GetAccount(ctx context.Context, id string) (*stepacme.Account
 
 // GetAccountByKeyID implements acme.DB.
 func (d *database) GetAccountByKeyID(ctx context.Context, kid string) (*stepacme.Account, error) {
-	if a, _, err := d.known(ctx, kid); err == nil {
-		if _, ok := d.allowed(a); !ok {
+	id := kid
+	a, _, err := d.document(ctx, id)
+	if err == nil && a.Moved != "" {
+		id = a.Moved
+		a, _, err = d.known(ctx, id)
+	}
+	if err == nil {
+		if _, ok := d.allowed(a); !ok || !a.has(kid) {
 			return nil, stepacme.ErrNotFound
 		}
 	}
-	return d.GetAccount(ctx, kid)
+	return d.GetAccount(ctx, id)
 }
 
 // UpdateAccount implements acme.DB: contacts and deactivation.

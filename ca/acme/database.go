@@ -197,6 +197,15 @@ func (d *database) GetAuthorizationsByAccountID(context.Context, string) ([]*ste
 
 // known reads the account of a request that its signature names.
 func (d *database) known(ctx context.Context, id string) (account, uint64, error) {
+	a, version, err := d.document(ctx, id)
+	if err == nil && a.Moved != "" {
+		return account{}, 0, stepacme.ErrNotFound
+	}
+	return a, version, err
+}
+
+// document reads an account, or what leads from another key to one.
+func (d *database) document(ctx context.Context, id string) (account, uint64, error) {
 	var a account
 	// The ID is a thumbprint, so what it is not cannot be another document.
 	if strings.ContainsAny(id, "/ ") {

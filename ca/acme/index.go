@@ -38,8 +38,12 @@ type index struct {
 	total     count
 }
 
+// movedKind is the kind of what leads from a key to its account, which goes after the
+// account.
+const movedKind = "moved"
+
 type entry struct {
-	kind    string // the prefix
+	kind    string // the prefix, or movedKind
 	account string
 	// external is that of an account.
 	external string
@@ -126,6 +130,10 @@ func newEntry(d ledger.Document) (entry, error) {
 		if err := read(d, &a); err != nil {
 			return entry{}, err
 		}
+		if a.Moved != "" {
+			e.kind, e.account = movedKind, a.Moved
+			break
+		}
 		e.kind, e.account, e.external, e.end = accountPrefix, strings.TrimPrefix(d.Key, accountPrefix), a.External, a.Created.Add(unusedAccount)
 	case strings.HasPrefix(d.Key, orderPrefix):
 		var o order
@@ -187,6 +195,9 @@ func (x *index) due(now time.Time) map[string]uint64 {
 			continue
 		}
 		if c := x.counts[e.account]; e.kind == accountPrefix && c.orders+c.certificates > 0 {
+			continue
+		}
+		if _, there := x.docs[accountPrefix+e.account]; e.kind == movedKind && there {
 			continue
 		}
 		keys = append(keys, key)

@@ -42,6 +42,8 @@ type request struct {
 	order   *order
 	orderID string
 	version uint64
+	// jws is the request itself, if it is for another key.
+	jws *jose.JSONWebSignature
 	// serial and reason are of a certificate that is to be revoked.
 	serial string
 	reason int
@@ -100,6 +102,8 @@ func (r *request) inspect(body []byte) *stepacme.Error {
 		return inspectFinalize(payload)
 	case "revoke-cert":
 		return r.inspectRevocation(payload)
+	case keyChange:
+		r.jws = jws
 	}
 	return nil
 }

@@ -203,7 +203,15 @@ func (s *server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	ctx = stepacme.NewContext(ctx, s.d, s.validator.forRequest(ctx), s.linker, nil)
 	ctx = authority.NewContext(ctx, s.step)
 	ctx = steplog.WithErrorLogger(ctx, s.failed)
-	s.routes.ServeHTTP(answer, req.WithContext(ctx))
+	req = req.WithContext(ctx)
+	if r.kind != keyChange {
+		s.routes.ServeHTTP(answer, req)
+		return
+	}
+	checked := &unanswered{ResponseWriter: answer}
+	if s.routes.ServeHTTP(checked, req); checked.none {
+		s.changeKey(answer, req)
+	}
 }
 
 // admit looks at a request before smallstep's code does.
@@ -238,6 +246,9 @@ func (s *server) failed(_ http.ResponseWriter, req *http.Request, err error) {
 		level = slog.LevelWarn
 	}
 	r := requestFrom(req.Context())
+	if e := new(stepacme.Error); r.kind == keyChange && errors.As(err, &e) && e.Status == http.StatusNotImplemented {
+		return // answered by changeKey
+	}
 	s.o.Log.LogAttrs(req.Context(), level, "ACME request refused", slog.String("resource", resource(r.kind)),
 		slog.String("account", r.account), slog.String("from", req.RemoteAddr), slog.Any("error", err))
 }
@@ -245,7 +256,7 @@ func (s *server) failed(_ http.ResponseWriter, req *http.Request, err error) {
 // resource is a label for what a path leads to.
 func resource(kind string) string {
 	switch kind {
-	case "directory", "new-nonce", "new-account", "account", "new-order", "order", "orders", "finalize", "authz", "challenge", "certificate", "revoke-cert", "key-change":
+	case "directory", "new-nonce", "new-account", "account", "new-order", "order", "orders", "finalize", "authz", "challenge", "certificate", "revoke-cert", keyChange:
 		return kind
 	}
 	return "other"

@@ -37,8 +37,11 @@ type account struct {
 	// Location is the address of the account without its ID.
 	Location string    `json:"location"`
 	Created  time.Time `json:"created"`
-	// Updated is when its contacts were changed last.
+	// Updated is when its contacts or its key were changed last.
 	Updated time.Time `json:"updated,omitzero"`
+	// Moved is the ID of the account that has this key now, of what is no account itself:
+	// one whose key was changed keeps its ID, the thumbprint of its first key.
+	Moved string `json:"moved,omitempty"`
 }
 
 // order is a document, with all that belongs to it.
