@@ -19,6 +19,7 @@ import (
 	"github.com/writ-mesh/writ/authz/accesslog"
 	"github.com/writ-mesh/writ/authz/decisionlog"
 	"github.com/writ-mesh/writ/authz/recording"
+	"github.com/writ-mesh/writ/internal/config"
 	"github.com/writ-mesh/writ/internal/service"
 )
 
@@ -158,6 +159,30 @@ func TestReports(t *testing.T) {
 	all := read()
 	if len(all) != 1 || all[0].Claims["sub"] != "alice" || all[0].Allowed || all[0].AllHeaders || all[0].Rule != "AuthorizationPolicy default/x rule 0" || strings.Contains(all[0].Query, "hidden") {
 		t.Errorf("recorded %+v", all)
+	}
+}
+
+// TestDocumentedLog: the configuration on the page is one.
+func TestDocumentedLog(t *testing.T) {
+	page, err := os.ReadFile("../docs/authorization.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(page), "## The decision log")
+	_, text, _ := strings.Cut(section, "```yaml\n")
+	text, _, _ = strings.Cut(text, "```")
+	c := DefaultConfig()
+	if err := config.Load(writeFile(t, t.TempDir()+"/authz.yaml", text), &c); err != nil {
+		t.Fatal(err)
+	}
+	if errs := append(c.DecisionLog.validate(), c.Recording.validate()...); len(errs) > 0 {
+		t.Error(errs)
+	}
+	if _, err := c.DecisionLog.sink(); err != nil || c.DecisionLog.AllowPercent != 10 || c.Recording.PerSecond != 10 {
+		t.Errorf("%+v, %v", c.DecisionLog, err)
+	}
+	if r := c.DecisionLog.redactor(); r.Header("X-Pin", "1234") != decisionlog.Redacted || r.Query("ticket=1") != "ticket="+decisionlog.Redacted {
+		t.Error("the names of the page are not redacted")
 	}
 }
 

@@ -58,6 +58,10 @@ func TestVerdict(t *testing.T) {
 		"dry run of DENY": {http("via_upstream", "", metadata(t, rbacHTTP, map[string]any{
 			"istio_dry_run_deny_shadow_engine_result": "denied", "istio_dry_run_deny_shadow_effective_policy_id": "AuthorizationPolicy default/d rule 0",
 		})), "", false, []string{"AuthorizationPolicy default/d rule 0"}},
+		"a list and a dry run": {http("via_upstream", "", metadata(t, rbacHTTP, map[string]any{
+			"istio_dry_run_deny_shadow_engine_result": "denied", "istio_dry_run_deny_shadow_effective_policy_id": "AuthorizationPolicy default/d rule 0",
+			"writ_dry_run_access_shadow_engine_result": "denied", "writ_dry_run_access_shadow_effective_policy_id": "AccessList default/l rule 1",
+		})), "", false, []string{"AccessList default/l rule 1", "AuthorizationPolicy default/d rule 0"}},
 		"dry run of ALLOW": {http("via_upstream", "", metadata(t, rbacHTTP, map[string]any{"istio_dry_run_allow_shadow_engine_result": "denied"})), "", false, []string{"AuthorizationPolicy default/a,default/b no rule allows"}},
 		"dry run allowed":  {http("via_upstream", "", metadata(t, rbacHTTP, map[string]any{"istio_dry_run_allow_shadow_engine_result": "allowed"})), "", false, nil},
 		"quotas": {http("via_upstream", "", metadata(t, rateLimit, map[string]any{"observed": "QuotaPolicy default/q limit 0, QuotaPolicy default/q limit 1"})), "", false,

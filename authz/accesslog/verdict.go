@@ -20,6 +20,7 @@ const (
 	shadowRule     = "shadow_effective_policy_id"
 	dryRunDeny     = "istio_dry_run_deny_"
 	dryRunAllow    = "istio_dry_run_allow_"
+	observedLists  = "writ_dry_run_access_"
 	rateLimit      = "envoy.filters.http.ratelimit"
 	observed       = "observed"
 	jwtAuthn       = "envoy.filters.http.jwt_authn"
@@ -70,8 +71,10 @@ func (r Report) Observed() []string {
 		rbac = rbacTCP
 	}
 	var out []string
-	if r.text(rbac, dryRunDeny+shadowResult) == "denied" {
-		out = append(out, r.text(rbac, dryRunDeny+shadowRule))
+	for _, prefix := range []string{observedLists, dryRunDeny} {
+		if r.text(rbac, prefix+shadowResult) == "denied" {
+			out = append(out, r.text(rbac, prefix+shadowRule))
+		}
 	}
 	if r.text(rbac, dryRunAllow+shadowResult) == "denied" {
 		policies := r.Common.GetCustomTags()[configpb.ReportDryRunAllow]

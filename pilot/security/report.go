@@ -44,12 +44,13 @@ func (c *Compiler) reportHTTP() *accesslogv3.AccessLog {
 	if c.mesh.Deciders.Authz == "" {
 		return nil
 	}
-	deny, allow := dryRunDenyStatPrefix+shadowResult, dryRunAllowStatPrefix+shadowResult
+	lists, deny, allow := dryRunAccessStatPrefix+shadowResult, dryRunDenyStatPrefix+shadowResult, dryRunAllowStatPrefix+shadowResult
 	return report("envoy.access_loggers.http_grpc", &grpclogv3.HttpGrpcAccessLogConfig{
 		CommonConfig:                   reportConfig(),
 		AdditionalResponseHeadersToLog: []string{DeniedByHeader},
 	}, orFilter(
 		andFilter(statusAtLeast(400), celFilter(refusedHTTP)),
+		metadataFilter(rbacHTTPMetadata, lists, stringValue(exact(shadowDenied))),
 		metadataFilter(rbacHTTPMetadata, deny, stringValue(exact(shadowDenied))),
 		metadataFilter(rbacHTTPMetadata, allow, stringValue(exact(shadowDenied))),
 		metadataFilter(rateLimitMetadata, rateLimitObserved, anyValue()),
@@ -62,9 +63,10 @@ func (c *Compiler) reportTCP() *accesslogv3.AccessLog {
 	if c.mesh.Deciders.Authz == "" {
 		return nil
 	}
-	deny, allow := dryRunDenyStatPrefix+shadowResult, dryRunAllowStatPrefix+shadowResult
+	lists, deny, allow := dryRunAccessStatPrefix+shadowResult, dryRunDenyStatPrefix+shadowResult, dryRunAllowStatPrefix+shadowResult
 	return report("envoy.access_loggers.tcp_grpc", &grpclogv3.TcpGrpcAccessLogConfig{CommonConfig: reportConfig()}, orFilter(
 		celFilter(refusedTCP),
+		metadataFilter(rbacTCPMetadata, lists, stringValue(exact(shadowDenied))),
 		metadataFilter(rbacTCPMetadata, deny, stringValue(exact(shadowDenied))),
 		metadataFilter(rbacTCPMetadata, allow, stringValue(exact(shadowDenied))),
 		reportedAnyway(),
