@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"runtime/metrics"
 	"strings"
 	"sync"
 	"time"
@@ -21,8 +22,10 @@ const (
 	maxAtoms = 5000
 	// maxSplits bounds the results that a Splitter remembers.
 	maxSplits = 4096
-	// splitTimeout bounds OPA's partial evaluation of one policy.
+	// splitTimeout and splitMemory, in bytes by which the heap grows meanwhile, bound
+	// OPA's partial evaluation of one policy.
 	splitTimeout = 2 * time.Second
+	splitMemory  = 512 << 20
 	// maxReasons bounds the expressions that are named for one policy.
 	maxReasons = 20
 )
@@ -45,7 +48,10 @@ func (s *Splitter) Split(name, module, query string) *regoform.Policy {
 	if have != nil {
 		return have
 	}
-	p := split(name, module, query)
+	p, err := split(name, module, query, splitTimeout)
+	if errors.Is(err, errCostly) {
+		return p
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.known == nil || len(s.known) >= maxSplits {
@@ -53,6 +59,37 @@ func (s *Splitter) Split(name, module, query string) *regoform.Policy {
 	}
 	s.known[key] = p
 	return p
+}
+
+// errCostly is a partial evaluation that was cancelled. Whether that happens depends
+// on what else the process does, so it is not remembered.
+var errCostly = errors.New("partial evaluation takes too much time or memory")
+
+// watchHeap calls cancel when the heap has grown too much, until stop is called.
+func watchHeap(cancel func()) (stop func()) {
+	heap := func() uint64 {
+		sample := []metrics.Sample{{Name: heapMetric}}
+		metrics.Read(sample)
+		return sample[0].Value.Uint64()
+	}
+	base, done, ended := heap(), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		t := time.NewTicker(interval)
+		defer t.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-t.C:
+				if heap() > base+splitMemory {
+					cancel()
+					return
+				}
+			}
+		}
+	}()
+	return func() { close(done); <-ended }
 }
 
 // stay is why a whole policy is evaluated here.
@@ -69,24 +106,24 @@ func stays(loc *ast.Location, format string, args ...any) error {
 }
 
 // split never panics: what cannot be analysed is unknown.
-func split(name, module, query string) (p *regoform.Policy) {
+func split(name, module, query string, limit time.Duration) (p *regoform.Policy, err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			p = regoform.Unknown(regoform.Reason{Why: "the analysis failed"})
+			p, err = regoform.Unknown(regoform.Reason{Why: "the analysis failed"}), nil
 		}
 	}()
-	p, err := analyse(name, module, query)
+	p, err = analyse(name, module, query, limit)
 	if err == nil {
-		return p
+		return p, nil
 	}
 	var s *stay
 	if !errors.As(err, &s) {
-		return regoform.Unknown(regoform.Reason{Why: err.Error()})
+		return regoform.Unknown(regoform.Reason{Why: err.Error()}), err
 	}
-	return regoform.Unknown(s.reason)
+	return regoform.Unknown(s.reason), nil
 }
 
-func analyse(name, module, query string) (*regoform.Policy, error) {
+func analyse(name, module, query string, limit time.Duration) (*regoform.Policy, error) {
 	caps := capabilities(Options{})
 	parsed, err := ast.ParseModuleWithOpts(name, module, ast.ParserOptions{RegoVersion: ast.RegoV1, Capabilities: caps})
 	if err != nil {
@@ -107,7 +144,7 @@ func analyse(name, module, query string) (*regoform.Policy, error) {
 	var matched bounds
 	var reasons []regoform.Reason
 	if err = certain(compiler, o.rules); err == nil {
-		matched, reasons, err = o.bounds(compiler, ref)
+		matched, reasons, err = o.bounds(compiler, ref, limit)
 	}
 	var s *stay
 	if errors.As(err, &s) {
@@ -184,18 +221,22 @@ func plainDecision(r *ast.Rule) (allows bool, err error) {
 }
 
 // bounds asks OPA for which requests a body of the rule holds.
-func (o *outcome) bounds(compiler *ast.Compiler, ref ast.Ref) (bounds, []regoform.Reason, error) {
+func (o *outcome) bounds(compiler *ast.Compiler, ref ast.Ref, limit time.Duration) (bounds, []regoform.Reason, error) {
 	if o.value == nil {
 		return exactly(regoform.False()), nil, nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), splitTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
+	defer watchHeap(cancel)()
 	limitBuiltins()
 	partial, err := oparego.New(
 		oparego.Compiler(compiler),
 		oparego.ParsedQuery(ast.NewBody(ast.Equality.Expr(ast.NewTerm(ref), o.value))),
 		oparego.ParsedUnknowns([]*ast.Term{ast.NewTerm(ast.InputRootRef)}),
 	).Partial(ctx)
+	if ctx.Err() != nil {
+		return bounds{}, nil, errCostly
+	}
 	if err != nil {
 		return bounds{}, nil, stays(o.rules[0].Location, "partial evaluation: %s", oneLine(err))
 	}

@@ -1,8 +1,11 @@
 package rego
 
 import (
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/writ-mesh/writ/internal/regoform"
 )
@@ -31,8 +34,10 @@ func TestSplitStays(t *testing.T) {
 		"SNI as it is":      {head + `allow if input.attributes.tlsSession.sni == "a.b"`, 4, ""},
 		"non-ASCII":         {head + `allow if http.headers.a == "é"`, 4, ""},
 		"what stands for !": {head + `allow if http.headers.a == "a!"`, 4, ""},
+		"a large range":     {head + "allow if count(numbers.range(1, 1000000000000)) == 1", 4, "numbers.range"},
+		"a wide text":       {head + "allow if sprintf(\"%999999999d\", [1]) == http.path", 4, "sprintf"},
 	} {
-		p := split("m.rego", c.module, "data.p.allow")
+		p, _ := split("m.rego", c.module, "data.p.allow", splitTimeout)
 		if p.Whole() || len(p.Remote) == 0 {
 			t.Errorf("%s: decided without evaluation: %s", name, p.Surely)
 			continue
@@ -66,7 +71,7 @@ func TestSplitWhole(t *testing.T) {
 		"allow if count(deny) == 0\ndeny contains \"a\" if http.method == \"PUT\"":                        `not header[:method] == "PUT"`,
 		"allow if regex.match(`^/a.*b$`, http.path)":                                                      "",
 	} {
-		p := split("m.rego", head+rule, "data.p.allow")
+		p, _ := split("m.rego", head+rule, "data.p.allow", splitTimeout)
 		if got := p.Surely.String(); !p.Whole() || want != "" && got != want {
 			t.Errorf("%s: whole %v, %+v\n got %s\nwant %s", rule, p.Whole(), p.Remote, got, want)
 		}
@@ -84,7 +89,7 @@ func TestSplitOutcomes(t *testing.T) {
 		"default allow := false":                       "false",
 		"default allow := {\"allowed\": false, \"http_status\": 403}\nallow := {\"allowed\": true}" + when: "header[:method] == \"GET\"",
 	} {
-		p := split("m.rego", "package p\n"+module, "data.p.allow")
+		p, _ := split("m.rego", "package p\n"+module, "data.p.allow", splitTimeout)
 		if got := p.Surely.String(); !p.Whole() || got != want {
 			t.Errorf("%s: whole %v, %s, want %s (%v)", module, p.Whole(), got, want, p.Remote)
 		}
@@ -113,6 +118,20 @@ func TestSplitBound(t *testing.T) {
 	}
 }
 
+// TestSplitEnds: joins that have no end in sight are given up.
+func TestSplitEnds(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("package p\nxs := [")
+	for i := range 1000 {
+		fmt.Fprintf(&b, "%d, ", i)
+	}
+	b.WriteString("0]\nallow if { some a in xs; some b in xs; some c in xs; a != b; b != c; input.attributes.request.http.headers[sprintf(\"%v\", [c])] == \"x\" }\n")
+	p, err := split("m", b.String(), "data.p.allow", 50*time.Millisecond)
+	if !p.Nothing() || !errors.Is(err, errCostly) {
+		t.Errorf("%v, %+v", err, p.Remote)
+	}
+}
+
 // FuzzSplit: whatever the text, no panic, and never allowed and refused at once.
 func FuzzSplit(f *testing.F) {
 	for _, seed := range []string{
@@ -122,7 +141,7 @@ func FuzzSplit(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, module string) {
-		p := split("m", module, "data.p.allow")
+		p, _ := split("m", module, "data.p.allow", splitTimeout)
 		if regoform.And(p.Allow(), p.Refuse()).Op() == regoform.OpTrue {
 			t.Error("allowed and refused")
 		}
