@@ -161,7 +161,7 @@ func (s *side) same(o *side) bool {
 		return a.ID() == b.ID() && reflect.DeepEqual(x, y)
 	})
 	x, y := domainsOf(s.m), domainsOf(o.m)
-	return sameLists && s.mode == o.mode && s.provider == o.provider && s.closed == o.closed && sameIssuers && slices.Equal(s.after, o.after) && s.contents(o) == nil &&
+	return sameLists && s.mode == o.mode && s.provider == o.provider && s.closed == o.closed && sameIssuers && slices.Equal(s.after, o.after) && slices.EqualFunc(s.policies.Rego, o.policies.Rego, sameRego) &&
 		slices.Equal(x.Own, y.Own) && slices.Equal(x.Federated, y.Federated) &&
 		sameSpecs(s.policies.Custom, o.policies.Custom) && sameSpecs(s.policies.Deny, o.policies.Deny) && sameSpecs(s.policies.Allow, o.policies.Allow)
 }
@@ -187,13 +187,15 @@ func (s *side) apart(o *side) []string {
 }
 
 // contents names the RegoPolicies of one name whose content differs, of which sets of
-// requests say nothing, and lists of which not all is known.
+// requests do not say all, and lists of which not all is known.
 func (s *side) contents(o *side) []string {
 	var out []string
 	for _, a := range s.policies.Rego {
 		for _, b := range o.policies.Rego {
-			if a.ID() == b.ID() && (a.Module != b.Module || a.Query != b.Query || a.BundleURL != b.BundleURL) {
-				out = append(out, a.ID()+" differs: what it decides is not compared here, see writ explain and writ replay")
+			_, known := s.regoRefusals(a)
+			_, knownToo := o.regoRefusals(b)
+			if a.ID() == b.ID() && !sameRego(a, b) && !(known && knownToo) {
+				out = append(out, a.ID()+" differs, and not all that it decides is known without a request: see writ explain and writ replay")
 			}
 		}
 	}
@@ -203,6 +205,10 @@ func (s *side) contents(o *side) []string {
 		}
 	}
 	return out
+}
+
+func sameRego(a, b *model.RegoPolicy) bool {
+	return a.ID() == b.ID() && a.Module == b.Module && a.Query == b.Query && a.BundleURL == b.BundleURL && a.Observe == b.Observe
 }
 
 // flips finds the sets of requests of which the sides make something else.

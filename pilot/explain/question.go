@@ -104,6 +104,8 @@ type target struct {
 	proxy *model.Proxy
 	port  model.WorkloadPort
 	host  string
+	// sni is the server name that a caller's Envoy sends for the service.
+	sni string
 }
 
 // findTargets finds the workloads behind To, one replica of each.
@@ -137,14 +139,14 @@ func findTargets(m *model.Mesh, q *Question, from string) ([]target, error) {
 			if err != nil {
 				return nil, err
 			}
-			out = append(out, target{p, w, q.To})
+			out = append(out, target{proxy: p, port: w, host: q.To})
 			continue
 		}
 		w, err := portOf(p, port)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, target{p, w, q.To})
+		out = append(out, target{proxy: p, port: w, host: q.To})
 	}
 	return out, nil
 }
@@ -173,7 +175,7 @@ func serviceTargets(s *model.Service, port uint32) ([]target, error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, target{proxy: p, port: w})
+		out = append(out, target{proxy: p, port: w, sni: fmt.Sprintf("outbound_.%d_._.%s", port, s.Hostname)})
 	}
 	return out, nil
 }

@@ -128,6 +128,9 @@ func (l *life) arrive() {
 		l.r.Source = l.from.address
 	}
 	l.r.Remote = l.r.Source
+	if l.r.SNI == "" && l.r.Principal != "" {
+		l.r.SNI = l.to.sni
+	}
 	if l.r.TCP {
 		return
 	}

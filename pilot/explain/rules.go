@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	meshv1 "istio.io/api/mesh/v1alpha1"
+
 	"github.com/writ-mesh/writ/pilot/condition"
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/security/eval"
@@ -63,7 +65,7 @@ func customProvider(m *model.Mesh, policies []*model.AuthorizationPolicy) (name,
 		if g := e.GetEnvoyExtAuthzGrpc(); g != nil {
 			service = fmt.Sprintf("%s:%d", g.GetService(), g.GetPort())
 		}
-		if h := e.GetEnvoyExtAuthzHttp(); h != nil {
+		if h := e.GetEnvoyExtAuthzHttp(); h != nil && !takesAllHeaders(h) {
 			service = fmt.Sprintf("%s:%d", h.GetService(), h.GetPort())
 		}
 	}
@@ -71,6 +73,15 @@ func customProvider(m *model.Mesh, policies []*model.AuthorizationPolicy) (name,
 		return "", ""
 	}
 	return name, service
+}
+
+// takesAllHeaders says that one of the provider's lists is "*", by which it is not
+// usable.
+func takesAllHeaders(h *meshv1.MeshConfig_ExtensionProvider_EnvoyExternalAuthorizationHttpProvider) bool {
+	return slices.Contains(slices.Concat(
+		h.GetIncludeRequestHeadersInCheck(), h.GetIncludeHeadersInCheck(), //nolint:staticcheck // still read where the newer field is empty
+		h.GetHeadersToUpstreamOnAllow(), h.GetHeadersToDownstreamOnAllow(), h.GetHeadersToDownstreamOnDeny(),
+	), "*")
 }
 
 func customIsHTTP(m *model.Mesh, name string) bool {

@@ -117,6 +117,14 @@ func TestAsking(t *testing.T) {
 	if err := json.Unmarshal(out.Bytes(), &a); err != nil || a.Targets[0].Decision != explain.Refused || a.Targets[0].At != "policies/mtls.yaml:2" {
 		t.Errorf("%v, %+v", err, a)
 	}
+	edit(t, "candidate/policies/rego.yaml", func(text string) string { return strings.Replace(text, `"4", "5"}`, `"4"}`, 1) })
+	out.Reset()
+	Main([]string{"diff", "examples/bookinfo", "candidate"}, &out, &out)
+	for _, want := range []string{"allowed is now refused at default/ratings port 9080", "header x-stars: 5\n", "now:    RegoPolicy default/sane-ratings (policies/rego.yaml:3)"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is not in what differs by Rego:\n%s", want, &out)
+		}
+	}
 	edit(t, "candidate/mesh.yaml", func(text string) string { return text + "\nnonsense: true\n" })
 	out.Reset()
 	if code := Main([]string{"diff", "examples/bookinfo", "candidate"}, &out, &out); code != 2 || !strings.Contains(out.String(), "candidate is not valid") {
