@@ -146,13 +146,39 @@ func (c *checker) providers(m *meshv1.MeshConfig) {
 		seen[p.Name] = true
 		if grpc := p.GetEnvoyExtAuthzGrpc(); grpc != nil {
 			c.authorizer(at+".envoyExtAuthzGrpc", grpc.Service, grpc.Port, grpc.StatusOnError)
+			c.bodyInCheck(at+".envoyExtAuthzGrpc", grpc.IncludeRequestBodyInCheck)
 			c.duration(at+".envoyExtAuthzGrpc.timeout", grpc.Timeout)
 		}
 		if http := p.GetEnvoyExtAuthzHttp(); http != nil {
 			c.authorizer(at+".envoyExtAuthzHttp", http.Service, http.Port, http.StatusOnError)
 			c.duration(at+".envoyExtAuthzHttp.timeout", http.Timeout)
+			c.bodyInCheck(at+".envoyExtAuthzHttp", http.IncludeRequestBodyInCheck)
+			c.headerLists(at+".envoyExtAuthzHttp", http)
 			if p := http.PathPrefix; p != "" && !strings.HasPrefix(p, "/") {
 				c.errorf(at+".envoyExtAuthzHttp.pathPrefix", "%q does not begin with /", shorten(p))
+			}
+		}
+	}
+}
+
+// bodyInCheck: an Envoy refuses its whole configuration for a buffer of nothing.
+func (c *checker) bodyInCheck(at string, body *meshv1.MeshConfig_ExtensionProvider_EnvoyExternalAuthorizationRequestBody) {
+	if body != nil && body.MaxRequestBytes == 0 {
+		c.errorf(at+".includeRequestBodyInCheck.maxRequestBytes", "is missing: write how many bytes of a body the provider gets")
+	}
+}
+
+// headerLists: as in Istio a "*" alone makes a provider unusable, and then all that
+// the rules match is refused.
+func (c *checker) headerLists(at string, p *meshv1.MeshConfig_ExtensionProvider_EnvoyExternalAuthorizationHttpProvider) {
+	for name, list := range map[string][]string{
+		"includeRequestHeadersInCheck": p.IncludeRequestHeadersInCheck, "includeHeadersInCheck": p.IncludeHeadersInCheck, //nolint:staticcheck // still read where the newer field is empty
+		"headersToUpstreamOnAllow": p.HeadersToUpstreamOnAllow, "headersToDownstreamOnAllow": p.HeadersToDownstreamOnAllow,
+		"headersToDownstreamOnDeny": p.HeadersToDownstreamOnDeny,
+	} {
+		for i, header := range list {
+			if header == "*" {
+				c.warnf(index(at+"."+name, i), "\"*\" alone makes the provider unusable, so all that the rules match is refused: give names, prefixes (\"x-*\") or suffixes")
 			}
 		}
 	}

@@ -140,7 +140,9 @@ func (a *assembler) checkRbacTargets(c *checker) {
 			}
 		}
 	}
-	a.replacedRoles()
+	if c.object.meta.Ref == a.mesh.RbacConfig.Ref {
+		a.replacedRoles()
+	}
 }
 
 func orOff(mode string) string {

@@ -34,8 +34,14 @@ func (r Ref) String() string {
 	return s
 }
 
-// ID gives "<kind> <namespace>/<name>", the form in which refusals name a rule.
-func (r Ref) ID() string { return r.Kind + " " + r.Namespace + "/" + r.Name }
+// ID gives "<kind> <namespace>/<name>", the form in which refusals name a rule, or
+// "<kind> <name>" of what has no namespace.
+func (r Ref) ID() string {
+	if r.Namespace == "" {
+		return r.Kind + " " + r.Name
+	}
+	return r.Kind + " " + r.Namespace + "/" + r.Name
+}
 
 // Meta is what every object carries.
 type Meta struct {

@@ -155,7 +155,7 @@ func noRuleAllows(refs []model.Ref) string {
 // object that has these enforced.
 func policyNames(refs []model.Ref) string {
 	if first := refs[0]; first.Kind != "AuthorizationPolicy" {
-		return strings.TrimSpace(first.Kind + " " + strings.TrimPrefix(first.Namespace+"/"+first.Name, "/"))
+		return first.ID()
 	}
 	return "AuthorizationPolicy " + nameList(refs)
 }

@@ -2,6 +2,7 @@ package security
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/writ-mesh/writ/internal/envoytest"
 	"github.com/writ-mesh/writ/pilot/meshdir"
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/security/eval"
@@ -306,6 +308,64 @@ func TestAccessLookup(t *testing.T) {
 		}
 		if got := lookup(set.enforced, c.gateway) != nil; got != c.want {
 			t.Errorf("%s: a matcher: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
+// TestDocumentedGates runs the examples of docs/authorization.md.
+func TestDocumentedGates(t *testing.T) {
+	page, err := os.ReadFile("../../docs/authorization.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	example := func(section string) string {
+		_, rest, ok := strings.Cut(string(page), "\n## "+section+"\n")
+		_, rest, yaml := strings.Cut(rest, "```yaml\n")
+		text, _, closed := strings.Cut(rest, "```")
+		if !ok || !yaml || !closed {
+			t.Fatalf("no example in %q", section)
+		}
+		return text
+	}
+	const nobody, closed = "ClusterRbacConfig default no rule allows", "AccessList default/partners rule 1"
+	const productpage = "as default/bookinfo-productpage"
+	s := newSigner(t)
+	cases := map[string]*gateCase{
+		"roles": {
+			Docs: example("ServiceRole and its binding"), Pass: []string{productpage, "HEAD " + productpage},
+			Deny: map[string][]string{nobody: {"", "POST " + productpage, "PUT " + productpage, "DELETE " + productpage, "as default/bookinfo-reviews"}},
+		},
+		"another": {Docs: example("ServiceRole and its binding"), To: "reviews-1", Deny: map[string][]string{nobody: {productpage}}},
+		"outside": {Docs: example("ServiceRole and its binding"), To: "other-1", Pass: []string{"", "POST"}},
+		"list": {
+			Docs: example("Access lists"), Pass: []string{"", "from 127.0.0.2"},
+			Deny: map[string][]string{closed: {"from 127.0.0.9"}, "AccessList default/partners rule 0": {"from 127.0.0.3"}},
+		},
+	}
+	inbounds := map[string]inbound{}
+	for name, c := range cases {
+		c.Name = name
+		out, err := compiler(t, c.mesh(t, s)).HTTP(c.proxy(), httpPort())
+		if err != nil {
+			t.Fatal(err)
+		}
+		inbounds[name] = inbound{http: out, direct: true}
+	}
+	p := start(t, envoytest.Find(t), inbounds)
+	for name, c := range cases {
+		if len(c.Pass) > 0 {
+			c.Deny = maps.Clone(c.Deny)
+			if c.Deny == nil {
+				c.Deny = map[string][]string{}
+			}
+			c.Deny[""] = c.Pass
+		}
+		for by, list := range c.Deny {
+			for _, words := range list {
+				if got := p.do(name, gateRequest(t, nil, words)); got.deniedBy != by || (got.status == 200) != (by == "") {
+					t.Errorf("%s: %q: %d by %q, want %q", name, words, got.status, got.deniedBy, by)
+				}
+			}
 		}
 	}
 }
