@@ -153,7 +153,7 @@ func (s *side) same(o *side) bool {
 		})
 	}
 	sameIssuers := slices.EqualFunc(s.issuers, o.issuers, func(a, b issuer) bool {
-		return a.name == b.name && a.keys == b.keys && slices.Equal(a.audiences, b.audiences)
+		return a.name == b.name && a.keys == b.keys && a.require == b.require && slices.Equal(a.audiences, b.audiences)
 	})
 	sameLists := slices.EqualFunc(s.policies.Lists, o.policies.Lists, func(a, b *model.AccessList) bool {
 		x, y := *a, *b
@@ -168,7 +168,7 @@ func (s *side) same(o *side) bool {
 
 // apart says where what the sets of requests tell is not all.
 func (s *side) apart(o *side) []string {
-	out := s.contents(o)
+	out := slices.Concat(s.contents(o), s.severalTokens(), o.severalTokens())
 	for _, a := range s.issuers {
 		for _, b := range o.issuers {
 			if a.name == b.name && a.keys != b.keys {
@@ -401,6 +401,11 @@ func (s *side) by(req *eval.Request, path string) string {
 	for _, l := range s.lists() {
 		if rule, refused := eval.Refuses(s.m, domainsOf(s.m), l, &r); refused {
 			return ruleName(&l.Meta, rule) + at(place(l.Ref))
+		}
+	}
+	for _, i := range s.issuers {
+		if r.Claims == nil && (i.require == model.RequireAny || i.require == model.RequireAll) {
+			return i.policy + " requires a token"
 		}
 	}
 	if rule := matching(s.deny, &r); rule != nil {

@@ -132,8 +132,12 @@ func (g generator) mesh() *model.Mesh {
 	m.PeerAuthentications = []*model.PeerAuthentication{{Meta: model.Meta{Ref: model.Ref{Namespace: "root"}}, Spec: &security.PeerAuthentication{Mtls: &security.PeerAuthentication_MutualTLS{Mode: mode}}}}
 	for i, issuer := range []string{issuerOne, issuerTwo} {
 		if g.IntN(2) == 0 {
+			meta := model.Meta{Ref: model.Ref{Namespace: "a", Name: fmt.Sprint(i)}}
+			if g.IntN(3) == 0 {
+				meta.Annotations = map[string]string{model.RequireAnnotation: model.RequireAny}
+			}
 			m.RequestAuthentications = append(m.RequestAuthentications, &model.RequestAuthentication{
-				Meta: model.Meta{Ref: model.Ref{Namespace: "a", Name: fmt.Sprint(i)}},
+				Meta: meta,
 				Spec: &security.RequestAuthentication{JwtRules: []*security.JWTRule{{Issuer: issuer}}},
 			})
 		}
@@ -212,6 +216,11 @@ func bruteForce(t *testing.T, s *side, req *eval.Request) string {
 		return Refused
 	case s.mode == model.Disable:
 		r.Principal = ""
+	}
+	for _, i := range s.issuers {
+		if iss, _ := r.Claims["iss"].(string); i.require == model.RequireAny && iss != i.name {
+			return Refused
+		}
 	}
 	if len(s.issuers) == 0 {
 		r.Claims = nil

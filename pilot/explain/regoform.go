@@ -174,12 +174,12 @@ func (s *sets) regoTerm(product []literal) (term predicates, possible bool) {
 			continue
 		}
 		p := predicate{v: s.space.vars[name], negated: l.negated, somebody: name == principalVar}
-		switch {
-		case name == sourceVar:
+		switch name {
+		case sourceVar:
 			if block, err := netip.ParsePrefix(l.atom.Value); err == nil {
 				p.tests = append(p.tests, p.v.Within("in "+l.atom.Value, block))
 			}
-		case name == tokenVar:
+		case tokenVar:
 			p.tests = append(p.tests, p.v.Match("any valid token", "[^\x00\x01]+"+tokenJoint+".*"))
 		default:
 			p.tests = append(p.tests, p.v.Match(atomLabel(l.atom), atomExpression(l.atom)))

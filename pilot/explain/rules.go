@@ -222,7 +222,7 @@ func (l *life) nearly(r *eval.Rule, action string) {
 // has tells what the request has where a condition looks.
 func (l *life) has(key string) string {
 	r := &l.r
-	text := ""
+	var text string
 	switch key {
 	case eval.HostKey, eval.AnyFormHostKey:
 		text = r.Host

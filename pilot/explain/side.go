@@ -40,6 +40,8 @@ type issuer struct {
 	audiences []string
 	// keys tells issuers of one name apart.
 	keys string
+	// policy is the RequestAuthentication, which asks for require.
+	policy, require string
 }
 
 func newSide(m *model.Mesh, p *model.Proxy, port model.WorkloadPort, fixed *eval.Request, path string) (*side, error) {
@@ -83,7 +85,7 @@ func (s *side) tcp() bool { return !s.port.Protocol.IsHTTP() }
 func (s *side) findIssuers() {
 	for _, ra := range s.policies.JWT {
 		for _, r := range ra.Spec.GetJwtRules() {
-			s.issuers = append(s.issuers, issuer{r.GetIssuer(), r.GetAudiences(), r.GetJwks() + r.GetJwksUri()})
+			s.issuers = append(s.issuers, issuer{r.GetIssuer(), r.GetAudiences(), r.GetJwks() + r.GetJwksUri(), ra.ID(), model.TokenRequirement(ra)})
 		}
 	}
 }
@@ -178,31 +180,65 @@ func (s *sets) is(variable, label, expression string) predicate {
 	return predicate{v: v, tests: []region.Test{v.Match(label, expression)}}
 }
 
-// tokens refuses what RequestAuthentication does.
+// tokens refuses what RequestAuthentication does: the rules of a policy that requires a
+// token refuse all that none of them accepts, the others together all tokens that no
+// rule accepts. A request has one token here.
 func (s *sets) tokens() {
-	if len(s.issuers) == 0 {
-		return
-	}
-	s.deny = append(s.deny, predicates{s.is(tokenVar, "an invalid token", badToken)})
-	byName := map[string][]issuer{}
+	groups := map[string][]issuer{}
 	for _, i := range s.issuers {
-		byName[i.name] = append(byName[i.name], i)
+		switch i.require {
+		case model.RequireNone:
+			groups[""] = append(groups[""], i)
+		case model.RequireObserve:
+		default:
+			groups[i.policy] = append(groups[i.policy], i)
+		}
 	}
+	for policy, group := range groups {
+		if policy == "" {
+			s.refuseBad(s.issuers)
+			continue
+		}
+		s.deny = append(s.deny, predicates{s.is(tokenVar, "no token", "")})
+		s.refuseBad(group)
+	}
+}
+
+// refuseBad refuses the tokens that none of some rules accepts.
+func (s *sets) refuseBad(rules []issuer) {
+	s.deny = append(s.deny, predicates{s.is(tokenVar, "an invalid token", badToken)})
 	for _, name := range s.space.issuers {
-		token := s.is(tokenVar, "a token of "+name, regexp.QuoteMeta(name)+tokenJoint+".*")
-		term := predicates{token}
-		for _, i := range byName[name] {
+		term := predicates{s.is(tokenVar, "a token of "+name, regexp.QuoteMeta(name)+tokenJoint+".*")}
+		for _, i := range rules {
+			if i.name != name {
+				continue
+			}
 			if len(i.audiences) == 0 {
 				term = nil // one of the rules takes any audience
 				break
 			}
-			p := s.space.predicate(&eval.Clause{Key: condition.Audiences, Values: i.audiences, Negated: true})
-			term = append(term, p)
+			term = append(term, s.space.predicate(&eval.Clause{Key: condition.Audiences, Values: i.audiences, Negated: true}))
 		}
 		if term != nil { // without a rule of that name the token is refused
 			s.deny = append(s.deny, term)
 		}
 	}
+}
+
+// severalTokens says why the sets of requests, which have one token, are not all.
+func (s *side) severalTokens() []string {
+	var out []string
+	count := map[string]int{}
+	for _, i := range s.issuers {
+		count[i.policy]++
+		switch {
+		case i.require == model.RequireAll && count[i.policy] == 2:
+			out = append(out, i.policy+" requires several tokens: it is told as if one were enough")
+		case i.require == model.RequireObserve && count[i.policy] == 1:
+			out = append(out, i.policy+" only observes tokens: those of issuers that it does not know are told as if it knew them")
+		}
+	}
+	return out
 }
 
 // rules turns rules into terms: one for each pair of a From and a To. A CUSTOM rule

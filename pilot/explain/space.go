@@ -241,8 +241,8 @@ func (s *requestSpace) predicate(c *eval.Clause) predicate {
 	v := s.vars[s.variable(c)]
 	p := predicate{v: v, negated: c.Negated}
 	for _, value := range c.Values {
-		switch name := s.variable(c); {
-		case name == sourceVar || name == remoteVar:
+		switch name := s.variable(c); name {
+		case sourceVar, remoteVar:
 			block, err := parseBlock(value)
 			if err != nil {
 				continue // matches nothing

@@ -3,6 +3,7 @@ package explain
 import (
 	"encoding/base64"
 	"encoding/json"
+	"maps"
 	"slices"
 	"sort"
 	"strconv"
@@ -44,35 +45,78 @@ func (l *life) token() error {
 		l.pass(s)
 		return nil
 	}
-	var refused *Verified
-	var by jwtRule
-	accepted := false
-	for _, r := range rules {
-		for _, raw := range l.d.Find(r.rule, l.r.Headers, l.path) {
-			v := l.d.Verify(raw, r.rule, l.d.Now)
-			if v.Claims != nil && !accepted {
-				accepted = true
-				l.accept(s, r, v)
-			}
-			if v.Claims == nil && (refused == nil || strings.Contains(refused.Reason, "issuer")) {
-				refused, by = &v, r
-			}
-		}
-	}
-	switch {
-	case accepted:
-	case refused == nil:
-		s.Detail = "no token: the request passes without one"
-		l.pass(s)
-	default:
+	if verdict := l.require(s, rules); verdict != nil {
 		status := 401
-		if refused.WrongAudience {
+		if verdict.WrongAudience {
 			status = 403
 		}
-		s.By, s.At, s.Detail = l.tokenPolicies()+" ("+refused.Reason+")", place(by.policy.Ref), refused.Reason
+		s.By, s.Detail = l.tokenPolicies()+" ("+verdict.Reason+")", verdict.Reason
+		s.At = place(verdict.by.policy.Ref)
 		l.refuse(s, status)
+	} else if l.r.Claims == nil {
+		s.Detail = "no token: the request passes without one"
+		l.pass(s)
 	}
 	return nil
+}
+
+// refusal is why a request is refused for its token, or for want of one.
+type refusal struct {
+	Verified
+	by jwtRule
+}
+
+// require goes through the rules: first those of policies that require or observe
+// tokens, then the others, of which a token that is good for any rule is good enough.
+func (l *life) require(s Step, rules []jwtRule) *refusal {
+	headers, claims := maps.Clone(l.r.Headers), false
+	var none []jwtRule
+	for _, ra := range l.policies.JWT {
+		own := slices.DeleteFunc(slices.Clone(rules), func(r jwtRule) bool { return r.policy != ra })
+		requirement := model.TokenRequirement(ra)
+		if len(own) == 0 {
+			continue
+		}
+		if requirement == model.RequireNone {
+			none = append(none, own...)
+			continue
+		}
+		good, bad := l.look(s, own, headers, requirement == model.RequireAll)
+		claims = claims || good > 0
+		switch {
+		case requirement == model.RequireObserve, requirement == model.RequireAny && good > 0, good == len(own):
+		case bad == nil:
+			return &refusal{Verified{Reason: "a token is required"}, own[0]}
+		default:
+			return bad
+		}
+	}
+	if good, bad := l.look(s, none, headers, false); good == 0 && !claims {
+		return bad
+	}
+	return nil
+}
+
+// look takes over the first good token of some rules, or all of them. bad is the
+// refusal that says most.
+func (l *life) look(s Step, rules []jwtRule, headers map[string]string, all bool) (good int, bad *refusal) {
+	for _, r := range rules {
+		for _, raw := range l.d.Find(r.rule, headers, l.path) {
+			v := l.d.Verify(raw, r.rule, l.d.Now)
+			if v.Claims != nil {
+				good++
+				l.accept(s, r, v)
+				break
+			}
+			if bad == nil || strings.Contains(bad.Reason, "issuer") {
+				bad = &refusal{v, r}
+			}
+		}
+		if good > 0 && !all {
+			break
+		}
+	}
+	return good, bad
 }
 
 // accept takes a token's claims over, and does with the headers what the rule says.

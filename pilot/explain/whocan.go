@@ -114,6 +114,7 @@ func (s *side) notes(space *requestSpace) []string {
 	for _, p := range s.policies.Quota {
 		out = append(out, p.ID()+" counts: what it has left is not known here")
 	}
+	out = append(out, s.severalTokens()...)
 	for n := range space.notes {
 		out = append(out, n)
 	}

@@ -172,11 +172,11 @@ func (a *automaton) classes() []rune {
 		if in.Op != syntax.InstRune && in.Op != syntax.InstRune1 && in.Op != syntax.InstRuneAny && in.Op != syntax.InstRuneAnyNotNL {
 			continue
 		}
-		if k := fmt.Sprint(in.Op, in.Arg, in.Rune); seen[k] {
+		k := fmt.Sprint(in.Op, in.Arg, in.Rune)
+		if seen[k] {
 			continue
-		} else {
-			seen[k] = true
 		}
+		seen[k] = true
 		kinds = append(kinds, in)
 		bounds = append(bounds, runeBounds(in)...)
 	}
