@@ -33,12 +33,9 @@ func runAlone(ctx context.Context, c Config, rt *service.Runtime) error {
 	m := newMetrics(rt.Metrics)
 	a := &alone{asks: newEvaluator(c.Decision, rt.Metrics), metrics: m, unlogged: newUnlogged(rt.Metrics), log: rt.Log}
 	o := s.managerOptions(rt.Log, rt.Metrics, os.Stderr)
-	o.Read = func(section []byte) (string, error) {
+	o.Read = func(section []byte) (string, func(), error) {
 		p, err := s.readPlugin(section)
-		if err == nil {
-			a.plugin.CompareAndSwap(nil, &p)
-		}
-		return p.query, err
+		return p.query, func() { a.plugin.Store(&p) }, err
 	}
 	reports := newBundleMetrics(rt.Metrics)
 	o.Report = reports.report

@@ -271,7 +271,7 @@ func TestRemoteBundlesUnderLoad(t *testing.T) {
 	m.apply(t, remotePolicy("default/remote", host.URL+"/p.tar.gz"))
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
-	for range 3 {
+	for range 2 {
 		wg.Go(func() {
 			for {
 				select {
@@ -290,7 +290,7 @@ func TestRemoteBundlesUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	for i := 1; i <= 10; i++ {
+	for i := 1; i <= 5; i++ {
 		host.set(policyBundle(t, fmt.Sprint(i), fmt.Sprintf(`allow := {"allowed": true, "headers": {"x-a": "%d", "x-b": "%d"}}`, i, i)))
 		proctest.Eventually(t, 30*time.Second, func() error {
 			for _, h := range m.check(t, "default/remote").GetOkResponse().GetHeaders() {

@@ -269,7 +269,7 @@ func TestCheckStructured(t *testing.T) {
 	if d := r.GetDeniedResponse(); d.GetBody() != "later" || d.GetStatus().GetCode() != 429 || d.GetHeaders()[0].GetHeader().GetKey() != "retry-after" || deniedBy(r) != "RegoPolicy default/refuse" {
 		t.Errorf("refusal %v", d)
 	}
-	for accept, want := range map[string]string{"": "application/problem+json", "*/*": "application/problem+json", "application/json": "application/problem+json", "text/html, image/png": "text/plain; charset=utf-8"} {
+	for accept, want := range map[string]string{"": "application/problem+json", "*/*": "application/problem+json", "application/json": "application/problem+json", "text/html, image/png": kindHTML, "text/plain": kindText, "image/png": kindText} {
 		d := m.check(t, "default/reason", withHeader("accept", accept)).GetDeniedResponse()
 		if got := d.GetHeaders()[0].GetHeader().GetValue(); got != want || !strings.Contains(d.GetBody(), "closed on Sundays") {
 			t.Errorf("accept %q: %s %s", accept, got, d.GetBody())

@@ -168,9 +168,9 @@ func (s *Standalone) managerOptions(log *slog.Logger, metrics prometheus.Registe
 		Config: s.config, Plugin: pluginName, V0: s.V0, Console: console, Log: log, Metrics: metrics,
 		// As in OPA, where a rule that is not there denies.
 		Rego: rego.Options{Network: true, Undefined: true, V0: s.V0},
-		Read: func(section []byte) (string, error) {
+		Read: func(section []byte) (string, func(), error) {
 			p, err := s.readPlugin(section)
-			return p.query, err
+			return p.query, nil, err
 		},
 	}
 	if s.Bundle {

@@ -24,9 +24,9 @@ type Limits struct {
 	Stall, Total time.Duration
 }
 
-// DefaultLimits are OPA's size limit of 1 GiB, here for a whole bundle and not
+// defaultLimits are OPA's size limit of 1 GiB, here for a whole bundle and not
 // for each of its files, a quarter of it packed, and times for slow lines.
-func DefaultLimits() Limits {
+func defaultLimits() Limits {
 	return Limits{Packed: 256 << 20, Unpacked: 1 << 30, Stall: 30 * time.Second, Total: 10 * time.Minute}
 }
 

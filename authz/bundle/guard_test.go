@@ -124,7 +124,7 @@ func TestRedirects(t *testing.T) {
 	defer home.Close()
 	for kind, redirected := range map[string]bool{"": false, "oci": true} {
 		got = nil
-		c := client(t, fmt.Sprintf(`{"url": %q, "type": %q, "headers": {"X-Key": "k"}, "credentials": {"bearer": {"token": "secret"}}}`, home.URL, kind), DefaultLimits())
+		c := client(t, fmt.Sprintf(`{"url": %q, "type": %q, "headers": {"X-Key": "k"}, "credentials": {"bearer": {"token": "secret"}}}`, home.URL, kind), defaultLimits())
 		resp, err := c.Do(t.Context(), http.MethodGet, "away")
 		switch {
 		case redirected && err != nil:
@@ -209,7 +209,7 @@ func TestLongPollEnds(t *testing.T) {
 		}
 		req.Header.Set("Prefer", "modes=snapshot,delta;wait=300")
 		start := time.Now()
-		_, err = (&guard{base: quiet{}, home: req.URL, limits: DefaultLimits()}).RoundTrip(req) //nolint:bodyclose // there is none
+		_, err = (&guard{base: quiet{}, home: req.URL, limits: defaultLimits()}).RoundTrip(req) //nolint:bodyclose // there is none
 		if took := time.Since(start); !errors.Is(err, errTooSlow) || took != 330*time.Second {
 			t.Errorf("after %s: %v", took, err)
 		}

@@ -203,7 +203,7 @@ type running struct {
 func options(config string) Options {
 	return Options{
 		Config: []byte(config), Plugin: pluginName, ID: "test",
-		Read:    func([]byte) (string, error) { return "data.envoy.authz.allow", nil },
+		Read:    func([]byte) (string, func(), error) { return "data.envoy.authz.allow", nil, nil },
 		Rego:    rego.Options{Network: true, Undefined: true},
 		Console: new(bytes.Buffer), Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
 	}

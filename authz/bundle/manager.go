@@ -33,9 +33,10 @@ type Options struct {
 	Config []byte
 	// Plugin is the section under plugins that the caller reads itself.
 	Plugin string
-	// Read checks that section and gives the query to decide by. It is called
-	// again for each configuration that discovery brings.
-	Read func(section []byte) (query string, err error)
+	// Read checks that section and gives the query to decide by, and what to call
+	// once this is the section in force; nil for nothing. It is called again for
+	// each configuration that discovery brings.
+	Read func(section []byte) (query string, accept func(), err error)
 	// ID names this process to servers; empty for a random one.
 	ID string
 	// Paths are files and folders as arguments of `opa run`, Bundles those of
@@ -43,7 +44,7 @@ type Options struct {
 	Paths, Bundles []string
 	// V0 reads Rego as OPA before 1.0.
 	V0 bool
-	// Limits bound what servers send; zero means DefaultLimits.
+	// Limits bound what servers send; zero means defaultLimits.
 	Limits Limits
 	// Console takes what is configured to go to the console.
 	Console io.Writer
@@ -107,7 +108,7 @@ type Manager struct {
 // over the network before Run.
 func NewManager(ctx context.Context, o Options) (*Manager, error) {
 	if o.Limits == (Limits{}) {
-		o.Limits = DefaultLimits()
+		o.Limits = defaultLimits()
 	}
 	m := &Manager{options: o, dirty: make(chan struct{}, 1), configured: make(chan struct{}), redactor: decisionlog.NewRedactor(nil, nil, nil)}
 	boot, err := m.bootConfig(o.Config)
@@ -288,7 +289,7 @@ func (m *Manager) Run(ctx context.Context, state func(error)) error {
 	if err := m.opa.Start(ctx); err != nil {
 		return fmt.Errorf("opa plugins: %w", err)
 	}
-	defer m.opa.Stop(context.WithoutCancel(ctx))
+	defer m.stop(ctx)
 	for {
 		select {
 		case <-ctx.Done():
@@ -309,6 +310,17 @@ func (m *Manager) Run(ctx context.Context, state func(error)) error {
 		state(m.ready())
 	}
 }
+
+// stop ends the plugins. What waits for a server is tried once more, but not for
+// longer than stopTime.
+func (m *Manager) stop(ctx context.Context) {
+	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+	defer cancel()
+	m.opa.Stop(bound)
+}
+
+// stopTime is what is left of the ten seconds that supervisors usually grant.
+const stopTime = 5 * time.Second
 
 // ready is nil once each plugin has been in order.
 func (m *Manager) ready() error {

@@ -78,7 +78,7 @@ func TestOCI(t *testing.T) {
 	host := strings.TrimPrefix(reg.URL, "http://")
 	o := options(fmt.Sprintf(`{"services": {"s": {"url": %q, "type": "oci", "credentials": {"bearer": {"scheme": "Basic", "token": "ann:pw"}}}},
 		"bundles": {"b": {"service": "s", "resource": "%s/policies/shop:1", "polling": {"min_delay_seconds": 0, "max_delay_seconds": 1}}}, "persistence_directory": %q}`, reg.URL, host, t.TempDir()))
-	o.Limits = DefaultLimits()
+	o.Limits = defaultLimits()
 	o.Limits.Unpacked = 1 << 20
 	r := run(t, o)
 	r.decides(t, "1 1")

@@ -13,13 +13,23 @@ type factory struct{ manager *Manager }
 
 // Validate implements plugins.Factory.
 func (f factory) Validate(_ *plugins.Manager, section []byte) (any, error) {
-	return f.manager.options.Read(section)
+	query, accept, err := f.manager.options.Read(section)
+	return accepted{query, accept}, err
+}
+
+// accepted is a section that was read.
+type accepted struct {
+	query  string
+	accept func()
 }
 
 // New implements plugins.Factory.
-func (f factory) New(m *plugins.Manager, query any) plugins.Plugin {
-	q, _ := query.(string)
-	f.manager.query.Store(&q)
+func (f factory) New(m *plugins.Manager, config any) plugins.Plugin {
+	a, _ := config.(accepted)
+	if a.accept != nil {
+		a.accept()
+	}
+	f.manager.query.Store(&a.query)
 	close(f.manager.configured)
 	return section{manager: m, name: f.manager.options.Plugin}
 }

@@ -60,7 +60,7 @@ func NewRemote(ctx context.Context, o RemoteOptions) (*Manager, error) {
 	}
 	state := &remoteState{report: o.Report, last: Report{Name: remoteName}}
 	return NewManager(ctx, Options{
-		Config: config, Plugin: remotePlugin, Read: func([]byte) (string, error) { return o.Query, nil },
+		Config: config, Plugin: remotePlugin, Read: func([]byte) (string, func(), error) { return o.Query, nil, nil },
 		Rego: o.Rego, OnlyBundles: true, Console: io.Discard, Log: o.Log, Metrics: prometheus.NewRegistry(),
 		Swapped: func(s *Snapshot) {
 			o.Swapped(s)

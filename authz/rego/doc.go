@@ -1,4 +1,4 @@
-// Package rego is the only door to Open Policy Agent: it compiles Rego, builds
+// Package rego is the door to Open Policy Agent's evaluator: it compiles Rego, builds
 // the input document from an ext_authz request and reads the decision.
 //
 // The main entry points are [Compile], which turns a [Source] and a query into a
