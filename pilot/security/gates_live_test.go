@@ -28,6 +28,9 @@ type gateCase struct {
 	// To is the replica that is called, products-1 unless it is given; "gateway" is one.
 	To      string
 	Version string
+	// TCP says that the port is one of connections: of a request only "as" and "from"
+	// count.
+	TCP bool
 	// Fetched are entries from elsewhere of the AccessList default/list. Many puts 40
 	// more of no meaning to the entries of each list, so that they are looked up.
 	Fetched *model.Fetched
@@ -101,11 +104,20 @@ func TestGatesLive(t *testing.T) {
 		meshes := make([]*model.Mesh, len(cases))
 		for i, c := range cases {
 			meshes[i] = c.mesh(t, s)
+			name := fmt.Sprint("case", i)
+			if c.TCP {
+				out, err := compiler(t, meshes[i]).TCP(c.proxy(), httpPort())
+				if err != nil {
+					t.Fatalf("%s: %v", c.Name, err)
+				}
+				inbounds[name] = inbound{tcp: out}
+				continue
+			}
 			out, err := compiler(t, meshes[i]).HTTP(c.proxy(), httpPort())
 			if err != nil {
 				t.Fatalf("%s: %v", c.Name, err)
 			}
-			if name := fmt.Sprint("case", i); c.own() {
+			if c.own() {
 				inbounds[name] = inbound{http: out, direct: true}
 			} else {
 				// They have the same filters, and differ in what virtual hosts bring.
@@ -117,15 +129,21 @@ func TestGatesLive(t *testing.T) {
 		for i, c := range cases {
 			ask := func(words, by string) {
 				r, name := gateRequest(t, tokens, words), fmt.Sprint("case", i)
+				if told := c.decide(t, meshes[i], r, claims); told != (by == "") {
+					t.Errorf("%s: %q: the evaluator lets it pass: %v", c.Name, words, told)
+				}
+				if c.TCP {
+					if got := p.connect(name, r.identity, r.from); got != (by == "") {
+						t.Errorf("%s: %q: Envoy lets it pass: %v", c.Name, words, got)
+					}
+					return
+				}
 				if !c.own() {
 					r.host, name = name+".test", "shared"
 				}
 				got := p.do(name, r)
 				if (got.status == 200) != (by == "") || got.deniedBy != by && by != "jwt" {
 					t.Errorf("%s: %q: Envoy says %d by %q, want %q", c.Name, words, got.status, got.deniedBy, by)
-				}
-				if told := c.decide(t, meshes[i], r, claims); told != (by == "") {
-					t.Errorf("%s: %q: the evaluator lets it pass: %v", c.Name, words, told)
 				}
 			}
 			for _, words := range c.Pass {
@@ -237,7 +255,7 @@ func gateRequest(t *testing.T, tokens map[string]string, words string) request {
 func (c *gateCase) decide(t *testing.T, m *model.Mesh, r request, claims map[string]map[string]any) bool {
 	t.Helper()
 	q := eval.Request{
-		Method: r.method, Host: r.host, Headers: map[string]string{}, Principal: strings.TrimPrefix(r.identity, "spiffe://"),
+		TCP: c.TCP, Method: r.method, Host: r.host, Headers: map[string]string{}, Principal: strings.TrimPrefix(r.identity, "spiffe://"),
 		Source: netip.MustParseAddr("127.0.0.1"), DestinationPort: 8000, Claims: claims[r.header["X-Token-Of"]],
 	}
 	if q.Method == "" {
