@@ -63,7 +63,7 @@ func TestCellsAreExact(t *testing.T) {
 			all(text+string(c), more-1)
 		}
 	}
-	all("", 5)
+	all("", 4)
 }
 
 func TestAddressCells(t *testing.T) {
