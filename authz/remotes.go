@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -16,8 +15,8 @@ import (
 	"time"
 
 	"github.com/writ-mesh/writ/authz/bundle"
+	"github.com/writ-mesh/writ/authz/bundlestatus"
 	"github.com/writ-mesh/writ/authz/rego"
-	"github.com/writ-mesh/writ/internal/atomicfile"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
@@ -35,24 +34,10 @@ type remotes struct {
 	running map[string]*remote
 
 	mu sync.Mutex
-	// problems are what is told in problemsFile, by policy.
-	problems map[string]BundleProblem
-	// file is problemsFile's path, empty for none.
-	file string
-}
-
-// ProblemsFile is in the service's state folder, for `writ status`: a list of
-// BundleProblem.
-const ProblemsFile = "bundle-problems.json"
-
-// BundleProblem says why a bundle's newest version is not in force.
-type BundleProblem struct {
-	// Policy is "<namespace>/<name>", Source "<file>:<line>" of it.
-	Policy string `json:"policy"`
-	Source string `json:"source"`
-	Reason string `json:"reason"`
-	// Since is when the bundle in force was put in force; zero if none is.
-	Since time.Time `json:"since"`
+	// problems are what `writ status` is told, by policy.
+	problems map[string]bundlestatus.Problem
+	// state is the folder for that, empty for none.
+	state string
 }
 
 // remote is one bundle.
@@ -73,16 +58,16 @@ func (x *remote) since() time.Time {
 }
 
 func newRemotes(ctx context.Context, state string, o rego.Options, m *bundleMetrics, log *slog.Logger) *remotes {
-	r := &remotes{ctx: ctx, options: o, metrics: m, log: log, running: make(map[string]*remote), problems: make(map[string]BundleProblem)}
+	r := &remotes{ctx: ctx, options: o, metrics: m, log: log, running: make(map[string]*remote), problems: make(map[string]bundlestatus.Problem), state: state}
 	if state != "" {
-		r.folder, r.file = filepath.Join(state, "bundles"), filepath.Join(state, ProblemsFile)
+		r.folder = filepath.Join(state, "bundles")
 		r.tell("", nil) // those of before are not ours
 	}
 	return r
 }
 
 // tell changes what is known to be wrong with a policy's bundle.
-func (r *remotes) tell(name string, p *BundleProblem) {
+func (r *remotes) tell(name string, p *bundlestatus.Problem) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if p != nil {
@@ -90,18 +75,14 @@ func (r *remotes) tell(name string, p *BundleProblem) {
 	} else {
 		delete(r.problems, name)
 	}
-	if r.file == "" {
+	if r.state == "" {
 		return
 	}
-	list := make([]BundleProblem, 0, len(r.problems))
+	list := make([]bundlestatus.Problem, 0, len(r.problems))
 	for _, name := range slices.Sorted(maps.Keys(r.problems)) {
 		list = append(list, r.problems[name])
 	}
-	b, err := json.Marshal(list)
-	if err == nil {
-		err = atomicfile.Write(r.file, b, 0o600)
-	}
-	if err != nil {
+	if err := bundlestatus.Write(r.state, list); err != nil {
 		r.log.Warn("what is wrong with bundles was not written down", slog.Any("error", err))
 	}
 }
@@ -149,7 +130,7 @@ func (r *remotes) prepare(name string, fp [sha256.Size]byte, p *configpb.RegoPol
 			if report.Err == nil {
 				r.tell(name, nil)
 			} else {
-				r.tell(name, &BundleProblem{Policy: name, Source: p.GetSource(), Reason: report.Err.Error(), Since: x.since()})
+				r.tell(name, &bundlestatus.Problem{Policy: name, Source: p.GetSource(), Reason: report.Err.Error(), Since: x.since()})
 			}
 			if report.Err != nil && report.Attempted {
 				log.Warn("a bundle cannot be used; the last good one stays", slog.Any("error", report.Err))

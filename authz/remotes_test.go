@@ -9,14 +9,11 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"maps"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -25,6 +22,7 @@ import (
 	opabundle "github.com/open-policy-agent/opa/v1/bundle"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/writ-mesh/writ/authz/bundlestatus"
 	"github.com/writ-mesh/writ/internal/proctest"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
@@ -198,14 +196,10 @@ func TestRemoteBundleOfAPolicy(t *testing.T) {
 }
 
 // problems is what `writ status` is told.
-func problems(t *testing.T, state string) []BundleProblem {
+func problems(t *testing.T, state string) []bundlestatus.Problem {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(state, ProblemsFile))
+	list, err := bundlestatus.Read(state)
 	if err != nil {
-		t.Fatal(err)
-	}
-	var list []BundleProblem
-	if err := json.Unmarshal(b, &list); err != nil {
 		t.Fatal(err)
 	}
 	return list

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -271,6 +272,8 @@ func (r *running) decides(t testing.TB, want string) {
 	t.Helper()
 	proctest.Eventually(t, 30*time.Second, func() error {
 		if got := r.ask(t); got != want {
+			r.mu.Lock()
+			defer r.mu.Unlock()
 			return fmt.Errorf("decides %q, want %q; report %+v", got, want, r.reports)
 		}
 		return nil
@@ -281,8 +284,11 @@ func (r *running) decides(t testing.TB, want string) {
 func (r *running) fails(t testing.TB, name, want string) {
 	t.Helper()
 	proctest.Eventually(t, 30*time.Second, func() error {
-		if err := r.report(name).Err; err == nil || !strings.Contains(err.Error(), want) {
-			return fmt.Errorf("report %v, want %q", err, want)
+		switch err := r.report(name).Err; {
+		case err == nil:
+			return errors.New("no error yet")
+		case !strings.Contains(err.Error(), want):
+			return fmt.Errorf("the report is not %q: %w", want, err)
 		}
 		return nil
 	})

@@ -124,7 +124,7 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 		return nil, err
 	}
 	if guards != nil {
-		boot["services"] = json.RawMessage(services)
+		boot["services"] = services
 	}
 	raw, err := json.Marshal(boot)
 	if err != nil {

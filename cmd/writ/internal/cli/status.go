@@ -61,7 +61,11 @@ Exit code 0: everything is live and runs; 1: not; 2: cannot tell.`,
 			if err != nil {
 				return err
 			}
-			for _, p := range programs {
+			bundles, err := stack.BundleProblems(dir, state)
+			if err != nil {
+				return err
+			}
+			for _, p := range append(programs, bundles...) {
 				st.Problems = append(st.Problems, problemOf(p))
 			}
 			st.Problems = append(st.Problems, agentProblems(cmd.Context(), dir, state)...)

@@ -1,16 +1,12 @@
 package stack
 
 import (
-	"encoding/json"
-	"errors"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/writ-mesh/writ/authz"
+	"github.com/writ-mesh/writ/authz/bundlestatus"
 	"github.com/writ-mesh/writ/pilot/meshdir"
 )
 
@@ -21,15 +17,8 @@ func BundleProblems(dir, state string) ([]meshdir.Problem, error) {
 	if state == "" {
 		state = filepath.Join(dir, stateFolder)
 	}
-	data, err := os.ReadFile(filepath.Join(state, "authz", authz.ProblemsFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
+	list, err := bundlestatus.Read(filepath.Join(state, "authz"))
 	if err != nil {
-		return nil, err
-	}
-	var list []authz.BundleProblem
-	if err := json.Unmarshal(data, &list); err != nil {
 		return nil, err
 	}
 	out := make([]meshdir.Problem, len(list))

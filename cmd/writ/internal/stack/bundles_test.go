@@ -5,22 +5,26 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
-	"github.com/writ-mesh/writ/authz"
+	"github.com/writ-mesh/writ/authz/bundlestatus"
 	"github.com/writ-mesh/writ/pilot/meshdir"
 )
 
 func TestBundleProblems(t *testing.T) {
 	dir := t.TempDir()
-	if list, err := BundleProblems(dir, ""); err != nil || list != nil {
+	if list, err := BundleProblems(dir, ""); err != nil || len(list) != 0 {
 		t.Errorf("without a file: %v %v", list, err)
 	}
 	state := filepath.Join(dir, stateFolder, "authz")
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	const text = `[{"policy": "default/a", "source": "p.yaml:7", "reason": "not found"}, {"policy": "default/b", "source": "p.yaml:9", "reason": "no archive", "since": "2026-11-21T10:00:00Z"}]`
-	if err := os.WriteFile(filepath.Join(state, authz.ProblemsFile), []byte(text), 0o600); err != nil {
+	told := []bundlestatus.Problem{
+		{Policy: "default/a", Source: "p.yaml:7", Reason: "not found"},
+		{Policy: "default/b", Source: "p.yaml:9", Reason: "no archive", Since: time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)},
+	}
+	if err := bundlestatus.Write(state, told); err != nil {
 		t.Fatal(err)
 	}
 	list, err := BundleProblems(dir, "")
