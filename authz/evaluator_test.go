@@ -195,7 +195,7 @@ func TestCacheTokenExpires(t *testing.T) {
 			{time.Minute, long, true, 3, 3},              // and what the long one made is not
 			{time.Hour + time.Minute, long, false, 4, 3}, // as refused as the short one
 		} {
-			time.Sleep(step.after)
+			time.Sleep(step.after) // time of the bubble
 			got := allowed(m.check(t, "default/a", step.token))
 			if hits, misses := m.lookups(t, "hit"), m.lookups(t, "miss"); got != step.allow || hits != step.hits || misses != step.misses {
 				t.Errorf("after %s: allowed %v, %d hits, %d misses; want %+v", step.after, got, hits, misses, step)

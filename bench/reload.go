@@ -67,7 +67,9 @@ func (s steady) run(ctx context.Context, length time.Duration) ([]time.Duration,
 				if due.Sub(begin) > length || ctx.Err() != nil {
 					return
 				}
-				time.Sleep(time.Until(due))
+				if pause(ctx, time.Until(due)) != nil {
+					return
+				}
 				start := time.Now()
 				resp, err := client.Check(ctx, s.request(n))
 				if err == nil && resp.GetStatus().GetCode() != int32(codes.OK) {
@@ -206,7 +208,9 @@ func authzReload(ctx context.Context, o options) ([]row, error) {
 	var reloads int64
 	for range o.rounds {
 		bundles.frozen.Store(true)
-		time.Sleep(2 * time.Second) // what was fetched last is in force
+		if err := pause(ctx, 2*time.Second); err != nil { // what was fetched last is in force
+			return nil, err
+		}
 		q, err := load.run(ctx, 2*o.each)
 		if err != nil {
 			return nil, err
@@ -233,7 +237,9 @@ func untilAllowed(ctx context.Context, addr string) error {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for pause(ctx, 50*time.Millisecond) == nil {
 		if resp, err := authv3.NewAuthorizationClient(conn).Check(ctx, checkRequest("/api/orders/1")); err == nil && resp.GetStatus().GetCode() == int32(codes.OK) {
 			return nil
 		}

@@ -287,14 +287,14 @@ func (o object) num(key string, value int64, r *reads) {
 	}
 }
 
-// term inserts what make gives for a field that is read, unless that is nil.
-func (o object) term(key string, r *reads, make func(*reads) *ast.Term) {
+// term inserts what value gives for a field that is read, unless that is nil.
+func (o object) term(key string, r *reads, value func(*reads) *ast.Term) {
 	at := r.at(key)
 	if at == nil {
 		return
 	}
-	if value := make(at); value != nil {
-		o.Insert(ast.InternedTerm(key), value)
+	if t := value(at); t != nil {
+		o.Insert(ast.InternedTerm(key), t)
 	}
 }
 

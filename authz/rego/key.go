@@ -50,7 +50,7 @@ func appendValue(b []byte, v ast.Value) ([]byte, bool) {
 		return appendText(b, '"', string(v)), true
 	case *ast.Array:
 		b = binary.AppendUvarint(append(b, '['), uint64(v.Len())) //nolint:gosec // a length
-		ok := true
+		var ok bool
 		for i := range v.Len() {
 			if b, ok = appendValue(b, v.Elem(i).Value); !ok {
 				return b, false
@@ -127,7 +127,7 @@ func appendAttributes(b []byte, a *authv3.AttributeContext, r *reads) ([]byte, b
 		return appendValue(b, attributes(a, r).Value)
 	}
 	b = append(b, '{')
-	ok := true
+	var ok bool
 	for _, k := range r.keys {
 		switch k.name {
 		case "source":
