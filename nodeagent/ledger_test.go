@@ -129,6 +129,7 @@ func TestLedgerIsRemembered(t *testing.T) {
 	}
 	// A damaged file is kept. With another key nothing else is believed than with the
 	// first.
+	r.agent.Kill() // it may be about to write the file
 	if err := os.WriteFile(r.path("state/ledger.json"), []byte("{}x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
