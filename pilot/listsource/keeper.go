@@ -254,7 +254,7 @@ func (k *Keeper) look(ctx context.Context, id string, s *source, list *model.Acc
 	if err != nil {
 		k.fetches.WithLabelValues("failed").Inc()
 		if s.failed == nil || s.failed.Error() != err.Error() {
-			k.log.Warn("the entries of an AccessList cannot be fetched; what was good last stays", slog.String("list", id), slog.Any("error", err))
+			k.log.WarnContext(ctx, "the entries of an AccessList cannot be fetched; what was good last stays", slog.String("list", id), slog.Any("error", err))
 			k.tell()
 		}
 		s.failed = err
@@ -279,7 +279,7 @@ func (k *Keeper) look(ctx context.Context, id string, s *source, list *model.Acc
 	}
 	k.fetches.WithLabelValues("new").Inc()
 	s.good = good{Entries: entries, Tag: a.tag, Fetched: now, From: cmp.Or(list.From.URL, list.From.File)}
-	k.log.Info("new entries of an AccessList", slog.String("list", id), slog.Int("entries", len(entries)))
+	k.log.InfoContext(ctx, "new entries of an AccessList", slog.String("list", id), slog.Int("entries", len(entries)))
 	k.save(id, s.good)
 	k.tell()
 	return nil

@@ -100,8 +100,13 @@ func (c *checker) accessRule(at string, r *accessRule) {
 		name   string
 		values []string
 	}{
-		{"services", r.Services}, {"hosts", r.Hosts}, {"notHosts", r.NotHosts}, {"paths", r.Paths}, {"notPaths", r.NotPaths},
-		{"methods", r.Methods}, {"notMethods", r.NotMethods},
+		{"services", r.Services},
+		{"hosts", r.Hosts},
+		{"notHosts", r.NotHosts},
+		{"paths", r.Paths},
+		{"notPaths", r.NotPaths},
+		{"methods", r.Methods},
+		{"notMethods", r.NotMethods},
 	} {
 		c.noEmpty(at+"."+f.name, f.values)
 		c.wildcards(at+"."+f.name, f.values)

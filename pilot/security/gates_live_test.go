@@ -180,12 +180,11 @@ func (c *gateCase) mesh(t *testing.T, s signer) *model.Mesh {
 	if c.Many {
 		for _, list := range m.AccessLists {
 			for i := range 40 {
-				switch {
-				case list.Form == model.AccessAddresses:
-					list.Entries = append(list.Entries, fmt.Sprintf("192.0.2.%d", i))
-				default:
-					list.Entries = append(list.Entries, fmt.Sprintf("of-no-meaning-%d", i))
+				entry := fmt.Sprintf("of-no-meaning-%d", i)
+				if list.Form == model.AccessAddresses {
+					entry = fmt.Sprintf("192.0.2.%d", i)
 				}
+				list.Entries = append(list.Entries, entry)
 			}
 		}
 	}
