@@ -378,7 +378,7 @@ func writeRegex(re *syntax.Regexp, exact *bool) string {
 		return strings.Join(texts, "|")
 	case syntax.OpStar, syntax.OpPlus:
 		repeat := map[syntax.Op]string{syntax.OpStar: "*", syntax.OpPlus: "+"}[re.Op]
-		if any := re.Sub[0].Op; any == syntax.OpAnyChar || any == syntax.OpAnyCharNotNL {
+		if sub := re.Sub[0].Op; sub == syntax.OpAnyChar || sub == syntax.OpAnyCharNotNL {
 			// No value has a line's end.
 			return `\C` + repeat
 		}

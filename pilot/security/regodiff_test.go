@@ -88,7 +88,7 @@ func TestRegoDifferential(t *testing.T) {
 		}
 	}
 	t.Logf("%v", counts)
-	for _, what := range []string{"policies: " + RegoInEnvoy, "policies: " + RegoInBoth, "policies: " + RegoInAuthz, "allowed in Envoy", "refused in Envoy", "asked"} {
+	for _, what := range []string{"policies: " + regoInEnvoy, "policies: " + regoInBoth, "policies: " + regoInAuthz, "allowed in Envoy", "refused in Envoy", "asked"} {
 		if counts[what] == 0 {
 			t.Errorf("nothing was %s", what)
 		}
@@ -113,7 +113,7 @@ func compareRego(t *testing.T, module string, program *rego.Program, placed Rego
 	r := e.r
 	want, err := askOPA(t, program, r)
 	refused, allowed := e.matches(rules.GetMatcher()), e.matches(rules.GetShadowMatcher())
-	if rules.GetShadowMatcher() == nil && placed.Runs == RegoInEnvoy {
+	if rules.GetShadowMatcher() == nil && placed.Runs == regoInEnvoy {
 		allowed = !refused
 	}
 	switch {

@@ -10,17 +10,17 @@ import (
 
 // Where a RegoPolicy is decided.
 const (
-	RegoInEnvoy = "envoy"
-	RegoInBoth  = "envoy and authz"
-	RegoInAuthz = "authz"
+	regoInEnvoy = "envoy"
+	regoInBoth  = "envoy and authz"
+	regoInAuthz = "authz"
 )
 
 // RegoPlacement says where one RegoPolicy of a proxy is decided.
 type RegoPlacement struct {
 	Policy model.Ref
-	// Runs is RegoInEnvoy, RegoInBoth or RegoInAuthz.
+	// Runs is "envoy", "envoy and authz" or "authz".
 	Runs string
-	// Remote says why what is decided by authz is; empty for RegoInEnvoy.
+	// Remote says why what is decided by authz is; empty for "envoy".
 	Remote []RegoReason
 }
 
@@ -55,11 +55,11 @@ type placedRego struct {
 func (r *placedRego) runs() string {
 	switch {
 	case r.form == nil:
-		return RegoInAuthz
+		return regoInAuthz
 	case r.form.Whole():
-		return RegoInEnvoy
+		return regoInEnvoy
 	}
-	return RegoInBoth
+	return regoInBoth
 }
 
 // whole says that authz has not to be asked about the policy.
