@@ -44,6 +44,10 @@ Exit code 0: it enforces now; 1: it does not, because nobody agreed; 2: cannot t
 		Args:    arguments(1, 2, "a policy and the mesh directory"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := meshDir(args[1:])
+			before, err := readMesh(dir)
+			if err != nil {
+				return err
+			}
 			m, err := readMesh(dir)
 			if err != nil {
 				return err
@@ -55,7 +59,7 @@ Exit code 0: it enforces now; 1: it does not, because nobody agreed; 2: cannot t
 			p := &promotion{Policy: ref.ID(), File: ref.File}
 			p.Result = &replay.Result{Flips: []replay.Case{}, Unknown: []replay.Case{}}
 			if ref.Kind != "QuotaPolicy" {
-				if p.Result, err = replay.Promotion(cmd.Context(), replayed(cmd.Context(), m), ref, from.source(dir, cmd.ErrOrStderr())); err != nil {
+				if p.Result, err = replay.Promotion(cmd.Context(), replayed(cmd.Context(), before), replayed(cmd.Context(), m), ref, from.source(dir, cmd.ErrOrStderr())); err != nil {
 					return err
 				}
 			}

@@ -27,9 +27,9 @@ import (
 
 // The outcomes.
 const (
-	Allowed = "allowed"
-	Refused = "refused"
-	Unknown = "unknown"
+	allowed = "allowed"
+	refused = "refused"
+	unknown = "unknown"
 )
 
 // Verdict is what a mesh would do with a request.
@@ -59,17 +59,17 @@ func New(m *model.Mesh, decide Rego) *Mesh {
 // Decide tells what the mesh would do.
 func (m *Mesh) Decide(ctx context.Context, s *recording.Seen) Verdict {
 	if strings.HasPrefix(s.Rule, "RequestAuthentication ") {
-		return Verdict{Unknown, "its token was refused, and is not recorded"}
+		return Verdict{unknown, "its token was refused, and is not recorded"}
 	}
 	proxies := m.workloads(s)
 	if len(proxies) == 0 {
-		return Verdict{Unknown, "its workload is not in the mesh"}
+		return Verdict{unknown, "its workload is not in the mesh"}
 	}
 	var all Verdict
 	for i, p := range proxies {
 		v := m.at(ctx, p, s)
 		if i > 0 && v.Outcome != all.Outcome {
-			return Verdict{Unknown, "several workloads have the identity " + s.To + ", and decide differently"}
+			return Verdict{unknown, "several workloads have the identity " + s.To + ", and decide differently"}
 		}
 		all = v
 	}
@@ -145,30 +145,30 @@ func (m *Mesh) at(ctx context.Context, p *model.Proxy, s *recording.Seen) Verdic
 	t := token{seen: s}
 	answer, err := explain.Request(m.mesh, q, explain.Deciders{Find: t.find, Verify: t.verify, Rego: explainRego(m.rego), Now: s.Time})
 	if err != nil {
-		return Verdict{Unknown, err.Error()}
+		return Verdict{unknown, err.Error()}
 	}
 	if t.asked && !t.found && s.Claims != nil {
-		return Verdict{Unknown, "its token is of an issuer that the workload does not know, and is not recorded"}
+		return Verdict{unknown, "its token is of an issuer that the workload does not know, and is not recorded"}
 	}
 	target := answer.Targets[0]
 	policies := eval.Select(m.mesh, p)
 	if why := m.missing(policies, s); why != "" {
-		return Verdict{Unknown, why}
+		return Verdict{unknown, why}
 	}
 	byRego := strings.HasPrefix(target.By, "RegoPolicy ")
 	if target.Decision == explain.Refused && !byRego {
-		return Verdict{Refused, target.By}
+		return Verdict{refused, target.By}
 	}
 	if why := m.missingForRego(ctx, policies.Rego, s); why != "" {
-		return Verdict{Unknown, why}
+		return Verdict{unknown, why}
 	}
 	switch target.Decision {
 	case explain.Refused:
-		return Verdict{Refused, target.By}
+		return Verdict{refused, target.By}
 	case explain.Allowed:
-		return Verdict{Allowed, target.By}
+		return Verdict{allowed, target.By}
 	}
-	return Verdict{Unknown, "a CUSTOM provider, or a bundle, has a say"}
+	return Verdict{unknown, "a CUSTOM provider, or a bundle, has a say"}
 }
 
 func explainRego(f Rego) func(*model.RegoPolicy, *authv3.CheckRequest, string, map[string]any) (bool, string, error) {

@@ -42,9 +42,9 @@ type collector struct {
 }
 
 func (c *collector) add(s *recording.Seen, now, by string) {
-	was := Refused
+	was := refused
 	if s.Allowed {
-		was = Allowed
+		was = allowed
 	}
 	c.out.Requests += s.Count
 	if was == now {
@@ -79,7 +79,7 @@ func (c *collector) result() *Result {
 	for _, k := range slices.SortedFunc(maps.Keys(c.cases), compare) {
 		n := c.cases[k]
 		k.Count = n
-		if k.Now == Unknown {
+		if k.Now == unknown {
 			c.out.Unknown = append(c.out.Unknown, k)
 		} else {
 			c.out.Flips = append(c.out.Flips, k)
@@ -106,27 +106,27 @@ func Candidate(ctx context.Context, m *Mesh, from Source) (*Result, error) {
 	return c.result(), err
 }
 
-// Promotion tells whom a policy would refuse that only observes now. m is the mesh in
-// which it is enforced. What it would have refused is recorded of a RegoPolicy, as its
-// decider said it; of an AuthorizationPolicy the rules are asked, and what was said of it
-// counts where they cannot tell.
-func Promotion(ctx context.Context, m *Mesh, policy model.Ref, from Source) (*Result, error) {
+// Promotion tells whom a policy would refuse that only observes in the mesh before, and
+// is enforced in the one after. What it would have refused is recorded of a RegoPolicy, as
+// its decider said it; of an AuthorizationPolicy the rules are asked, and what was said of
+// it counts where they cannot tell. What is refused without it is left out.
+func Promotion(ctx context.Context, before, after *Mesh, policy model.Ref, from Source) (*Result, error) {
 	var c collector
 	name := policy.Kind + " " + policy.Namespace + "/" + policy.Name
 	err := from(func(s *recording.Seen) error {
-		if !s.Allowed {
-			return ctx.Err() // refused already, by another
+		if !s.Allowed || before.Decide(ctx, s).Outcome == refused {
+			return ctx.Err()
 		}
 		i := slices.IndexFunc(s.Observed, func(rule string) bool { return names(rule, policy) })
 		switch {
 		case policy.Kind == "RegoPolicy" && i >= 0:
-			c.add(s, Refused, name)
+			c.add(s, refused, name)
 		case policy.Kind == "RegoPolicy":
-			c.add(s, Allowed, "")
+			c.add(s, allowed, "")
 		default:
-			v := m.Decide(ctx, s)
-			if v.Outcome == Unknown && i >= 0 {
-				v = Verdict{Refused, s.Observed[i]}
+			v := after.Decide(ctx, s)
+			if v.Outcome == unknown && i >= 0 {
+				v = Verdict{refused, s.Observed[i]}
 			}
 			c.add(s, v.Outcome, v.By)
 		}

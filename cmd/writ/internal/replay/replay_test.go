@@ -91,32 +91,32 @@ func TestDecide(t *testing.T) {
 		rego     bool
 		want     string
 	}{
-		"no policy":                  {"", func(*recording.Seen) {}, true, Allowed},
-		"a dry run":                  {denyDelete, func(s *recording.Seen) { s.Method = "DELETE" }, true, Allowed},
-		"denied":                     {strings.Replace(denyDelete, `"true"`, `"false"`, 1), func(s *recording.Seen) { s.Method = "DELETE" }, true, Refused},
-		"another method":             {strings.Replace(denyDelete, `"true"`, `"false"`, 1), func(*recording.Seen) {}, true, Allowed},
-		"by a header":                {header, func(s *recording.Seen) { s.Headers["x-user"] = "mallory" }, true, Refused},
-		"by another header":          {header, func(s *recording.Seen) { s.Headers["x-user"] = "alice" }, true, Allowed},
-		"without the header":         {header, func(*recording.Seen) {}, true, Allowed},
-		"headers are not known":      {header, func(s *recording.Seen) { s.AllHeaders = false }, true, Unknown},
-		"the header is redacted":     {header, func(s *recording.Seen) { s.Headers["x-user"] = decisionlog.Redacted }, true, Unknown},
-		"by a claim":                 {claim, func(s *recording.Seen) { s.Claims = map[string]any{"iss": "i", "email": "a@b.example"} }, true, Allowed},
-		"by another claim":           {claim, func(s *recording.Seen) { s.Claims = map[string]any{"iss": "i", "email": "x"} }, true, Refused},
-		"the claim is redacted":      {claim, func(s *recording.Seen) { s.Claims = map[string]any{"iss": "i", "email": decisionlog.Redacted} }, true, Unknown},
-		"of another issuer":          {claim, func(s *recording.Seen) { s.Claims = map[string]any{"iss": "j"} }, true, Unknown},
-		"its token was refused":      {claim, func(s *recording.Seen) { s.Rule, s.Allowed = "RequestAuthentication default/p (Jwt is expired)", false }, true, Unknown},
-		"Rego allows":                {regoPolicy, func(*recording.Seen) {}, true, Allowed},
-		"Rego refuses":               {regoPolicy, func(*recording.Seen) {}, false, Refused},
-		"Rego reads what is secret":  {regoPolicy, func(s *recording.Seen) { s.Headers["cookie"] = decisionlog.Redacted }, true, Unknown},
-		"Rego, and another secret":   {regoPolicy, func(s *recording.Seen) { s.Headers["authorization"] = decisionlog.Redacted }, true, Allowed},
-		"Rego, and no headers":       {regoPolicy, func(s *recording.Seen) { s.AllHeaders = false }, true, Unknown},
-		"Rego reads the body":        {body, func(s *recording.Seen) { s.Body = true }, true, Unknown},
-		"Rego, without a body":       {body, func(*recording.Seen) {}, false, Refused},
-		"a workload that is gone":    {"", func(s *recording.Seen) { s.To = "spiffe://cluster.local/ns/default/sa/gone" }, true, Unknown},
-		"the replica that reported":  {"", func(s *recording.Seen) { s.Proxy = "sidecar~10.0.0.1~shop-1.default~x" }, true, Allowed},
-		"a replica that runs not":    {"", func(s *recording.Seen) { s.Proxy = "sidecar~10.0.0.1~shop-9.default~x" }, true, Unknown},
-		"outside of a strict mesh":   {"apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: d, namespace: istio-system}\nspec: {mtls: {mode: STRICT}}\n", func(s *recording.Seen) { s.From = "" }, true, Refused},
-		"outside of one that is not": {"", func(s *recording.Seen) { s.From = "" }, true, Allowed},
+		"no policy":                  {"", func(*recording.Seen) {}, true, allowed},
+		"a dry run":                  {denyDelete, func(s *recording.Seen) { s.Method = "DELETE" }, true, allowed},
+		"denied":                     {strings.Replace(denyDelete, `"true"`, `"false"`, 1), func(s *recording.Seen) { s.Method = "DELETE" }, true, refused},
+		"another method":             {strings.Replace(denyDelete, `"true"`, `"false"`, 1), func(*recording.Seen) {}, true, allowed},
+		"by a header":                {header, func(s *recording.Seen) { s.Headers["x-user"] = "mallory" }, true, refused},
+		"by another header":          {header, func(s *recording.Seen) { s.Headers["x-user"] = "alice" }, true, allowed},
+		"without the header":         {header, func(*recording.Seen) {}, true, allowed},
+		"headers are not known":      {header, func(s *recording.Seen) { s.AllHeaders = false }, true, unknown},
+		"the header is redacted":     {header, func(s *recording.Seen) { s.Headers["x-user"] = decisionlog.Redacted }, true, unknown},
+		"by a claim":                 {claim, func(s *recording.Seen) { s.Claims = map[string]any{"iss": "i", "email": "a@b.example"} }, true, allowed},
+		"by another claim":           {claim, func(s *recording.Seen) { s.Claims = map[string]any{"iss": "i", "email": "x"} }, true, refused},
+		"the claim is redacted":      {claim, func(s *recording.Seen) { s.Claims = map[string]any{"iss": "i", "email": decisionlog.Redacted} }, true, unknown},
+		"of another issuer":          {claim, func(s *recording.Seen) { s.Claims = map[string]any{"iss": "j"} }, true, unknown},
+		"its token was refused":      {claim, func(s *recording.Seen) { s.Rule, s.Allowed = "RequestAuthentication default/p (Jwt is expired)", false }, true, unknown},
+		"Rego allows":                {regoPolicy, func(*recording.Seen) {}, true, allowed},
+		"Rego refuses":               {regoPolicy, func(*recording.Seen) {}, false, refused},
+		"Rego reads what is secret":  {regoPolicy, func(s *recording.Seen) { s.Headers["cookie"] = decisionlog.Redacted }, true, unknown},
+		"Rego, and another secret":   {regoPolicy, func(s *recording.Seen) { s.Headers["authorization"] = decisionlog.Redacted }, true, allowed},
+		"Rego, and no headers":       {regoPolicy, func(s *recording.Seen) { s.AllHeaders = false }, true, unknown},
+		"Rego reads the body":        {body, func(s *recording.Seen) { s.Body = true }, true, unknown},
+		"Rego, without a body":       {body, func(*recording.Seen) {}, false, refused},
+		"a workload that is gone":    {"", func(s *recording.Seen) { s.To = "spiffe://cluster.local/ns/default/sa/gone" }, true, unknown},
+		"the replica that reported":  {"", func(s *recording.Seen) { s.Proxy = "sidecar~10.0.0.1~shop-1.default~x" }, true, allowed},
+		"a replica that runs not":    {"", func(s *recording.Seen) { s.Proxy = "sidecar~10.0.0.1~shop-9.default~x" }, true, unknown},
+		"outside of a strict mesh":   {"apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: d, namespace: istio-system}\nspec: {mtls: {mode: STRICT}}\n", func(s *recording.Seen) { s.From = "" }, true, refused},
+		"outside of one that is not": {"", func(s *recording.Seen) { s.From = "" }, true, allowed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			v := New(readMesh(t, c.policies), regoDecides(c.rego)).Decide(t.Context(), seen(c.change))
@@ -149,8 +149,8 @@ func TestCandidate(t *testing.T) {
 		t.Fatal(err)
 	}
 	if r.Requests != 9 || r.Unchanged != 1 || len(r.Flips) != 2 || len(r.Unknown) != 1 ||
-		r.Flips[1] != (Case{From: "cluster.local/ns/default/sa/web", Workload: "default/shop", Method: "DELETE", Path: "/", Count: 6, Was: Allowed, Now: Refused, By: "AuthorizationPolicy default/deny-delete rule 0"}) ||
-		r.Flips[0].Was != Refused || r.Flips[0].Now != Allowed {
+		r.Flips[1] != (Case{From: "cluster.local/ns/default/sa/web", Workload: "default/shop", Method: "DELETE", Path: "/", Count: 6, Was: allowed, Now: refused, By: "AuthorizationPolicy default/deny-delete rule 0"}) ||
+		r.Flips[0].Was != refused || r.Flips[0].Now != allowed {
 		t.Errorf("%+v", r)
 	}
 }
@@ -163,21 +163,26 @@ func TestPromotion(t *testing.T) {
 		return func(s *recording.Seen) { s.Observed = []string{rule} }
 	}
 	header := policy("AuthorizationPolicy", "action: DENY, rules: [{when: [{key: 'request.headers[x-user]', values: [mallory]}]}]")
+	enforcedDelete := strings.Replace(denyDelete, `"true"`, `"false"`, 1)
 	for name, c := range map[string]struct {
-		kind, policies           string
+		before, kind, policies   string
 		seen                     *recording.Seen
 		flips, unknown, requests int
 	}{
-		"Rego would refuse":         {"RegoPolicy", "", seen(observed("RegoPolicy default/p")), 1, 0, 1},
-		"another Rego would":        {"RegoPolicy", "", seen(observed("RegoPolicy default/pp")), 0, 0, 1},
-		"refused already":           {"RegoPolicy", "", seen(func(s *recording.Seen) { s.Allowed = false; observed("RegoPolicy default/p")(s) }), 0, 0, 0},
-		"the rules say so":          {"AuthorizationPolicy", header, seen(func(s *recording.Seen) { s.Headers["x-user"] = "mallory" }), 1, 0, 1},
-		"the rules say no":          {"AuthorizationPolicy", header, seen(observed("AuthorizationPolicy default/p rule 0")), 0, 0, 1},
-		"the Envoy said so":         {"AuthorizationPolicy", header, seen(func(s *recording.Seen) { s.AllHeaders = false; observed("AuthorizationPolicy default/p rule 0")(s) }), 1, 0, 1},
-		"the Envoy said so of more": {"AuthorizationPolicy", header, seen(func(s *recording.Seen) { s.AllHeaders = false; observed("AuthorizationPolicy default/o,default/p no rule allows")(s) }), 1, 0, 1},
-		"nobody can tell":           {"AuthorizationPolicy", header, seen(func(s *recording.Seen) { s.AllHeaders = false }), 0, 1, 1},
+		"Rego would refuse":  {"", "RegoPolicy", "", seen(observed("RegoPolicy default/p")), 1, 0, 1},
+		"another Rego would": {"", "RegoPolicy", "", seen(observed("RegoPolicy default/pp")), 0, 0, 1},
+		"refused already":    {"", "RegoPolicy", "", seen(func(s *recording.Seen) { s.Allowed = false; observed("RegoPolicy default/p")(s) }), 0, 0, 0},
+		"the rules say so":   {"", "AuthorizationPolicy", header, seen(func(s *recording.Seen) { s.Headers["x-user"] = "mallory" }), 1, 0, 1},
+		"the rules say no":   {"", "AuthorizationPolicy", header, seen(observed("AuthorizationPolicy default/p rule 0")), 0, 0, 1},
+		"the Envoy said so":  {"", "AuthorizationPolicy", header, seen(func(s *recording.Seen) { s.AllHeaders = false; observed("AuthorizationPolicy default/p rule 0")(s) }), 1, 0, 1},
+		"the Envoy said so of more": {"", "AuthorizationPolicy", header, seen(func(s *recording.Seen) {
+			s.AllHeaders = false
+			observed("AuthorizationPolicy default/o,default/p no rule allows")(s)
+		}), 1, 0, 1},
+		"refused without it": {enforcedDelete, "AuthorizationPolicy", header, seen(func(s *recording.Seen) { s.Method = "DELETE"; s.Headers["x-user"] = "mallory" }), 0, 0, 0},
+		"nobody can tell":    {"", "AuthorizationPolicy", header, seen(func(s *recording.Seen) { s.AllHeaders = false }), 0, 1, 1},
 	} {
-		r, err := Promotion(t.Context(), New(readMesh(t, c.policies), nil), ref(c.kind), source(c.seen))
+		r, err := Promotion(t.Context(), New(readMesh(t, c.before), nil), New(readMesh(t, c.before+"---\n"+c.policies), nil), ref(c.kind), source(c.seen))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -236,8 +241,8 @@ func TestSuggest(t *testing.T) {
 	}
 	enforcing := New(readMesh(t, strings.Replace(text, `"true"`, `"false"`, 1)), nil)
 	for want, list := range map[string][]*recording.Seen{
-		Allowed: {request("GET", "/orders/17"), request("GET", "/orders/99"), request("POST", "/orders")},
-		Refused: {
+		allowed: {request("GET", "/orders/17"), request("GET", "/orders/99"), request("POST", "/orders")},
+		refused: {
 			request("GET", "/orders"), request("POST", "/orders/17"), request("DELETE", "/"), request("GET", "/orders/17/items"),
 			seen(func(s *recording.Seen) { s.From, s.Path = "spiffe://cluster.local/ns/default/sa/shop", "/orders/17" }),
 		},
