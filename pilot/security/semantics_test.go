@@ -79,6 +79,7 @@ func semanticCases(t *testing.T) []*semanticCase {
 // TestSemantics has a real Envoy and explain decide the same requests, which must
 // come out as the tables say and, where refused, name the same rule.
 func TestSemantics(t *testing.T) {
+	t.Parallel() // one request after the other: most of it is waiting for answers
 	cases := semanticCases(t)
 	s := newSigner(t)
 	tokens := semanticTokens(t, s)
