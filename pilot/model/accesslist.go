@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
-	"regexp"
+	"regexp/syntax"
 	"strings"
 	"time"
 	"unicode"
@@ -119,12 +119,46 @@ func EntryFault(form AccessForm, entry string) string {
 			return "is not an IP address or CIDR block"
 		}
 	case AccessRegex:
-		if _, err := regexp.Compile(entry); err != nil {
+		size, err := programSize(entry)
+		switch {
+		case err != nil:
 			return "is not a regular expression of RE2"
+		case size > maxProgram:
+			return "is a regular expression that is too large: an Envoy would refuse it"
 		}
 	case AccessStrings, AccessStringsAnyCase:
 	}
 	return ""
+}
+
+// maxProgram is how large the program of an expression may be: a quarter of what our
+// Envoys take (re2.max_program_size.error_level), which is of a whole value and of what
+// stands before it.
+const maxProgram = 8192
+
+// programSize estimates from above how many instructions RE2 needs, which works on
+// bytes: at most four for each range of characters.
+func programSize(expression string) (int, error) {
+	tree, err := syntax.Parse(expression, syntax.Perl)
+	if err != nil {
+		return 0, err
+	}
+	program, err := syntax.Compile(tree.Simplify())
+	if err != nil {
+		return 0, err
+	}
+	size := 0
+	for i := range program.Inst {
+		switch in := &program.Inst[i]; in.Op {
+		case syntax.InstRune, syntax.InstRune1:
+			size += 4 * max(1, len(in.Rune)/2)
+		case syntax.InstRuneAny, syntax.InstRuneAnyNotNL:
+			size += 12
+		default:
+			size++
+		}
+	}
+	return size, nil
 }
 
 // ListURLProblem says what is wrong with the URL of a list, "" if nothing is.
