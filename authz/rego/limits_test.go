@@ -84,7 +84,11 @@ func steps(n int, expr string) string {
 func TestBuiltinLimits(t *testing.T) {
 	for name, c := range attackCases {
 		t.Run(name, func(t *testing.T) {
-			p := compile(t, "package x\ndefault d := true\nd := false if bad\nbad if {\n"+c.body+"\n}\n"+doubledRules, "data.x.d")
+			module := "package x\ndefault d := true\nd := false if bad\nbad if {\n" + c.body + "\n}\n"
+			if strings.Contains(c.body, doubled) {
+				module += doubledRules
+			}
+			p := compile(t, module, "data.x.d")
 			d, err := p.Eval(context.Background(), input(t, request(millionLetters), InputOptions{}), time.Minute)
 			if err == nil || !strings.Contains(err.Error(), c.want+": ") {
 				t.Fatalf("%v, error %v, want one of %s", d.Allowed, err, c.want)
@@ -125,12 +129,11 @@ func TestBuiltinLimitsAllow(t *testing.T) {
 func TestMemoryLimit(t *testing.T) {
 	for name, rule := range map[string]string{
 		"comprehension": `d := count([[a, b] | some a in numbers.range(1, 100000); some b in numbers.range(1, 100000)]) > 0`,
-		"range":         `d := count(numbers.range(1, 1000000000000)) > 0`,
 		"addresses":     `d := count(net.cidr_expand("::/0")) > 0`,
 		"objects":       `d := count({a: {b: a | some b in numbers.range(1, 1000)} | some a in numbers.range(1, 10000000)}) > 0`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			p, err := Compile(context.Background(), Source{Modules: map[string]string{"x.rego": "package x\n" + rule}}, "data.x.d", Options{Memory: 16 << 20})
+			p, err := Compile(context.Background(), Source{Modules: map[string]string{"x.rego": "package x\n" + rule}}, "data.x.d", Options{Memory: 4 << 20})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -255,7 +255,7 @@ func TestReadsDecide(t *testing.T) {
 		p := compile(t, "package x\n"+policy, "data.x.d")
 		decisions, met, results := map[Key]string{}, 0, map[string]bool{}
 		forms, keys := map[Key]string{}, map[string]Key{}
-		for range 300 {
+		for range 120 {
 			req, o := randomRequest(r)
 			in := input(t, req, o)
 			k, ok := p.Key(in)
