@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -144,8 +145,8 @@ func TestTokenRevocation(t *testing.T) {
 	}
 }
 
-// TestTokenRevocationOutlivesARejectedEdit is in TestRevocationOutlivesARejectedEdit
-// for certificates; the same code decides whether the good revision is too old.
+// TestBesidesSame: a revision from before a revocation of tokens is not taken for one
+// that has it, so that a rejected edit does not bring the token back.
 func TestBesidesSame(t *testing.T) {
 	with := func(ids ...string) besides {
 		return besides{revoked: new(model.Revoked), tokens: &model.RevokedTokens{IDs: map[string][]string{"a": ids}}}
@@ -169,7 +170,7 @@ func TestTokenRevocationRefusals(t *testing.T) {
 			want codes.Code
 		}{
 			"nothing":        {nil, codes.InvalidArgument},
-			"too many":       {append(many, byID("a", "x")), codes.InvalidArgument},
+			"too many":       {slices.Concat(many, []*pilotpb.TokenRevocation{byID("a", "x")}), codes.InvalidArgument},
 			"no issuer":      {[]*pilotpb.TokenRevocation{byID("a", "1"), byID("", "1")}, codes.InvalidArgument},
 			"a bad time":     {[]*pilotpb.TokenRevocation{{Issuer: "a", Jti: "1", Until: &timestamppb.Timestamp{Nanos: -1}}}, codes.InvalidArgument},
 			"half a second":  {[]*pilotpb.TokenRevocation{{Issuer: "a", Sub: "1", IssuedBefore: &timestamppb.Timestamp{Seconds: 1, Nanos: 5}}}, codes.InvalidArgument},
