@@ -27,6 +27,7 @@ func polled(url, more string) string {
 // A bundle over HTTP: it is put in force, held by long polling with its ETag,
 // replaced, and stays while what comes after it is broken.
 func TestBundleOverHTTP(t *testing.T) {
+	t.Parallel() // it mostly waits
 	s := newServer(t)
 	r := run(t, options(polled(s.URL, "")))
 	r.fails(t, "b", "Not Found")
@@ -81,6 +82,7 @@ func TestBundleOverHTTP(t *testing.T) {
 
 // While revisions come one after the other, each decision is of one of them.
 func TestNoDecisionSeesTwoRevisions(t *testing.T) {
+	t.Parallel() // it mostly waits
 	s := newServer(t)
 	s.set("/b.tar.gz", tarball(t, policy(0)))
 	r := run(t, options(polled(s.URL, "")))
@@ -114,6 +116,7 @@ func TestNoDecisionSeesTwoRevisions(t *testing.T) {
 
 // With a signing section only a bundle with the right signature gets in.
 func TestSignedBundle(t *testing.T) {
+	t.Parallel() // it mostly waits
 	s := newServer(t)
 	config := strings.Replace(polled(s.URL, `, "signing": {"keyid": "k"}`), "{", `{"keys": {"k": {"algorithm": "HS256", "key": "the right key"}}, `, 1)
 	r := run(t, options(config))
@@ -150,6 +153,7 @@ func TestSignedBundle(t *testing.T) {
 
 // What to load, and by which rule to decide, may come by discovery.
 func TestDiscovery(t *testing.T) {
+	t.Parallel() // it mostly waits
 	s := newServer(t)
 	s.set("/b.tar.gz", tarball(t, policy(1)))
 	discovered := func(resource string) []byte {
@@ -190,6 +194,7 @@ func TestDiscovery(t *testing.T) {
 
 // A bundle that was kept decides after a restart while the server is away.
 func TestPersistedBundle(t *testing.T) {
+	t.Parallel() // it mostly waits
 	s := newServer(t)
 	s.set("/b.tar.gz", tarball(t, policy(1)))
 	config := strings.Replace(polled(s.URL, `, "persist": true`), "{", `{"persistence_directory": "`+t.TempDir()+`", `, 1)
@@ -210,6 +215,7 @@ func TestPersistedBundle(t *testing.T) {
 
 // Bundles as files, and policies beside them.
 func TestFiles(t *testing.T) {
+	t.Parallel() // it mostly waits
 	dir := t.TempDir()
 	file := dir + "/b.tar.gz"
 	if err := os.WriteFile(file, tarball(t, policy(7)), 0o600); err != nil {
@@ -232,6 +238,7 @@ func TestFiles(t *testing.T) {
 // Status and decision logs go to the service in OPA's formats; what is masked is
 // not in them.
 func TestStatusAndDecisionLogs(t *testing.T) {
+	t.Parallel() // it mostly waits
 	s := newServer(t)
 	files := policy(1)
 	files["mask.rego"] = "package envoy.log\nmask contains \"/input/attributes/request/http/headers/x-card\"\n"

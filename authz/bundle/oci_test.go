@@ -73,6 +73,7 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 // A bundle from a registry, its next version under the same tag, and one that is
 // too large.
 func TestOCI(t *testing.T) {
+	t.Parallel() // it mostly waits
 	reg := newRegistry(t)
 	reg.push(tarball(t, policy(1)))
 	host := strings.TrimPrefix(reg.URL, "http://")
