@@ -92,9 +92,9 @@ func (s *server) serve(ctx context.Context, c Config, r *reports, ready func(), 
 	}, rt)
 }
 
-// serverOptions are those that every server of checks has. Rego needs a deep
-// stack; workers that stay keep theirs, where a goroutine for each call spends a
-// fifth of the time of a decision on growing one (measured by BenchmarkServer).
+// serverOptions are those that every server of checks has. Workers that stay keep
+// their stacks, where a goroutine for each call grows one (measured by
+// BenchmarkServer).
 func serverOptions(maxMessage int) []grpc.ServerOption {
 	return []grpc.ServerOption{grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(uint32(8 * runtime.GOMAXPROCS(0)))}
 }
