@@ -16,8 +16,8 @@
 // rule. Two kinds cannot be had that way in Envoy and change the listener:
 // RequestAuthentication and the provider of a CUSTOM policy.
 //
-// The filters run in this order: CUSTOM, JWT, AUDIT, DENY, ALLOW, Rego, quota. What
-// is known of RegoPolicies without evaluating them is decided before authz is asked
+// The filters run in this order: CUSTOM, JWT, AUDIT, access lists, DENY, ALLOW, Rego,
+// quota. ServiceRoles are among what allows (package eval). What is known of RegoPolicies without evaluating them is decided before authz is asked
 // about the rest, see placeRego.
 // As in Istio, CUSTOM comes before JWT, so that a provider may log the user in.
 //
