@@ -2,6 +2,7 @@ package authz
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -100,7 +101,7 @@ func (l decisionLog) offer(req *authv3.CheckRequest, v *verdict) {
 	}
 	out.Path, out.Query = l.redact.Path(http.GetPath())
 	for name, value := range http.GetHeaders() {
-		if !recording.Dropped(name) {
+		if !recording.Dropped(name) && !strings.HasPrefix(name, ":") { // method, path and host are there
 			out.Headers[name] = l.redact.Header(name, value)
 		}
 	}

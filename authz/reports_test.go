@@ -63,6 +63,7 @@ func TestObservedIsCountedAndRecorded(t *testing.T) {
 	secrets := []func(*authv3.AttributeContext){
 		withHeader("authorization", "Bearer hidden-token"), withHeader("cookie", "hidden"), withHeader("x-request-id", "r1"), withHeader("x-user", "alice"),
 		func(a *authv3.AttributeContext) { a.Request.Http.Path = "/ratings/7?access_token=hidden&page=2" },
+		withHeader(":path", "/ratings/7?access_token=hidden&page=2"), withHeader("referer", "https://x.example/?token=hidden"),
 	}
 	if !allowed(m.check(t, "default/watch", secrets...)) {
 		t.Error("a policy that only observes refused")

@@ -45,10 +45,14 @@ func secret(names map[string]bool, name string) bool {
 	return names[name] || slices.ContainsFunc(secretParts, func(p string) bool { return strings.Contains(name, p) })
 }
 
-// Header gives a header's value to write down.
+// Header gives a header's value to write down. What may be a URL, as in :path and
+// referer, loses the secrets of its query.
 func (r *Redactor) Header(name, value string) string {
 	if secret(r.headers, name) {
 		return Redacted
+	}
+	if before, query, ok := strings.Cut(value, "?"); ok {
+		return r.text(before) + "?" + r.Query(query)
 	}
 	return r.text(value)
 }

@@ -42,6 +42,8 @@ func TestRedactor(t *testing.T) {
 		{header, "x-user", "alice", "alice"},
 		{header, "x-note", "Bearer abcdef", gone},
 		{header, "x-note", "see " + jwt + " there", "see " + gone + " there"},
+		{header, ":path", "/x?a=1&access_token=s3cr3t", "/x?a=1&access_token=" + gone},
+		{header, "referer", "https://shop.example/x?code=s3cr3t", "https://shop.example/x?code=" + gone},
 		{header, "accept", "application/json", "application/json"},
 		{query, "", "a=1&access_token=x&b", "a=1&access_token=" + gone + "&b"},
 		{query, "", "ticket=x", "ticket=" + gone},

@@ -297,10 +297,13 @@ func missingInput(path string, s *recording.Seen) string {
 			return "the body is not recorded"
 		}
 	}
-	if within(inputQuery) || within("input.attributes.request.http.path") {
+	if within(inputQuery) || within("input.attributes.request.http.path") || path == inputHeaders+`[":path"]` {
 		if strings.Contains(s.Query, decisionlog.Redacted) || strings.Contains(s.Path, decisionlog.Redacted) {
 			return "the path or query is redacted"
 		}
+	}
+	if within("input.parsed_path") && strings.Contains(s.Path, decisionlog.Redacted) {
+		return "the path is redacted"
 	}
 	switch {
 	case under(inputHeaders) && path != inputHeaders:
