@@ -17,8 +17,9 @@
 // RequestAuthentication and the provider of a CUSTOM policy.
 //
 // The filters run in this order: CUSTOM, JWT, AUDIT, access lists, DENY, ALLOW, Rego,
-// quota. ServiceRoles are among what allows (package eval). What is known of RegoPolicies without evaluating them is decided before authz is asked
-// about the rest, see placeRego.
+// quota. ServiceRoles are among what allows (package eval). What is known of
+// RegoPolicies without evaluating them is decided before authz is asked about the
+// rest, see placeRego.
 // As in Istio, CUSTOM comes before JWT, so that a provider may log the user in.
 //
 // Every refusal says who refused: see DeniedByHeader.
