@@ -64,8 +64,7 @@ func TestVerdict(t *testing.T) {
 		})), "", false, []string{"AccessList default/l rule 1", "AuthorizationPolicy default/d rule 0"}},
 		"dry run of ALLOW": {http("via_upstream", "", metadata(t, rbacHTTP, map[string]any{"istio_dry_run_allow_shadow_engine_result": "denied"})), "", false, []string{"AuthorizationPolicy default/a,default/b no rule allows"}},
 		"dry run allowed":  {http("via_upstream", "", metadata(t, rbacHTTP, map[string]any{"istio_dry_run_allow_shadow_engine_result": "allowed"})), "", false, nil},
-		"quotas": {http("via_upstream", "", metadata(t, rateLimit, map[string]any{"observed": "QuotaPolicy default/q limit 0, QuotaPolicy default/q limit 1"})), "", false,
-			[]string{"QuotaPolicy default/q limit 0", "QuotaPolicy default/q limit 1"}},
+		"quotas":           {http("via_upstream", "", metadata(t, rateLimit, map[string]any{"observed": "QuotaPolicy default/q limit 0, QuotaPolicy default/q limit 1"})), "", false, []string{"QuotaPolicy default/q limit 0", "QuotaPolicy default/q limit 1"}},
 		"dry run at a TCP port": {tcp("", metadata(t, rbacTCP, map[string]any{
 			"istio_dry_run_deny_shadow_engine_result": "denied", "istio_dry_run_deny_shadow_effective_policy_id": "AuthorizationPolicy default/d rule 0",
 		})), "", false, []string{"AuthorizationPolicy default/d rule 0"}},

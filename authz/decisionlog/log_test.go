@@ -163,7 +163,7 @@ func TestSinkAwayTenMinutes(t *testing.T) {
 				f.Add(allow(i*a2nd + j))
 				f.Add(refusal(i*a2nd + j))
 			}
-			time.Sleep(10 * time.Minute / seconds)
+			pass(10 * time.Minute / seconds)
 			synctest.Wait()
 			if last = heap(); i == 0 {
 				first = last
@@ -176,7 +176,7 @@ func TestSinkAwayTenMinutes(t *testing.T) {
 			t.Error("a sink that is away took something")
 		}
 		f.sink.set(nil)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		synctest.Wait()
 		if got := f.sink.count(t, "r"); got != seconds*a2nd/2 || f.dropped(t, "refusal") != 0 {
 			t.Errorf("%d refusals arrived and %d were dropped of %d", got, f.dropped(t, "refusal"), seconds*a2nd/2)
@@ -203,12 +203,12 @@ func TestFullOfRefusals(t *testing.T) {
 		f := open(t, decisionlog.Options{AllowPercent: 100, SpoolBytes: 400, Spool: filepath.Join(t.TempDir(), "spool")})
 		f.sink.set(errors.New("away"))
 		f.Add(allow(0))
-		time.Sleep(5 * time.Second)
+		pass(5 * time.Second)
 		n := 0
 		for range 40 { // a batch each, until nothing moves any more
 			f.Add(refusal(n))
 			n++
-			time.Sleep(5 * time.Second)
+			pass(5 * time.Second)
 			synctest.Wait()
 		}
 		if f.dropped(t, "allow") != 1 || f.dropped(t, "refusal") != 0 {
@@ -225,7 +225,7 @@ func TestFullOfRefusals(t *testing.T) {
 		waited := make(chan error, 1)
 		go func() { waited <- f.Wait(t.Context(), refusal(n)) }()
 		n++
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		synctest.Wait()
 		select {
 		case err := <-waited:
@@ -233,7 +233,7 @@ func TestFullOfRefusals(t *testing.T) {
 		default:
 		}
 		f.sink.set(nil)
-		time.Sleep(10 * time.Minute)
+		pass(10 * time.Minute)
 		if err := <-waited; err != nil {
 			t.Error(err)
 		}
@@ -274,7 +274,7 @@ func TestGoesOnAfterDeath(t *testing.T) {
 			for j := range 10 {
 				f.Add(refusal(10*i + j))
 			}
-			time.Sleep(5 * time.Second)
+			pass(5 * time.Second)
 		}
 		f.stop()
 	})
@@ -288,7 +288,7 @@ func TestGoesOnAfterDeath(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		f := open(t, decisionlog.Options{Spool: dir})
-		time.Sleep(5 * time.Second)
+		pass(5 * time.Second)
 		synctest.Wait()
 		if got, lost := f.sink.count(t, "r"), f.dropped(t, "refusal"); got != 20 || lost != 10 {
 			t.Errorf("%d arrived, %d were dropped; want 20 and 10", got, lost)
@@ -307,7 +307,7 @@ func TestSinkThatNeverTakes(t *testing.T) {
 		f := open(t, decisionlog.Options{})
 		f.sink.set(&decisionlog.RefusedError{Err: errors.New("too large")})
 		f.Add(refusal(0))
-		time.Sleep(5 * time.Second)
+		pass(5 * time.Second)
 		f.sink.set(nil)
 		f.Add(refusal(1))
 		f.stop()
@@ -377,3 +377,6 @@ func BenchmarkRecord(b *testing.B) {
 		b.Fatal(err)
 	}
 }
+
+// pass lets made time go by.
+func pass(d time.Duration) { <-time.NewTimer(d).C }

@@ -135,7 +135,7 @@ func scan(r io.Reader, each func(*Seen) error) (skipped int, err error) {
 			skipped++
 		}
 		if err != nil {
-			return skipped, nil
+			return skipped, nil //nolint:nilerr // the end of the file
 		}
 	}
 }
