@@ -156,7 +156,7 @@ func TestSinkAwayTenMinutes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := open(t, decisionlog.Options{AllowPercent: 100, Spool: filepath.Join(t.TempDir(), "spool")})
 		f.sink.set(errors.New("away"))
-		const seconds, a2nd = 12, 5000
+		const seconds, a2nd = 5, 5000
 		var first, last uint64
 		for i := range seconds {
 			for j := range a2nd / 2 {
@@ -223,7 +223,8 @@ func TestFullOfRefusals(t *testing.T) {
 			t.Errorf("dropped %d refusals of a full queue", lost)
 		}
 		waited := make(chan error, 1)
-		go func() { waited <- f.Wait(t.Context(), refusal(n)) }()
+		report := refusal(n)
+		go func() { waited <- f.Wait(t.Context(), report) }()
 		n++
 		pass(time.Minute)
 		synctest.Wait()
