@@ -110,6 +110,7 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 	if o.Limits == (Limits{}) {
 		o.Limits = defaultLimits()
 	}
+	rego.LimitBuiltins() // OPA evaluates as soon as it reads its configuration
 	m := &Manager{options: o, dirty: make(chan struct{}, 1), configured: make(chan struct{}), redactor: decisionlog.NewRedactor(nil, nil, nil)}
 	boot, err := m.bootConfig(o.Config)
 	if err != nil {

@@ -19,7 +19,7 @@ func Adopt(ctx context.Context, compiler *ast.Compiler, data ast.Object, query s
 	if err != nil {
 		return nil, err
 	}
-	limitBuiltins()
+	LimitBuiltins()
 	if !o.Network {
 		for _, b := range compiler.Required.Builtins {
 			if slices.Contains(networkBuiltins, b.Name) {

@@ -75,7 +75,7 @@ func Compile(ctx context.Context, src Source, query string, o Options) (*Program
 	if strings.TrimSpace(query) == "" {
 		return nil, errors.New("query: missing")
 	}
-	limitBuiltins()
+	LimitBuiltins()
 	body, err := ast.ParseBody(query)
 	if err != nil {
 		return nil, fmt.Errorf("query %q: %w", query, oneLine(err))

@@ -37,9 +37,11 @@ const (
 // check looks at the arguments of a call; an error ends the evaluation.
 type check func(args []*ast.Term) error
 
-// limitBuiltins puts the bounds in front of OPA's functions. OPA has one table of
-// them in the process and none for each evaluation, so it is done once, before the
-// first policy is compiled.
+// LimitBuiltins puts the bounds in front of OPA's functions. OPA has one table of
+// them in the process and none for each evaluation, so it is done once. Compile and
+// Adopt do it; who lets OPA evaluate before does it first.
+func LimitBuiltins() { limitBuiltins() }
+
 var limitBuiltins = sync.OnceFunc(func() {
 	for name, c := range map[string]check{
 		ast.BitsShiftLeft.Name:               checkShift,
