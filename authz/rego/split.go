@@ -228,7 +228,7 @@ func (o *outcome) bounds(compiler *ast.Compiler, ref ast.Ref, limit time.Duratio
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	defer watchHeap(cancel)()
-	limitBuiltins()
+	LimitBuiltins()
 	partial, err := oparego.New(
 		oparego.Compiler(compiler),
 		oparego.ParsedQuery(ast.NewBody(ast.Equality.Expr(ast.NewTerm(ref), o.value))),

@@ -150,13 +150,19 @@ func (r *residue) term(e *ast.Expr, t *ast.Term, s *scope) bounds {
 	return r.cannot(e, whyNot(t))
 }
 
-// rule is a rule of the residue that has only the value true.
-func (r *residue) rule(t *ast.Term) (bounds, bool) {
+// rulesOf gives the rules of the residue that t names, none if it names none or they
+// are too deep in each other.
+func (r *residue) rulesOf(t *ast.Term) []*ast.Rule {
 	ref, ok := t.Value.(ast.Ref)
 	if !ok || !ref.HasPrefix(ast.DefaultRootRef) || r.depth >= maxDepth {
-		return bounds{}, false
+		return nil
 	}
-	rules := r.support[ref.String()]
+	return r.support[ref.String()]
+}
+
+// rule is a rule of the residue that has only the value true.
+func (r *residue) rule(t *ast.Term) (bounds, bool) {
+	rules := r.rulesOf(t)
 	if len(rules) == 0 {
 		return bounds{}, false
 	}
@@ -181,11 +187,7 @@ func (r *residue) rule(t *ast.Term) (bounds, bool) {
 
 // empty is a set of the residue that has no element.
 func (r *residue) empty(t *ast.Term) (bounds, bool) {
-	ref, ok := t.Value.(ast.Ref)
-	if !ok || !ref.HasPrefix(ast.DefaultRootRef) || r.depth >= maxDepth {
-		return bounds{}, false
-	}
-	rules := r.support[ref.String()]
+	rules := r.rulesOf(t)
 	if len(rules) == 0 {
 		return bounds{}, false
 	}

@@ -5,12 +5,9 @@ import (
 	"maps"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-
-	"sigs.k8s.io/yaml"
 
 	"github.com/writ-mesh/writ/internal/envoytest"
 	"github.com/writ-mesh/writ/pilot/meshdir"
@@ -64,27 +61,6 @@ metadata: {name: other, namespace: other, labels: {app: other}}
 spec: {ports: [{name: http, port: 8000}]}
 `
 
-func gateCases(t *testing.T) []*gateCase {
-	t.Helper()
-	files, err := filepath.Glob("testdata/gates/*.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var out []*gateCase
-	for _, f := range files {
-		data, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var cases []*gateCase
-		if err := yaml.UnmarshalStrict(data, &cases); err != nil {
-			t.Fatalf("%s: %v", f, err)
-		}
-		out = append(out, cases...)
-	}
-	return out
-}
-
 // TestGatesLive has real Envoys and the evaluator decide the same requests by
 // ServiceRoles and AccessLists, written as in a mesh directory.
 func TestGatesLive(t *testing.T) {
@@ -97,7 +73,7 @@ func TestGatesLive(t *testing.T) {
 		"alice": {"iss": testIssuer, "sub": "alice", "groups": []string{"g1", "g2"}},
 		"bob":   {"iss": testIssuer, "sub": "bob", "groups": "g3", "aud": []string{"bookinfo"}, "azp": "app-1"},
 	}
-	cases := gateCases(t)
+	cases := casesIn[gateCase](t, "testdata/gates")
 	eachEnvoy(t, func(t *testing.T, bin string) {
 		inbounds := map[string]inbound{}
 		shared := inbound{direct: true, vhosts: map[string]*HTTP{}}

@@ -127,25 +127,12 @@ func (s exactSet) matcher(in, otherwise *xdsmatcherv3.Matcher_OnMatch) *xdsmatch
 // withPeer has every question about the caller's certificate asked only where there
 // is one, see peerCertificate.
 func withPeer(p *predicate) *predicate {
-	convert := func(ps []*predicate) []*predicate {
-		out := make([]*predicate, len(ps))
-		for i, one := range ps {
-			out[i] = withPeer(one)
+	return eachSingle(p, func(p *predicate) *predicate {
+		if p.GetSinglePredicate().GetInput().GetName() == uriSAN {
+			return andPredicate([]*predicate{peerCertificate(), p})
 		}
-		return out
-	}
-	switch m := p.GetMatchType().(type) {
-	case *xdsmatcherv3.Matcher_MatcherList_Predicate_AndMatcher:
-		return andPredicate(convert(m.AndMatcher.GetPredicate()))
-	case *xdsmatcherv3.Matcher_MatcherList_Predicate_OrMatcher:
-		return orPredicate(convert(m.OrMatcher.GetPredicate()))
-	case *xdsmatcherv3.Matcher_MatcherList_Predicate_NotMatcher:
-		return notPredicate(withPeer(m.NotMatcher))
-	}
-	if p.GetSinglePredicate().GetInput().GetName() == uriSAN {
-		return andPredicate([]*predicate{peerCertificate(), p})
-	}
-	return p
+		return p
+	})
 }
 
 // partsOf are the identifiers that id is made of, nil if it is one by itself.

@@ -54,20 +54,20 @@ type semanticCase struct {
 	mesh     *model.Mesh
 }
 
-// semanticCases reads the tables.
-func semanticCases(t *testing.T) []*semanticCase {
+// casesIn reads the tables of a folder.
+func casesIn[T any](t *testing.T, folder string) []*T {
 	t.Helper()
-	files, err := filepath.Glob("testdata/semantics/*.yaml")
-	if err != nil {
-		t.Fatal(err)
+	files, err := filepath.Glob(folder + "/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%s: %d tables, %v", folder, len(files), err)
 	}
-	var out []*semanticCase
+	var out []*T
 	for _, f := range files {
 		data, err := os.ReadFile(f)
 		if err != nil {
 			t.Fatal(err)
 		}
-		var cases []*semanticCase
+		var cases []*T
 		if err := yaml.UnmarshalStrict(data, &cases); err != nil {
 			t.Fatalf("%s: %v", f, err)
 		}
@@ -80,7 +80,7 @@ func semanticCases(t *testing.T) []*semanticCase {
 // come out as the tables say and, where refused, name the same rule.
 func TestSemantics(t *testing.T) {
 	t.Parallel() // one request after the other: most of it is waiting for answers
-	cases := semanticCases(t)
+	cases := casesIn[semanticCase](t, "testdata/semantics")
 	s := newSigner(t)
 	tokens := semanticTokens(t, s)
 	inbounds := map[string]inbound{}

@@ -260,13 +260,12 @@ func (b treeBuilder) leaf(entries []entry, mtls bool) *xdsmatcherv3.Matcher_OnMa
 	})
 }
 
-// withoutPeer replaces every question about the caller's certificate by one that
-// is never answered with yes.
-func withoutPeer(p *predicate) *predicate {
+// eachSingle gives p with f applied to every single question in it.
+func eachSingle(p *predicate, f func(*predicate) *predicate) *predicate {
 	convert := func(ps []*predicate) []*predicate {
 		out := make([]*predicate, len(ps))
 		for i, one := range ps {
-			out[i] = withoutPeer(one)
+			out[i] = eachSingle(one, f)
 		}
 		return out
 	}
@@ -276,13 +275,21 @@ func withoutPeer(p *predicate) *predicate {
 	case *xdsmatcherv3.Matcher_MatcherList_Predicate_OrMatcher:
 		return orPredicate(convert(m.OrMatcher.GetPredicate()))
 	case *xdsmatcherv3.Matcher_MatcherList_Predicate_NotMatcher:
-		return notPredicate(withoutPeer(m.NotMatcher))
+		return notPredicate(eachSingle(m.NotMatcher, f))
 	}
-	if p.GetSinglePredicate().GetInput().GetName() != uriSAN {
-		return p
-	}
-	never, _, _ := single(headerInput(":method"), exact("no method has spaces"))
-	return never
+	return f(p)
+}
+
+// withoutPeer replaces every question about the caller's certificate by one that
+// is never answered with yes.
+func withoutPeer(p *predicate) *predicate {
+	return eachSingle(p, func(p *predicate) *predicate {
+		if p.GetSinglePredicate().GetInput().GetName() != uriSAN {
+			return p
+		}
+		never, _, _ := single(headerInput(":method"), exact("no method has spaces"))
+		return never
+	})
 }
 
 // permissionPredicate converts p. always says that it is no condition at all; ok
