@@ -79,8 +79,9 @@ type replicas struct {
 	id string
 	// known are the announcements of all by id; nil until they were read.
 	known map[string]json.RawMessage
-	// heard is what others tell, by session.
-	heard map[string]*session
+	// heard is what others tell, by session; listened says that it was read whole.
+	heard    map[string]*session
+	listened bool
 }
 
 // session is another authority's telling.
@@ -626,7 +627,7 @@ func (r *replicas) hear(u ledger.Update, all bool) {
 	defer r.mu.Unlock()
 	former := r.heard
 	if all {
-		r.heard = make(map[string]*session)
+		r.heard, r.listened = make(map[string]*session), true
 	}
 	for _, d := range u.Put {
 		name, part, _ := strings.Cut(strings.TrimPrefix(d.Key, heardPrefix), "/")
@@ -687,6 +688,10 @@ func (r *replicas) tell(t *trust, f *roots.Facts, now time.Time) {
 	holders := roots.HoldersOf(f.Leaves)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.known == nil || !r.listened {
+		// It has just started: whom it has not heard of yet may hold the step up.
+		f.Replicas = append(f.Replicas, roots.Replica{Name: handover.Replica{ID: r.id, Host: r.host}.Name(), Since: now})
+	}
 	live := make(map[string]bool)
 	for _, s := range r.heard {
 		if s.version == 0 || now.Sub(s.seen) > life {

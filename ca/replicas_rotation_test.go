@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -239,6 +240,29 @@ func TestGateWaitsForTheKey(t *testing.T) {
 			}
 		}
 	})
+}
+
+// An authority that has just started and has not heard of the others opens no gate.
+func TestGateWaitsUntilTheOthersAreKnown(t *testing.T) {
+	now := time.Now()
+	r := &replicas{host: "h", heard: map[string]*session{}}
+	in := &trust{state: roots.State{Rotation: &roots.Rotation{Step: roots.Draining}}}
+	holds := func() int {
+		var f roots.Facts
+		r.tell(in, &f, now)
+		return len(roots.Gate(in.state, f, now))
+	}
+	if holds() == 0 {
+		t.Error("before anything was heard the gate is open")
+	}
+	r.known = map[string]json.RawMessage{}
+	if holds() == 0 {
+		t.Error("when only announcements were heard the gate is open")
+	}
+	r.hear(ledger.Update{}, true)
+	if n := holds(); n != 0 {
+		t.Errorf("there is nobody else, and %d hold the gate", n)
+	}
 }
 
 // Who has a copy of another's files takes nothing from it: both are handed the next key.

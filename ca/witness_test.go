@@ -166,8 +166,13 @@ func TestWhatIsRemembered(t *testing.T) {
 	forged := seen
 	forged.Size++
 	other := seen
-	other.Checkpoint = strings.Replace(seen.Checkpoint, "\n1\n", "\n2\n", 1)
-	other.Checkpoint = strings.Replace(other.Checkpoint, "A", "B", 1)
+	lines := strings.SplitN(seen.Checkpoint, "\n", 4) // origin, size, root hash, signatures
+	first := "A"
+	if strings.HasPrefix(lines[2], first) {
+		first = "B"
+	}
+	lines[2] = first + lines[2][1:]
+	other.Checkpoint = strings.Join(lines, "\n")
 	for what, data := range map[string][]byte{"no JSON": []byte("{"), "another size": encoded(t, forged), "another checkpoint": encoded(t, other)} {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
