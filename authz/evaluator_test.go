@@ -120,7 +120,7 @@ func TestCacheNeverStale(t *testing.T) {
 		wg.Go(func() {
 			for ctx.Err() == nil {
 				least := inForce.Load()
-				r, _ := m.Check(ctx, checkRequest("default/a"))
+				r, _ := m.Check(t.Context(), checkRequest("default/a"))
 				most := begun.Load()
 				n, err := strconv.ParseInt(append(r.GetOkResponse().GetHeaders(), r.GetDeniedResponse().GetHeaders()...)[0].GetHeader().GetValue(), 10, 64)
 				if err != nil || n < least || n > most || allowed(r) != (n%2 == 0) {
