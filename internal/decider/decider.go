@@ -167,7 +167,9 @@ func (c *Config) follow(ctx context.Context, source *credential.Source, s Servic
 	}
 	defer func() { _ = conn.Close() }()
 	// pilot knows who asks by the certificate; the node id says it once more.
-	tasks := []task{func(ctx context.Context) error { return xdsclient.Run(ctx, conn, "writ-"+s.Name, rt.Log, s.Subscriptions...) }}
+	tasks := []task{func(ctx context.Context) error {
+		return xdsclient.Run(ctx, conn, "writ-"+s.Name, rt.Log, s.Subscriptions...)
+	}}
 	for _, follow := range s.FollowPilot {
 		tasks = append(tasks, func(ctx context.Context) error { return follow(ctx, conn) })
 	}
