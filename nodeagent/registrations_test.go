@@ -1,7 +1,11 @@
 package nodeagent_test
 
 import (
+	"bytes"
+	"compress/flate"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +19,7 @@ import (
 
 	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/nodeagent/latest"
+	"github.com/writ-mesh/writ/nodeagent/statefile"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 	nodeagentpb "github.com/writ-mesh/writ/proto/writ/nodeagent/v1"
 )
@@ -90,7 +95,14 @@ func TestRegisteredWorkload(t *testing.T) {
 	// The list is on disk a second later; then the authority goes and the agent is
 	// killed.
 	proctest.Eventually(t, bound, func() error {
-		_, err := os.Stat(filepath.Join(r.dir, "state", "identities"))
+		data, err := statefile.Read(filepath.Join(r.dir, "state", "identities"), "WRITIDS1", 1<<20)
+		if err != nil {
+			return err
+		}
+		list, err := io.ReadAll(flate.NewReader(bytes.NewReader(data)))
+		if err == nil && !bytes.Contains(list, []byte(billingID)) {
+			err = errors.New("the registration is not on disk")
+		}
 		return err
 	})
 	r.ca.stop()
