@@ -71,13 +71,9 @@ func (a *Attestor) isEnvoyNow(ctx context.Context, c Caller) error {
 	if a.isEnvoy(c) {
 		return nil
 	}
-	proc, err := openProcess(c.PID)
+	proc, err := openSame(c.PID, c.StartTime)
 	if err != nil {
 		return status.Errorf(codes.PermissionDenied, "caller %s: %v", c, err)
-	}
-	if proc.start != c.StartTime {
-		proc.close()
-		return status.Errorf(codes.PermissionDenied, "caller %s: %v", c, errOtherProcess)
 	}
 	a.saveEnvoys(ctx, storedProcess{PID: proc.pid, StartTime: proc.start})
 	if err := a.holdEnvoy(proc); err != nil {
@@ -158,11 +154,8 @@ func (a *Attestor) loadEnvoys() error {
 		return nil
 	}
 	for _, s := range stored.Processes {
-		proc, err := openProcess(s.PID)
-		if err != nil {
-			continue
-		}
-		if proc.start != s.StartTime || a.holdEnvoy(proc) != nil {
+		proc, err := openSame(s.PID, s.StartTime)
+		if err == nil && a.holdEnvoy(proc) != nil {
 			proc.close()
 		}
 	}

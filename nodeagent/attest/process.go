@@ -35,6 +35,16 @@ func openProcess(pid int32) (*process, error) {
 	return &process{pid: pid, start: start, file: os.NewFile(uintptr(fd), "pidfd:"+strconv.Itoa(int(pid)))}, nil
 }
 
+// openSame is openProcess for the process that had an id when it had begun at start.
+func openSame(pid int32, start uint64) (*process, error) {
+	p, err := openProcess(pid)
+	if err == nil && p.start != start {
+		p.close()
+		return nil, errOtherProcess
+	}
+	return p, err
+}
+
 // wait returns nil when the process has ended, an error after close.
 func (p *process) wait() error {
 	conn, err := p.file.SyscallConn()

@@ -141,12 +141,8 @@ func (a *Attestor) loadRegistrations(ctx context.Context) error {
 		return nil
 	}
 	for _, s := range stored.Processes {
-		proc, err := openProcess(s.PID)
+		proc, err := openSame(s.PID, s.StartTime)
 		if err != nil {
-			continue
-		}
-		if proc.start != s.StartTime {
-			proc.close()
 			continue
 		}
 		if added, err := a.add(ctx, proc, s.ProxyID); !added || err != nil {
