@@ -37,33 +37,23 @@ func digest(m *model.Mesh) (digests, error) {
 	digestObjects(d, m.Telemetries)
 	for _, p := range m.RegoPolicies {
 		q := *p
-		q.Meta, q.Form, q.ModuleFile, q.ModuleLine = model.Meta{}, nil, "", 0 // follow from the rest, or tell places
-		d.object(&p.Meta, d.value(q))
+		q.Form, q.ModuleFile, q.ModuleLine = nil, "", 0 // follow from the rest, or tell places
+		digestOwn(d, q, func(q *model.RegoPolicy) *model.Meta { return &q.Meta })
 	}
 	for _, p := range m.QuotaPolicies {
-		q := *p
-		q.Meta = model.Meta{}
-		d.object(&p.Meta, d.value(q))
+		digestOwn(d, *p, func(q *model.QuotaPolicy) *model.Meta { return &q.Meta })
 	}
 	for _, p := range m.ServiceRoles {
-		q := *p
-		q.Meta = model.Meta{}
-		d.object(&p.Meta, d.value(q))
+		digestOwn(d, *p, func(q *model.ServiceRole) *model.Meta { return &q.Meta })
 	}
 	for _, p := range m.ServiceRoleBindings {
-		q := *p
-		q.Meta = model.Meta{}
-		d.object(&p.Meta, d.value(q))
+		digestOwn(d, *p, func(q *model.ServiceRoleBinding) *model.Meta { return &q.Meta })
 	}
 	for _, p := range m.AccessLists {
-		q := *p
-		q.Meta = model.Meta{}
-		d.object(&p.Meta, d.value(q))
+		digestOwn(d, *p, func(q *model.AccessList) *model.Meta { return &q.Meta })
 	}
 	if p := m.RbacConfig; p != nil {
-		q := *p
-		q.Meta = model.Meta{}
-		d.object(&p.Meta, d.value(q))
+		digestOwn(d, *p, func(q *model.RbacConfig) *model.Meta { return &q.Meta })
 	}
 	for _, s := range m.Services {
 		d.object(&s.Meta, d.service(s))
@@ -140,6 +130,13 @@ func (d *digester) message(m proto.Message) []byte {
 		d.err = err
 	}
 	return data
+}
+
+// digestOwn adds an object of a kind that is no message: all of it but its place in a file.
+func digestOwn[T any](d *digester, o T, meta func(*T) *model.Meta) {
+	m := *meta(&o)
+	*meta(&o) = model.Meta{}
+	d.object(&m, d.value(o))
 }
 
 func digestObjects[S any, P interface {
