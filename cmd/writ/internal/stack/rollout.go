@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/writ-mesh/writ/pilot/model"
-	pilotpb "github.com/writ-mesh/writ/proto/writ/pilot/v1"
 )
 
 const (
@@ -123,7 +122,7 @@ func (s *Stack) announce(ctx context.Context, p plan, unready map[string]bool) e
 
 // knows says whether a revision newer than serving is live.
 func (s *Stack) knows(ctx context.Context, serving uint64) error {
-	st, err := s.pilotStatus.GetStatus(ctx, &pilotpb.GetStatusRequest{})
+	st, err := s.status(ctx)
 	if err != nil {
 		return err
 	}

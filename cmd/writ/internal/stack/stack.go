@@ -162,7 +162,7 @@ func (s *Stack) waitForAgent(ctx context.Context) error {
 // good is served.
 func (s *Stack) waitUntilLive(ctx context.Context) error {
 	err := s.waitFor(ctx, "writ-pilot", func(ctx context.Context) error {
-		st, err := s.pilotStatus.GetStatus(ctx, &pilotpb.GetStatusRequest{})
+		st, err := s.status(ctx)
 		if err != nil {
 			return err
 		}
