@@ -31,6 +31,7 @@ var ownByRight = map[string]string{
 	"internal/credential.Consumer":       "hears of the one stream of the bundle that a process has, which is the source's",
 	"internal/credential.Standing":       "is what a Consumer adds to the acknowledgements on that stream",
 	"internal/credential.Source.Attach":  "puts a Consumer there",
+	"internal/pemroots.Parse":            "is what Load reads; pilot reads its files by rules of its own",
 	"internal/service.Health.Ready":      "is asked over HTTP, and by the tests of the services",
 }
 

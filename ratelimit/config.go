@@ -2,7 +2,6 @@ package ratelimit
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
@@ -14,6 +13,7 @@ import (
 	"github.com/writ-mesh/writ/internal/config"
 	"github.com/writ-mesh/writ/internal/decider"
 	"github.com/writ-mesh/writ/internal/listen"
+	"github.com/writ-mesh/writ/internal/pemroots"
 	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/ratelimit/descriptors"
 	"github.com/writ-mesh/writ/ratelimit/memory"
@@ -156,14 +156,11 @@ func (r *RedisConfig) options() (redisstore.Options, error) {
 		o.TLS.ServerName = host
 	}
 	if r.CAFile != "" {
-		data, err := os.ReadFile(r.CAFile)
+		roots, err := pemroots.Load(r.CAFile)
 		if err != nil {
 			return o, fmt.Errorf("redis.ca_file: %w", err)
 		}
-		o.TLS.RootCAs = x509.NewCertPool()
-		if !o.TLS.RootCAs.AppendCertsFromPEM(data) {
-			return o, fmt.Errorf("redis.ca_file %s: holds no PEM certificate", r.CAFile)
-		}
+		o.TLS.RootCAs = roots
 	}
 	return o, nil
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/pemroots"
 )
 
 // HTTPOptions are for [NewHTTP].
@@ -42,14 +43,11 @@ func NewHTTP(o HTTPOptions) (*HTTP, error) {
 		TLSHandshakeTimeout: 10 * time.Second, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12},
 	}
 	if o.CAFile != "" {
-		pem, err := os.ReadFile(o.CAFile)
+		roots, err := pemroots.Load(o.CAFile)
 		if err != nil {
 			return nil, fmt.Errorf("ca_file: %w", err)
 		}
-		transport.TLSClientConfig.RootCAs = x509.NewCertPool()
-		if !transport.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("ca_file %s: no certificate in it", o.CAFile)
-		}
+		transport.TLSClientConfig.RootCAs = roots
 	}
 	return &HTTP{o: o, client: &http.Client{
 		Transport: transport, Timeout: httpTimeout,

@@ -3,18 +3,18 @@ package federated
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+
+	"github.com/writ-mesh/writ/internal/pemroots"
 )
 
 const (
@@ -45,14 +45,11 @@ func newFetcher(d Domain, td spiffeid.TrustDomain, known x509bundle.Source) (*fe
 		}
 		config = tlsconfig.TLSClientConfig(known, tlsconfig.AuthorizeID(id))
 	case d.CAFile != "":
-		data, err := os.ReadFile(d.CAFile)
+		roots, err := pemroots.Load(d.CAFile)
 		if err != nil {
 			return nil, err
 		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(data) {
-			return nil, fmt.Errorf("%s has no certificate", d.CAFile)
-		}
+		config.RootCAs = roots
 	}
 	return &fetcher{td: td, url: d.URL, client: &http.Client{
 		Timeout: fetchTimeout,

@@ -5,12 +5,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/writ-mesh/writ/internal/config"
 	"github.com/writ-mesh/writ/internal/identity"
+	"github.com/writ-mesh/writ/internal/pemroots"
 	"github.com/writ-mesh/writ/internal/x509proof"
 )
 
@@ -126,14 +126,11 @@ func (x X509) check(chain []*x509.Certificate, at, now time.Time) (string, error
 	if d := now.Sub(at).Abs(); d > age {
 		return "", fmt.Errorf("the proof was made %s away from this machine's time, %s is the most", d.Round(time.Second), age)
 	}
-	data, err := os.ReadFile(x.Roots)
+	roots, err := pemroots.Load(x.Roots)
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	roots, between := x509.NewCertPool(), x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(data) {
-		return "", fmt.Errorf("%w: %s has no certificate", ErrUnavailable, x.Roots)
-	}
+	between := x509.NewCertPool()
 	for _, c := range chain[1:] {
 		between.AddCert(c)
 	}

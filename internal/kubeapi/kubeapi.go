@@ -18,6 +18,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/pemroots"
 )
 
 // maxStatus bounds what is read of a refusal, in bytes.
@@ -158,13 +160,5 @@ func (c *Client) roots() (*x509.CertPool, error) {
 	if c.CAFile == "" {
 		return nil, nil //nolint:nilnil // as tls.Config wants it
 	}
-	data, err := os.ReadFile(c.CAFile)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(data) {
-		return nil, fmt.Errorf("%s has no certificate", c.CAFile)
-	}
-	return pool, nil
+	return pemroots.Load(c.CAFile)
 }

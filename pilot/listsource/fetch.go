@@ -3,7 +3,6 @@ package listsource
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/writ-mesh/writ/internal/pemroots"
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
@@ -127,9 +127,8 @@ func (l Limits) client(src *model.AccessSource) (*http.Client, error) {
 		if err != nil {
 			return nil, fmt.Errorf("caCertificates: %w", err)
 		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, errors.New("caCertificates: the file has no certificate in PEM")
+		if config.RootCAs, err = pemroots.Parse(pem); err != nil {
+			return nil, fmt.Errorf("caCertificates: %w", err)
 		}
 	}
 	dialer := &net.Dialer{Timeout: src.Timeout, ControlContext: l.control}

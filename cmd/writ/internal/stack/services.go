@@ -20,6 +20,7 @@ import (
 
 	"github.com/writ-mesh/writ/cmd/writ/internal/supervise"
 	"github.com/writ-mesh/writ/internal/atomicfile"
+	"github.com/writ-mesh/writ/internal/pemroots"
 	"github.com/writ-mesh/writ/pilot/meshdir"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
@@ -196,10 +197,10 @@ func useless(path, bundle string, now time.Time) bool {
 	if err != nil {
 		return false
 	}
-	above, roots := x509.NewCertPool(), x509.NewCertPool()
+	above := x509.NewCertPool()
 	above.AppendCertsFromPEM(rest)
-	trusted, err := os.ReadFile(bundle)
-	if err != nil || !roots.AppendCertsFromPEM(trusted) {
+	roots, err := pemroots.Load(bundle)
+	if err != nil {
 		return now.After(cert.NotAfter)
 	}
 	_, err = cert.Verify(x509.VerifyOptions{Roots: roots, Intermediates: above, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
