@@ -2,9 +2,9 @@ package security
 
 import (
 	"fmt"
-	"math"
 	"strings"
 
+	xdsmatcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	rbachttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
@@ -21,7 +21,9 @@ const (
 	filterCustomExtAuthz = "writ.custom.ext_authz"
 	filterJWT            = "writ.jwt"
 	filterAudit          = "writ.audit"
+	filterDenyList       = "writ.deny.list"
 	filterDeny           = "writ.deny"
+	filterAllowList      = "writ.allow.list"
 	filterAllow          = "writ.allow"
 	filterRego           = "writ.rego"
 	filterRegoOpen       = "writ.rego.open"
@@ -36,6 +38,7 @@ const (
 const (
 	denyStatPrefix        = "writ_deny_"
 	allowStatPrefix       = "writ_allow_"
+	allowListStatPrefix   = "writ_allow_list_"
 	customStatPrefix      = "writ_custom_"
 	dryRunDenyStatPrefix  = "istio_dry_run_deny_"
 	dryRunAllowStatPrefix = "istio_dry_run_allow_"
@@ -81,17 +84,14 @@ func (c *Compiler) compileSet(policies []*model.AuthorizationPolicy, action rbac
 
 // addAuthorization adds the filters for AUDIT, DENY and ALLOW and their content.
 func (c *Compiler) addAuthorization(b *httpBuilder, p *model.Proxy, s selection) error {
-	threshold := c.treeThreshold
-	if p.Type == model.GatewayProxy {
-		// Its callers may bring certificates of any shape, see tree.
-		threshold = math.MaxInt
-	}
+	gateway := p.Type == model.GatewayProxy
 	b.addGeneric(filterAudit, &rbachttpv3.RBAC{})
 	if err := c.addAccess(b, p, s.lists); err != nil {
 		return err
 	}
-	b.addGeneric(filterDeny, &rbachttpv3.RBAC{})
-	b.addGeneric(filterAllow, &rbachttpv3.RBAC{})
+	for _, name := range []string{filterDenyList, filterDeny, filterAllowList, filterAllow} {
+		b.addGeneric(name, &rbachttpv3.RBAC{})
+	}
 	audit, err := c.compileSet(s.audit, rbacv3.RBAC_LOG, false)
 	if err != nil {
 		return err
@@ -105,16 +105,12 @@ func (c *Compiler) addAuthorization(b *httpBuilder, p *model.Proxy, s selection)
 	}
 	c.denyWithoutAuthz(&deny, p, s)
 	c.denyWithoutRateLimit(&deny, s.quota)
-	if deny.enforced != nil || deny.shadow != nil {
-		b.enable(filterDeny, perRoute(httpRBAC(deny, denyStatPrefix, dryRunDenyStatPrefix, threshold)))
-	}
+	c.enableDeny(b, deny, gateway)
 	allow, err := c.compileSet(s.allow, rbacv3.RBAC_ALLOW, false)
 	if err != nil {
 		return err
 	}
-	if allow.enforced != nil || allow.shadow != nil {
-		b.enable(filterAllow, perRoute(httpRBAC(allow, allowStatPrefix, dryRunAllowStatPrefix, threshold)))
-	}
+	c.enableAllow(b, allow, gateway)
 	if len(allow.refs) > 0 {
 		b.name(nameAllow, noRuleAllows(allow.refs))
 	}
@@ -124,15 +120,56 @@ func (c *Compiler) addAuthorization(b *httpBuilder, p *model.Proxy, s selection)
 	return nil
 }
 
-func httpRBAC(set ruleSet, prefix, shadowPrefix string, threshold int) *rbachttpv3.RBAC {
-	out := &rbachttpv3.RBAC{}
+// enableDeny has rules that can be looked up in an index, and the others in a list,
+// in a filter of its own: what passes has to pass both.
+func (c *Compiler) enableDeny(b *httpBuilder, set ruleSet, gateway bool) {
+	if set.enforced == nil && set.shadow == nil {
+		return
+	}
+	x, rest := newIndex(set.enforced, c.treeThreshold, gateway)
+	if x == nil {
+		b.enable(filterDeny, perRoute(httpRBAC(nil, set, denyStatPrefix, dryRunDenyStatPrefix)))
+		return
+	}
+	if rest != nil {
+		b.enable(filterDenyList, perRoute(&rbachttpv3.RBAC{Rules: rest, RulesStatPrefix: denyStatPrefix}))
+	}
+	b.enable(filterDeny, perRoute(httpRBAC(x.matcher(x.noMatch()), set, denyStatPrefix, dryRunDenyStatPrefix)))
+}
+
+// enableAllow is the same for what lets requests pass: whether the list does is only
+// noted before the index, which looks at that where none of its own rules matches.
+func (c *Compiler) enableAllow(b *httpBuilder, set ruleSet, gateway bool) {
+	if set.enforced == nil && set.shadow == nil {
+		return
+	}
+	x, rest := newIndex(set.enforced, c.treeThreshold, gateway)
+	if x == nil {
+		b.enable(filterAllow, perRoute(httpRBAC(nil, set, allowStatPrefix, dryRunAllowStatPrefix)))
+		return
+	}
+	otherwise := x.noMatch()
+	if rest != nil {
+		b.enable(filterAllowList, perRoute(&rbachttpv3.RBAC{ShadowRules: rest, ShadowRulesStatPrefix: allowListStatPrefix}))
+		noted, _, _ := metadataPredicate(metadata(rbacHTTPMetadata, []string{allowListStatPrefix + shadowResult}, stringValue(exact("allowed"))))
+		otherwise = nested(&xdsmatcherv3.Matcher{
+			MatcherType: &xdsmatcherv3.Matcher_MatcherList_{MatcherList: &xdsmatcherv3.Matcher_MatcherList{
+				Matchers: []*xdsmatcherv3.Matcher_MatcherList_FieldMatcher{{Predicate: noted, OnMatch: onMatch(filterAllowList, rbacv3.RBAC_ALLOW)}},
+			}},
+			OnNoMatch: otherwise,
+		})
+	}
+	b.enable(filterAllow, perRoute(httpRBAC(x.matcher(otherwise), set, allowStatPrefix, dryRunAllowStatPrefix)))
+}
+
+// httpRBAC enforces the matcher, or without one the rules of the set.
+func httpRBAC(matcher *xdsmatcherv3.Matcher, set ruleSet, prefix, shadowPrefix string) *rbachttpv3.RBAC {
+	out := &rbachttpv3.RBAC{Matcher: matcher}
+	if matcher == nil {
+		out.Rules = set.enforced
+	}
 	if set.enforced != nil {
 		out.RulesStatPrefix = prefix
-		if tree := tree(set.enforced, threshold); tree != nil {
-			out.Matcher = tree
-		} else {
-			out.Rules = set.enforced
-		}
 	}
 	if set.shadow != nil {
 		out.ShadowRules = set.shadow

@@ -290,7 +290,9 @@ func TestAccessLookup(t *testing.T) {
 		{"few", model.AccessList{Match: "source.ip", Form: model.AccessAddresses, Entries: addresses[:10]}, true, false},
 		{"identities", model.AccessList{Match: "source.principal", Entries: texts}, false, true},
 		{"identities at a gateway", model.AccessList{Match: "source.principal", Entries: texts}, true, false},
-		{"headers", model.AccessList{Match: "request.headers[x]", Entries: texts, Deny: true}, true, true},
+		{"headers of those who may", model.AccessList{Match: "request.headers[x]", Entries: texts}, true, true},
+		// A header that is sent twice would be looked up as one text that is on no list.
+		{"headers of those who may not", model.AccessList{Match: "request.headers[x]", Entries: texts, Deny: true}, true, false},
 		{"claims", model.AccessList{Match: "request.auth.claims[x]", Entries: texts, Deny: true}, true, true},
 	} {
 		m := newMesh(t, "")

@@ -4,6 +4,7 @@ import (
 	xdsmatcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	networkv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/network/v3"
 	sslv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/ssl/v3"
 	ipv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/input_matchers/ip/v3"
@@ -78,6 +79,11 @@ type exactSet struct {
 	others bool
 }
 
+// misses says that looking a text up could let somebody pass whom the list refuses: of
+// a header that is sent twice a map sees the values joined, the list each by itself
+// (decision 0016). Who may pass only if he has an entry does not with two.
+func (s exactSet) misses(h *routev3.HeaderMatcher) bool { return !s.others && !sentOnce(h) }
+
 // exactSetOf takes an or_ids of exact texts of one kind, or its negation.
 func exactSetOf(name string, id *rbacv3.Principal) (exactSet, bool) {
 	set := exactSet{name: name}
@@ -86,7 +92,7 @@ func exactSetOf(name string, id *rbacv3.Principal) (exactSet, bool) {
 	}
 	for i, one := range id.GetOrIds().GetIds() {
 		header, m := "", one.GetAuthenticated().GetPrincipalName()
-		if h := one.GetHeader(); h != nil && only(h, "name", "string_match") {
+		if h := one.GetHeader(); h != nil && only(h, "name", "string_match") && !set.misses(h) {
 			header, m = h.GetName(), h.GetStringMatch()
 		}
 		if m.GetExact() == "" || !only(m, "exact") || i > 0 && header != set.header {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sort"
 	"strconv"
+	"strings"
 
 	celexpr "cel.dev/expr"
 	xdscorev3 "github.com/cncf/xds/go/xds/core/v3"
@@ -24,78 +25,11 @@ import (
 	"github.com/writ-mesh/writ/pilot/envoy"
 )
 
-// maxUnindexed bounds the policies without an exact principal in a tree: each
-// leaf has to repeat them.
-const maxUnindexed = 8
-
 // noPolicy is what Envoy calls the policy when none has matched.
 const noPolicy = "none"
 
 // uriSAN names the inputs that look at the caller's certificate.
 const uriSAN = "uri_san"
-
-// tree gives the same decisions as rules in the form of a matcher tree: one
-// lookup of the caller's URI SAN leads to the few policies that can concern it.
-// It is nil, and the list stays, if fewer than threshold policies name exact
-// principals only, or if something has no form in a tree.
-//
-// The tree looks at all URI SANs as one text, the list at each of them. They
-// agree because an X.509-SVID has exactly one (SPIFFE X509-SVID, section 2);
-// proxies that take other certificates (gateways) must not use trees.
-func tree(rules *rbacv3.RBAC, threshold int) *xdsmatcherv3.Matcher {
-	if !only(rules, "action", "policies") {
-		return nil
-	}
-	index := map[string][]entry{}
-	var unindexed []entry
-	indexed := 0
-	for _, name := range sortedNames(rules.GetPolicies()) {
-		entries, ok := entriesOf(name, rules.GetPolicies()[name])
-		if !ok {
-			return nil
-		}
-		exactOnly := true
-		for _, e := range entries {
-			exactOnly = exactOnly && len(e.callers) > 0
-		}
-		if exactOnly {
-			indexed++
-		}
-		for _, e := range entries {
-			if len(e.callers) == 0 {
-				unindexed = append(unindexed, e)
-			}
-			for _, caller := range e.callers {
-				index[caller] = append(index[caller], e)
-			}
-		}
-	}
-	if indexed < threshold || len(unindexed) > maxUnindexed {
-		return nil
-	}
-	b := treeBuilder{action: rules.GetAction()}
-	leaves := map[string]*xdsmatcherv3.Matcher_OnMatch{}
-	for caller, entries := range index {
-		leaves[caller] = b.leaf(byName(append(entries, unindexed...)), true)
-	}
-	return &xdsmatcherv3.Matcher{
-		MatcherType: &xdsmatcherv3.Matcher_MatcherList_{MatcherList: &xdsmatcherv3.Matcher_MatcherList{
-			Matchers: []*xdsmatcherv3.Matcher_MatcherList_FieldMatcher{{
-				Predicate: peerCertificate(),
-				OnMatch: nested(&xdsmatcherv3.Matcher{
-					MatcherType: &xdsmatcherv3.Matcher_MatcherTree_{MatcherTree: &xdsmatcherv3.Matcher_MatcherTree{
-						Input: input(uriSAN, &sslv3.UriSanInput{}),
-						TreeType: &xdsmatcherv3.Matcher_MatcherTree_ExactMatchMap{
-							ExactMatchMap: &xdsmatcherv3.Matcher_MatcherTree_MatchMap{Map: leaves},
-						},
-					}},
-					OnNoMatch: b.leaf(unindexed, true),
-				}),
-			}},
-		}},
-		OnNoMatch: b.leaf(unindexed, false),
-	}
-}
 
 // peerCertificate holds for mutual TLS. On plain text UriSanInput says that it
 // does not know yet, and Envoy then decides nothing at all, not even by
@@ -123,24 +57,6 @@ func sortedNames(policies map[string]*rbacv3.Policy) []string {
 	return names
 }
 
-// byName orders entries as the list would try them, so that the policy that is
-// named for a decision is the same.
-func byName(entries []entry) []entry {
-	out := append([]entry(nil), entries...)
-	sort.SliceStable(out, func(i, j int) bool { return out[i].policy < out[j].policy })
-	return out
-}
-
-// entry is one alternative of a policy's principals with all its permissions.
-type entry struct {
-	policy string
-	// callers are the exact URI SANs that it takes; none means that conditions
-	// tell who.
-	callers []string
-	// conditions must all hold; none means always.
-	conditions []*predicate
-}
-
 type predicate = xdsmatcherv3.Matcher_MatcherList_Predicate
 
 // only says whether no field of m is set but those of the given names: then
@@ -155,72 +71,10 @@ func only(m proto.Message, fields ...protoreflect.Name) bool {
 	return known
 }
 
-// entriesOf gives the alternatives of a policy; not ok if it says something that
-// has no form in a tree, such as a condition.
-func entriesOf(name string, policy *rbacv3.Policy) ([]entry, bool) {
-	if !only(policy, "permissions", "principals") || len(policy.GetPermissions()) == 0 {
-		return nil, false
-	}
-	var permissions []*predicate
-	anyPermission := false
-	for _, p := range policy.GetPermissions() {
-		converted, always, ok := permissionPredicate(p)
-		if !ok {
-			return nil, false
-		}
-		anyPermission = anyPermission || always
-		permissions = append(permissions, converted)
-	}
-	var out []entry
-	for _, id := range policy.GetPrincipals() {
-		e := entry{policy: name}
-		ids := []*rbacv3.Principal{id}
-		if and := id.GetAndIds(); and != nil {
-			ids = and.GetIds()
-		}
-		for _, part := range ids {
-			if callers := exactCallers(part); callers != nil && e.callers == nil {
-				e.callers = callers
-				continue
-			}
-			converted, always, ok := principalPredicate(part)
-			if !ok {
-				return nil, false
-			}
-			if !always {
-				e.conditions = append(e.conditions, converted)
-			}
-		}
-		if !anyPermission {
-			e.conditions = append(e.conditions, orPredicate(permissions))
-		}
-		out = append(out, e)
-	}
-	return out, true
-}
-
-// exactCallers gives the SPIFFE IDs of a principal that is nothing else.
-func exactCallers(id *rbacv3.Principal) []string {
-	ids := []*rbacv3.Principal{id}
-	if or := id.GetOrIds(); or != nil {
-		ids = or.GetIds()
-	}
-	var out []string
-	for _, one := range ids {
-		value := one.GetAuthenticated().GetPrincipalName()
-		if value.GetExact() == "" || !only(one.GetAuthenticated(), "principal_name") || !only(value, "exact") {
-			return nil
-		}
-		out = append(out, value.GetExact())
-	}
-	return out
-}
-
 type treeBuilder struct{ action rbacv3.RBAC_Action }
 
-// noMatch is what the list decides when no policy matches. Every leaf has to say
-// so: where a nested matcher decides nothing, Envoy goes on with the on_no_match
-// of the matcher around it. The name is the one that the list leaves.
+// noMatch is what the list decides when no policy matches. The name is the one that
+// the list leaves.
 func (b treeBuilder) noMatch() *xdsmatcherv3.Matcher_OnMatch {
 	if b.action == rbacv3.RBAC_ALLOW {
 		return onMatch(noPolicy, rbacv3.RBAC_DENY)
@@ -232,32 +86,6 @@ func onMatch(name string, action rbacv3.RBAC_Action) *xdsmatcherv3.Matcher_OnMat
 	return &xdsmatcherv3.Matcher_OnMatch{OnMatch: &xdsmatcherv3.Matcher_OnMatch_Action{
 		Action: input("action", &rbacv3.Action{Name: name, Action: action}),
 	}}
-}
-
-// leaf tries the entries in order, for callers with mutual TLS or for those
-// without.
-func (b treeBuilder) leaf(entries []entry, mtls bool) *xdsmatcherv3.Matcher_OnMatch {
-	otherwise := b.noMatch()
-	var list []*xdsmatcherv3.Matcher_MatcherList_FieldMatcher
-	for _, e := range entries {
-		decided := onMatch(e.policy, b.action)
-		if len(e.conditions) == 0 {
-			otherwise = decided
-			break
-		}
-		condition := andPredicate(e.conditions)
-		if !mtls {
-			condition = withoutPeer(condition)
-		}
-		list = append(list, &xdsmatcherv3.Matcher_MatcherList_FieldMatcher{Predicate: condition, OnMatch: decided})
-	}
-	if len(list) == 0 {
-		return otherwise
-	}
-	return nested(&xdsmatcherv3.Matcher{
-		MatcherType: &xdsmatcherv3.Matcher_MatcherList_{MatcherList: &xdsmatcherv3.Matcher_MatcherList{Matchers: list}},
-		OnNoMatch:   otherwise,
-	})
 }
 
 // eachSingle gives p with f applied to every single question in it.
@@ -278,18 +106,6 @@ func eachSingle(p *predicate, f func(*predicate) *predicate) *predicate {
 		return notPredicate(eachSingle(m.NotMatcher, f))
 	}
 	return f(p)
-}
-
-// withoutPeer replaces every question about the caller's certificate by one that
-// is never answered with yes.
-func withoutPeer(p *predicate) *predicate {
-	return eachSingle(p, func(p *predicate) *predicate {
-		if p.GetSinglePredicate().GetInput().GetName() != uriSAN {
-			return p
-		}
-		never, _, _ := single(headerInput(":method"), exact("no method has spaces"))
-		return never
-	})
 }
 
 // permissionPredicate converts p. always says that it is no condition at all; ok
@@ -450,14 +266,17 @@ func headerInput(name string) *xdscorev3.TypedExtensionConfig {
 	return input("header", &matcherv3.HttpRequestHeaderMatchInput{HeaderName: name})
 }
 
-// headerPredicate cannot say presence: a tree does not tell an empty header from
-// none.
+// headerPredicate knows those that a request has once, such as :method. Of others a
+// tree sees all values joined, the list each by itself (decision 0016): there are
+// requests that one of them refuses and the other does not.
 func headerPredicate(h *routev3.HeaderMatcher) (*predicate, bool, bool) {
-	if h.GetStringMatch() == nil || !only(h, "name", "string_match") {
+	if h.GetStringMatch() == nil || !only(h, "name", "string_match") || !sentOnce(h) {
 		return nil, false, false
 	}
 	return single(headerInput(h.GetName()), h.GetStringMatch())
 }
+
+func sentOnce(h *routev3.HeaderMatcher) bool { return strings.HasPrefix(h.GetName(), ":") }
 
 // pathPredicate matches :path, which still has the query: an exact path is that
 // text alone or before "?" or "#", and a prefix has neither in it.

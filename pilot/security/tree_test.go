@@ -19,18 +19,18 @@ func TestTreeLosesNothing(t *testing.T) {
 	for name, policy := range treePolicies() {
 		t.Run(name, func(t *testing.T) {
 			list := &rbacv3.RBAC{Action: rbacv3.RBAC_ALLOW, Policies: map[string]*rbacv3.Policy{"p": policy}}
-			base := tree(list, 0)
+			base := treeOf(list)
 			if base == nil {
 				t.Fatal("no tree, so that this tests nothing")
 			}
 			changes := 0
 			eachChange(list.ProtoReflect(), "", func(what string) {
 				changes++
-				if got := tree(list, 0); got != nil && proto.Equal(got, base) {
+				if got := treeOf(list); got != nil && proto.Equal(got, base) {
 					t.Errorf("%s does not change the tree", what)
 				}
 			})
-			if changes < 40 || !proto.Equal(tree(list, 0), base) {
+			if changes < 40 || !proto.Equal(treeOf(list), base) {
 				t.Errorf("%d changes were tried, and the list is %v", changes, list)
 			}
 		})
@@ -48,24 +48,27 @@ func treePolicies() map[string]*rbacv3.Policy {
 		return &rbacv3.Permission{Rule: &rbacv3.Permission_UrlPath{UrlPath: &matcherv3.PathMatcher{Rule: &matcherv3.PathMatcher_Path{Path: m}}}}
 	}
 	out := map[string]*rbacv3.Policy{}
-	for i, p := range []*rbacv3.Permission{
+	permissions := []*rbacv3.Permission{
 		get, at(exact("/a")), at(prefix("/a")), at(suffix("/a")), notRule(get), orRules([]*rbacv3.Permission{get, at(exact("/a"))}),
 		andRules([]*rbacv3.Permission{get, at(exact("/a"))}),
 		{Rule: &rbacv3.Permission_DestinationPort{DestinationPort: 80}},
 		{Rule: &rbacv3.Permission_DestinationIp{DestinationIp: block}},
 		{Rule: &rbacv3.Permission_RequestedServerName{RequestedServerName: regex("a.*")}},
-	} {
+	}
+	for i, p := range permissions {
 		out[fmt.Sprintf("permission %d", i)] = &rbacv3.Policy{Permissions: []*rbacv3.Permission{p}, Principals: []*rbacv3.Principal{caller("a")}}
 	}
-	for i, id := range []*rbacv3.Principal{
+	principals := []*rbacv3.Principal{
 		caller("a"), orIDs([]*rbacv3.Principal{caller("a"), caller("b")}), andIDs([]*rbacv3.Principal{caller("a"), peer(prefix("b"))}),
 		notID(caller("a")), peer(regex("a")), metadataID(claim([]string{"a", "b"}, []string{"c"})),
 		orIDs([]*rbacv3.Principal{peer(prefix("a")), peer(suffix("b"))}),
-		{Identifier: &rbacv3.Principal_Header{Header: header("x-a", "b", true)}},
+		{Identifier: &rbacv3.Principal_Header{Header: header(":authority", "b", true)}},
 		{Identifier: &rbacv3.Principal_DirectRemoteIp{DirectRemoteIp: block}},
 		{Identifier: &rbacv3.Principal_RemoteIp{RemoteIp: block}},
-	} {
-		out[fmt.Sprintf("principal %d", i)] = &rbacv3.Policy{Permissions: []*rbacv3.Permission{get}, Principals: []*rbacv3.Principal{id}}
+	}
+	for i, id := range principals {
+		out[fmt.Sprintf("principal %d", i)] = &rbacv3.Policy{Permissions: []*rbacv3.Permission{andRules([]*rbacv3.Permission{at(prefix("/p")), get})}, Principals: []*rbacv3.Principal{id}}
+		out[fmt.Sprintf("principal %d of a caller", i)] = &rbacv3.Policy{Permissions: []*rbacv3.Permission{get}, Principals: []*rbacv3.Principal{andIDs([]*rbacv3.Principal{caller("c"), id})}}
 	}
 	return out
 }
