@@ -220,7 +220,7 @@ func TestRemoteBundleIsSigned(t *testing.T) {
 		t.Fatal(err)
 	}
 	plain := policyBundle(t, "1", "allow := true")
-	b, err := opabundle.NewReader(bytes.NewReader(plain)).Read()
+	b, err := opabundle.NewReader(bytes.NewReader(plain)).WithLazyLoadingMode(false).Read()
 	if err != nil {
 		t.Fatal(err)
 	}

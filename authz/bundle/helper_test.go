@@ -89,7 +89,7 @@ func unpack(t testing.TB, b []byte) map[string]string {
 // signed makes a bundle with a signature by key.
 func signed(t testing.TB, files map[string]string, key, keyID string) []byte {
 	t.Helper()
-	b, err := opabundle.NewReader(bytes.NewReader(tarball(t, files))).Read()
+	b, err := opabundle.NewReader(bytes.NewReader(tarball(t, files))).WithLazyLoadingMode(false).Read()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,9 +20,9 @@ import (
 	bundleplugin "github.com/open-policy-agent/opa/v1/plugins/bundle"
 	"github.com/open-policy-agent/opa/v1/plugins/discovery"
 	"github.com/open-policy-agent/opa/v1/storage"
-	"github.com/open-policy-agent/opa/v1/storage/inmem"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/writ-mesh/writ/authz/basedoc"
 	"github.com/writ-mesh/writ/authz/decisionlog"
 	"github.com/writ-mesh/writ/authz/rego"
 )
@@ -91,7 +91,7 @@ type Report struct {
 type Manager struct {
 	options Options
 	opa     *plugins.Manager
-	store   storage.Store
+	store   *basedoc.Store
 	current atomic.Pointer[Snapshot]
 	// query is empty until the plugin's section is known.
 	query atomic.Pointer[string]
@@ -190,11 +190,12 @@ func (m *Manager) newOPA(raw []byte, hook *discovered) error {
 	if m.options.V0 {
 		version = ast.RegoV0
 	}
-	files, bundles, err := load(m.options.Paths, m.options.Bundles, version)
+	files, data, bundles, err := load(m.options.Paths, m.options.Bundles, version)
 	if err != nil {
 		return err
 	}
-	m.store = inmem.NewWithOpts(inmem.OptRoundTripOnWrite(false), inmem.OptReturnASTValuesOnRead(true))
+	m.store = basedoc.New()
+	m.store.Fill(data)
 	id := m.options.ID
 	if id == "" {
 		id = randomID()
@@ -225,7 +226,7 @@ func (m *Manager) registerGuard(name string, g *guarded) {
 
 // load reads what is local, with the meaning that `opa run` gives arguments:
 // gzipped tarballs are bundles in any case.
-func load(paths, bundlePaths []string, version ast.RegoVersion) (*loader.Result, map[string]*opabundle.Bundle, error) {
+func load(paths, bundlePaths []string, version ast.RegoVersion) (*loader.Result, basedoc.Data, map[string]*opabundle.Bundle, error) {
 	var plain []string
 	for _, p := range paths {
 		if strings.HasSuffix(p, ".tar.gz") {
@@ -236,17 +237,17 @@ func load(paths, bundlePaths []string, version ast.RegoVersion) (*loader.Result,
 	}
 	bundles := make(map[string]*opabundle.Bundle, len(bundlePaths))
 	for _, p := range bundlePaths {
-		b, err := loader.NewFileLoader().WithRegoVersion(version).WithSkipBundleVerification(true).AsBundle(p)
+		b, err := loader.NewFileLoader().WithRegoVersion(version).WithSkipBundleVerification(true).WithBundleLazyLoadingMode(true).AsBundle(p)
 		if err != nil {
-			return nil, nil, rego.OneLine(err)
+			return nil, basedoc.Data{}, nil, rego.OneLine(err)
 		}
 		bundles[p] = b
 	}
-	files, err := loader.NewFileLoader().WithRegoVersion(version).Filtered(plain, nil)
+	files, data, err := basedoc.Load(plain, version)
 	if err != nil {
-		return nil, nil, rego.OneLine(err)
+		return nil, basedoc.Data{}, nil, rego.OneLine(err)
 	}
-	return files, bundles, nil
+	return files, data, bundles, nil
 }
 
 // wake makes the loop look.

@@ -9,12 +9,13 @@ import (
 	opabundle "github.com/open-policy-agent/opa/v1/bundle"
 	"github.com/open-policy-agent/opa/v1/storage"
 
+	"github.com/writ-mesh/writ/authz/basedoc"
 	"github.com/writ-mesh/writ/authz/rego"
 )
 
 // take makes a snapshot of what OPA has activated and puts it in force.
 func (m *Manager) take(ctx context.Context) error {
-	compiler, data, revisions, err := m.copyStore(ctx)
+	compiler, data, revisions, err := m.freeze(ctx)
 	if err != nil {
 		return err
 	}
@@ -36,10 +37,9 @@ func (m *Manager) take(ctx context.Context) error {
 	return nil
 }
 
-// copyStore takes the compiler and a copy of the data that belong together: OPA
-// sets the compiler while it commits, and nobody commits during a read. The copy
-// is deep, because OPA's store changes objects in place.
-func (m *Manager) copyStore(ctx context.Context) (*ast.Compiler, ast.Object, map[string]string, error) {
+// freeze takes the compiler and the data that belong together: OPA sets the compiler
+// while it commits, and nobody commits during a read.
+func (m *Manager) freeze(ctx context.Context) (*ast.Compiler, *basedoc.Store, map[string]string, error) {
 	txn, err := m.store.NewTransaction(ctx)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("opa store: %w", err)
@@ -49,13 +49,9 @@ func (m *Manager) copyStore(ctx context.Context) (*ast.Compiler, ast.Object, map
 	if compiler == nil {
 		return nil, nil, nil, errors.New("opa has compiled nothing yet")
 	}
-	all, err := m.store.Read(ctx, txn, storage.RootPath)
+	data, err := m.store.Frozen(txn)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("opa store: %w", err)
-	}
-	data, ok := all.(ast.Object)
-	if !ok {
-		return nil, nil, nil, fmt.Errorf("opa store: %T instead of an object", all)
 	}
 	revisions := make(map[string]string)
 	names, err := opabundle.ReadBundleNamesFromStore(ctx, m.store, txn)
@@ -69,5 +65,5 @@ func (m *Manager) copyStore(ctx context.Context) (*ast.Compiler, ast.Object, map
 		}
 		revisions[name] = r
 	}
-	return compiler, data.Copy(), revisions, nil
+	return compiler, data, revisions, nil
 }

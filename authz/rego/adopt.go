@@ -9,12 +9,13 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	oparego "github.com/open-policy-agent/opa/v1/rego"
-	"github.com/open-policy-agent/opa/v1/storage/inmem"
+
+	"github.com/writ-mesh/writ/authz/basedoc"
 )
 
-// Adopt makes a Program of modules that are compiled already and of data that
-// nobody changes any more: it takes both over and compiles only the query.
-func Adopt(ctx context.Context, compiler *ast.Compiler, data ast.Object, query string, o Options) (*Program, error) {
+// Adopt makes a Program of modules that are compiled already and of a store to which
+// nobody writes any more: it takes both over and compiles only the query.
+func Adopt(ctx context.Context, compiler *ast.Compiler, store *basedoc.Store, query string, o Options) (*Program, error) {
 	body, err := parseQuery(query)
 	if err != nil {
 		return nil, err
@@ -27,12 +28,10 @@ func Adopt(ctx context.Context, compiler *ast.Compiler, data ast.Object, query s
 			}
 		}
 	}
-	store := inmem.NewFromASTObject(data)
 	prepared, err := oparego.New(
 		oparego.ParsedQuery(body),
 		oparego.Compiler(compiler),
 		oparego.Store(store),
-		oparego.StoreReadAST(true),
 	).PrepareForEval(ctx)
 	if err != nil {
 		return nil, oneLine(err)

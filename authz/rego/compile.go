@@ -14,8 +14,9 @@ import (
 	"github.com/open-policy-agent/opa/v1/loader"
 	oparego "github.com/open-policy-agent/opa/v1/rego"
 	"github.com/open-policy-agent/opa/v1/storage"
-	"github.com/open-policy-agent/opa/v1/storage/inmem"
 	"github.com/open-policy-agent/opa/v1/topdown/cache"
+
+	"github.com/writ-mesh/writ/authz/basedoc"
 )
 
 // Source says where the text of a policy comes from. The parts add up.
@@ -80,7 +81,7 @@ func Compile(ctx context.Context, src Source, query string, o Options) (*Program
 	if err != nil {
 		return nil, fmt.Errorf("query %q: %w", query, oneLine(err))
 	}
-	store := inmem.NewWithOpts(inmem.OptRoundTripOnWrite(false), inmem.OptReturnASTValuesOnRead(true))
+	store := basedoc.New()
 	load, err := store.NewTransaction(ctx, storage.WriteParams)
 	if err != nil {
 		return nil, fmt.Errorf("open the policy's data: %w", err)
@@ -90,8 +91,7 @@ func Compile(ctx context.Context, src Source, query string, o Options) (*Program
 		oparego.ParsedQuery(body),
 		oparego.Store(store),
 		oparego.Transaction(load),
-		oparego.CompilerHook(func(c *ast.Compiler) { compiler = c }),
-		oparego.StoreReadAST(true))...)
+		oparego.CompilerHook(func(c *ast.Compiler) { compiler = c }))...)
 	prepared, err := r.PrepareForEval(ctx)
 	if err != nil {
 		store.Abort(ctx, load)
@@ -104,7 +104,7 @@ func Compile(ctx context.Context, src Source, query string, o Options) (*Program
 }
 
 // newProgram completes a program. Nothing writes to store from now on.
-func newProgram(ctx context.Context, prepared oparego.PreparedEvalQuery, compiler *ast.Compiler, store storage.Store, query ast.Body, o Options) (*Program, error) {
+func newProgram(ctx context.Context, prepared oparego.PreparedEvalQuery, compiler *ast.Compiler, store *basedoc.Store, query ast.Body, o Options) (*Program, error) {
 	p := &Program{
 		prepared: prepared,
 		values:   cache.NewInterQueryValueCache(ctx, nil),
@@ -127,6 +127,9 @@ func newProgram(ctx context.Context, prepared oparego.PreparedEvalQuery, compile
 		if err := p.defined(ctx, compiler, store, query); err != nil {
 			return nil, err
 		}
+	}
+	for _, path := range found.whole {
+		store.Warm(path)
 	}
 	return p, nil
 }

@@ -8,6 +8,8 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/topdown"
+
+	"github.com/writ-mesh/writ/authz/basedoc"
 )
 
 // Bounds of single calls of built-in functions. Between two calls an evaluation
@@ -39,10 +41,12 @@ type check func(args []*ast.Term) error
 
 // LimitBuiltins puts the bounds in front of OPA's functions. OPA has one table of
 // them in the process and none for each evaluation, so it is done once. Compile and
-// Adopt do it; who lets OPA evaluate before does it first.
+// Adopt do it; who lets OPA evaluate before does it first. It does basedoc.Register too,
+// for the same reason.
 func LimitBuiltins() { limitBuiltins() }
 
 var limitBuiltins = sync.OnceFunc(func() {
+	basedoc.Register()
 	for name, c := range map[string]check{
 		ast.BitsShiftLeft.Name:               checkShift,
 		ast.Multiply.Name:                    checkDigits,

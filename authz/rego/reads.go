@@ -2,10 +2,12 @@ package rego
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/storage"
 )
 
 // reads is the part of the input document that a policy looks at: a tree of
@@ -84,6 +86,8 @@ type analysis struct {
 	impure string
 	// grows is the first rule that puts too large a value together.
 	grows error
+	// whole are parts of the data that evaluations may need as a whole.
+	whole []storage.Path
 
 	seen map[*ast.Rule]bool
 	todo []*ast.Rule
@@ -105,6 +109,7 @@ func analyze(c *ast.Compiler, query ast.Body) *analysis {
 		a.todo = a.todo[:len(a.todo)-1]
 		a.rule(rule)
 	}
+	a.whole = wholeData(query, slices.Collect(maps.Keys(a.seen)))
 	return a
 }
 

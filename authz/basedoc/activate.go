@@ -1,0 +1,113 @@
+package basedoc
+
+import (
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	opabundle "github.com/open-policy-agent/opa/v1/bundle"
+	"github.com/open-policy-agent/opa/v1/storage"
+	"github.com/open-policy-agent/opa/v1/storage/inmem"
+)
+
+// Register makes OPA leave the data of bundles as they are in the file until a store
+// takes it, and put it into a [Store] by way of this package. OPA has one such place in
+// the process, so it is done once; who lets OPA read bundles does it first. Other stores
+// are filled as ever.
+func Register() { register() }
+
+var register = sync.OnceFunc(func() {
+	const name = "writ"
+	opabundle.RegisterActivator(name, activator{})
+	opabundle.RegisterStoreFunc(func() storage.Store { return inmem.New() })
+	opabundle.RegisterDefaultBundleActivator(name)
+})
+
+// activator is OPA's own, but that the data of bundles are read once, by us. OPA reads
+// them before to see whether they are below the bundle's roots, which takes as much time
+// again and three times the memory.
+type activator struct{}
+
+// Activate implements OPA's bundle.Activator.
+func (activator) Activate(o *opabundle.ActivateOpts) error {
+	opa := &opabundle.DefaultActivator{}
+	s, ok := o.Store.(*Store)
+	if !ok {
+		return opa.Activate(o)
+	}
+	t, err := s.writer(o.Txn)
+	if err != nil {
+		return err
+	}
+	bundles := o.Bundles
+	o.Bundles = maps.Clone(bundles)
+	defer func() { o.Bundles, t.staged = bundles, nil }()
+	for name, b := range bundles {
+		if o.Bundles[name], err = t.stage(b); err != nil {
+			return err
+		}
+	}
+	return opa.Activate(o)
+}
+
+// stage reads the data of a bundle, and gives the bundle with nothing in their place. By
+// that Truncate finds what was read.
+func (t *transaction) stage(b *opabundle.Bundle) (*opabundle.Bundle, error) {
+	out := *b
+	out.Raw = slices.Clone(b.Raw)
+	for i, file := range out.Raw {
+		if strings.HasSuffix(file.Path, opabundle.RegoExt) {
+			continue
+		}
+		doc, err := parse(file.Value)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file.Path, err)
+		}
+		if b.Manifest.Roots != nil {
+			where := filepath.ToSlash(filepath.Dir(strings.Trim(filepath.ToSlash(file.Path), "/")))
+			if err := belowRoots(value{doc: doc}, where, *b.Manifest.Roots); err != nil {
+				return nil, err
+			}
+		}
+		empty := []byte("{}")
+		out.Raw[i].Value = empty
+		if t.staged == nil {
+			t.staged = make(map[*byte]*document)
+		}
+		t.staged[&empty[0]] = doc
+	}
+	return &out, nil
+}
+
+// belowRoots refuses data that a bundle's manifest does not claim, as OPA does.
+func belowRoots(v value, where string, roots []string) error {
+	if len(roots) == 1 && roots[0] == "" {
+		return nil
+	}
+	refused := func(path string) error {
+		return fmt.Errorf("manifest roots %v do not permit data at path '/%s' (hint: check bundle directory structure)", roots, path)
+	}
+	if !v.isObject() {
+		if path := strings.TrimLeft(where, "/."); !opabundle.RootPathsContain(roots, path) {
+			return refused(path)
+		}
+		return nil
+	}
+	for name, c := range v.members() {
+		path := strings.TrimLeft(filepath.ToSlash(filepath.Join(strings.Trim(where, "/"), name)), "/.")
+		if opabundle.RootPathsContain(roots, path) {
+			continue
+		}
+		onTheWay := slices.ContainsFunc(roots, func(root string) bool { return strings.HasPrefix(strings.Trim(root, "/"), path) })
+		if !onTheWay || !c.isObject() {
+			return refused(path)
+		}
+		if err := belowRoots(c, path, roots); err != nil {
+			return err
+		}
+	}
+	return nil
+}
