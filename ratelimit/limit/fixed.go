@@ -9,12 +9,12 @@ type fixed struct {
 	count uint64
 }
 
-// Check implements State. Asking for nothing asks whether the limit is over already.
-func (f *fixed) Check(l Limit, now time.Time, hits, pending uint64) Outcome {
+// check implements state. Asking for nothing asks whether the limit is over already.
+func (f *fixed) check(l Limit, now int64, hits, pending uint64) Outcome {
 	f.turn(l, now)
 	count := f.count + pending
 	out := Outcome{
-		Over:      min(count+min(hits, maxHits), maxCount) > uint64(l.requests),
+		Over:      min(count+hits, maxCount) > uint64(l.requests),
 		Remaining: left(l.requests, count),
 		Reset:     f.reset(l, now),
 	}
@@ -24,29 +24,36 @@ func (f *fixed) Check(l Limit, now time.Time, hits, pending uint64) Outcome {
 	return out
 }
 
-// Add implements State.
-func (f *fixed) Add(l Limit, now time.Time, hits uint64) {
+func (f *fixed) add(l Limit, now int64, hits uint64) {
 	f.turn(l, now)
-	f.count = min(f.count+min(hits, maxHits), maxCount)
+	f.count = min(f.count+hits, maxCount)
 }
 
-// After implements State.
-func (f *fixed) After(l Limit, now time.Time) (remaining uint32, reset time.Duration) {
+// refund gives nothing back that was taken in another window.
+func (f *fixed) refund(l Limit, now int64, hits uint64, at int64) uint64 {
+	f.turn(l, now)
+	if at != 0 && l.windowStart(at) != f.start {
+		return 0
+	}
+	hits = min(hits, f.count)
+	f.count -= hits
+	return hits
+}
+
+func (f *fixed) after(l Limit, now int64) (remaining uint32, reset time.Duration) {
 	return left(l.requests, f.count), f.reset(l, now)
 }
 
-// Idle implements State: the window is over.
-func (f *fixed) Idle(l Limit, now time.Time) bool {
-	return l.windowStart(now).UnixMicro() != f.start
-}
+// idle: the window is over.
+func (f *fixed) idle(l Limit, now int64) bool { return l.windowStart(now) != f.start }
 
 // turn begins a new count in a new window.
-func (f *fixed) turn(l Limit, now time.Time) {
-	if start := l.windowStart(now).UnixMicro(); f.start != start {
+func (f *fixed) turn(l Limit, now int64) {
+	if start := l.windowStart(now); f.start != start {
 		*f = fixed{start: start}
 	}
 }
 
-func (*fixed) reset(l Limit, now time.Time) time.Duration {
-	return micros(l.window - mod(now.UnixMicro(), l.window))
+func (*fixed) reset(l Limit, now int64) time.Duration {
+	return micros(l.window - mod(now, l.window))
 }

@@ -1,14 +1,18 @@
 // Package limit holds the arithmetic of rate limits: values and a time in, an
 // outcome out, no I/O and no clock of its own.
 //
-// Two algorithms are offered. [Sliding] lets never more than the limit pass in
+// [Sliding] lets never more than the limit pass in
 // any stretch of time as long as the window, wherever it begins, and a refused
 // use takes nothing. [Fixed] counts in windows aligned to the Unix epoch and
 // counts refused uses too, exactly as envoyproxy/ratelimit does: it keeps the
 // limit in each of those windows, and twice the limit may pass in a stretch that
 // lies across the edge of two. It is only for users who come from there.
 //
-// An algorithm is one file here, with its [State] and its place in
+// [GCRA] is a token bucket with a burst; [Concurrency] counts what is under way
+// instead of what came. Hits of any limit but a fixed one can be held instead of
+// taken, until it is known what they come to ([Use], [Counter]).
+//
+// An algorithm is one file here, with its state and its place in
 // Algorithm.spec, and one entry of the same code in the script of package
 // redisstore. Nothing else knows which algorithms there are: stores ask the
 // [Limit] what it needs, and the conformance suite (package storetest) runs
@@ -20,6 +24,7 @@
 package limit
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -35,6 +40,13 @@ const (
 	Sliding Algorithm = iota + 1
 	// Fixed counts every use, admitted or not, in windows aligned to the epoch.
 	Fixed
+	// GCRA admits a use if a bucket of the size Burst, which a window's length
+	// empties by Requests, has room for it: in any window pass at most Requests and
+	// Burst - 1.
+	GCRA
+	// Concurrency admits a use while less than Requests others are held, each until
+	// it is settled, or for a window at most.
+	Concurrency
 )
 
 // spec is what an algorithm is made of.
@@ -48,16 +60,20 @@ type spec struct {
 	// ownWindows: each window has a counter of its own in Redis.
 	ownWindows bool
 	// state makes the state of an unused limit.
-	state func() State
+	state func() state
 }
 
 // spec is the only list of the algorithms.
 func (a Algorithm) spec() (spec, error) {
 	switch a {
 	case Sliding:
-		return spec{name: "sliding", code: "s", state: func() State { return newSliding() }}, nil
+		return spec{name: "sliding", code: "s", state: func() state { return newSliding() }}, nil
 	case Fixed:
-		return spec{name: "fixed", code: "f", countsRefused: true, ownWindows: true, state: func() State { return new(fixed) }}, nil
+		return spec{name: "fixed", code: "f", countsRefused: true, ownWindows: true, state: func() state { return new(fixed) }}, nil
+	case GCRA:
+		return spec{name: "gcra", code: "g", state: func() state { return new(gcra) }}, nil
+	case Concurrency:
+		return spec{name: "concurrency", code: "c", state: func() state { return inflight{} }}, nil
 	default:
 		return spec{}, fmt.Errorf("unknown algorithm %d", uint8(a))
 	}
@@ -90,20 +106,6 @@ func (a Algorithm) Code() string {
 	return s.code
 }
 
-// State is what is remembered of the uses of one limit under one key. It is not
-// safe for concurrent use.
-type State interface {
-	// Check says what would become of hits, on top of pending hits that were
-	// checked before in the same decision. It takes nothing.
-	Check(l Limit, now time.Time, hits, pending uint64) Outcome
-	// Add takes hits, whether they fit or not.
-	Add(l Limit, now time.Time, hits uint64)
-	// After describes the limit once a decision is made.
-	After(l Limit, now time.Time) (remaining uint32, reset time.Duration)
-	// Idle says that nothing counts any more, so that the state may be forgotten.
-	Idle(l Limit, now time.Time) bool
-}
-
 const (
 	// minWindow is the shortest window: below it the way through the network
 	// takes longer than the window.
@@ -124,12 +126,14 @@ type Limit struct {
 	algorithm     Algorithm
 	countsRefused bool // as the algorithm's spec says, for the hot path
 	requests      uint32
-	window        int64 // microseconds
+	burst         uint32 // what may come at once
+	window        int64  // microseconds
 }
 
 // New checks the parts of a limit. Requests may be 0, which admits nothing. A
 // window is rounded up to whole microseconds and must be between a
-// millisecond and ten years.
+// millisecond and ten years. A GCRA limit has a burst of one; the window of a
+// Concurrency limit is how long a use is held that nobody settles.
 func New(a Algorithm, requests uint32, window time.Duration) (Limit, error) {
 	s, err := a.spec()
 	if err != nil {
@@ -138,14 +142,37 @@ func New(a Algorithm, requests uint32, window time.Duration) (Limit, error) {
 	if window < minWindow || window > maxWindow {
 		return Limit{}, fmt.Errorf("window %s is not between %s and %s", window, minWindow, maxWindow)
 	}
-	return Limit{algorithm: a, countsRefused: s.countsRefused, requests: requests, window: (int64(window) + 999) / 1000}, nil
+	burst := requests
+	if a == GCRA {
+		burst = min(requests, 1)
+	}
+	return Limit{algorithm: a, countsRefused: s.countsRefused, requests: requests, burst: burst, window: (int64(window) + 999) / 1000}, nil
+}
+
+// NewGCRA makes a GCRA limit that lets burst requests pass at once.
+func NewGCRA(requests uint32, window time.Duration, burst uint32) (Limit, error) {
+	l, err := New(GCRA, requests, window)
+	if err == nil && burst == 0 && requests > 0 {
+		err = errors.New("burst 0 admits nothing")
+	}
+	if err == nil && float64(burst)*l.interval() > float64(maxWindow.Microseconds()) {
+		err = fmt.Errorf("burst %d: takes longer than %s to be free again", burst, maxWindow)
+	}
+	if err != nil {
+		return Limit{}, err
+	}
+	l.burst = burst
+	return l, nil
 }
 
 // Algorithm tells how the limit counts.
 func (l Limit) Algorithm() Algorithm { return l.algorithm }
 
-// Requests is how many may pass in a window.
+// Requests is how many may pass in a window, or be held.
 func (l Limit) Requests() uint32 { return l.requests }
+
+// Burst is how many may come at once.
+func (l Limit) Burst() uint32 { return l.burst }
 
 // Window is the length of the window.
 func (l Limit) Window() time.Duration { return micros(l.window) }
@@ -155,17 +182,6 @@ func (l Limit) Window() time.Duration { return micros(l.window) }
 // that they are decided with is refused.
 func (l Limit) CountsRefused() bool { return l.countsRefused }
 
-// NewState makes the state of a limit that was not used yet. Limits with the same
-// algorithm may follow each other on one state, as when a limit is edited. Of what
-// is not a limit it fails.
-func (l Limit) NewState() (State, error) {
-	s, err := l.algorithm.spec()
-	if err != nil {
-		return nil, err
-	}
-	return s.state(), nil
-}
-
 // CounterKey is the name of the counter in Redis of uses under key at now.
 func (l Limit) CounterKey(key string, now time.Time) string {
 	if s, err := l.algorithm.spec(); err != nil || !s.ownWindows {
@@ -173,58 +189,15 @@ func (l Limit) CounterKey(key string, now time.Time) string {
 	}
 	// As envoyproxy/ratelimit has it, so that both can count side by side. It knows
 	// windows of whole seconds only.
-	start := l.windowStart(now)
+	start := l.windowStart(now.UnixMicro())
 	if l.Window()%time.Second != 0 {
-		return key + "_" + strconv.FormatInt(start.UnixMicro(), 10) + "us"
+		return key + "_" + strconv.FormatInt(start, 10) + "us"
 	}
-	return key + "_" + strconv.FormatInt(start.Unix(), 10)
+	return key + "_" + strconv.FormatInt(start/1e6, 10)
 }
 
 // windowStart is the beginning of the window aligned to the epoch that now is in.
-func (l Limit) windowStart(now time.Time) time.Time {
-	at := now.UnixMicro()
-	return time.UnixMicro(at - mod(at, l.window))
-}
-
-// Use is what one request asks of one limit.
-type Use struct {
-	// Key names the counter: policy, limit and the caller's values. Limits with
-	// different algorithms have different keys, see Algorithm.Code.
-	Key   string
-	Limit Limit
-	// Hits is how much to take. 0 takes nothing and asks: a sliding limit
-	// answers whether one more would pass.
-	Hits uint64
-	// Observe makes the use count as far as it fits and never refuse the request.
-	Observe bool
-}
-
-// Bounded is Hits, at most 2^32: more than any limit admits.
-func (u Use) Bounded() uint64 { return min(u.Hits, maxHits) }
-
-// Outcome is what became of one use.
-type Outcome struct {
-	// Over says that the use does not fit into its limit.
-	Over bool
-	// Remaining is what is left after this decision.
-	Remaining uint32
-	// RetryAfter is, for a use that is over, when the same use would pass if
-	// nothing else came; for a use greater than its limit it is the window.
-	RetryAfter time.Duration
-	// Reset is when the whole limit is free again if nothing else comes.
-	Reset time.Duration
-}
-
-// Refused says whether a decision with these outcomes refuses the request: any
-// use is over that is not only observed.
-func Refused(uses []Use, outcomes []Outcome) bool {
-	for i := range uses {
-		if outcomes[i].Over && !uses[i].Observe {
-			return true
-		}
-	}
-	return false
-}
+func (l Limit) windowStart(now int64) int64 { return now - mod(now, l.window) }
 
 func micros(n int64) time.Duration { return time.Duration(n) * time.Microsecond }
 

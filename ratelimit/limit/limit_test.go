@@ -2,6 +2,7 @@ package limit
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -20,6 +21,32 @@ func mustNew(t testing.TB, a Algorithm, requests uint32, window time.Duration) L
 	}
 	return l
 }
+
+// The tests below speak of times as stores do.
+
+func (s *sliding) Check(l Limit, now time.Time, hits, pending uint64) Outcome {
+	return s.check(l, now.UnixMicro(), min(hits, maxHits), pending)
+}
+
+func (s *sliding) Add(l Limit, now time.Time, hits uint64) {
+	s.add(l, now.UnixMicro(), min(hits, maxHits))
+}
+
+func (s *sliding) Idle(l Limit, now time.Time) bool { return s.idle(l, now.UnixMicro()) }
+
+func (f *fixed) Check(l Limit, now time.Time, hits, pending uint64) Outcome {
+	return f.check(l, now.UnixMicro(), min(hits, maxHits), pending)
+}
+
+func (f *fixed) Add(l Limit, now time.Time, hits uint64) {
+	f.add(l, now.UnixMicro(), min(hits, maxHits))
+}
+
+func (f *fixed) After(l Limit, now time.Time) (uint32, time.Duration) {
+	return f.after(l, now.UnixMicro())
+}
+
+func (f *fixed) Idle(l Limit, now time.Time) bool { return f.idle(l, now.UnixMicro()) }
 
 func TestNewRefusesWhatIsNoLimit(t *testing.T) {
 	for _, c := range []struct {
@@ -284,21 +311,182 @@ func TestEveryAlgorithmIsWhole(t *testing.T) {
 			names[name] = a
 		}
 		l := mustNew(t, a, 1, time.Second)
-		state, err := l.NewState()
+		counter, err := NewCounter(l)
 		if err != nil {
 			t.Fatalf("%s: %v", a, err)
 		}
-		if !state.Idle(l, epoch) || state.Check(l, epoch, 1, 0).Over {
-			t.Errorf("%s: an unused state is in use: %+v", a, state)
+		if !counter.Idle(l, epoch) || counter.Check(&Use{Limit: l, Hits: 1}, epoch, 0).Over {
+			t.Errorf("%s: an unused counter is in use: %+v", a, counter)
 		}
 		if !strings.HasPrefix(l.CounterKey("key", epoch), "key") {
 			t.Errorf("%s: the counter is %q", a, l.CounterKey("key", epoch))
 		}
 	}
-	if state, err := (Limit{}).NewState(); err == nil {
-		t.Errorf("what is no limit has the state %v", state)
+	if counter, err := NewCounter(Limit{}); err == nil {
+		t.Errorf("what is no limit has the counter %v", counter)
 	}
 	if unknown := all[len(all)-1] + 1; unknown.Code() != "" || unknown.String() != fmt.Sprintf("algorithm(%d)", unknown) {
 		t.Errorf("an unknown algorithm is called %s, %q", unknown, unknown.Code())
+	}
+}
+
+// TestGCRANeverMoreThanItsRateAndBurst plays random traffic and looks at every
+// stretch of time between two admitted uses: no more pass in it than the burst and
+// what the rate gives in the time between them.
+func TestGCRANeverMoreThanItsRateAndBurst(t *testing.T) {
+	for seed := range uint64(200) {
+		rng := rand.New(rand.NewPCG(seed, 4))
+		requests := uint32(1 + rng.IntN(200))
+		l, err := NewGCRA(requests, time.Duration(1+rng.IntN(100_000_000))*time.Microsecond+minWindow, uint32(1+rng.IntN(50)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		type admitted struct {
+			at   int64
+			hits uint64
+		}
+		var (
+			g    gcra
+			past []admitted
+			now  = epoch.UnixMicro()
+		)
+		for range 400 {
+			now += rng.Int64N(l.window/int64(requests)*2 + 2)
+			hits := uint64(1 + rng.IntN(3))
+			if out := g.check(l, now, hits, 0); out.Over {
+				early, later := g, g
+				at := now + out.RetryAfter.Microseconds()
+				if hits <= uint64(l.burst) && (!early.check(l, at-1, hits, 0).Over || later.check(l, at, hits, 0).Over) {
+					t.Fatalf("seed %d: %+v is not when it passes", seed, out)
+				}
+				continue
+			}
+			g.add(l, now, hits)
+			past = append(past, admitted{now, hits})
+		}
+		for i, first := range past {
+			sum := uint64(0)
+			for _, a := range past[i:] {
+				sum += a.hits
+				// In whole hits: burst + (a.at - first.at) * requests / window.
+				most := uint64(l.burst) + uint64((a.at-first.at)*int64(requests)/l.window)
+				if sum > most {
+					t.Fatalf("seed %d: %d passed within %d us, want at most %d (%d in %s, burst %d)", seed, sum, a.at-first.at, most, requests, l.Window(), l.burst)
+				}
+			}
+		}
+	}
+}
+
+// TestGCRAWindowEdge: with a burst of one never more than the limit passes in any
+// window, whatever edge it has, and all of it does.
+func TestGCRAWindowEdge(t *testing.T) {
+	for _, requests := range []uint32{1, 3, 7, 10, 1000, 9_973} {
+		l := mustNew(t, GCRA, requests, time.Second)
+		var g gcra
+		passed, begin := 0, epoch.UnixMicro()
+		for now := begin; now < begin+l.window; {
+			out := g.check(l, now, 1, 0)
+			if out.Over {
+				now += out.RetryAfter.Microseconds()
+				continue
+			}
+			g.add(l, now, 1)
+			passed++
+		}
+		if passed > int(requests) || passed < int(requests)*99/100 {
+			t.Errorf("%d of %d passed in a window", passed, requests)
+		}
+	}
+}
+
+// TestGCRAGivesAllBack: what is refused for now is not refused for ever, and a
+// clock that was set back costs no more than it had to wait.
+func TestGCRAGivesAllBack(t *testing.T) {
+	l, err := NewGCRA(10, time.Second, 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var g gcra
+	now := epoch.UnixMicro()
+	g.add(l, now, maxHits)
+	if out := g.check(l, now, 1, 0); !out.Over || out.Reset > 2*time.Second {
+		t.Errorf("far too much was charged: %+v", out)
+	}
+	g.run(now - time.Hour.Microseconds())
+	if out := g.check(l, now-time.Hour.Microseconds()+2*l.window, 5, 0); out.Over {
+		t.Errorf("two windows after the clock was set back: %+v", out)
+	}
+	for burst, ok := range map[uint32]bool{0: false, 1: true, math.MaxUint32: true} {
+		if _, err := NewGCRA(100, time.Second, burst); (err == nil) != ok {
+			t.Errorf("burst %d: %v", burst, err)
+		}
+	}
+	if _, err := NewGCRA(1, maxWindow, 2); err == nil {
+		t.Error("a burst that takes 20 years to be free again was taken")
+	}
+}
+
+// TestConcurrency: as many as there are places are under way, whoever ends makes
+// room, and who never ends does so after the window.
+func TestConcurrency(t *testing.T) {
+	l := mustNew(t, Concurrency, 3, 10*time.Second)
+	for seed := range uint64(100) {
+		rng := rand.New(rand.NewPCG(seed, 6))
+		c, err := NewCounter(l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ends, now := map[string]time.Time{}, epoch
+		for i := range 500 {
+			now = now.Add(time.Duration(rng.IntN(3_000_000)) * time.Microsecond)
+			running := 0
+			for _, at := range ends {
+				if at.After(now) {
+					running++
+				}
+			}
+			u := Use{Limit: l, Hits: 1, Hold: fmt.Sprint(i)}
+			if rng.IntN(3) == 0 {
+				u.Op, u.Hits, u.Hold = Settle, 0, fmt.Sprint(rng.IntN(i+1))
+				c.Apply(&u, now)
+				delete(ends, u.Hold)
+				continue
+			}
+			out := c.Check(&u, now, 0)
+			if out.Over != (running >= 3) || int(out.Remaining) != 3-min(running, 3) {
+				t.Fatalf("seed %d: %d under way: %+v", seed, running, out)
+			}
+			if out.Over {
+				later := Counter{state: c.state, holds: c.holds}
+				later.holds.by = maps.Clone(c.holds.by)
+				if later.Check(&u, now.Add(out.RetryAfter), 0).Over {
+					t.Fatalf("seed %d: over at the time that was named", seed)
+				}
+				continue
+			}
+			c.Take(&u, now, out.Taken)
+			ends[u.Hold] = now.Add(l.Window())
+		}
+	}
+}
+
+// TestHoldsAreBounded: names that nobody settles cost no more than so many places.
+func TestHoldsAreBounded(t *testing.T) {
+	l := mustNew(t, Sliding, math.MaxUint32, time.Minute)
+	c, err := NewCounter(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range maxHolds + 10 {
+		u := Use{Limit: l, Hits: 1, Hold: fmt.Sprint(i), HoldFor: time.Second}
+		if out := c.Check(&u, epoch, 0); out.Over != (i >= maxHolds) {
+			t.Fatalf("hold %d: %+v", i, out)
+		} else if !out.Over {
+			c.Take(&u, epoch, 1)
+		}
+	}
+	if c.Idle(l, epoch.Add(2*time.Second-1000)) || !c.Idle(l, epoch.Add(2*time.Second)) {
+		t.Error("holds are forgotten too early or too late")
 	}
 }

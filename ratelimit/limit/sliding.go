@@ -1,6 +1,9 @@
 package limit
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 const (
 	// Steps is how finely a window is cut. A limit of at most Steps requests
@@ -32,11 +35,9 @@ type entry struct {
 	hits uint64
 }
 
-// Check implements State. It also forgets what has left the window.
-func (s *sliding) Check(l Limit, now time.Time, hits, pending uint64) Outcome {
-	at := now.UnixMicro()
+// check implements state. It also forgets what has left the window.
+func (s *sliding) check(l Limit, at int64, hits, pending uint64) Outcome {
 	s.expire(l, at)
-	hits = min(hits, maxHits)
 	need := s.used + pending + max(hits, 1) // asking for nothing asks whether one would pass
 	out := Outcome{Remaining: left(l.requests, s.used+pending), Reset: s.reset(l, at)}
 	if need > uint64(l.requests) {
@@ -46,13 +47,10 @@ func (s *sliding) Check(l Limit, now time.Time, hits, pending uint64) Outcome {
 	return out
 }
 
-// Add implements State.
-func (s *sliding) Add(l Limit, now time.Time, hits uint64) {
+func (s *sliding) add(l Limit, at int64, hits uint64) {
 	if hits == 0 {
 		return
 	}
-	hits = min(hits, maxHits)
-	at := now.UnixMicro()
 	s.expire(l, at)
 	s.used += hits
 	if n := len(s.entries); n > 0 && (n >= maxEntries || sameStep(l, s.entries[n-1].at, at)) {
@@ -62,15 +60,45 @@ func (s *sliding) Add(l Limit, now time.Time, hits uint64) {
 	s.entries = append(s.entries, entry{at: at, hits: hits})
 }
 
-// After implements State.
-func (s *sliding) After(l Limit, now time.Time) (remaining uint32, reset time.Duration) {
-	return left(l.requests, s.used), s.reset(l, now.UnixMicro())
+func (s *sliding) after(l Limit, at int64) (remaining uint32, reset time.Duration) {
+	s.expire(l, at)
+	return left(l.requests, s.used), s.reset(l, at)
 }
 
-// Idle implements State.
-func (s *sliding) Idle(l Limit, now time.Time) bool {
+// refund takes hits out of the entry that those of the time when are in, at most
+// what is in it. If the time is not known it takes them out of the newest entries:
+// a use that stays may then leave the window early, by as long as it is newer than
+// what was given back. Taken out of the oldest ones none would leave early, but
+// whoever gives back a part of each use would fill the window with all of it.
+func (s *sliding) refund(l Limit, at int64, hits uint64, when int64) (given uint64) {
+	s.expire(l, at)
+	if when != 0 {
+		i := slices.IndexFunc(s.entries, func(e entry) bool { return e.at >= when })
+		if i < 0 {
+			return 0 // it has left the window
+		}
+		return s.takeOut(i, hits)
+	}
+	for i := len(s.entries) - 1; i >= 0 && given < hits; i-- {
+		given += s.takeOut(i, hits-given)
+	}
+	return given
+}
+
+// takeOut takes at most so many hits out of an entry.
+func (s *sliding) takeOut(i int, hits uint64) uint64 {
+	hits = min(hits, s.entries[i].hits)
+	s.entries[i].hits -= hits
+	s.used -= hits
+	if s.entries[i].hits == 0 {
+		s.entries = slices.Delete(s.entries, i, i+1)
+	}
+	return hits
+}
+
+func (s *sliding) idle(l Limit, at int64) bool {
 	n := len(s.entries)
-	return n == 0 || s.entries[n-1].at+l.window <= now.UnixMicro()
+	return n == 0 || s.entries[n-1].at+l.window <= at
 }
 
 // expire drops the entries that left the window. If the clock was set back, what

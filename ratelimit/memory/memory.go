@@ -43,8 +43,8 @@ type shard struct {
 
 type cell struct {
 	key     string
-	limit   limit.Limit // as last used: state is its algorithm's
-	state   limit.State
+	limit   limit.Limit // as last used: the counter is its algorithm's
+	counter *limit.Counter
 	pending uint64 // hits of uses of the same key in the decision being made
 }
 
@@ -64,8 +64,9 @@ func New(maxKeys int) *Store {
 
 // Decide makes one decision over all uses at the time now and puts what became
 // of each into outcomes, which is as long as uses. Limits that do not count
-// refused uses are taken from only if no enforced one of them is over. It fails
-// only if a use has what is not a limit.
+// refused uses are taken from only if no enforced one of them is over; nor is
+// anything charged, settled or given back then. It fails only if a use has what is
+// not a limit.
 func (s *Store) Decide(_ context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
 	var r room
 	l, err := r.lock(s, uses, true)
@@ -75,26 +76,31 @@ func (s *Store) Decide(_ context.Context, now time.Time, uses []limit.Use, outco
 	}
 	refused := l.check(now, uses, outcomes)
 	for i := range uses {
-		u, c := &uses[i], l.cells[i]
-		if u.Limit.CountsRefused() {
+		u, c, out := &uses[i], l.cells[i], &outcomes[i]
+		if u.Op == limit.Take && u.Limit.CountsRefused() {
 			continue
 		}
 		c.pending = 0
-		if !refused && !outcomes[i].Over {
-			c.state.Add(u.Limit, now, u.Hits)
+		switch {
+		case refused:
+			out.Taken = 0
+		case u.Op != limit.Take:
+			out.Taken = c.counter.Apply(u, now)
+		case out.Taken > 0:
+			c.counter.Take(u, now, out.Taken)
 		}
 	}
 	for i := range uses {
-		if !uses[i].Limit.CountsRefused() {
-			outcomes[i].Remaining, outcomes[i].Reset = l.cells[i].state.After(uses[i].Limit, now)
+		if uses[i].Op != limit.Take || !uses[i].Limit.CountsRefused() {
+			l.cells[i].counter.After(&uses[i], now, &outcomes[i])
 		}
 	}
 	return nil
 }
 
 // Peek is Decide without taking anything. It leaves limits out that count refused
-// uses and looks at each use by itself, so that it may let pass what Decide would
-// refuse, never the other way round.
+// uses, and uses that do not take, and looks at each use by itself, so that it may
+// let pass what Decide would refuse, never the other way round.
 func (s *Store) Peek(now time.Time, uses []limit.Use, outcomes []limit.Outcome) (refused bool) {
 	var r room
 	l, err := r.lock(s, uses, false)
@@ -104,26 +110,31 @@ func (s *Store) Peek(now time.Time, uses []limit.Use, outcomes []limit.Outcome) 
 	}
 	for i := range uses {
 		u, c := &uses[i], l.cells[i]
-		switch {
-		case u.Limit.CountsRefused():
+		if u.Op != limit.Take || u.Limit.CountsRefused() {
 			outcomes[i] = limit.Outcome{}
 			continue
-		case c == nil: // never used
-			unused, err := u.Limit.NewState()
+		}
+		if c == nil { // never used
+			counter, err := limit.NewCounter(u.Limit)
 			if err != nil {
 				return false
 			}
-			outcomes[i] = unused.Check(u.Limit, now, u.Hits, 0)
-		default:
-			outcomes[i] = c.state.Check(u.Limit, now, u.Hits, 0)
+			c = &cell{counter: counter}
+			l.cells[i] = c
 		}
+		outcomes[i] = c.counter.Check(u, now, 0)
 		refused = refused || outcomes[i].Over && !u.Observe
+	}
+	for i := range uses {
+		if outcomes[i].Taken = 0; refused && l.cells[i] != nil {
+			l.cells[i].counter.After(&uses[i], now, &outcomes[i])
+		}
 	}
 	return refused
 }
 
-// Record takes the hits of uses that somebody else has admitted: those that are
-// not over in outcomes, and those of limits that count refused uses.
+// Record does what somebody else has decided: it takes what outcomes say was
+// taken, and does what uses say that do not take.
 func (s *Store) Record(now time.Time, uses []limit.Use, outcomes []limit.Outcome) {
 	var r room
 	l, err := r.lock(s, uses, true)
@@ -132,8 +143,12 @@ func (s *Store) Record(now time.Time, uses []limit.Use, outcomes []limit.Outcome
 		return // nobody can have admitted it
 	}
 	for i := range uses {
-		if u := &uses[i]; u.Limit.CountsRefused() || !outcomes[i].Over {
-			l.cells[i].state.Add(u.Limit, now, u.Hits)
+		u, c := &uses[i], l.cells[i].counter
+		switch {
+		case u.Op != limit.Take:
+			c.Apply(u, now)
+		case outcomes[i].Taken > 0:
+			c.Take(u, now, outcomes[i].Taken)
 		}
 	}
 }
@@ -215,13 +230,18 @@ func (l locked) unlock(s *Store, now time.Time) {
 func (l locked) check(now time.Time, uses []limit.Use, outcomes []limit.Outcome) (refused bool) {
 	for i := range uses {
 		u, c := &uses[i], l.cells[i]
-		outcomes[i] = c.state.Check(u.Limit, now, u.Hits, c.pending)
+		if u.Op != limit.Take {
+			outcomes[i] = limit.Outcome{}
+			continue
+		}
+		outcomes[i] = c.counter.Check(u, now, c.pending)
 		switch {
 		case u.Limit.CountsRefused():
-			c.state.Add(u.Limit, now, u.Hits)
-			outcomes[i].Remaining, outcomes[i].Reset = c.state.After(u.Limit, now)
+			outcomes[i].Taken = u.Bounded()
+			c.counter.Take(u, now, u.Hits)
+			c.counter.After(u, now, &outcomes[i])
 		case !outcomes[i].Over:
-			c.pending += u.Bounded()
+			c.pending += outcomes[i].Taken
 		case !u.Observe:
 			refused = true
 		}
@@ -247,14 +267,14 @@ func (s *Store) cell(u *limit.Use, create bool) (*cell, error) {
 	if !create {
 		return nil, nil
 	}
-	state, err := u.Limit.NewState()
+	counter, err := limit.NewCounter(u.Limit)
 	if err != nil {
 		return nil, err
 	}
 	if ok {
 		sh.remove(e)
 	}
-	c := &cell{key: u.Key, limit: u.Limit, state: state}
+	c := &cell{key: u.Key, limit: u.Limit, counter: counter}
 	sh.cells[u.Key] = sh.order.PushFront(c)
 	return c, nil
 }
@@ -280,4 +300,4 @@ func of(e *list.Element) *cell {
 	return e.Value.(*cell) //nolint:forcetypeassert // nothing else is put into order
 }
 
-func (c *cell) idle(now time.Time) bool { return c.state.Idle(c.limit, now) }
+func (c *cell) idle(now time.Time) bool { return c.counter.Idle(c.limit, now) }

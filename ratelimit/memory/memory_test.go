@@ -80,7 +80,7 @@ func TestPeekAndRecord(t *testing.T) {
 		t.Error("peeking made a counter")
 	}
 	for range 3 { // somebody else admitted one more than the limit
-		s.Record(epoch, uses, []limit.Outcome{{}})
+		s.Record(epoch, uses, []limit.Outcome{{Taken: 1}})
 	}
 	if !s.Peek(epoch, uses, out) || out[0].RetryAfter != time.Minute {
 		t.Errorf("after recording 3 of 2: %+v", out[0])

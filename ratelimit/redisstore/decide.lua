@@ -1,13 +1,20 @@
 -- One decision over all its limits, atomic because scripts are. The arithmetic is
 -- that of package limit: an algorithm there is an entry of ALGORITHMS here, under
--- the code that it has there.
+-- the code that it has there, and HOLDS are those of limit.Counter.
 --
--- KEYS  one counter per use
+-- KEYS  one counter per use, then one of holds for each use with the flag h
 -- ARGV  now in microseconds for what is counted by one clock, 0 for this server's;
 --       now in microseconds by the caller's clock; then for each use:
---       the algorithm's code, requests, window in microseconds, hits, 1 if only observed
--- Returns four numbers for each use: over (0 or 1), used, microseconds until a
--- retry passes, microseconds until all is free.
+--       the algorithm's code, requests, window in microseconds, hits, flags, and
+--       in this order:
+--         burst                     if the code is g
+--         hits that are wanted      if the flags have w
+--         name, microseconds        if the flags have h: the hits are held, if there are microseconds
+--         when, in microseconds     if the flags have R
+--       Other flags: o only observed; C charge, S settle, R refund, X reset instead of taking.
+-- Returns five numbers for each use: over (0 or 1), what is left, microseconds
+-- until a retry passes, microseconds until all is free, hits taken or given back;
+-- then now.
 
 local now, callers = tonumber(ARGV[1]), tonumber(ARGV[2])
 if now == 0 then
@@ -15,14 +22,19 @@ if now == 0 then
   now = t[1] * 1000000 + t[2]
 end
 
+local function left(requests, used) return math.max(requests - used, 0) end
+
 -- An algorithm makes its functions when a decision first has it. One that counts
 -- refused uses has
---   count(key, use)         takes hits; returns over, used, retry, reset
+--   count(key, use)             takes hits; returns over, left, retry, reset
+--   refund(key, use), after(key, use)
 -- any other has
---   load(key, use)          returns the counter, with used and pending hits
---   retry(c, use, need)     microseconds until need hits, used ones included, fit
---   add(key, c, use)        takes hits and saves the counter
---   reset(c, use)           microseconds until all is free
+--   load(key, use)              returns the counter
+--   check(c, use, hits, pending) returns over, left, retry
+--   add(c, use, hits)           takes hits
+--   refund(c, use, hits, at)    returns what it gave back
+--   after(c, use)               returns left, reset
+--   save(key, c, use)           for a counter that is dirty
 
 -- Fixed: a counter for each window, whose start is in the key. envoyproxy/ratelimit
 -- counts with these commands.
@@ -31,21 +43,27 @@ local function fixed()
     local used = redis.call('INCRBY', key, u.hits)
     redis.call('EXPIRE', key, math.ceil(u.window / 1000000))
     local reset = u.window - callers % u.window
-    if used > u.requests then return 1, used, reset, reset end
-    return 0, used, 0, reset
+    if used > u.requests then return 1, left(u.requests, used), reset, reset end
+    return 0, left(u.requests, used), 0, reset
   end
 
-  return {count = count}
+  local function refund(key, u)
+    local given = math.min(tonumber(redis.call('GET', key) or '0') or 0, u.hits)
+    if given > 0 then redis.call('INCRBY', key, -given) end
+    return given
+  end
+
+  local function after(key, u)
+    return left(u.requests, tonumber(redis.call('GET', key) or '0') or 0), u.window - callers % u.window
+  end
+
+  return {count = count, refund = refund, after = after}
 end
 
 -- Sliding: a string of doubles (exact up to 2^53, microseconds of the year 2255):
 -- the sum, then time and hits of each entry, oldest first.
 local function sliding()
   local STEPS, MAX_ENTRIES, ENTRY = 32, 64, 16
-
-  local function save(key, c, window)
-    redis.call('SET', key, struct.pack('<d', c.used) .. c.entries, 'PX', math.ceil(window / 1000) + 1000)
-  end
 
   -- A clock that was set back must not make uses count for longer than a window.
   local function not_in_the_future(c)
@@ -54,20 +72,17 @@ local function sliding()
       local at, hits = struct.unpack('<dd', c.entries, p)
       parts[#parts + 1] = struct.pack('<dd', math.min(at, now), hits)
     end
-    c.entries = table.concat(parts)
+    c.entries, c.dirty = table.concat(parts), true
   end
 
   local function load(key, u)
-    local c = {used = 0, entries = '', pending = 0}
+    local c = {used = 0, entries = ''}
     local raw = redis.call('GET', key)
     if not raw or #raw <= 8 or (#raw - 8) % ENTRY ~= 0 then
       return c
     end
     c.used, c.entries = struct.unpack('<d', raw), string.sub(raw, 9)
-    if struct.unpack('<d', c.entries, #c.entries - ENTRY + 1) > now then
-      not_in_the_future(c)
-      save(key, c, u.window)
-    end
+    if struct.unpack('<d', c.entries, #c.entries - ENTRY + 1) > now then not_in_the_future(c) end
     local p = 1
     while p <= #c.entries do
       local at, hits = struct.unpack('<dd', c.entries, p)
@@ -88,8 +103,14 @@ local function sliding()
     return u.window
   end
 
-  local function add(key, c, u)
-    c.used = c.used + u.hits
+  local function check(c, u, hits, pending)
+    local need = c.used + pending + math.max(hits, 1)
+    if need > u.requests then return 1, left(u.requests, c.used + pending), retry(c, u, need) end
+    return 0, left(u.requests, c.used + pending), 0
+  end
+
+  local function add(c, u, more)
+    c.used, c.dirty = c.used + more, true
     local size = #c.entries
     local at, last, same
     if size > 0 then
@@ -102,72 +123,378 @@ local function sliding()
       same = same or size >= MAX_ENTRIES * ENTRY
     end
     if same then
-      c.entries = string.sub(c.entries, 1, size - ENTRY) .. struct.pack('<dd', now, last + u.hits)
+      c.entries = string.sub(c.entries, 1, size - ENTRY) .. struct.pack('<dd', now, last + more)
     else
-      c.entries = c.entries .. struct.pack('<dd', now, u.hits)
+      c.entries = c.entries .. struct.pack('<dd', now, more)
     end
-    save(key, c, u.window)
   end
 
-  local function reset(c, u)
-    if #c.entries == 0 then return 0 end
-    return struct.unpack('<d', c.entries, #c.entries - ENTRY + 1) + u.window - now
+  local function take_out(c, p, most)
+    local at, hits = struct.unpack('<dd', c.entries, p)
+    local out = math.min(hits, most)
+    local kept = ''
+    if hits > out then kept = struct.pack('<dd', at, hits - out) end
+    c.entries = string.sub(c.entries, 1, p - 1) .. kept .. string.sub(c.entries, p + ENTRY)
+    c.used, c.dirty = c.used - out, true
+    return out
   end
 
-  return {load = load, retry = retry, add = add, reset = reset}
+  local function refund(c, u, hits, at)
+    local given = 0
+    if at > 0 then
+      for p = 1, #c.entries, ENTRY do
+        if struct.unpack('<d', c.entries, p) >= at then return take_out(c, p, hits) end
+      end
+      return 0
+    end
+    local p = #c.entries - ENTRY + 1
+    while p > 0 and given < hits do
+      given = given + take_out(c, p, hits - given)
+      p = p - ENTRY
+    end
+    return given
+  end
+
+  local function after(c, u)
+    if #c.entries == 0 then return left(u.requests, c.used), 0 end
+    return left(u.requests, c.used), struct.unpack('<d', c.entries, #c.entries - ENTRY + 1) + u.window - now
+  end
+
+  local function save(key, c, u)
+    if #c.entries == 0 then
+      redis.call('DEL', key)
+      return
+    end
+    redis.call('SET', key, struct.pack('<d', c.used) .. c.entries, 'PX', math.ceil(u.window / 1000) + 1000)
+  end
+
+  return {load = load, check = check, add = add, refund = refund, after = after, save = save}
 end
 
-local ALGORITHMS = {s = sliding, f = fixed}
+-- GCRA: a string of two doubles, the level in microseconds and as of when.
+local function gcra()
+  local function interval(u) return u.window / u.requests end
 
-for a = 3, #ARGV, 5 do -- before anything is counted
-  local algorithm = ALGORITHMS[ARGV[a]]
-  if not algorithm then return redis.error_reply('ERR unknown algorithm ' .. ARGV[a]) end
-  if type(algorithm) == 'function' then ALGORITHMS[ARGV[a]] = algorithm() end
+  local function slack(t) return math.min(t * 1e-6, 0.2371) end
+
+  local function load(key, u)
+    local c = {level = 0}
+    local raw = redis.call('GET', key)
+    if u.requests == 0 or not raw or #raw ~= 16 then return c end
+    local level, at = struct.unpack('<dd', raw)
+    if now > at then
+      level = math.max(level - (now - at), 0)
+    elseif now < at then
+      c.dirty = true
+    end
+    c.level = level
+    return c
+  end
+
+  local function after(c, u)
+    if u.requests == 0 then return 0, 0 end
+    local t = interval(u)
+    local free = math.floor((u.burst * t - c.level + slack(t)) / t)
+    return math.min(math.max(free, 0), u.burst), math.ceil(c.level)
+  end
+
+  local function check(c, u, hits, pending)
+    if u.requests == 0 or u.burst == 0 then return 1, 0, u.window end
+    local t, need = interval(u), pending + math.max(hits, 1)
+    local free = left(after(c, u), pending)
+    local excess = c.level + need * t - u.burst * t
+    if excess <= slack(t) then return 0, free, 0 end
+    if need > u.burst then return 1, free, u.window end
+    return 1, free, math.ceil(excess - slack(t))
+  end
+
+  local function add(c, u, hits)
+    if u.requests == 0 then return end
+    local t = interval(u)
+    c.level = math.min(c.level + hits * t, 2 * (math.max(u.burst, u.requests) * t))
+    c.dirty = true
+  end
+
+  local function refund(c, u, hits)
+    if u.requests == 0 then return 0 end
+    local t = interval(u)
+    local given = math.min(hits, math.max(math.floor((c.level + slack(t)) / t), 0))
+    c.level = math.max(c.level - given * t, 0)
+    c.dirty = true
+    return given
+  end
+
+  local function save(key, c)
+    redis.call('SET', key, struct.pack('<dd', c.level, now), 'PX', math.ceil(c.level / 1000) + 1000)
+  end
+
+  return {load = load, check = check, add = add, refund = refund, after = after, save = save}
 end
 
-local uses, counters, refused, pending = {}, {}, false, false
-for i = 1, #KEYS do
-  local key, a = KEYS[i], i * 5 - 2
-  local algorithm = ALGORITHMS[ARGV[a]]
-  local u = {
-    algorithm = algorithm, requests = tonumber(ARGV[a + 1]), window = tonumber(ARGV[a + 2]), hits = tonumber(ARGV[a + 3]),
-    over = 0, used = 0, retry = 0, reset = 0
+-- Concurrency: holds are all that counts.
+local function concurrency()
+  local function check(c, u, hits, pending)
+    if pending + math.max(hits, 1) > u.requests then return 1, left(u.requests, pending), u.window end
+    return 0, left(u.requests, pending), 0
+  end
+
+  return {
+    load = function() return {} end, check = check, add = function() end, refund = function() return 0 end,
+    after = function(_, u) return u.requests, 0 end
   }
-  uses[i] = u
-  if algorithm.count then
-    u.over, u.used, u.retry, u.reset = algorithm.count(key, u)
-  else
-    pending = true
-    local c = counters[key] or algorithm.load(key, u)
-    counters[key] = c
-    local need = c.used + c.pending + math.max(u.hits, 1)
-    if need > u.requests then
-      u.over, u.retry = 1, algorithm.retry(c, u, need)
-      if ARGV[a + 4] ~= '1' then refused = true end
-    else
-      c.pending = c.pending + u.hits
+end
+
+local ALGORITHMS = {s = sliding, f = fixed, g = gcra, c = concurrency}
+
+-- Holds: a hash with a field for each name, '=' before it: hits, until when they
+-- count, and their length; and the field '#' with the sum of what counts, when
+-- something changes by itself, when nothing counts any more, the newest time that
+-- was told, and when all is forgotten.
+local MAX_HOLDS, MAX_SORTED = 16384, 64
+
+local function gone(h, till, length)
+  if h.keeps then return till + length end
+  return till
+end
+
+local function each_hold(h, visit)
+  local all = redis.call('HGETALL', h.key)
+  for i = 1, #all, 2 do
+    if all[i] ~= '#' then visit(all[i], struct.unpack('<ddd', all[i + 1])) end
+  end
+end
+
+local function run_holds(h)
+  local back, due = now < h.seen, false
+  if back then h.next, h.last = now, now end
+  if not back and now < h.next then return end
+  h.dirty, h.nxt = true, 0
+  each_hold(h, function(name, hits, till, length)
+    local was = till
+    if back then
+      till = math.min(till, now + length)
+      h.last = math.max(h.last, till)
+    end
+    if gone(h, till, length) <= now then
+      h.sum, h.size = h.sum - hits, h.size - 1
+      redis.call('HDEL', h.key, name)
+      return
+    end
+    local at = till
+    if till <= now then
+      h.sum = h.sum - hits
+      if hits > 0 then was = -1 end
+      hits, at = 0, gone(h, till, length)
+    end
+    if was ~= till then redis.call('HSET', h.key, name, struct.pack('<ddd', hits, till, length)) end
+    if h.nxt == 0 or at < h.nxt then h.nxt = at end
+  end)
+  h.next = h.nxt
+end
+
+local function load_holds(key, keeps)
+  local h = {key = key, keeps = keeps, sum = 0, next = 0, last = 0, seen = 0, gone = 0, size = 0}
+  local raw = redis.call('HGET', key, '#')
+  if raw then
+    h.sum, h.next, h.last, h.seen, h.gone = struct.unpack('<ddddd', raw)
+    h.size = redis.call('HLEN', key) - 1
+    if h.size > 0 then run_holds(h) end
+  end
+  return h
+end
+
+local function put_hold(h, name, hits, length)
+  local raw = redis.call('HGET', h.key, '=' .. name)
+  local held, till = 0, 0
+  if raw then held, till = struct.unpack('<ddd', raw) else h.size = h.size + 1 end
+  till = math.max(till, now + length)
+  redis.call('HSET', h.key, '=' .. name, struct.pack('<ddd', held + hits, till, length))
+  h.sum, h.last, h.gone, h.dirty = h.sum + hits, math.max(h.last, till), math.max(h.gone, gone(h, till, length)), true
+  if h.next == 0 or till < h.next then h.next = till end
+end
+
+local function end_hold(h, name)
+  local raw = redis.call('HGET', h.key, '=' .. name)
+  if not raw then return false end
+  redis.call('HDEL', h.key, '=' .. name)
+  h.sum, h.size, h.dirty = h.sum - struct.unpack('<d', raw), h.size - 1, true
+  return true
+end
+
+local function save_holds(h)
+  if h.size == 0 then
+    redis.call('DEL', h.key)
+    return
+  end
+  redis.call('HSET', h.key, '#', struct.pack('<ddddd', h.sum, h.next, h.last, now, h.gone))
+  redis.call('PEXPIRE', h.key, math.max(math.ceil((h.gone - now) / 1000), 0) + 1000)
+end
+
+local function reset_holds(h)
+  if h.sum == 0 then return 0 end
+  return math.max(h.last - now, 0)
+end
+
+local function retry_holds(h, excess)
+  if h.size > MAX_SORTED then return reset_holds(h) end
+  local ends = {}
+  each_hold(h, function(_, hits, till)
+    if hits > 0 then ends[#ends + 1] = {till, hits} end
+  end)
+  table.sort(ends, function(a, b) return a[1] < b[1] end)
+  for _, e in ipairs(ends) do
+    if excess <= e[2] then return e[1] - now end
+    excess = excess - e[2]
+  end
+  return reset_holds(h)
+end
+
+-- What is asked.
+local uses, counters, holdings = {}, {}, {}
+do
+  local a, n = 3, 0
+  local function argument()
+    a = a + 1
+    return ARGV[a - 1]
+  end
+  while a <= #ARGV do
+    local u = {code = argument(), requests = tonumber(argument()), window = tonumber(argument()), hits = tonumber(argument()), flags = argument(),
+      want = 0, over = 0, left = 0, retry = 0, reset = 0, taken = 0, op = 'T'}
+    local algorithm = ALGORITHMS[u.code]
+    if not algorithm then return redis.error_reply('ERR unknown algorithm ' .. u.code) end
+    if type(algorithm) == 'function' then
+      algorithm = algorithm()
+      ALGORITHMS[u.code] = algorithm
+    end
+    u.algorithm = algorithm
+    if u.code == 'g' then u.burst = tonumber(argument()) end
+    if u.flags ~= '' then
+      if string.find(u.flags, 'w', 1, true) then u.want = tonumber(argument()) end
+      if string.find(u.flags, 'h', 1, true) then
+        u.hold, u.length, u.holding = argument(), tonumber(argument()), true
+      end
+      u.observed = string.find(u.flags, 'o', 1, true)
+      u.op = string.match(u.flags, '%u') or 'T'
+      if u.op == 'R' then u.when = tonumber(argument()) end
+    end
+    n = n + 1
+    uses[n] = u
+  end
+  local k = n -- how many keys are counters is known once all flags are read
+  for i = 1, n do
+    local u = uses[i]
+    u.key = KEYS[i]
+    if u.holding then
+      k = k + 1
+      u.holds = KEYS[k]
     end
   end
 end
 
-if pending then
-  for i = 1, #KEYS do
-    local u = uses[i]
-    if not u.algorithm.count and not refused and u.over == 0 and u.hits > 0 then
-      u.algorithm.add(KEYS[i], counters[KEYS[i]], u)
+-- What of it fits. Nothing is written here but by what counts even if refused.
+local refused, later = false, false
+for _, u in ipairs(uses) do
+  local algorithm = u.algorithm
+  if u.op == 'T' and algorithm.count then
+    u.over, u.left, u.retry, u.reset = algorithm.count(u.key, u)
+    u.taken = u.hits
+  else
+    later = true
+    if not algorithm.count then
+      local c = counters[u.key]
+      if not c then
+        c = algorithm.load(u.key, u)
+        c.pending, c.use = 0, u
+        counters[u.key] = c
+      end
+      u.c = c
+      if u.holds then
+        u.h = holdings[u.holds] or load_holds(u.holds, u.code ~= 'c')
+        holdings[u.holds] = u.h
+      end
+      if u.op == 'T' then
+        local held = c.pending
+        if u.h then held = held + u.h.sum end
+        u.over, u.left, u.retry = algorithm.check(c, u, u.hits, held)
+        if u.h and u.length > 0 and u.hits > 0 and u.h.size >= MAX_HOLDS then
+          u.over, u.retry = 1, reset_holds(u.h)
+        elseif u.over == 1 and u.code == 'c' and math.max(u.hits, 1) <= u.requests then
+          u.retry = retry_holds(u.h, held + math.max(u.hits, 1) - u.requests)
+        end
+        if u.over == 0 then
+          if u.hits > 0 then u.taken = math.max(u.hits, math.min(u.want, math.floor(u.left / 4))) end
+          c.pending = c.pending + u.taken
+        elseif not u.observed then
+          refused = true
+        end
+      end
     end
   end
-  for i = 1, #KEYS do -- once all of them are added
-    local u, c = uses[i], counters[KEYS[i]]
-    if not u.algorithm.count then
-      u.used, u.reset = c.used, u.algorithm.reset(c, u)
+end
+
+-- The rest of what is asked, unless something refuses.
+local function take(u, hits)
+  if hits == 0 then return end
+  if u.h and u.length > 0 then put_hold(u.h, u.hold, hits, u.length) else u.algorithm.add(u.c, u, hits) end
+end
+
+local function apply(u)
+  local fixed, hits = u.algorithm.count, u.hits
+  if u.op == 'C' then
+    if fixed then fixed(u.key, u) else take(u, hits) end
+  elseif u.op == 'S' then
+    if not u.h or not end_hold(u.h, u.hold) then return 0 end
+    if hits > 0 then u.algorithm.add(u.c, u, hits) end
+  elseif u.op == 'R' then
+    if fixed then return u.algorithm.refund(u.key, u) end
+    return u.algorithm.refund(u.c, u, hits, u.when)
+  elseif u.op == 'X' then
+    redis.call('DEL', u.key)
+    if not fixed then
+      local fresh = u.algorithm.load(u.key, u)
+      for field in pairs(u.c) do u.c[field] = nil end
+      for field, value in pairs(fresh) do u.c[field] = value end
+    end
+    if u.h then
+      redis.call('DEL', u.holds)
+      local fresh = load_holds(u.holds, u.h.keeps)
+      for field, value in pairs(fresh) do u.h[field] = value end
+    end
+    return 0
+  end
+  return hits
+end
+
+if later then
+  for _, u in ipairs(uses) do
+    if u.op ~= 'T' then
+      if not refused then u.taken = apply(u) end
+    elseif u.c then
+      if refused or u.over == 1 then u.taken = 0 else take(u, u.taken) end
+    end
+  end
+  for _, c in pairs(counters) do
+    if c.dirty and c.use.algorithm.save then c.use.algorithm.save(c.use.key, c, c.use) end
+  end
+  for _, h in pairs(holdings) do
+    if h.dirty then save_holds(h) end
+  end
+  for _, u in ipairs(uses) do -- once all of them are done
+    if u.c then
+      u.left, u.reset = u.algorithm.after(u.c, u)
+      if u.h then
+        u.left, u.reset = left(u.left, u.h.sum), math.max(u.reset, reset_holds(u.h))
+      end
+    elseif u.op ~= 'T' then
+      u.left, u.reset = u.algorithm.after(u.key, u)
     end
   end
 end
 
 local out = {}
-for i = 1, #uses do
-  local u, n = uses[i], i * 4
-  out[n - 3], out[n - 2], out[n - 1], out[n] = u.over, u.used, u.retry, u.reset
+for i, u in ipairs(uses) do
+  local n = i * 5
+  out[n - 4], out[n - 3], out[n - 2], out[n - 1], out[n] = u.over, u.left, u.retry, u.reset, u.taken
 end
+out[#out + 1] = now
 return out

@@ -19,6 +19,7 @@ package redisstore
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	_ "embed" // decide.lua
 	"errors"
@@ -285,6 +286,7 @@ func (s *Store) send(ctx context.Context, jobs []*job, load bool) (again []*job)
 	return again
 }
 
+// arguments are the keys and arguments of decide.lua.
 func (s *Store) arguments(j *job) (keys []string, args []any) {
 	const head, each = 2, 5
 	keys = make([]string, 0, len(j.uses))
@@ -295,32 +297,105 @@ func (s *Store) arguments(j *job) (keys []string, args []any) {
 		now = callers
 	}
 	args = append(args, now, callers)
+	var holds []string
 	for i := range j.uses {
 		u := &j.uses[i]
-		observe := "0"
-		if u.Observe {
-			observe = "1"
-		}
 		keys = append(keys, u.Limit.CounterKey(u.Key, j.now))
-		args = append(args, u.Limit.Algorithm().Code(), u.Limit.Requests(), u.Limit.Window().Microseconds(), u.Bounded(), observe)
+		hits, flags := u.Bounded(), opFlags(u)
+		if u.Op == limit.Refund && !u.At.IsZero() && u.Limit.CounterKey(u.Key, u.At) != keys[i] {
+			hits = 0 // it was taken from another counter, which is over
+		}
+		args = append(args, u.Limit.Algorithm().Code(), u.Limit.Requests(), u.Limit.Window().Microseconds(), hits, flags)
+		if u.Limit.Algorithm() == limit.GCRA {
+			args = append(args, u.Limit.Burst())
+		}
+		if u.Want > 0 {
+			args = append(args, u.Want)
+		}
+		if looksAtHolds(u) {
+			args = append(args, holdName(u), u.HeldFor().Microseconds())
+			holds = append(holds, u.Key+":h")
+		}
+		if u.Op == limit.Refund {
+			at := int64(0)
+			if !u.At.IsZero() {
+				at = u.At.UnixMicro()
+			}
+			args = append(args, at)
+		}
 	}
-	return keys, args
+	return append(keys, holds...), args
+}
+
+// opFlags are the flags of a use in decide.lua.
+func opFlags(u *limit.Use) string {
+	if u.Op == limit.Take && !u.Observe && u.Want == 0 && !looksAtHolds(u) {
+		return "" // the usual use
+	}
+	flags := ""
+	if u.Observe {
+		flags = "o"
+	}
+	if u.Want > 0 {
+		flags += "w"
+	}
+	if looksAtHolds(u) {
+		flags += "h"
+	}
+	switch u.Op {
+	case limit.Take:
+	case limit.Charge:
+		flags += "C"
+	case limit.Settle:
+		flags += "S"
+	case limit.Refund:
+		flags += "R"
+	case limit.Reset:
+		flags += "X"
+	}
+	return flags
+}
+
+// looksAtHolds: reading them costs Redis a command, so of a limit whose uses are
+// not held nobody asks.
+func looksAtHolds(u *limit.Use) bool {
+	switch {
+	case u.Limit.CountsRefused():
+		return false
+	case u.Limit.Algorithm() == limit.Concurrency, u.Hold != "", u.HoldFor > 0:
+		return true
+	}
+	return u.Op == limit.Settle || u.Op == limit.Reset
+}
+
+// holdName gives a use that is held without a name one that is nobody else's.
+func holdName(u *limit.Use) string {
+	if u.Hold == "" && u.HeldFor() > 0 && u.Op != limit.Settle {
+		return rand.Text()
+	}
+	return u.Hold
 }
 
 // fill turns the script's answer into outcomes.
 func (j *job) fill(values []int64) error {
-	const each = 4
-	if len(values) != each*len(j.uses) {
+	const each = 5
+	if len(values) != each*len(j.uses)+1 {
 		return fmt.Errorf("redis script answered %d numbers for %d limits", len(values), len(j.uses))
 	}
+	at := time.UnixMicro(values[len(values)-1])
 	for i := range j.uses {
-		v, requests := values[each*i:each*(i+1)], j.uses[i].Limit.Requests()
-		used := min(max(v[1], 0), int64(requests))
+		u, v := &j.uses[i], values[each*i:each*(i+1)]
+		most := int64(max(u.Limit.Requests(), u.Limit.Burst()))
 		j.outcomes[i] = limit.Outcome{
 			Over:       v[0] == 1,
-			Remaining:  requests - uint32(used), //nolint:gosec // from 0 to requests
+			Remaining:  uint32(min(max(v[1], 0), most)), //nolint:gosec // from 0 to a uint32
 			RetryAfter: time.Duration(v[2]) * time.Microsecond,
 			Reset:      time.Duration(v[3]) * time.Microsecond,
+			Taken:      uint64(max(v[4], 0)), //nolint:gosec // not negative
+			At:         at,
+		}
+		if u.Limit.CountsRefused() {
+			j.outcomes[i].At = j.now.Truncate(time.Microsecond)
 		}
 	}
 	return nil

@@ -675,10 +675,20 @@ func (x *QuotaPolicy) GetSource() string {
 // Limit is one limit of a QuotaPolicy. Callers are told apart by the values of
 // the dimensions, each a descriptor entry with the dimension's name as key.
 type Limit struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Per           []string               `protobuf:"bytes,1,rep,name=per,proto3" json:"per,omitempty"`
-	Requests      uint32                 `protobuf:"varint,2,opt,name=requests,proto3" json:"requests,omitempty"`
-	Every         *durationpb.Duration   `protobuf:"bytes,3,opt,name=every,proto3" json:"every,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Per      []string               `protobuf:"bytes,1,rep,name=per,proto3" json:"per,omitempty"`
+	Requests uint32                 `protobuf:"varint,2,opt,name=requests,proto3" json:"requests,omitempty"`
+	Every    *durationpb.Duration   `protobuf:"bytes,3,opt,name=every,proto3" json:"every,omitempty"`
+	// What a request costs, if that is known only once it is over; unset: one.
+	Cost *Cost `protobuf:"bytes,10,opt,name=cost,proto3" json:"cost,omitempty"`
+	// How requests are counted over time: "" slides a window, "gcra" is a bucket that
+	// lets burst requests pass at once, "concurrency" counts what is under way: requests
+	// is how many at most, every after how long one is taken to be over.
+	Algorithm string `protobuf:"bytes,20,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
+	Burst     uint32 `protobuf:"varint,21,opt,name=burst,proto3" json:"burst,omitempty"`
+	// Where requests are counted: "" in the store that replicas share, each by itself,
+	// "leased" in shares that a replica takes from it before, "local" by each replica alone.
+	Mode          string `protobuf:"bytes,22,opt,name=mode,proto3" json:"mode,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -730,6 +740,91 @@ func (x *Limit) GetRequests() uint32 {
 func (x *Limit) GetEvery() *durationpb.Duration {
 	if x != nil {
 		return x.Every
+	}
+	return nil
+}
+
+func (x *Limit) GetCost() *Cost {
+	if x != nil {
+		return x.Cost
+	}
+	return nil
+}
+
+func (x *Limit) GetAlgorithm() string {
+	if x != nil {
+		return x.Algorithm
+	}
+	return ""
+}
+
+func (x *Limit) GetBurst() uint32 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
+func (x *Limit) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+// Cost is what a request takes from a limit once it is over. Its descriptors have the
+// entry "writ.hold" with a name that is the request's alone, and the one that tells the
+// cost as its hits has "writ.done" too.
+type Cost struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How much is held while the request runs; 0: it passes if anything is left.
+	Reserve uint32 `protobuf:"varint,1,opt,name=reserve,proto3" json:"reserve,omitempty"`
+	// For how long it is held at most.
+	Expire        *durationpb.Duration `protobuf:"bytes,2,opt,name=expire,proto3" json:"expire,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cost) Reset() {
+	*x = Cost{}
+	mi := &file_writ_config_v1_config_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cost) ProtoMessage() {}
+
+func (x *Cost) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_config_v1_config_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cost.ProtoReflect.Descriptor instead.
+func (*Cost) Descriptor() ([]byte, []int) {
+	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Cost) GetReserve() uint32 {
+	if x != nil {
+		return x.Reserve
+	}
+	return 0
+}
+
+func (x *Cost) GetExpire() *durationpb.Duration {
+	if x != nil {
+		return x.Expire
 	}
 	return nil
 }
@@ -786,11 +881,19 @@ const file_writ_config_v1_config_proto_rawDesc = "" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12-\n" +
 	"\x06limits\x18\x03 \x03(\v2\x15.writ.config.v1.LimitR\x06limits\x12\x18\n" +
 	"\aobserve\x18\x04 \x01(\bR\aobserve\x12\x16\n" +
-	"\x06source\x18\x05 \x01(\tR\x06source\"f\n" +
+	"\x06source\x18\x05 \x01(\tR\x06source\"\xd8\x01\n" +
 	"\x05Limit\x12\x10\n" +
 	"\x03per\x18\x01 \x03(\tR\x03per\x12\x1a\n" +
 	"\brequests\x18\x02 \x01(\rR\brequests\x12/\n" +
-	"\x05every\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05everyB9Z7github.com/writ-mesh/writ/proto/writ/config/v1;configpbb\x06proto3"
+	"\x05every\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05every\x12(\n" +
+	"\x04cost\x18\n" +
+	" \x01(\v2\x14.writ.config.v1.CostR\x04cost\x12\x1c\n" +
+	"\talgorithm\x18\x14 \x01(\tR\talgorithm\x12\x14\n" +
+	"\x05burst\x18\x15 \x01(\rR\x05burst\x12\x12\n" +
+	"\x04mode\x18\x16 \x01(\tR\x04mode\"S\n" +
+	"\x04Cost\x12\x18\n" +
+	"\areserve\x18\x01 \x01(\rR\areserve\x121\n" +
+	"\x06expire\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06expireB9Z7github.com/writ-mesh/writ/proto/writ/config/v1;configpbb\x06proto3"
 
 var (
 	file_writ_config_v1_config_proto_rawDescOnce sync.Once
@@ -804,7 +907,7 @@ func file_writ_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_writ_config_v1_config_proto_rawDescData
 }
 
-var file_writ_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_writ_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_writ_config_v1_config_proto_goTypes = []any{
 	(*NodePlacement)(nil),       // 0: writ.config.v1.NodePlacement
 	(*WorkloadPlacement)(nil),   // 1: writ.config.v1.WorkloadPlacement
@@ -816,22 +919,25 @@ var file_writ_config_v1_config_proto_goTypes = []any{
 	(*HeaderLocation)(nil),      // 7: writ.config.v1.HeaderLocation
 	(*QuotaPolicy)(nil),         // 8: writ.config.v1.QuotaPolicy
 	(*Limit)(nil),               // 9: writ.config.v1.Limit
-	(*durationpb.Duration)(nil), // 10: google.protobuf.Duration
+	(*Cost)(nil),                // 10: writ.config.v1.Cost
+	(*durationpb.Duration)(nil), // 11: google.protobuf.Duration
 }
 var file_writ_config_v1_config_proto_depIdxs = []int32{
 	1,  // 0: writ.config.v1.NodePlacement.workloads:type_name -> writ.config.v1.WorkloadPlacement
 	2,  // 1: writ.config.v1.WorkloadPlacement.attestation:type_name -> writ.config.v1.Attestation
 	4,  // 2: writ.config.v1.RegoPolicy.bundle:type_name -> writ.config.v1.Bundle
-	10, // 3: writ.config.v1.Bundle.refresh:type_name -> google.protobuf.Duration
+	11, // 3: writ.config.v1.Bundle.refresh:type_name -> google.protobuf.Duration
 	5,  // 4: writ.config.v1.Bundle.signing:type_name -> writ.config.v1.BundleSigning
 	7,  // 5: writ.config.v1.TokenIssuer.from_headers:type_name -> writ.config.v1.HeaderLocation
 	9,  // 6: writ.config.v1.QuotaPolicy.limits:type_name -> writ.config.v1.Limit
-	10, // 7: writ.config.v1.Limit.every:type_name -> google.protobuf.Duration
-	8,  // [8:8] is the sub-list for method output_type
-	8,  // [8:8] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	11, // 7: writ.config.v1.Limit.every:type_name -> google.protobuf.Duration
+	10, // 8: writ.config.v1.Limit.cost:type_name -> writ.config.v1.Cost
+	11, // 9: writ.config.v1.Cost.expire:type_name -> google.protobuf.Duration
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_writ_config_v1_config_proto_init() }
@@ -846,7 +952,7 @@ func file_writ_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_config_v1_config_proto_rawDesc), len(file_writ_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -11,6 +11,11 @@ const (
 	QuotaDomain    = "writ"
 	QuotaPolicyKey = "writ.policy"
 	QuotaLimitKey  = "writ.limit"
+	// QuotaHoldKey is the entry with a request's own name, under which a limit holds
+	// something for it until it is over.
+	QuotaHoldKey = "writ.hold"
+	// QuotaDoneKey is the entry that says that the request is over.
+	QuotaDoneKey = "writ.done"
 )
 
 // What ratelimit can count: pilot hands out nothing beyond it, and ratelimit
@@ -24,4 +29,25 @@ const (
 	// MaxQuotaEvery is the longest window, ten years: microseconds since the epoch
 	// plus a window stay exact in the double that Redis computes with (2^53).
 	MaxQuotaEvery = 87600 * time.Hour
+	// MinHold and MaxHold bound for how long something is held for a request that does
+	// not end: a request takes longer than the one, and a caller must not wait for a
+	// crash longer than the other.
+	MinHold = 100 * time.Millisecond
+	MaxHold = time.Hour
+)
+
+// How a limit counts and where, if not by a sliding window in the shared store.
+const (
+	QuotaGCRA        = "gcra"
+	QuotaConcurrency = "concurrency"
+	QuotaLeased      = "leased"
+	QuotaLocal       = "local"
+)
+
+const (
+	// MaxQuotaConcurrent is how many requests may be under way at most.
+	MaxQuotaConcurrent = 10_000
+	// DefaultQuotaTimeout is after how long a request that nobody ended is taken to
+	// be over.
+	DefaultQuotaTimeout = time.Minute
 )
