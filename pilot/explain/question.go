@@ -27,8 +27,10 @@ type Question struct {
 	Path   string `json:"path,omitempty"`
 	// Host is To's if empty.
 	Host string `json:"host,omitempty"`
-	// Headers have names in lower case.
-	Headers map[string]string `json:"headers,omitempty"`
+	// Headers have names in lower case, and values joined by commas where several lines
+	// have one name. Lines are these lines.
+	Headers map[string]string   `json:"headers,omitempty"`
+	Lines   map[string][]string `json:"-"`
 	// Token is a JWT; it is put where the workload looks for one.
 	Token    string     `json:"-"`
 	SourceIP netip.Addr `json:"sourceIp,omitzero"`

@@ -145,6 +145,7 @@ func (l *life) arrive() {
 		l.r.Host = l.to.host
 	}
 	maps.Copy(l.r.Headers, q.Headers)
+	l.r.Lines = maps.Clone(q.Lines)
 	l.remote()
 	l.place()
 }
@@ -167,7 +168,7 @@ func (l *life) place() {
 		switch r := rules[0].rule; {
 		case len(r.GetFromHeaders()) > 0:
 			h := r.GetFromHeaders()[0]
-			l.r.Headers[strings.ToLower(h.GetName())] = h.GetPrefix() + l.q.Token
+			l.setHeader(h.GetName(), h.GetPrefix()+l.q.Token)
 			return
 		case len(r.GetFromParams()) > 0:
 			mark := "?"
@@ -177,11 +178,24 @@ func (l *life) place() {
 			l.path += mark + r.GetFromParams()[0] + "=" + l.q.Token
 			return
 		case len(r.GetFromCookies()) > 0:
-			l.r.Headers["cookie"] = r.GetFromCookies()[0] + "=" + l.q.Token
+			l.setHeader("cookie", r.GetFromCookies()[0]+"="+l.q.Token)
 			return
 		}
 	}
-	l.r.Headers["authorization"] = "Bearer " + l.q.Token
+	l.setHeader("authorization", "Bearer "+l.q.Token)
+}
+
+// setHeader puts one line in place of whatever the header had.
+func (l *life) setHeader(name, value string) {
+	name = strings.ToLower(name)
+	delete(l.r.Lines, name)
+	l.r.Headers[name] = value
+}
+
+func (l *life) removeHeader(name string) {
+	name = strings.ToLower(name)
+	delete(l.r.Lines, name)
+	delete(l.r.Headers, name)
 }
 
 // peer is mutual TLS and, with it, who the caller is; then the path as all filters see it.
@@ -236,6 +250,7 @@ func (l *life) normal() error {
 	}
 	l.path = path
 	l.r.Path, _, _ = strings.Cut(path, "?")
+	l.r.Query = strings.TrimPrefix(path, l.r.Path)
 	return nil
 }
 

@@ -258,14 +258,14 @@ func (l *life) hasMore(key string) string {
 	k, name, _ := condition.Find(key)
 	switch k.Name {
 	case condition.Headers:
-		v, ok := l.r.Headers[strings.ToLower(name)]
-		if !ok {
+		lines := l.r.Header(name)
+		if lines == nil {
 			return "no such header"
 		}
 		if strings.EqualFold(name, "authorization") || strings.EqualFold(name, "cookie") {
 			return "another value" // it is a secret
 		}
-		return fmt.Sprintf("%q", v)
+		return fmt.Sprintf("%q", strings.Join(lines, ","))
 	case condition.EnvoyFilters:
 		return "what other filters leave, which is not known here"
 	}

@@ -127,7 +127,7 @@ func (s *side) known(c *eval.Clause) bool {
 	switch {
 	case c.Key == condition.Port || c.Key == condition.DestinationIP:
 		return true
-	case s.fixed != nil && (c.Key == eval.HostKey || c.Key == eval.AnyFormHostKey || c.Key == eval.MethodKey || c.Key == eval.PathKey):
+	case s.fixed != nil && asksFixed(c):
 		return true
 	case s.mode == model.Disable && (c.Key == condition.SNI || k.Identity && !k.HTTPOnly):
 		return true // in plain text nobody has an identity
@@ -135,6 +135,15 @@ func (s *side) known(c *eval.Clause) bool {
 		return true // no token is looked at
 	}
 	return false
+}
+
+// asksFixed says that a clause is about what a question about one request gives: host,
+// method and path, also under the names that they have as headers.
+func asksFixed(c *eval.Clause) bool {
+	if k, name, _ := condition.Find(c.Key); k.Name == condition.Headers {
+		return slices.Contains([]string{":method", ":path", ":authority", "host"}, strings.ToLower(name))
+	}
+	return slices.Contains([]string{eval.HostKey, eval.AnyFormHostKey, eval.MethodKey, eval.PathKey}, c.Key)
 }
 
 // request is what is known of all requests in question.

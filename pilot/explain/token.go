@@ -131,12 +131,12 @@ func (l *life) accept(s Step, r jwtRule, v Verified) {
 	}
 	if h := r.rule.GetOutputPayloadToHeader(); h != "" {
 		if payload, err := json.Marshal(v.Claims); err == nil {
-			l.r.Headers[strings.ToLower(h)] = base64.RawURLEncoding.EncodeToString(payload)
+			l.setHeader(h, base64.RawURLEncoding.EncodeToString(payload))
 		}
 	}
 	for _, h := range r.rule.GetOutputClaimToHeaders() {
 		if text, ok := claimText(v.Claims, h.GetClaim()); ok {
-			l.r.Headers[strings.ToLower(h.GetHeader())] = text
+			l.setHeader(h.GetHeader(), text)
 		}
 	}
 	l.issuer = r.rule.GetIssuer()
@@ -147,12 +147,12 @@ func (l *life) accept(s Step, r jwtRule, v Verified) {
 // removeToken is what a rule that does not forward the token does.
 func (l *life) removeToken(r *security.JWTRule) {
 	if len(r.GetFromHeaders())+len(r.GetFromParams())+len(r.GetFromCookies()) == 0 {
-		delete(l.r.Headers, "authorization")
+		l.removeHeader("authorization")
 	}
 	for _, h := range r.GetFromHeaders() {
 		name := strings.ToLower(h.GetName())
 		if strings.HasPrefix(l.r.Headers[name], h.GetPrefix()) {
-			delete(l.r.Headers, name)
+			l.removeHeader(name)
 		}
 	}
 }

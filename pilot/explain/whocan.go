@@ -44,7 +44,7 @@ func WhoCan(m *model.Mesh, q Question) ([]Callers, error) {
 		if err := l.normal(); err != nil {
 			return nil, err
 		}
-		s, err := newSide(m, t.proxy, t.port, &eval.Request{Method: l.r.Method, Host: l.r.Host, Path: l.r.Path}, l.path)
+		s, err := newSide(m, t.proxy, t.port, &eval.Request{Method: l.r.Method, Host: l.r.Host, Path: l.r.Path, Query: l.r.Query}, l.path)
 		if err != nil {
 			return nil, err
 		}

@@ -201,7 +201,7 @@ func templateProblem(p string) string {
 	template := strings.Contains(p, "{*}") || strings.Contains(p, "{**}")
 	rest := false
 	if template && (!strings.HasPrefix(p, "/") || strings.HasPrefix(p, "//")) {
-		return "with a template the path begins with one /" // on anything else Envoy ends itself
+		return "with a template the path begins with one /" // it could match nothing
 	}
 	for segment := range strings.SplitSeq(strings.Trim(p, "/"), "/") {
 		switch {

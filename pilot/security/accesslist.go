@@ -218,7 +218,7 @@ func (r accessRule) principal(entry string, letsIn bool) (*rbacv3.Principal, err
 		return &rbacv3.Principal{Identifier: &rbacv3.Principal_Header{Header: h}}, nil
 	case condition.Claims:
 		one := stringValue(r.text(entry))
-		return metadataID(metadata(jwtMetadata, append([]string{jwtPayload}, claimNames(name)...), anyValueOf(listWith(one), one))), nil
+		return metadataID(metadata(jwtMetadata, append([]string{jwtPayload}, eval.ClaimNames(name)...), anyValueOf(listWith(one), one))), nil
 	}
 	return nil, errUnknownKey
 }

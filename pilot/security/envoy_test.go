@@ -301,6 +301,8 @@ func inline(text string) *corev3.DataSource {
 type request struct {
 	method, path, host string
 	header             map[string]string
+	// more are further lines of headers, name and value.
+	more [][2]string
 	// identity is the caller's SPIFFE ID; empty is plain text.
 	identity string
 	// from is the address to call from, 127.0.0.1 if empty.
@@ -337,6 +339,9 @@ func (p *proxy) do(name string, r request) answer {
 	}
 	for k, v := range r.header {
 		req.Header[http.CanonicalHeaderKey(k)] = []string{v}
+	}
+	for _, more := range r.more {
+		req.Header.Add(more[0], more[1])
 	}
 	resp, err := p.client(r).Do(req)
 	if err != nil {

@@ -227,14 +227,3 @@ func requestPrincipal(value string) *rbacv3.Principal {
 		metadataID(metadata(jwtMetadata, []string{jwtPayload, "sub"}, stringValue(subMatch))),
 	})
 }
-
-// claimNames splits "a][b" into a and b; "a[b" and the like is one odd name.
-func claimNames(s string) []string {
-	names := strings.Split(s, "][")
-	for _, n := range names {
-		if n == "" || strings.ContainsAny(n, "[]") {
-			return []string{s}
-		}
-	}
-	return names
-}

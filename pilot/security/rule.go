@@ -3,18 +3,17 @@ package security
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
-	uritemplatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/path/match/uri_template/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	security "istio.io/api/security/v1beta1"
 
 	"github.com/writ-mesh/writ/pilot/condition"
-	"github.com/writ-mesh/writ/pilot/envoy"
 	"github.com/writ-mesh/writ/pilot/model"
+	"github.com/writ-mesh/writ/pilot/security/eval"
 )
 
 // errHTTPOnly is what a condition on requests gives for a TCP port.
@@ -189,7 +188,7 @@ func (r ruleCompiler) principal(key string, values []string, negated bool) (*rba
 	case condition.Presenter:
 		return metadataID(claim([]string{"azp"}, values)), nil
 	case condition.Claims:
-		return metadataID(claim(claimNames(name), values)), nil
+		return metadataID(claim(eval.ClaimNames(name), values)), nil
 	}
 	var out []*rbacv3.Principal
 	for _, v := range r.aliases(k.Name, values) {
@@ -294,25 +293,38 @@ func (r ruleCompiler) permissionValue(key, value string) (*rbacv3.Permission, er
 	case methodKey:
 		return &rbacv3.Permission{Rule: &rbacv3.Permission_Header{Header: header(":method", value, false)}}, nil
 	case pathKey:
-		return path(value)
+		return path(value), nil
 	}
 	return nil, errUnknownKey
 }
 
-// path matches the path without its query, by pattern or by URI template.
-func path(value string) (*rbacv3.Permission, error) {
-	if !strings.Contains(value, "{*}") && !strings.Contains(value, "{**}") {
-		return &rbacv3.Permission{Rule: &rbacv3.Permission_UrlPath{UrlPath: &matcherv3.PathMatcher{Rule: &matcherv3.PathMatcher_Path{Path: pattern(value)}}}}, nil
+// path matches the path without its query, by pattern or by template.
+func path(value string) *rbacv3.Permission {
+	m := pattern(value)
+	if strings.Contains(value, "{*}") || strings.Contains(value, "{**}") {
+		m = regex(pathTemplate(value))
 	}
-	if !strings.HasPrefix(value, "/") || strings.HasPrefix(value, "//") {
-		// Envoy ends itself on such a template where it comes with a route.
-		return nil, fmt.Errorf("the template %q does not begin with one /", value)
+	return &rbacv3.Permission{Rule: &rbacv3.Permission_UrlPath{UrlPath: &matcherv3.PathMatcher{Rule: &matcherv3.PathMatcher_Path{Path: m}}}}
+}
+
+// pathTemplate is what a path template means, as an expression of RE2: {*} is a
+// segment, {**} is all that follows. Envoy has a matcher for templates, which is of no
+// use here: it ends the process on one that it cannot parse and, of the characters that
+// a path may have, does not take each for a part of a segment (a "*" or "["), by which
+// a request would get past a DENY.
+func pathTemplate(value string) string {
+	segments := strings.Split(value, "/")
+	for i, s := range segments {
+		switch s {
+		case "{*}":
+			segments[i] = "[^/]+"
+		case "{**}":
+			segments[i] = ".*"
+		default:
+			segments[i] = regexp.QuoteMeta(s)
+		}
 	}
-	template := strings.NewReplacer("{*}", "*", "{**}", "**").Replace(value)
-	return &rbacv3.Permission{Rule: &rbacv3.Permission_UriTemplate{UriTemplate: &corev3.TypedExtensionConfig{
-		Name:        "envoy.path.match.uri_template.uri_template_matcher",
-		TypedConfig: envoy.Any(&uritemplatev3.UriTemplateMatchConfig{PathTemplate: template}),
-	}}}, nil
+	return strings.Join(segments, "/")
 }
 
 // envoyFilterMetadata matches what the filter "a.b" of the name "a.b[c" left, where

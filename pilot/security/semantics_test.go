@@ -28,9 +28,9 @@ import (
 // semanticCase is one entry of testdata/semantics: policies, and what becomes of
 // requests. A request is written as words: METHOD, /path, and then "as
 // namespace/account" (or a whole SPIFFE ID without scheme), "from ADDRESS", "host
-// NAME", "with Header=value", "token NAME", "header Header=value" and "query
-// name=value", the last two with the name of a token at the end of the value. %20 is
-// a space.
+// NAME", "with Header=value", "also Header=value" for one more line of it, "token
+// NAME", "header Header=value" and "query name=value", the last two with the name of a
+// token at the end of the value. %20 is a space.
 type semanticCase struct {
 	Name string
 	// Says is the sentence of the documentation, in short.
@@ -45,6 +45,8 @@ type semanticCase struct {
 	Own     bool
 	Gateway bool
 	TCP     bool
+	// Federated says that other-td is a trust domain of the mesh's federation.
+	Federated bool
 	// Pass and Deny (403 of RBAC), Unauthorized (401) and Forbidden (403 for a token's
 	// audience) are the requests.
 	Pass, Deny, Unauthorized, Forbidden []string
@@ -119,8 +121,8 @@ func TestSemantics(t *testing.T) {
 		}
 	}
 	t.Logf("%d requests of %d cases", asked, len(cases))
-	if asked < 300 {
-		t.Errorf("only %d requests", asked)
+	if len(cases) < 300 || asked < 2*len(cases) {
+		t.Errorf("only %d requests of %d cases", asked, len(cases))
 	}
 }
 
@@ -150,6 +152,9 @@ func (c *semanticCase) prepare(t *testing.T, i int, s signer) {
 	text := strings.NewReplacer("$PORT", strconv.Itoa(int(c.port)), "$JWKS", s.jwks()).Replace(documents(docs...))
 	c.mesh = newMesh(t, text)
 	c.mesh.TrustDomainAliases = []string{"old-td"}
+	if c.Federated {
+		c.mesh.FederatedDomains = []string{"other-td"}
+	}
 	c.mesh.Proxies = []*model.Proxy{c.proxy()}
 }
 
@@ -174,7 +179,7 @@ func (c *semanticCase) proxy() *model.Proxy {
 // semanticJWT is the usual RequestAuthentication of the tables.
 func semanticJWT(s signer) string {
 	jwks, _ := json.Marshal(s.jwks())
-	return fmt.Sprintf("kind: RequestAuthentication\nmetadata: {name: jwt}\nspec: {jwtRules: [{issuer: %q, jwks: %s}]}", testIssuer, jwks)
+	return fmt.Sprintf("kind: RequestAuthentication\nmetadata: {name: jwt}\nspec: {jwtRules: [{issuer: %q, jwks: %s}, {issuer: accounts.example, jwks: %s}]}", testIssuer, jwks, jwks)
 }
 
 func semanticTokens(t *testing.T, s signer) map[string]string {
@@ -193,6 +198,13 @@ func semanticTokens(t *testing.T, s signer) map[string]string {
 		"expired":  {"exp": ago},
 		"early":    {"nbf": soon},
 		"issuer":   {"iss": "https://else.example"},
+		"carol":    {"iss": "accounts.example", "sub": "carol"},
+		"nosub":    {"sub": nil},
+		"rich": {
+			"empty": "", "none": []string{}, "mixed": []any{"a", 3, true}, "flag": true, "email": "root@x.example", "azp": []string{"p1", "p2"},
+			"a.b": "dot", "https://x.example/role": "admin", "odd][c[d]": "x", "permission": "read write",
+			"deep": map[string]any{"a": map[string]any{"b": "c"}},
+		},
 		"two":      {"iss": "https://two.example"},
 	} {
 		out[name] = s.token(t, changes)
@@ -241,6 +253,8 @@ func (c *semanticCase) read(t *testing.T, tokens map[string]string, words string
 			r.host = value
 		case "with":
 			r.header[name] = inner
+		case "also":
+			r.more = append(r.more, [2]string{name, inner})
 		case "token":
 			r.header["Authorization"] = "Bearer " + mustToken(t, tokens, value)
 		case "header", "query":
@@ -330,10 +344,19 @@ func (c *semanticCase) explain(t *testing.T, r request) explain.Target {
 	for k, v := range r.header {
 		q.Headers[strings.ToLower(k)] = v
 	}
+	q.Lines = map[string][]string{}
+	for _, more := range r.more {
+		name := strings.ToLower(more[0])
+		if len(q.Lines[name]) == 0 {
+			q.Lines[name] = []string{q.Headers[name]}
+		}
+		q.Lines[name] = append(q.Lines[name], more[1])
+		q.Headers[name] += "," + more[1]
+	}
 	m := *c.mesh
-	if strings.HasPrefix(r.identity, "spiffe://other-td/") {
+	if domain, _, _ := strings.Cut(strings.TrimPrefix(r.identity, "spiffe://"), "/"); domain != "" && domain != m.TrustDomain && domain != "old-td" {
 		// The listeners of this test take callers of every trust domain.
-		m.FederatedDomains = []string{"other-td"}
+		m.FederatedDomains = []string{domain}
 	}
 	a, err := explain.Request(&m, q, semanticDeciders())
 	if err != nil {

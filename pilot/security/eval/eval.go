@@ -25,10 +25,12 @@ type Request struct {
 	// and SNI count.
 	TCP          bool
 	Method, Host string
-	// Path is without its query.
-	Path string
-	// Headers have names in lower case.
+	// Path is without its query, Query with its question mark; empty without one.
+	Path, Query string
+	// Headers have names in lower case, and values joined by commas where several lines
+	// have one name. Lines are these lines, nil if there are none.
 	Headers map[string]string
+	Lines   map[string][]string
 	// Principal is the caller's SPIFFE ID without scheme, "" for plain text.
 	Principal string
 	// Source is the peer of the connection, Remote the client as

@@ -58,8 +58,7 @@ func request(r *Request, key, value string) bool {
 	k, name, _ := condition.Find(key)
 	switch k.Name {
 	case condition.Headers:
-		got, there := r.Headers[strings.ToLower(name)]
-		return there && (value == "*" || match(value, got))
+		return slices.ContainsFunc(r.Header(name), func(got string) bool { return value == "*" || match(value, got) })
 	case condition.Claims:
 		return claim(Claim(r.Claims, name), value)
 	case condition.EnvoyFilters:
@@ -69,10 +68,43 @@ func request(r *Request, key, value string) bool {
 	return false
 }
 
+// Header gives the lines of a header, each of which is compared by itself, nil if it is
+// not there. The pseudo-headers of HTTP/2 are headers too, of which host is another
+// name of :authority.
+func (r *Request) Header(name string) []string {
+	name = strings.ToLower(name)
+	switch {
+	case name == ":method":
+		return []string{r.Method}
+	case name == ":path":
+		return []string{r.Path + r.Query}
+	case name == ":authority" || name == "host":
+		return []string{r.Host}
+	case len(r.Lines[name]) > 0:
+		return r.Lines[name]
+	}
+	if value, there := r.Headers[name]; there {
+		return []string{value}
+	}
+	return nil
+}
+
+// ClaimNames splits "a][b", the name of a nested claim, into a and b. With brackets
+// that do not close each other, or nothing between them, it is one odd name.
+func ClaimNames(name string) []string {
+	names := strings.Split(name, "][")
+	for _, n := range names {
+		if n == "" || strings.ContainsAny(n, "[]") {
+			return []string{name}
+		}
+	}
+	return names
+}
+
 // Claim gives a claim, nil if it is not there; a nested one is named "a][b".
 func Claim(claims map[string]any, name string) any {
 	var at any = claims
-	for n := range strings.SplitSeq(name, "][") {
+	for _, n := range ClaimNames(name) {
 		object, ok := at.(map[string]any)
 		if !ok {
 			return nil
