@@ -21,7 +21,9 @@ import (
 type verdict struct {
 	id       string
 	revision string
-	allow    bool
+	// names are the policies that the check asked for, "<namespace>/<name>".
+	names []string
+	allow bool
 	// failed says that the denial is not a policy's decision.
 	failed bool
 	// policy is the one that refused, "<namespace>/<name>"; empty if none did.
@@ -115,7 +117,7 @@ func (l decisionLog) recordOf(req *authv3.CheckRequest, v *verdict) *decisionlog
 	case !v.allow:
 		r.Decision = decisionlog.Refuse
 	default:
-		r.Policies = splitNames(a.GetContextExtensions()[PoliciesKey])
+		r.Policies = v.names
 	}
 	if by := v.deniedBy(); by != "" {
 		r.Rule = by

@@ -97,7 +97,7 @@ func (l decisionLog) offer(req *authv3.CheckRequest, v *verdict) {
 		Address:       to.GetAddress(), Port: to.GetPortValue(), SNI: a.GetTlsSession().GetSni(),
 		Method: http.GetMethod(), Host: http.GetHost(), Headers: map[string]string{}, AllHeaders: true,
 		Body: http.GetBody() != "" || len(http.GetRawBody()) > 0, Allowed: v.allow,
-		Policies: splitNames(a.GetContextExtensions()[PoliciesKey]),
+		Policies: v.names,
 	}
 	out.Path, out.Query = l.redact.Path(http.GetPath())
 	for name, value := range http.GetHeaders() {

@@ -11,12 +11,14 @@ import (
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/writ-mesh/writ/authz/rego"
+	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
 // PoliciesKey is the context extension with the RegoPolicies to decide,
-// "<namespace>/<name>" each, separated by commas.
+// "<namespace>/<name>" each, separated by commas. See policyNames for connections.
 const PoliciesKey = "writ.policies"
 
 // callMargin is kept of the caller's deadline for the answer's way back.
@@ -76,7 +78,7 @@ func (s *server) decideSafely(ctx context.Context, req *authv3.CheckRequest, sta
 	defer func() {
 		if p := recover(); p != nil {
 			s.log.ErrorContext(ctx, "panic in a decision", slog.String("decision_id", v.id), slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
-			*v = verdict{id: v.id, revision: v.revision}
+			*v = verdict{id: v.id, revision: v.revision, names: v.names}
 			v.fail("", saidNotDecided, "panic")
 		}
 	}()
@@ -102,7 +104,8 @@ func (s *server) decide(ctx context.Context, req *authv3.CheckRequest, now time.
 		s.decideToken(req, v)
 		return
 	}
-	names := splitNames(req.GetAttributes().GetContextExtensions()[PoliciesKey])
+	v.names = policyNames(ctx, req)
+	names := v.names
 	if len(names) == 0 || len(names) > maxPolicies {
 		v.fail("", saidNotDecided, fmt.Sprintf("the check names %d policies in %s, want 1 to %d", len(names), PoliciesKey, maxPolicies))
 		return
@@ -228,7 +231,13 @@ func (s *policySet) list(names []string, now time.Time) []*policy {
 	return list
 }
 
-func splitNames(s string) []string {
+// policyNames are the policies that a check asks for. About a connection they are in
+// the metadata of the call: Envoy's filter for connections has no context extensions.
+func policyNames(ctx context.Context, req *authv3.CheckRequest) []string {
+	s := req.GetAttributes().GetContextExtensions()[PoliciesKey]
+	if req.GetAttributes().GetRequest().GetHttp() == nil && s == "" {
+		s = strings.Join(metadata.ValueFromIncomingContext(ctx, configpb.PoliciesMetadata), ",")
+	}
 	if s == "" {
 		return nil
 	}

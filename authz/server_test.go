@@ -23,6 +23,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/writ-mesh/writ/authz/rego"
@@ -656,5 +657,40 @@ func TestTokens(t *testing.T) {
 	}
 	if r := m.check(t, "default/john", bearer(ours, jwt.MapClaims{"iss": "x", "sub": "john", "exp": later})); allowed(r) {
 		t.Error("a token of an issuer without usable keys is taken")
+	}
+}
+
+// TestCheckConnections: about a connection the policies are named in the metadata of
+// the call; about a request nothing but its context extensions counts, and a connection
+// is closed to where nothing is named.
+func TestCheckConnections(t *testing.T) {
+	m := newMesh(t)
+	m.apply(t,
+		regoPolicy("default/reviews", `allow if endswith(input.attributes.source.principal, "/sa/reviews")`),
+		regoPolicy("default/get", `allow if input.attributes.request.http.method == "GET"`))
+	connection := func(a *authv3.AttributeContext) { a.Request, a.ContextExtensions = nil, nil }
+	stranger := func(a *authv3.AttributeContext) { connection(a); a.Source.Principal = "" }
+	for name, c := range map[string]struct {
+		metadata []string
+		change   func(*authv3.AttributeContext)
+		allow    bool
+	}{
+		"allowed":             {[]string{configpb.PoliciesMetadata, "default/reviews"}, connection, true},
+		"another caller":      {[]string{configpb.PoliciesMetadata, "default/reviews"}, stranger, false},
+		"one of two":          {[]string{configpb.PoliciesMetadata, "default/reviews,default/get"}, connection, false},
+		"each in a value":     {[]string{configpb.PoliciesMetadata, "default/reviews", configpb.PoliciesMetadata, "default/get"}, connection, false},
+		"none named":          {nil, connection, false},
+		"not known":           {[]string{configpb.PoliciesMetadata, "default/none"}, connection, false},
+		"a request":           {[]string{configpb.PoliciesMetadata, "default/get"}, func(a *authv3.AttributeContext) { a.ContextExtensions = nil }, false},
+		"a request's own are": {[]string{configpb.PoliciesMetadata, "default/none"}, func(a *authv3.AttributeContext) { a.ContextExtensions[PoliciesKey] = "default/get" }, true},
+	} {
+		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs(c.metadata...))
+		resp, err := m.Check(ctx, checkRequest("", c.change))
+		if err != nil || allowed(resp) != c.allow {
+			t.Errorf("%s: allowed %v, %v", name, allowed(resp), err)
+		}
+	}
+	if log := m.log.String(); !strings.Contains(log, `"policies":"default/reviews"`) {
+		t.Errorf("the policies that allowed a connection are not in the log: %s", log)
 	}
 }

@@ -18,13 +18,19 @@ func regoPlacements(m *model.Mesh, policy *security.Compiler) []*pilotpb.RegoPla
 	by := map[string]*pilotpb.RegoPlacement{}
 	ways := map[model.Ref][]*pilotpb.RegoPlacement{}
 	for _, proxy := range m.Proxies {
-		for _, p := range policy.RegoPlacements(proxy) {
-			way := fmt.Sprint(p)
-			if by[way] == nil {
-				by[way] = regoPlacement(p)
-				ways[p.Policy] = append(ways[p.Policy], by[way])
+		counted := map[string]bool{}
+		for _, port := range placingPorts(proxy) {
+			for _, p := range policy.RegoPlacements(proxy, port) {
+				way := fmt.Sprint(p)
+				if by[way] == nil {
+					by[way] = regoPlacement(p)
+					ways[p.Policy] = append(ways[p.Policy], by[way])
+				}
+				if !counted[way] {
+					counted[way] = true
+					by[way].Proxies++
+				}
 			}
-			by[way].Proxies++
 		}
 	}
 	var out []*pilotpb.RegoPlacement
@@ -32,6 +38,23 @@ func regoPlacements(m *model.Mesh, policy *security.Compiler) []*pilotpb.RegoPla
 		out = append(out, ways[p.Ref]...)
 	}
 	return out
+}
+
+// placingPorts are the ports of a proxy at which a policy may be decided in different
+// ways: all that speak HTTP are one.
+func placingPorts(p *model.Proxy) []model.WorkloadPort {
+	var http, tcp []model.WorkloadPort
+	for _, port := range p.Ports {
+		if !port.Protocol.IsHTTP() {
+			tcp = append(tcp, port)
+		} else if http == nil {
+			http = []model.WorkloadPort{{}}
+		}
+	}
+	if len(http)+len(tcp) == 0 {
+		http = []model.WorkloadPort{{}}
+	}
+	return append(http, tcp...)
 }
 
 func regoPlacement(p security.RegoPlacement) *pilotpb.RegoPlacement {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/metrics"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -137,6 +138,38 @@ func analyse(name, module, query string, limit time.Duration) (*regoform.Policy,
 	if err != nil || !ref.IsGround() {
 		return nil, stays(nil, "the query is not the name of a rule")
 	}
+	p, err := known(compiler, ref, limit)
+	var s *stay
+	if errors.As(err, &s) {
+		p, err = regoform.Unknown(s.reason), nil
+	}
+	if p != nil {
+		p.Requests, p.Ports = requestReads(compiler, ref)
+	}
+	return p, err
+}
+
+// requestReads is what a query reads that only requests have: all but the two ends of
+// the connection and its TLS session; and whether it looks at the address that the
+// connection came to.
+func requestReads(compiler *ast.Compiler, query ast.Ref) (requests []string, ports bool) {
+	const destination = "input.attributes.destination.address"
+	ofConnections := []string{"input.attributes.source", "input.attributes.destination", "input.attributes.tlsSession", "input.source_principal", "input.version"}
+	for _, path := range analyze(compiler, ast.NewBody(ast.NewExpr(ast.NewTerm(query)))).reads.paths("input") {
+		below := func(name string) bool {
+			rest, ok := strings.CutPrefix(path, name)
+			return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
+		}
+		if !slices.ContainsFunc(ofConnections, below) {
+			requests = append(requests, path)
+		}
+		ports = ports || below(destination) || strings.HasPrefix(destination, path)
+	}
+	return requests, ports
+}
+
+// known is what can be known of a compiled rule.
+func known(compiler *ast.Compiler, ref ast.Ref, limit time.Duration) (*regoform.Policy, error) {
 	o, err := outcomeOf(compiler, ref)
 	if err != nil {
 		return nil, err

@@ -29,6 +29,11 @@ type Policy struct {
 	// Plain says that the decision is a boolean: a refusal brings no status, header
 	// or body of its own.
 	Plain bool
+	// Requests is what the rule reads that a connection without requests does not
+	// have, as references of Rego; of such a connection the formulas say nothing then.
+	Requests []string
+	// Ports says that the rule may tell ports apart.
+	Ports bool
 }
 
 // Unknown is a policy of which nothing is known but why.

@@ -18,8 +18,9 @@ type Deciders struct {
 	Verify func(raw string, rule *security.JWTRule, now time.Time) Verified
 	// Rego decides a check by one policy.
 	Rego func(policy *model.RegoPolicy, check *authv3.CheckRequest, issuer string, claims map[string]any) (allowed bool, reason string, err error)
-	// Where says where a RegoPolicy of a proxy is decided, and why there; nil: in authz.
-	Where func(proxy *model.Proxy, policy *model.RegoPolicy) (runs, why string)
+	// Where says where a RegoPolicy of a proxy's port is decided, and why there; nil: in
+	// authz.
+	Where func(proxy *model.Proxy, port model.WorkloadPort, policy *model.RegoPolicy) (runs, why string)
 	// Now is the time of the request.
 	Now time.Time
 }

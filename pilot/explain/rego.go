@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"maps"
 	"net/netip"
 	"strings"
 
@@ -20,13 +21,10 @@ const (
 
 // rego asks the RegoPolicies, each with the check that Envoy would send.
 func (l *life) rego() error {
-	if l.r.TCP {
-		return nil
-	}
 	for _, p := range l.policies.Rego {
 		s := Step{Name: "RegoPolicy", By: p.ID(), At: place(p.Ref), Runs: inAuthz, Result: Allowed}
 		if l.d.Where != nil {
-			s.Runs, s.Detail = l.d.Where(l.to.proxy, p)
+			s.Runs, s.Detail = l.d.Where(l.to.proxy, l.to.port, p)
 		}
 		if l.d.Rego == nil || p.Module == "" {
 			s.Result, s.Detail = Depends, "its bundle is not read here: what it decides cannot be told"
@@ -56,22 +54,16 @@ func (l *life) rego() error {
 	return nil
 }
 
-// check is the request as the filter of Envoy tells it to authz.
+// check is the request, or the connection, as the filter of Envoy tells it to authz.
 func (l *life) check(p *model.RegoPolicy) *authv3.CheckRequest {
-	headers := map[string]string{":method": l.r.Method, ":path": l.path, ":authority": l.r.Host, ":scheme": "http"}
-	for k, v := range l.r.Headers {
-		headers[k] = v
-	}
 	a := &authv3.AttributeContext{
 		Source:      &authv3.AttributeContext_Peer{Address: socketAddress(l.r.Source, 0)},
 		Destination: &authv3.AttributeContext_Peer{Address: socketAddress(l.r.Destination, l.r.DestinationPort)},
-		Request: &authv3.AttributeContext_Request{
-			Time: timestamppb.New(l.d.Now),
-			Http: &authv3.AttributeContext_HttpRequest{
-				Method: l.r.Method, Path: l.path, Host: l.r.Host, Scheme: "http", Protocol: "HTTP/2", Headers: headers,
-			},
-		},
-		ContextExtensions: map[string]string{"writ.policies": p.Namespace + "/" + p.Name},
+	}
+	if l.r.TCP {
+		a.TlsSession = &authv3.AttributeContext_TLSSession{Sni: l.r.SNI}
+	} else {
+		l.checkHTTP(a, p)
 	}
 	if l.r.Principal != "" {
 		a.Source.Principal = spiffeScheme + l.r.Principal
@@ -83,6 +75,19 @@ func (l *life) check(p *model.RegoPolicy) *authv3.CheckRequest {
 		}}
 	}
 	return &authv3.CheckRequest{Attributes: a}
+}
+
+// checkHTTP adds what only requests have.
+func (l *life) checkHTTP(a *authv3.AttributeContext, p *model.RegoPolicy) {
+	headers := map[string]string{":method": l.r.Method, ":path": l.path, ":authority": l.r.Host, ":scheme": "http"}
+	maps.Copy(headers, l.r.Headers)
+	a.Request = &authv3.AttributeContext_Request{
+		Time: timestamppb.New(l.d.Now),
+		Http: &authv3.AttributeContext_HttpRequest{
+			Method: l.r.Method, Path: l.path, Host: l.r.Host, Scheme: "http", Protocol: "HTTP/2", Headers: headers,
+		},
+	}
+	a.ContextExtensions = map[string]string{"writ.policies": p.Namespace + "/" + p.Name}
 }
 
 func socketAddress(a netip.Addr, port uint32) *corev3.Address {

@@ -24,10 +24,13 @@ type literal struct {
 // has to hold; not ok if not all of it is known without evaluating it, or if it asks
 // what no variable stands for.
 func (s *side) regoRefusals(p *model.RegoPolicy) ([][]literal, bool) {
-	if p.Form == nil || !p.Form.Whole() {
+	if p.Form == nil || !p.Form.Whole() || s.tcp() && len(p.Form.Requests) > 0 {
 		return nil, false
 	}
 	f := p.Form.Refuse()
+	if s.tcp() {
+		f = regoform.Not(p.Form.Perhaps) // no connection is a malformed request
+	}
 	possible := true
 	f.Map(func(a regoform.Atom) *regoform.Formula {
 		possible = possible && s.asks(a)

@@ -75,8 +75,8 @@ func newSide(m *model.Mesh, p *model.Proxy, port model.WorkloadPort, fixed *eval
 	}
 	if !tcp {
 		s.findIssuers()
-		s.findAfter()
 	}
+	s.findAfter()
 	return s, nil
 }
 
@@ -99,7 +99,7 @@ func (s *side) findAfter() {
 		}
 	}
 	for _, l := range s.policies.Lists {
-		if !l.Observe && !s.computable(l) {
+		if !s.tcp() && !l.Observe && !s.computable(l) {
 			s.after = append(s.after, l.ID())
 		}
 	}

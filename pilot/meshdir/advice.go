@@ -43,6 +43,7 @@ func (a *assembler) advise() {
 		"VirtualService":        a.hostsOfNobody,
 		"DestinationRule":       a.subsetsOfNobody,
 		"ServiceRoleBinding":    a.subjectsOfNobody,
+		"RegoPolicy":            a.requestsOnTCP,
 	} {
 		for _, o := range a.objects[kind] {
 			a.report(o, check)

@@ -2,6 +2,7 @@ package meshdir
 
 import (
 	"slices"
+	"strings"
 
 	networking "istio.io/api/networking/v1alpha3"
 	security "istio.io/api/security/v1beta1"
@@ -28,6 +29,35 @@ func fromOfTCP(from *security.Rule_From) bool {
 
 func toOfTCP(to *security.Rule_To) bool {
 	return len(to.GetOperation().GetPorts())+len(to.GetOperation().GetNotPorts()) > 0
+}
+
+// requestsOnTCP: a RegoPolicy holds for TCP ports too, where what it says about requests
+// is undefined, which usually refuses.
+func (a *assembler) requestsOnTCP(c *checker) {
+	i := slices.IndexFunc(a.mesh.RegoPolicies, func(p *model.RegoPolicy) bool { return p.Ref == c.object.meta.Ref })
+	if i < 0 || a.mesh.RegoPolicies[i].Form == nil || a.mesh.RegoPolicies[i].Form.Ports {
+		return
+	}
+	p := a.mesh.RegoPolicies[i]
+	at := slices.IndexFunc(p.Form.Requests, func(path string) bool {
+		return slices.ContainsFunc([]string{"input.attributes.request", "input.parsed_", "input.truncated_body", "input.jwt"}, func(of string) bool { return strings.HasPrefix(path, of) })
+	})
+	if at < 0 {
+		return // it may be about connections as well
+	}
+	field := "spec.module"
+	if c.object.spec.(*regoSpec).ModuleFile != "" {
+		field = "spec.moduleFile"
+	}
+	for _, w := range a.selected(p.Namespace, p.Selector) {
+		port := slices.IndexFunc(w.Ports, func(p model.WorkloadPort) bool { return !p.Protocol.IsHTTP() })
+		if w.Type == model.GatewayProxy || port < 0 {
+			continue
+		}
+		c.warnf(field, "it reads %s, which connections do not have, and is asked about those to port %d of %s too, which is TCP: allow that port, as in input.attributes.destination.address.socketAddress.portValue == %d, or select other workloads",
+			p.Form.Requests[at], w.Ports[port].Port, w.Name, w.Ports[port].Port)
+		return
+	}
 }
 
 // servesTCP says that a workload has a port that is not HTTP's. With redirection

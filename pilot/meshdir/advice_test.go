@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/writ-mesh/writ/internal/regoform"
 )
 
 // readAdvice reads a mesh of testdata/advice: NAME.yaml, and NAME.mesh for
@@ -37,7 +39,16 @@ func TestAdvice(t *testing.T) {
 	for _, file := range files {
 		t.Run(filepath.Base(file), func(t *testing.T) {
 			mesh := readAdvice(t, file)
-			_, problems := Parse(mesh, nil, Options{})
+			_, problems := Parse(mesh, nil, Options{SplitRego: func(_, module, _ string) *regoform.Policy {
+				p := regoform.Unknown(regoform.Reason{})
+				for _, read := range []string{"input.attributes.request.http.method", "input.parsed_path"} {
+					if strings.Contains(module, read) {
+						p.Requests = append(p.Requests, read)
+					}
+				}
+				p.Ports = strings.Contains(module, "portValue")
+				return p
+			}})
 			var got strings.Builder
 			warned := map[string]bool{}
 			for _, p := range problems {

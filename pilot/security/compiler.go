@@ -41,8 +41,8 @@ type HTTP struct {
 	Sources []model.Ref
 }
 
-// TCP is what the policies of one inbound TCP port come to. RequestAuthentication,
-// RegoPolicy and QuotaPolicy speak of requests and say nothing of TCP.
+// TCP is what the policies of one inbound TCP port come to. RequestAuthentication
+// and QuotaPolicy speak of requests and say nothing of TCP.
 type TCP struct {
 	// Filters are in order and end before the TCP proxy.
 	Filters []*listenerv3.Filter
@@ -144,7 +144,10 @@ func (c *Compiler) TCP(p *model.Proxy, port model.WorkloadPort) (*TCP, error) {
 		out.Sources = append(out.Sources, list.Ref)
 	}
 	addRevokedTCP(out)
-	if err := c.addTCP(out, s); err != nil {
+	for _, r := range s.rego {
+		out.Sources = append(out.Sources, r.Ref)
+	}
+	if err := errors.Join(c.addTCP(out, s), c.addRegoTCP(out, p, port, s)); err != nil {
 		return nil, fmt.Errorf("port %d of %s: %w", port.Port, p.ID, err)
 	}
 	return out, nil

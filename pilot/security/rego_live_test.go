@@ -20,9 +20,11 @@ import (
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	grpcmetadata "google.golang.org/grpc/metadata"
 
 	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/pilot/model"
+	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
 var regoLiveRequests = flag.Int("rego-live-requests", 100, "how many requests TestRegoDifferentialLive compares with each Envoy; the long run has 5000")
@@ -31,6 +33,8 @@ var regoLiveRequests = flag.Int("rego-live-requests", 100, "how many requests Te
 type regoAuthz struct {
 	authv3.UnimplementedAuthorizationServer
 	programs map[string]*rego.Program
+	// observed are the policies that refuse nothing.
+	observed map[string]bool
 	asked    atomic.Int64
 }
 
@@ -40,7 +44,14 @@ func (a *regoAuthz) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.
 	if payload := r.GetAttributes().GetMetadataContext().GetFilterMetadata()[jwtMetadata].GetFields()[jwtPayload].GetStructValue(); payload != nil {
 		token = &rego.Token{Issuer: payload.GetFields()["iss"].GetStringValue(), Payload: payload}
 	}
-	for name := range strings.SplitSeq(r.GetAttributes().GetContextExtensions()[PoliciesKey], ",") {
+	names := r.GetAttributes().GetContextExtensions()[PoliciesKey]
+	if r.GetAttributes().GetRequest().GetHttp() == nil {
+		names = strings.Join(grpcmetadata.ValueFromIncomingContext(ctx, configpb.PoliciesMetadata), ",")
+	}
+	for name := range strings.SplitSeq(names, ",") {
+		if a.observed[name] {
+			continue
+		}
 		if in, err := rego.NewInput(r, rego.InputOptions{Token: token}); err == nil {
 			if d, err := a.programs[name].Eval(ctx, in, 0); err == nil && d.Allowed {
 				continue

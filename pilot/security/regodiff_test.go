@@ -78,7 +78,7 @@ func TestRegoDifferential(t *testing.T) {
 		}
 		base.RegoPolicies = []*model.RegoPolicy{regoOf("p", module)}
 		c := compiler(t, base)
-		placed := c.RegoPlacements(workload())[0]
+		placed := c.RegoPlacements(workload(), model.WorkloadPort{})[0]
 		counts["policies: "+placed.Runs]++
 		rules := regoFilterOf(t, compileHTTP(t, base, workload()))
 		known := map[*xdscorev3.TypedExtensionConfig]proto.Message{}

@@ -34,11 +34,16 @@ type RegoReason struct {
 	Why  string
 }
 
-// RegoPlacements says where each RegoPolicy of a proxy is decided, in the order
-// in which they are asked.
-func (c *Compiler) RegoPlacements(p *model.Proxy) []RegoPlacement {
+// RegoPlacements says where each RegoPolicy of a proxy's port is decided, in the
+// order in which they are asked. The zero port stands for all that speak HTTP.
+func (c *Compiler) RegoPlacements(p *model.Proxy, port model.WorkloadPort) []RegoPlacement {
 	var out []RegoPlacement
-	for _, placed := range c.placeRego(p, c.selectFor(p)) {
+	s := c.selectFor(p)
+	all := c.placeRego(p, s)
+	if port != (model.WorkloadPort{}) && !port.Protocol.IsHTTP() {
+		all = c.placeRegoTCP(p, port, s)
+	}
+	for _, placed := range all {
 		out = append(out, RegoPlacement{Policy: placed.policy.Ref, Runs: placed.runs(), Remote: placed.remote})
 	}
 	return out

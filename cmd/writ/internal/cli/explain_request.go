@@ -112,8 +112,8 @@ func placed(d explain.Deciders, m *model.Mesh) explain.Deciders {
 	if err != nil {
 		return d
 	}
-	d.Where = func(proxy *model.Proxy, policy *model.RegoPolicy) (runs, why string) {
-		for _, p := range compiler.RegoPlacements(proxy) {
+	d.Where = func(proxy *model.Proxy, port model.WorkloadPort, policy *model.RegoPolicy) (runs, why string) {
+		for _, p := range compiler.RegoPlacements(proxy, port) {
 			if p.Policy != policy.Ref {
 				continue
 			}

@@ -37,7 +37,7 @@ Exit code 0: valid (warnings allowed); 1: not; 2: cannot tell.`,
 			if err != nil {
 				return err
 			}
-			_, problems := meshdir.Validate(meshdir.Options{Dir: args[0], Reserved: reserved, CompileRego: rego.Check})
+			_, problems := meshdir.Validate(meshdir.Options{Dir: args[0], Reserved: reserved, CompileRego: rego.Check, SplitRego: new(rego.Splitter).Split})
 			missing, err := stack.MissingPrograms(args[0])
 			if err != nil {
 				return err

@@ -10,3 +10,8 @@ const (
 	// that are reported although nothing is the matter with them; 0 unless it is set.
 	RecordRuntimeKey = "writ.record"
 )
+
+// PoliciesMetadata is the key of the metadata of a call to authz about a connection,
+// with the RegoPolicies to decide, "<namespace>/<name>" each, separated by commas. In
+// a call about a request they are in its context extensions.
+const PoliciesMetadata = "x-writ-policies"
