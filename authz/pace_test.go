@@ -7,9 +7,15 @@ import (
 )
 
 func TestGCPercent(t *testing.T) {
-	for live, want := range map[uint64]int{0: 800, 4 << 20: 800, 8 << 20: 800, 16 << 20: 400, 64 << 20: 100, 8 << 30: 100} {
-		if got := gcPercent(live); got != want {
-			t.Errorf("%d live bytes: %d, want %d", live, got, want)
+	for _, c := range []struct {
+		live, scan uint64
+		want       int
+	}{
+		{0, 0, 800}, {4 << 20, 4 << 20, 800}, {8 << 20, 6 << 20, 800}, {16 << 20, 8 << 20, 400}, {64 << 20, 40 << 20, 100}, {8 << 30, 5 << 30, 100},
+		{640 << 20, 10 << 20, 10}, {8 << 30, 1 << 30, 25}, {8 << 30, 1 << 20, 1},
+	} {
+		if got := gcPercent(c.live, c.scan); got != c.want {
+			t.Errorf("%d live bytes, %d with pointers: %d, want %d", c.live, c.scan, got, c.want)
 		}
 	}
 }

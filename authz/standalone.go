@@ -35,8 +35,9 @@ type Standalone struct {
 	// ext_authz); empty for none.
 	HTTPListen string
 
-	// config is the file in JSON, with the environment put in.
+	// config is the file in JSON, with the environment put in, local what Paths are.
 	config []byte
+	local  *bundle.Local
 }
 
 // pluginConfig is the section plugins.envoy_ext_authz_grpc; the meaning of each
@@ -119,6 +120,14 @@ func (s *Standalone) Validate() error {
 	if _, err := s.httpAddress(); err != nil {
 		return err
 	}
+	paths, bundles := s.Paths, []string(nil)
+	if s.Bundle {
+		paths, bundles = nil, s.Paths
+	}
+	var err error
+	if s.local, err = bundle.ReadLocal(paths, bundles, s.V0); err != nil {
+		return err
+	}
 	// Everything else is checked by who will read it, and thrown away.
 	o := s.managerOptions(slog.New(slog.DiscardHandler), prometheus.NewRegistry(), io.Discard)
 	if _, err := bundle.NewManager(context.Background(), o); err != nil {
@@ -164,8 +173,8 @@ func substitute(b []byte) []byte {
 // managerOptions are those of the manager of OPA's plugins; what the plugin's
 // section says is only checked. The caller changes Read to learn it.
 func (s *Standalone) managerOptions(log *slog.Logger, metrics prometheus.Registerer, console io.Writer) bundle.Options {
-	o := bundle.Options{
-		Config: s.config, Plugin: pluginName, V0: s.V0, Console: console, Log: log, Metrics: metrics,
+	return bundle.Options{
+		Config: s.config, Plugin: pluginName, Local: s.local, V0: s.V0, Console: console, Log: log, Metrics: metrics,
 		// As in OPA, where a rule that is not there denies.
 		Rego: rego.Options{Network: true, Undefined: true, V0: s.V0},
 		Read: func(section []byte) (string, func(), error) {
@@ -173,12 +182,6 @@ func (s *Standalone) managerOptions(log *slog.Logger, metrics prometheus.Registe
 			return p.query, nil, err
 		},
 	}
-	if s.Bundle {
-		o.Bundles = s.Paths
-	} else {
-		o.Paths = s.Paths
-	}
-	return o
 }
 
 // readPlugin reads the plugin's section.

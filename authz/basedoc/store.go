@@ -47,13 +47,16 @@ func (s *Store) Frozen(txn storage.Transaction) (*Store, error) {
 	return out, nil
 }
 
-// Fill makes data all that is in the store.
+// Fill makes data all that is in the store; the zero Data is nothing.
 func (s *Store) Fill(data Data) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	s.reading.Lock()
 	defer s.reading.Unlock()
 	s.root = data.root
+	if s.root.isNothing() {
+		s.root = value{object: &object{}}
+	}
 }
 
 // Warm makes what is at a path a value of Rego, and keeps it as long as the document,

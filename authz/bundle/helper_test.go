@@ -103,6 +103,15 @@ func signed(t testing.TB, files map[string]string, key, keyID string) []byte {
 	return out.Bytes()
 }
 
+func local(t testing.TB, paths, bundles []string) *Local {
+	t.Helper()
+	l, err := ReadLocal(paths, bundles, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
 // bundleServer is a server of bundles with ETags and long polling.
 type bundleServer struct {
 	*httptest.Server

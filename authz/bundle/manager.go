@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
-	opabundle "github.com/open-policy-agent/opa/v1/bundle"
 	"github.com/open-policy-agent/opa/v1/hooks"
 	"github.com/open-policy-agent/opa/v1/loader"
 	opametrics "github.com/open-policy-agent/opa/v1/metrics"
@@ -39,9 +38,9 @@ type Options struct {
 	Read func(section []byte) (query string, accept func(), err error)
 	// ID names this process to servers; empty for a random one.
 	ID string
-	// Paths are files and folders as arguments of `opa run`, Bundles those of
-	// `opa run --bundle`.
-	Paths, Bundles []string
+	// Local is what is on this machine; nil for nothing. One manager can be prepared
+	// with it.
+	Local *Local
 	// V0 reads Rego as OPA before 1.0.
 	V0 bool
 	// Limits bound what servers send; zero means defaultLimits.
@@ -190,21 +189,22 @@ func (m *Manager) newOPA(raw []byte, hook *discovered) error {
 	if m.options.V0 {
 		version = ast.RegoV0
 	}
-	files, data, bundles, err := load(m.options.Paths, m.options.Bundles, version)
-	if err != nil {
-		return err
+	local := m.options.Local
+	if local == nil {
+		local = &Local{files: &loader.Result{}}
 	}
 	m.store = basedoc.New()
-	m.store.Fill(data)
+	m.store.Fill(local.data)
 	id := m.options.ID
 	if id == "" {
 		id = randomID()
 	}
+	var err error
 	m.opa, err = plugins.New(raw, id, m.store,
 		plugins.Logger(opaLogger{m.options.Log}),
 		plugins.ConsoleLogger(newConsole(m.options.Console)),
-		plugins.InitFiles(*files),
-		plugins.InitBundles(bundles),
+		plugins.InitFiles(*local.files),
+		plugins.InitBundles(local.bundles),
 		plugins.WithParserOptions(ast.ParserOptions{RegoVersion: version}),
 		plugins.WithPrometheusRegister(m.options.Metrics),
 		plugins.WithHooks(hooks.New(hook)))
@@ -222,32 +222,6 @@ func (m *Manager) newOPA(raw []byte, hook *discovered) error {
 func (m *Manager) registerGuard(name string, g *guarded) {
 	m.opa.Register(name, g)
 	m.opa.UpdatePluginStatus(name, &plugins.Status{State: plugins.StateOK})
-}
-
-// load reads what is local, with the meaning that `opa run` gives arguments:
-// gzipped tarballs are bundles in any case.
-func load(paths, bundlePaths []string, version ast.RegoVersion) (*loader.Result, basedoc.Data, map[string]*opabundle.Bundle, error) {
-	var plain []string
-	for _, p := range paths {
-		if strings.HasSuffix(p, ".tar.gz") {
-			bundlePaths = append(bundlePaths, p)
-		} else {
-			plain = append(plain, p)
-		}
-	}
-	bundles := make(map[string]*opabundle.Bundle, len(bundlePaths))
-	for _, p := range bundlePaths {
-		b, err := loader.NewFileLoader().WithRegoVersion(version).WithSkipBundleVerification(true).WithBundleLazyLoadingMode(true).AsBundle(p)
-		if err != nil {
-			return nil, basedoc.Data{}, nil, rego.OneLine(err)
-		}
-		bundles[p] = b
-	}
-	files, data, err := basedoc.Load(plain, version)
-	if err != nil {
-		return nil, basedoc.Data{}, nil, rego.OneLine(err)
-	}
-	return files, data, bundles, nil
 }
 
 // wake makes the loop look.
@@ -277,6 +251,7 @@ func (m *Manager) Prepare(ctx context.Context) error {
 	if err := m.opa.Init(ctx); err != nil {
 		return rego.OneLine(err)
 	}
+	m.options.Local.release()
 	if m.query.Load() == nil {
 		return nil
 	}

@@ -224,8 +224,8 @@ func TestFiles(t *testing.T) {
 	configured := run(t, options(fmt.Sprintf(`{"bundles": {"b": {"resource": "file://%s"}}}`, file)))
 	configured.decides(t, "7 7")
 	for name, change := range map[string]func(*Options){
-		"argument":          func(o *Options) { o.Paths = []string{file} },
-		"argument, bundles": func(o *Options) { o.Bundles = []string{file} },
+		"argument":          func(o *Options) { o.Local = local(t, []string{file}, nil) },
+		"argument, bundles": func(o *Options) { o.Local = local(t, nil, []string{file}) },
 	} {
 		o := options("{}")
 		change(&o)

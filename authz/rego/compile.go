@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/bundle"
 	"github.com/open-policy-agent/opa/v1/loader"
 	oparego "github.com/open-policy-agent/opa/v1/rego"
 	"github.com/open-policy-agent/opa/v1/storage"
@@ -23,9 +24,6 @@ import (
 type Source struct {
 	// Modules are Rego texts by file name; the name appears in errors.
 	Modules map[string]string
-	// Paths are files (.rego, .json, .yaml, .tar.gz) and directories, with the
-	// meaning that the arguments of `opa run` have.
-	Paths []string
 	// Bundles are directories or gzipped tarballs in OPA's bundle format.
 	Bundles []string
 }
@@ -81,13 +79,17 @@ func Compile(ctx context.Context, src Source, query string, o Options) (*Program
 	if err != nil {
 		return nil, fmt.Errorf("query %q: %w", query, oneLine(err))
 	}
+	bundles, err := readBundles(src.Bundles, o)
+	if err != nil {
+		return nil, oneLine(err)
+	}
 	store := basedoc.New()
 	load, err := store.NewTransaction(ctx, storage.WriteParams)
 	if err != nil {
 		return nil, fmt.Errorf("open the policy's data: %w", err)
 	}
 	var compiler *ast.Compiler
-	r := oparego.New(append(sourceOptions(src, o),
+	r := oparego.New(append(sourceOptions(src, bundles, o),
 		oparego.ParsedQuery(body),
 		oparego.Store(store),
 		oparego.Transaction(load),
@@ -99,6 +101,9 @@ func Compile(ctx context.Context, src Source, query string, o Options) (*Program
 	}
 	if err := store.Commit(ctx, load); err != nil {
 		return nil, fmt.Errorf("load the policy's data: %w", err)
+	}
+	for _, b := range bundles {
+		b.Raw = nil // prepared holds them
 	}
 	return newProgram(ctx, prepared, compiler, store, body, o)
 }
@@ -155,33 +160,45 @@ func QueryOfPath(path string) string {
 	return b.String()
 }
 
-func sourceOptions(src Source, o Options) []func(*oparego.Rego) {
-	version := ast.RegoV1
-	if o.V0 {
-		version = ast.RegoV0
-	}
+func sourceOptions(src Source, bundles map[string]*bundle.Bundle, o Options) []func(*oparego.Rego) {
 	opts := []func(*oparego.Rego){
-		oparego.SetRegoVersion(version),
+		oparego.SetRegoVersion(o.version()),
 		oparego.Capabilities(capabilities(o)),
 	}
 	for name, text := range src.Modules {
 		opts = append(opts, oparego.Module(name, text))
 	}
-	if len(src.Paths) > 0 {
-		opts = append(opts, oparego.Load(src.Paths, nil))
-	}
-	for _, b := range src.Bundles {
-		opts = append(opts, oparego.LoadBundle(b))
+	for path, b := range bundles {
+		opts = append(opts, oparego.ParsedBundle(path, b))
 	}
 	return opts
 }
 
+// readBundles reads bundles as OPA's option for it does. What it reads itself it keeps,
+// the text of all data too.
+func readBundles(paths []string, o Options) (map[string]*bundle.Bundle, error) {
+	bundles := make(map[string]*bundle.Bundle, len(paths))
+	for _, path := range paths {
+		b, err := loader.NewFileLoader().WithProcessAnnotation(true).WithBundleLazyLoadingMode(true).WithSkipBundleVerification(true).
+			WithRegoVersion(o.version()).WithCapabilities(capabilities(o)).AsBundle(path)
+		if err != nil {
+			return nil, err
+		}
+		bundles[path] = b
+	}
+	return bundles, nil
+}
+
+func (o Options) version() ast.RegoVersion {
+	if o.V0 {
+		return ast.RegoV0
+	}
+	return ast.RegoV1
+}
+
 // capabilities lists the built-in functions that a policy may name.
 func capabilities(o Options) *ast.Capabilities {
-	c := ast.CapabilitiesForThisVersion(ast.CapabilitiesRegoVersion(ast.RegoV1))
-	if o.V0 {
-		c = ast.CapabilitiesForThisVersion(ast.CapabilitiesRegoVersion(ast.RegoV0))
-	}
+	c := ast.CapabilitiesForThisVersion(ast.CapabilitiesRegoVersion(o.version()))
 	if !o.Network {
 		c.Builtins = slices.DeleteFunc(slices.Clone(c.Builtins), func(b *ast.Builtin) bool {
 			return slices.Contains(networkBuiltins, b.Name)

@@ -380,9 +380,10 @@ func TestParsedBody(t *testing.T) {
 	}
 }
 
-func TestLoadFromDisk(t *testing.T) {
+// A bundle on disk is compiled.
+func TestBundleFromDisk(t *testing.T) {
 	dir := t.TempDir()
-	write := func(name, text string) string {
+	write := func(name, text string) {
 		p := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
 			t.Fatal(err)
@@ -390,41 +391,27 @@ func TestLoadFromDisk(t *testing.T) {
 		if err := os.WriteFile(p, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		return p
 	}
-	policy := write("p/policy.rego", "package a.b\nallow if input.parsed_path[0] in data.paths\nallow if input.parsed_path[0] in data.roles.paths")
-	data := write("data.json", `{"paths": ["ratings"]}`)
 	write("bundle/.manifest", `{"revision": "7", "roots": ["a", "roles"]}`)
 	write("bundle/a/b/policy.rego", "package a.b\nallow if input.parsed_path[0] in data.roles.paths")
 	write("bundle/roles/data.json", `{"paths": ["ratings"]}`)
-	for name, src := range map[string]Source{
-		"files":     {Paths: []string{policy, data}},
-		"directory": {Paths: []string{filepath.Join(dir, "bundle")}},
-		"bundle":    {Bundles: []string{filepath.Join(dir, "bundle")}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			p, err := Compile(context.Background(), src, QueryOfPath("a/b/allow"), Options{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			d, err := p.Eval(context.Background(), input(t, request(), InputOptions{}), time.Second)
-			if err != nil || !d.Allowed {
-				t.Errorf("decision %v, %v", d, err)
-			}
-		})
+	write("broken/broken.rego", "package x\nallow if {")
+	compile := func(folder, rule string) (*Program, error) {
+		return Compile(context.Background(), Source{Bundles: []string{filepath.Join(dir, folder)}}, QueryOfPath(rule), Options{})
 	}
-	t.Run("missing", func(t *testing.T) {
-		_, err := Compile(context.Background(), Source{Paths: []string{filepath.Join(dir, "none.rego")}}, "data.a", Options{})
-		if err == nil || !strings.Contains(err.Error(), "none.rego") {
-			t.Errorf("error %v", err)
+	p, err := compile("bundle", "a/b/allow")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := p.Eval(context.Background(), input(t, request(), InputOptions{}), time.Second)
+	if err != nil || !d.Allowed {
+		t.Errorf("decision %v, %v", d, err)
+	}
+	for folder, want := range map[string]string{"none": "none", "broken": "broken.rego:2"} {
+		if _, err := compile(folder, "x/allow"); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: error %q, want one with %q", folder, err, want)
 		}
-	})
-	t.Run("broken", func(t *testing.T) {
-		_, err := Compile(context.Background(), Source{Paths: []string{write("broken.rego", "package x\nallow if {")}}, "data.x", Options{})
-		if err == nil || !strings.Contains(err.Error(), "broken.rego:2") || strings.Contains(err.Error(), "\n") {
-			t.Errorf("error %q", err)
-		}
-	})
+	}
 }
 
 // json gives the document.

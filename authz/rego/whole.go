@@ -66,6 +66,9 @@ func (w *whole) visit(x any) bool {
 	case ast.Body:
 		w.body(x)
 		return true
+	case *ast.With:
+		w.walk(x.Value)
+		return true
 	case ast.Ref:
 		if x.HasPrefix(ast.DefaultRootRef) {
 			w.ref(x)
