@@ -415,7 +415,7 @@ func (s *side) by(req *eval.Request, path string) string {
 	if s.hasAllow {
 		rule := matching(s.allow, &r)
 		if rule == nil {
-			return "no rule of " + names(enforced(s.policies.Allow)) + " allows"
+			return nobodyAllows(enforced(s.policies.Allow))
 		}
 		passes = ruleName(&rule.Policy.Meta, rule.Index) + at(rulePlace(&rule.Policy.Meta, rule.Index))
 	}

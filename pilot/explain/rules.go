@@ -147,7 +147,7 @@ func (l *life) allow() error {
 		return err
 	}
 	if rule == nil {
-		s.By, s.At, s.Detail = "AuthorizationPolicy "+names(policies)+" no rule allows", place(policies[0].Ref), "there are ALLOW policies, and none of their rules matches"
+		s.By, s.At, s.Detail = nobodyAllows(policies), place(policies[0].Ref), "there are ALLOW policies, and none of their rules matches"
 		l.refuse(s, 403)
 		return nil
 	}
@@ -155,6 +155,15 @@ func (l *life) allow() error {
 	l.by, l.at = s.By, s.At
 	l.pass(s)
 	return nil
+}
+
+// nobodyAllows names ALLOW policies of which no rule matches; where they are what
+// ServiceRoles come to, the object that has these enforced.
+func nobodyAllows(policies []*model.AuthorizationPolicy) string {
+	if first := policies[0]; first.Kind != "AuthorizationPolicy" {
+		return first.ID() + " no rule allows"
+	}
+	return "AuthorizationPolicy " + names(policies) + " no rule allows"
 }
 
 // maxNames is how many policies a refusal names, as the header of Envoy's does.

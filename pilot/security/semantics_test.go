@@ -205,7 +205,7 @@ func semanticTokens(t *testing.T, s signer) map[string]string {
 			"a.b": "dot", "https://x.example/role": "admin", "odd][c[d]": "x", "permission": "read write",
 			"deep": map[string]any{"a": map[string]any{"b": "c"}},
 		},
-		"two":      {"iss": "https://two.example"},
+		"two": {"iss": "https://two.example"},
 	} {
 		out[name] = s.token(t, changes)
 	}
@@ -312,6 +312,24 @@ func (c *semanticCase) compare(t *testing.T, p *proxy, tokens map[string]string,
 	}
 }
 
+// headers are those of a request as a question has them: joined, and the lines of
+// those that have several.
+func (r request) headers() (joined map[string]string, lines map[string][]string) {
+	joined, lines = map[string]string{}, map[string][]string{}
+	for k, v := range r.header {
+		joined[strings.ToLower(k)] = v
+	}
+	for _, more := range r.more {
+		name := strings.ToLower(more[0])
+		if len(lines[name]) == 0 {
+			lines[name] = []string{joined[name]}
+		}
+		lines[name] = append(lines[name], more[1])
+		joined[name] += "," + more[1]
+	}
+	return joined, lines
+}
+
 // place is the listener of the case.
 func (c *semanticCase) place() string {
 	switch {
@@ -326,7 +344,7 @@ func (c *semanticCase) place() string {
 func (c *semanticCase) explain(t *testing.T, r request) explain.Target {
 	t.Helper()
 	q := explain.Question{
-		From: explain.Outside, To: "httpbin-1", Method: r.method, Path: r.path, Host: r.host, Headers: map[string]string{},
+		From: explain.Outside, To: "httpbin-1", Method: r.method, Path: r.path, Host: r.host,
 		SourceIP: netip.MustParseAddr("127.0.0.1"),
 	}
 	if q.Host == "" {
@@ -341,18 +359,7 @@ func (c *semanticCase) explain(t *testing.T, r request) explain.Target {
 	if r.from != "" {
 		q.SourceIP = netip.MustParseAddr(r.from)
 	}
-	for k, v := range r.header {
-		q.Headers[strings.ToLower(k)] = v
-	}
-	q.Lines = map[string][]string{}
-	for _, more := range r.more {
-		name := strings.ToLower(more[0])
-		if len(q.Lines[name]) == 0 {
-			q.Lines[name] = []string{q.Headers[name]}
-		}
-		q.Lines[name] = append(q.Lines[name], more[1])
-		q.Headers[name] += "," + more[1]
-	}
+	q.Headers, q.Lines = r.headers()
 	m := *c.mesh
 	if domain, _, _ := strings.Cut(strings.TrimPrefix(r.identity, "spiffe://"), "/"); domain != "" && domain != m.TrustDomain && domain != "old-td" {
 		// The listeners of this test take callers of every trust domain.
