@@ -208,8 +208,18 @@ func needsIdentity(all []statement) bool {
 
 // refusesPlainText says that the policies of a workload as a whole let nobody in
 // without identity: it has ALLOW rules and all of them need one, or a DENY rule
-// for whoever has none.
+// for whoever has none. Each policy of a workload asks, and the answer is worked out
+// once.
 func (a *assembler) refusesPlainText(w workload) bool {
+	closed, known := a.inventory.closed[w.Proxy]
+	if !known {
+		closed = a.letsNobodyInUnknown(w)
+		a.inventory.closed[w.Proxy] = closed
+	}
+	return closed
+}
+
+func (a *assembler) letsNobodyInUnknown(w workload) bool {
 	allows, needed := false, true
 	denied := a.inventory.authorizations.some(a.mesh.RootNamespace, w, func(p *model.AuthorizationPolicy) bool {
 		if model.DryRun(p) {

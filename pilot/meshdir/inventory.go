@@ -19,6 +19,9 @@ type inventory struct {
 	modes           model.PeerModes
 	authorizations  policyIndex[*model.AuthorizationPolicy]
 	authentications policyIndex[*model.RequestAuthentication]
+	// closed says of the workloads that were asked about whether their policies let
+	// nobody in without identity.
+	closed map[*model.Proxy]bool
 }
 
 // workload is a LocalWorkload, a gateway, or a replica; of those that are alike
@@ -41,7 +44,7 @@ func (a *assembler) known() bool {
 // takeInventory lists what runs.
 func (a *assembler) takeInventory() inventory {
 	in := inventory{
-		workloads: labelIndex[workload]{}, accounts: map[string][]string{}, modes: model.NewPeerModes(a.mesh),
+		workloads: labelIndex[workload]{}, accounts: map[string][]string{}, modes: model.NewPeerModes(a.mesh), closed: map[*model.Proxy]bool{},
 		authorizations: policyIndex[*model.AuthorizationPolicy]{}, authentications: policyIndex[*model.RequestAuthentication]{},
 	}
 	for _, p := range a.mesh.AuthorizationPolicies {
