@@ -28,6 +28,10 @@ type state interface {
 	idle(l Limit, now int64) bool
 }
 
+// wholeRest is how much is given to one who wants it though it is more than a
+// quarter of what is left.
+const wholeRest = 64
+
 // NewCounter makes the counter of a limit that was not used yet. Limits with the
 // same algorithm may follow each other on one counter, as when a limit is edited.
 // Of what is not a limit it fails.
@@ -54,8 +58,10 @@ func (c *Counter) Check(u *Use, now time.Time, pending uint64) Outcome {
 		out.RetryAfter = micros(c.holds.retry(at, held+one-uint64(u.Limit.requests)))
 	}
 	if !out.Over && hits > 0 {
-		// At most a quarter of what is left, so that several who share get something.
-		out.Taken = max(hits, min(u.Want, uint64(out.Remaining)/4))
+		// At most a quarter of what is left, so that several who share get something,
+		// but not ever less of a little rest.
+		rest := uint64(out.Remaining)
+		out.Taken = max(hits, min(u.Want, max(rest/4, min(rest, wholeRest))))
 	}
 	return out
 }

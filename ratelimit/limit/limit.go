@@ -196,6 +196,12 @@ func (l Limit) CounterKey(key string, now time.Time) string {
 	return key + "_" + strconv.FormatInt(start/1e6, 10)
 }
 
+// UntilNext is how long it is from now to the beginning of the next window aligned
+// to the epoch.
+func (l Limit) UntilNext(now time.Time) time.Duration {
+	return micros(l.window - mod(now.UnixMicro(), l.window))
+}
+
 // windowStart is the beginning of the window aligned to the epoch that now is in.
 func (l Limit) windowStart(now int64) int64 { return now - mod(now, l.window) }
 

@@ -48,8 +48,8 @@ type Use struct {
 	// Hits is how much to take. 0 takes nothing and asks: every limit but a fixed
 	// one answers whether one more would pass.
 	Hits uint64
-	// Want is how much to take if it is there, at most a quarter of what is left,
-	// for a use of which at least Hits fit.
+	// Want is how much to take, if it is there, for a use of which at least Hits fit:
+	// at most a quarter of what is left, or 64 of a smaller rest.
 	Want uint64
 	// Hold is the name under which the hits are held, beside what is counted as
 	// used, until they are settled or for HoldFor. Uses of a Concurrency limit are

@@ -237,8 +237,8 @@ func (l locked) check(now time.Time, uses []limit.Use, outcomes []limit.Outcome)
 		outcomes[i] = c.counter.Check(u, now, c.pending)
 		switch {
 		case u.Limit.CountsRefused():
-			outcomes[i].Taken = u.Bounded()
-			c.counter.Take(u, now, u.Hits)
+			outcomes[i].Taken = max(outcomes[i].Taken, u.Bounded())
+			c.counter.Take(u, now, outcomes[i].Taken)
 			c.counter.After(u, now, &outcomes[i])
 		case !outcomes[i].Over:
 			c.pending += outcomes[i].Taken

@@ -14,7 +14,9 @@ import (
 var epoch = time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC)
 
 func TestConformance(t *testing.T) {
-	storetest.Run(t, func(*testing.T) storetest.Store { return memory.New(0) })
+	fresh := func(*testing.T) storetest.Store { return memory.New(0) }
+	storetest.Run(t, fresh)
+	storetest.Shares(t, fresh)
 }
 
 func use(t testing.TB, s *memory.Store, now time.Time, key string, l limit.Limit) limit.Outcome {

@@ -24,9 +24,15 @@ end
 
 local function left(requests, used) return math.max(requests - used, 0) end
 
+-- How much a use takes that fits, if so much is left.
+local function share(u, rest)
+  if u.hits == 0 then return 0 end
+  return math.max(u.hits, math.min(u.want, math.max(math.floor(rest / 4), math.min(rest, 64))))
+end
+
 -- An algorithm makes its functions when a decision first has it. One that counts
 -- refused uses has
---   count(key, use)             takes hits; returns over, left, retry, reset
+--   count(key, use)             takes hits; returns over, left, retry, reset, taken
 --   refund(key, use), after(key, use)
 -- any other has
 --   load(key, use)              returns the counter
@@ -40,11 +46,16 @@ local function left(requests, used) return math.max(requests - used, 0) end
 -- counts with these commands.
 local function fixed()
   local function count(key, u)
-    local used = redis.call('INCRBY', key, u.hits)
+    local hits = u.hits
+    if u.want > hits and hits > 0 then
+      local before = tonumber(redis.call('GET', key) or '0') or 0
+      if before + hits <= u.requests then hits = share(u, u.requests - before) end
+    end
+    local used = redis.call('INCRBY', key, hits)
     redis.call('EXPIRE', key, math.ceil(u.window / 1000000))
     local reset = u.window - callers % u.window
-    if used > u.requests then return 1, left(u.requests, used), reset, reset end
-    return 0, left(u.requests, used), 0, reset
+    if used > u.requests then return 1, left(u.requests, used), reset, reset, hits end
+    return 0, left(u.requests, used), 0, reset, hits
   end
 
   local function refund(key, u)
@@ -396,8 +407,7 @@ local refused, later = false, false
 for _, u in ipairs(uses) do
   local algorithm = u.algorithm
   if u.op == 'T' and algorithm.count then
-    u.over, u.left, u.retry, u.reset = algorithm.count(u.key, u)
-    u.taken = u.hits
+    u.over, u.left, u.retry, u.reset, u.taken = algorithm.count(u.key, u)
   else
     later = true
     if not algorithm.count then
@@ -422,7 +432,7 @@ for _, u in ipairs(uses) do
           u.retry = retry_holds(u.h, held + math.max(u.hits, 1) - u.requests)
         end
         if u.over == 0 then
-          if u.hits > 0 then u.taken = math.max(u.hits, math.min(u.want, math.floor(u.left / 4))) end
+          u.taken = share(u, u.left)
           c.pending = c.pending + u.taken
         elseif not u.observed then
           refused = true

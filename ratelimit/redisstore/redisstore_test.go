@@ -25,10 +25,12 @@ func run(t *testing.T, o redisstore.Options) *redisstore.Store {
 
 func TestConformance(t *testing.T) {
 	server := redistest.Start(t)
-	storetest.Run(t, func(t *testing.T) storetest.Store {
+	fresh := func(t *testing.T) storetest.Store {
 		server.Command(t, "FLUSHALL")
 		return run(t, redisstore.Options{Address: server.Address(), CallersClock: true, Timeout: 5 * time.Second})
-	})
+	}
+	storetest.Run(t, fresh)
+	storetest.Shares(t, fresh)
 }
 
 func one(t testing.TB, s *redisstore.Store, u limit.Use) (limit.Outcome, error) {

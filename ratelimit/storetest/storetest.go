@@ -41,7 +41,6 @@ func Run(t *testing.T, fresh func(t *testing.T) Store) {
 			"charge":                     charge,
 			"refund":                     refund,
 			"reset":                      reset,
-			"wanted":                     wanted,
 			"held":                       held,
 			"held together":              heldTogether,
 			"settled once":               settledOnce,
@@ -58,6 +57,13 @@ func Run(t *testing.T, fresh func(t *testing.T) Store) {
 		"refund of then":             refundOfThen,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, fresh(t)) })
+	}
+}
+
+// Shares runs what is asked besides of a store that shares are taken from.
+func Shares(t *testing.T, fresh func(t *testing.T) Store) {
+	for _, a := range limit.Algorithms() {
+		t.Run(a.String()+"/wanted", func(t *testing.T) { wanted(t, fresh(t), a) })
 	}
 }
 
