@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/writ-mesh/writ/internal/listen"
 	"github.com/writ-mesh/writ/internal/pemroots"
 	"github.com/writ-mesh/writ/internal/service"
+	"github.com/writ-mesh/writ/ratelimit/configserver"
 	"github.com/writ-mesh/writ/ratelimit/descriptors"
 	"github.com/writ-mesh/writ/ratelimit/memory"
 	"github.com/writ-mesh/writ/ratelimit/redisstore"
@@ -29,6 +31,12 @@ type Config struct {
 	Descriptors string       `yaml:"descriptors"`
 	Redis       RedisConfig  `yaml:"redis"`
 	Memory      MemoryConfig `yaml:"memory"`
+	// ConfigServer has the configuration of envoyproxy/ratelimit instead of a folder.
+	ConfigServer configserver.Config `yaml:"config_server"`
+	// DropIn is how to answer in place of envoyproxy/ratelimit.
+	DropIn DropInConfig `yaml:"drop_in"`
+	// Admin is the socket for operators, unix:///path; empty is none.
+	Admin string `yaml:"admin"`
 }
 
 // RedisConfig says where the shared counters are.
@@ -60,12 +68,17 @@ func DefaultConfig() Config {
 		Config: decider.Config{Listen: "127.0.0.1:8081"},
 		Redis:  RedisConfig{Timeout: config.Duration(redisstore.DefaultTimeout)},
 		Memory: MemoryConfig{MaxKeys: memory.DefaultMaxKeys},
+
+		ConfigServer: configserver.Config{NodeID: configserver.DefaultNodeID},
+		DropIn:       defaultDropIn(),
 	}
 }
 
 // Flags binds the flags of the service standing alone.
 func (c *Config) Flags(fs *flag.FlagSet) {
 	fs.StringVar(&c.Descriptors, "descriptors", c.Descriptors, "run alone, with the limits in this `folder` of envoyproxy/ratelimit's YAML files")
+	fs.StringVar(&c.ConfigServer.Address, "config-server", c.ConfigServer.Address, "run alone, with the limits of envoyproxy/ratelimit's management server at this `address`")
+	fs.StringVar(&c.Admin, "admin", c.Admin, "serve operators on this `socket`, unix:///path")
 	fs.StringVar(&c.Listen, "listen", c.Listen, "serve on this `address`, host:port or unix:///path")
 	fs.StringVar(&c.Redis.Address, "redis", c.Redis.Address, "keep the counters in the Redis at this `address`, host:port or unix:///path")
 	fs.Func("mode", "how counters are shared: `exact`, which asks the store for each decision", func(s string) error {
@@ -89,17 +102,34 @@ func (c *Config) Validate() error {
 	}
 	errs = append(errs, c.Redis.validate()...)
 	errs = append(errs, c.validateSource()...)
+	errs = append(errs, c.DropIn.validate()...)
+	if err := c.ConfigServer.Validate(); err != nil {
+		errs = append(errs, err)
+	}
+	if c.Admin != "" {
+		if _, unix := listen.Unix(c.Admin); !unix {
+			fail("admin: %s: is for this machine only; use unix:///path", c.Admin)
+		}
+	}
 	return errors.Join(errs...)
 }
 
 // validateSource checks where limits come from and what that asks for.
 func (c *Config) validateSource() (errs []error) {
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	switch {
-	case c.Pilot == "" && c.Descriptors == "":
-		fail("nothing to enforce: give pilot, or descriptors (-descriptors DIR) to run alone")
-	case c.Pilot != "" && c.Descriptors != "":
-		fail("pilot and descriptors are both set: limits come from one of them")
+	var sources []string
+	for name, value := range map[string]string{"pilot": c.Pilot, "descriptors": c.Descriptors, "config_server.address": c.ConfigServer.Address} {
+		if value != "" {
+			sources = append(sources, name)
+		}
+	}
+	slices.Sort(sources)
+	switch len(sources) {
+	case 0:
+		fail("nothing to enforce: give pilot, or descriptors (-descriptors DIR) or config_server to run alone")
+	case 1:
+	default:
+		fail("%s are both set: limits come from one of them", strings.Join(sources, " and "))
 	}
 	if err := c.Config.Validate(); err != nil {
 		errs = append(errs, err)
@@ -107,7 +137,7 @@ func (c *Config) validateSource() (errs []error) {
 	if c.Descriptors != "" {
 		if info, err := os.Stat(c.Descriptors); err != nil || !info.IsDir() {
 			fail("descriptors %s: is not a folder", c.Descriptors)
-		} else if set, err := descriptors.Load(c.Descriptors, nil); err != nil && len(set.Names()) == 0 {
+		} else if set, err := descriptors.Load(c.Descriptors, nil, c.DropIn.MergeDomains); err != nil && len(set.Names()) == 0 {
 			// One good domain is worth starting for; the others are logged and counted.
 			errs = append(errs, err)
 		}

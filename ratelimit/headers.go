@@ -69,7 +69,7 @@ func (d *decision) chosen(refused bool) *item {
 	var best *item
 	for i := range d.items {
 		it := &d.items[i]
-		if it.use < 0 || it.shadow {
+		if it.use < 0 || it.shadow || d.uses[it.use].Op != limit.Take {
 			continue
 		}
 		out := &d.outcomes[it.use]
@@ -95,6 +95,9 @@ func (d *decision) limitValue(chosen *limit.Use) string {
 	policy := func(u *limit.Use) {
 		b.WriteString(", ")
 		b.WriteString(strconv.FormatUint(uint64(u.Limit.Requests()), 10))
+		if u.Limit.Algorithm() == limit.Concurrency { // no window: at any time
+			return
+		}
 		b.WriteString(";w=")
 		b.WriteString(seconds(u.Limit.Window()))
 	}
@@ -102,7 +105,7 @@ func (d *decision) limitValue(chosen *limit.Use) string {
 	listed := 1
 	for i := range d.items {
 		it := &d.items[i]
-		if it.use < 0 || it.shadow || &d.uses[it.use] == chosen || listed == maxPolicies {
+		if it.use < 0 || it.shadow || d.uses[it.use].Op != limit.Take || &d.uses[it.use] == chosen || listed == maxPolicies {
 			continue
 		}
 		policy(&d.uses[it.use])

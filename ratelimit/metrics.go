@@ -32,14 +32,17 @@ type metrics struct {
 	seconds   prometheus.Histogram
 	unmatched *prometheus.CounterVec
 	rejected  prometheus.Counter
+	void      prometheus.Counter
 	rules     prometheus.Gauge
 
 	byLimit *prometheus.CounterVec
+	costs   *prometheus.CounterVec
 	// limits caches byLimit's counters by limit ID: *limitCounters.
 	limits sync.Map
 }
 
-type limitCounters struct{ ok, over, observed prometheus.Counter }
+// limitCounters are those of one limit. later are hits taken once a request was over.
+type limitCounters struct{ ok, over, observed, later prometheus.Counter }
 
 func newMetrics(reg prometheus.Registerer, store *memory.Store) *metrics {
 	m := &metrics{
@@ -56,6 +59,12 @@ func newMetrics(reg prometheus.Registerer, store *memory.Store) *metrics {
 		rejected: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "writ_ratelimit_config_rejected_total", Help: "Configurations that were refused while the last good one stayed.",
 		}),
+		void: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "writ_ratelimit_settled_void_total", Help: "Costs that were not charged because their reservation was settled before or is long gone.",
+		}),
+		costs: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "writ_ratelimit_cost_total", Help: "Hits charged to each limit once a request was over.",
+		}, []string{"limit"}),
 		rules: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "writ_ratelimit_limits", Help: "Limits in force.",
 		}),
@@ -65,7 +74,7 @@ func newMetrics(reg prometheus.Registerer, store *memory.Store) *metrics {
 	}
 	m.ok, m.over = m.decisions.WithLabelValues(resultOK), m.decisions.WithLabelValues(resultOver)
 	m.observed, m.failed = m.decisions.WithLabelValues(resultObserved), m.decisions.WithLabelValues(resultError)
-	reg.MustRegister(m.decisions, m.seconds, m.unmatched, m.rejected, m.rules, m.byLimit,
+	reg.MustRegister(m.decisions, m.seconds, m.unmatched, m.rejected, m.rules, m.byLimit, m.void, m.costs,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "writ_ratelimit_counters", Help: "Counters held in this process.",
 		}, func() float64 { return float64(store.Len()) }),
@@ -85,6 +94,7 @@ func (m *metrics) limit(id string) *limitCounters {
 		ok:       m.byLimit.WithLabelValues(id, resultOK),
 		over:     m.byLimit.WithLabelValues(id, resultOver),
 		observed: m.byLimit.WithLabelValues(id, resultObserved),
+		later:    m.costs.WithLabelValues(id),
 	}
 	m.limits.Store(id, c)
 	return c
@@ -97,6 +107,7 @@ func (m *metrics) keep(ids map[string]bool) {
 		if name, ok := id.(string); ok && !ids[name] {
 			m.limits.Delete(name)
 			m.byLimit.DeletePartialMatch(prometheus.Labels{"limit": name})
+			m.costs.DeletePartialMatch(prometheus.Labels{"limit": name})
 		}
 		return true
 	})

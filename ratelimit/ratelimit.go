@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	rlqsv3 "github.com/envoyproxy/go-control-plane/envoy/service/rate_limit_quota/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -18,6 +19,8 @@ import (
 	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/internal/xdsclient"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
+	ratelimitpb "github.com/writ-mesh/writ/proto/writ/ratelimit/v1"
+	"github.com/writ-mesh/writ/ratelimit/configserver"
 	"github.com/writ-mesh/writ/ratelimit/descriptors"
 	"github.com/writ-mesh/writ/ratelimit/fallback"
 	"github.com/writ-mesh/writ/ratelimit/memory"
@@ -61,10 +64,19 @@ func New(c Config, rt *service.Runtime) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.server = &Server{store: store, now: time.Now, metrics: newMetrics(rt.Metrics, s.local)}
+	s.server = &Server{store: store, now: time.Now, metrics: newMetrics(rt.Metrics, s.local), dropIn: c.DropIn}
+	rt.Metrics.MustRegister(topCollector{&s.server.top, time.Now})
 	s.tasks = append(s.tasks, s.sweep)
-	if c.Descriptors != "" {
+	if c.Admin != "" {
+		if err := s.openAdmin(); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case c.Descriptors != "":
 		return s, s.openDescriptors()
+	case c.ConfigServer.Address != "":
+		return s, s.openConfigServer()
 	}
 	return s, s.openQuotas()
 }
@@ -89,7 +101,7 @@ func (s *Service) store() (Store, error) {
 }
 
 func (s *Service) openDescriptors() error {
-	watcher, err := descriptors.NewWatcher(s.config.Descriptors)
+	watcher, err := descriptors.NewWatcher(s.config.Descriptors, s.config.DropIn.MergeDomains)
 	if err != nil {
 		return err
 	}
@@ -99,6 +111,21 @@ func (s *Service) openDescriptors() error {
 	}
 	s.takeDescriptors(set, err)
 	s.tasks = append(s.tasks, func(ctx context.Context) error { return watcher.Run(ctx, s.takeDescriptors) })
+	return nil
+}
+
+func (s *Service) openConfigServer() error {
+	client, err := configserver.New(s.config.ConfigServer, s.log)
+	if err != nil {
+		return err
+	}
+	s.tasks = append(s.tasks, func(ctx context.Context) error {
+		return client.Run(ctx, func(sent []*ratelimitpb.DomainConfig) error {
+			set, err := descriptors.FromServer(sent, s.server.domains.Load(), s.config.DropIn.MergeDomains)
+			s.takeDescriptors(set, err)
+			return err
+		})
+	})
 	return nil
 }
 
@@ -116,6 +143,7 @@ func (s *Service) takeDescriptors(set *descriptors.Set, err error) {
 	}
 	s.server.domains.Store(set)
 	s.server.metrics.keep(ids)
+	s.server.top.Keep(ids)
 	s.rt.Health.Set(subsystemPolicies, nil)
 	s.log.Info("descriptors in force", slog.Int("domains", len(set.Names())))
 }
@@ -146,6 +174,7 @@ func (s *Service) takeQuotas(policies map[string]*configpb.QuotaPolicy) error {
 	}
 	s.server.quotas.Store(table)
 	s.server.metrics.keep(table.IDs())
+	s.server.top.Keep(table.IDs())
 	s.rt.Health.Set(subsystemPolicies, nil)
 	s.log.Info("policies in force", slog.Int("policies", table.Len()))
 	return nil
@@ -187,10 +216,27 @@ func (s *Service) sweep(ctx context.Context) error {
 func (s *Service) Run(ctx context.Context) error {
 	return s.config.Run(ctx, decider.Service{
 		Name:          identity.RateLimit,
-		Methods:       []string{rlsv3.RateLimitService_ShouldRateLimit_FullMethodName},
-		Register:      func(g *grpc.Server) { rlsv3.RegisterRateLimitServiceServer(g, s.server) },
+		Methods:       s.methods(),
+		Register:      s.register,
 		Options:       []grpc.ServerOption{grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(streamWorkers)},
 		Subscriptions: []xdsclient.Subscription{{Message: &configpb.QuotaPolicy{}, Apply: s.apply}},
 		Tasks:         s.tasks,
 	}, s.rt)
+}
+
+// methods are those that Envoys call. What proxies are assigned comes from pilot's
+// policies alone.
+func (s *Service) methods() []string {
+	all := []string{rlsv3.RateLimitService_ShouldRateLimit_FullMethodName}
+	if s.server.quotas.Load() != nil {
+		all = append(all, rlqsv3.RateLimitQuotaService_StreamRateLimitQuotas_FullMethodName)
+	}
+	return all
+}
+
+func (s *Service) register(g *grpc.Server) {
+	rlsv3.RegisterRateLimitServiceServer(g, s.server)
+	if s.server.quotas.Load() != nil {
+		rlqsv3.RegisterRateLimitQuotaServiceServer(g, newAssignedServer(s.server, s.log))
+	}
 }

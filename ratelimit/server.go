@@ -12,11 +12,13 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 	"github.com/writ-mesh/writ/ratelimit/descriptors"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 	"github.com/writ-mesh/writ/ratelimit/quota"
+	"github.com/writ-mesh/writ/ratelimit/toplist"
 )
 
 // maxDescriptors bounds the descriptors of one request: each is a counter that is
@@ -36,6 +38,8 @@ type Server struct {
 	store   Store
 	now     func() time.Time
 	metrics *metrics
+	top     toplist.Lists
+	dropIn  DropInConfig
 
 	quotas  atomic.Pointer[quota.Table]     // nil if this service gets none
 	domains atomic.Pointer[descriptors.Set] // nil if this service reads none
@@ -51,6 +55,10 @@ type item struct {
 	unlimited bool
 	shadow    bool // counts, refuses nothing
 	quota     bool // refuses only together with all others of its kind
+	// callers names the limit's callers; nil if they are not told apart.
+	callers toplist.Namer
+	// metadata is what the limit adds to the answer's.
+	metadata *structpb.Struct
 }
 
 // decision is the work on one request.
@@ -83,23 +91,35 @@ func (s *Server) ShouldRateLimit(ctx context.Context, req *rlsv3.RateLimitReques
 	} else {
 		s.matchDescriptors(d, req)
 	}
-	if len(d.uses) > 0 {
-		d.outcomes = append(d.outcomes, make([]limit.Outcome, len(d.uses))...)
-		if err := s.store.Decide(ctx, now, d.uses, d.outcomes); err != nil {
-			s.metrics.failed.Inc()
-			if ctx.Err() != nil {
-				return nil, status.FromContextError(ctx.Err()).Err()
-			}
-			return nil, status.Error(codes.Unavailable, "the store of counters failed")
-		}
+	if err := s.decide(ctx, now, d); err != nil {
+		return nil, err
 	}
 	resp := d.respond()
 	if mesh {
 		d.describe(resp)
+	} else {
+		s.dropIn.describe(d, req, resp)
 	}
-	s.count(d, resp)
+	s.count(now, d, resp)
 	s.metrics.seconds.Observe(s.now().Sub(now).Seconds())
 	return resp, nil
+}
+
+// decide asks the store about all uses at once.
+func (s *Server) decide(ctx context.Context, now time.Time, d *decision) error {
+	if len(d.uses) == 0 {
+		return nil
+	}
+	d.outcomes = append(d.outcomes, make([]limit.Outcome, len(d.uses))...)
+	err := s.store.Decide(ctx, now, d.uses, d.outcomes)
+	if err == nil {
+		return nil
+	}
+	s.metrics.failed.Inc()
+	if ctx.Err() != nil {
+		return status.FromContextError(ctx.Err()).Err()
+	}
+	return status.Error(codes.Unavailable, "the store of counters failed")
 }
 
 func (s *Server) bad(text string) error {
@@ -109,27 +129,38 @@ func (s *Server) bad(text string) error {
 
 func (s *Server) matchQuotas(d *decision, t *quota.Table, req *rlsv3.RateLimitRequest) {
 	for _, desc := range req.GetDescriptors() {
-		l, key := t.Match(desc)
-		if l == nil || desc.GetIsNegativeHits() {
-			reason := unmatchedPolicy
-			if l != nil {
-				reason = unmatchedRefund
-			}
-			s.metrics.unmatched.WithLabelValues(reason).Inc()
-			d.items = append(d.items, item{use: -1})
+		l, m := t.Match(desc)
+		if l == nil {
+			s.unmatched(d, unmatchedPolicy)
 			continue
 		}
-		d.items = append(d.items, item{use: len(d.uses), id: l.ID, described: l.Described, shadow: l.Observe})
-		d.uses = append(d.uses, limit.Use{Key: key, Limit: l.Rule, Hits: hits(req, desc), Observe: l.Observe})
+		// Giving back is for operators and for who knows the name of a hold, not for
+		// whoever may ask.
+		use, ok := l.Use(m, hits(req, desc))
+		if desc.GetIsNegativeHits() || !ok {
+			s.unmatched(d, unmatchedRefund)
+			continue
+		}
+		it := item{use: len(d.uses), id: l.ID, described: l.Described, shadow: l.Observe}
+		if l.TellsCallersApart() {
+			it.callers = l
+		}
+		d.items = append(d.items, it)
+		d.uses = append(d.uses, use)
 	}
+}
+
+// unmatched adds a descriptor that met no limit.
+func (s *Server) unmatched(d *decision, reason string) {
+	s.metrics.unmatched.WithLabelValues(reason).Inc()
+	d.items = append(d.items, item{use: -1})
 }
 
 func (s *Server) matchDescriptors(d *decision, req *rlsv3.RateLimitRequest) {
 	domain := s.domains.Load().Domain(req.GetDomain())
 	if domain == nil {
-		s.metrics.unmatched.WithLabelValues(unmatchedDomain).Add(float64(len(req.GetDescriptors())))
 		for range req.GetDescriptors() {
-			d.items = append(d.items, item{use: -1})
+			s.unmatched(d, unmatchedDomain)
 		}
 		return
 	}
@@ -138,7 +169,6 @@ func (s *Server) matchDescriptors(d *decision, req *rlsv3.RateLimitRequest) {
 	for i, desc := range req.GetDescriptors() {
 		m, ok := domain.Match(desc)
 		if !ok {
-			s.metrics.unmatched.WithLabelValues(unmatchedRule).Inc()
 			continue
 		}
 		matches[i] = m
@@ -152,14 +182,29 @@ func (s *Server) matchDescriptors(d *decision, req *rlsv3.RateLimitRequest) {
 	for i, desc := range req.GetDescriptors() {
 		r := matches[i].Rule
 		switch {
-		case r == nil, !r.Unlimited && r.Name != "" && replaced[r.Name]:
+		case r == nil:
+			s.unmatched(d, unmatchedRule)
+		case !r.Unlimited && r.Name != "" && replaced[r.Name]:
 			d.items = append(d.items, item{use: -1})
 		case r.Unlimited:
 			d.items = append(d.items, item{use: -1, unlimited: true})
 		default:
 			described := &rlsv3.RateLimitResponse_RateLimit{Name: r.Name, RequestsPerUnit: r.Limit.Requests(), Unit: r.Unit}
-			d.items = append(d.items, item{use: len(d.uses), id: r.ID, described: described, shadow: r.Shadow, quota: r.Quota})
-			d.uses = append(d.uses, limit.Use{Key: matches[i].Key, Limit: r.Limit, Hits: hits(req, desc)})
+			it := item{use: len(d.uses), id: r.ID, described: described, shadow: r.Shadow, quota: r.Quota, metadata: r.Metadata}
+			if r.Detailed {
+				it.callers = counterName{domain.Name, desc}
+			}
+			d.items = append(d.items, it)
+			use := limit.Use{Key: s.dropIn.KeyPrefix + matches[i].Key, Limit: r.Limit, Hits: hits(req, desc)}
+			if desc.GetIsNegativeHits() {
+				use.Op = limit.Refund
+			}
+			d.uses = append(d.uses, use)
+		}
+	}
+	for i := range d.items {
+		if it := &d.items[i]; s.dropIn.QuotaMode && !it.unlimited {
+			it.quota = true
 		}
 	}
 }
@@ -187,22 +232,22 @@ func (d *decision) respond() *rlsv3.RateLimitResponse {
 		if it.unlimited {
 			st.LimitRemaining = math.MaxUint32
 		}
+		if it.quota {
+			quotas++
+		}
 		if it.use < 0 {
 			continue
 		}
 		out := d.outcomes[it.use]
 		st.CurrentLimit, st.LimitRemaining = it.described, out.Remaining
 		st.DurationUntilReset = durationpb.New(ceil(out.Reset))
-		over := out.Over && !it.shadow
-		if over {
-			st.Code = rlsv3.RateLimitResponse_OVER_LIMIT
+		if !out.Over || it.shadow {
+			continue
 		}
+		st.Code = rlsv3.RateLimitResponse_OVER_LIMIT
 		if it.quota {
-			quotas++
-			if over {
-				quotasOver++
-			}
-		} else if over {
+			quotasOver++
+		} else {
 			resp.OverallCode = rlsv3.RateLimitResponse_OVER_LIMIT
 		}
 	}
@@ -217,21 +262,30 @@ func ceil(d time.Duration) time.Duration {
 	return (d + time.Second - 1).Truncate(time.Second)
 }
 
-func (s *Server) count(d *decision, resp *rlsv3.RateLimitResponse) {
+func (s *Server) count(now time.Time, d *decision, resp *rlsv3.RateLimitResponse) {
 	observed := false
 	for i := range d.items {
 		it := &d.items[i]
 		if it.use < 0 {
 			continue
 		}
-		switch c := s.metrics.limit(it.id); {
-		case !d.outcomes[it.use].Over:
+		use, out := &d.uses[it.use], &d.outcomes[it.use]
+		c := s.metrics.limit(it.id)
+		switch {
+		case use.Op == limit.Settle && out.Taken == 0 && use.Hits > 0:
+			s.metrics.void.Inc()
+		case use.Op != limit.Take:
+			c.later.Add(float64(out.Taken))
+		case !out.Over:
 			c.ok.Inc()
 		case it.shadow:
 			observed = true
 			c.observed.Inc()
 		default:
 			c.over.Inc()
+		}
+		if it.callers != nil {
+			s.top.Add(now, it.id, use.Key, asked(use, out), out.Over, it.callers)
 		}
 	}
 	switch {
@@ -242,6 +296,17 @@ func (s *Server) count(d *decision, resp *rlsv3.RateLimitResponse) {
 	default:
 		s.metrics.ok.Inc()
 	}
+}
+
+// asked is how much a use asked for: of what is held the hits come with its end.
+func asked(u *limit.Use, out *limit.Outcome) uint64 {
+	switch {
+	case u.Op == limit.Refund, u.HoldFor > 0 && u.Op == limit.Take && !out.Over:
+		return 0
+	case out.Over:
+		return max(u.Hits, 1)
+	}
+	return u.Hits
 }
 
 // release puts a decision back for use by another request.

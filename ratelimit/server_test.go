@@ -455,7 +455,7 @@ func loadText(t testing.TB, text string) *descriptors.Set {
 	t.Helper()
 	dir := t.TempDir()
 	writeFile(t, dir+"/d.yaml", text)
-	set, err := descriptors.Load(dir, nil)
+	set, err := descriptors.Load(dir, nil, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,13 +1,11 @@
-// Package descriptors reads the configuration files of envoyproxy/ratelimit and
-// finds the limit that a request's descriptor falls under, as that service does.
+// Package descriptors reads the configuration of envoyproxy/ratelimit, from files or
+// as a management server sends it, and finds the limit that a request's descriptor
+// falls under, as that service does.
 //
 // One file holds one domain, or several as YAML documents; a folder holds any
 // number of files. A mistake is reported with file and line and costs only its
 // own domain: the others are taken, and of the broken one the last good version
 // stays. The format: https://github.com/envoyproxy/ratelimit#configuration
-//
-// What is read but has no effect: detailed_metric, value_to_metric (metrics here
-// are bounded by the configuration, not by what callers send) and metadata.
 package descriptors
 
 import (
@@ -18,6 +16,7 @@ import (
 	commonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/writ-mesh/writ/ratelimit/limit"
 )
@@ -65,6 +64,11 @@ type Rule struct {
 	// applies to which replaces its name.
 	Name     string
 	Replaces []string
+	// Detailed rules have their callers told apart in metrics: those of a descriptor
+	// with detailed_metric, or with value_to_metric on the way to it.
+	Detailed bool
+	// Metadata goes along with answers, nil if there is none. Do not change it.
+	Metadata *structpb.Struct
 }
 
 // node is one level of a domain's tree.
@@ -73,9 +77,11 @@ type node struct {
 	children map[string]*node // by "key_value", or "key" for any value
 	// wildcards are the children whose composite key has a "*", in file order.
 	wildcards []wildcard
-	// share is the value that stands for all values in the counter's key, for a
-	// wildcard with share_threshold.
+	// share is the composite key that stands for all that match it in the counter's
+	// key, for a wildcard with share_threshold.
 	share string
+	// valued: value_to_metric is set here or above.
+	valued bool
 }
 
 type wildcard struct {
@@ -123,7 +129,7 @@ func (d *Domain) Match(desc *commonv3.RateLimitDescriptor) (m Match, ok bool) {
 			if shares == nil {
 				shares = make([]string, len(entries))
 			}
-			shares[i] = next.share
+			shares[i] = strings.TrimPrefix(next.share, e.GetKey()+"_")
 		}
 		at = next
 	}
@@ -203,5 +209,10 @@ func (w wildcard) match(s string) bool {
 	return true
 }
 
-// At is "<file>:<line>" of the domain.
-func (d *Domain) At() string { return d.File + ":" + strconv.Itoa(d.Line) }
+// At is "<file>:<line>" of the domain, or what it came from without lines.
+func (d *Domain) At() string {
+	if d.Line == 0 {
+		return d.File
+	}
+	return d.File + ":" + strconv.Itoa(d.Line)
+}

@@ -217,14 +217,14 @@ func TestLoadKeepsWhatIsGood(t *testing.T) {
 	write(t, b, limited("b", "1"))
 	write(t, filepath.Join(dir, "..data", "c.yaml"), "hidden")
 	write(t, filepath.Join(dir, "README.md"), "no configuration")
-	set, err := Load(dir, nil)
+	set, err := Load(dir, nil, false)
 	if err != nil || len(set.Names()) != 2 {
 		t.Fatalf("%v, %v", set.Names(), err)
 	}
 
 	write(t, a, "domain: a\ndescriptors:\n- key: k\n  rate_limit: {unit: eon}")
 	write(t, b, limited("b", "2"))
-	set, err = Load(dir, set)
+	set, err = Load(dir, set, false)
 	if err == nil || !strings.HasPrefix(err.Error(), a+":4: unit") {
 		t.Errorf("error %v, want the place of the mistake", err)
 	}
@@ -234,7 +234,7 @@ func TestLoadKeepsWhatIsGood(t *testing.T) {
 
 	write(t, a, limited("a", "3"))
 	write(t, filepath.Join(dir, "0.yaml"), limited("a", "9"))
-	set, err = Load(dir, set)
+	set, err = Load(dir, set, false)
 	if err == nil || !strings.Contains(err.Error(), `0.yaml:1: domain "a" is already at `+a+":1") {
 		t.Errorf("error %v, want the second claim to the domain", err)
 	}
@@ -245,11 +245,11 @@ func TestLoadKeepsWhatIsGood(t *testing.T) {
 	if err := os.Remove(a); err != nil {
 		t.Fatal(err)
 	}
-	set, err = Load(dir, set)
+	set, err = Load(dir, set, false)
 	if err != nil || requests(t, set, "a") != 9 {
 		t.Errorf("after the first owner is gone: %v", err)
 	}
-	if _, err := Load(filepath.Join(dir, "nowhere"), nil); err == nil {
+	if _, err := Load(filepath.Join(dir, "nowhere"), nil, false); err == nil {
 		t.Error("a folder that is not there is no error")
 	}
 }

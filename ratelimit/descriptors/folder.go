@@ -15,6 +15,8 @@ import (
 // Set is the domains in force.
 type Set struct {
 	domains map[string]*Domain
+	// parts are what was read of each, by file; with merging several make a domain.
+	parts []*Domain
 }
 
 // Domain finds a domain, nil if there is none of that name.
@@ -37,45 +39,99 @@ func (s *Set) Names() []string {
 // that begin with a dot are left out. The set holds every domain that can be
 // taken; the error joins one for each file that could not, and of those files'
 // domains the set keeps what previous (which may be nil) has. A domain that two
-// files claim stays with the one that had it, else with the first by name.
-func Load(dir string, previous *Set) (*Set, error) {
+// files claim stays with the one that had it, else with the first by name; with
+// merge all of them make it together.
+func Load(dir string, previous *Set, merge bool) (*Set, error) {
 	files, err := list(dir)
 	if err != nil {
 		return previous, err
 	}
-	set := &Set{domains: make(map[string]*Domain)}
-	var problems []error
-	var read []*Domain
-	broken := make(map[string]bool)
+	var c collection
 	for _, f := range files {
 		domains, err := readFile(f)
-		if err != nil {
-			problems = append(problems, err)
-			broken[f] = true
-		}
-		read = append(read, domains...)
+		c.add(f, domains, err)
 	}
+	return c.set(previous, merge)
+}
+
+// collection is what was read before it is known what becomes of it.
+type collection struct {
+	read     []*Domain
+	broken   map[string]bool // files
+	problems []error
+}
+
+// add takes the domains of a file, or that it could not be read.
+func (c *collection) add(file string, domains []*Domain, err error) {
+	if err != nil {
+		c.problems = append(c.problems, err)
+		if c.broken == nil {
+			c.broken = make(map[string]bool)
+		}
+		c.broken[file] = true
+	}
+	c.read = append(c.read, domains...)
+}
+
+// set decides which domain is whose.
+func (c *collection) set(previous *Set, merge bool) (*Set, error) {
+	set := &Set{domains: make(map[string]*Domain)}
+	parts := c.read
 	if previous != nil {
-		for name, d := range previous.domains {
-			if broken[d.File] {
-				set.domains[name] = d
-			}
-		}
-		for _, d := range read { // who had a domain keeps it
-			if old := previous.domains[d.Name]; old != nil && old.File == d.File {
-				set.domains[d.Name] = d
+		for _, d := range previous.parts {
+			if c.broken[d.File] {
+				parts = append(parts, d)
 			}
 		}
 	}
-	for _, d := range read {
-		switch owner := set.domains[d.Name]; {
+	switch {
+	case merge:
+		slices.SortStableFunc(parts, func(a, b *Domain) int { return strings.Compare(a.File, b.File) })
+	case previous != nil: // who had a domain keeps it
+		slices.SortStableFunc(parts, func(a, b *Domain) int { return previous.claim(b) - previous.claim(a) })
+	}
+	for _, d := range parts {
+		owner := set.domains[d.Name]
+		switch {
 		case owner == nil:
 			set.domains[d.Name] = d
-		case owner != d:
-			problems = append(problems, fmt.Errorf("%s: domain %q is already at %s", d.At(), d.Name, owner.At()))
+		case merge:
+			merged, err := owner.with(d)
+			if err != nil {
+				c.problems = append(c.problems, err)
+				continue
+			}
+			set.domains[d.Name] = merged
+		default:
+			c.problems = append(c.problems, fmt.Errorf("%s: domain %q is already at %s", d.At(), d.Name, owner.At()))
+			continue
 		}
+		set.parts = append(set.parts, d)
 	}
-	return set, errors.Join(problems...)
+	return set, errors.Join(c.problems...)
+}
+
+// claim is 1 for a domain of the file that had it.
+func (s *Set) claim(d *Domain) int {
+	if old := s.domains[d.Name]; old != nil && old.File == d.File {
+		return 1
+	}
+	return 0
+}
+
+// with is both domains in one.
+func (d *Domain) with(more *Domain) (*Domain, error) {
+	root := &node{children: maps.Clone(d.root.children), wildcards: slices.Concat(d.root.wildcards, more.root.wildcards)}
+	for name, n := range more.root.children {
+		if root.children[name] != nil {
+			return nil, fmt.Errorf("%s: descriptor %s.%s is there already, domain %q being at %s too", more.At(), d.Name, name, d.Name, d.At())
+		}
+		if root.children == nil {
+			root.children = make(map[string]*node)
+		}
+		root.children[name] = n
+	}
+	return &Domain{Name: d.Name, File: d.File, Line: d.Line, root: root, rules: slices.Concat(d.rules, more.rules)}, nil
 }
 
 // fingerprint is a hash of the names and contents of a folder's files.

@@ -11,6 +11,7 @@ import (
 
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
 	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/writ-mesh/writ/ratelimit/limit"
 )
@@ -78,6 +79,9 @@ type parser struct {
 }
 
 func (p *parser) errorf(n *yaml.Node, format string, args ...any) error {
+	if n.Line == 0 { // it came without lines
+		return fmt.Errorf("%s: %s", p.file, fmt.Sprintf(format, args...))
+	}
 	return fmt.Errorf("%s:%d: %s", p.file, n.Line, fmt.Sprintf(format, args...))
 }
 
@@ -253,6 +257,8 @@ func (p *parser) descriptors(d *Domain, parent *node, list *yaml.Node, path stri
 type descriptor struct {
 	key, value           string
 	shadow, quota, share bool
+	detailed, valued     bool
+	metadata             *structpb.Struct
 	rateLimit, children  *yaml.Node
 }
 
@@ -274,19 +280,19 @@ func (p *parser) descriptor(d *Domain, parent *node, item *yaml.Node, path strin
 	if parent.children[composite] != nil {
 		return p.errorf(at, "descriptor %s is there twice", path)
 	}
-	n := &node{}
+	n := &node{valued: parent.valued || c.valued}
 	star := strings.Contains(composite, "*")
 	if c.share {
 		if !star {
 			return p.errorf(at, "share_threshold needs a value with a *")
 		}
-		n.share = strings.TrimPrefix(composite, c.key+"_")
+		n.share = composite
 	}
 	if c.rateLimit != nil {
 		if n.rule, err = p.rateLimit(c.rateLimit, path); err != nil {
 			return err
 		}
-		n.rule.Shadow, n.rule.Quota = c.shadow, c.quota
+		n.rule.Shadow, n.rule.Quota, n.rule.Detailed, n.rule.Metadata = c.shadow, c.quota, c.detailed || n.valued, c.metadata
 		d.rules = append(d.rules, n.rule)
 	}
 	parent.children[composite] = n
@@ -302,7 +308,6 @@ func (p *parser) descriptor(d *Domain, parent *node, item *yaml.Node, path strin
 // readDescriptor also says where the descriptor's key stands.
 func (p *parser) readDescriptor(item *yaml.Node) (c descriptor, at *yaml.Node, err error) {
 	at = item
-	var ignored bool // checked, and without effect here
 	err = p.read(item, "a descriptor",
 		key{"key", func(f field) (err error) {
 			at = f.key
@@ -319,10 +324,10 @@ func (p *parser) readDescriptor(item *yaml.Node) (c descriptor, at *yaml.Node, e
 		key{"descriptors", func(f field) error { c.children = f.value; return nil }},
 		key{"shadow_mode", into(&c.shadow, p.boolean)},
 		key{"quota_mode", into(&c.quota, p.boolean)},
-		key{"detailed_metric", into(&ignored, p.boolean)},
-		key{"value_to_metric", into(&ignored, p.boolean)},
+		key{"detailed_metric", into(&c.detailed, p.boolean)},
+		key{"value_to_metric", into(&c.valued, p.boolean)},
 		key{"share_threshold", into(&c.share, p.boolean)},
-		key{"metadata", func(field) error { return nil }},
+		key{"metadata", into(&c.metadata, p.metadata)},
 	)
 	if err == nil && c.key == "" {
 		err = p.errorf(at, "a descriptor has no key")
@@ -430,4 +435,61 @@ func (p *parser) number(f field) (uint32, error) {
 		}
 	}
 	return 0, p.errorf(f.value, "%s must be a whole number from 0 to 4294967295, not %q", f.name, f.value.Value)
+}
+
+// metadata reads any mapping.
+func (p *parser) metadata(f field) (*structpb.Struct, error) {
+	if f.value.Tag == "!!null" {
+		return nil, nil
+	}
+	if f.value.Kind != yaml.MappingNode {
+		return nil, p.errorf(f.value, "metadata must be a mapping")
+	}
+	plain, err := p.plain(f.value, 0)
+	if err != nil {
+		return nil, err
+	}
+	fields, ok := plain.(map[string]any)
+	if !ok || len(fields) == 0 {
+		return nil, nil
+	}
+	out, err := structpb.NewStruct(fields)
+	if err != nil {
+		return nil, p.errorf(f.value, "metadata: %v", err)
+	}
+	return out, nil
+}
+
+// plain gives a value as maps, lists and scalars.
+func (p *parser) plain(n *yaml.Node, depth int) (any, error) {
+	n, err := p.follow(n)
+	if err != nil {
+		return nil, err
+	}
+	if depth > maxDepth {
+		return nil, p.errorf(n, "metadata is nested deeper than %d", maxDepth)
+	}
+	switch n.Kind {
+	case yaml.MappingNode:
+		out := make(map[string]any, len(n.Content)/2)
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			if out[n.Content[i].Value], err = p.plain(n.Content[i+1], depth+1); err != nil {
+				return nil, err
+			}
+		}
+		return out, nil
+	case yaml.SequenceNode:
+		out := make([]any, len(n.Content))
+		for i, item := range n.Content {
+			if out[i], err = p.plain(item, depth+1); err != nil {
+				return nil, err
+			}
+		}
+		return out, nil
+	}
+	var out any
+	if err := n.Decode(&out); err != nil {
+		return nil, p.errorf(n, "metadata: %v", err)
+	}
+	return out, nil
 }

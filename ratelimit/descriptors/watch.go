@@ -25,19 +25,21 @@ const (
 // Watcher reads a folder again whenever it changes.
 type Watcher struct {
 	dir     string
+	merge   bool
 	current *Set
 	notify  *fsnotify.Watcher
 	// signature is the fingerprint of what was loaded last.
 	signature [sha256.Size]byte
 }
 
-// NewWatcher watches a folder from now on. Call Load next, then Run or Close.
-func NewWatcher(dir string) (*Watcher, error) {
+// NewWatcher watches a folder from now on; merge is as for Load. Call Load next, then
+// Run or Close.
+func NewWatcher(dir string, merge bool) (*Watcher, error) {
 	n, err := fsnotify.NewWatcher()
 	if err != nil {
 		return nil, fmt.Errorf("watch %s: %w", dir, err)
 	}
-	w := &Watcher{dir: dir, notify: n}
+	w := &Watcher{dir: dir, merge: merge, notify: n}
 	if err := w.addFolders(); err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
@@ -48,7 +50,7 @@ func NewWatcher(dir string) (*Watcher, error) {
 func (w *Watcher) Load() (*Set, error) {
 	// Before reading: what changes meanwhile is then seen as a change.
 	w.signature, _ = fingerprint(w.dir)
-	set, err := Load(w.dir, w.current)
+	set, err := Load(w.dir, w.current, w.merge)
 	w.current = set
 	return set, err
 }

@@ -3,9 +3,10 @@
 //
 // Envoy sends a descriptor per limit: the entries "writ.policy" with
 // "<namespace>/<name>" and "writ.limit" with the limit's index (package configpb
-// has these names), then one entry per dimension with the dimension's text as
-// key. The counter is kept under policy, limit, how the limit counts, and the
-// dimensions with their values.
+// has these names), then, for limits that hold something while a request runs,
+// "writ.hold" with the request's own name and "writ.done" once it is over, then one
+// entry per dimension with the dimension's text as key. The counter is kept under
+// policy, limit, how the limit counts, and the dimensions with their values.
 package quota
 
 import (
@@ -52,11 +53,19 @@ type Limit struct {
 	Index  int
 	// Observe: count, refuse nothing.
 	Observe bool
+	// Mode is where it is counted.
+	Mode limit.Mode
+	// Cost is nil if each request takes one.
+	Cost *Cost
 	// Described is what answers tell about the limit. Do not change it.
 	Described *rlsv3.RateLimitResponse_RateLimit
 
-	prefix string // of the counters' keys
+	prefix string   // of the counters' keys
+	per    []string // the dimensions
 }
+
+// TellsCallersApart says whether the limit has dimensions.
+func (l *Limit) TellsCallersApart() bool { return len(l.per) > 0 }
 
 // New compiles policies by resource name. The error names the policy and its
 // source; nothing of the set is taken then.
@@ -92,15 +101,19 @@ func compile(p *configpb.QuotaPolicy) ([]*Limit, error) {
 		if err := l.GetEvery().CheckValid(); err != nil {
 			return nil, fmt.Errorf("limits[%d].every: %w", i, err)
 		}
-		rule, err := limit.New(limit.Sliding, l.GetRequests(), l.GetEvery().AsDuration())
+		rule, mode, err := ruleOf(l)
 		if err != nil {
-			return nil, fmt.Errorf("limits[%d].every: %w", i, err)
+			return nil, fmt.Errorf("limits[%d]: %w", i, err)
+		}
+		cost, err := compileCost(l.GetCost(), rule)
+		if err != nil {
+			return nil, fmt.Errorf("limits[%d].cost: %w", i, err)
 		}
 		id := fmt.Sprintf("QuotaPolicy %s limit %d", policy, i)
 		out = append(out, &Limit{
-			Rule: rule, ID: id, Policy: policy, Index: i, Observe: p.GetObserve(),
+			Rule: rule, ID: id, Policy: policy, Index: i, Observe: p.GetObserve(), Mode: mode, Cost: cost,
 			Described: describe(rule, id),
-			prefix:    prefix(policy, i, rule),
+			prefix:    prefix(policy, i, rule), per: l.GetPer(),
 		})
 	}
 	return out, nil
@@ -140,19 +153,45 @@ func describe(l limit.Limit, name string) *rlsv3.RateLimitResponse_RateLimit {
 // Len is the number of policies.
 func (t *Table) Len() int { return len(t.limits) }
 
+// Match is what a descriptor says beside its limit.
+type Match struct {
+	// Key is that of the counter.
+	Key string
+	// Hold is the request's own name, empty if it says none.
+	Hold string
+	// Done: the request is over.
+	Done bool
+}
+
+// maxHold bounds the name of a request, in bytes; Envoys send 36.
+const maxHold = 64
+
 // Match finds the limit that a descriptor names and the key of its counter; nil
 // if the table does not have it.
-func (t *Table) Match(d *commonv3.RateLimitDescriptor) (*Limit, string) {
+func (t *Table) Match(d *commonv3.RateLimitDescriptor) (*Limit, Match) {
 	entries := d.GetEntries()
 	if len(entries) < 2 || entries[0].GetKey() != configpb.QuotaPolicyKey || entries[1].GetKey() != configpb.QuotaLimitKey {
-		return nil, ""
+		return nil, Match{}
 	}
 	limits := t.limits[entries[0].GetValue()]
 	i, err := strconv.ParseUint(entries[1].GetValue(), 10, 16)
 	if err != nil || i >= uint64(len(limits)) {
-		return nil, ""
+		return nil, Match{}
 	}
-	return limits[i], limits[i].key(entries[2:])
+	var m Match
+	entries = entries[2:]
+	if len(entries) > 0 && entries[0].GetKey() == configpb.QuotaHoldKey {
+		if m.Hold = entries[0].GetValue(); len(m.Hold) > maxHold {
+			return nil, Match{}
+		}
+		entries = entries[1:]
+	}
+	if len(entries) > 0 && entries[0].GetKey() == configpb.QuotaDoneKey {
+		m.Done = true
+		entries = entries[1:]
+	}
+	m.Key = limits[i].key(entries)
+	return limits[i], m
 }
 
 // key appends the dimensions to the prefix, so that no two lists give one key.

@@ -69,9 +69,9 @@ func TestMatch(t *testing.T) {
 		{"the wrong way round", []string{"writ.limit", "0", "writ.policy", "default/q"}, "", ""},
 		{"nothing", nil, "", ""},
 	} {
-		l, key := tab.Match(desc(c.pairs...))
-		if (l != nil) != (c.id != "") || l != nil && (l.ID != c.id || key != c.key) {
-			t.Errorf("%s: got %+v, key %q; want %q, %q", c.name, l, key, c.id, c.key)
+		l, m := tab.Match(desc(c.pairs...))
+		if (l != nil) != (c.id != "") || l != nil && (l.ID != c.id) || m.Key != c.key {
+			t.Errorf("%s: got %+v, %+v; want %q, %q", c.name, l, m, c.id, c.key)
 		}
 	}
 }
@@ -92,16 +92,16 @@ func TestKeysDiffer(t *testing.T) {
 		head("default/q", "0", "a", long), head("default/q", "0", "a", long+"y"), head("default/q", "0", "b", long),
 		head("default/q2", "1", "a", long),
 	} {
-		l, key := tab.Match(desc(pairs...))
+		l, m := tab.Match(desc(pairs...))
 		if l == nil {
 			t.Fatalf("%.100q met no limit", pairs)
 		}
-		if j, ok := seen[key]; ok {
-			t.Errorf("descriptors %d and %d share the key %q", j, i, key)
+		if j, ok := seen[m.Key]; ok {
+			t.Errorf("descriptors %d and %d share the key %q", j, i, m.Key)
 		}
-		seen[key] = i
-		if len(key) > 600 {
-			t.Errorf("a key of %d bytes", len(key))
+		seen[m.Key] = i
+		if len(m.Key) > 600 {
+			t.Errorf("a key of %d bytes", len(m.Key))
 		}
 	}
 }
@@ -116,10 +116,10 @@ func TestNewRefuses(t *testing.T) {
 		in   map[string]*configpb.QuotaPolicy
 		want string
 	}{
-		{"no window", map[string]*configpb.QuotaPolicy{"default/q": policy("q", &configpb.Limit{Requests: 1})}, "QuotaPolicy default/q (q.yaml:1): limits[0].every"},
-		{"negative", map[string]*configpb.QuotaPolicy{"default/q": policy("q", per(1, time.Second), per(1, -time.Second))}, "limits[1].every"},
-		{"too long", map[string]*configpb.QuotaPolicy{"default/q": policy("q", per(1, 20*365*24*time.Hour))}, "limits[0].every"},
-		{"not a duration", map[string]*configpb.QuotaPolicy{"default/q": policy("q", &configpb.Limit{Every: &durationpb.Duration{Seconds: 1, Nanos: -1}})}, "limits[0].every"},
+		{"no window", map[string]*configpb.QuotaPolicy{"default/q": policy("q", &configpb.Limit{Requests: 1})}, "QuotaPolicy default/q (q.yaml:1): limits[0]"},
+		{"negative", map[string]*configpb.QuotaPolicy{"default/q": policy("q", per(1, time.Second), per(1, -time.Second))}, "limits[1]: every"},
+		{"too long", map[string]*configpb.QuotaPolicy{"default/q": policy("q", per(1, 20*365*24*time.Hour))}, "limits[0]"},
+		{"not a duration", map[string]*configpb.QuotaPolicy{"default/q": policy("q", &configpb.Limit{Every: &durationpb.Duration{Seconds: 1, Nanos: -1}})}, "limits[0]"},
 		{"too many", map[string]*configpb.QuotaPolicy{"default/q": policy("q", huge...)}, "at most 64"},
 		{"another name", map[string]*configpb.QuotaPolicy{"default/p": policy("q", per(1, time.Second))}, `resource name "default/p"`},
 	} {

@@ -1,0 +1,249 @@
+package ratelimit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	commonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/writ-mesh/writ/internal/peercred"
+	"github.com/writ-mesh/writ/internal/rpc"
+	ratelimitpb "github.com/writ-mesh/writ/proto/writ/ratelimit/v1"
+	"github.com/writ-mesh/writ/ratelimit/limit"
+	"github.com/writ-mesh/writ/ratelimit/quota"
+)
+
+const (
+	// maxTop bounds the callers of a limit that are told.
+	maxTop = 100
+	// maxReason bounds a reason in bytes, maxName a counter's name.
+	maxReason = 500
+	maxName   = 16 << 10
+)
+
+// The kinds of changes that operators make.
+const (
+	changeReset  = "reset"
+	changeGrant  = "grant"
+	changeRefund = "refund"
+)
+
+// adminMethods says who may call what on the admin socket.
+func adminMethods() rpc.Methods {
+	return rpc.Methods{
+		ratelimitpb.Limits_GetCounter_FullMethodName:   rpc.SameUser(),
+		ratelimitpb.Limits_ListTop_FullMethodName:      rpc.SameUser(),
+		ratelimitpb.Limits_ResetCounter_FullMethodName: rpc.SameUser(),
+		ratelimitpb.Limits_Grant_FullMethodName:        rpc.SameUser(),
+		ratelimitpb.Limits_Refund_FullMethodName:       rpc.SameUser(),
+		ratelimitpb.Limits_ListChanges_FullMethodName:  rpc.SameUser(),
+	}
+}
+
+// admin implements writ.ratelimit.v1.Limits.
+type admin struct {
+	ratelimitpb.UnimplementedLimitsServer
+
+	server *Server
+	audit  *changes
+	log    *slog.Logger
+}
+
+// openAdmin listens for operators.
+func (s *Service) openAdmin() error {
+	audit, err := openChanges(s.config.State)
+	if err != nil {
+		return err
+	}
+	g := rpc.NewServer(peercred.Credentials(), adminMethods(), s.rt)
+	ratelimitpb.RegisterLimitsServer(g, &admin{server: s.server, audit: audit, log: s.log})
+	if err := rpc.CheckMethods(g, adminMethods()); err != nil {
+		return err
+	}
+	l, err := rpc.Listen(s.config.Admin)
+	if err != nil {
+		return fmt.Errorf("admin: %w", err)
+	}
+	s.tasks = append(s.tasks, func(ctx context.Context) error {
+		return errors.Join(rpc.Serve(ctx, g, l), audit.close())
+	})
+	return nil
+}
+
+// counter is a counter that an operator speaks of.
+type counter struct {
+	name, limit string
+	use         limit.Use
+}
+
+// find finds the counter of a name.
+func (a *admin) find(name string) (*counter, error) {
+	if len(name) > maxName {
+		return nil, status.Errorf(codes.InvalidArgument, "the name has more than %d bytes", maxName)
+	}
+	c, err := a.server.find(name)
+	if err != nil {
+		return nil, status.Errorf(codes.NotFound, "%q: %v", name, err)
+	}
+	return c, nil
+}
+
+func (s *Server) find(name string) (*counter, error) {
+	if t := s.quotas.Load(); t != nil {
+		l, key, err := t.Find(name)
+		if err != nil {
+			return nil, err
+		}
+		return &counter{l.Name(key), l.ID, limit.Use{Key: key, Limit: l.Rule, Mode: l.Mode}}, nil
+	}
+	of, rest, _ := strings.Cut(name, "?")
+	domain := s.domains.Load().Domain(of)
+	if domain == nil {
+		return nil, fmt.Errorf("there is no domain %s", of)
+	}
+	entries, err := quota.Entries(rest)
+	if err != nil {
+		return nil, err
+	}
+	desc := &commonv3.RateLimitDescriptor{Entries: entries}
+	m, ok := domain.Match(desc)
+	switch {
+	case !ok:
+		return nil, errors.New("no limit applies to it")
+	case m.Rule.Unlimited:
+		return nil, errors.New("it is unlimited, nothing is counted")
+	}
+	return &counter{counterName{of, desc}.Name(""), m.Rule.ID, limit.Use{Key: s.dropIn.KeyPrefix + m.Key, Limit: m.Rule.Limit}}, nil
+}
+
+// state asks how a counter stands and takes nothing.
+func (a *admin) state(ctx context.Context, c *counter) (*ratelimitpb.Counter, error) {
+	use := c.use
+	use.Observe, use.HoldFor = true, time.Second // what is held counts too
+	out, err := a.decide(ctx, use)
+	if err != nil {
+		return nil, err
+	}
+	state := &ratelimitpb.Counter{
+		Key: c.name, Limit: c.limit, Requests: use.Limit.Requests(), Every: durationpb.New(use.Limit.Window()),
+		Remaining: out.Remaining, Over: out.Remaining == 0,
+	}
+	if out.Reset > 0 {
+		state.ResetAfter = durationpb.New(out.Reset)
+	}
+	return state, nil
+}
+
+func (a *admin) decide(ctx context.Context, use limit.Use) (limit.Outcome, error) {
+	var out [1]limit.Outcome
+	if err := a.server.store.Decide(ctx, a.server.now(), []limit.Use{use}, out[:]); err != nil {
+		a.log.ErrorContext(ctx, "the store of counters failed", slog.Any("error", err))
+		return out[0], status.Error(codes.Unavailable, "the store of counters failed")
+	}
+	return out[0], nil
+}
+
+// GetCounter implements the service.
+func (a *admin) GetCounter(ctx context.Context, r *ratelimitpb.GetCounterRequest) (*ratelimitpb.Counter, error) {
+	c, err := a.find(r.GetKey())
+	if err != nil {
+		return nil, err
+	}
+	return a.state(ctx, c)
+}
+
+// ListTop implements the service.
+func (a *admin) ListTop(_ context.Context, r *ratelimitpb.ListTopRequest) (*ratelimitpb.ListTopResponse, error) {
+	n := int(r.GetCallers())
+	switch {
+	case n == 0:
+		n = topCallers
+	case n > maxTop:
+		return nil, status.Errorf(codes.InvalidArgument, "%d callers are more than %d", n, maxTop)
+	}
+	out := &ratelimitpb.ListTopResponse{}
+	for _, c := range a.server.top.Top(a.server.now(), n, func(id string) bool { return strings.HasPrefix(id, r.GetLimit()) }) {
+		out.Callers = append(out.Callers, &ratelimitpb.TopCaller{Key: c.Name, Limit: c.Limit, Hits: c.Hits, Refused: c.Refused, Uncertain: c.Uncertain})
+	}
+	return out, nil
+}
+
+// ResetCounter implements the service.
+func (a *admin) ResetCounter(ctx context.Context, r *ratelimitpb.ChangeCounterRequest) (*ratelimitpb.Counter, error) {
+	if r.GetHits() != 0 {
+		return nil, status.Error(codes.InvalidArgument, "a reset has no number of hits")
+	}
+	return a.change(ctx, r, changeReset, limit.Reset)
+}
+
+// Grant implements the service.
+func (a *admin) Grant(ctx context.Context, r *ratelimitpb.ChangeCounterRequest) (*ratelimitpb.Counter, error) {
+	return a.give(ctx, r, changeGrant)
+}
+
+// Refund implements the service.
+func (a *admin) Refund(ctx context.Context, r *ratelimitpb.ChangeCounterRequest) (*ratelimitpb.Counter, error) {
+	return a.give(ctx, r, changeRefund)
+}
+
+func (a *admin) give(ctx context.Context, r *ratelimitpb.ChangeCounterRequest, what string) (*ratelimitpb.Counter, error) {
+	if r.GetHits() == 0 {
+		return nil, status.Errorf(codes.InvalidArgument, "a %s needs a number of hits above 0", what)
+	}
+	return a.change(ctx, r, what, limit.Refund)
+}
+
+// change makes a change once it is in the audit.
+func (a *admin) change(ctx context.Context, r *ratelimitpb.ChangeCounterRequest, what string, op limit.Op) (*ratelimitpb.Counter, error) {
+	if reason := r.GetReason(); reason == "" || len(reason) > maxReason || !utf8.ValidString(reason) {
+		return nil, status.Errorf(codes.InvalidArgument, "a change needs a reason of at most %d bytes", maxReason)
+	}
+	c, err := a.find(r.GetKey())
+	if err != nil {
+		return nil, err
+	}
+	before, err := a.state(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	record := change{
+		Time: a.server.now().UTC(), Actor: rpc.CallerFrom(ctx).String(), What: what,
+		Counter: c.name, Hits: r.GetHits(), Reason: r.GetReason(), Remaining: before.GetRemaining(),
+	}
+	if err := a.audit.add(record); err != nil {
+		a.log.ErrorContext(ctx, "nothing was changed: the audit cannot be written", slog.Any("error", err))
+		return nil, status.Error(codes.Internal, "nothing was changed: the audit cannot be written, see the log of ratelimit")
+	}
+	use := c.use
+	use.Op, use.Hits = op, uint64(r.GetHits())
+	if _, err := a.decide(ctx, use); err != nil {
+		return nil, err
+	}
+	after, err := a.state(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	a.log.InfoContext(ctx, "counter changed", slog.String("change", what), slog.String("counter", quota.Masked(c.name)), slog.Uint64("hits", uint64(record.Hits)),
+		slog.String("actor", record.Actor), slog.String("reason", record.Reason), slog.Uint64("remaining", uint64(after.GetRemaining())))
+	return after, nil
+}
+
+// ListChanges implements the service.
+func (a *admin) ListChanges(context.Context, *ratelimitpb.ListChangesRequest) (*ratelimitpb.ListChangesResponse, error) {
+	out := &ratelimitpb.ListChangesResponse{}
+	for _, c := range a.audit.list() {
+		out.Changes = append(out.Changes, &ratelimitpb.CounterChange{
+			At: timestamppb.New(c.Time), Actor: c.Actor, What: c.What, Key: c.Counter, Hits: c.Hits, Reason: c.Reason, Remaining: c.Remaining,
+		})
+	}
+	return out, nil
+}
