@@ -227,6 +227,79 @@ func play(t *testing.T, l limit.Limit, factor float64) {
 	t.Logf("%d decisions, %d passed (%.0f %% of what could), %d commands (%.3f per decision)", asked, total, 100*float64(total)/want, shared.asked, float64(shared.asked)/float64(asked))
 }
 
+// TestShareUsedAtItsEnd: whoever holds shares uses them at the last moment, and others
+// take what they can as soon as it is free: in the window between them there is still
+// no more than the limit.
+func TestShareUsedAtItsEnd(t *testing.T) {
+	for name, l := range map[string]limit.Limit{
+		"sliding": storetest.Sliding(t, 10_000, 16*time.Second),
+		"gcra":    mustGCRA(t, 10_000, 16*time.Second, 10_000),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				shared := &counted{store: memory.New(0)}
+				var passed []use
+				u := limit.Use{Key: "k", Limit: l, Hits: 1, Mode: limit.Leased}
+				one := func(s *lease.Store) bool {
+					out := ask(t, s, u)[0]
+					if !out.Over {
+						passed = append(passed, use{time.Now(), 1})
+					}
+					return !out.Over
+				}
+				const replicas = 20
+				begin := time.Now()
+				ctx, cancel := context.WithCancel(t.Context())
+				var stores []*lease.Store
+				var wg sync.WaitGroup
+				running := func() *lease.Store {
+					s := newStore(shared)
+					wg.Go(func() { _ = s.Run(ctx) })
+					return s
+				}
+				for range replicas { // they get great shares for little use
+					s := running()
+					stores = append(stores, s)
+					for range 100 {
+						one(s)
+						time.Sleep(time.Microsecond)
+					}
+				}
+				used, granted := len(passed), 10_000-int(ask(t, stores[0], limit.Use{Key: "k", Limit: mustTerms(t, l).Asked})[0].Remaining)
+				if granted-used < 3000 {
+					t.Fatalf("only %d are in hand", granted-used)
+				}
+				time.Sleep(time.Until(begin.Add(990 * time.Millisecond)))
+				for _, s := range stores {
+					for range l.Requests() {
+						if !one(s) {
+							break
+						}
+					}
+				}
+				for at := 15 * time.Second; at < 16980*time.Millisecond; at += 10 * time.Millisecond {
+					time.Sleep(time.Until(begin.Add(at)))
+					s := running()
+					for range l.Requests() {
+						if !one(s) {
+							break
+						}
+					}
+				}
+				cancel()
+				wg.Wait()
+				allowed := uint64(l.Requests())
+				if l.Algorithm() == limit.GCRA {
+					allowed += uint64(l.Burst())
+				}
+				if got := most(passed, l.Window()); got > allowed {
+					t.Errorf("%d passed in a window, want at most %d", got, allowed)
+				}
+			})
+		})
+	}
+}
+
 // ask is one decision of a store, at the time of the bubble.
 func ask(t *testing.T, s *lease.Store, uses ...limit.Use) []limit.Outcome {
 	t.Helper()
