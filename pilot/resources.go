@@ -108,6 +108,9 @@ func quotaPolicies(m *model.Mesh) []named {
 		msg := &configpb.QuotaPolicy{Name: p.Name, Namespace: p.Namespace, Observe: p.Observe, Source: place(p.Ref)}
 		for _, l := range p.Limits {
 			limit := &configpb.Limit{Requests: l.Requests, Every: durationpb.New(l.Every)}
+			if c := l.Cost; c != nil {
+				limit.Cost = &configpb.Cost{Reserve: c.Reserve, Expire: durationpb.New(c.Expire)}
+			}
 			for _, d := range l.Per {
 				limit.Per = append(limit.Per, d.Text)
 			}

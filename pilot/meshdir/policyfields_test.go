@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/writ-mesh/writ/internal/fieldtest"
+	"github.com/writ-mesh/writ/pilot/model"
 )
 
 // TestNoFieldOfAPolicyIsLost: whatever is written in a policy of ours changes the
@@ -14,11 +15,17 @@ func TestNoFieldOfAPolicyIsLost(t *testing.T) {
 	requests, every := uint32(1), duration(time.Second)
 	quota := quotaSpec{
 		Selector: &labelSelector{}, Mode: "observe", WhenUnavailable: "Deny",
-		Limits: []quotaLimit{{Per: []string{"source.ip"}, Requests: &requests, Every: &every}},
+		Limits: []quotaLimit{{Per: []string{"source.ip"}, Requests: &requests, Every: &every, Cost: &quotaCost{From: model.CostResponseBytes, Reserve: 1, Expire: &every}}},
 	}
 	lostNothing(t, "QuotaPolicy", &quota, func() any {
-		if l := quota.Limits[0]; l.Requests == nil || l.Every == nil {
+		l := quota.Limits[0]
+		if l.Requests == nil || l.Every == nil {
 			return "refused before"
+		}
+		if l.Cost != nil {
+			if _, _, problem := costSource(l.Cost.From); problem != "" {
+				return problem
+			}
 		}
 		return quotaPolicyOf(&object{spec: &quota})
 	})

@@ -19,9 +19,10 @@ type quotaSpec struct {
 }
 
 type quotaLimit struct {
-	Per      []string  `json:"per"`
-	Requests *uint32   `json:"requests"`
-	Every    *duration `json:"every"`
+	Per      []string   `json:"per"`
+	Requests *uint32    `json:"requests"`
+	Every    *duration  `json:"every"`
+	Cost     *quotaCost `json:"cost"`
 }
 
 func checkQuotaPolicy(c *checker) {
@@ -44,6 +45,7 @@ func checkQuotaPolicy(c *checker) {
 		case limit.Every.value() < configpb.MinQuotaEvery || limit.Every.value() > configpb.MaxQuotaEvery:
 			c.errorf(at+".every", "%s is not between %s and %.0fh", limit.Every.value(), configpb.MinQuotaEvery, configpb.MaxQuotaEvery.Hours())
 		}
+		c.checkCost(at, &limit)
 		for j, text := range limit.Per {
 			if _, problem := parseDimension(text); problem != "" {
 				c.errorf(index(at+".per", j), "%s", problem)
@@ -86,7 +88,7 @@ func quotaPolicyOf(o *object) *model.QuotaPolicy {
 	s := o.spec.(*quotaSpec)
 	p := &model.QuotaPolicy{Meta: o.meta, Selector: s.Selector.labels(), FailClosed: s.WhenUnavailable == "Deny", Observe: s.Mode == "observe"}
 	for _, limit := range s.Limits {
-		l := model.QuotaLimit{Requests: *limit.Requests, Every: limit.Every.value()}
+		l := model.QuotaLimit{Requests: *limit.Requests, Every: limit.Every.value(), Cost: limit.Cost.value()}
 		for _, text := range limit.Per {
 			d, _ := parseDimension(text) // checked before
 			l.Per = append(l.Per, d)

@@ -139,6 +139,9 @@ type Mesh struct {
 	// Fetched are the entries of AccessLists from elsewhere, by "<namespace>/<name>"; a
 	// list is missing before the first. They are not of the files.
 	Fetched map[string]Fetched
+	// KeySets are the key sets of token issuers that pilot has, by KeyPlace.Key, in
+	// JSON. They are not of the files.
+	KeySets map[string]string
 }
 
 // Deciders are the addresses of the services that Envoys call while deciding.
@@ -389,7 +392,29 @@ type QuotaLimit struct {
 	Per      []Dimension
 	Requests uint32
 	Every    time.Duration
+	// Cost is nil if each request takes one.
+	Cost *QuotaCost
 }
+
+// QuotaCost is what a request takes from a limit, known only when it is over.
+type QuotaCost struct {
+	// From is CostRequestBytes, CostResponseBytes or CostResponseHeader.
+	From string
+	// Header is the name of CostResponseHeader, in lower case.
+	Header string
+	// Reserve is held while the request runs, for Expire at most. 0 holds nothing: the
+	// request passes if anything is left.
+	Reserve uint32
+	Expire  time.Duration
+}
+
+// Where the cost of a request is taken from: the bytes of its body, those of the
+// answer's, or a header of the answer.
+const (
+	CostRequestBytes   = "request.bytes"
+	CostResponseBytes  = "response.bytes"
+	CostResponseHeader = "response.headers"
+)
 
 // Dimension is one entry of a quota limit's per: source.principal,
 // source.namespace, source.ip, request.method, request.path,

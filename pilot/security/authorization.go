@@ -29,6 +29,9 @@ const (
 	filterRegoOpen       = "writ.rego.open"
 	filterQuota          = "writ.quota"
 	filterQuotaClosed    = "writ.quota.closed"
+	filterQuotaHold      = "writ.quota.hold"
+	filterQuotaCost      = "writ.quota.cost"
+	filterQuotaDone      = "writ.quota.done"
 	filterDeniedBy       = "writ.denied_by"
 	filterPeerAddress    = "writ.peer_address"
 )

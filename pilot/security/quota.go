@@ -51,8 +51,12 @@ func (c *Compiler) addQuota(b *httpBuilder, p *model.Proxy, port model.WorkloadP
 	if p.Type != model.GatewayProxy {
 		b.addGeneric(filterPeerAddress, peerAddress())
 	}
+	var done quotaDone
+	done.addNames(b)
 	b.addGeneric(filterQuota, quotaFilter(stageOpen))
 	b.addGeneric(filterQuotaClosed, quotaFilter(stageClosed))
+	done.addFilters(b)
+	defer done.enable(b)
 	var refs []model.Ref
 	for _, pol := range s.quota {
 		filter, stage := filterQuota, uint32(stageOpen)
@@ -60,7 +64,7 @@ func (c *Compiler) addQuota(b *httpBuilder, p *model.Proxy, port model.WorkloadP
 			filter, stage = filterQuotaClosed, stageClosed
 		}
 		for i, limit := range pol.Limits {
-			actions, err := c.actions(p, port, pol, i, limit)
+			actions, err := c.actions(p, port, pol, i, limit, &done)
 			if err != nil {
 				return fmt.Errorf("%s: limits[%d]: %w", pol.Ref, i, err)
 			}
@@ -129,19 +133,20 @@ func quotaFilter(stage uint32) *ratelimitv3.RateLimit {
 	}
 }
 
-func (c *Compiler) actions(p *model.Proxy, port model.WorkloadPort, pol *model.QuotaPolicy, index int, limit model.QuotaLimit) ([]*routev3.RateLimit_Action, error) {
-	out := []*routev3.RateLimit_Action{
+func (c *Compiler) actions(p *model.Proxy, port model.WorkloadPort, pol *model.QuotaPolicy, index int, limit model.QuotaLimit, done *quotaDone) ([]*routev3.RateLimit_Action, error) {
+	limitOf := []*routev3.RateLimit_Action{
 		constant(configpb.QuotaPolicyKey, pol.Namespace+"/"+pol.Name),
 		constant(configpb.QuotaLimitKey, strconv.Itoa(index)),
 	}
+	var caller []*routev3.RateLimit_Action
 	for _, d := range limit.Per {
 		a, err := c.dimension(p, port, d)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, a)
+		caller = append(caller, a)
 	}
-	return out, nil
+	return done.entries(limitOf, caller, limit), nil
 }
 
 func constant(key, value string) *routev3.RateLimit_Action {
