@@ -59,7 +59,7 @@ func runInMesh(ctx context.Context, c Config, rt *service.Runtime) error {
 	fetcher := token.NewFetcher(token.FetcherOptions{Store: st, Log: rt.Log, Fetched: m.fetched})
 	defer fetcher.Close()
 	options := rego.Options{Network: c.Decision.NetworkBuiltins, Memory: c.Decision.memory()}
-	elsewhere := newRemotes(ctx, c.State, options, newBundleMetrics(rt.Metrics), rt.Log)
+	elsewhere := newRemotes(ctx, c.State, c.credentials(), options, newBundleMetrics(rt.Metrics), rt.Log)
 	defer elsewhere.close()
 	ps := newPolicies(options, c.Decision.Retire.D(), fetcher, st, elsewhere, rt.Log, m.swapped)
 	ready := func() { rt.Health.Set(healthPolicies, nil) }

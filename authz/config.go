@@ -4,6 +4,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -22,6 +23,10 @@ type Config struct {
 	Token          TokenConfig    `yaml:"token"`
 	DecisionLog    LogConfig      `yaml:"decision_log"`
 	Recording      RecordConfig   `yaml:"recording"`
+	// BundleCredentials is a folder with a folder for each host that has bundles of
+	// RegoPolicies, in which are the files that a policy may name for that host. It is
+	// "bundle-credentials" in State if it is empty.
+	BundleCredentials string `yaml:"bundle_credentials"`
 
 	// Alone is set by flags only.
 	Alone *Standalone `yaml:"-"`
@@ -84,6 +89,13 @@ func DefaultConfig() Config {
 		DecisionLog: defaultLogConfig(),
 		Recording:   RecordConfig{MaxBytes: 64 << 20, PerSecond: 10},
 	}
+}
+
+func (c *Config) credentials() string {
+	if c.BundleCredentials == "" && c.State != "" {
+		return filepath.Join(c.State, "bundle-credentials")
+	}
+	return c.BundleCredentials
 }
 
 // Validate checks everything that can be checked without starting.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,6 +23,8 @@ import (
 
 // remotes follows the bundles of RegoPolicies that are elsewhere.
 type remotes struct {
+	// credentials is the folder with a folder for each host of bundles; empty for none.
+	credentials string
 	// ctx ends with the service.
 	ctx     context.Context //nolint:containedctx // each remote lives from one configuration to another
 	folder  string
@@ -57,8 +60,8 @@ func (x *remote) since() time.Time {
 	return time.Time{}
 }
 
-func newRemotes(ctx context.Context, state string, o rego.Options, m *bundleMetrics, log *slog.Logger) *remotes {
-	r := &remotes{ctx: ctx, options: o, metrics: m, log: log, running: make(map[string]*remote), problems: make(map[string]bundlestatus.Problem), state: state}
+func newRemotes(ctx context.Context, state, credentials string, o rego.Options, m *bundleMetrics, log *slog.Logger) *remotes {
+	r := &remotes{ctx: ctx, credentials: credentials, options: o, metrics: m, log: log, running: make(map[string]*remote), problems: make(map[string]bundlestatus.Problem), state: state}
 	if state != "" {
 		r.folder = filepath.Join(state, "bundles")
 		r.tell("", nil) // those of before are not ours
@@ -118,7 +121,8 @@ func (r *remotes) prepare(name string, fp [sha256.Size]byte, p *configpb.RegoPol
 	x.manager, err = bundle.NewRemote(r.ctx, bundle.RemoteOptions{
 		URL: p.GetBundle().GetUrl(), Refresh: p.GetBundle().GetRefresh().AsDuration(), Query: p.GetQuery(),
 		Key: signing.GetKey(), Algorithm: signing.GetAlgorithm(), Scope: signing.GetScope(),
-		Folder: folder, Rego: r.options, Log: log,
+		Credentials: r.credentialsFor(p.GetBundle()),
+		Folder:      folder, Rego: r.options, Log: log,
 		Swapped: func(s *bundle.Snapshot) {
 			x.newest.Store(s)
 			now := time.Now()
@@ -139,6 +143,20 @@ func (r *remotes) prepare(name string, fp [sha256.Size]byte, p *configpb.RegoPol
 		},
 	})
 	return x, err
+}
+
+// credentialsFor are what a bundle's server is shown: files in the folder of its host,
+// so that who writes a policy can send them nowhere else.
+func (r *remotes) credentialsFor(b *configpb.Bundle) bundle.Credentials {
+	c := b.GetCredentials()
+	out := bundle.Credentials{
+		TokenFile: c.GetTokenFile(), CertificateFile: c.GetCertificateFile(), KeyFile: c.GetKeyFile(),
+		ClientFile: c.GetClientFile(), Scopes: c.GetScopes(), CAFile: c.GetCaFile(),
+	}
+	if u, err := url.Parse(b.GetUrl()); err == nil && r.credentials != "" && filepath.IsLocal(u.Host) && filepath.Base(u.Host) == u.Host {
+		out.Folder = filepath.Join(r.credentials, u.Host)
+	}
+	return out
 }
 
 // follow makes these remotes those that run.

@@ -72,7 +72,7 @@ func newMesh(t testing.TB, change ...func(*Config)) *mesh {
 	metrics := newMetrics(m.reg)
 	fetcher := token.NewFetcher(token.FetcherOptions{Store: st, Log: log, Fetched: metrics.fetched})
 	t.Cleanup(fetcher.Close)
-	elsewhere := newRemotes(t.Context(), st.dir, rego.Options{}, newBundleMetrics(m.reg), log)
+	elsewhere := newRemotes(t.Context(), st.dir, c.credentials(), rego.Options{}, newBundleMetrics(m.reg), log)
 	t.Cleanup(elsewhere.close)
 	ps := newPolicies(rego.Options{}, c.Decision.Retire.D(), fetcher, st, elsewhere, log, metrics.swapped)
 	m.server = &server{

@@ -30,7 +30,8 @@ func fieldsMesh() *model.Mesh {
 		Proxies:  []*model.Proxy{{ID: "a", Namespace: "default", ServiceAccount: "a", Labels: map[string]string{"app": "a"}}},
 		RegoPolicies: []*model.RegoPolicy{{
 			Meta: meta("RegoPolicy", "r"), Selector: labels, Module: "package a", Query: "data.a.allow", BundleURL: "file:///b", BundleRefresh: time.Second,
-			BundleSigning: model.BundleSigning{Key: "k", Algorithm: "ES256", Scope: "s"},
+			BundleSigning:     model.BundleSigning{Key: "k", Algorithm: "ES256", Scope: "s"},
+			BundleCredentials: model.BundleCredentials{TokenFile: "t", CertificateFile: "c", KeyFile: "k", ClientFile: "o", CAFile: "a", Scopes: []string{"s"}},
 		}},
 		QuotaPolicies: []*model.QuotaPolicy{{
 			Meta: meta("QuotaPolicy", "q"), Selector: labels,

@@ -96,6 +96,11 @@ func regoPolicies(m *model.Mesh) []named {
 			if k := p.BundleSigning; k.Key != "" {
 				msg.Bundle.Signing = &configpb.BundleSigning{Key: k.Key, Algorithm: k.Algorithm, Scope: k.Scope}
 			}
+			if c := p.BundleCredentials; c.TokenFile+c.CertificateFile+c.KeyFile+c.ClientFile+c.CAFile != "" {
+				msg.Bundle.Credentials = &configpb.BundleCredentials{
+					TokenFile: c.TokenFile, CertificateFile: c.CertificateFile, KeyFile: c.KeyFile, ClientFile: c.ClientFile, Scopes: c.Scopes, CaFile: c.CAFile,
+				}
+			}
 		}
 		list[i] = named{p.Namespace + "/" + p.Name, msg, []model.Ref{p.Ref}}
 	}

@@ -62,6 +62,9 @@ type Options struct {
 	// Report is called with the state of each bundle after each attempt to load
 	// it; nil for none.
 	Report func([]Report)
+
+	// credentials are shown to all services, of which none has its own.
+	credentials Credentials
 }
 
 // Snapshot is what decides from one activation to the next. It is immutable.
@@ -125,6 +128,11 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 	}
 	if guards != nil {
 		boot["services"] = services
+	}
+	if o.credentials.shows() || o.credentials.CAFile != "" {
+		for _, g := range guards {
+			g.inner = &credentialed{Credentials: o.credentials}
+		}
 	}
 	raw, err := json.Marshal(boot)
 	if err != nil {

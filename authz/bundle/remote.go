@@ -27,7 +27,9 @@ type RemoteOptions struct {
 	// Key is a PEM public key for Algorithm by which the bundle has to be signed, in
 	// Scope; empty for none.
 	Key, Algorithm, Scope string
-	Query                 string
+	// Credentials are shown to the server.
+	Credentials Credentials
+	Query       string
 	// Folder keeps the bundle over a restart; empty for nowhere.
 	Folder string
 	Rego   rego.Options
@@ -61,7 +63,7 @@ func NewRemote(ctx context.Context, o RemoteOptions) (*Manager, error) {
 	state := &remoteState{report: o.Report, last: Report{Name: remoteName}}
 	return NewManager(ctx, Options{
 		Config: config, Plugin: remotePlugin, Read: func([]byte) (string, func(), error) { return o.Query, nil, nil },
-		Rego: o.Rego, OnlyBundles: true, Console: io.Discard, Log: o.Log, Metrics: prometheus.NewRegistry(),
+		Rego: o.Rego, OnlyBundles: true, credentials: o.Credentials, Console: io.Discard, Log: o.Log, Metrics: prometheus.NewRegistry(),
 		Swapped: func(s *Snapshot) {
 			o.Swapped(s)
 			state.usable(nil)
@@ -125,6 +127,9 @@ func (o *RemoteOptions) config() ([]byte, error) {
 		resource = u.Host + u.Path
 	default:
 		return nil, fmt.Errorf("bundle %q: want http://, https:// or oci://host/path", o.URL)
+	}
+	if err := o.Credentials.check(u); err != nil {
+		return nil, fmt.Errorf("bundle %q: %w", o.URL, err)
 	}
 	refresh := o.Refresh
 	if refresh <= 0 {

@@ -30,7 +30,9 @@ func TestNoFieldOfAPolicyIsLost(t *testing.T) {
 		return quotaPolicyOf(&object{spec: &quota})
 	})
 	rego := regoSpec{
-		Selector: &labelSelector{}, Module: "package a", Bundle: &regoBundle{URL: "file:///a", Refresh: &every, Signing: &regoSigning{Key: "k", Algorithm: "ES256", Scope: "s"}},
+		Selector: &labelSelector{}, Module: "package a", Bundle: &regoBundle{URL: "file:///a", Refresh: &every, Signing: &regoSigning{Key: "k", Algorithm: "ES256", Scope: "s"}, CAFile: "r", Credentials: &bundleCredentials{
+			Bearer: &bearerFile{TokenFile: "t"}, ClientTLS: &clientFiles{CertificateFile: "c", KeyFile: "k"}, OAuth2: &oauth2File{ClientFile: "o", Scopes: []string{"s"}},
+		}},
 		Query: "data.a.allow", Mode: "observe", WhenUnavailable: "Allow",
 	}
 	lostNothing(t, "RegoPolicy", &rego, func() any {

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net/url"
 	"path"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -36,6 +37,32 @@ type regoBundle struct {
 	URL     string       `json:"url"`
 	Refresh *duration    `json:"refresh"`
 	Signing *regoSigning `json:"signing"`
+	// Credentials and CAFile are files on the machine of authz.
+	Credentials *bundleCredentials `json:"credentials"`
+	CAFile      string             `json:"caFile"`
+}
+
+// bundleCredentials say by what a server of bundles is shown who asks: one of them. No
+// secret is in them, nor a path: names of files in the folder that authz has for the
+// bundle's host.
+type bundleCredentials struct {
+	Bearer    *bearerFile  `json:"bearer"`
+	ClientTLS *clientFiles `json:"clientTLS"`
+	OAuth2    *oauth2File  `json:"oauth2"`
+}
+
+type bearerFile struct {
+	TokenFile string `json:"tokenFile"`
+}
+
+type clientFiles struct {
+	CertificateFile string `json:"certificateFile"`
+	KeyFile         string `json:"keyFile"`
+}
+
+type oauth2File struct {
+	ClientFile string   `json:"clientFile"`
+	Scopes     []string `json:"scopes"`
 }
 
 // regoSigning says who has to have signed a bundle.
@@ -97,6 +124,54 @@ func (b *regoBundle) check(c *checker) {
 	}
 	if b.Signing != nil {
 		b.Signing.check(c)
+	}
+	b.checkCredentials(c)
+}
+
+// checkCredentials refuses what authz would refuse.
+func (b *regoBundle) checkCredentials(c *checker) {
+	remote := strings.HasPrefix(b.URL, "https:") || strings.HasPrefix(b.URL, "oci:")
+	if b.CAFile != "" {
+		c.credentialFile("spec.bundle.caFile", b.CAFile)
+	}
+	if b.Credentials == nil {
+		if b.CAFile != "" && !remote {
+			c.errorf("spec.bundle.caFile", "is for https and oci")
+		}
+		return
+	}
+	const at = "spec.bundle.credentials"
+	if !remote {
+		c.errorf(at, "are for https and oci: whoever is on the way could read them")
+	}
+	kinds := 0
+	if s := b.Credentials.Bearer; s != nil {
+		kinds++
+		c.credentialFile(at+".bearer.tokenFile", s.TokenFile)
+	}
+	if s := b.Credentials.ClientTLS; s != nil {
+		kinds++
+		c.credentialFile(at+".clientTLS.certificateFile", s.CertificateFile)
+		c.credentialFile(at+".clientTLS.keyFile", s.KeyFile)
+	}
+	if s := b.Credentials.OAuth2; s != nil {
+		kinds++
+		c.credentialFile(at+".oauth2.clientFile", s.ClientFile)
+		for i, scope := range s.Scopes {
+			if scope == "" || strings.ContainsFunc(scope, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }) {
+				c.errorf(index(at+".oauth2.scopes", i), "%q is no scope of OAuth2", shorten(scope))
+			}
+		}
+	}
+	if kinds != 1 {
+		c.errorf(at, "give exactly one of bearer, clientTLS and oauth2")
+	}
+}
+
+// credentialFile refuses what is no name of a file below a folder.
+func (c *checker) credentialFile(at, name string) {
+	if !regexp.MustCompile(`^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+){0,7}$`).MatchString(name) || len(name) > 200 || !filepath.IsLocal(name) {
+		c.errorf(at, "want the name of a file in authz's folder for the host (bundle_credentials), such as token; no secret belongs into a policy")
 	}
 }
 
@@ -200,8 +275,26 @@ func (a *assembler) regoPolicy(o *object) *model.RegoPolicy {
 		if k := s.Bundle.Signing; k != nil {
 			p.BundleSigning = model.BundleSigning{Key: k.Key, Algorithm: k.Algorithm, Scope: k.Scope}
 		}
+		p.BundleCredentials = s.Bundle.credentials()
 	}
 	return p
+}
+
+func (b *regoBundle) credentials() model.BundleCredentials {
+	out := model.BundleCredentials{CAFile: b.CAFile}
+	if b.Credentials == nil {
+		return out
+	}
+	if s := b.Credentials.Bearer; s != nil {
+		out.TokenFile = s.TokenFile
+	}
+	if s := b.Credentials.ClientTLS; s != nil {
+		out.CertificateFile, out.KeyFile = s.CertificateFile, s.KeyFile
+	}
+	if s := b.Credentials.OAuth2; s != nil {
+		out.ClientFile, out.Scopes = s.ClientFile, s.Scopes
+	}
+	return out
 }
 
 // modulePlace tells where the lines of a module stand, see model.RegoPolicy.

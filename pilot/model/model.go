@@ -362,6 +362,8 @@ type RegoPolicy struct {
 	BundleRefresh time.Duration
 	// BundleSigning is who has to have signed the bundle, empty for nobody.
 	BundleSigning BundleSigning
+	// BundleCredentials is what the server of the bundle is shown.
+	BundleCredentials BundleCredentials
 	// FailOpen is whenUnavailable: Allow.
 	FailOpen bool
 	Observe  bool
@@ -371,6 +373,13 @@ type RegoPolicy struct {
 	// plus n. ModuleLine is negative where a line of the module has none of its own.
 	ModuleFile string
 	ModuleLine int
+}
+
+// BundleCredentials are names of files on the machine of authz, below its folder for the
+// bundle's host, and scopes of OAuth2.
+type BundleCredentials struct {
+	TokenFile, CertificateFile, KeyFile, ClientFile, CAFile string
+	Scopes                                                  []string
 }
 
 // BundleSigning is a PEM public key, its algorithm, and the scope that a signature

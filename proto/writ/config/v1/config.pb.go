@@ -315,7 +315,9 @@ type Bundle struct {
 	Url     string                 `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
 	Refresh *durationpb.Duration   `protobuf:"bytes,2,opt,name=refresh,proto3" json:"refresh,omitempty"`
 	// Who has to have signed it; without it the bundle is believed as it comes.
-	Signing       *BundleSigning `protobuf:"bytes,3,opt,name=signing,proto3" json:"signing,omitempty"`
+	Signing *BundleSigning `protobuf:"bytes,3,opt,name=signing,proto3" json:"signing,omitempty"`
+	// What its server is shown.
+	Credentials   *BundleCredentials `protobuf:"bytes,4,opt,name=credentials,proto3" json:"credentials,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -371,6 +373,100 @@ func (x *Bundle) GetSigning() *BundleSigning {
 	return nil
 }
 
+func (x *Bundle) GetCredentials() *BundleCredentials {
+	if x != nil {
+		return x.Credentials
+	}
+	return nil
+}
+
+// BundleCredentials names files on the machine of authz, in the folder that it has
+// for the bundle's host: one of a token, a certificate with its key, or an OAuth2 client.
+type BundleCredentials struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	TokenFile       string                 `protobuf:"bytes,1,opt,name=token_file,json=tokenFile,proto3" json:"token_file,omitempty"`
+	CertificateFile string                 `protobuf:"bytes,2,opt,name=certificate_file,json=certificateFile,proto3" json:"certificate_file,omitempty"`
+	KeyFile         string                 `protobuf:"bytes,3,opt,name=key_file,json=keyFile,proto3" json:"key_file,omitempty"`
+	ClientFile      string                 `protobuf:"bytes,4,opt,name=client_file,json=clientFile,proto3" json:"client_file,omitempty"`
+	Scopes          []string               `protobuf:"bytes,5,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	// PEM roots in place of the system's.
+	CaFile        string `protobuf:"bytes,6,opt,name=ca_file,json=caFile,proto3" json:"ca_file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BundleCredentials) Reset() {
+	*x = BundleCredentials{}
+	mi := &file_writ_config_v1_config_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BundleCredentials) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BundleCredentials) ProtoMessage() {}
+
+func (x *BundleCredentials) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_config_v1_config_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BundleCredentials.ProtoReflect.Descriptor instead.
+func (*BundleCredentials) Descriptor() ([]byte, []int) {
+	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *BundleCredentials) GetTokenFile() string {
+	if x != nil {
+		return x.TokenFile
+	}
+	return ""
+}
+
+func (x *BundleCredentials) GetCertificateFile() string {
+	if x != nil {
+		return x.CertificateFile
+	}
+	return ""
+}
+
+func (x *BundleCredentials) GetKeyFile() string {
+	if x != nil {
+		return x.KeyFile
+	}
+	return ""
+}
+
+func (x *BundleCredentials) GetClientFile() string {
+	if x != nil {
+		return x.ClientFile
+	}
+	return ""
+}
+
+func (x *BundleCredentials) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *BundleCredentials) GetCaFile() string {
+	if x != nil {
+		return x.CaFile
+	}
+	return ""
+}
+
 type BundleSigning struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A PEM public key, and the algorithm that it is for: ES256 and the like.
@@ -384,7 +480,7 @@ type BundleSigning struct {
 
 func (x *BundleSigning) Reset() {
 	*x = BundleSigning{}
-	mi := &file_writ_config_v1_config_proto_msgTypes[5]
+	mi := &file_writ_config_v1_config_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -396,7 +492,7 @@ func (x *BundleSigning) String() string {
 func (*BundleSigning) ProtoMessage() {}
 
 func (x *BundleSigning) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_config_v1_config_proto_msgTypes[5]
+	mi := &file_writ_config_v1_config_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -409,7 +505,7 @@ func (x *BundleSigning) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleSigning.ProtoReflect.Descriptor instead.
 func (*BundleSigning) Descriptor() ([]byte, []int) {
-	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{5}
+	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *BundleSigning) GetKey() string {
@@ -456,7 +552,7 @@ type TokenIssuer struct {
 
 func (x *TokenIssuer) Reset() {
 	*x = TokenIssuer{}
-	mi := &file_writ_config_v1_config_proto_msgTypes[6]
+	mi := &file_writ_config_v1_config_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -468,7 +564,7 @@ func (x *TokenIssuer) String() string {
 func (*TokenIssuer) ProtoMessage() {}
 
 func (x *TokenIssuer) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_config_v1_config_proto_msgTypes[6]
+	mi := &file_writ_config_v1_config_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -481,7 +577,7 @@ func (x *TokenIssuer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenIssuer.ProtoReflect.Descriptor instead.
 func (*TokenIssuer) Descriptor() ([]byte, []int) {
-	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{6}
+	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TokenIssuer) GetIssuer() string {
@@ -550,7 +646,7 @@ type HeaderLocation struct {
 
 func (x *HeaderLocation) Reset() {
 	*x = HeaderLocation{}
-	mi := &file_writ_config_v1_config_proto_msgTypes[7]
+	mi := &file_writ_config_v1_config_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -562,7 +658,7 @@ func (x *HeaderLocation) String() string {
 func (*HeaderLocation) ProtoMessage() {}
 
 func (x *HeaderLocation) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_config_v1_config_proto_msgTypes[7]
+	mi := &file_writ_config_v1_config_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -575,7 +671,7 @@ func (x *HeaderLocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderLocation.ProtoReflect.Descriptor instead.
 func (*HeaderLocation) Descriptor() ([]byte, []int) {
-	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{7}
+	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *HeaderLocation) GetName() string {
@@ -609,7 +705,7 @@ type QuotaPolicy struct {
 
 func (x *QuotaPolicy) Reset() {
 	*x = QuotaPolicy{}
-	mi := &file_writ_config_v1_config_proto_msgTypes[8]
+	mi := &file_writ_config_v1_config_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +717,7 @@ func (x *QuotaPolicy) String() string {
 func (*QuotaPolicy) ProtoMessage() {}
 
 func (x *QuotaPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_config_v1_config_proto_msgTypes[8]
+	mi := &file_writ_config_v1_config_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +730,7 @@ func (x *QuotaPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaPolicy.ProtoReflect.Descriptor instead.
 func (*QuotaPolicy) Descriptor() ([]byte, []int) {
-	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{8}
+	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *QuotaPolicy) GetName() string {
@@ -695,7 +791,7 @@ type Limit struct {
 
 func (x *Limit) Reset() {
 	*x = Limit{}
-	mi := &file_writ_config_v1_config_proto_msgTypes[9]
+	mi := &file_writ_config_v1_config_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -707,7 +803,7 @@ func (x *Limit) String() string {
 func (*Limit) ProtoMessage() {}
 
 func (x *Limit) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_config_v1_config_proto_msgTypes[9]
+	mi := &file_writ_config_v1_config_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -720,7 +816,7 @@ func (x *Limit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limit.ProtoReflect.Descriptor instead.
 func (*Limit) Descriptor() ([]byte, []int) {
-	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{9}
+	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Limit) GetPer() []string {
@@ -787,7 +883,7 @@ type Cost struct {
 
 func (x *Cost) Reset() {
 	*x = Cost{}
-	mi := &file_writ_config_v1_config_proto_msgTypes[10]
+	mi := &file_writ_config_v1_config_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +895,7 @@ func (x *Cost) String() string {
 func (*Cost) ProtoMessage() {}
 
 func (x *Cost) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_config_v1_config_proto_msgTypes[10]
+	mi := &file_writ_config_v1_config_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +908,7 @@ func (x *Cost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cost.ProtoReflect.Descriptor instead.
 func (*Cost) Descriptor() ([]byte, []int) {
-	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Cost) GetReserve() uint32 {
@@ -854,11 +950,21 @@ const file_writ_config_v1_config_proto_rawDesc = "" +
 	"\x05query\x18\x04 \x01(\tR\x05query\x12.\n" +
 	"\x06bundle\x18\x05 \x01(\v2\x16.writ.config.v1.BundleR\x06bundle\x12\x18\n" +
 	"\aobserve\x18\x06 \x01(\bR\aobserve\x12\x16\n" +
-	"\x06source\x18\a \x01(\tR\x06source\"\x88\x01\n" +
+	"\x06source\x18\a \x01(\tR\x06source\"\xcd\x01\n" +
 	"\x06Bundle\x12\x10\n" +
 	"\x03url\x18\x01 \x01(\tR\x03url\x123\n" +
 	"\arefresh\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\arefresh\x127\n" +
-	"\asigning\x18\x03 \x01(\v2\x1d.writ.config.v1.BundleSigningR\asigning\"U\n" +
+	"\asigning\x18\x03 \x01(\v2\x1d.writ.config.v1.BundleSigningR\asigning\x12C\n" +
+	"\vcredentials\x18\x04 \x01(\v2!.writ.config.v1.BundleCredentialsR\vcredentials\"\xca\x01\n" +
+	"\x11BundleCredentials\x12\x1d\n" +
+	"\n" +
+	"token_file\x18\x01 \x01(\tR\ttokenFile\x12)\n" +
+	"\x10certificate_file\x18\x02 \x01(\tR\x0fcertificateFile\x12\x19\n" +
+	"\bkey_file\x18\x03 \x01(\tR\akeyFile\x12\x1f\n" +
+	"\vclient_file\x18\x04 \x01(\tR\n" +
+	"clientFile\x12\x16\n" +
+	"\x06scopes\x18\x05 \x03(\tR\x06scopes\x12\x17\n" +
+	"\aca_file\x18\x06 \x01(\tR\x06caFile\"U\n" +
 	"\rBundleSigning\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1c\n" +
 	"\talgorithm\x18\x02 \x01(\tR\talgorithm\x12\x14\n" +
@@ -907,37 +1013,39 @@ func file_writ_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_writ_config_v1_config_proto_rawDescData
 }
 
-var file_writ_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_writ_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_writ_config_v1_config_proto_goTypes = []any{
 	(*NodePlacement)(nil),       // 0: writ.config.v1.NodePlacement
 	(*WorkloadPlacement)(nil),   // 1: writ.config.v1.WorkloadPlacement
 	(*Attestation)(nil),         // 2: writ.config.v1.Attestation
 	(*RegoPolicy)(nil),          // 3: writ.config.v1.RegoPolicy
 	(*Bundle)(nil),              // 4: writ.config.v1.Bundle
-	(*BundleSigning)(nil),       // 5: writ.config.v1.BundleSigning
-	(*TokenIssuer)(nil),         // 6: writ.config.v1.TokenIssuer
-	(*HeaderLocation)(nil),      // 7: writ.config.v1.HeaderLocation
-	(*QuotaPolicy)(nil),         // 8: writ.config.v1.QuotaPolicy
-	(*Limit)(nil),               // 9: writ.config.v1.Limit
-	(*Cost)(nil),                // 10: writ.config.v1.Cost
-	(*durationpb.Duration)(nil), // 11: google.protobuf.Duration
+	(*BundleCredentials)(nil),   // 5: writ.config.v1.BundleCredentials
+	(*BundleSigning)(nil),       // 6: writ.config.v1.BundleSigning
+	(*TokenIssuer)(nil),         // 7: writ.config.v1.TokenIssuer
+	(*HeaderLocation)(nil),      // 8: writ.config.v1.HeaderLocation
+	(*QuotaPolicy)(nil),         // 9: writ.config.v1.QuotaPolicy
+	(*Limit)(nil),               // 10: writ.config.v1.Limit
+	(*Cost)(nil),                // 11: writ.config.v1.Cost
+	(*durationpb.Duration)(nil), // 12: google.protobuf.Duration
 }
 var file_writ_config_v1_config_proto_depIdxs = []int32{
 	1,  // 0: writ.config.v1.NodePlacement.workloads:type_name -> writ.config.v1.WorkloadPlacement
 	2,  // 1: writ.config.v1.WorkloadPlacement.attestation:type_name -> writ.config.v1.Attestation
 	4,  // 2: writ.config.v1.RegoPolicy.bundle:type_name -> writ.config.v1.Bundle
-	11, // 3: writ.config.v1.Bundle.refresh:type_name -> google.protobuf.Duration
-	5,  // 4: writ.config.v1.Bundle.signing:type_name -> writ.config.v1.BundleSigning
-	7,  // 5: writ.config.v1.TokenIssuer.from_headers:type_name -> writ.config.v1.HeaderLocation
-	9,  // 6: writ.config.v1.QuotaPolicy.limits:type_name -> writ.config.v1.Limit
-	11, // 7: writ.config.v1.Limit.every:type_name -> google.protobuf.Duration
-	10, // 8: writ.config.v1.Limit.cost:type_name -> writ.config.v1.Cost
-	11, // 9: writ.config.v1.Cost.expire:type_name -> google.protobuf.Duration
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	12, // 3: writ.config.v1.Bundle.refresh:type_name -> google.protobuf.Duration
+	6,  // 4: writ.config.v1.Bundle.signing:type_name -> writ.config.v1.BundleSigning
+	5,  // 5: writ.config.v1.Bundle.credentials:type_name -> writ.config.v1.BundleCredentials
+	8,  // 6: writ.config.v1.TokenIssuer.from_headers:type_name -> writ.config.v1.HeaderLocation
+	10, // 7: writ.config.v1.QuotaPolicy.limits:type_name -> writ.config.v1.Limit
+	12, // 8: writ.config.v1.Limit.every:type_name -> google.protobuf.Duration
+	11, // 9: writ.config.v1.Limit.cost:type_name -> writ.config.v1.Cost
+	12, // 10: writ.config.v1.Cost.expire:type_name -> google.protobuf.Duration
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_writ_config_v1_config_proto_init() }
@@ -952,7 +1060,7 @@ func file_writ_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_config_v1_config_proto_rawDesc), len(file_writ_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
