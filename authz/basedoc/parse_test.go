@@ -150,6 +150,21 @@ func TestParseOdd(t *testing.T) {
 	}
 }
 
+// The bytes and the index are about as large as the text.
+func TestSize(t *testing.T) {
+	text := document1(20_000)
+	d, err := parse([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes, index := len(d.b), 4*len(d.tables); bytes > len(text) || index > len(text)/3 {
+		t.Errorf("%d bytes and %d of index for %d of text", bytes, index, len(text))
+	}
+	if waste := cap(d.b) - len(d.b); waste > len(d.b)/4 {
+		t.Errorf("%d bytes are not used", waste)
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	for _, text := range texts() {
 		if len(text) < 3000 {

@@ -1,7 +1,9 @@
 package rego
 
 import (
+	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -41,6 +43,27 @@ func TestWholeData(t *testing.T) {
 		got := slices.DeleteFunc(namesOf(a.whole), func(name string) bool { return name == "/p/allow" || name == "/p/has" })
 		if !slices.Equal(got, want) {
 			t.Errorf("%s: %v, want %v", body, got, want)
+		}
+	}
+}
+
+// TestDocumentedData compiles the examples of the documentation.
+func TestDocumentedData(t *testing.T) {
+	page, err := os.ReadFile("../../docs/authorization.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, ok := strings.Cut(string(page), "\n## Data of policies")
+	blocks := strings.Split(section, "```rego\n")
+	if !ok || len(blocks) < 3 {
+		t.Fatal("the section has gone")
+	}
+	for i, want := range [][]string{nil, {"/blocked", "/partners"}} {
+		module, _, _ := strings.Cut(blocks[i+1], "```")
+		a := analyze(ast.MustCompileModules(map[string]string{"p.rego": module}), ast.MustParseBody("data.shop.allow"))
+		got := slices.DeleteFunc(namesOf(a.whole), func(name string) bool { return name == "/shop/allow" })
+		if !slices.Equal(got, want) {
+			t.Errorf("example %d: %v, want %v", i+1, got, want)
 		}
 	}
 }
