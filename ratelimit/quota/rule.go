@@ -39,7 +39,7 @@ func algorithmOf(l *configpb.Limit, every time.Duration) (limit.Limit, error) {
 
 func modeOf(mode string) (limit.Mode, error) {
 	switch mode {
-	case "":
+	case "", configpb.QuotaAssigned: // what proxies are assigned is counted exactly
 		return limit.Exact, nil
 	case configpb.QuotaLeased:
 		return limit.Leased, nil

@@ -42,6 +42,16 @@ const (
 	QuotaConcurrency = "concurrency"
 	QuotaLeased      = "leased"
 	QuotaLocal       = "local"
+	QuotaAssigned    = "assigned"
+)
+
+const (
+	// QuotaCounterKey is the only entry of the buckets in which proxies report what they
+	// let pass of an assigned limit: <namespace>/<policy>/<index>?<dimension>=<value>&...
+	QuotaCounterKey = "writ.counter"
+	// MinAssignedEvery is the shortest window of an assigned limit: Envoys report every
+	// five seconds.
+	MinAssignedEvery = 10 * time.Second
 )
 
 const (

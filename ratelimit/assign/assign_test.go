@@ -1,0 +1,326 @@
+package assign_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/writ-mesh/writ/ratelimit/assign"
+	"github.com/writ-mesh/writ/ratelimit/limit"
+	"github.com/writ-mesh/writ/ratelimit/memory"
+)
+
+// envoy does what Envoy's filter does with what it is told, for one bucket.
+type envoy struct {
+	books           *assign.Proxy
+	assigned        bool
+	serial          uint32
+	tokens          uint32
+	passed, refused uint64
+	nextReport      time.Time
+	known           bool
+}
+
+// request says whether a request passes, and whether it did before there was a lump.
+func (e *envoy) request() (passed, unassigned bool) {
+	if !e.known || e.assigned && e.tokens > 0 || !e.assigned {
+		if e.assigned {
+			e.tokens--
+		}
+		e.passed++
+		return true, !e.assigned
+	}
+	e.refused++
+	return false, false
+}
+
+func (e *envoy) take(a assign.Answer) {
+	if a.Abandon {
+		*e = envoy{books: e.books}
+		return
+	}
+	if !e.assigned || a.Serial != e.serial {
+		e.tokens = a.Lump
+	}
+	e.assigned, e.serial = true, a.Serial
+}
+
+func (e *envoy) report(t *testing.T, now time.Time, b assign.Bucket) assign.Answer {
+	t.Helper()
+	a, err := e.books.Report(t.Context(), now, b, e.passed, e.refused)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.passed, e.refused, e.known = 0, 0, true
+	return a
+}
+
+// world is some proxies that share a limit. Answers need a while to come.
+type world struct {
+	now     time.Time
+	bucket  assign.Bucket
+	envoys  []*envoy
+	way     []onTheWay
+	passed  []time.Time // what passed under a lump
+	refused int
+	free    int // what passed without one
+}
+
+type onTheWay struct {
+	at     time.Time
+	to     *envoy
+	answer assign.Answer
+}
+
+func newWorld(t *testing.T, proxies int, requests uint32, window time.Duration) *world {
+	t.Helper()
+	rule, err := limit.New(limit.Sliding, requests, window)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{now: time.Unix(1_000_000, 0), bucket: assign.Bucket{ID: "b", Key: "k", Rule: rule}}
+	books := assign.New(memory.New(100), "test")
+	for range proxies {
+		w.envoys = append(w.envoys, &envoy{books: books.Open()})
+	}
+	return w
+}
+
+// step lets so much time go by.
+func (w *world) step(t *testing.T, d time.Duration, r *rand.Rand) {
+	t.Helper()
+	w.now = w.now.Add(d)
+	rest := w.way[:0]
+	for _, m := range w.way {
+		if m.at.After(w.now) {
+			rest = append(rest, m)
+			continue
+		}
+		m.to.take(m.answer)
+	}
+	w.way = rest
+	for _, e := range w.envoys {
+		if e.known && !w.now.Before(e.nextReport) {
+			w.report(t, e, r)
+		}
+		answers, _, err := e.books.Retry(t.Context(), w.now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range answers {
+			w.send(e, a, r)
+		}
+	}
+}
+
+// send puts an answer on its way, behind all that were sent to the same proxy.
+func (w *world) send(e *envoy, a assign.Answer, r *rand.Rand) {
+	at := w.now.Add(time.Duration(r.IntN(200)) * time.Millisecond)
+	for _, m := range w.way {
+		if m.to == e && m.at.After(at) {
+			at = m.at
+		}
+	}
+	w.way = append(w.way, onTheWay{at, e, a})
+}
+
+func (w *world) report(t *testing.T, e *envoy, r *rand.Rand) {
+	t.Helper()
+	e.nextReport = w.now.Add(assign.ReportEvery)
+	w.send(e, e.report(t, w.now, w.bucket), r)
+}
+
+func (w *world) request(t *testing.T, e *envoy, r *rand.Rand) bool {
+	t.Helper()
+	first := !e.known
+	passed, free := e.request()
+	switch {
+	case passed && free:
+		w.free++
+	case passed:
+		w.passed = append(w.passed, w.now)
+	default:
+		w.refused++
+	}
+	if first {
+		w.report(t, e, r)
+	}
+	return passed
+}
+
+// most is how many passed in any window.
+func (w *world) most() int {
+	most, from := 0, 0
+	for i, at := range w.passed {
+		for !w.passed[from].After(at.Add(-w.bucket.Rule.Window())) {
+			from++
+		}
+		most = max(most, i-from+1)
+	}
+	return most
+}
+
+// Whatever the proxies are asked for: no stretch of time as long as the window sees
+// more than the limit, but for what passed before there was a lump.
+func TestNeverMoreThanTheLimit(t *testing.T) {
+	for seed := range uint64(60) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		w := newWorld(t, 1+r.IntN(8), uint32(1+r.IntN(300)), time.Duration(10+r.IntN(60))*time.Second)
+		busy := make([]float64, len(w.envoys))
+		for range 3000 {
+			w.step(t, 50*time.Millisecond, r)
+			for i, e := range w.envoys {
+				if r.IntN(100) == 0 {
+					busy[i] = float64(r.IntN(4)) * r.Float64()
+				}
+				for n := busy[i] + r.Float64(); n >= 1; n-- {
+					w.request(t, e, r)
+				}
+			}
+		}
+		if most, allowed := w.most(), int(w.bucket.Rule.Requests()); most > allowed {
+			t.Errorf("seed %d: %d passed in a window of %s, the limit is %d", seed, most, w.bucket.Rule.Window(), allowed)
+		}
+	}
+}
+
+// A limit that is asked for steadily is used up nearly, by one proxy or by many, even
+// if some are asked for ten times as much as others.
+func TestTheLimitIsUsedUp(t *testing.T) {
+	for _, proxies := range []int{1, 2, 10} {
+		t.Run(fmt.Sprint(proxies), func(t *testing.T) {
+			r := rand.New(rand.NewPCG(7, 7))
+			w := newWorld(t, proxies, 600, time.Minute)
+			steps := 6000 // five minutes
+			for i := range steps {
+				w.step(t, 50*time.Millisecond, r)
+				for n, e := range w.envoys {
+					if n == 0 || i%10 == 0 {
+						w.request(t, e, r)
+					}
+				}
+			}
+			// The first minute finds everybody's share.
+			after := 0
+			for _, at := range w.passed {
+				if at.Sub(time.Unix(1_000_000, 0)) > time.Minute {
+					after++
+				}
+			}
+			if want := 600 * 4 * 8 / 10; after < want {
+				t.Errorf("%d of at most %d passed in four minutes, want at least %d", after, 600*4, want)
+			}
+			t.Logf("%d of 2400", after)
+		})
+	}
+}
+
+// What stays below the limit is not refused once shares are found.
+func TestNothingIsRefusedBelowTheLimit(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 3))
+	w := newWorld(t, 4, 1200, time.Minute)
+	for i := range 6000 {
+		w.step(t, 50*time.Millisecond, r)
+		if i == 600 {
+			w.refused = 0
+		}
+		for n, e := range w.envoys {
+			if (i+n)%8 == 0 { // 2.5 a second each, 600 a minute together
+				w.request(t, e, r)
+			}
+		}
+	}
+	if w.refused > 0 {
+		t.Errorf("%d were refused of what is half of the limit", w.refused)
+	}
+}
+
+// A proxy that goes away counts as having used what it had; a bucket that is not used
+// is given up, and all of its limit is free again.
+func TestWhatIsNotUsedComesBack(t *testing.T) {
+	rule, err := limit.New(limit.Sliding, 100, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := memory.New(100)
+	books := assign.New(store, "test")
+	now := time.Unix(1_000_000, 0)
+	b := assign.Bucket{ID: "b", Key: "k", Rule: rule}
+	left := func() uint32 {
+		out := make([]limit.Outcome, 1)
+		if err := store.Decide(context.Background(), now, []limit.Use{{Key: "k", Limit: rule, HoldFor: time.Second}}, out); err != nil {
+			t.Fatal(err)
+		}
+		return out[0].Remaining
+	}
+	p := books.Open()
+	a, err := p.Report(t.Context(), now, b, 1, 0)
+	if err != nil || a.Lump == 0 || left() != 99-a.Lump {
+		t.Fatalf("first report: %+v, %v, %d left", a, err, left())
+	}
+	abandoned := false
+	for range 10 {
+		now = now.Add(assign.ReportEvery)
+		if a, err = p.Report(t.Context(), now, b, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		if abandoned = a.Abandon; abandoned {
+			break
+		}
+	}
+	if !abandoned || p.Len() != 0 || left() != 98 {
+		t.Errorf("abandoned: %v, %d buckets, %d left of 100, want 98: one passed, one might have", abandoned, p.Len(), left())
+	}
+	if a, err = p.Report(t.Context(), now, b, 1, 0); err != nil || a.Lump == 0 {
+		t.Fatalf("again: %+v, %v", a, err)
+	}
+	before := left()
+	if err := p.Close(t.Context(), now); err != nil {
+		t.Fatal(err)
+	}
+	if left() != before {
+		t.Errorf("%d left after the proxy went, %d before", left(), before)
+	}
+	now = now.Add(2 * time.Minute)
+	if left() != 100 {
+		t.Errorf("%d left two minutes later", left())
+	}
+}
+
+// What a proxy says that cannot be is not believed: it could use up everybody's limit
+// otherwise, or have everything for itself.
+func TestProxyThatLies(t *testing.T) {
+	rule, err := limit.New(limit.Sliding, 100, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	books := assign.New(memory.New(100), "test")
+	now := time.Unix(1_000_000, 0)
+	liar, honest := books.Open(), books.Open()
+	b := assign.Bucket{ID: "b", Key: "k", Rule: rule}
+	var lumps uint32
+	for range 4 {
+		a, err := honest.Report(t.Context(), now, b, 5, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lumps += a.Lump
+		if _, err := liar.Report(t.Context(), now, assign.Bucket{ID: "c", Key: "other", Rule: rule}, ^uint64(0), ^uint64(0)); err != nil {
+			t.Fatal(err)
+		}
+		now = now.Add(assign.ReportEvery)
+	}
+	if lumps < 30 {
+		t.Errorf("the honest one was given %d", lumps)
+	}
+	for i := range assign.MaxBuckets + 10 {
+		if _, err := liar.Report(t.Context(), now, assign.Bucket{ID: fmt.Sprint(i), Key: "k", Rule: rule}, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if liar.Len() > assign.MaxBuckets {
+		t.Errorf("%d buckets", liar.Len())
+	}
+}
