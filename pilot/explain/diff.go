@@ -152,6 +152,12 @@ func (s *side) same(o *side) bool {
 			return x.ID() == y.ID() && proto.Equal(x.Spec, y.Spec)
 		})
 	}
+	return s.sameBut(o) &&
+		sameSpecs(s.policies.Custom, o.policies.Custom) && sameSpecs(s.policies.Deny, o.policies.Deny) && sameSpecs(s.policies.Allow, o.policies.Allow)
+}
+
+// sameBut says that nothing differs besides rules of AuthorizationPolicies.
+func (s *side) sameBut(o *side) bool {
 	sameIssuers := slices.EqualFunc(s.issuers, o.issuers, func(a, b issuer) bool {
 		return a.name == b.name && a.keys == b.keys && a.require == b.require && slices.Equal(a.audiences, b.audiences)
 	})
@@ -162,8 +168,7 @@ func (s *side) same(o *side) bool {
 	})
 	x, y := domainsOf(s.m), domainsOf(o.m)
 	return sameLists && s.mode == o.mode && s.provider == o.provider && s.closed == o.closed && sameIssuers && slices.Equal(s.after, o.after) && slices.EqualFunc(s.policies.Rego, o.policies.Rego, sameRego) &&
-		slices.Equal(x.Own, y.Own) && slices.Equal(x.Federated, y.Federated) &&
-		sameSpecs(s.policies.Custom, o.policies.Custom) && sameSpecs(s.policies.Deny, o.policies.Deny) && sameSpecs(s.policies.Allow, o.policies.Allow)
+		slices.Equal(x.Own, y.Own) && slices.Equal(x.Federated, y.Federated)
 }
 
 // apart says where what the sets of requests tell is not all.
@@ -213,7 +218,7 @@ func sameRego(a, b *model.RegoPolicy) bool {
 
 // flips finds the sets of requests of which the sides make something else.
 func (d *Differences) flips(a, b *side) error {
-	space, regions, err := regionsOf(a, b)
+	space, regions, err := regionsOf(onlyRulesDiffer(a, b))
 	if err != nil {
 		return err
 	}

@@ -108,7 +108,10 @@ func (s *side) findAfter() {
 func (s *side) clauses() []eval.Clause {
 	var out []eval.Clause
 	for _, r := range slices.Concat(s.custom, s.deny, s.allow) {
-		out = slices.Concat(out, slices.Concat(r.From...), slices.Concat(r.To...), r.When)
+		for _, clauses := range slices.Concat(r.From, r.To) {
+			out = append(out, clauses...)
+		}
+		out = append(out, r.When...)
 	}
 	for _, i := range s.issuers {
 		if len(i.audiences) > 0 {
@@ -266,16 +269,21 @@ func (s *sets) rules(rules []*eval.Rule, custom bool) []predicates {
 	return out
 }
 
+// term asks what is known first, so that a term that is not possible asks nothing of
+// the space.
 func (s *sets) term(clauses []eval.Clause, custom bool) (term predicates, possible bool) {
+	var open []*eval.Clause
 	for i := range clauses {
 		c := &clauses[i]
 		k, _, _ := condition.Find(c.Key)
-		if s.known(c) || custom && k.Identity && k.HTTPOnly {
-			if !c.Holds(s.request()) {
-				return nil, false
-			}
-			continue
+		switch {
+		case !s.known(c) && !(custom && k.Identity && k.HTTPOnly):
+			open = append(open, c)
+		case !c.Holds(s.request()):
+			return nil, false
 		}
+	}
+	for _, c := range open {
 		term = append(term, s.space.predicate(c))
 	}
 	return term, true

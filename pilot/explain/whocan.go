@@ -79,25 +79,26 @@ func (s *side) callers() (*Callers, error) {
 		return nil, err
 	}
 	out := &Callers{Workload: s.proxy.Namespace + "/" + workloadOf(s.proxy), Port: s.port.Port, Notes: s.notes(space)}
+	callers := make([]region.Set, len(regions))
+	for i, r := range regions {
+		conditions, who := space.describe(r)
+		text := "anybody"
+		if who != nil {
+			text = textOf(conditions, principalVar)
+		}
+		callers[i] = who
+		out.Statements = append(out.Statements, Caller{text, r.Outcome, without(conditions, principalVar)})
+	}
 	for _, id := range identities(s.m) {
 		cell, err := space.vars[principalVar].Locate(spiffeScheme + id)
 		if err != nil {
 			continue
 		}
-		for _, r := range regions {
-			conditions, who := space.describe(r)
+		for i, who := range callers {
 			if who == nil || !who.And(cell).Empty() {
-				out.Known = append(out.Known, Caller{id, r.Outcome, without(conditions, principalVar)})
+				out.Known = append(out.Known, Caller{id, regions[i].Outcome, out.Statements[i].Conditions})
 			}
 		}
-	}
-	for _, r := range regions {
-		conditions, who := space.describe(r)
-		text := "anybody"
-		if who != nil {
-			text = space.vars[principalVar].Describe(who)
-		}
-		out.Statements = append(out.Statements, Caller{text, r.Outcome, without(conditions, principalVar)})
 	}
 	return out, nil
 }
@@ -120,6 +121,11 @@ func (s *side) notes(space *requestSpace) []string {
 	}
 	slices.SortStableFunc(out, func(a, b string) int { return cmp.Compare(a, b) })
 	return out
+}
+
+func textOf(conditions []Condition, name string) string {
+	i := slices.IndexFunc(conditions, func(c Condition) bool { return c.Of == name })
+	return conditions[i].Is
 }
 
 func without(conditions []Condition, name string) []Condition {

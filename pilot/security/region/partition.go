@@ -200,14 +200,20 @@ func (p *partition) split(variable int, lefts [][]int) (*node, error) {
 	v := p.space.vars[variable]
 	var edges []edge
 	byNode := map[*node]int{}
+	narrow := make([]narrowTerms, len(lefts))
+	for g, left := range lefts {
+		narrow[g] = p.narrow(variable, left)
+	}
 	for c := range v.cells {
 		next := make([][]int, len(lefts))
-		for g, left := range lefts {
-			for _, id := range left {
+		for g := range lefts {
+			next[g] = narrow[g].in(c)
+			for _, id := range narrow[g].others {
 				if set := p.terms[id].sets[variable]; set == nil || set.has(c) {
 					next[g] = append(next[g], id)
 				}
 			}
+			slices.Sort(next[g])
 		}
 		n, err := p.build(variable+1, next)
 		if err != nil {
@@ -231,6 +237,33 @@ func (p *partition) split(variable int, lefts [][]int) (*node, error) {
 	}
 	return p.node(&node{variable: variable, edges: edges}, string(k)), nil
 }
+
+// maxNarrow is how many cells a term may have that is listed under each of them.
+const maxNarrow = 8
+
+// narrowTerms are the terms of a group by the cells of a variable, those of a few cells
+// apart: of thousands that each want one text a cell meets its own.
+type narrowTerms struct {
+	byCell map[int][]int
+	others []int
+}
+
+func (p *partition) narrow(variable int, left []int) narrowTerms {
+	out := narrowTerms{byCell: map[int][]int{}}
+	for _, id := range left {
+		set := p.terms[id].sets[variable]
+		if set == nil || set.len() > maxNarrow {
+			out.others = append(out.others, id)
+			continue
+		}
+		for c := range set.all() {
+			out.byCell[c] = append(out.byCell[c], id)
+		}
+	}
+	return out
+}
+
+func (n narrowTerms) in(c int) []int { return slices.Clone(n.byCell[c]) }
 
 func (p *partition) node(n *node, key string) *node {
 	if have := p.nodes[key]; have != nil {

@@ -1,6 +1,10 @@
 package region
 
-import "math/bits"
+import (
+	"iter"
+	"math/bits"
+	"slices"
+)
 
 // Set is a set of cells of one variable.
 type Set []uint64
@@ -49,7 +53,39 @@ func (s Set) len() int {
 	return n
 }
 
-func (s Set) equal(o Set) bool { return s.Minus(o).Empty() && o.Minus(s).Empty() }
+func (s Set) equal(o Set) bool { return slices.Equal(s, o) }
+
+// inside says that s has nothing that o has not.
+func (s Set) inside(o Set) bool {
+	for i := range s {
+		if s[i]&^o[i] != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// common counts the cells that are in both.
+func (s Set) common(o Set) int {
+	n := 0
+	for i := range s {
+		n += bits.OnesCount64(s[i] & o[i])
+	}
+	return n
+}
+
+// all gives the cells in their order.
+func (s Set) all() iter.Seq[int] {
+	return func(yield func(int) bool) {
+		for i, w := range s {
+			for ; w != 0; w &= w - 1 {
+				if !yield(i*64 + bits.TrailingZeros64(w)) {
+					return
+				}
+			}
+		}
+	}
+}
 
 // first gives the least cell, -1 if there is none.
 func (s Set) first() int {

@@ -29,6 +29,8 @@ type Var struct {
 	// a test wants one.
 	absent, lists, address bool
 	tests                  []test
+	// places are where each test is among them.
+	places map[test]int
 	cells                  []cell
 	sets                   []Set // of the tests
 	// automaton has the tests of a text.
@@ -93,9 +95,13 @@ func (v *Var) Never(expression string) {
 }
 
 func (v *Var) test(t test) Test {
-	i := slices.Index(v.tests, t)
-	if i < 0 {
+	i, known := v.places[t]
+	if !known {
+		if v.places == nil {
+			v.places = map[test]int{}
+		}
 		i = len(v.tests)
+		v.places[t] = i
 		v.tests = append(v.tests, t)
 	}
 	return Test{v, i}
@@ -164,27 +170,27 @@ func (v *Var) split() error {
 	if v.absent {
 		v.cells = append([]cell{{truth: newSet(len(v.tests)), absent: true}}, v.cells...)
 	}
-	for i := range v.tests {
-		set := newSet(len(v.cells))
-		for j, c := range v.cells {
-			if c.truth.has(i) {
-				set.add(j)
-			}
+	for range v.tests {
+		v.sets = append(v.sets, newSet(len(v.cells)))
+	}
+	for j, c := range v.cells {
+		for i := range c.truth.all() {
+			v.sets[i].add(j)
 		}
-		v.sets = append(v.sets, set)
 	}
 	return nil
 }
 
 // within leaves out what is not of the domain.
 func (v *Var) within(cells []cell) []cell {
-	return slices.DeleteFunc(cells, func(c cell) bool {
-		for i, t := range v.tests {
-			if t.domain && c.truth.has(i) == t.never {
-				return true
-			}
+	var domains []int
+	for i, t := range v.tests {
+		if t.domain {
+			domains = append(domains, i)
 		}
-		return false
+	}
+	return slices.DeleteFunc(cells, func(c cell) bool {
+		return slices.ContainsFunc(domains, func(i int) bool { return c.truth.has(i) == v.tests[i].never })
 	})
 }
 
@@ -247,7 +253,7 @@ func (v *Var) Describe(s Set) string {
 	}
 	for i, t := range v.tests { // the widest test that contains it, less what is not of it
 		within := v.sets[i]
-		if t.domain || !s.Minus(within).Empty() {
+		if t.domain || !s.inside(within) {
 			continue
 		}
 		if labels, ok := v.cover(within.Minus(s), within); ok {
@@ -255,33 +261,6 @@ func (v *Var) Describe(s Set) string {
 		}
 	}
 	return v.enumerate(s)
-}
-
-// cover finds tests whose sets, of the cells within, make up s.
-func (v *Var) cover(s, within Set) ([]string, bool) {
-	left := s
-	var labels []string
-	if absent := v.Absent().And(s); !absent.Empty() {
-		left, labels = left.Minus(absent), append(labels, "absent")
-	}
-	for !left.Empty() {
-		best, gain := -1, 0
-		for i, t := range v.tests {
-			part := v.sets[i].And(within)
-			if t.domain || part.Empty() || !part.Minus(s).Empty() {
-				continue
-			}
-			if n := part.And(left).len(); n > gain {
-				best, gain = i, n
-			}
-		}
-		if best < 0 {
-			return nil, false
-		}
-		left = left.Minus(v.sets[best])
-		labels = append(labels, v.tests[best].label)
-	}
-	return labels, true
 }
 
 // enumerate tells each cell by the tests that hold of it and those that do not.

@@ -37,10 +37,9 @@ func (a *automaton) cells() ([]cell, error) {
 	for len(queue) > 0 {
 		at := queue[0]
 		queue = queue[1:]
-		accepted := a.accepted(at.places)
-		if k := setKey(accepted); !found[k] {
+		if k := key(a.matching(at.places)); !found[k] {
 			found[k] = true
-			cells = append(cells, cell{truth: accepted, witness: at.text})
+			cells = append(cells, cell{truth: a.accepted(at.places), witness: at.text})
 		}
 		for _, r := range classes {
 			next := a.step(at.places, r)
@@ -153,12 +152,21 @@ func (a *automaton) step(places []uint32, r rune) []uint32 {
 
 func (a *automaton) accepted(places []uint32) Set {
 	out := newSet(a.n)
-	for _, at := range places {
-		if a.insts[at].Op == syntax.InstMatch {
-			out.add(a.of[at])
-		}
+	for _, i := range a.matching(places) {
+		out.add(int(i))
 	}
 	return out
+}
+
+// matching gives the expressions that match, in their order, which is that of places.
+func (a *automaton) matching(places []uint32) []uint32 {
+	var out []uint32
+	for _, at := range places {
+		if a.insts[at].Op == syntax.InstMatch {
+			out = append(out, uint32(a.of[at]))
+		}
+	}
+	return slices.Compact(out)
 }
 
 // classes gives one character of each kind that the expressions tell apart, a
@@ -172,7 +180,7 @@ func (a *automaton) classes() []rune {
 		if in.Op != syntax.InstRune && in.Op != syntax.InstRune1 && in.Op != syntax.InstRuneAny && in.Op != syntax.InstRuneAnyNotNL {
 			continue
 		}
-		k := fmt.Sprint(in.Op, in.Arg, in.Rune)
+		k := kindOf(in)
 		if seen[k] {
 			continue
 		}
@@ -208,6 +216,15 @@ func (a *automaton) classes() []rune {
 		out = append(out, best[k])
 	}
 	return out
+}
+
+// kindOf is the same for instructions that read the same.
+func kindOf(in *syntax.Inst) string {
+	out := binary.LittleEndian.AppendUint32([]byte{byte(in.Op)}, in.Arg)
+	for _, r := range in.Rune {
+		out = binary.LittleEndian.AppendUint32(out, uint32(r))
+	}
+	return string(out)
 }
 
 // runeBounds gives characters at which an instruction may begin or cease to match.
