@@ -31,8 +31,8 @@ type Var struct {
 	tests                  []test
 	// places are where each test is among them.
 	places map[test]int
-	cells                  []cell
-	sets                   []Set // of the tests
+	cells  []cell
+	sets   []Set // of the tests
 	// automaton has the tests of a text.
 	automaton *automaton
 }
