@@ -364,7 +364,9 @@ func TestLoadAsOPA(t *testing.T) {
 	}
 	for _, paths := range [][]string{
 		at("data.json"), at("a"), at("a", "data.json", "one.json"), at("x.y:a", "x:data.json"), at("x.y:list.json"), at("list.json"), at("a", "a:clash.json", "one.json"),
-		at("a:a", "clash.json"), at("broken.json"), at("gone.json"), at("odd"), at("yaml.json"), at("data.json", "data.json"), {"file://" + filepath.Join(dir, "a")}, nil,
+		at("a:a", "clash.json"), at("broken.json"), at("gone.json"), at("odd"), at("yaml.json"), at("data.json", "data.json"),
+		{"file://" + filepath.Join(dir, "a")},
+		nil,
 	} {
 		want, wantErr := loader.NewFileLoader().Filtered(paths, nil)
 		got, data, err := Load(paths, ast.RegoV1)
