@@ -72,7 +72,7 @@ func runInMesh(ctx context.Context, c Config, rt *service.Runtime) error {
 		tokens: &tokens{fetcher: fetcher, metrics: m, leeway: c.Token.Leeway.D(), revoked: revocations}, revoked: revocations,
 		record: decisionLog{what: c.Decision.Log, redact: c.DecisionLog.redactor(), inputs: new(inputNames), recorder: recorder, add: decisions.Add},
 	}
-	r := &reports{decisions: decisions, what: c.Decision.Log, redact: s.record.redact, metrics: m, recorder: recorder}
+	r := &reports{decisions: decisions, what: c.Decision.Log, redact: s.record.redact, metrics: m, recorder: recorder, unknown: newUnknownKeys(rt.Log)}
 	return running(ctx, decisions, recorder, func(ctx context.Context) error { return s.serve(ctx, c, r, ready, rt) })
 }
 
@@ -87,7 +87,7 @@ func (s *server) serve(ctx context.Context, c Config, r *reports, ready func(), 
 		},
 		Options:       serverOptions(c.Decision.MaxRequestBytes + messageOverhead),
 		Subscriptions: s.policies.subscriptions(ctx, s.metrics, ready),
-		FollowPilot:   []func(context.Context, grpc.ClientConnInterface) error{s.revoked.follow},
+		FollowPilot:   []func(context.Context, grpc.ClientConnInterface) error{s.revoked.follow, r.unknown.follow},
 		Tasks:         []func(context.Context) error{s.revoked.expire, s.asks.workers.Run, paceGC},
 	}, rt)
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/writ-mesh/writ/authz/bundle"
 	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/authz/token"
+	"github.com/writ-mesh/writ/internal/jwks"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
@@ -59,7 +60,7 @@ type issuer struct {
 	audiences []string
 	where     token.Locations
 	// keys are inline keys; uri is where they come from if nil.
-	keys *token.KeySet
+	keys *jwks.Set
 	uri  string
 }
 
@@ -299,10 +300,10 @@ func newIssuer(name string, t *configpb.TokenIssuer) (issuer, error) {
 		i.where.Headers = append(i.where.Headers, token.Header{Name: h.GetName(), Prefix: h.GetPrefix()})
 	}
 	if t.GetJwks() != "" {
-		keys, err := token.ParseKeys([]byte(t.GetJwks()))
-		if errors.Is(err, token.ErrNoKey) {
+		keys, err := jwks.Parse([]byte(t.GetJwks()))
+		if errors.Is(err, jwks.ErrNoKey) {
 			// Envoy refuses each of its tokens; there is nothing to refuse here.
-			keys, err = &token.KeySet{}, nil
+			keys, err = &jwks.Set{}, nil
 		}
 		if err != nil {
 			return issuer{}, err

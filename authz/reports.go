@@ -20,10 +20,13 @@ type reports struct {
 	redact    *decisionlog.Redactor
 	metrics   *metrics
 	recorder  *recording.Recorder
+	// unknown has pilot look for keys.
+	unknown *unknownKeys
 }
 
 // take waits while the decision log has no room.
 func (s *reports) take(ctx context.Context, r accesslog.Report) error {
+	s.unknown.see(r)
 	rule, refused := r.Refused()
 	observed := r.Observed()
 	from, path := r.From(), ""

@@ -35,7 +35,13 @@ func TestTokens(t *testing.T) {
 	}
 	jwks := fmt.Sprintf(`{"keys":[{"kty":"RSA","alg":"RS256","use":"sig","kid":"k1","n":"%s","e":"%s"}]}`, b64(key.N), b64(big.NewInt(int64(key.E))))
 	keyServer := newEcho(t, "keys")
-	keyServer.answerWith(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(jwks)) })
+	serve := func(keys string) {
+		keyServer.answerWith(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Cache-Control", "max-age=3600") // who looks again does so for an unknown key
+			_, _ = w.Write([]byte(keys))
+		})
+	}
+	serve(jwks)
 	sign := func(method jwt.SigningMethod, k crypto.PrivateKey, change func(jwt.MapClaims)) string {
 		c := jwt.MapClaims{"iss": "https://issuer.example", "sub": "alice", "aud": "shop", "exp": time.Now().Add(time.Hour).Unix(), "groups": []string{"staff", "buyers"}}
 		if change != nil {
@@ -131,6 +137,27 @@ spec:
 	}
 	if got := m.get("a-1", "http://b:8000/private"); !strings.HasPrefix(got.header.Get("x-writ-denied-by"), "AuthorizationPolicy default/need-token") {
 		t.Errorf("denied by %q", got.header.Get("x-writ-denied-by"))
+	}
+	// The issuer takes another key: an Envoy meets it, authz hears of that, and pilot looks.
+	next, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(strings.Replace(strings.Replace(jwks, b64(key.N), b64(next.N), 1), `"k1"`, `"k2"`, 1))
+	token := jwt.NewWithClaims(jwt.SigningMethodRS256, jwt.MapClaims{"iss": "https://issuer.example", "aud": "shop", "exp": time.Now().Add(time.Hour).Unix()})
+	token.Header["kid"] = "k2"
+	rotated, err := token.SignedString(next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proctest.Eventually(t, 20*time.Second, func() error {
+		if got := m.get("a-1", "http://c:8000/", "Authorization: Bearer "+rotated); got.status != 200 {
+			return fmt.Errorf("a token by a new key: %s", got)
+		}
+		return nil
+	})
+	if got := m.get("a-1", "http://c:8000/", "Authorization: Bearer "+good); got.status != 401 {
+		t.Errorf("a token by a key that was withdrawn: %s", got)
 	}
 }
 

@@ -2,6 +2,7 @@ package pilot
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"runtime"
@@ -48,6 +49,8 @@ type besides struct {
 	tokens *model.RevokedTokens
 	// fetched are entries of AccessLists.
 	fetched map[string]model.Fetched
+	// keys are key sets of token issuers.
+	keys map[string]string
 }
 
 // in gives a copy of a mesh with it.
@@ -57,13 +60,13 @@ func (s besides) in(files *model.Mesh) *model.Mesh {
 	if s.tokens != nil {
 		with.Tokens = *s.tokens
 	}
-	with.Fetched = s.fetched
+	with.Fetched, with.KeySets = s.fetched, s.keys
 	return &with
 }
 
 // same tells whether two come to the same configuration.
 func (s besides) same(other besides) bool {
-	return sameRevoked(s.revoked, other.revoked) && reflect.DeepEqual(s.tokens, other.tokens) && reflect.DeepEqual(s.fetched, other.fetched)
+	return sameRevoked(s.revoked, other.revoked) && reflect.DeepEqual(s.tokens, other.tokens) && reflect.DeepEqual(s.fetched, other.fetched) && maps.Equal(s.keys, other.keys)
 }
 
 // compile translates a mesh. What the builder knows from earlier revisions is
@@ -152,8 +155,10 @@ type typed struct {
 	list []translate.Resource
 }
 
-func listsOf(s *translate.Snapshot) [4]typed {
-	return [...]typed{{xds.ClusterType, s.Clusters}, {xds.EndpointType, s.Endpoints}, {xds.ListenerType, s.Listeners}, {xds.RouteType, s.Routes}}
+func listsOf(s *translate.Snapshot) [5]typed {
+	return [...]typed{
+		{xds.ClusterType, s.Clusters}, {xds.EndpointType, s.Endpoints}, {xds.ListenerType, s.Listeners}, {xds.RouteType, s.Routes}, {xds.ExtensionType, s.Extensions},
+	}
 }
 
 // config translates for one proxy.
@@ -178,10 +183,10 @@ func (c *compiled) config(p *model.Proxy) (*xds.Config, error) {
 }
 
 // setsOf gives the sets of what proxies have in common.
-func (s *sharing) setsOf(shared *translate.Snapshot) ([4]*xds.Set, error) {
+func (s *sharing) setsOf(shared *translate.Snapshot) ([5]*xds.Set, error) {
 	known, ok := s.sets.Load(shared)
 	if !ok {
-		known, _ = s.sets.LoadOrStore(shared, sync.OnceValues(func() (sets [4]*xds.Set, err error) {
+		known, _ = s.sets.LoadOrStore(shared, sync.OnceValues(func() (sets [5]*xds.Set, err error) {
 			for i, t := range listsOf(shared) {
 				resources, err := s.resources(t.list)
 				if err != nil {
@@ -192,7 +197,7 @@ func (s *sharing) setsOf(shared *translate.Snapshot) ([4]*xds.Set, error) {
 			return sets, nil
 		}))
 	}
-	return known.(func() ([4]*xds.Set, error))() //nolint:forcetypeassert // stored here only
+	return known.(func() ([5]*xds.Set, error))() //nolint:forcetypeassert // stored here only
 }
 
 func (s *sharing) resources(list []translate.Resource) ([]*xds.Resource, error) {

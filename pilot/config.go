@@ -48,6 +48,11 @@ type Config struct {
 	// ListURLs are what the URL of an AccessList has to begin with, one of them:
 	// scheme, host and a folder. Empty is any.
 	ListURLs []string `yaml:"list_urls"`
+	// KeySetURLs are what a place must begin with from which pilot fetches keys of token
+	// issuers (jwksUri of RequestAuthentications, and what issuers without one say), one
+	// of them: scheme, host and a folder. Empty is any. Of other places the proxies fetch
+	// themselves.
+	KeySetURLs []string `yaml:"key_set_urls"`
 	// Credential says where the service's own certificate comes from.
 	Credential credential.Config `yaml:"credential"`
 }
@@ -93,8 +98,13 @@ func (c *Config) Validate() error {
 		return err
 	}
 	for i, u := range c.ListURLs {
-		if problem := model.ListURLProblem(u); problem != "" {
+		if problem := model.URLProblem(u); problem != "" {
 			return fmt.Errorf("list_urls[%d]: %q %s", i, u, problem)
+		}
+	}
+	for i, u := range c.KeySetURLs {
+		if problem := model.URLProblem(u); problem != "" {
+			return fmt.Errorf("key_set_urls[%d]: %q %s", i, u, problem)
 		}
 	}
 	return errors.Join(c.validateListeners()...)

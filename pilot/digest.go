@@ -71,7 +71,7 @@ func digest(m *model.Mesh) (digests, error) {
 	if r := &m.Tokens; r.Any() {
 		d.add(security.TokensRef().ID(), d.value(r))
 	}
-	d.order = append(d.order, d.value([]any{m.NamespaceLabels, m.TrustDomain, m.TrustDomainAliases, m.FederatedDomains, m.Deciders, m.Fetched})...)
+	d.order = append(d.order, d.value([]any{m.NamespaceLabels, m.TrustDomain, m.TrustDomainAliases, m.FederatedDomains, m.Deciders, m.Fetched, m.KeySets})...)
 	if d.err != nil {
 		return digests{}, fmt.Errorf("hash the configuration: %w", d.err)
 	}

@@ -63,7 +63,7 @@ func start(t *testing.T, files map[string]string) *running {
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- service.RunTasks(ctx, p.Run, p.lists.Run, func(ctx context.Context) error { return p.ServePlaintext(ctx, r.addr, rt) })
+		done <- service.RunTasks(ctx, p.Run, p.lists.Run, p.keySets.Run, func(ctx context.Context) error { return p.ServePlaintext(ctx, r.addr, rt) })
 	}()
 	t.Cleanup(func() {
 		stop()

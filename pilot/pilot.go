@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/writ-mesh/writ/internal/service"
+	"github.com/writ-mesh/writ/pilot/fetch"
+	"github.com/writ-mesh/writ/pilot/keysource"
 	"github.com/writ-mesh/writ/pilot/listsource"
 	"github.com/writ-mesh/writ/pilot/meshdir"
 	"github.com/writ-mesh/writ/pilot/model"
@@ -57,8 +59,10 @@ type Options struct {
 	Health  *service.Health
 	// XDS overrides timings; the rest of it is set by New.
 	XDS xds.Options
-	// Lists says where the entries of AccessLists may come from.
-	Lists listsource.Limits
+	// Lists says where the entries of AccessLists may come from, and KeySets where the
+	// keys of token issuers may.
+	Lists   listsource.Limits
+	KeySets fetch.Guard
 }
 
 // Pilot reads, translates and distributes. Run drives it.
@@ -86,7 +90,9 @@ type Pilot struct {
 	tokensFeed    *tokenFeed
 	tokensChanged chan struct{}
 	// lists fetches entries of AccessLists.
-	lists    *listsource.Keeper
+	lists *listsource.Keeper
+	// keySets fetches keys of token issuers.
+	keySets  *keysource.Keeper
 	problems []meshdir.Problem
 	// failed is why the files as they stand cannot be translated, or not for
 	// everybody.
@@ -114,6 +120,7 @@ func newPilot(o Options) (*Pilot, error) {
 		return nil, err
 	}
 	p.openLists(o)
+	p.openKeys(o)
 	p.tracker = revision.New(p.saved)
 	o.XDS.Identify, o.XDS.Log, o.XDS.Observer = identify, o.Log, p.metrics
 	o.XDS.Old = func(c xds.Client) bool { return c.Envoy && translate.OlderEnvoy(c.Version) }
@@ -139,6 +146,8 @@ func (p *Pilot) Run(ctx context.Context) error {
 			p.read(p.written(time.Now()))
 		case <-p.lists.Changed():
 			p.relist()
+		case <-p.keySets.Changed():
+			p.rekey()
 		case <-p.xds.Ready():
 			if p.handle(p.xds.Events()) {
 				p.read(time.Now())
@@ -169,6 +178,7 @@ func (p *Pilot) read(written time.Time) {
 		p.health.Set("configuration", errors.New("there is no configuration that can be used yet; see the problems in writ status"))
 	} else if changed || p.current == nil {
 		p.setLists(mesh)
+		p.setKeys(mesh)
 		p.compile(mesh, written)
 	}
 	p.metrics.setProblems(p.allProblems())

@@ -10,6 +10,7 @@ import (
 
 	"github.com/writ-mesh/writ/internal/regoform"
 	"github.com/writ-mesh/writ/internal/service"
+	"github.com/writ-mesh/writ/pilot/fetch"
 	"github.com/writ-mesh/writ/pilot/listsource"
 	"github.com/writ-mesh/writ/pilot/meshdir"
 )
@@ -49,12 +50,13 @@ func run(ctx context.Context, c Config, rt *service.Runtime, compileRego Compile
 		Source:   meshdir.NewReader(source),
 		Modified: func() time.Time { return newest(c.Mesh, c.Instances) },
 		State:    c.State, Log: rt.Log, Metrics: rt.Metrics, Health: rt.Health,
-		Lists: listsource.Limits{URLs: c.ListURLs, AddressProblem: source.AddressProblem, ReadFile: source.ReadNamed},
+		Lists:   listsource.Limits{Guard: fetch.Guard{URLs: c.ListURLs, Setting: "list_urls", AddressProblem: source.AddressProblem}, ReadFile: source.ReadNamed},
+		KeySets: fetch.Guard{URLs: c.KeySetURLs, Setting: "key_set_urls", AddressProblem: source.AddressProblem},
 	})
 	if err != nil {
 		return err
 	}
-	tasks := []func(context.Context) error{p.Run, p.followTokens, p.lists.Run}
+	tasks := []func(context.Context) error{p.Run, p.followTokens, p.lists.Run, p.keySets.Run}
 	if c.Listen != "" {
 		tasks = append(tasks, func(ctx context.Context) error { return p.ServeADS(ctx, c.Listen, c.Credential, rt) })
 	}

@@ -59,9 +59,11 @@ func (p *Pilot) ServeADS(ctx context.Context, addr string, cfg credential.Config
 	}
 	methods := adsMethods(rpc.Or(rpc.AnyNode(), rpc.AnyService(identity.CA, identity.Authz, identity.RateLimit)))
 	maps.Copy(methods, tokenFeedMethods())
+	maps.Copy(methods, keySetsMethods())
 	s := rpc.NewServer(source.ServerCredentials(), methods, rt)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s, p.xds)
 	pilotpb.RegisterTokenRevocationFeedServer(s, &tokenRevocationFeed{pilot: p})
+	pilotpb.RegisterKeySetsServer(s, &keySetsService{pilot: p})
 	if err := rpc.CheckMethods(s, methods); err != nil {
 		_ = l.Close()
 		return err
@@ -189,6 +191,7 @@ func (p *Pilot) status() (*pilotpb.GetStatusResponse, <-chan struct{}) {
 			InForce: pr.InForce,
 		})
 	}
+	st.KeySets = keySetStatus(p.keySets.Status())
 	return st, p.changed
 }
 

@@ -50,6 +50,17 @@ func (r Report) Refused() (rule string, refused bool) {
 	return ruleOf(details), true
 }
 
+// UnknownKey says whether the Envoy refused a token by whose signature it may be that
+// its issuer has a key that the Envoy does not know: no key has its kid, or none of the
+// keys that could verify it does.
+func (r Report) UnknownKey() bool {
+	switch r.HTTP.GetResponse().GetResponseCodeDetails() {
+	case "jwt_authn_access_denied{Jwks_doesn't_have_key_to_match_kid_or_alg_from_Jwt}", "jwt_authn_access_denied{Jwt_verification_fails}":
+		return true
+	}
+	return false
+}
+
 // ruleInDetails is how RBAC says which rule matched, with underscores for spaces.
 var ruleInDetails = regexp.MustCompile(`^rbac_access_denied_matched_policy\[([A-Za-z]+)_(.+?)(?:_rule_([0-9]+))?\]$`)
 

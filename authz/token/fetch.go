@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/jwks"
 )
 
 // The rhythm of fetching keys.
@@ -34,8 +36,8 @@ const discoveryPath = "/.well-known/openid-configuration"
 type Store interface {
 	// LoadKeys returns what was saved for uri, or nil.
 	LoadKeys(uri string) []byte
-	// SaveKeys keeps a document that ParseKeys took.
-	SaveKeys(uri string, jwks []byte) error
+	// SaveKeys keeps a document that jwks.Parse took.
+	SaveKeys(uri string, document []byte) error
 }
 
 // Fetcher fetches key sets by URI. Each URI has its own rhythm, back-off and
@@ -88,7 +90,7 @@ func (f *Fetcher) Close() {
 
 // feed is one place.
 type feed struct {
-	keys atomic.Pointer[KeySet]
+	keys atomic.Pointer[jwks.Set]
 	// ask wakes the loop.
 	ask  chan struct{}
 	stop context.CancelFunc
@@ -134,7 +136,7 @@ func (f *Fetcher) Watch(uris []string) {
 		fd := &feed{ask: make(chan struct{}, 1), done: make(chan struct{}), stop: stop}
 		if f.store != nil {
 			if b := f.store.LoadKeys(uri); b != nil {
-				if set, err := ParseKeys(b); err == nil {
+				if set, err := jwks.Parse(b); err == nil {
 					fd.keys.Store(set)
 				}
 			}
@@ -151,7 +153,7 @@ func (f *Fetcher) Watch(uris []string) {
 }
 
 // Keys gives the last good key set of a place, nil if there was none yet.
-func (f *Fetcher) Keys(uri string) *KeySet {
+func (f *Fetcher) Keys(uri string) *jwks.Set {
 	if fd := f.feed(uri); fd != nil {
 		return fd.keys.Load()
 	}
@@ -248,7 +250,7 @@ func (f *Fetcher) fetch(ctx context.Context, uri string, fd *feed) error {
 			return err
 		}
 	}
-	set, err := ParseKeys(b)
+	set, err := jwks.Parse(b)
 	if err != nil {
 		return err
 	}
@@ -277,12 +279,12 @@ func (f *Fetcher) get(ctx context.Context, uri string) ([]byte, error) {
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%s: %s", uri, resp.Status)
 	}
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxKeySet+1))
+	b, err := io.ReadAll(io.LimitReader(resp.Body, jwks.MaxSize+1))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", uri, err)
 	}
-	if len(b) > maxKeySet {
-		return nil, fmt.Errorf("%s: more than %d bytes", uri, maxKeySet)
+	if len(b) > jwks.MaxSize {
+		return nil, fmt.Errorf("%s: more than %d bytes", uri, jwks.MaxSize)
 	}
 	return b, nil
 }

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/jwks"
 )
 
 // web answers by URL and notes when it was asked.
@@ -63,7 +65,10 @@ func fetcher(t *testing.T, store Store) (*Fetcher, *web) {
 	return f, w
 }
 
-func jwks(t *testing.T, kids ...string) string {
+// count is the number of usable keys.
+func count(s *jwks.Set) int { return len(find(s, "", false)) }
+
+func published(t *testing.T, kids ...string) string {
 	keys := make([]map[string]any, len(kids))
 	for i, kid := range kids {
 		keys[i] = newSigner(t, "P-256", kid).jwk
@@ -72,23 +77,23 @@ func jwks(t *testing.T, kids ...string) string {
 }
 
 func TestFetcherKeepsLastGood(t *testing.T) {
-	good := jwks(t, "a")
+	good := published(t, "a")
 	synctest.Test(t, func(t *testing.T) {
 		store := memory{}
 		f, w := fetcher(t, store)
 		w.set("https://a/keys", says(good))
 		f.Watch([]string{"https://a/keys"})
 		synctest.Wait()
-		if f.Keys("https://a/keys").count() != 1 {
+		if count(f.Keys("https://a/keys")) != 1 {
 			t.Fatal("not fetched at once")
 		}
 		for _, broken := range []func(context.Context) (string, error){
-			says("oops"), says(`{"keys":[]}`), says(strings.Repeat(" ", maxKeySet+10)),
+			says("oops"), says(`{"keys":[]}`), says(strings.Repeat(" ", jwks.MaxSize+10)),
 			func(context.Context) (string, error) { return "", errors.New("connection refused") },
 		} {
 			w.set("https://a/keys", broken)
 			time.Sleep(time.Hour) // time of the bubble
-			if f.Keys("https://a/keys").count() != 1 {
+			if count(f.Keys("https://a/keys")) != 1 {
 				t.Fatal("the last good keys are gone")
 			}
 		}
@@ -98,7 +103,7 @@ func TestFetcherKeepsLastGood(t *testing.T) {
 		f.Close()
 		again, _ := fetcher(t, store)
 		again.Watch([]string{"https://a/keys"})
-		if again.Keys("https://a/keys").count() != 1 {
+		if count(again.Keys("https://a/keys")) != 1 {
 			t.Error("the saved keys are not there after a restart")
 		}
 		again.Close()
@@ -127,18 +132,18 @@ func TestFetcherBacksOff(t *testing.T) {
 }
 
 func TestFetcherDeadOneDelaysNoOther(t *testing.T) {
-	good := jwks(t, "a")
+	good := published(t, "a")
 	synctest.Test(t, func(t *testing.T) {
 		f, w := fetcher(t, nil)
 		w.set("https://slow/keys", func(ctx context.Context) (string, error) { <-ctx.Done(); return "", ctx.Err() })
 		w.set("https://a/keys", says(good))
 		f.Watch([]string{"https://slow/keys", "https://a/keys"})
 		synctest.Wait()
-		if f.Keys("https://a/keys").count() != 1 || f.Keys("https://slow/keys") != nil {
+		if count(f.Keys("https://a/keys")) != 1 || f.Keys("https://slow/keys") != nil {
 			t.Error("the good issuer waits for the dead one")
 		}
 		f.Watch([]string{"https://a/keys"})
-		if f.Keys("https://slow/keys") != nil || f.Keys("https://a/keys").count() != 1 {
+		if f.Keys("https://slow/keys") != nil || count(f.Keys("https://a/keys")) != 1 {
 			t.Error("what is watched did not follow")
 		}
 		f.Close()
@@ -147,7 +152,7 @@ func TestFetcherDeadOneDelaysNoOther(t *testing.T) {
 
 // A token with a new kid makes one fetch, and a flood of them one a second.
 func TestFetcherUnknownKid(t *testing.T) {
-	first, second := jwks(t, "a"), jwks(t, "a", "b")
+	first, second := published(t, "a"), published(t, "a", "b")
 	synctest.Test(t, func(t *testing.T) {
 		const uri = "https://a/keys"
 		f, w := fetcher(t, nil)
@@ -167,7 +172,7 @@ func TestFetcherUnknownKid(t *testing.T) {
 		if n := len(w.times(uri)); n != 2 {
 			t.Errorf("%d fetches, want 2", n)
 		}
-		if f.Keys(uri).count() != 2 {
+		if count(f.Keys(uri)) != 2 {
 			t.Error("the new key is not known when Refresh returns")
 		}
 		for range 100 {
@@ -194,7 +199,7 @@ func TestFetcherUnknownKid(t *testing.T) {
 }
 
 func TestFetcherDiscovery(t *testing.T) {
-	good := jwks(t, "a")
+	good := published(t, "a")
 	synctest.Test(t, func(t *testing.T) {
 		f, w := fetcher(t, nil)
 		uri := DiscoveryURI("https://a/")
@@ -208,7 +213,7 @@ func TestFetcherDiscovery(t *testing.T) {
 		w.set("http://down/k", says(good))
 		f.Watch([]string{uri, down})
 		synctest.Wait()
-		if f.Keys(uri).count() != 1 {
+		if count(f.Keys(uri)) != 1 {
 			t.Error("keys were not discovered")
 		}
 		if f.Keys(down) != nil {

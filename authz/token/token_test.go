@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+
+	"github.com/writ-mesh/writ/internal/jwks"
 )
 
 // now is the time in all tests of verification.
@@ -70,13 +72,13 @@ func (s signer) with(key string, value any) map[string]any {
 	return m
 }
 
-func keySet(t testing.TB, jwks ...map[string]any) *KeySet {
+func keySet(t testing.TB, keys ...map[string]any) *jwks.Set {
 	t.Helper()
-	b, err := json.Marshal(map[string]any{"keys": jwks})
+	b, err := json.Marshal(map[string]any{"keys": keys})
 	if err != nil {
 		t.Fatal(err)
 	}
-	set, err := ParseKeys(b)
+	set, err := jwks.Parse(b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,58 +262,6 @@ func TestVerifyOptions(t *testing.T) {
 	}
 }
 
-func TestParseKeys(t *testing.T) {
-	r, ec := newSigner(t, "RSA", "r"), newSigner(t, "P-256", "e")
-	small, err := rsa.GenerateKey(rand.Reader, 1024) //nolint:gosec // weak on purpose
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, c := range map[string]struct {
-		key  map[string]any
-		want string
-	}{
-		"symmetric":       {map[string]any{"kty": "oct", "k": "c2VjcmV0"}, "symmetric"},
-		"RSA for HS256":   {r.with("alg", "HS256"), "not for key type"},
-		"RSA for ES256":   {r.with("alg", "ES256"), "not for key type"},
-		"EC for RS256":    {ec.with("alg", "RS256"), "not for key type"},
-		"EC for ES384":    {ec.with("alg", "ES384"), "not for key type"},
-		"for encryption":  {r.with("use", "enc"), "not for signatures"},
-		"only signing":    {r.with("key_ops", []string{"sign"}), "verify"},
-		"short RSA":       {map[string]any{"kty": "RSA", "n": b64(small.N.Bytes()), "e": "AQAB"}, "1024 bits"},
-		"exponent one":    {r.with("e", "AQ"), "exponent"},
-		"exponent even":   {r.with("e", "BA"), "exponent"},
-		"no modulus":      {r.with("n", ""), "number"},
-		"off the curve":   {ec.with("x", b64(make([]byte, 32))), "EC key"},
-		"short point":     {ec.with("x", "AA"), "coordinate"},
-		"other curve":     {ec.with("crv", "secp256k1"), "curve"},
-		"X25519":          {map[string]any{"kty": "OKP", "crv": "X25519", "x": b64(make([]byte, 32))}, "curve"},
-		"short Ed25519":   {map[string]any{"kty": "OKP", "crv": "Ed25519", "x": "AA"}, "Ed25519"},
-		"no type":         {map[string]any{"n": "AA"}, "key type"},
-		"type is a list":  {map[string]any{"kty": []string{"RSA"}}, "unmarshal"},
-		"kid is a number": {r.with("kid", 1), "unmarshal"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if _, err := ParseKeys([]byte(mustJSON(t, map[string]any{"keys": []any{c.key}}))); err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("error %v, want %q", err, c.want)
-			}
-			// A bad key does not take the good ones with it.
-			set, err := ParseKeys([]byte(mustJSON(t, map[string]any{"keys": []any{c.key, ec.jwk}})))
-			if err != nil || set.count() != 1 || len(set.Skipped) != 1 {
-				t.Errorf("beside a good key: %v %v", set, err)
-			}
-		})
-	}
-	for _, bad := range []string{"", "{}", "[]", `{"keys": 1}`, `{"keys": []}`, `{"keys": [1]}`, `{"keys":[` + strings.Repeat(`{},`, maxKeys) + `{}]}`, strings.Repeat(" ", maxKeySet+1)} {
-		if _, err := ParseKeys([]byte(bad)); err == nil {
-			t.Errorf("%.20q accepted", bad)
-		}
-	}
-	set := keySet(t, r.with("alg", "PS256"))
-	if got := set.keys[0].Algorithms; len(got) != 1 || got[0] != "PS256" {
-		t.Errorf("a key with alg is good for %v", got)
-	}
-}
-
 func TestFind(t *testing.T) {
 	r := Request{
 		Path: "/a?access_token=p1&tok=p2&access_token=p3",
@@ -354,17 +304,3 @@ func FuzzVerify(f *testing.F) {
 		}
 	})
 }
-
-func FuzzParseKeys(f *testing.F) {
-	f.Add([]byte(`{"keys":[` + mustJSON(f, newSigner(f, "P-256", "e").jwk) + `]}`))
-	f.Add([]byte(`{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"}]}`))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		set, err := ParseKeys(b)
-		if err == nil && set.count() == 0 {
-			t.Fatal("no error and no key")
-		}
-	})
-}
-
-// count is the number of usable keys.
-func (s *KeySet) count() int { return len(s.find("", false)) }

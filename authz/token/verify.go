@@ -11,6 +11,7 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 
+	"github.com/writ-mesh/writ/internal/jwks"
 	"github.com/writ-mesh/writ/internal/revoked"
 )
 
@@ -41,7 +42,7 @@ type Issuer struct {
 	Issuer string
 	// Audiences has to contain one value of the claim "aud"; empty is any.
 	Audiences []string
-	Keys      *KeySet
+	Keys      *jwks.Set
 }
 
 // Verified is a token whose signature and claims hold.
@@ -194,7 +195,7 @@ func (p *parsed) header(b []byte) error {
 }
 
 func (p *parsed) verify(issuer Issuer, claims *jwt.RegisteredClaims, now time.Time, leeway time.Duration) error {
-	keys := issuer.Keys.find(p.kid, p.hasKid)
+	keys := find(issuer.Keys, p.kid, p.hasKid)
 	if len(keys) == 0 {
 		return ErrUnknownKey
 	}
@@ -204,12 +205,30 @@ func (p *parsed) verify(issuer Issuer, claims *jwt.RegisteredClaims, now time.Ti
 		if !slices.Contains(k.Algorithms, p.alg) {
 			continue
 		}
-		if method.Verify(p.signed, p.signature, k.public) == nil {
+		if method.Verify(p.signed, p.signature, k.Public) == nil {
 			return checkClaims(issuer, claims, now, leeway)
 		}
 		err = errSignature
 	}
 	return err
+}
+
+// find gives the keys that a token with this header may be signed by: those of its kid,
+// or all if it names none.
+func find(s *jwks.Set, kid string, hasKid bool) []jwks.Key {
+	if s == nil {
+		return nil
+	}
+	if !hasKid {
+		return s.Keys
+	}
+	var out []jwks.Key
+	for _, k := range s.Keys {
+		if k.ID == kid {
+			out = append(out, k)
+		}
+	}
+	return out
 }
 
 func checkClaims(issuer Issuer, claims *jwt.RegisteredClaims, now time.Time, leeway time.Duration) error {

@@ -8,9 +8,6 @@
 // or has one that is no entry. What a server answers is nowhere shown, so that who may
 // write an AccessList cannot read through it what only pilot can reach.
 //
-// A server is called by GET, without a proxy and without credentials, over TLS 1.2 or
-// later if the URL says https; a redirect stays with the scheme. Addresses that no
-// list has any business at are refused when they are dialled, whatever name led there:
-// link-local ones (among them the metadata services of clouds), those of the mesh's own
-// services, and a proxy's own ports.
+// Package fetch does the fetching and says what may not be fetched; a redirect stays
+// with the scheme.
 package listsource

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/writ-mesh/writ/pilot/fetch"
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
@@ -57,6 +58,7 @@ func TestGet(t *testing.T) {
 	}
 	limits := Limits{ReadFile: func(name string) ([]byte, error) { return os.ReadFile(filepath.Join(dir, name)) }}
 	elsewhere, own := limits, limits
+	elsewhere.Setting = "list_urls"
 	elsewhere.URLs = []string{"https://lists.example/a", plain.URL + "/other/"}
 	own.AddressProblem = func(string, uint32) string { return "is reserved" }
 	for _, c := range []struct {
@@ -91,11 +93,11 @@ func TestGet(t *testing.T) {
 			c.src.Timeout = 10 * time.Second
 		}
 		a, err := c.limits.get(t.Context(), &c.src, c.tag)
-		got := string(a.body)
+		got := string(a.Body)
 		switch {
 		case err != nil:
 			got = err.Error()
-		case a.unchanged:
+		case a.Unchanged:
 			got = "unchanged"
 		}
 		if !strings.Contains(got, c.want) || (err == nil) != (c.want == "10.0.0.1\n" || c.want == "unchanged") {
@@ -104,9 +106,9 @@ func TestGet(t *testing.T) {
 	}
 	a, err := limits.get(t.Context(), &model.AccessSource{URL: plain.URL + "/large", Timeout: time.Minute}, "")
 	if err == nil {
-		_, err = parse(model.AccessStrings, a.body)
+		t.Errorf("%d bytes", len(a.Body))
 	}
-	if !errors.Is(err, errTooLarge) {
+	if !errors.Is(err, fetch.ErrTooLarge) {
 		t.Errorf("a large list: %v", err)
 	}
 }

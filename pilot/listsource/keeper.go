@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/writ-mesh/writ/internal/atomicfile"
+	"github.com/writ-mesh/writ/pilot/fetch"
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
@@ -41,7 +42,7 @@ type Options struct {
 
 // Keeper has the entries of all lists. It is safe for concurrent use.
 type Keeper struct {
-	get     func(ctx context.Context, src *model.AccessSource, tag string) (answer, error)
+	get     func(ctx context.Context, src *model.AccessSource, tag string) (fetch.Answer, error)
 	state   string
 	log     *slog.Logger
 	fetches *prometheus.CounterVec
@@ -243,8 +244,8 @@ func (k *Keeper) look(ctx context.Context, id string, s *source, list *model.Acc
 	defer func() { <-k.slots }()
 	a, err := k.get(ctx, list.From, tag)
 	var entries []string
-	if err == nil && !a.unchanged {
-		entries, err = parse(list.Form, a.body)
+	if err == nil && !a.Unchanged {
+		entries, err = parse(list.Form, a.Body)
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -266,11 +267,11 @@ func (k *Keeper) look(ctx context.Context, id string, s *source, list *model.Acc
 		k.tell()
 	}
 	s.failed = nil
-	if a.unchanged || !s.good.Fetched.IsZero() && slices.Equal(entries, s.good.Entries) {
+	if a.Unchanged || !s.good.Fetched.IsZero() && slices.Equal(entries, s.good.Entries) {
 		k.fetches.WithLabelValues("unchanged").Inc()
 		s.good.Fetched = now
-		if !a.unchanged {
-			s.good.Tag = a.tag
+		if !a.Unchanged {
+			s.good.Tag = a.Tag
 		}
 		if list.From.MaxAge > 0 {
 			k.save(id, s.good)
@@ -278,7 +279,7 @@ func (k *Keeper) look(ctx context.Context, id string, s *source, list *model.Acc
 		return nil
 	}
 	k.fetches.WithLabelValues("new").Inc()
-	s.good = good{Entries: entries, Tag: a.tag, Fetched: now, From: cmp.Or(list.From.URL, list.From.File)}
+	s.good = good{Entries: entries, Tag: a.Tag, Fetched: now, From: cmp.Or(list.From.URL, list.From.File)}
 	k.log.InfoContext(ctx, "new entries of an AccessList", slog.String("list", id), slog.Int("entries", len(entries)))
 	k.save(id, s.good)
 	k.tell()

@@ -13,19 +13,20 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/writ-mesh/writ/pilot/fetch"
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
 // fake is a source that a test changes.
 type fake struct {
 	mu     sync.Mutex
-	answer answer
+	answer fetch.Answer
 	err    error
 	asked  int
 	tag    string
 }
 
-func (f *fake) get(_ context.Context, _ *model.AccessSource, tag string) (answer, error) {
+func (f *fake) get(_ context.Context, _ *model.AccessSource, tag string) (fetch.Answer, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.asked++
@@ -34,7 +35,7 @@ func (f *fake) get(_ context.Context, _ *model.AccessSource, tag string) (answer
 }
 
 // says is what the source gives from now on.
-func (f *fake) says(a answer, err error) {
+func (f *fake) says(a fetch.Answer, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.answer, f.err = a, err
@@ -101,7 +102,7 @@ func TestLastGoodStays(t *testing.T) {
 		if p := k.Problems(); len(p) != 1 || !p[0].Fetched.IsZero() {
 			t.Errorf("problems: %+v", p)
 		}
-		f.says(answer{body: []byte("# partners\r\n10.0.0.1\r\n\r\n10.0.0.1\n 10.1.0.0/16 \n"), tag: "t1"}, nil)
+		f.says(fetch.Answer{Body: []byte("# partners\r\n10.0.0.1\r\n\r\n10.0.0.1\n 10.1.0.0/16 \n"), Tag: "t1"}, nil)
 		pass(2 * time.Second) // of the bubble: the first retry is after a second
 		k.entries(t, "10.0.0.1", "10.1.0.0/16")
 		if p := k.Problems(); len(p) != 0 {
@@ -112,7 +113,7 @@ func TestLastGoodStays(t *testing.T) {
 			if bad == nil {
 				err = errors.New("away")
 			}
-			f.says(answer{body: bad}, err)
+			f.says(fetch.Answer{Body: bad}, err)
 			pass(2 * time.Minute)
 			k.entries(t, "10.0.0.1", "10.1.0.0/16")
 			p := k.Problems()
@@ -126,16 +127,16 @@ func TestLastGoodStays(t *testing.T) {
 		if _, tag := f.since(); tag != "t1" {
 			t.Errorf("asked with the tag %q", tag)
 		}
-		f.says(answer{unchanged: true}, nil)
+		f.says(fetch.Answer{Unchanged: true}, nil)
 		pass(2 * time.Minute)
 		k.entries(t, "10.0.0.1", "10.1.0.0/16")
-		f.says(answer{body: []byte("# nobody\n")}, nil)
+		f.says(fetch.Answer{Body: []byte("# nobody\n")}, nil)
 		pass(2 * time.Minute)
 		synctest.Wait()
 		if got, ok := k.Fetched()["default/partners"]; !ok || len(got.Entries) != 0 {
 			t.Errorf("in force is %+v, %v", got, ok)
 		}
-		f.says(answer{body: []byte("10.9.9.9\n")}, nil)
+		f.says(fetch.Answer{Body: []byte("10.9.9.9\n")}, nil)
 		pass(2 * time.Minute)
 		k.entries(t, "10.9.9.9")
 	})
@@ -160,7 +161,7 @@ func TestLastGoodStays(t *testing.T) {
 
 func TestRefresh(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{answer: answer{body: []byte("10.0.0.1\n")}}
+		f := &fake{answer: fetch.Answer{Body: []byte("10.0.0.1\n")}}
 		k := keeper("", f)
 		running(t, k)
 		k.Set([]*model.AccessList{partners("http://a.example/", 0)})
@@ -170,18 +171,18 @@ func TestRefresh(t *testing.T) {
 		if asked, _ := f.since(); asked != 11 {
 			t.Errorf("asked %d times in ten minutes, want 11", asked)
 		}
-		f.says(answer{}, errors.New("away"))
+		f.says(fetch.Answer{}, errors.New("away"))
 		pass(2 * time.Minute)
 		synctest.Wait()
 		if asked, _ := f.since(); asked != 6 { // a second, two, four and so on after the first failure
 			t.Errorf("asked %d times in two minutes without an answer", asked)
 		}
-		f.says(answer{body: []byte("10.0.0.2\n")}, nil)
+		f.says(fetch.Answer{Body: []byte("10.0.0.2\n")}, nil)
 		k.Set([]*model.AccessList{partners("http://b.example/", 0)}) // another place is looked at at once
 		k.entries(t, "10.0.0.2")
 		list := partners("http://b.example/", 0)
 		list.Form = model.AccessRegex
-		f.says(answer{body: []byte("a(\n")}, nil)
+		f.says(fetch.Answer{Body: []byte("a(\n")}, nil)
 		k.Set([]*model.AccessList{list})
 		k.entries(t, "10.0.0.2") // which is an expression as well
 	})
@@ -189,13 +190,13 @@ func TestRefresh(t *testing.T) {
 
 func TestMaxAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{answer: answer{body: []byte("10.0.0.1\n")}}
+		f := &fake{answer: fetch.Answer{Body: []byte("10.0.0.1\n")}}
 		k := keeper("", f)
 		running(t, k)
 		k.Set([]*model.AccessList{partners("http://a.example/", 5*time.Minute)})
 		k.entries(t, "10.0.0.1")
 		<-k.Changed()
-		f.says(answer{}, errors.New("away"))
+		f.says(fetch.Answer{}, errors.New("away"))
 		pass(4 * time.Minute)
 		k.entries(t, "10.0.0.1")
 		for len(k.Changed()) > 0 {
@@ -209,7 +210,7 @@ func TestMaxAge(t *testing.T) {
 		if len(k.Changed()) == 0 {
 			t.Error("nobody is told")
 		}
-		f.says(answer{body: []byte("10.0.0.1\n")}, nil)
+		f.says(fetch.Answer{Body: []byte("10.0.0.1\n")}, nil)
 		pass(2 * time.Minute)
 		synctest.Wait()
 		if got := k.Fetched()["default/partners"]; got.Expired || len(got.Entries) != 1 {

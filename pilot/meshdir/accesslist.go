@@ -169,7 +169,7 @@ func (c *checker) accessFrom(f *accessFrom) {
 		c.errorf(at, "give exactly one of url and file")
 	}
 	if f.URL != "" {
-		if problem := model.ListURLProblem(f.URL); problem != "" {
+		if problem := model.URLProblem(f.URL); problem != "" {
 			c.errorf(at+".url", "%q %s", shorten(f.URL), problem)
 		}
 	}

@@ -161,8 +161,8 @@ func programSize(expression string) (int, error) {
 	return size, nil
 }
 
-// ListURLProblem says what is wrong with the URL of a list, "" if nothing is.
-func ListURLProblem(text string) string {
+// URLProblem says what is wrong with a URL that pilot is to fetch from, "" if nothing is.
+func URLProblem(text string) string {
 	u, err := url.Parse(text)
 	switch {
 	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.Hostname() == "":

@@ -24,6 +24,9 @@ type HTTP struct {
 	// Filters are in order and end before the router. They depend on
 	// RequestAuthentications, CUSTOM providers and Deciders only.
 	Filters []*hcmv3.HttpFilter
+	// Extensions are the content of filters that Filters has by name only, so that it
+	// changes without the listener. They are the same for all ports of a proxy.
+	Extensions []*corev3.TypedExtensionConfig
 	// PerFilterConfig goes on every virtual host of the route configuration.
 	PerFilterConfig map[string]*anypb.Any
 	// Metadata goes on every virtual host too: the local replies take the names
@@ -167,6 +170,19 @@ func (b *httpBuilder) add(name string, config proto.Message) {
 		Name:       name,
 		ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: envoy.Any(config)},
 	})
+}
+
+// addExtension appends a filter that runs for every request and whose content is a
+// resource of its own.
+func (b *httpBuilder) addExtension(name string, config proto.Message) {
+	content := envoy.Any(config)
+	b.Filters = append(b.Filters, &hcmv3.HttpFilter{
+		Name: name,
+		ConfigType: &hcmv3.HttpFilter_ConfigDiscovery{ConfigDiscovery: &corev3.ExtensionConfigSource{
+			ConfigSource: envoy.ADS(), TypeUrls: []string{content.GetTypeUrl()},
+		}},
+	})
+	b.Extensions = append(b.Extensions, &corev3.TypedExtensionConfig{Name: name, TypedConfig: content})
 }
 
 // addGeneric appends a filter that runs only where a virtual host has

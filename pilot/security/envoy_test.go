@@ -271,10 +271,23 @@ func (p *proxy) httpManager(in inbound) *listenerv3.Filter {
 		LocalReplyConfig: in.http.LocalReply,
 		AccessLog:        fileLog(p.log),
 	}
-	manager.HttpFilters = append(append(manager.HttpFilters, in.http.Filters...), &hcmv3.HttpFilter{
+	manager.HttpFilters = append(append(manager.HttpFilters, whole(in.http)...), &hcmv3.HttpFilter{
 		Name: "envoy.filters.http.router", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: envoy.Any(&routerv3.Router{})},
 	})
 	return &listenerv3.Filter{Name: "hcm", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: envoy.Any(manager)}}
+}
+
+// whole gives the filters with the content of those that are resources of their own.
+func whole(h *HTTP) []*hcmv3.HttpFilter {
+	out := slices.Clone(h.Filters)
+	for i, f := range out {
+		for _, e := range h.Extensions {
+			if f.GetConfigDiscovery() != nil && f.GetName() == e.GetName() {
+				out[i] = &hcmv3.HttpFilter{Name: f.GetName(), ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: e.GetTypedConfig()}}
+			}
+		}
+	}
+	return out
 }
 
 // backend runs the program behind the proxy.

@@ -114,9 +114,12 @@ spec:
 // TestWholeGolden shows everything at once, filters in their order.
 func TestWholeGolden(t *testing.T) {
 	h := compileHTTP(t, wholeMesh(t), workload())
-	var filters, clusters, limits []any
+	var filters, extensions, clusters, limits []any
 	for _, f := range h.Filters {
 		filters = append(filters, asJSON(t, f))
+	}
+	for _, e := range h.Extensions {
+		extensions = append(extensions, asJSON(t, e))
 	}
 	for _, c := range h.Clusters {
 		clusters = append(clusters, asJSON(t, c))
@@ -125,7 +128,7 @@ func TestWholeGolden(t *testing.T) {
 		limits = append(limits, asJSON(t, l))
 	}
 	golden(t, "whole", map[string]any{
-		"filters": filters, "per_filter_config": perFilter(t, h), "metadata": asJSON(t, h.Metadata),
+		"filters": filters, "extensions": extensions, "per_filter_config": perFilter(t, h), "metadata": asJSON(t, h.Metadata),
 		"rate_limits": limits, "clusters": clusters, "local_reply": asJSON(t, h.LocalReply), "sources": h.Sources,
 	})
 }

@@ -47,7 +47,7 @@ type namedRule struct {
 	policy, require string
 }
 
-// addJWT adds jwt_authn for all RequestAuthentications of the workload. Unless one
+// addJWT adds jwt_authn, as a resource of its own (decision 0030), for all RequestAuthentications of the workload. Unless one
 // asks for more, a request without token passes, and one with a token that no provider
 // accepts is refused with 401.
 func (c *Compiler) addJWT(b *httpBuilder, p *model.Proxy, s selection) error {
@@ -89,7 +89,7 @@ func (c *Compiler) addJWT(b *httpBuilder, p *model.Proxy, s selection) error {
 			provider.Forward = true
 		}
 	}
-	b.add(filterJWT, filter)
+	b.addExtension(filterJWT, filter)
 	b.name(nameJWT, "RequestAuthentication "+nameList(refs))
 	return c.addTokens(b, keys, headers)
 }
@@ -141,6 +141,10 @@ func (c *Compiler) jwtProvider(b *httpBuilder, p *model.Proxy, r namedRule) (*jw
 	for _, h := range rule.GetOutputClaimToHeaders() {
 		out.ClaimToHeaders = append(out.ClaimToHeaders, &jwtv3.JwtClaimToHeader{HeaderName: h.GetHeader(), ClaimName: h.GetClaim()})
 	}
+	if place, ok := c.mesh.KeyPlace(r.namespace, rule); ok && c.mesh.KeySets[place.Key()] != "" {
+		out.JwksSourceSpecifier = inlineJWKS(c.mesh.KeySets[place.Key()])
+		return out, nil
+	}
 	if rule.GetJwksUri() == "" || rule.GetJwks() != "" {
 		local, err := localJWKS(rule.GetJwks())
 		if err != nil {
@@ -164,7 +168,8 @@ func (c *Compiler) jwtProvider(b *httpBuilder, p *model.Proxy, r namedRule) (*jw
 const nobodysKey = `{"keys":[{"kty":"EC","crv":"P-256","alg":"ES256","kid":"none","x":"aUM2DfvEbFMkGtGRJYq0xW8LeJu8gI3HGZJ4ICH0Tp4","y":"D1bwITjXG_oAyfHAWberYrY_MjwpJfnMOLYZBVDUBy4"}]}`
 
 // localJWKS without keys accepts no token at all: a rule that says neither jwks
-// nor jwksUri would need discovery from the issuer, which Envoy cannot do.
+// nor jwksUri needs discovery from the issuer, which pilot has not done yet and Envoy
+// cannot do.
 func localJWKS(jwks string) (*jwtv3.JwtProvider_LocalJwks, error) {
 	if jwks == "" {
 		return inlineJWKS(nobodysKey), nil
@@ -185,6 +190,8 @@ func inlineJWKS(jwks string) *jwtv3.JwtProvider_LocalJwks {
 	return &jwtv3.JwtProvider_LocalJwks{LocalJwks: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jwks}}}
 }
 
+// remoteJWKS has the proxy fetch keys that pilot does not have: those of a server in
+// the mesh, which only proxies can reach, and others until pilot has got them.
 func (c *Compiler) remoteJWKS(b *httpBuilder, r namedRule) (*jwtv3.RemoteJwks, error) {
 	u, err := url.Parse(r.rule.GetJwksUri())
 	if err != nil {

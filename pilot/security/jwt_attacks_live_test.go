@@ -180,10 +180,7 @@ func TestKeyServerAwayLive(t *testing.T) {
 // refetchSoon makes Envoy fetch key sets anew ten times a second.
 func refetchSoon(t *testing.T, h *HTTP) {
 	t.Helper()
-	for _, f := range h.Filters {
-		if f.GetName() != filterJWT {
-			continue
-		}
+	for _, f := range h.Extensions {
 		filter := new(jwtv3.JwtAuthentication)
 		if err := f.GetTypedConfig().UnmarshalTo(filter); err != nil {
 			t.Fatal(err)

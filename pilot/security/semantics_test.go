@@ -20,6 +20,7 @@ import (
 
 	"github.com/writ-mesh/writ/authz/token"
 	"github.com/writ-mesh/writ/internal/envoytest"
+	"github.com/writ-mesh/writ/internal/jwks"
 	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/pilot/explain"
 	"github.com/writ-mesh/writ/pilot/model"
@@ -384,9 +385,9 @@ func semanticDeciders() explain.Deciders {
 			return where.Find(token.Request{Headers: headers, Path: path})
 		},
 		Verify: func(raw string, rule *securityapi.JWTRule, now time.Time) explain.Verified {
-			keys, err := token.ParseKeys([]byte(rule.GetJwks()))
+			keys, err := jwks.Parse([]byte(rule.GetJwks()))
 			if err != nil {
-				keys = &token.KeySet{}
+				keys = &jwks.Set{}
 			}
 			issuer := token.Issuer{Issuer: rule.GetIssuer(), Audiences: rule.GetAudiences(), Keys: keys}
 			if _, err := token.Verify(raw, []token.Issuer{issuer}, now, time.Minute); err != nil {

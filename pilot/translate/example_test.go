@@ -58,7 +58,7 @@ spec:
 		for _, kind := range []struct {
 			name string
 			list []translate.Resource
-		}{{"cluster", snapshot.Clusters}, {"endpoints", snapshot.Endpoints}, {"listener", snapshot.Listeners}, {"route", snapshot.Routes}} {
+		}{{"cluster", snapshot.Clusters}, {"endpoints", snapshot.Endpoints}, {"listener", snapshot.Listeners}, {"route", snapshot.Routes}, {"extension", snapshot.Extensions}} {
 			for _, r := range kind.list {
 				fmt.Println(kind.name, r.Name, r.Sources)
 			}

@@ -92,7 +92,7 @@ func snapshots(t *testing.T, mesh *model.Mesh) map[string][]Resource {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, list := range [][]Resource{s.Clusters, s.Endpoints, s.Listeners, s.Routes} {
+		for _, list := range [][]Resource{s.Clusters, s.Endpoints, s.Listeners, s.Routes, s.Extensions} {
 			out[p.ID] = append(out[p.ID], list...)
 		}
 	}

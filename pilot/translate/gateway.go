@@ -92,6 +92,7 @@ func (t *Translator) gateway(p *model.Proxy, s *scope, out *collector) error {
 	for _, c := range policy.Clusters {
 		out.cluster(c, policy.Sources)
 	}
+	out.filters(policy.Extensions, policy.Sources)
 	for _, servers := range g.serversByPort() {
 		if err := g.listener(servers); err != nil {
 			return err

@@ -81,7 +81,7 @@ func render(t *testing.T, title string, s *Snapshot) string {
 	for _, kind := range []struct {
 		name string
 		list []Resource
-	}{{"cluster", s.Clusters}, {"endpoints", s.Endpoints}, {"listener", s.Listeners}, {"route", s.Routes}} {
+	}{{"cluster", s.Clusters}, {"endpoints", s.Endpoints}, {"listener", s.Listeners}, {"route", s.Routes}, {"extension", s.Extensions}} {
 		for _, r := range kind.list {
 			if !slices.ContainsFunc(r.Sources, func(ref model.Ref) bool { return ref.File != "" }) {
 				continue

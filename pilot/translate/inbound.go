@@ -28,11 +28,13 @@ type inboundPort struct {
 	// endpoints are the cluster's, nil if they are in it.
 	endpoints *endpointv3.ClusterLoadAssignment
 	// others are clusters that the policies' filters call.
-	others  []*clusterv3.Cluster
-	routes  *routev3.RouteConfiguration // nil for TCP
-	filters []*listenerv3.Filter
-	mode    model.PeerMode
-	sources []model.Ref
+	others []*clusterv3.Cluster
+	// extensions are filters that filters refers to.
+	extensions []*corev3.TypedExtensionConfig
+	routes     *routev3.RouteConfiguration // nil for TCP
+	filters    []*listenerv3.Filter
+	mode       model.PeerMode
+	sources    []model.Ref
 }
 
 // inboundName is the name of a workload port's cluster and route configuration.
@@ -57,6 +59,7 @@ func (t *Translator) inboundResources(p *model.Proxy, s *scope, out *collector) 
 		for _, c := range ip.others {
 			out.cluster(c, ip.sources)
 		}
+		out.filters(ip.extensions, ip.sources)
 		if ip.routes != nil {
 			put(out.routes, Resource{Name: ip.routes.Name, Message: ip.routes, Sources: ip.sources})
 		}
@@ -111,7 +114,7 @@ func (t *Translator) inboundHTTP(p *model.Proxy, ip *inboundPort) error {
 	}
 	m.HttpFilters = append(m.HttpFilters, router())
 	ip.filters = []*listenerv3.Filter{networkFilter(hcmFilter, m)}
-	ip.others, ip.sources = policy.Clusters, policy.Sources
+	ip.others, ip.extensions, ip.sources = policy.Clusters, policy.Extensions, policy.Sources
 	ip.routes = &routev3.RouteConfiguration{
 		Name:             name,
 		ValidateClusters: no(),

@@ -68,6 +68,11 @@ func staticBootstrap(tb testing.TB, bin string, s *Snapshot, admin string, secre
 	if secrets != nil {
 		resources["secrets"] = secrets
 	}
+	extensions := map[string]any{}
+	for _, r := range s.Extensions {
+		extensions[r.Name] = toJSON(tb, r.Message)["typedConfig"]
+	}
+	inlineFilters(tb, resources, extensions)
 	inline(tb, resources, routes, secrets != nil)
 	host, port := splitAddress(tb, admin)
 	return map[string]any{
@@ -118,6 +123,29 @@ func inline(tb testing.TB, v any, routes map[string]any, secrets bool) {
 		}
 		for _, e := range v {
 			inline(tb, e, routes, secrets)
+		}
+	}
+}
+
+// inlineFilters replaces, in place, references to filters that are resources of their
+// own.
+func inlineFilters(tb testing.TB, v any, extensions map[string]any) {
+	switch v := v.(type) {
+	case []any:
+		for _, e := range v {
+			inlineFilters(tb, e, extensions)
+		}
+	case map[string]any:
+		if _, ok := v["configDiscovery"]; ok {
+			name := v["name"].(string)
+			if extensions[name] == nil {
+				tb.Errorf("filter %s is referred to but not there", name)
+			}
+			delete(v, "configDiscovery")
+			v["typedConfig"] = extensions[name]
+		}
+		for _, e := range v {
+			inlineFilters(tb, e, extensions)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-mesh/writ/pilot/model"
@@ -26,6 +27,8 @@ type Resource struct {
 // Snapshot is everything that one proxy gets, each list sorted by name.
 type Snapshot struct {
 	Clusters, Endpoints, Listeners, Routes []Resource
+	// Extensions are filters that listeners refer to by name.
+	Extensions []Resource
 }
 
 // Translator translates one revision. It is safe for concurrent use.
@@ -83,13 +86,13 @@ func (t *Translator) Parts(p *model.Proxy) (own, shared *Snapshot, err error) {
 
 // collector gathers the resources of one proxy; the first of a name stays.
 type collector struct {
-	clusters, endpoints, listeners, routes map[string]Resource
+	clusters, endpoints, listeners, routes, extensions map[string]Resource
 }
 
 func newCollector() *collector {
 	return &collector{
 		clusters: map[string]Resource{}, endpoints: map[string]Resource{},
-		listeners: map[string]Resource{}, routes: map[string]Resource{},
+		listeners: map[string]Resource{}, routes: map[string]Resource{}, extensions: map[string]Resource{},
 	}
 }
 
@@ -105,10 +108,17 @@ func (c *collector) cluster(m *clusterv3.Cluster, sources []model.Ref) {
 	put(c.clusters, Resource{Name: m.Name, Message: m, Sources: sources})
 }
 
+// filters adds filters that listeners refer to.
+func (c *collector) filters(list []*corev3.TypedExtensionConfig, sources []model.Ref) {
+	for _, m := range list {
+		put(c.extensions, Resource{Name: m.Name, Message: m, Sources: sources})
+	}
+}
+
 func (c *collector) snapshot() *Snapshot {
 	return &Snapshot{
 		Clusters: sorted(c.clusters), Endpoints: sorted(c.endpoints),
-		Listeners: sorted(c.listeners), Routes: sorted(c.routes),
+		Listeners: sorted(c.listeners), Routes: sorted(c.routes), Extensions: sorted(c.extensions),
 	}
 }
 
@@ -116,7 +126,7 @@ func (c *collector) snapshot() *Snapshot {
 func (s *Snapshot) with(other *Snapshot) *Snapshot {
 	return &Snapshot{
 		Clusters: merged(s.Clusters, other.Clusters), Endpoints: merged(s.Endpoints, other.Endpoints),
-		Listeners: merged(s.Listeners, other.Listeners), Routes: merged(s.Routes, other.Routes),
+		Listeners: merged(s.Listeners, other.Listeners), Routes: merged(s.Routes, other.Routes), Extensions: merged(s.Extensions, other.Extensions),
 	}
 }
 

@@ -290,7 +290,7 @@ func TestSharedAndDeterministic(t *testing.T) {
 func bytesOf(t *testing.T, s *Snapshot) map[string]string {
 	t.Helper()
 	out := map[string]string{}
-	for _, list := range [][]Resource{s.Clusters, s.Endpoints, s.Listeners, s.Routes} {
+	for _, list := range [][]Resource{s.Clusters, s.Endpoints, s.Listeners, s.Routes, s.Extensions} {
 		if !slices.IsSortedFunc(list, func(a, b Resource) int { return strings.Compare(a.Name, b.Name) }) {
 			t.Error("resources are not sorted by name")
 		}

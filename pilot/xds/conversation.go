@@ -54,7 +54,8 @@ type removal int
 
 const (
 	// never: Envoy ignores (and logs as an error) the removal of endpoints and
-	// routes; it unsubscribes from them when nothing uses them.
+	// routes; it unsubscribes from them when nothing uses them. A filter that is
+	// removed while a listener has it would fail every request.
 	never removal = iota
 	// last: when nothing refers to it any more.
 	last
@@ -64,7 +65,7 @@ const (
 
 func removalOf(url string) removal {
 	switch url {
-	case EndpointType, RouteType:
+	case EndpointType, RouteType, ExtensionType:
 		return never
 	case ListenerType, NodePlacementType:
 		return atOnce

@@ -12,7 +12,8 @@ import (
 )
 
 // needs names the resources that Envoy subscribes to because of m and over the
-// same stream: for a cluster its endpoints, for a listener its routes.
+// same stream: for a cluster its endpoints, for a listener its routes and those of
+// its filters that are not in it.
 func needs(m proto.Message) []string {
 	switch m := m.(type) {
 	case *clusterv3.Cluster:
@@ -42,6 +43,11 @@ func listenerNeeds(l *listenerv3.Listener) []string {
 		}
 		if rds := hcm.GetRds(); rds != nil && overADS(rds.GetConfigSource()) {
 			names = append(names, rds.GetRouteConfigName())
+		}
+		for _, f := range hcm.GetHttpFilters() {
+			if overADS(f.GetConfigDiscovery().GetConfigSource()) {
+				names = append(names, f.GetName())
+			}
 		}
 	}
 	for _, chain := range slices.Concat(l.GetFilterChains(), []*listenerv3.FilterChain{l.GetDefaultFilterChain()}) {

@@ -23,6 +23,7 @@ const (
 	EndpointType      = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 	ListenerType      = "type.googleapis.com/envoy.config.listener.v3.Listener"
 	RouteType         = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+	ExtensionType     = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
 	NodePlacementType = "type.googleapis.com/writ.config.v1.NodePlacement"
 	RegoPolicyType    = "type.googleapis.com/writ.config.v1.RegoPolicy"
 	TokenIssuerType   = "type.googleapis.com/writ.config.v1.TokenIssuer"
@@ -30,7 +31,7 @@ const (
 )
 
 // envoyTypes is the order in which an Envoy is given the types.
-var envoyTypes = [...]string{ClusterType, EndpointType, ListenerType, RouteType}
+var envoyTypes = [...]string{ClusterType, EndpointType, ListenerType, RouteType, ExtensionType}
 
 // Resource is one immutable xDS resource, marshaled once and shared by every
 // client that holds it.
@@ -43,7 +44,7 @@ type Resource struct {
 
 	wire *discoveryv3.Resource
 	// needs names what Envoy asks for before this resource works: the endpoints
-	// of a cluster, the route configurations of a listener.
+	// of a cluster, the route configurations and filters of a listener.
 	needs []string
 	// resolves says that Envoy looks a name up before the cluster is usable.
 	resolves bool

@@ -189,7 +189,7 @@ func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscovery
 	ss := s.open(stream.Context())
 	defer ss.end(nil)
 	// Only clusters and listeners have the old form of the wildcard (an empty first request).
-	err := delta.NewServer(ss.ctx, ss, ss, config.DeactivateLegacyWildcardForTypes([]string{EndpointType, RouteType})).DeltaStreamHandler(stream, "")
+	err := delta.NewServer(ss.ctx, ss, ss, config.DeactivateLegacyWildcardForTypes(named())).DeltaStreamHandler(stream, "")
 	return ss.reason(err)
 }
 
@@ -197,9 +197,12 @@ func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscovery
 func (s *Server) StreamAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
 	ss := s.open(stream.Context())
 	defer ss.end(nil)
-	err := sotw.NewServer(ss.ctx, ss, ss, config.DeactivateLegacyWildcardForTypes([]string{EndpointType, RouteType})).StreamHandler(stream, "")
+	err := sotw.NewServer(ss.ctx, ss, ss, config.DeactivateLegacyWildcardForTypes(named())).StreamHandler(stream, "")
 	return ss.reason(err)
 }
+
+// named are the types of which a client only has what it names.
+func named() []string { return []string{EndpointType, RouteType, ExtensionType} }
 
 func (s *Server) open(ctx context.Context) *session {
 	ctx, end := context.WithCancelCause(ctx)

@@ -161,7 +161,7 @@ func (s *session) complete() bool {
 			return false
 		}
 	}
-	return s.hasNeeded(ClusterType, EndpointType) && s.hasNeeded(ListenerType, RouteType)
+	return s.hasNeeded(ClusterType, EndpointType) && s.hasNeeded(ListenerType, RouteType) && s.hasNeeded(ListenerType, ExtensionType)
 }
 
 // hasNeeded says that the client holds what the resources of one type need of another.

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// gate says how far listeners and routes may change.
+// gate says how far listeners, routes and filters may change.
 type gate int
 
 const (
@@ -43,10 +43,10 @@ func (s *session) advanceProxy(now time.Time) time.Time {
 	s.push(cds, opened, false)
 	s.push(s.types[EndpointType], opened, false)
 	g, wake := s.gate(now)
-	for _, url := range []string{ListenerType, RouteType} {
+	for _, url := range []string{ListenerType, RouteType, ExtensionType} {
 		s.push(s.types[url], g, removalOf(url) == atOnce)
 	}
-	if g != opened || !s.settled(ListenerType) || !s.settled(RouteType) {
+	if g != opened || !s.settled(ListenerType) || !s.settled(RouteType) || !s.settled(ExtensionType) {
 		return wake
 	}
 	return s.removeLast(now, ClusterType)

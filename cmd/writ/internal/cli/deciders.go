@@ -13,6 +13,7 @@ import (
 
 	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/authz/token"
+	"github.com/writ-mesh/writ/internal/jwks"
 	"github.com/writ-mesh/writ/pilot/explain"
 	"github.com/writ-mesh/writ/pilot/model"
 )
@@ -42,11 +43,11 @@ func findTokens(rule *security.JWTRule, headers map[string]string, path string) 
 // verifyToken verifies by the rule's inline keys. Keys of a URL are not fetched: what
 // can be told without them is, and the rest is said to be unknown.
 func verifyToken(raw string, rule *security.JWTRule, now time.Time) explain.Verified {
-	keys := &token.KeySet{}
+	keys := &jwks.Set{}
 	if rule.GetJwks() != "" {
 		var err error
-		if keys, err = token.ParseKeys([]byte(rule.GetJwks())); err != nil {
-			keys = &token.KeySet{}
+		if keys, err = jwks.Parse([]byte(rule.GetJwks())); err != nil {
+			keys = &jwks.Set{}
 		}
 	}
 	issuer := token.Issuer{Issuer: rule.GetIssuer(), Audiences: rule.GetAudiences(), Keys: keys}

@@ -135,6 +135,7 @@ func printStatus(out io.Writer, dir string, st *pilotpb.GetStatusResponse) error
 		return err
 	}
 	printRego(out, st.GetRego())
+	printKeySets(out, st.GetKeySets(), time.Now())
 	for _, kind := range []struct{ severity, title string }{
 		{"error", "\nERRORS (what has one is not in force as it stands in the file)"},
 		{"warning", "\nWARNINGS (what has one is in force)"},

@@ -171,7 +171,9 @@ type GetStatusResponse struct {
 	Revocations *RevocationStatus `protobuf:"bytes,6,opt,name=revocations,proto3" json:"revocations,omitempty"`
 	// Where RegoPolicies are decided; a policy has an entry for each way in which
 	// the proxies that it selects do it.
-	Rego          []*RegoPlacement `protobuf:"bytes,8,rep,name=rego,proto3" json:"rego,omitempty"`
+	Rego []*RegoPlacement `protobuf:"bytes,8,rep,name=rego,proto3" json:"rego,omitempty"`
+	// The key sets of token issuers that pilot fetches.
+	KeySets       []*KeySetStatus `protobuf:"bytes,9,rep,name=key_sets,json=keySets,proto3" json:"key_sets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -255,6 +257,128 @@ func (x *GetStatusResponse) GetRego() []*RegoPlacement {
 	return nil
 }
 
+func (x *GetStatusResponse) GetKeySets() []*KeySetStatus {
+	if x != nil {
+		return x.KeySets
+	}
+	return nil
+}
+
+type KeySetStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// That of the key set, or of the issuer's discovery document.
+	Uri string `protobuf:"bytes,1,opt,name=uri,proto3" json:"uri,omitempty"`
+	// The ServiceEntry that says where the URI's host is, "<namespace>/<host>"; empty for
+	// none.
+	Entry   string   `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	Issuers []string `protobuf:"bytes,3,rep,name=issuers,proto3" json:"issuers,omitempty"`
+	// How many keys are in force; none ever came if 0.
+	Keys uint32 `protobuf:"varint,4,opt,name=keys,proto3" json:"keys,omitempty"`
+	// When they were seen last, and since when they are the same; unset if none ever came.
+	FetchedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=fetched_at,json=fetchedAt,proto3" json:"fetched_at,omitempty"`
+	ChangedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=changed_at,json=changedAt,proto3" json:"changed_at,omitempty"`
+	// Why the last look gave nothing, empty if it did, and since when looks give nothing.
+	Error        string                 `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	FailingSince *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=failing_since,json=failingSince,proto3" json:"failing_since,omitempty"`
+	// When pilot looks again; unset before the first look.
+	NextTryAt     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=next_try_at,json=nextTryAt,proto3" json:"next_try_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeySetStatus) Reset() {
+	*x = KeySetStatus{}
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeySetStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeySetStatus) ProtoMessage() {}
+
+func (x *KeySetStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeySetStatus.ProtoReflect.Descriptor instead.
+func (*KeySetStatus) Descriptor() ([]byte, []int) {
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *KeySetStatus) GetUri() string {
+	if x != nil {
+		return x.Uri
+	}
+	return ""
+}
+
+func (x *KeySetStatus) GetEntry() string {
+	if x != nil {
+		return x.Entry
+	}
+	return ""
+}
+
+func (x *KeySetStatus) GetIssuers() []string {
+	if x != nil {
+		return x.Issuers
+	}
+	return nil
+}
+
+func (x *KeySetStatus) GetKeys() uint32 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
+func (x *KeySetStatus) GetFetchedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FetchedAt
+	}
+	return nil
+}
+
+func (x *KeySetStatus) GetChangedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ChangedAt
+	}
+	return nil
+}
+
+func (x *KeySetStatus) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *KeySetStatus) GetFailingSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FailingSince
+	}
+	return nil
+}
+
+func (x *KeySetStatus) GetNextTryAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextTryAt
+	}
+	return nil
+}
+
 type RegoPlacement struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "<namespace>/<name>".
@@ -271,7 +395,7 @@ type RegoPlacement struct {
 
 func (x *RegoPlacement) Reset() {
 	*x = RegoPlacement{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[3]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -283,7 +407,7 @@ func (x *RegoPlacement) String() string {
 func (*RegoPlacement) ProtoMessage() {}
 
 func (x *RegoPlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[3]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -296,7 +420,7 @@ func (x *RegoPlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegoPlacement.ProtoReflect.Descriptor instead.
 func (*RegoPlacement) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{3}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RegoPlacement) GetPolicy() string {
@@ -341,7 +465,7 @@ type RegoReason struct {
 
 func (x *RegoReason) Reset() {
 	*x = RegoReason{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[4]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -353,7 +477,7 @@ func (x *RegoReason) String() string {
 func (*RegoReason) ProtoMessage() {}
 
 func (x *RegoReason) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[4]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -366,7 +490,7 @@ func (x *RegoReason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegoReason.ProtoReflect.Descriptor instead.
 func (*RegoReason) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{4}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RegoReason) GetExpression() string {
@@ -409,7 +533,7 @@ type RevocationStatus struct {
 
 func (x *RevocationStatus) Reset() {
 	*x = RevocationStatus{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[5]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -421,7 +545,7 @@ func (x *RevocationStatus) String() string {
 func (*RevocationStatus) ProtoMessage() {}
 
 func (x *RevocationStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[5]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -434,7 +558,7 @@ func (x *RevocationStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationStatus.ProtoReflect.Descriptor instead.
 func (*RevocationStatus) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{5}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RevocationStatus) GetSequence() uint64 {
@@ -473,7 +597,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[6]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -485,7 +609,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[6]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -498,7 +622,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{6}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Revision) GetNumber() uint64 {
@@ -551,7 +675,7 @@ type Rejection struct {
 
 func (x *Rejection) Reset() {
 	*x = Rejection{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[7]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +687,7 @@ func (x *Rejection) String() string {
 func (*Rejection) ProtoMessage() {}
 
 func (x *Rejection) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[7]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +700,7 @@ func (x *Rejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejection.ProtoReflect.Descriptor instead.
 func (*Rejection) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{7}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Rejection) GetClient() string {
@@ -627,7 +751,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[8]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -639,7 +763,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[8]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -652,7 +776,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{8}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Client) GetId() string {
@@ -724,7 +848,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[9]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +860,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[9]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +873,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{9}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Problem) GetFile() string {
@@ -807,7 +931,7 @@ const file_writ_pilot_v1_pilot_proto_rawDesc = "" +
 	"\n" +
 	"\x19writ/pilot/v1/pilot.proto\x12\rwrit.pilot.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
 	"\x10GetStatusRequest\"\x14\n" +
-	"\x12WatchStatusRequest\"\xd8\x02\n" +
+	"\x12WatchStatusRequest\"\x90\x03\n" +
 	"\x11GetStatusResponse\x125\n" +
 	"\trevisions\x18\x01 \x03(\v2\x17.writ.pilot.v1.RevisionR\trevisions\x12/\n" +
 	"\aclients\x18\x02 \x03(\v2\x15.writ.pilot.v1.ClientR\aclients\x122\n" +
@@ -815,7 +939,20 @@ const file_writ_pilot_v1_pilot_proto_rawDesc = "" +
 	"\aserving\x18\x04 \x01(\x04R\aserving\x12\x18\n" +
 	"\amissing\x18\x05 \x03(\tR\amissing\x12A\n" +
 	"\vrevocations\x18\x06 \x01(\v2\x1f.writ.pilot.v1.RevocationStatusR\vrevocations\x120\n" +
-	"\x04rego\x18\b \x03(\v2\x1c.writ.pilot.v1.RegoPlacementR\x04rego\"\x88\x01\n" +
+	"\x04rego\x18\b \x03(\v2\x1c.writ.pilot.v1.RegoPlacementR\x04rego\x126\n" +
+	"\bkey_sets\x18\t \x03(\v2\x1b.writ.pilot.v1.KeySetStatusR\akeySets\"\xed\x02\n" +
+	"\fKeySetStatus\x12\x10\n" +
+	"\x03uri\x18\x01 \x01(\tR\x03uri\x12\x14\n" +
+	"\x05entry\x18\x02 \x01(\tR\x05entry\x12\x18\n" +
+	"\aissuers\x18\x03 \x03(\tR\aissuers\x12\x12\n" +
+	"\x04keys\x18\x04 \x01(\rR\x04keys\x129\n" +
+	"\n" +
+	"fetched_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tfetchedAt\x129\n" +
+	"\n" +
+	"changed_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\x12\x14\n" +
+	"\x05error\x18\a \x01(\tR\x05error\x12?\n" +
+	"\rfailing_since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\ffailingSince\x12:\n" +
+	"\vnext_try_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tnextTryAt\"\x88\x01\n" +
 	"\rRegoPlacement\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\tR\x06policy\x12\x12\n" +
 	"\x04runs\x18\x02 \x01(\tR\x04runs\x12\x18\n" +
@@ -891,45 +1028,51 @@ func file_writ_pilot_v1_pilot_proto_rawDescGZIP() []byte {
 }
 
 var file_writ_pilot_v1_pilot_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_writ_pilot_v1_pilot_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_writ_pilot_v1_pilot_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_writ_pilot_v1_pilot_proto_goTypes = []any{
 	(RevisionState)(0),            // 0: writ.pilot.v1.RevisionState
 	(*GetStatusRequest)(nil),      // 1: writ.pilot.v1.GetStatusRequest
 	(*WatchStatusRequest)(nil),    // 2: writ.pilot.v1.WatchStatusRequest
 	(*GetStatusResponse)(nil),     // 3: writ.pilot.v1.GetStatusResponse
-	(*RegoPlacement)(nil),         // 4: writ.pilot.v1.RegoPlacement
-	(*RegoReason)(nil),            // 5: writ.pilot.v1.RegoReason
-	(*RevocationStatus)(nil),      // 6: writ.pilot.v1.RevocationStatus
-	(*Revision)(nil),              // 7: writ.pilot.v1.Revision
-	(*Rejection)(nil),             // 8: writ.pilot.v1.Rejection
-	(*Client)(nil),                // 9: writ.pilot.v1.Client
-	(*Problem)(nil),               // 10: writ.pilot.v1.Problem
-	nil,                           // 11: writ.pilot.v1.Client.ResourcesEntry
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
+	(*KeySetStatus)(nil),          // 4: writ.pilot.v1.KeySetStatus
+	(*RegoPlacement)(nil),         // 5: writ.pilot.v1.RegoPlacement
+	(*RegoReason)(nil),            // 6: writ.pilot.v1.RegoReason
+	(*RevocationStatus)(nil),      // 7: writ.pilot.v1.RevocationStatus
+	(*Revision)(nil),              // 8: writ.pilot.v1.Revision
+	(*Rejection)(nil),             // 9: writ.pilot.v1.Rejection
+	(*Client)(nil),                // 10: writ.pilot.v1.Client
+	(*Problem)(nil),               // 11: writ.pilot.v1.Problem
+	nil,                           // 12: writ.pilot.v1.Client.ResourcesEntry
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
 }
 var file_writ_pilot_v1_pilot_proto_depIdxs = []int32{
-	7,  // 0: writ.pilot.v1.GetStatusResponse.revisions:type_name -> writ.pilot.v1.Revision
-	9,  // 1: writ.pilot.v1.GetStatusResponse.clients:type_name -> writ.pilot.v1.Client
-	10, // 2: writ.pilot.v1.GetStatusResponse.problems:type_name -> writ.pilot.v1.Problem
-	6,  // 3: writ.pilot.v1.GetStatusResponse.revocations:type_name -> writ.pilot.v1.RevocationStatus
-	4,  // 4: writ.pilot.v1.GetStatusResponse.rego:type_name -> writ.pilot.v1.RegoPlacement
-	5,  // 5: writ.pilot.v1.RegoPlacement.remote:type_name -> writ.pilot.v1.RegoReason
-	0,  // 6: writ.pilot.v1.Revision.state:type_name -> writ.pilot.v1.RevisionState
-	12, // 7: writ.pilot.v1.Revision.created_at:type_name -> google.protobuf.Timestamp
-	13, // 8: writ.pilot.v1.Revision.time_to_live:type_name -> google.protobuf.Duration
-	8,  // 9: writ.pilot.v1.Revision.rejection:type_name -> writ.pilot.v1.Rejection
-	12, // 10: writ.pilot.v1.Client.connected_at:type_name -> google.protobuf.Timestamp
-	11, // 11: writ.pilot.v1.Client.resources:type_name -> writ.pilot.v1.Client.ResourcesEntry
-	1,  // 12: writ.pilot.v1.Status.GetStatus:input_type -> writ.pilot.v1.GetStatusRequest
-	2,  // 13: writ.pilot.v1.Status.WatchStatus:input_type -> writ.pilot.v1.WatchStatusRequest
-	3,  // 14: writ.pilot.v1.Status.GetStatus:output_type -> writ.pilot.v1.GetStatusResponse
-	3,  // 15: writ.pilot.v1.Status.WatchStatus:output_type -> writ.pilot.v1.GetStatusResponse
-	14, // [14:16] is the sub-list for method output_type
-	12, // [12:14] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	8,  // 0: writ.pilot.v1.GetStatusResponse.revisions:type_name -> writ.pilot.v1.Revision
+	10, // 1: writ.pilot.v1.GetStatusResponse.clients:type_name -> writ.pilot.v1.Client
+	11, // 2: writ.pilot.v1.GetStatusResponse.problems:type_name -> writ.pilot.v1.Problem
+	7,  // 3: writ.pilot.v1.GetStatusResponse.revocations:type_name -> writ.pilot.v1.RevocationStatus
+	5,  // 4: writ.pilot.v1.GetStatusResponse.rego:type_name -> writ.pilot.v1.RegoPlacement
+	4,  // 5: writ.pilot.v1.GetStatusResponse.key_sets:type_name -> writ.pilot.v1.KeySetStatus
+	13, // 6: writ.pilot.v1.KeySetStatus.fetched_at:type_name -> google.protobuf.Timestamp
+	13, // 7: writ.pilot.v1.KeySetStatus.changed_at:type_name -> google.protobuf.Timestamp
+	13, // 8: writ.pilot.v1.KeySetStatus.failing_since:type_name -> google.protobuf.Timestamp
+	13, // 9: writ.pilot.v1.KeySetStatus.next_try_at:type_name -> google.protobuf.Timestamp
+	6,  // 10: writ.pilot.v1.RegoPlacement.remote:type_name -> writ.pilot.v1.RegoReason
+	0,  // 11: writ.pilot.v1.Revision.state:type_name -> writ.pilot.v1.RevisionState
+	13, // 12: writ.pilot.v1.Revision.created_at:type_name -> google.protobuf.Timestamp
+	14, // 13: writ.pilot.v1.Revision.time_to_live:type_name -> google.protobuf.Duration
+	9,  // 14: writ.pilot.v1.Revision.rejection:type_name -> writ.pilot.v1.Rejection
+	13, // 15: writ.pilot.v1.Client.connected_at:type_name -> google.protobuf.Timestamp
+	12, // 16: writ.pilot.v1.Client.resources:type_name -> writ.pilot.v1.Client.ResourcesEntry
+	1,  // 17: writ.pilot.v1.Status.GetStatus:input_type -> writ.pilot.v1.GetStatusRequest
+	2,  // 18: writ.pilot.v1.Status.WatchStatus:input_type -> writ.pilot.v1.WatchStatusRequest
+	3,  // 19: writ.pilot.v1.Status.GetStatus:output_type -> writ.pilot.v1.GetStatusResponse
+	3,  // 20: writ.pilot.v1.Status.WatchStatus:output_type -> writ.pilot.v1.GetStatusResponse
+	19, // [19:21] is the sub-list for method output_type
+	17, // [17:19] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_writ_pilot_v1_pilot_proto_init() }
@@ -943,7 +1086,7 @@ func file_writ_pilot_v1_pilot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_pilot_v1_pilot_proto_rawDesc), len(file_writ_pilot_v1_pilot_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

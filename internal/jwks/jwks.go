@@ -1,4 +1,8 @@
-package token
+// Package jwks reads JSON Web Key Sets (RFC 7517) of token issuers, as those who verify
+// tokens have to: keys that could not verify a signature safely are left out, symmetric
+// ones above all, and an algorithm is bound to each key that stays (RFC 8725, section
+// 3.1). Parse is all there is; it is pure.
+package jwks
 
 import (
 	"crypto"
@@ -16,8 +20,8 @@ import (
 
 // Bounds of a key set.
 const (
-	// maxKeySet is the size of a JWKS document in bytes.
-	maxKeySet = 1 << 20
+	// MaxSize is the size of a JWKS document in bytes.
+	MaxSize = 1 << 20
 	// maxKeys is the number of keys in one.
 	maxKeys = 256
 	// minRSA and maxRSA are in bits. RFC 7518 section 3.3 asks for 2048; above
@@ -31,32 +35,15 @@ type Key struct {
 	ID string
 	// Algorithms are those that the key may be used with, never empty.
 	Algorithms []string
-	public     crypto.PublicKey
+	// Public is an *rsa.PublicKey, *ecdsa.PublicKey or ed25519.PublicKey.
+	Public crypto.PublicKey
 }
 
-// KeySet is the usable part of a JWKS. Its zero value has no keys.
-type KeySet struct {
-	keys []Key
+// Set is the usable part of a JWKS. Its zero value has no keys.
+type Set struct {
+	Keys []Key
 	// Skipped says for each key that was left out why.
 	Skipped []string
-}
-
-// find gives the keys that a token with this header may be signed by: those of
-// its kid, or all if it names none.
-func (s *KeySet) find(kid string, hasKid bool) []Key {
-	if s == nil {
-		return nil
-	}
-	if !hasKid {
-		return s.keys
-	}
-	var out []Key
-	for _, k := range s.keys {
-		if k.ID == kid {
-			out = append(out, k)
-		}
-	}
-	return out
 }
 
 type jwk struct {
@@ -75,12 +62,12 @@ type jwk struct {
 // ErrNoKey says that a key set has no key by which a token could be verified.
 var ErrNoKey = errors.New("key set: no usable key")
 
-// ParseKeys reads a JWKS (RFC 7517). Keys that cannot verify signatures here,
+// Parse reads a JWKS (RFC 7517). Keys that cannot verify signatures here,
 // symmetric ones above all, are left out and listed in Skipped; a document
 // without a single usable key is an error, ErrNoKey.
-func ParseKeys(b []byte) (*KeySet, error) {
-	if len(b) > maxKeySet {
-		return nil, fmt.Errorf("key set: %d bytes, more than %d", len(b), maxKeySet)
+func Parse(b []byte) (*Set, error) {
+	if len(b) > MaxSize {
+		return nil, fmt.Errorf("key set: %d bytes, more than %d", len(b), MaxSize)
 	}
 	var doc struct {
 		Keys []json.RawMessage `json:"keys"`
@@ -91,7 +78,7 @@ func ParseKeys(b []byte) (*KeySet, error) {
 	if len(doc.Keys) > maxKeys {
 		return nil, fmt.Errorf("key set: %d keys, more than %d", len(doc.Keys), maxKeys)
 	}
-	set := &KeySet{}
+	set := &Set{}
 	for i, raw := range doc.Keys {
 		var j jwk
 		err := json.Unmarshal(raw, &j)
@@ -103,9 +90,9 @@ func ParseKeys(b []byte) (*KeySet, error) {
 			set.Skipped = append(set.Skipped, fmt.Sprintf("key %d (kid %q): %v", i, j.Kid, err))
 			continue
 		}
-		set.keys = append(set.keys, key)
+		set.Keys = append(set.Keys, key)
 	}
-	if len(set.keys) == 0 {
+	if len(set.Keys) == 0 {
 		if len(set.Skipped) > 0 {
 			return nil, fmt.Errorf("%w: %s", ErrNoKey, set.Skipped[0])
 		}
@@ -126,12 +113,12 @@ func (j *jwk) key() (Key, error) {
 	switch j.Kty {
 	case "RSA":
 		k.Algorithms = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}
-		k.public, err = j.rsa()
+		k.Public, err = j.rsa()
 	case "EC":
-		k.Algorithms, k.public, err = j.ec()
+		k.Algorithms, k.Public, err = j.ec()
 	case "OKP":
 		k.Algorithms = []string{"EdDSA"}
-		k.public, err = j.okp()
+		k.Public, err = j.okp()
 	case "oct":
 		err = errors.New("symmetric keys are not accepted")
 	default:
