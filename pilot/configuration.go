@@ -34,5 +34,22 @@ func (s *configurationService) GetConfiguration(context.Context, *pilotpb.GetCon
 		return nil, status.Error(codes.Unavailable, "the files of what is in force are not known any more: ask again when a new revision is live")
 	}
 	d := p.current.mesh.Deciders
-	return &pilotpb.GetConfigurationResponse{Revision: p.current.snapshot.Revision, Files: files, Authz: d.Authz, Ratelimit: d.RateLimit}, nil
+	out := &pilotpb.GetConfigurationResponse{
+		Revision: p.current.snapshot.Revision, Files: files, Authz: d.Authz, Ratelimit: d.RateLimit, Lists: map[string]*pilotpb.FetchedList{},
+	}
+	p.current.tell(out)
+	return out, nil
+}
+
+// tell adds what is in force besides the files.
+func (s besides) tell(out *pilotpb.GetConfigurationResponse) {
+	for _, c := range s.revoked.Certificates {
+		out.RevokedCertificates = append(out.RevokedCertificates, &pilotpb.RevokedCertificate{Serial: c.Serial, SpiffeId: c.SPIFFEID})
+	}
+	for _, i := range s.revoked.Identities {
+		out.RevokedIdentities = append(out.RevokedIdentities, i.SPIFFEID)
+	}
+	for name, list := range s.fetched {
+		out.Lists[name] = &pilotpb.FetchedList{Entries: list.Entries, Expired: list.Expired}
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/writ-mesh/writ/internal/proctest"
+	"github.com/writ-mesh/writ/pilot/model"
 	pilotpb "github.com/writ-mesh/writ/proto/writ/pilot/v1"
 )
 
@@ -29,7 +30,20 @@ func TestConfigurationInForce(t *testing.T) {
 		}
 		return nil
 	})
-	if got.GetRevision() != 1 || string(got.GetFiles()["a.yaml"]) != text {
+	if got.GetRevision() != 1 || string(got.GetFiles()["a.yaml"]) != text || len(got.GetLists())+len(got.GetRevokedIdentities()) > 0 {
 		t.Errorf("got %v", got)
+	}
+	f.setRevoked(&model.Revoked{
+		Sequence: 3, Identities: []model.RevokedIdentity{{SPIFFEID: "spiffe://cluster.local/ns/a/sa/b"}},
+		Certificates: []model.RevokedCertificate{{Serial: "0a", SPIFFEID: "spiffe://cluster.local/ns/a/sa/c"}},
+	})
+	f.mu.Lock()
+	f.fetched = map[string]model.Fetched{"a/list": {Entries: []string{"10.0.0.1"}, Expired: true}}
+	f.compile(f.current.mesh, time.Now())
+	f.mu.Unlock()
+	got, err := s.GetConfiguration(t.Context(), &pilotpb.GetConfigurationRequest{})
+	if err != nil || len(got.GetRevokedIdentities()) != 1 || got.GetRevokedCertificates()[0].GetSpiffeId() != "spiffe://cluster.local/ns/a/sa/c" ||
+		got.GetLists()["a/list"].GetEntries()[0] != "10.0.0.1" || !got.GetLists()["a/list"].GetExpired() {
+		t.Errorf("besides the files: %v, %v", got, err)
 	}
 }

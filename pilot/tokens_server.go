@@ -136,6 +136,7 @@ func tokenAdminMethods() rpc.Methods {
 		pilotpb.TokenRevocations_RevokeTokens_FullMethodName:      rpc.SameUser(),
 		pilotpb.TokenRevocations_UnrevokeTokens_FullMethodName:    rpc.SameUser(),
 		pilotpb.TokenRevocations_ListRevokedTokens_FullMethodName: rpc.SameUser(),
+		pilotpb.TokenRevocations_CheckToken_FullMethodName:        rpc.SameUser(),
 	}
 }
 
@@ -226,6 +227,17 @@ func (s *tokenRevocations) ListRevokedTokens(_ *pilotpb.ListRevokedTokensRequest
 		return status.Error(codes.DataLoss, err.Error())
 	}
 	return err
+}
+
+// CheckToken implements writ.pilot.v1.TokenRevocations.
+func (s *tokenRevocations) CheckToken(_ context.Context, req *pilotpb.CheckTokenRequest) (*pilotpb.CheckTokenResponse, error) {
+	if s.pilot.tokensFeed.list == nil {
+		return &pilotpb.CheckTokenResponse{}, nil // nothing can be revoked
+	}
+	reason := s.pilot.tokensFeed.list.Table.Check(revoked.Token{
+		Issuer: req.GetIssuer(), Subject: req.GetSub(), ID: req.GetJti(), IssuedAt: req.GetIssuedAt(), HasIssuedAt: req.IssuedAt != nil,
+	})
+	return &pilotpb.CheckTokenResponse{Reason: string(reason)}, nil
 }
 
 // requested reads what a request names.

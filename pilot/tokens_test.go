@@ -98,6 +98,14 @@ func TestTokenRevocation(t *testing.T) {
 			t.Error(resp, err)
 		}
 		f.want("serving 2", "2 live", "1 live")
+		early2027 := float64(before.AsTime().Unix())
+		for want, asked := range map[string]*pilotpb.CheckTokenRequest{
+			"jti": {Issuer: "a", Jti: "1", Sub: "alice"}, "issued-before": {Issuer: "a", Sub: "bob"}, "": {Issuer: "a", Sub: "bob", IssuedAt: &early2027},
+		} {
+			if got, err := c.CheckToken(t.Context(), asked); err != nil || got.GetReason() != want {
+				t.Errorf("%v is revoked by %q, %v; want %q", asked, got.GetReason(), err, want)
+			}
+		}
 		if gone, err := c.UnrevokeTokens(t.Context(), &pilotpb.UnrevokeTokensRequest{Revocations: []*pilotpb.TokenRevocation{byID("a", "1"), byID("a", "never")}}); err != nil || len(gone.GetRevocations()) != 1 || gone.GetTotal() != 2 {
 			t.Error(gone, err)
 		}

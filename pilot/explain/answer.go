@@ -46,6 +46,8 @@ type Target struct {
 	At    string `json:"at,omitempty"`
 	Steps []Step `json:"steps"`
 	Near  []Near `json:"near,omitempty"`
+	// Unknown is what cannot be told from files, and is taken for harmless.
+	Unknown []string `json:"unknown,omitempty"`
 }
 
 // Step is one thing that is asked on the way, in order.

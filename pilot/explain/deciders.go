@@ -21,6 +21,9 @@ type Deciders struct {
 	// Where says where a RegoPolicy of a proxy's port is decided, and why there; nil: in
 	// authz.
 	Where func(proxy *model.Proxy, port model.WorkloadPort, policy *model.RegoPolicy) (runs, why string)
+	// Revoked says under what a verified token is revoked, empty if it is not; nil if
+	// nobody knows.
+	Revoked func(claims map[string]any) (reason string, err error)
 	// Now is the time of the request.
 	Now time.Time
 }

@@ -16,8 +16,12 @@ import (
 func (l *life) lists() error {
 	for _, list := range l.policies.Lists {
 		s := Step{Name: "AccessList", Runs: l.envoy(), By: list.ID(), At: place(list.Ref), Result: Allowed}
-		if missing(l.m, list) {
+		switch {
+		case missing(l.m, list) && l.q.Live:
+			s.Detail = "no good list has come from its source yet"
+		case missing(l.m, list):
 			s.Detail = "the entries of its source are not known here: it is taken as before they came"
+			l.unknown = append(l.unknown, unknownList(list))
 		}
 		rule, refused := eval.Refuses(l.m, l.domains(), list, &l.r)
 		if !refused {
@@ -36,6 +40,10 @@ func (l *life) lists() error {
 		return nil
 	}
 	return nil
+}
+
+func unknownList(list *model.AccessList) string {
+	return "what the source of " + list.ID() + " gives: it is taken as before it gave anything"
 }
 
 func missing(m *model.Mesh, list *model.AccessList) bool {

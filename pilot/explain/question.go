@@ -35,6 +35,9 @@ type Question struct {
 	Token    string     `json:"-"`
 	SourceIP netip.Addr `json:"sourceIp,omitzero"`
 	SNI      string     `json:"sni,omitempty"`
+	// Live says that the mesh is one that runs: it has what is revoked, and what came
+	// from the sources of lists. Files alone have neither.
+	Live bool `json:"live,omitempty"`
 }
 
 // caller is who From is.

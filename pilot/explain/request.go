@@ -57,11 +57,15 @@ type life struct {
 	// r is the request as the filters see it at this point, path with the query.
 	r    eval.Request
 	path string
-	// issuer is that of the accepted token.
-	issuer string
+	// issuer is that of the accepted token, accepted the claims of all of them.
+	issuer   string
+	accepted []map[string]any
 
 	steps []Step
 	near  []Near
+	// unknown is what only a mesh that runs knows; revocations, where that matters to a
+	// request that passes.
+	unknown, revocations []string
 	// decided is the step that refused, nil as long as none did.
 	decided *Step
 	status  int
@@ -78,7 +82,10 @@ func (l *life) envoy() string {
 func (l *life) target() Target {
 	t := Target{
 		Workload: l.to.proxy.Namespace + "/" + workloadOf(l.to.proxy), Port: l.to.port.Port,
-		Decision: Allowed, By: l.by, At: l.at, Steps: l.steps, Near: l.near,
+		Decision: Allowed, By: l.by, At: l.at, Steps: l.steps, Near: l.near, Unknown: l.unknown,
+	}
+	if l.decided == nil {
+		t.Unknown = slices.Concat(l.unknown, l.revocations)
 	}
 	switch {
 	case l.decided != nil:
@@ -106,7 +113,7 @@ func (l *life) pass(s Step) { l.steps = append(l.steps, s) }
 
 func (l *life) run() error {
 	l.arrive()
-	for _, step := range []func() error{l.peer, l.custom, l.token, l.audit, l.lists, l.deny, l.allow, l.rego, l.quota} {
+	for _, step := range []func() error{l.peer, l.revoked, l.custom, l.token, l.revokedTokens, l.audit, l.lists, l.deny, l.allow, l.rego, l.quota} {
 		if l.decided != nil {
 			return nil
 		}

@@ -181,6 +181,7 @@ func (s *side) in(space *requestSpace) *sets {
 	if s.mode == model.Strict {
 		out.deny = append(out.deny, predicates{out.is(principalVar, "nobody of the mesh", "")})
 	}
+	out.addRevoked()
 	out.tokens()
 	out.addLists()
 	out.addRego()

@@ -139,7 +139,7 @@ func (l *life) accept(s Step, r jwtRule, v Verified) {
 			l.setHeader(h.GetHeader(), text)
 		}
 	}
-	l.issuer = r.rule.GetIssuer()
+	l.issuer, l.accepted = r.rule.GetIssuer(), append(l.accepted, v.Claims)
 	l.r.Claims = normalizeClaims(v.Claims, r.rule.GetSpaceDelimitedClaims())
 	l.pass(s)
 }

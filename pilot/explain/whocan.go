@@ -52,6 +52,7 @@ func WhoCan(m *model.Mesh, q Question) ([]Callers, error) {
 		if err != nil {
 			return nil, err
 		}
+		c.Notes = append(c.Notes, s.unknownOf(m, q.Live)...)
 		out = append(out, *c)
 	}
 	return out, nil

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -10,10 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"google.golang.org/grpc"
-
 	"github.com/writ-mesh/writ/pilot/explain"
-	pilotpb "github.com/writ-mesh/writ/proto/writ/pilot/v1"
 )
 
 // askingDir makes a directory with the example and the page's candidate, and goes there.
@@ -129,31 +125,5 @@ func TestAsking(t *testing.T) {
 	out.Reset()
 	if code := Main([]string{"diff", "examples/bookinfo", "candidate"}, &out, &out); code != 2 || !strings.Contains(out.String(), "candidate is not valid") {
 		t.Errorf("of a directory with an error: exit code %d, %s", code, &out)
-	}
-}
-
-// inForce is a pilot that has the candidate in force.
-type inForce struct {
-	pilotpb.UnimplementedConfigurationServer
-	files map[string][]byte
-}
-
-func (s inForce) GetConfiguration(context.Context, *pilotpb.GetConfigurationRequest) (*pilotpb.GetConfigurationResponse, error) {
-	return &pilotpb.GetConfigurationResponse{Revision: 7, Files: s.files, Authz: "unix:///authz", Ratelimit: "unix:///ratelimit"}, nil
-}
-
-// TestExplainLive asks about what pilot has in force, and not about files.
-func TestExplainLive(t *testing.T) {
-	files := map[string][]byte{
-		"/instances": []byte("apiVersion: local.writ.mesh/v1alpha1\nkind: WorkloadInstance\nmetadata: {name: a-1, namespace: default, labels: {app: a}}\nspec: {serviceAccount: a, address: 127.0.1.1, ports: [{name: http, port: 80}]}\n"),
-		"p.yaml":     []byte("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec: {action: DENY, rules: [{to: [{operation: {paths: [/no]}}]}]}\n"),
-	}
-	socket := adminServer(t, func(s *grpc.Server) { pilotpb.RegisterConfigurationServer(s, inForce{files: files}) })
-	for path, want := range map[string]int{"/no": 1, "/yes": 0} {
-		var out bytes.Buffer
-		args := []string{"explain", "--from", "outside", "--to", "a", "--path", path, "--admin", socket}
-		if code := Main(args, &out, &out); code != want || want == 1 && !strings.Contains(out.String(), "by AuthorizationPolicy default/p rule 0 (p.yaml:4)") {
-			t.Errorf("%v: exit code %d, want %d:\n%s", args, code, want, &out)
-		}
 	}
 }

@@ -50,7 +50,7 @@ func (a *asked) question() (explain.Question, error) {
 		return q, errors.New("name what is called: --to SERVICE")
 	}
 	var err error
-	if q.Headers, err = parseHeaders(a.headers); err != nil {
+	if q.Headers, q.Lines, err = parseHeaders(a.headers); err != nil {
 		return q, err
 	}
 	if a.jwt != "" {
@@ -74,7 +74,8 @@ one single condition kept from matching. It is answered from the files of a mesh
 directory, valid ones, and nothing has to run; with --live from what pilot has in
 force. Tokens are verified by keys that stand in the files, and Rego is evaluated
 as authz does. What a CUSTOM provider would answer, and what is left of a quota,
-nobody can tell beforehand: it is said so.
+nobody can tell beforehand, nor files what is revoked and what lists from elsewhere
+have, which --live knows: it is said so.
 Exit code 0: the request passes; 1: it is refused; 2: cannot tell.`
 
 // explainRequest answers `writ explain --from A --to B`.
@@ -90,7 +91,9 @@ func explainRequest(ctx context.Context, w io.Writer, o *output, src *meshSource
 	if err != nil {
 		return err
 	}
-	answer, err := explain.Request(m, q, placed(deciders(ctx, time.Now()), m))
+	d := placed(deciders(ctx, time.Now()), m)
+	q.Live, d.Revoked = src.running(), src.revoked(ctx, args)
+	answer, err := explain.Request(m, q, d)
 	if err != nil {
 		return err
 	}
@@ -154,8 +157,19 @@ func printAnswer(w io.Writer, a *explain.Answer) error {
 			fmt.Fprintln(w)
 		}
 		printNear(w, t.Near)
+		printList(w, "NOT KNOWN WITHOUT A MESH THAT RUNS (--live)", t.Unknown)
 	}
 	return nil
+}
+
+func printList(w io.Writer, head string, list []string) {
+	if len(list) == 0 {
+		return
+	}
+	fmt.Fprintln(w, head)
+	for _, one := range list {
+		fmt.Fprintln(w, "  "+one)
+	}
 }
 
 func printNear(w io.Writer, near []explain.Near) {
@@ -198,6 +212,7 @@ Exit code 0: somebody may; 1: nobody; 2: cannot tell.`,
 			if err != nil {
 				return err
 			}
+			q.Live = src.running()
 			callers, err := explain.WhoCan(m, q)
 			if err != nil {
 				return err
@@ -253,15 +268,7 @@ func callerLine(c explain.Caller) string {
 	return line
 }
 
-func printNotes(w io.Writer, notes []string) {
-	if len(notes) == 0 {
-		return
-	}
-	fmt.Fprintln(w, "NOT EXACT, OR NOT COMPARED")
-	for _, n := range notes {
-		fmt.Fprintln(w, "  "+n)
-	}
-}
+func printNotes(w io.Writer, notes []string) { printList(w, "NOT EXACT, OR NOT COMPARED", notes) }
 
 func diffCommand() *cobra.Command {
 	var o output

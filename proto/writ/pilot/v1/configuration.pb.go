@@ -68,8 +68,15 @@ type GetConfigurationResponse struct {
 	// secrets, as the files do.
 	Files map[string][]byte `protobuf:"bytes,2,rep,name=files,proto3" json:"files,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Where proxies reach the deciders, empty without them.
-	Authz         string `protobuf:"bytes,3,opt,name=authz,proto3" json:"authz,omitempty"`
-	Ratelimit     string `protobuf:"bytes,4,opt,name=ratelimit,proto3" json:"ratelimit,omitempty"`
+	Authz     string `protobuf:"bytes,3,opt,name=authz,proto3" json:"authz,omitempty"`
+	Ratelimit string `protobuf:"bytes,4,opt,name=ratelimit,proto3" json:"ratelimit,omitempty"`
+	// What the authority has revoked, as far as Envoys are told.
+	RevokedCertificates []*RevokedCertificate `protobuf:"bytes,5,rep,name=revoked_certificates,json=revokedCertificates,proto3" json:"revoked_certificates,omitempty"`
+	// SPIFFE IDs of which every certificate is revoked.
+	RevokedIdentities []string `protobuf:"bytes,6,rep,name=revoked_identities,json=revokedIdentities,proto3" json:"revoked_identities,omitempty"`
+	// What came from the sources of AccessLists, by "<namespace>/<name>"; none before the
+	// first good list.
+	Lists         map[string]*FetchedList `protobuf:"bytes,7,rep,name=lists,proto3" json:"lists,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -132,21 +139,163 @@ func (x *GetConfigurationResponse) GetRatelimit() string {
 	return ""
 }
 
+func (x *GetConfigurationResponse) GetRevokedCertificates() []*RevokedCertificate {
+	if x != nil {
+		return x.RevokedCertificates
+	}
+	return nil
+}
+
+func (x *GetConfigurationResponse) GetRevokedIdentities() []string {
+	if x != nil {
+		return x.RevokedIdentities
+	}
+	return nil
+}
+
+func (x *GetConfigurationResponse) GetLists() map[string]*FetchedList {
+	if x != nil {
+		return x.Lists
+	}
+	return nil
+}
+
+// RevokedCertificate is one certificate of a workload.
+type RevokedCertificate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In lower-case hexadecimal.
+	Serial        string `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	SpiffeId      string `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokedCertificate) Reset() {
+	*x = RevokedCertificate{}
+	mi := &file_writ_pilot_v1_configuration_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokedCertificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokedCertificate) ProtoMessage() {}
+
+func (x *RevokedCertificate) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_pilot_v1_configuration_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokedCertificate.ProtoReflect.Descriptor instead.
+func (*RevokedCertificate) Descriptor() ([]byte, []int) {
+	return file_writ_pilot_v1_configuration_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RevokedCertificate) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *RevokedCertificate) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+// FetchedList is what the source of an AccessList gave last.
+type FetchedList struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Entries []string               `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// They are too old to count.
+	Expired       bool `protobuf:"varint,2,opt,name=expired,proto3" json:"expired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchedList) Reset() {
+	*x = FetchedList{}
+	mi := &file_writ_pilot_v1_configuration_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchedList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchedList) ProtoMessage() {}
+
+func (x *FetchedList) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_pilot_v1_configuration_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchedList.ProtoReflect.Descriptor instead.
+func (*FetchedList) Descriptor() ([]byte, []int) {
+	return file_writ_pilot_v1_configuration_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *FetchedList) GetEntries() []string {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *FetchedList) GetExpired() bool {
+	if x != nil {
+		return x.Expired
+	}
+	return false
+}
+
 var File_writ_pilot_v1_configuration_proto protoreflect.FileDescriptor
 
 const file_writ_pilot_v1_configuration_proto_rawDesc = "" +
 	"\n" +
 	"!writ/pilot/v1/configuration.proto\x12\rwrit.pilot.v1\"\x19\n" +
-	"\x17GetConfigurationRequest\"\xee\x01\n" +
+	"\x17GetConfigurationRequest\"\x93\x04\n" +
 	"\x18GetConfigurationResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12H\n" +
 	"\x05files\x18\x02 \x03(\v22.writ.pilot.v1.GetConfigurationResponse.FilesEntryR\x05files\x12\x14\n" +
 	"\x05authz\x18\x03 \x01(\tR\x05authz\x12\x1c\n" +
-	"\tratelimit\x18\x04 \x01(\tR\tratelimit\x1a8\n" +
+	"\tratelimit\x18\x04 \x01(\tR\tratelimit\x12T\n" +
+	"\x14revoked_certificates\x18\x05 \x03(\v2!.writ.pilot.v1.RevokedCertificateR\x13revokedCertificates\x12-\n" +
+	"\x12revoked_identities\x18\x06 \x03(\tR\x11revokedIdentities\x12H\n" +
+	"\x05lists\x18\a \x03(\v22.writ.pilot.v1.GetConfigurationResponse.ListsEntryR\x05lists\x1a8\n" +
 	"\n" +
 	"FilesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x012t\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\x1aT\n" +
+	"\n" +
+	"ListsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
+	"\x05value\x18\x02 \x01(\v2\x1a.writ.pilot.v1.FetchedListR\x05value:\x028\x01\"I\n" +
+	"\x12RevokedCertificate\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x1b\n" +
+	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\"A\n" +
+	"\vFetchedList\x12\x18\n" +
+	"\aentries\x18\x01 \x03(\tR\aentries\x12\x18\n" +
+	"\aexpired\x18\x02 \x01(\bR\aexpired2t\n" +
 	"\rConfiguration\x12c\n" +
 	"\x10GetConfiguration\x12&.writ.pilot.v1.GetConfigurationRequest\x1a'.writ.pilot.v1.GetConfigurationResponseB7Z5github.com/writ-mesh/writ/proto/writ/pilot/v1;pilotpbb\x06proto3"
 
@@ -162,21 +311,27 @@ func file_writ_pilot_v1_configuration_proto_rawDescGZIP() []byte {
 	return file_writ_pilot_v1_configuration_proto_rawDescData
 }
 
-var file_writ_pilot_v1_configuration_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_writ_pilot_v1_configuration_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_writ_pilot_v1_configuration_proto_goTypes = []any{
 	(*GetConfigurationRequest)(nil),  // 0: writ.pilot.v1.GetConfigurationRequest
 	(*GetConfigurationResponse)(nil), // 1: writ.pilot.v1.GetConfigurationResponse
-	nil,                              // 2: writ.pilot.v1.GetConfigurationResponse.FilesEntry
+	(*RevokedCertificate)(nil),       // 2: writ.pilot.v1.RevokedCertificate
+	(*FetchedList)(nil),              // 3: writ.pilot.v1.FetchedList
+	nil,                              // 4: writ.pilot.v1.GetConfigurationResponse.FilesEntry
+	nil,                              // 5: writ.pilot.v1.GetConfigurationResponse.ListsEntry
 }
 var file_writ_pilot_v1_configuration_proto_depIdxs = []int32{
-	2, // 0: writ.pilot.v1.GetConfigurationResponse.files:type_name -> writ.pilot.v1.GetConfigurationResponse.FilesEntry
-	0, // 1: writ.pilot.v1.Configuration.GetConfiguration:input_type -> writ.pilot.v1.GetConfigurationRequest
-	1, // 2: writ.pilot.v1.Configuration.GetConfiguration:output_type -> writ.pilot.v1.GetConfigurationResponse
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	4, // 0: writ.pilot.v1.GetConfigurationResponse.files:type_name -> writ.pilot.v1.GetConfigurationResponse.FilesEntry
+	2, // 1: writ.pilot.v1.GetConfigurationResponse.revoked_certificates:type_name -> writ.pilot.v1.RevokedCertificate
+	5, // 2: writ.pilot.v1.GetConfigurationResponse.lists:type_name -> writ.pilot.v1.GetConfigurationResponse.ListsEntry
+	3, // 3: writ.pilot.v1.GetConfigurationResponse.ListsEntry.value:type_name -> writ.pilot.v1.FetchedList
+	0, // 4: writ.pilot.v1.Configuration.GetConfiguration:input_type -> writ.pilot.v1.GetConfigurationRequest
+	1, // 5: writ.pilot.v1.Configuration.GetConfiguration:output_type -> writ.pilot.v1.GetConfigurationResponse
+	5, // [5:6] is the sub-list for method output_type
+	4, // [4:5] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_writ_pilot_v1_configuration_proto_init() }
@@ -190,7 +345,7 @@ func file_writ_pilot_v1_configuration_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_pilot_v1_configuration_proto_rawDesc), len(file_writ_pilot_v1_configuration_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -412,6 +412,122 @@ func (x *ListRevokedTokensResponse) GetRevocations() []*TokenRevocation {
 	return nil
 }
 
+type CheckTokenRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The claims iss, sub and jti; empty without one.
+	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	Sub    string `protobuf:"bytes,2,opt,name=sub,proto3" json:"sub,omitempty"`
+	Jti    string `protobuf:"bytes,3,opt,name=jti,proto3" json:"jti,omitempty"`
+	// The claim iat, unset without one that is a number.
+	IssuedAt      *float64 `protobuf:"fixed64,4,opt,name=issued_at,json=issuedAt,proto3,oneof" json:"issued_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckTokenRequest) Reset() {
+	*x = CheckTokenRequest{}
+	mi := &file_writ_pilot_v1_tokens_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckTokenRequest) ProtoMessage() {}
+
+func (x *CheckTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_pilot_v1_tokens_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckTokenRequest.ProtoReflect.Descriptor instead.
+func (*CheckTokenRequest) Descriptor() ([]byte, []int) {
+	return file_writ_pilot_v1_tokens_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *CheckTokenRequest) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *CheckTokenRequest) GetSub() string {
+	if x != nil {
+		return x.Sub
+	}
+	return ""
+}
+
+func (x *CheckTokenRequest) GetJti() string {
+	if x != nil {
+		return x.Jti
+	}
+	return ""
+}
+
+func (x *CheckTokenRequest) GetIssuedAt() float64 {
+	if x != nil && x.IssuedAt != nil {
+		return *x.IssuedAt
+	}
+	return 0
+}
+
+type CheckTokenResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Under what it is revoked, as refusals say it: jti, sub, issued-before or issuer;
+	// empty if it is not.
+	Reason        string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckTokenResponse) Reset() {
+	*x = CheckTokenResponse{}
+	mi := &file_writ_pilot_v1_tokens_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckTokenResponse) ProtoMessage() {}
+
+func (x *CheckTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_pilot_v1_tokens_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckTokenResponse.ProtoReflect.Descriptor instead.
+func (*CheckTokenResponse) Descriptor() ([]byte, []int) {
+	return file_writ_pilot_v1_tokens_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *CheckTokenResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type WatchRevokedTokensRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -420,7 +536,7 @@ type WatchRevokedTokensRequest struct {
 
 func (x *WatchRevokedTokensRequest) Reset() {
 	*x = WatchRevokedTokensRequest{}
-	mi := &file_writ_pilot_v1_tokens_proto_msgTypes[7]
+	mi := &file_writ_pilot_v1_tokens_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -432,7 +548,7 @@ func (x *WatchRevokedTokensRequest) String() string {
 func (*WatchRevokedTokensRequest) ProtoMessage() {}
 
 func (x *WatchRevokedTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_tokens_proto_msgTypes[7]
+	mi := &file_writ_pilot_v1_tokens_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -445,7 +561,7 @@ func (x *WatchRevokedTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRevokedTokensRequest.ProtoReflect.Descriptor instead.
 func (*WatchRevokedTokensRequest) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_tokens_proto_rawDescGZIP(), []int{7}
+	return file_writ_pilot_v1_tokens_proto_rawDescGZIP(), []int{9}
 }
 
 // WatchRevokedTokensResponse is a part of everything, or a change of it. What came
@@ -464,7 +580,7 @@ type WatchRevokedTokensResponse struct {
 
 func (x *WatchRevokedTokensResponse) Reset() {
 	*x = WatchRevokedTokensResponse{}
-	mi := &file_writ_pilot_v1_tokens_proto_msgTypes[8]
+	mi := &file_writ_pilot_v1_tokens_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -476,7 +592,7 @@ func (x *WatchRevokedTokensResponse) String() string {
 func (*WatchRevokedTokensResponse) ProtoMessage() {}
 
 func (x *WatchRevokedTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_tokens_proto_msgTypes[8]
+	mi := &file_writ_pilot_v1_tokens_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -489,7 +605,7 @@ func (x *WatchRevokedTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRevokedTokensResponse.ProtoReflect.Descriptor instead.
 func (*WatchRevokedTokensResponse) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_tokens_proto_rawDescGZIP(), []int{8}
+	return file_writ_pilot_v1_tokens_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WatchRevokedTokensResponse) GetBegin() bool {
@@ -534,7 +650,7 @@ type RevokedTokenEntry struct {
 
 func (x *RevokedTokenEntry) Reset() {
 	*x = RevokedTokenEntry{}
-	mi := &file_writ_pilot_v1_tokens_proto_msgTypes[9]
+	mi := &file_writ_pilot_v1_tokens_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -546,7 +662,7 @@ func (x *RevokedTokenEntry) String() string {
 func (*RevokedTokenEntry) ProtoMessage() {}
 
 func (x *RevokedTokenEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_tokens_proto_msgTypes[9]
+	mi := &file_writ_pilot_v1_tokens_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -559,7 +675,7 @@ func (x *RevokedTokenEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokedTokenEntry.ProtoReflect.Descriptor instead.
 func (*RevokedTokenEntry) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_tokens_proto_rawDescGZIP(), []int{9}
+	return file_writ_pilot_v1_tokens_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RevokedTokenEntry) GetKey() []byte {
@@ -610,7 +726,16 @@ const file_writ_pilot_v1_tokens_proto_rawDesc = "" +
 	"\x05total\x18\x02 \x01(\x04R\x05total\"\x1a\n" +
 	"\x18ListRevokedTokensRequest\"]\n" +
 	"\x19ListRevokedTokensResponse\x12@\n" +
-	"\vrevocations\x18\x01 \x03(\v2\x1e.writ.pilot.v1.TokenRevocationR\vrevocations\"\x1b\n" +
+	"\vrevocations\x18\x01 \x03(\v2\x1e.writ.pilot.v1.TokenRevocationR\vrevocations\"\x7f\n" +
+	"\x11CheckTokenRequest\x12\x16\n" +
+	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x10\n" +
+	"\x03sub\x18\x02 \x01(\tR\x03sub\x12\x10\n" +
+	"\x03jti\x18\x03 \x01(\tR\x03jti\x12 \n" +
+	"\tissued_at\x18\x04 \x01(\x01H\x00R\bissuedAt\x88\x01\x01B\f\n" +
+	"\n" +
+	"_issued_at\",\n" +
+	"\x12CheckTokenResponse\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"\x1b\n" +
 	"\x19WatchRevokedTokensRequest\"\x9c\x01\n" +
 	"\x1aWatchRevokedTokensResponse\x12\x14\n" +
 	"\x05begin\x18\x01 \x01(\bR\x05begin\x122\n" +
@@ -620,11 +745,13 @@ const file_writ_pilot_v1_tokens_proto_rawDesc = "" +
 	"\x11RevokedTokenEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x16\n" +
 	"\x06before\x18\x02 \x01(\aR\x06before\x12\x14\n" +
-	"\x05until\x18\x03 \x01(\aR\x05until2\xb4\x02\n" +
+	"\x05until\x18\x03 \x01(\aR\x05until2\x87\x03\n" +
 	"\x10TokenRevocations\x12W\n" +
 	"\fRevokeTokens\x12\".writ.pilot.v1.RevokeTokensRequest\x1a#.writ.pilot.v1.RevokeTokensResponse\x12]\n" +
 	"\x0eUnrevokeTokens\x12$.writ.pilot.v1.UnrevokeTokensRequest\x1a%.writ.pilot.v1.UnrevokeTokensResponse\x12h\n" +
-	"\x11ListRevokedTokens\x12'.writ.pilot.v1.ListRevokedTokensRequest\x1a(.writ.pilot.v1.ListRevokedTokensResponse0\x012\x82\x01\n" +
+	"\x11ListRevokedTokens\x12'.writ.pilot.v1.ListRevokedTokensRequest\x1a(.writ.pilot.v1.ListRevokedTokensResponse0\x01\x12Q\n" +
+	"\n" +
+	"CheckToken\x12 .writ.pilot.v1.CheckTokenRequest\x1a!.writ.pilot.v1.CheckTokenResponse2\x82\x01\n" +
 	"\x13TokenRevocationFeed\x12k\n" +
 	"\x12WatchRevokedTokens\x12(.writ.pilot.v1.WatchRevokedTokensRequest\x1a).writ.pilot.v1.WatchRevokedTokensResponse0\x01B7Z5github.com/writ-mesh/writ/proto/writ/pilot/v1;pilotpbb\x06proto3"
 
@@ -640,7 +767,7 @@ func file_writ_pilot_v1_tokens_proto_rawDescGZIP() []byte {
 	return file_writ_pilot_v1_tokens_proto_rawDescData
 }
 
-var file_writ_pilot_v1_tokens_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_writ_pilot_v1_tokens_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_writ_pilot_v1_tokens_proto_goTypes = []any{
 	(*TokenRevocation)(nil),            // 0: writ.pilot.v1.TokenRevocation
 	(*RevokeTokensRequest)(nil),        // 1: writ.pilot.v1.RevokeTokensRequest
@@ -649,30 +776,34 @@ var file_writ_pilot_v1_tokens_proto_goTypes = []any{
 	(*UnrevokeTokensResponse)(nil),     // 4: writ.pilot.v1.UnrevokeTokensResponse
 	(*ListRevokedTokensRequest)(nil),   // 5: writ.pilot.v1.ListRevokedTokensRequest
 	(*ListRevokedTokensResponse)(nil),  // 6: writ.pilot.v1.ListRevokedTokensResponse
-	(*WatchRevokedTokensRequest)(nil),  // 7: writ.pilot.v1.WatchRevokedTokensRequest
-	(*WatchRevokedTokensResponse)(nil), // 8: writ.pilot.v1.WatchRevokedTokensResponse
-	(*RevokedTokenEntry)(nil),          // 9: writ.pilot.v1.RevokedTokenEntry
-	(*timestamppb.Timestamp)(nil),      // 10: google.protobuf.Timestamp
+	(*CheckTokenRequest)(nil),          // 7: writ.pilot.v1.CheckTokenRequest
+	(*CheckTokenResponse)(nil),         // 8: writ.pilot.v1.CheckTokenResponse
+	(*WatchRevokedTokensRequest)(nil),  // 9: writ.pilot.v1.WatchRevokedTokensRequest
+	(*WatchRevokedTokensResponse)(nil), // 10: writ.pilot.v1.WatchRevokedTokensResponse
+	(*RevokedTokenEntry)(nil),          // 11: writ.pilot.v1.RevokedTokenEntry
+	(*timestamppb.Timestamp)(nil),      // 12: google.protobuf.Timestamp
 }
 var file_writ_pilot_v1_tokens_proto_depIdxs = []int32{
-	10, // 0: writ.pilot.v1.TokenRevocation.issued_before:type_name -> google.protobuf.Timestamp
-	10, // 1: writ.pilot.v1.TokenRevocation.until:type_name -> google.protobuf.Timestamp
-	10, // 2: writ.pilot.v1.TokenRevocation.revoked_at:type_name -> google.protobuf.Timestamp
+	12, // 0: writ.pilot.v1.TokenRevocation.issued_before:type_name -> google.protobuf.Timestamp
+	12, // 1: writ.pilot.v1.TokenRevocation.until:type_name -> google.protobuf.Timestamp
+	12, // 2: writ.pilot.v1.TokenRevocation.revoked_at:type_name -> google.protobuf.Timestamp
 	0,  // 3: writ.pilot.v1.RevokeTokensRequest.revocations:type_name -> writ.pilot.v1.TokenRevocation
 	0,  // 4: writ.pilot.v1.UnrevokeTokensRequest.revocations:type_name -> writ.pilot.v1.TokenRevocation
 	0,  // 5: writ.pilot.v1.UnrevokeTokensResponse.revocations:type_name -> writ.pilot.v1.TokenRevocation
 	0,  // 6: writ.pilot.v1.ListRevokedTokensResponse.revocations:type_name -> writ.pilot.v1.TokenRevocation
-	9,  // 7: writ.pilot.v1.WatchRevokedTokensResponse.put:type_name -> writ.pilot.v1.RevokedTokenEntry
+	11, // 7: writ.pilot.v1.WatchRevokedTokensResponse.put:type_name -> writ.pilot.v1.RevokedTokenEntry
 	1,  // 8: writ.pilot.v1.TokenRevocations.RevokeTokens:input_type -> writ.pilot.v1.RevokeTokensRequest
 	3,  // 9: writ.pilot.v1.TokenRevocations.UnrevokeTokens:input_type -> writ.pilot.v1.UnrevokeTokensRequest
 	5,  // 10: writ.pilot.v1.TokenRevocations.ListRevokedTokens:input_type -> writ.pilot.v1.ListRevokedTokensRequest
-	7,  // 11: writ.pilot.v1.TokenRevocationFeed.WatchRevokedTokens:input_type -> writ.pilot.v1.WatchRevokedTokensRequest
-	2,  // 12: writ.pilot.v1.TokenRevocations.RevokeTokens:output_type -> writ.pilot.v1.RevokeTokensResponse
-	4,  // 13: writ.pilot.v1.TokenRevocations.UnrevokeTokens:output_type -> writ.pilot.v1.UnrevokeTokensResponse
-	6,  // 14: writ.pilot.v1.TokenRevocations.ListRevokedTokens:output_type -> writ.pilot.v1.ListRevokedTokensResponse
-	8,  // 15: writ.pilot.v1.TokenRevocationFeed.WatchRevokedTokens:output_type -> writ.pilot.v1.WatchRevokedTokensResponse
-	12, // [12:16] is the sub-list for method output_type
-	8,  // [8:12] is the sub-list for method input_type
+	7,  // 11: writ.pilot.v1.TokenRevocations.CheckToken:input_type -> writ.pilot.v1.CheckTokenRequest
+	9,  // 12: writ.pilot.v1.TokenRevocationFeed.WatchRevokedTokens:input_type -> writ.pilot.v1.WatchRevokedTokensRequest
+	2,  // 13: writ.pilot.v1.TokenRevocations.RevokeTokens:output_type -> writ.pilot.v1.RevokeTokensResponse
+	4,  // 14: writ.pilot.v1.TokenRevocations.UnrevokeTokens:output_type -> writ.pilot.v1.UnrevokeTokensResponse
+	6,  // 15: writ.pilot.v1.TokenRevocations.ListRevokedTokens:output_type -> writ.pilot.v1.ListRevokedTokensResponse
+	8,  // 16: writ.pilot.v1.TokenRevocations.CheckToken:output_type -> writ.pilot.v1.CheckTokenResponse
+	10, // 17: writ.pilot.v1.TokenRevocationFeed.WatchRevokedTokens:output_type -> writ.pilot.v1.WatchRevokedTokensResponse
+	13, // [13:18] is the sub-list for method output_type
+	8,  // [8:13] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
 	8,  // [8:8] is the sub-list for extension extendee
 	0,  // [0:8] is the sub-list for field type_name
@@ -683,13 +814,14 @@ func file_writ_pilot_v1_tokens_proto_init() {
 	if File_writ_pilot_v1_tokens_proto != nil {
 		return
 	}
+	file_writ_pilot_v1_tokens_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_pilot_v1_tokens_proto_rawDesc), len(file_writ_pilot_v1_tokens_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -24,6 +24,7 @@ const (
 	TokenRevocations_RevokeTokens_FullMethodName      = "/writ.pilot.v1.TokenRevocations/RevokeTokens"
 	TokenRevocations_UnrevokeTokens_FullMethodName    = "/writ.pilot.v1.TokenRevocations/UnrevokeTokens"
 	TokenRevocations_ListRevokedTokens_FullMethodName = "/writ.pilot.v1.TokenRevocations/ListRevokedTokens"
+	TokenRevocations_CheckToken_FullMethodName        = "/writ.pilot.v1.TokenRevocations/CheckToken"
 )
 
 // TokenRevocationsClient is the client API for TokenRevocations service.
@@ -41,6 +42,8 @@ type TokenRevocationsClient interface {
 	UnrevokeTokens(ctx context.Context, in *UnrevokeTokensRequest, opts ...grpc.CallOption) (*UnrevokeTokensResponse, error)
 	// ListRevokedTokens gives everything that is revoked, 100 in a message.
 	ListRevokedTokens(ctx context.Context, in *ListRevokedTokensRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListRevokedTokensResponse], error)
+	// CheckToken tells whether a token is revoked, by what it says about itself.
+	CheckToken(ctx context.Context, in *CheckTokenRequest, opts ...grpc.CallOption) (*CheckTokenResponse, error)
 }
 
 type tokenRevocationsClient struct {
@@ -90,6 +93,16 @@ func (c *tokenRevocationsClient) ListRevokedTokens(ctx context.Context, in *List
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type TokenRevocations_ListRevokedTokensClient = grpc.ServerStreamingClient[ListRevokedTokensResponse]
 
+func (c *tokenRevocationsClient) CheckToken(ctx context.Context, in *CheckTokenRequest, opts ...grpc.CallOption) (*CheckTokenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckTokenResponse)
+	err := c.cc.Invoke(ctx, TokenRevocations_CheckToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // TokenRevocationsServer is the server API for TokenRevocations service.
 // All implementations must embed UnimplementedTokenRevocationsServer
 // for forward compatibility.
@@ -105,6 +118,8 @@ type TokenRevocationsServer interface {
 	UnrevokeTokens(context.Context, *UnrevokeTokensRequest) (*UnrevokeTokensResponse, error)
 	// ListRevokedTokens gives everything that is revoked, 100 in a message.
 	ListRevokedTokens(*ListRevokedTokensRequest, grpc.ServerStreamingServer[ListRevokedTokensResponse]) error
+	// CheckToken tells whether a token is revoked, by what it says about itself.
+	CheckToken(context.Context, *CheckTokenRequest) (*CheckTokenResponse, error)
 	mustEmbedUnimplementedTokenRevocationsServer()
 }
 
@@ -123,6 +138,9 @@ func (UnimplementedTokenRevocationsServer) UnrevokeTokens(context.Context, *Unre
 }
 func (UnimplementedTokenRevocationsServer) ListRevokedTokens(*ListRevokedTokensRequest, grpc.ServerStreamingServer[ListRevokedTokensResponse]) error {
 	return status.Error(codes.Unimplemented, "method ListRevokedTokens not implemented")
+}
+func (UnimplementedTokenRevocationsServer) CheckToken(context.Context, *CheckTokenRequest) (*CheckTokenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CheckToken not implemented")
 }
 func (UnimplementedTokenRevocationsServer) mustEmbedUnimplementedTokenRevocationsServer() {}
 func (UnimplementedTokenRevocationsServer) testEmbeddedByValue()                          {}
@@ -192,6 +210,24 @@ func _TokenRevocations_ListRevokedTokens_Handler(srv interface{}, stream grpc.Se
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type TokenRevocations_ListRevokedTokensServer = grpc.ServerStreamingServer[ListRevokedTokensResponse]
 
+func _TokenRevocations_CheckToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TokenRevocationsServer).CheckToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TokenRevocations_CheckToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TokenRevocationsServer).CheckToken(ctx, req.(*CheckTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // TokenRevocations_ServiceDesc is the grpc.ServiceDesc for TokenRevocations service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -206,6 +242,10 @@ var TokenRevocations_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "UnrevokeTokens",
 			Handler:    _TokenRevocations_UnrevokeTokens_Handler,
+		},
+		{
+			MethodName: "CheckToken",
+			Handler:    _TokenRevocations_CheckToken_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
