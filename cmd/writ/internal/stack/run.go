@@ -235,7 +235,7 @@ func (s *Stack) ready(revision uint64) *Ready {
 		Revision: fmt.Sprint(revision), TrustDomain: s.trustDomain, PID: os.Getpid(), Logs: s.p.file("logs"),
 		Workloads: []ReadyWorkload{}, Gateways: []ReadyGateway{},
 		Services: map[string]string{"ca": s.caAddr, "pilot": s.pilotAddr, "authz": s.p.unix("authz"), "ratelimit": s.p.unix("ratelimit")},
-		Admin:    map[string]string{"ca": s.p.unix("ca-admin"), "pilot": s.p.unix("pilot-admin"), "nodeagent": s.p.unix("nodeagent-admin")},
+		Admin:    map[string]string{"ca": s.p.unix("ca-admin"), "pilot": s.p.unix("pilot-admin"), "nodeagent": s.p.unix("nodeagent-admin"), "ratelimit": s.p.unix("ratelimit-admin")},
 	}
 	for _, p := range s.last.replicas {
 		admin := fmt.Sprintf("http://%s:%d", p.admin, model.AdminPort)

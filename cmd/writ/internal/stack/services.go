@@ -57,7 +57,7 @@ func (s *Stack) daemons() []daemon {
 		ca["service_ttl"] = life.String()
 	}
 	maps.Copy(ca, s.authority)
-	ratelimit := map[string]any{"listen": s.p.unix("ratelimit"), "pilot": s.pilotAddr, "state": s.p.file("ratelimit")}
+	ratelimit := map[string]any{"listen": s.p.unix("ratelimit"), "admin": s.p.unix("ratelimit-admin"), "pilot": s.pilotAddr, "state": s.p.file("ratelimit")}
 	if s.opts.Redis != "" {
 		ratelimit["redis"] = map[string]any{"address": s.opts.Redis}
 	}

@@ -1,0 +1,287 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	ratelimitpb "github.com/writ-mesh/writ/proto/writ/ratelimit/v1"
+)
+
+// counterKey explains what counters are called.
+const counterKey = `A counter's KEY names the limit and then the caller, as writ limits top prints it: NAMESPACE/POLICY/INDEX?DIMENSION=VALUE&... for a
+limit of a QuotaPolicy, DOMAIN?KEY=VALUE&... for one of a descriptor file. Quote it for the shell.`
+
+// quotaCounter is how a caller stands with a limit.
+type quotaCounter struct {
+	Key        string `json:"key"`
+	Limit      string `json:"limit"`
+	Requests   uint32 `json:"requests"`
+	Every      string `json:"every"`
+	Remaining  uint32 `json:"remaining"`
+	ResetAfter string `json:"resetAfter,omitempty"`
+	Over       bool   `json:"over"`
+}
+
+func quotaCounterOf(c *ratelimitpb.Counter) quotaCounter {
+	row := quotaCounter{
+		Key: c.GetKey(), Limit: c.GetLimit(), Requests: c.GetRequests(), Every: c.GetEvery().AsDuration().String(),
+		Remaining: c.GetRemaining(), Over: c.GetOver(),
+	}
+	if after := c.GetResetAfter(); after != nil {
+		row.ResetAfter = after.AsDuration().Round(time.Millisecond).String()
+	}
+	return row
+}
+
+func (c quotaCounter) print(w io.Writer) error {
+	state := "the next request passes"
+	if c.Over {
+		state = "the next request is refused"
+	}
+	_, err := fmt.Fprintf(w, "%s: %d of %d in %s are left, %s (%s)\n", c.Key, c.Remaining, c.Requests, c.Every, state, c.Limit)
+	return err
+}
+
+func limitsCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "limits",
+		Short:   "See and change how callers stand with their quotas",
+		Long:    "See and change how callers stand with their quotas. Only the user that runs ratelimit and root may do this; each change is in ratelimit's audit.\n" + counterKey,
+		Example: "  writ limits top examples/bookinfo\n  writ limits reset 'default/reviews/0?source.principal=cluster.local/ns/default/sa/a' --reason 'ticket 7'",
+		Args:    cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			return fmt.Errorf("unknown command %q of writ limits: it has get, top, reset, grant, refund and changes", args[0])
+		},
+	}
+	c.AddCommand(limitsGetCommand(), limitsTopCommand(), limitsChangeCommand(limitChange{
+		name: "reset", short: "Forget what a caller used", hits: false,
+		call: func(ctx context.Context, l ratelimitpb.LimitsClient, r *ratelimitpb.ChangeCounterRequest) (*ratelimitpb.Counter, error) {
+			return l.ResetCounter(ctx, r)
+		},
+	}), limitsChangeCommand(limitChange{
+		name: "grant", short: "Let a caller pass some more, at most as many as it used", hits: true,
+		call: func(ctx context.Context, l ratelimitpb.LimitsClient, r *ratelimitpb.ChangeCounterRequest) (*ratelimitpb.Counter, error) {
+			return l.Grant(ctx, r)
+		},
+	}), limitsChangeCommand(limitChange{
+		name: "refund", short: "Give back what a caller used and should not have", hits: true,
+		call: func(ctx context.Context, l ratelimitpb.LimitsClient, r *ratelimitpb.ChangeCounterRequest) (*ratelimitpb.Counter, error) {
+			return l.Refund(ctx, r)
+		},
+	}), limitsChangesCommand())
+	return c
+}
+
+// ratelimitAt is the ratelimit that is meant.
+type ratelimitAt struct{ state, socket string }
+
+func (r *ratelimitAt) register(c *cobra.Command) {
+	stateFlag(c, &r.state)
+	c.Flags().StringVar(&r.socket, "admin", "", "ratelimit's admin `socket`, unix:///path, instead of a mesh of writ up")
+}
+
+func (r *ratelimitAt) call(ctx context.Context, dir []string, call func(context.Context, ratelimitpb.LimitsClient) error) error {
+	conn, err := adminSocket(dir, r.state, r.socket, "ratelimit")
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return call(ctx, ratelimitpb.NewLimitsClient(conn))
+}
+
+func limitsGetCommand() *cobra.Command {
+	var o output
+	var at ratelimitAt
+	c := &cobra.Command{
+		Use:     "get KEY [DIR]",
+		Short:   "Show how a caller stands with a limit",
+		Long:    "Show how a caller stands with a limit; nothing is taken by it.\n" + counterKey,
+		Example: "  writ limits get 'default/reviews/0?source.principal=cluster.local/ns/default/sa/bookinfo-productpage' examples/bookinfo",
+		Args:    arguments(1, 2, "a counter, and the mesh directory or none for the current one"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var got *ratelimitpb.Counter
+			err := at.call(cmd.Context(), args[1:], func(ctx context.Context, l ratelimitpb.LimitsClient) (err error) {
+				got, err = l.GetCounter(ctx, &ratelimitpb.GetCounterRequest{Key: args[0]})
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			row := quotaCounterOf(got)
+			return o.print(cmd.OutOrStdout(), row, row.print)
+		},
+	}
+	o.register(c)
+	at.register(c)
+	return c
+}
+
+// topCaller is a row of `writ limits top`.
+type topCaller struct {
+	Key       string `json:"key"`
+	Limit     string `json:"limit"`
+	Hits      uint64 `json:"hits"`
+	Refused   uint64 `json:"refused"`
+	Uncertain uint64 `json:"uncertain,omitempty"`
+}
+
+func limitsTopCommand() *cobra.Command {
+	var o output
+	var at ratelimitAt
+	req := &ratelimitpb.ListTopRequest{}
+	c := &cobra.Command{
+		Use:   "top [DIR]",
+		Short: "Show who asks most of each limit",
+		Long: `Show who asked most of each limit in the last 5 to 10 minutes, as one replica of ratelimit saw it.
+A count may be too high by as much as is said to be uncertain, and is never too low.`,
+		Example: "  writ limits top examples/bookinfo\n  writ limits top --limit 'QuotaPolicy default/reviews' --callers 3 -o json examples/bookinfo",
+		Args:    anyDir,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var rows []topCaller
+			err := at.call(cmd.Context(), args, func(ctx context.Context, l ratelimitpb.LimitsClient) error {
+				resp, err := l.ListTop(ctx, req)
+				for _, t := range resp.GetCallers() {
+					rows = append(rows, topCaller{t.GetKey(), t.GetLimit(), t.GetHits(), t.GetRefused(), t.GetUncertain()})
+				}
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			return o.print(cmd.OutOrStdout(), rows, func(w io.Writer) error { return printTop(w, rows) })
+		},
+	}
+	o.register(c)
+	at.register(c)
+	c.Flags().StringVar(&req.Limit, "limit", "", "only limits whose `name` begins so")
+	c.Flags().Uint32Var(&req.Callers, "callers", 10, "`how many` callers of each limit, at most 100")
+	return c
+}
+
+func printTop(out io.Writer, rows []topCaller) error {
+	if len(rows) == 0 {
+		_, err := fmt.Fprintln(out, "nobody asked")
+		return err
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "LIMIT\tHITS\tREFUSED\tUNCERTAIN\tKEY")
+	for _, r := range rows {
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\n", r.Limit, r.Hits, r.Refused, r.Uncertain, r.Key)
+	}
+	return w.Flush()
+}
+
+// limitChange is one of the commands that change a counter.
+type limitChange struct {
+	name, short string
+	hits        bool // it needs a number
+	call        func(context.Context, ratelimitpb.LimitsClient, *ratelimitpb.ChangeCounterRequest) (*ratelimitpb.Counter, error)
+}
+
+func limitsChangeCommand(change limitChange) *cobra.Command {
+	var o output
+	var at ratelimitAt
+	var reason string
+	number, what, example, own := "", "a counter", "", 1
+	if change.hits {
+		number, what, example, own = " NUMBER", "a counter and a number", " 100", 2
+	}
+	c := &cobra.Command{
+		Use:     change.name + " KEY" + number + " [DIR]",
+		Short:   change.short,
+		Long:    change.short + ". The audit keeps who did it, when and why (writ limits changes).\n" + counterKey,
+		Example: "  writ limits " + change.name + " 'default/reviews/0?source.principal=cluster.local/ns/default/sa/a'" + example + " --reason 'ticket 7' examples/bookinfo",
+		Args:    arguments(own, own+1, what+", and the mesh directory or none for the current one"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req := &ratelimitpb.ChangeCounterRequest{Key: args[0], Reason: reason}
+			if reason == "" {
+				return errors.New("--reason is missing: the audit keeps why")
+			}
+			if change.hits {
+				n, err := strconv.ParseUint(args[1], 10, 32)
+				if err != nil || n == 0 {
+					return fmt.Errorf("%q: want a number from 1 to 4294967295", args[1])
+				}
+				req.Hits = uint32(n)
+			}
+			var got *ratelimitpb.Counter
+			err := at.call(cmd.Context(), args[own:], func(ctx context.Context, l ratelimitpb.LimitsClient) (err error) {
+				got, err = change.call(ctx, l, req)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			row := quotaCounterOf(got)
+			return o.print(cmd.OutOrStdout(), row, row.print)
+		},
+	}
+	o.register(c)
+	at.register(c)
+	c.Flags().StringVar(&reason, "reason", "", "`why`, for the audit")
+	return c
+}
+
+// limitChangeRow is a row of `writ limits changes`.
+type limitChangeRow struct {
+	At        time.Time `json:"at"`
+	Actor     string    `json:"actor"`
+	What      string    `json:"what"`
+	Key       string    `json:"key"`
+	Hits      uint32    `json:"hits,omitempty"`
+	Reason    string    `json:"reason"`
+	Remaining uint32    `json:"remaining"`
+}
+
+func limitsChangesCommand() *cobra.Command {
+	var o output
+	var at ratelimitAt
+	c := &cobra.Command{
+		Use:     "changes [DIR]",
+		Short:   "Show what operators changed, the newest first",
+		Example: "  writ limits changes examples/bookinfo",
+		Args:    anyDir,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var rows []limitChangeRow
+			err := at.call(cmd.Context(), args, func(ctx context.Context, l ratelimitpb.LimitsClient) error {
+				resp, err := l.ListChanges(ctx, &ratelimitpb.ListChangesRequest{})
+				for _, c := range resp.GetChanges() {
+					rows = append(rows, limitChangeRow{c.GetAt().AsTime(), c.GetActor(), c.GetWhat(), c.GetKey(), c.GetHits(), c.GetReason(), c.GetRemaining()})
+				}
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			return o.print(cmd.OutOrStdout(), rows, func(w io.Writer) error { return printLimitChanges(w, rows) })
+		},
+	}
+	o.register(c)
+	at.register(c)
+	return c
+}
+
+func printLimitChanges(out io.Writer, rows []limitChangeRow) error {
+	if len(rows) == 0 {
+		_, err := fmt.Fprintln(out, "nothing was changed")
+		return err
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "AT (UTC)\tBY\tWHAT\tHITS\tLEFT BEFORE\tKEY\tWHY")
+	for _, r := range rows {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", utc(r.At), r.Actor, r.What, r.Hits, r.Remaining, r.Key, r.Reason)
+	}
+	return w.Flush()
+}
