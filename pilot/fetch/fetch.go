@@ -72,7 +72,7 @@ var ErrTooLarge = errors.New("the server's answer is too large")
 
 // Get asks a server once.
 func (g Guard) Get(ctx context.Context, r Request) (Answer, error) {
-	if !g.Allowed(r.URL) {
+	if !g.allowed(r.URL) {
 		return Answer{}, fmt.Errorf("this pilot fetches from other places only (%s)", g.Setting)
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.Timeout)
@@ -132,8 +132,8 @@ func read(resp *http.Response, r Request) (Answer, error) {
 	return out, nil
 }
 
-// Allowed says whether a URL may be asked at all.
-func (g Guard) Allowed(text string) bool {
+// allowed says whether a URL may be asked at all.
+func (g Guard) allowed(text string) bool {
 	u, err := url.Parse(text)
 	if err != nil || model.URLProblem(text) != "" {
 		return false
@@ -180,7 +180,7 @@ func (g Guard) client(r Request) *http.Client {
 				return errors.New("the server sends on too often")
 			case req.URL.Scheme != via[0].URL.Scheme:
 				return errors.New("the server sends on to another scheme")
-			case !g.Allowed(req.URL.String()):
+			case !g.allowed(req.URL.String()):
 				return fmt.Errorf("the server sends on to where this pilot fetches nothing from (%s)", g.Setting)
 			}
 			return nil

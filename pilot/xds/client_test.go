@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -38,10 +40,12 @@ type world struct {
 	clusters, endpoints, routes, listeners map[int]int
 	// uses says to which clusters a route refers.
 	uses map[int][]int
+	// filters are of the listeners of that number that have one, each with its generation.
+	filters map[int]int
 }
 
 func simple(n, generation int) world {
-	w := world{clusters: map[int]int{}, endpoints: map[int]int{}, routes: map[int]int{}, listeners: map[int]int{}, uses: map[int][]int{}}
+	w := world{clusters: map[int]int{}, endpoints: map[int]int{}, routes: map[int]int{}, listeners: map[int]int{}, uses: map[int][]int{}, filters: map[int]int{}}
 	for i := range n {
 		w.clusters[i], w.endpoints[i], w.routes[i], w.listeners[i] = generation, generation, generation, generation
 		w.uses[i] = []int{i}
@@ -86,14 +90,23 @@ func route(i, generation int, uses []int) *routev3.RouteConfiguration {
 	return r
 }
 
-func listener(i, generation int) *listenerv3.Listener {
+func listener(i, generation int, filtered bool) *listenerv3.Listener {
 	hcm := &hcmv3.HttpConnectionManager{
 		StatPrefix:     fmt.Sprint(generation),
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{ConfigSource: ads(), RouteConfigName: fmt.Sprint("r", i)}},
 	}
+	if filtered {
+		hcm.HttpFilters = []*hcmv3.HttpFilter{{Name: fmt.Sprint("f", i), ConfigType: &hcmv3.HttpFilter_ConfigDiscovery{
+			ConfigDiscovery: &corev3.ExtensionConfigSource{ConfigSource: ads(), TypeUrls: []string{"x"}},
+		}}}
+	}
 	return &listenerv3.Listener{Name: fmt.Sprint("l", i), FilterChains: []*listenerv3.FilterChain{{
 		Filters: []*listenerv3.Filter{{Name: "hcm", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: mustAny(hcm)}}},
 	}}}
+}
+
+func filter(i, generation int) *corev3.TypedExtensionConfig {
+	return &corev3.TypedExtensionConfig{Name: fmt.Sprint("f", i), TypedConfig: mustAny(durationpb.New(time.Duration(generation)))}
 }
 
 // part is what a resource of a world is made of.
@@ -140,13 +153,20 @@ func (w world) config(t testing.TB, b *Builder, node string, made parts) *Config
 			if url == RouteType {
 				p.content += fmt.Sprint(w.uses[i])
 			}
+			if _, filtered := w.filters[i]; url == ListenerType && filtered {
+				p.content += " filtered"
+			}
 			list = append(list, made.resource(t, b, p, func() proto.Message { return build(i, g) }))
 		}
 		sets = append(sets, b.Set(url, list))
 	}
 	add(ClusterType, "c", w.clusters, func(i, g int) proto.Message { return cluster(i, g) })
 	add(EndpointType, "c", w.endpoints, func(i, g int) proto.Message { return endpoints(i, g) })
-	add(ListenerType, "l", w.listeners, func(i, g int) proto.Message { return listener(i, g) })
+	add(ListenerType, "l", w.listeners, func(i, g int) proto.Message {
+		_, filtered := w.filters[i]
+		return listener(i, g, filtered)
+	})
+	add(ExtensionType, "f", w.filters, func(i, g int) proto.Message { return filter(i, g) })
 	add(RouteType, "r", w.routes, func(i, g int) proto.Message { return route(i, g, w.uses[i]) })
 	return b.Config(node, sets...)
 }
@@ -339,7 +359,7 @@ func (e *envoy) take(r *discoveryv3.DeltaDiscoveryResponse) {
 			ack.ErrorDetail = &statuspb.Status{Code: int32(codes.InvalidArgument), Message: why}
 		}
 	}
-	var follow *discoveryv3.DeltaDiscoveryRequest
+	var follow []*discoveryv3.DeltaDiscoveryRequest
 	if ack.ErrorDetail == nil {
 		for _, res := range r.Resources {
 			e.state[r.TypeUrl][res.Name] = res
@@ -351,9 +371,9 @@ func (e *envoy) take(r *discoveryv3.DeltaDiscoveryResponse) {
 		}
 		switch r.TypeUrl {
 		case ClusterType:
-			follow = e.resubscribe(EndpointType, ClusterType)
+			follow = e.resubscribe(follow, EndpointType, ClusterType)
 		case ListenerType:
-			follow = e.resubscribe(RouteType, ListenerType)
+			follow = e.resubscribe(e.resubscribe(follow, RouteType, ListenerType), ExtensionType, ListenerType)
 		}
 		if e.own { // a thousand on one connection are for memory, not for order
 			e.check()
@@ -364,16 +384,22 @@ func (e *envoy) take(r *discoveryv3.DeltaDiscoveryResponse) {
 	} else {
 		e.send(ack)
 	}
-	if follow != nil {
-		e.send(follow)
+	for _, req := range follow {
+		e.send(req)
 	}
 }
 
-// resubscribe asks for what the resources of a type refer to now.
-func (e *envoy) resubscribe(url, of string) *discoveryv3.DeltaDiscoveryRequest {
+// resubscribe asks for what the resources of a type refer to now, after what is asked
+// already.
+func (e *envoy) resubscribe(asked []*discoveryv3.DeltaDiscoveryRequest, url, of string) []*discoveryv3.DeltaDiscoveryRequest {
 	want := map[string]bool{}
-	for n := range e.state[of] {
-		want[strings.Replace(n, "l", "r", 1)] = true
+	for n, r := range e.state[of] {
+		switch name := strings.Replace(n, "l", "f", 1); {
+		case url != ExtensionType:
+			want[strings.Replace(n, "l", "r", 1)] = true
+		case bytes.Contains(r.Resource.Value, []byte(name)):
+			want[name] = true
+		}
 	}
 	req := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: url}
 	for n := range want {
@@ -389,9 +415,9 @@ func (e *envoy) resubscribe(url, of string) *discoveryv3.DeltaDiscoveryRequest {
 	}
 	e.subs[url] = want
 	if len(req.ResourceNamesSubscribe)+len(req.ResourceNamesUnsubscribe) == 0 {
-		return nil
+		return asked
 	}
-	return req
+	return append(asked, req)
 }
 
 // check is the invariant: every route in use refers to clusters that are there

@@ -22,6 +22,9 @@ func random(r *rand.Rand) world {
 	}
 	for i := range 1 + r.IntN(4) {
 		w.listeners[i], w.routes[i] = r.IntN(3), r.IntN(3)
+		if r.IntN(2) == 0 {
+			w.filters[i] = r.IntN(3)
+		}
 		for range r.IntN(3) {
 			w.uses[i] = append(w.uses[i], r.IntN(n))
 		}
