@@ -122,7 +122,7 @@ func (s *Server) find(name string) (*counter, error) {
 	case m.Rule.Unlimited:
 		return nil, errors.New("it is unlimited, nothing is counted")
 	}
-	return &counter{counterName{of, desc}.Name(""), m.Rule.ID, limit.Use{Key: s.dropIn.KeyPrefix + m.Key, Limit: m.Rule.Limit}}, nil
+	return &counter{counterName{of, desc}.Name(""), m.Rule.ID, limit.Use{Key: s.dropIn.KeyPrefix + m.Key, Limit: m.Rule.Limit, Mode: s.mode}}, nil
 }
 
 // state asks how a counter stands and takes nothing.

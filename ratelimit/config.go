@@ -1,20 +1,16 @@
 package ratelimit
 
 import (
-	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
-	"net"
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/writ-mesh/writ/internal/config"
 	"github.com/writ-mesh/writ/internal/decider"
 	"github.com/writ-mesh/writ/internal/listen"
-	"github.com/writ-mesh/writ/internal/pemroots"
 	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/ratelimit/configserver"
 	"github.com/writ-mesh/writ/ratelimit/descriptors"
@@ -28,32 +24,19 @@ type Config struct {
 	decider.Config `yaml:",inline"`
 	// Descriptors is a folder with envoyproxy/ratelimit's YAML files, for running
 	// alone. It is watched. Either this or pilot is set.
-	Descriptors string       `yaml:"descriptors"`
-	Redis       RedisConfig  `yaml:"redis"`
-	Memory      MemoryConfig `yaml:"memory"`
+	Descriptors string `yaml:"descriptors"`
+	// Mode is how the counters of descriptors are shared: exact, which asks Redis for
+	// each decision, or leased, from shares that it gave before. QuotaPolicies say it
+	// for each limit.
+	Mode   string       `yaml:"mode"`
+	Redis  RedisConfig  `yaml:"redis"`
+	Memory MemoryConfig `yaml:"memory"`
 	// ConfigServer has the configuration of envoyproxy/ratelimit instead of a folder.
 	ConfigServer configserver.Config `yaml:"config_server"`
 	// DropIn is how to answer in place of envoyproxy/ratelimit.
 	DropIn DropInConfig `yaml:"drop_in"`
 	// Admin is the socket for operators, unix:///path; empty is none.
 	Admin string `yaml:"admin"`
-}
-
-// RedisConfig says where the shared counters are.
-type RedisConfig struct {
-	// Address is host:port or unix:///path; empty keeps the counters in process.
-	Address  string `yaml:"address"`
-	Username string `yaml:"username"`
-	// PasswordFile holds the password; white space around it is cut off.
-	PasswordFile string `yaml:"password_file"`
-	DB           int    `yaml:"db"`
-	// TLS connects with TLS 1.2 or later and checks the server's name.
-	TLS bool `yaml:"tls"`
-	// CAFile is a PEM file with the roots for TLS, the system's if empty.
-	CAFile string `yaml:"ca_file"`
-	// Timeout is how long one decision waits for Redis before this replica
-	// decides alone.
-	Timeout config.Duration `yaml:"timeout"`
 }
 
 // MemoryConfig bounds the counters in process.
@@ -66,6 +49,7 @@ type MemoryConfig struct {
 func DefaultConfig() Config {
 	return Config{
 		Config: decider.Config{Listen: "127.0.0.1:8081"},
+		Mode:   modeExact,
 		Redis:  RedisConfig{Timeout: config.Duration(redisstore.DefaultTimeout)},
 		Memory: MemoryConfig{MaxKeys: memory.DefaultMaxKeys},
 
@@ -81,16 +65,7 @@ func (c *Config) Flags(fs *flag.FlagSet) {
 	fs.StringVar(&c.Admin, "admin", c.Admin, "serve operators on this `socket`, unix:///path")
 	fs.StringVar(&c.Listen, "listen", c.Listen, "serve on this `address`, host:port or unix:///path")
 	fs.StringVar(&c.Redis.Address, "redis", c.Redis.Address, "keep the counters in the Redis at this `address`, host:port or unix:///path")
-	fs.Func("mode", "how counters are shared: `exact`, which asks the store for each decision", func(s string) error {
-		switch s {
-		case "exact":
-			return nil
-		case "leased":
-			return errors.New("not in this version; use exact")
-		default:
-			return errors.New("want exact")
-		}
-	})
+	fs.StringVar(&c.Mode, "mode", c.Mode, "how the counters of descriptors are shared: `exact`, which asks Redis for each decision, or leased, from shares that it gave before")
 }
 
 // Validate checks everything that can be checked without starting.
@@ -99,6 +74,12 @@ func (c *Config) Validate() error {
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if c.Memory.MaxKeys < 1 || c.Memory.MaxKeys > 100_000_000 {
 		fail("memory.max_keys %d: want 1 to 100000000", c.Memory.MaxKeys)
+	}
+	switch {
+	case c.Mode != modeExact && c.Mode != modeLeased:
+		fail("mode %q: want exact or leased", c.Mode)
+	case c.Mode == modeLeased && c.Pilot != "":
+		fail("mode: is for descriptors; a QuotaPolicy says it for each limit")
 	}
 	errs = append(errs, c.Redis.validate()...)
 	errs = append(errs, c.validateSource()...)
@@ -143,54 +124,4 @@ func (c *Config) validateSource() (errs []error) {
 		}
 	}
 	return errs
-}
-
-func (r *RedisConfig) validate() (errs []error) {
-	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if r.Timeout.D() < 100*time.Microsecond || r.Timeout.D() > time.Second {
-		fail("redis.timeout %s: want 100us to 1s", r.Timeout)
-	}
-	if r.DB < 0 {
-		fail("redis.db %d: is negative", r.DB)
-	}
-	if r.Address == "" {
-		if r.Username != "" || r.PasswordFile != "" || r.TLS {
-			fail("redis.address: missing, but other keys of redis are set")
-		}
-		return errs
-	}
-	if err := listen.Valid(r.Address); err != nil {
-		fail("redis.address: %w", err)
-	}
-	if r.CAFile != "" && !r.TLS {
-		fail("redis.ca_file: is for tls: true")
-	}
-	return errs
-}
-
-// options reads the files that the configuration names.
-func (r *RedisConfig) options() (redisstore.Options, error) {
-	o := redisstore.Options{Address: r.Address, Username: r.Username, DB: r.DB, Timeout: r.Timeout.D()}
-	if r.PasswordFile != "" {
-		data, err := os.ReadFile(r.PasswordFile)
-		if err != nil {
-			return o, fmt.Errorf("redis.password_file: %w", err)
-		}
-		o.Password = strings.TrimSpace(string(data))
-	}
-	if !r.TLS {
-		return o, nil
-	}
-	o.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
-	if host, _, err := net.SplitHostPort(r.Address); err == nil {
-		o.TLS.ServerName = host
-	}
-	if r.CAFile != "" {
-		roots, err := pemroots.Load(r.CAFile)
-		if err != nil {
-			return o, fmt.Errorf("redis.ca_file: %w", err)
-		}
-		o.TLS.RootCAs = roots
-	}
-	return o, nil
 }

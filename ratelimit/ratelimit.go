@@ -23,6 +23,7 @@ import (
 	"github.com/writ-mesh/writ/ratelimit/configserver"
 	"github.com/writ-mesh/writ/ratelimit/descriptors"
 	"github.com/writ-mesh/writ/ratelimit/fallback"
+	"github.com/writ-mesh/writ/ratelimit/lease"
 	"github.com/writ-mesh/writ/ratelimit/memory"
 	"github.com/writ-mesh/writ/ratelimit/quota"
 	"github.com/writ-mesh/writ/ratelimit/redisstore"
@@ -64,7 +65,7 @@ func New(c Config, rt *service.Runtime) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.server = &Server{store: store, now: time.Now, metrics: newMetrics(rt.Metrics, s.local), dropIn: c.DropIn}
+	s.server = &Server{store: store, now: time.Now, metrics: newMetrics(rt.Metrics, s.local), dropIn: c.DropIn, mode: c.mode()}
 	rt.Metrics.MustRegister(topCollector{&s.server.top, time.Now})
 	s.tasks = append(s.tasks, s.sweep)
 	if c.Admin != "" {
@@ -84,7 +85,7 @@ func New(c Config, rt *service.Runtime) (*Service, error) {
 // store makes the counters: in process, or in Redis with those in process to
 // fall back to.
 func (s *Service) store() (Store, error) {
-	if s.config.Redis.Address == "" {
+	if !s.config.Redis.shared() {
 		return s.local, nil
 	}
 	o, err := s.config.Redis.options()
@@ -96,8 +97,9 @@ func (s *Service) store() (Store, error) {
 		return nil, err
 	}
 	guard := fallback.New(shared, s.local, s.log, s.rt.Metrics)
-	s.tasks = append(s.tasks, shared.Run, guard.Run)
-	return guard, nil
+	leases := lease.New(guard, s.local, s.config.Memory.MaxKeys, time.Now, s.rt.Metrics)
+	s.tasks = append(s.tasks, shared.Run, guard.Run, leases.Run)
+	return leases, nil
 }
 
 func (s *Service) openDescriptors() error {

@@ -61,7 +61,7 @@ func TestRedisWithTLSAndUser(t *testing.T) {
 		{"as it should be", func(*RedisConfig) {}, ""},
 		{"another database", func(r *RedisConfig) { r.DB = 4 }, ""},
 		{"no such database", func(r *RedisConfig) { r.DB = 400 }, "DB index is out of range"},
-		{"wrong password", func(r *RedisConfig) { r.PasswordFile = roots }, "WRONGPASS"},
+		{"wrong password", func(r *RedisConfig) { r.PasswordFile = file("wrong", "wrong") }, "WRONGPASS"},
 		{"another user", func(r *RedisConfig) { r.Username = "nobody" }, "WRONGPASS"},
 		{"the default user", func(r *RedisConfig) { r.Username = "" }, "WRONGPASS"},
 		{"nobody", func(r *RedisConfig) { r.Username, r.PasswordFile = "", "" }, "NOAUTH"},
@@ -120,8 +120,17 @@ func TestRedisWithTLSAndUser(t *testing.T) {
 func TestRedisFilesThatAreNotThere(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "empty.pem"), "")
+	writeFile(t, filepath.Join(dir, "open"), "s3cret")
+	if err := os.Chmod(filepath.Join(dir, "open"), 0o640); err != nil {
+		t.Fatal(err)
+	}
 	for want, r := range map[string]RedisConfig{
 		"redis.password_file": {Address: "r:1", PasswordFile: filepath.Join(dir, "none")},
+		"the file is empty":   {Address: "r:1", PasswordFile: filepath.Join(dir, "empty.pem")},
+		"chmod 600":           {Address: "r:1", PasswordFile: filepath.Join(dir, "open")},
+		"redis.sentinel.password_file": {
+			Sentinel: SentinelConfig{Master: "m", Addresses: []string{"s:1"}, PasswordFile: filepath.Join(dir, "open")},
+		},
 		"redis.ca_file: open": {Address: "r:1", TLS: true, CAFile: filepath.Join(dir, "none")},
 		"no PEM certificate":  {Address: "r:1", TLS: true, CAFile: filepath.Join(dir, "empty.pem")},
 	} {

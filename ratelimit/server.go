@@ -40,6 +40,7 @@ type Server struct {
 	metrics *metrics
 	top     toplist.Lists
 	dropIn  DropInConfig
+	mode    limit.Mode // of the limits of descriptors
 
 	quotas  atomic.Pointer[quota.Table]     // nil if this service gets none
 	domains atomic.Pointer[descriptors.Set] // nil if this service reads none
@@ -195,7 +196,7 @@ func (s *Server) matchDescriptors(d *decision, req *rlsv3.RateLimitRequest) {
 				it.callers = counterName{domain.Name, desc}
 			}
 			d.items = append(d.items, it)
-			use := limit.Use{Key: s.dropIn.KeyPrefix + matches[i].Key, Limit: r.Limit, Hits: hits(req, desc)}
+			use := limit.Use{Key: s.dropIn.KeyPrefix + matches[i].Key, Limit: r.Limit, Mode: s.mode, Hits: hits(req, desc)}
 			if desc.GetIsNegativeHits() {
 				use.Op = limit.Refund
 			}

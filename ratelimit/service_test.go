@@ -25,6 +25,7 @@ import (
 	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/internal/service"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
+	"github.com/writ-mesh/writ/ratelimit/limit"
 	"github.com/writ-mesh/writ/ratelimit/redistest"
 )
 
@@ -279,6 +280,20 @@ func TestConfig(t *testing.T) {
 		{"plain text by name", func(c *Config) { c.Descriptors, c.Listen = dir, "example.org:8081" }, "plain text"},
 		{"no folder", func(c *Config) { c.Descriptors = dir + "/none" }, "is not a folder"},
 		{"no keys", func(c *Config) { c.Descriptors, c.Memory.MaxKeys = dir, 0 }, "memory.max_keys"},
+		{"leased policies", func(c *Config) { c.Pilot, c.Credential, c.Mode = "pilot:15012", full, "leased" }, "a QuotaPolicy says it"},
+		{"sentinel", func(c *Config) {
+			c.Descriptors, c.Redis.Sentinel = dir, SentinelConfig{Master: "m", Addresses: []string{"s:26379"}}
+		}, ""},
+		{"cluster", func(c *Config) { c.Descriptors, c.Redis.Cluster.Addresses = dir, []string{"a:1", "b:1"} }, ""},
+		{"two kinds of redis", func(c *Config) {
+			c.Descriptors, c.Redis.Address, c.Redis.Cluster.Addresses = dir, "r:1", []string{"a:1"}
+		}, "want one of address, sentinel and cluster"},
+		{"sentinel without master", func(c *Config) { c.Descriptors, c.Redis.Sentinel.Addresses = dir, []string{"s:1"} }, "redis.sentinel.master"},
+		{"sentinel without addresses", func(c *Config) { c.Descriptors, c.Redis.Sentinel.Master = dir, "m" }, "redis.sentinel.addresses"},
+		{"sentinel address", func(c *Config) {
+			c.Descriptors, c.Redis.Sentinel = dir, SentinelConfig{Master: "m", Addresses: []string{"s"}}
+		}, "is not host:port"},
+		{"cluster with a database", func(c *Config) { c.Descriptors, c.Redis.Cluster.Addresses, c.Redis.DB = dir, []string{"a:1"}, 1 }, "no databases but 0"},
 		{"redis without address", func(c *Config) { c.Descriptors, c.Redis.TLS = dir, true }, "redis.address"},
 		{"redis address", func(c *Config) { c.Descriptors, c.Redis.Address = dir, "redis" }, "redis.address"},
 		{"redis timeout", func(c *Config) { c.Descriptors, c.Redis.Timeout = dir, 0 }, "redis.timeout"},
@@ -298,16 +313,21 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// TestModeFlag: -mode is there for scripts; exact is the one mode of this version.
 func TestModeFlag(t *testing.T) {
-	for mode, want := range map[string]string{"exact": "", "leased": "not in this version", "lax": "want exact"} {
+	dir := t.TempDir()
+	for mode, ok := range map[string]bool{"exact": true, "leased": true, "lax": false, "assigned": false, "": false} {
 		c := DefaultConfig()
 		flags := flag.NewFlagSet("writ-ratelimit", flag.ContinueOnError)
 		flags.SetOutput(io.Discard)
 		c.Flags(flags)
-		err := flags.Parse([]string{"-descriptors", "d", "-mode", mode})
-		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v, want %q", mode, err, want)
+		if err := flags.Parse([]string{"-descriptors", dir, "-mode", mode}); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Validate(); (err == nil) != ok || err != nil && !strings.Contains(err.Error(), "want exact or leased") {
+			t.Errorf("%s: %v", mode, err)
+		}
+		if leased := c.mode() == limit.Leased; leased != (mode == "leased") {
+			t.Errorf("%s is taken for leased: %v", mode, leased)
 		}
 	}
 }

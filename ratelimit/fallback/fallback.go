@@ -8,6 +8,10 @@
 // own doing. So in a window that touches an outage, whether Redis died, hung or
 // came back empty, one replica admits at most a sliding limit and what was on its
 // way at the moment of failure, and n replicas at most n times that.
+//
+// When the shared store comes back it is told what was admitted meanwhile and still
+// counts, before it is asked again: so the replicas count as one from then on. It
+// counts as of that moment, up to a window longer than it had to.
 package fallback
 
 import (
@@ -47,7 +51,7 @@ const (
 	// goodProbes in a row close the circuit.
 	goodProbes = 3
 	minPause   = 50 * time.Millisecond
-	maxPause   = time.Second
+	maxPause   = 250 * time.Millisecond
 )
 
 // Guard is a store that always decides. It is safe for concurrent use.
@@ -56,6 +60,8 @@ type Guard struct {
 	local   Local
 	log     *slog.Logger
 	metrics metrics
+
+	debts debts
 
 	score    atomic.Int64
 	failedAt atomic.Int64 // the slot of the last failure
@@ -68,6 +74,7 @@ type metrics struct {
 	degraded prometheus.Gauge
 	errors   prometheus.Counter
 	local    prometheus.Counter
+	charged  prometheus.Counter
 }
 
 // New returns a guard. Run must be running for it to come back from an outage.
@@ -86,7 +93,11 @@ func New(shared Shared, local Local, log *slog.Logger, reg prometheus.Registerer
 			Help: "Decisions made without the shared store because it was away.",
 		}),
 	}}
-	reg.MustRegister(g.metrics.degraded, g.metrics.errors, g.metrics.local)
+	g.metrics.charged = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "writ_ratelimit_reconciled_hits_total",
+		Help: "Hits that were admitted while the shared store was away and that it was told of when it was back.",
+	})
+	reg.MustRegister(g.metrics.degraded, g.metrics.errors, g.metrics.local, g.metrics.charged)
 	return g
 }
 
@@ -112,8 +123,15 @@ func (g *Guard) Decide(ctx context.Context, now time.Time, uses []limit.Use, out
 		g.failed(now, err)
 	}
 	g.metrics.local.Inc()
-	return g.local.Decide(ctx, now, uses, outcomes)
+	if err := g.local.Decide(ctx, now, uses, outcomes); err != nil {
+		return err
+	}
+	g.debts.add(uses, outcomes)
+	return nil
 }
+
+// Degraded says that the shared store is away and this replica decides alone.
+func (g *Guard) Degraded() bool { return g.degraded.Load() }
 
 // Run brings the guard back after outages, until ctx ends.
 func (g *Guard) Run(ctx context.Context) error {
@@ -146,8 +164,35 @@ func (g *Guard) recover(ctx context.Context) error {
 			continue
 		}
 		good, pause = good+1, minPause
+		if good == goodProbes {
+			if err := g.settle(ctx); err != nil {
+				good = 0
+			}
+		}
 	}
 	g.close()
+	_ = g.settle(ctx) // what was decided alone while the circuit closed
+	return nil
+}
+
+// settle tells the shared store what is owed to it. What it cannot be told stays
+// owed.
+func (g *Guard) settle(ctx context.Context) error {
+	for range g.debts.len()/atOnce + 1 { // more are made meanwhile
+		now := time.Now()
+		uses := g.debts.take(now, g.local)
+		if len(uses) == 0 {
+			return nil
+		}
+		if err := g.shared.Decide(ctx, now, uses, make([]limit.Outcome, len(uses))); err != nil {
+			g.metrics.errors.Inc()
+			g.debts.again(uses)
+			return err
+		}
+		for i := range uses {
+			g.metrics.charged.Add(float64(uses[i].Hits))
+		}
+	}
 	return nil
 }
 

@@ -12,9 +12,13 @@
 // clock of the caller, because the window's start is part of the key's name, as
 // envoyproxy/ratelimit has it; running beside it both count in the same keys.
 //
-// One Redis is spoken to; all keys of one script must be on it. The callers' keys
-// carry a hash tag per policy, so that counters of one policy stay together on a
-// cluster.
+// Redis is a single one, one behind Sentinel, or a cluster. The callers' keys carry a
+// hash tag per policy, so that the limits of one policy are in one slot of a cluster
+// and decided by one script there as well. Limits of several policies on one request
+// are decided by a script per slot, all on the way at once; if one of them refuses,
+// what the others took is given back in the background: never does more pass, and for
+// the moment in between others may be refused for it. What is charged, settled and
+// given back in other slots than that of the refusal is done all the same.
 package redisstore
 
 import (
@@ -29,10 +33,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-	"github.com/redis/go-redis/v9/maintnotifications"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/writ-mesh/writ/internal/listen"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 )
 
@@ -68,8 +70,13 @@ const (
 
 // Options say where Redis is and how long to wait for it.
 type Options struct {
-	// Address is host:port or unix:///path.
-	Address  string
+	// Address is host:port or unix:///path of a single Redis. Either this, or
+	// Sentinel, or Cluster is set.
+	Address string
+	// Sentinel is for a master that can change.
+	Sentinel Sentinel
+	// Cluster are host:port of some nodes of a cluster.
+	Cluster  []string
 	Username string
 	Password string
 	DB       int
@@ -86,7 +93,7 @@ type Options struct {
 
 // Store is a set of counters in Redis. It is safe for concurrent use.
 type Store struct {
-	client  *redis.Client
+	client  redis.UniversalClient
 	sha     string // of source, by which Redis knows it
 	options Options
 	queue   chan *job
@@ -98,31 +105,19 @@ type Store struct {
 
 // New returns a store. It does not connect; Decide needs Run to be running.
 func New(o Options) (*Store, error) {
-	if err := listen.Valid(o.Address); err != nil {
-		return nil, fmt.Errorf("redis address: %w", err)
-	}
 	if o.Timeout <= 0 {
 		o.Timeout = DefaultTimeout
 	}
 	if o.Workers <= 0 {
 		o.Workers = defaultWorkers
 	}
-	network, addr := "tcp", o.Address
-	if path, ok := listen.Unix(o.Address); ok {
-		network, addr = "unix", path
-	}
 	// go-redis logs each failed dial to standard error by itself; what matters
 	// comes back as an error and is counted and logged by the caller.
 	redis.SetLogger(silent{})
-	options := &redis.Options{
-		Network: network, Addr: addr, Username: o.Username, Password: o.Password, DB: o.DB, TLSConfig: o.TLS,
-		DialTimeout: time.Second, ReadTimeout: ioTimeout, WriteTimeout: ioTimeout, PoolTimeout: ioTimeout,
-		DialerRetries: 1, MaxRetries: -1, // trying again is for who decides what a failure means
-		PoolSize: o.Workers, DisableIdentity: true,
-		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+	client, err := client(o)
+	if err != nil {
+		return nil, err
 	}
-	options.Dialer = dialer(options)
-	client := redis.NewClient(options)
 	s := &Store{client: client, sha: redis.NewScript(source).Hash(), options: o, queue: make(chan *job, queueLength), epoch: time.Now()}
 	s.jobs.New = func() any { return &job{done: make(chan error, 1)} }
 	return s, nil
@@ -207,7 +202,16 @@ type job struct {
 	done      chan error
 	timer     *time.Timer
 	sent      atomic.Int64 // when, by Store.elapsed; 0 while it waits for a worker
-	cmd       *redis.Cmd
+	parts     []part
+}
+
+// part is what one command decides of a job: all of it, or in a cluster what is of
+// one slot.
+type part struct {
+	uses []int // places in the job's uses, nil for all
+	cmd  *redis.Cmd
+	err  error
+	over bool // it is answered
 }
 
 func (s *Store) work(ctx context.Context) error {
@@ -232,33 +236,58 @@ func (s *Store) work(ctx context.Context) error {
 	}
 }
 
-// carry sends a batch; if Redis does not know the script (it restarted empty),
-// once more with the script before it.
+// carry sends a batch; if Redis does not know the script (it restarted empty, or
+// another one is the master), once more when it does.
 func (s *Store) carry(ctx context.Context, batch []*job) {
 	rest := batch[:0]
 	for _, j := range batch {
 		if !j.abandoned.Load() {
+			s.split(j)
 			rest = append(rest, j)
 		}
 	}
-	rest = s.send(ctx, rest, false)
-	if len(rest) > 0 {
+	if rest = s.send(ctx, rest, false); len(rest) > 0 {
+		s.client.ScriptLoad(ctx, source) // what it says, the commands say again
 		s.send(ctx, rest, true)
 	}
 }
 
-// send returns the jobs that found no script.
-func (s *Store) send(ctx context.Context, jobs []*job, load bool) (again []*job) {
+// split makes the parts of a job.
+func (s *Store) split(j *job) {
+	j.parts = j.parts[:0]
+	if len(s.options.Cluster) == 0 || len(j.uses) == 1 {
+		j.parts = append(j.parts, part{})
+		return
+	}
+	at := make(map[uint16]int)
+	for i := range j.uses {
+		slot := slot(j.uses[i].Limit.CounterKey(j.uses[i].Key, j.now))
+		k, known := at[slot]
+		if !known {
+			k = len(j.parts)
+			at[slot] = k
+			j.parts = append(j.parts, part{})
+		}
+		j.parts[k].uses = append(j.parts[k].uses, i)
+	}
+	if len(j.parts) == 1 {
+		j.parts[0].uses = nil
+	}
+}
+
+// send returns the jobs of which some part found no script.
+func (s *Store) send(ctx context.Context, jobs []*job, last bool) (again []*job) {
 	if len(jobs) == 0 {
 		return nil
 	}
 	pipe := s.client.Pipeline()
-	if load {
-		pipe.ScriptLoad(ctx, source)
-	}
 	for _, j := range jobs {
-		keys, args := s.arguments(j)
-		j.cmd = pipe.EvalSha(ctx, s.sha, keys, args...)
+		for k := range j.parts {
+			if p := &j.parts[k]; !p.over {
+				keys, args := s.arguments(j, p.uses)
+				p.cmd = pipe.EvalSha(ctx, s.sha, keys, args...)
+			}
+		}
 	}
 	sent := int64(s.elapsed())
 	for _, j := range jobs {
@@ -269,25 +298,107 @@ func (s *Store) send(ctx context.Context, jobs []*job, load bool) (again []*job)
 		s.answered.Store(int64(s.elapsed()))
 	}
 	for _, j := range jobs {
-		values, err := j.cmd.Int64Slice()
-		if j.cmd.Err() == nil && j.cmd.Val() == nil && failed != nil {
-			err = failed // it was not sent: Redis did not let us in
-		}
-		j.cmd = nil
-		if !load && err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
+		if j.answered(failed, last) {
+			s.compensate(j)
+			j.done <- j.err()
+		} else {
 			again = append(again, j)
-			continue
 		}
-		if err == nil {
-			err = j.fill(values)
-		}
-		j.done <- err
 	}
 	return again
 }
 
+// answered takes in what was said to the parts of a job; it is false if some of
+// them found no script and may be sent again.
+func (j *job) answered(failed error, last bool) bool {
+	all := true
+	for k := range j.parts {
+		p := &j.parts[k]
+		if p.over {
+			continue
+		}
+		var values []int64
+		values, p.err = p.cmd.Int64Slice()
+		if p.cmd.Err() == nil && p.cmd.Val() == nil && failed != nil {
+			p.err = failed // it was not sent: Redis did not let us in
+		}
+		p.cmd = nil
+		if !last && p.err != nil && redis.HasErrorPrefix(p.err, "NOSCRIPT") {
+			all = false
+			continue
+		}
+		if p.over = true; p.err == nil {
+			p.err = j.fill(values, p.uses)
+		}
+	}
+	return all
+}
+
+func (j *job) err() error {
+	for _, p := range j.parts {
+		if p.err != nil {
+			return p.err
+		}
+	}
+	return nil
+}
+
+// compensate gives back, in the background, what parts of a job took while another
+// part refuses it. Until it has arrived others may be refused for it; nobody passes
+// for it. In one slot, and without a cluster, there is nothing to give back.
+func (s *Store) compensate(j *job) {
+	if len(j.parts) < 2 || !refuses(j) {
+		return
+	}
+	back := &job{now: j.now, done: make(chan error, 1)}
+	for i := range j.uses {
+		u, out := j.uses[i], &j.outcomes[i]
+		if u.Op != limit.Take || u.Limit.CountsRefused() || out.Taken == 0 {
+			continue
+		}
+		u.Op, u.Hits, u.Want, u.At = limit.Refund, out.Taken, 0, out.At
+		if u.HeldFor() > 0 {
+			u.Op, u.Hits = limit.Settle, 0
+		}
+		back.uses = append(back.uses, u)
+		out.Remaining += uint32(out.Taken) //nolint:gosec // at most what was there before
+		out.Taken = 0
+	}
+	if len(back.uses) == 0 {
+		return
+	}
+	back.outcomes = make([]limit.Outcome, len(back.uses))
+	select {
+	case s.queue <- back:
+	default: // it counts for its window: nobody passes for that
+	}
+}
+
+// refuses says whether a job that parts of were taken for is refused.
+func refuses(j *job) bool {
+	for i := range j.uses {
+		if u := &j.uses[i]; j.outcomes[i].Over && !u.Observe && !u.Limit.CountsRefused() {
+			return j.err() == nil
+		}
+	}
+	return false
+}
+
+// each goes over the uses of a part, nil for all.
+func (j *job) each(uses []int, visit func(at, i int)) {
+	if uses == nil {
+		for i := range j.uses {
+			visit(i, i)
+		}
+		return
+	}
+	for at, i := range uses {
+		visit(at, i)
+	}
+}
+
 // arguments are the keys and arguments of decide.lua.
-func (s *Store) arguments(j *job) (keys []string, args []any) {
+func (s *Store) arguments(j *job, uses []int) (keys []string, args []any) {
 	const head, each = 2, 5
 	keys = make([]string, 0, len(j.uses))
 	args = make([]any, 0, head+each*len(j.uses))
@@ -298,11 +409,11 @@ func (s *Store) arguments(j *job) (keys []string, args []any) {
 	}
 	args = append(args, now, callers)
 	var holds []string
-	for i := range j.uses {
+	j.each(uses, func(at, i int) {
 		u := &j.uses[i]
 		keys = append(keys, u.Limit.CounterKey(u.Key, j.now))
 		hits, flags := u.Bounded(), opFlags(u)
-		if u.Op == limit.Refund && !u.At.IsZero() && u.Limit.CounterKey(u.Key, u.At) != keys[i] {
+		if u.Op == limit.Refund && !u.At.IsZero() && u.Limit.CounterKey(u.Key, u.At) != keys[at] {
 			hits = 0 // it was taken from another counter, which is over
 		}
 		args = append(args, u.Limit.Algorithm().Code(), u.Limit.Requests(), u.Limit.Window().Microseconds(), hits, flags)
@@ -317,13 +428,13 @@ func (s *Store) arguments(j *job) (keys []string, args []any) {
 			holds = append(holds, u.Key+":h")
 		}
 		if u.Op == limit.Refund {
-			at := int64(0)
+			when := int64(0)
 			if !u.At.IsZero() {
-				at = u.At.UnixMicro()
+				when = u.At.UnixMicro()
 			}
-			args = append(args, at)
+			args = append(args, when)
 		}
-	}
+	})
 	return append(keys, holds...), args
 }
 
@@ -377,14 +488,18 @@ func holdName(u *limit.Use) string {
 }
 
 // fill turns the script's answer into outcomes.
-func (j *job) fill(values []int64) error {
+func (j *job) fill(values []int64, uses []int) error {
 	const each = 5
-	if len(values) != each*len(j.uses)+1 {
-		return fmt.Errorf("redis script answered %d numbers for %d limits", len(values), len(j.uses))
+	n := len(j.uses)
+	if uses != nil {
+		n = len(uses)
 	}
-	at := time.UnixMicro(values[len(values)-1])
-	for i := range j.uses {
-		u, v := &j.uses[i], values[each*i:each*(i+1)]
+	if len(values) != each*n+1 {
+		return fmt.Errorf("redis script answered %d numbers for %d limits", len(values), n)
+	}
+	now := time.UnixMicro(values[len(values)-1])
+	j.each(uses, func(at, i int) {
+		u, v := &j.uses[i], values[each*at:each*(at+1)]
 		most := int64(max(u.Limit.Requests(), u.Limit.Burst()))
 		j.outcomes[i] = limit.Outcome{
 			Over:       v[0] == 1,
@@ -392,12 +507,12 @@ func (j *job) fill(values []int64) error {
 			RetryAfter: time.Duration(v[2]) * time.Microsecond,
 			Reset:      time.Duration(v[3]) * time.Microsecond,
 			Taken:      uint64(max(v[4], 0)), //nolint:gosec // not negative
-			At:         at,
+			At:         now,
 		}
 		if u.Limit.CountsRefused() {
 			j.outcomes[i].At = j.now.Truncate(time.Microsecond)
 		}
-	}
+	})
 	return nil
 }
 

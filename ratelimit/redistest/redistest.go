@@ -28,6 +28,14 @@ type Server struct {
 // no redis-server on the machine the test is skipped, or fails where CI=true.
 func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
+	s := unstarted(t, args...)
+	s.Restart(t)
+	return s
+}
+
+// unstarted makes a server that is not started.
+func unstarted(t testing.TB, args ...string) *Server {
+	t.Helper()
 	bin, err := exec.LookPath("redis-server")
 	if err != nil {
 		if os.Getenv("CI") == "true" {
@@ -40,9 +48,7 @@ func Start(t testing.TB, args ...string) *Server {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	s := &Server{bin: bin, dir: dir, port: proctest.Port(t), args: args}
-	s.Restart(t)
-	return s
+	return &Server{bin: bin, dir: dir, port: proctest.Port(t), args: args}
 }
 
 // Address is host:port.
@@ -58,6 +64,11 @@ func (s *Server) Restart(t testing.TB) {
 		"--bind", "127.0.0.1", "--port", fmt.Sprint(s.port), "--unixsocket", filepath.Join(s.dir, "s"),
 		"--save", "", "--appendonly", "no", "--dir", s.dir, "--daemonize", "no",
 	}, s.args...)...)
+	s.listens(t)
+}
+
+func (s *Server) listens(t testing.TB) {
+	t.Helper()
 	proctest.Eventually(t, 10*time.Second, func() error {
 		c, err := net.DialTimeout("tcp", s.Address(), time.Second)
 		if err != nil {

@@ -1,0 +1,136 @@
+package fallback_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/writ-mesh/writ/ratelimit/fallback"
+	"github.com/writ-mesh/writ/ratelimit/limit"
+	"github.com/writ-mesh/writ/ratelimit/memory"
+	"github.com/writ-mesh/writ/ratelimit/storetest"
+)
+
+// outage runs replicas over one store through an outage: before, then during it is
+// called, and after once all of them are back.
+func outage(t *testing.T, replicas int, before, during, after func(ask func(replica int, uses ...limit.Use) []limit.Outcome)) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &shared{store: memory.New(0)}
+		ctx, cancel := context.WithCancel(t.Context())
+		var guards []*fallback.Guard
+		var tasks sync.WaitGroup
+		for range replicas {
+			g := fallback.New(store, memory.New(0), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+			guards = append(guards, g)
+			tasks.Go(func() { _ = g.Run(ctx) })
+		}
+		synctest.Wait()
+		ask := func(replica int, uses ...limit.Use) []limit.Outcome {
+			t.Helper()
+			out := make([]limit.Outcome, len(uses))
+			if err := guards[replica].Decide(ctx, time.Now(), uses, out); err != nil {
+				t.Fatal(err)
+			}
+			return out
+		}
+		before(ask)
+		store.set(errors.New("away"))
+		for i := range guards {
+			for !guards[i].Degraded() {
+				ask(i, limit.Use{Key: "other", Limit: storetest.Sliding(t, 1000, time.Hour), Hits: 1})
+				time.Sleep(5 * time.Millisecond)
+			}
+		}
+		during(ask)
+		store.set(nil)
+		time.Sleep(3 * time.Second)
+		for i, g := range guards {
+			if g.Degraded() {
+				t.Fatalf("replica %d is not back", i)
+			}
+		}
+		after(ask)
+		cancel()
+		tasks.Wait()
+	})
+}
+
+// TestReconciled: what replicas let pass while the store was away counts for all of
+// them when it is back, as far as it still counts.
+func TestReconciled(t *testing.T) {
+	for _, l := range []limit.Limit{storetest.Sliding(t, 100, time.Hour), storetest.Fixed(t, 100, 24*time.Hour), storetest.New(t, limit.GCRA, 100, 1000*time.Hour)} {
+		t.Run(l.Algorithm().String(), func(t *testing.T) {
+			u := limit.Use{Key: "k", Limit: l, Hits: 1}
+			short := limit.Use{Key: "short", Limit: storetest.Sliding(t, 100, time.Second), Hits: 1}
+			outage(t, 3, func(ask func(int, ...limit.Use) []limit.Outcome) {
+				for range 10 {
+					ask(0, u, short)
+				}
+			}, func(ask func(int, ...limit.Use) []limit.Outcome) {
+				for i := range 3 {
+					for range 10 * (i + 1) {
+						ask(i, u, short)
+					}
+				}
+				back := u
+				back.Op, back.Hits = limit.Refund, 5
+				ask(2, back)
+				for key := range 200 { // many counters, of which each is told
+					other := limit.Use{Key: fmt.Sprint("other-", key), Limit: l, Hits: 2}
+					ask(1, other)
+				}
+				time.Sleep(2 * time.Second) // nothing of the short window counts any more
+			}, func(ask func(int, ...limit.Use) []limit.Outcome) {
+				asked := func(u limit.Use, want uint32) {
+					t.Helper()
+					u.Hits = 0
+					if out := ask(1, u)[0]; out.Remaining != want {
+						t.Errorf("%s has %d left, want %d", u.Key, out.Remaining, want)
+					}
+				}
+				asked(u, 100-10-10-20-30+5)
+				asked(short, 100)
+				for key := range 200 {
+					asked(limit.Use{Key: fmt.Sprint("other-", key), Limit: l}, 98)
+				}
+			})
+		})
+	}
+}
+
+// TestPlacesAcrossAnOutage: a place is free again once its request is over, whether
+// it was taken before the outage, in it or after it.
+func TestPlacesAcrossAnOutage(t *testing.T) {
+	l := storetest.New(t, limit.Concurrency, 10, time.Hour)
+	place := func(name string, op limit.Op) limit.Use {
+		u := limit.Use{Key: "k", Limit: l, Op: op, Hold: name}
+		if op == limit.Take {
+			u.Hits = 1
+		}
+		return u
+	}
+	outage(t, 2, func(ask func(int, ...limit.Use) []limit.Outcome) {
+		ask(0, place("before", limit.Take), place("through", limit.Take))
+	}, func(ask func(int, ...limit.Use) []limit.Outcome) {
+		ask(0, place("before", limit.Settle))
+		ask(0, place("in", limit.Take))
+		ask(0, place("in", limit.Settle))
+		ask(0, place("still", limit.Take))
+	}, func(ask func(int, ...limit.Use) []limit.Outcome) {
+		if out := ask(1, limit.Use{Key: "k", Limit: l})[0]; out.Remaining != 8 {
+			t.Errorf("%d places are free, want all but those of through and still", out.Remaining)
+		}
+		ask(1, place("still", limit.Settle))
+		ask(1, place("through", limit.Settle))
+		if out := ask(1, limit.Use{Key: "k", Limit: l})[0]; out.Remaining != 10 {
+			t.Errorf("%d places are free, want all", out.Remaining)
+		}
+	})
+}

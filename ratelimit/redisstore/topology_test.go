@@ -1,0 +1,161 @@
+package redisstore_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/writ-mesh/writ/internal/proctest"
+	"github.com/writ-mesh/writ/ratelimit/limit"
+	"github.com/writ-mesh/writ/ratelimit/redisstore"
+	"github.com/writ-mesh/writ/ratelimit/redistest"
+	"github.com/writ-mesh/writ/ratelimit/storetest"
+)
+
+// failovers is how often the master changes in each topology, and how long nobody may
+// have an answer then. A machine that does other things too is only asked whether it
+// comes back by itself in both directions; make failovers asks for 20 and two seconds.
+func failovers(t *testing.T) (times int, bound time.Duration) {
+	t.Helper()
+	text := os.Getenv("WRIT_FAILOVERS")
+	if text == "" {
+		return 2, 20 * time.Second
+	}
+	times, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return times, 2 * time.Second
+}
+
+// underLoad asks all the time while the master changes again and again. Nobody
+// starts anything anew, and each time answers come again.
+func underLoad(t *testing.T, s *redisstore.Store, key string, failover func()) {
+	u := limit.Use{Key: key, Limit: storetest.Sliding(t, 1<<31, time.Hour), Hits: 1}
+	ask := func() error {
+		return s.Decide(t.Context(), time.Now(), []limit.Use{u}, make([]limit.Outcome, 1))
+	}
+	proctest.Eventually(t, 10*time.Second, ask)
+	var answered atomic.Int64 // when, by begin
+	begin := time.Now()
+	proctest.Background(t, func(ctx context.Context) error {
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-tick.C:
+			}
+			if ask() == nil {
+				answered.Store(int64(time.Since(begin)))
+			}
+		}
+	})
+	times, bound := failovers(t)
+	for i := range times {
+		failover()
+		longest, quiet := time.Duration(0), time.Now()
+		proctest.Until(t, bound+10*time.Second, "answers all the time", func() bool {
+			since := time.Since(begin) - time.Duration(answered.Load())
+			if longest = max(longest, since); since > 100*time.Millisecond {
+				quiet = time.Now()
+			}
+			return time.Since(quiet) > time.Second
+		})
+		t.Logf("change %d of the master: %s without an answer", i+1, longest.Round(time.Millisecond))
+		if longest > bound {
+			t.Errorf("change %d of the master: %s without an answer, want at most %s", i+1, longest, bound)
+		}
+	}
+}
+
+func TestSentinel(t *testing.T) {
+	set := redistest.StartSentinel(t, "s3cret")
+	o := redisstore.Options{
+		Sentinel: redisstore.Sentinel{Master: redistest.MasterName, Addresses: []string{set.Address()}, Password: "s3cret"},
+		Password: "s3cret", Timeout: time.Second,
+	}
+	s := run(t, o)
+	underLoad(t, s, "k", func() {
+		before := set.Master(t)
+		set.Failover(t)
+		proctest.Until(t, 20*time.Second, "another master", func() bool { return set.Master(t) != before })
+	})
+	o.Sentinel.Password = "wrong"
+	if _, err := one(t, run(t, o), limit.Use{Key: "k", Limit: storetest.Sliding(t, 1, time.Minute), Hits: 1}); err == nil {
+		t.Error("a wrong password for the sentinel is no error")
+	}
+}
+
+// TestCluster: limits in several slots are decided by one request each, a refusal
+// takes from none of them, and the master of a slot can change.
+func TestCluster(t *testing.T) {
+	auth := []string{"--user", "test", "--pass", "look", "--no-auth-warning"}
+	rights := "+evalsha +script|load +time +get +set +del +incrby +expire +hget +hset +hdel +hgetall +hlen +pexpire +cluster|slots +cluster|shards +command"
+	args := append([]string{
+		"--user", "test", "on", ">look", "~*", "&*", "+@all", "--user", "limiter", "on", ">s3cret", "~writ:*", "~k",
+	}, strings.Fields(rights)...)
+	set := redistest.StartCluster(t, auth, append(args, "--masteruser", "test", "--masterauth", "look")...)
+	s := run(t, redisstore.Options{Cluster: set.Addresses()[1:3], Username: "limiter", Password: "s3cret", Timeout: time.Second})
+	ask := func(uses ...limit.Use) []limit.Outcome {
+		t.Helper()
+		out := make([]limit.Outcome, len(uses))
+		if err := s.Decide(t.Context(), time.Now(), uses, out); err != nil {
+			t.Fatalf("decide: %v", err)
+		}
+		return out
+	}
+	proctest.Eventually(t, 10*time.Second, func() error {
+		_, err := one(t, s, limit.Use{Key: "k", Limit: storetest.Sliding(t, 1, time.Minute)})
+		return err
+	})
+	var uses []limit.Use
+	for i := range 8 {
+		uses = append(uses, limit.Use{Key: fmt.Sprintf("writ:{default/%d}:0:s", i), Limit: storetest.Sliding(t, 10, time.Minute), Hits: 1})
+	}
+	places := limit.Use{Key: "writ:{default/places}:0:c", Limit: storetest.New(t, limit.Concurrency, 10, time.Minute), Hits: 1, Hold: "x"}
+	bucket := limit.Use{Key: "writ:{default/bucket}:0:g", Limit: storetest.New(t, limit.GCRA, 10, time.Hour), Hits: 1}
+	uses = append(uses, places, bucket)
+	for i, out := range ask(uses...) {
+		if out.Over || out.Remaining != 9 || out.Taken != 1 {
+			t.Errorf("use %d: %+v", i, out)
+		}
+	}
+	none := limit.Use{Key: "writ:{default/none}:0:s", Limit: storetest.Sliding(t, 0, time.Minute), Hits: 1}
+	for range 3 {
+		again := append(uses[:len(uses):len(uses)], none)
+		again[8].Hold = "y"
+		for i, out := range ask(again...) {
+			if out.Over != (i == len(uses)) || out.Taken != 0 {
+				t.Errorf("use %d of a refused request: %+v", i, out)
+			}
+		}
+	}
+	for i, u := range uses {
+		u.Hits = 0
+		proctest.Until(t, 5*time.Second, fmt.Sprintf("use %d to be given back", i), func() bool { return ask(u)[0].Remaining == 9 })
+	}
+	underLoad(t, s, "k", func() { set.Failover(t) })
+}
+
+// TestWrongTopology: what cannot be meant is refused before anything is asked.
+func TestWrongTopology(t *testing.T) {
+	for name, o := range map[string]redisstore.Options{
+		"nothing":           {},
+		"two of them":       {Address: "a:1", Cluster: []string{"a:1"}},
+		"sentinel, no name": {Sentinel: redisstore.Sentinel{Addresses: []string{"a:1"}}},
+		"no sentinels":      {Sentinel: redisstore.Sentinel{Master: "m"}},
+		"cluster address":   {Cluster: []string{"a"}},
+		"cluster database":  {Cluster: []string{"a:1"}, DB: 1},
+	} {
+		if _, err := redisstore.New(o); err == nil {
+			t.Errorf("%s: taken", name)
+		}
+	}
+}

@@ -1,0 +1,88 @@
+package redistest
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/writ-mesh/writ/internal/proctest"
+)
+
+// MasterName is what sentinels call the master.
+const MasterName = "limits"
+
+// SentinelSet is a master, a replica and a sentinel that decides which is which.
+type SentinelSet struct {
+	Servers  [2]*Server
+	sentinel *Server
+	auth     []string
+}
+
+// Address is host:port of the sentinel.
+func (s *SentinelSet) Address() string { return s.sentinel.Address() }
+
+// StartSentinel starts a set. Both the servers and the sentinel ask for the password,
+// if there is one.
+func StartSentinel(t testing.TB, password string) *SentinelSet {
+	t.Helper()
+	var args, auth []string
+	if password != "" {
+		args = []string{"--requirepass", password, "--masterauth", password}
+		auth = []string{"-a", password, "--no-auth-warning"}
+	}
+	s := &SentinelSet{auth: auth}
+	s.Servers[0] = Start(t, append(args, "--repl-diskless-sync-delay", "0")...)
+	s.Servers[1] = Start(t, append(args, "--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1 "+fmt.Sprint(s.Servers[0].port))...)
+	s.sentinel = unstarted(t)
+	conf := []string{
+		"port " + fmt.Sprint(s.sentinel.port), "bind 127.0.0.1", "dir " + s.sentinel.dir,
+		fmt.Sprintf("sentinel monitor %s 127.0.0.1 %d 1", MasterName, s.Servers[0].port),
+		"sentinel down-after-milliseconds " + MasterName + " 1000",
+		"sentinel failover-timeout " + MasterName + " 3000",
+	}
+	if password != "" {
+		conf = append(conf, "requirepass "+password, "sentinel auth-pass "+MasterName+" "+password)
+	}
+	file := filepath.Join(s.sentinel.dir, "sentinel.conf")
+	if err := os.WriteFile(file, []byte(strings.Join(conf, "\n")+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.sentinel.Process = proctest.Start(t, s.sentinel.bin, file, "--sentinel")
+	s.sentinel.listens(t)
+	// It asks and tells as often as in a set that is an hour old and in trouble.
+	s.command(t, s.sentinel, "SENTINEL", "DEBUG", "info-period", "100", "ping-period", "100", "publish-period", "100")
+	return s
+}
+
+func (s *SentinelSet) command(t testing.TB, to *Server, args ...string) string {
+	t.Helper()
+	return to.Command(t, append(s.auth[:len(s.auth):len(s.auth)], args...)...)
+}
+
+// Master is the server that the sentinel takes for the master.
+func (s *SentinelSet) Master(t testing.TB) *Server {
+	t.Helper()
+	said := strings.Fields(s.command(t, s.sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", MasterName))
+	for _, server := range s.Servers {
+		if len(said) == 2 && said[1] == fmt.Sprint(server.port) {
+			return server
+		}
+	}
+	t.Fatalf("the sentinel says that the master is %q", said)
+	return nil
+}
+
+// Failover makes the replica the master, as soon as the sentinel is ready for that,
+// and returns when the sentinel has said yes.
+func (s *SentinelSet) Failover(t testing.TB) {
+	t.Helper()
+	proctest.Eventually(t, 30*time.Second, func() error {
+		if said := s.command(t, s.sentinel, "SENTINEL", "FAILOVER", MasterName); said != "OK" {
+			return fmt.Errorf("sentinel: %s", said)
+		}
+		return nil
+	})
+}
