@@ -64,8 +64,8 @@ type waitError struct {
 
 // Send implements [Sink]. Any 2xx takes the batch; an answer that says that this
 // batch can never be taken is a [RefusedError]; all else is tried again.
-func (h *HTTP) Send(ctx context.Context, batch []byte) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, h.o.URL, bytes.NewReader(batch))
+func (h *HTTP) Send(ctx context.Context, b Batch) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, h.o.URL, bytes.NewReader(b.Packed))
 	if err != nil {
 		return err
 	}

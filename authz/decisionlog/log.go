@@ -298,11 +298,12 @@ func (l *Log) send(ctx context.Context, b spool.Batch) error {
 		return l.spool.Remove(b) // it made room meanwhile
 	}
 	if err == nil {
-		if _, err = lines(data); err != nil {
+		var text []byte
+		if text, err = lines(data); err != nil {
 			l.forget(ctx, b, reasonDamaged, err)
 			return nil
 		}
-		err = l.o.Sink.Send(ctx, data)
+		err = l.o.Sink.Send(ctx, Batch{Packed: data, Lines: text})
 	}
 	var refused *RefusedError
 	if errors.As(err, &refused) {

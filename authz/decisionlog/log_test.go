@@ -6,13 +6,18 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -35,13 +40,13 @@ func (s *sink) set(err error) {
 	s.away = err
 }
 
-func (s *sink) Send(_ context.Context, batch []byte) error {
+func (s *sink) Send(_ context.Context, batch decisionlog.Batch) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.away != nil {
 		return s.away
 	}
-	z, err := gzip.NewReader(bytes.NewReader(batch))
+	z, err := gzip.NewReader(bytes.NewReader(batch.Packed))
 	if err != nil {
 		return err
 	}
@@ -52,6 +57,9 @@ func (s *sink) Send(_ context.Context, batch []byte) error {
 	var records []decisionlog.Record
 	if err := json.Unmarshal(text, &records); err != nil {
 		return err
+	}
+	if n := bytes.Count(batch.Lines, []byte("\n")); n != len(records) {
+		return fmt.Errorf("%d records in %d lines", len(records), n)
 	}
 	for _, r := range records {
 		s.got[r.ID]++
@@ -381,3 +389,70 @@ func BenchmarkRecord(b *testing.B) {
 
 // pass lets made time go by.
 func pass(d time.Duration) { <-time.NewTimer(d).C }
+
+// TestFullDisk: while the disk takes no batch nothing is lost but what the queue has no
+// room for, and that is counted; when there is room again, everything goes on.
+//
+// The limit is a whole process's, so that the test runs in one of its own.
+func TestFullDisk(t *testing.T) {
+	const own = "DECISIONLOG_FULL_DISK"
+	if os.Getenv(own) == "" {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestFullDisk$")
+		cmd.Env = append(os.Environ(), own+"=1")
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "PASS") {
+			t.Errorf("%v: %s", err, out)
+		}
+		return
+	}
+	dir := filepath.Join(t.TempDir(), "spool")
+	lift := limitFiles(t, 100) // bytes; a batch has more
+	synctest.Test(t, func(t *testing.T) {
+		f := open(t, decisionlog.Options{AllowPercent: 100, Spool: dir})
+		for i := range 2000 {
+			f.Add(allow(i))
+			f.Add(refusal(i))
+		}
+		pass(time.Minute)
+		synctest.Wait()
+		if f.sink.count(t, "r")+f.sink.count(t, "a") != 0 {
+			t.Fatal("something was kept on a full disk")
+		}
+		if lost := f.dropped(t, "refusal"); lost != 0 {
+			t.Errorf("%d refusals were dropped", lost)
+		}
+		lift()
+		pass(time.Minute)
+		synctest.Wait()
+		if got := f.sink.count(t, "r"); got != 2000 {
+			t.Errorf("%d refusals arrived of 2000", got)
+		}
+		if got, lost := f.sink.count(t, "a"), f.dropped(t, "allow"); got+lost != 2000 {
+			t.Errorf("%d allowed decisions arrived and %d were dropped of 2000", got, lost)
+		}
+		f.stop()
+	})
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Errorf("%d files are left, %v", len(entries), err)
+	}
+}
+
+// limitFiles has the kernel take no file of more bytes from this process, as a full
+// disk does not, until lift is called or the test ends.
+func limitFiles(t *testing.T, bytes uint64) (lift func()) {
+	t.Helper()
+	signal.Ignore(syscall.SIGXFSZ)
+	var was syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: bytes, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	lift = sync.OnceFunc(func() {
+		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &was); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(lift)
+	return lift
+}

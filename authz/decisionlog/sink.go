@@ -10,11 +10,19 @@ import (
 	"os"
 )
 
+// Batch is records that are sent together, whole and in both forms.
+type Batch struct {
+	// Packed is a gzip'd JSON array, as OPA posts its own.
+	Packed []byte
+	// Lines has a record in each line.
+	Lines []byte
+}
+
 // A Sink takes batches.
 type Sink interface {
-	// Send takes a batch, a gzip'd JSON array of records, each on a line of its own.
-	// An error means that it is to be sent again, unless it is a [RefusedError].
-	Send(ctx context.Context, batch []byte) error
+	// Send takes a batch. An error means that it is to be sent again, unless it is a
+	// [RefusedError].
+	Send(ctx context.Context, b Batch) error
 }
 
 // RefusedError says that a sink will never take a batch.
@@ -56,12 +64,8 @@ func lines(batch []byte) ([]byte, error) {
 type Stream struct{ W io.Writer }
 
 // Send implements [Sink].
-func (s Stream) Send(_ context.Context, batch []byte) error {
-	text, err := lines(batch)
-	if err != nil {
-		return err
-	}
-	_, err = s.W.Write(text)
+func (s Stream) Send(_ context.Context, b Batch) error {
+	_, err := s.W.Write(b.Lines)
 	return err
 }
 
@@ -71,18 +75,14 @@ type File struct{ Path string }
 
 // Send implements [Sink]. What was written of a batch that did not fit is taken
 // back.
-func (f File) Send(_ context.Context, batch []byte) error {
-	text, err := lines(batch)
-	if err != nil {
-		return err
-	}
+func (f File) Send(_ context.Context, b Batch) error {
 	file, err := os.OpenFile(f.Path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	before, err := file.Seek(0, io.SeekEnd)
 	if err == nil {
-		if _, err = file.Write(text); err != nil {
+		if _, err = file.Write(b.Lines); err != nil {
 			err = errors.Join(err, file.Truncate(before))
 		}
 	}

@@ -12,8 +12,8 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -27,7 +27,9 @@ import (
 
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/ledger/checkpoint"
+	"github.com/writ-mesh/writ/ca/ledger/filelog"
 	"github.com/writ-mesh/writ/internal/proctest"
+	"github.com/writ-mesh/writ/internal/stoptest"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
@@ -91,7 +93,7 @@ func operations() []operation {
 // before, and whether it goes on.
 func TestKillAtEveryStep(t *testing.T) {
 	t.Parallel()
-	w := &walk{t: t, program: shipped(t), base: t.TempDir()}
+	w := &walk{t: t, program: stoptest.Shipped(t, "writ-ca"), base: t.TempDir()}
 	state, h := "", &history{issued: map[string]string{}, revoked: map[string]bool{}}
 	for _, op := range operations() {
 		// Once without dying, to learn the steps.
@@ -131,13 +133,13 @@ type walk struct {
 // life is what became of an authority and its client.
 type life struct {
 	state   string // the directory that it left
-	steps   []stop
+	steps   []stoptest.Stop
 	history *history
 	err     error // of the operation
 }
 
 // killed has an authority die at a step, and looks at what it left.
-func (w *walk) killed(t *testing.T, op operation, from string, h *history, at stop) {
+func (w *walk) killed(t *testing.T, op operation, from string, h *history, at stoptest.Stop) {
 	t.Helper()
 	l := w.live(t, op, from, h, &at)
 	if slices.Contains(l.steps, at) {
@@ -150,24 +152,34 @@ func (w *walk) killed(t *testing.T, op operation, from string, h *history, at st
 
 // live runs an authority with a copy of a state directory, an operation at it, and
 // kills it, at a step if it comes to that, else when the operation has ended.
-func (w *walk) live(t *testing.T, op operation, from string, h *history, at *stop) life {
+func (w *walk) live(t *testing.T, op operation, from string, h *history, at *stoptest.Stop) life {
 	t.Helper()
 	l := life{state: w.directory(t, from), history: h.clone()}
-	s := new(stops)
+	s := &stoptest.Stops{File: ledgerFile, Synced: func(file string) bool { return file == filelog.Name }}
 	if from == "" {
-		s.countTo(at) // the operation is the first start
+		s.CountTo(at) // the operation is the first start
 	}
-	p := startStopped(t, s, w.command(l.state)...)
+	p := s.Start(t, w.command(l.state)...)
 	defer p.Kill()
 	c := connect(t, l.state, p)
 	if c.answers() {
 		if from != "" {
-			s.countTo(at)
+			s.CountTo(at)
 		}
 		l.err = op.do(c, l.history)
 	}
-	l.steps = s.met()
+	l.steps = s.Met()
 	return l
+}
+
+var keyIDPart = regexp.MustCompile(`[0-9a-f]{40}`)
+
+// ledgerFile names a file of a state directory.
+func ledgerFile(dir, base string) string {
+	if filepath.Base(dir) == "roots" {
+		base = "roots/" + base
+	}
+	return keyIDPart.ReplaceAllString(base, "KEY")
 }
 
 // restarted starts an authority again that was killed, looks whether all is true that
@@ -244,24 +256,6 @@ func (w *walk) directory(t *testing.T, from string) string {
 		t.Fatal(err)
 	}
 	return to
-}
-
-// shipped is the program as it is built for users; what make build has left serves if
-// it is of this source.
-func shipped(t *testing.T) string {
-	t.Helper()
-	program := filepath.Join(t.TempDir(), "writ-ca")
-	if data, err := os.ReadFile(filepath.Join("..", "..", "bin", "writ-ca")); err == nil {
-		if err := os.WriteFile(program, data, 0o700); err != nil { //nolint:gosec // it is a program
-			t.Fatal(err)
-		}
-	}
-	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	return program
 }
 
 // client asks an authority over its admin socket.

@@ -28,6 +28,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/writ-mesh/writ/internal/proctest"
+	"github.com/writ-mesh/writ/internal/stoptest"
 	capb "github.com/writ-mesh/writ/proto/writ/ca/v1"
 )
 
@@ -40,9 +41,7 @@ func TestMain(m *testing.M) {
 		os.Args = os.Args[1:]
 		main()
 	}
-	if len(os.Args) > 3 && os.Args[1] == asStopped {
-		beStopped(os.Args[2], os.Args[3:])
-	}
+	stoptest.Become()
 	os.Exit(m.Run())
 }
 

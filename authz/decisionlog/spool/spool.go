@@ -65,6 +65,11 @@ func Open(dir string, maxBytes int64) (*Spool, error) {
 	if err := os.MkdirAll(dir, dirMode); err != nil {
 		return nil, fmt.Errorf("spool: %w", err)
 	}
+	if info, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("spool: %w", err)
+	} else if info.Mode().Perm()&0o022 != 0 {
+		return nil, fmt.Errorf("spool: others may write into %s (mode %#o), and could remove or make up what was decided: chmod 700", dir, info.Mode().Perm())
+	}
 	if err := atomicfile.Sweep(dir); err != nil {
 		return nil, fmt.Errorf("spool: %w", err)
 	}
@@ -80,6 +85,9 @@ func Open(dir string, maxBytes int64) (*Spool, error) {
 		info, err := e.Info()
 		if err != nil {
 			return nil, fmt.Errorf("spool: %w", err)
+		}
+		if !info.Mode().IsRegular() {
+			continue // a pipe would hold up who reads it
 		}
 		b.size = info.Size()
 		s.batches = append(s.batches, b)

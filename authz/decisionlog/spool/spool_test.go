@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 
 	"github.com/writ-mesh/writ/authz/decisionlog/spool"
@@ -158,4 +159,44 @@ func TestRemovedBehindItsBack(t *testing.T) {
 			t.Errorf("%v, %d bytes", err, s.Bytes())
 		}
 	})
+}
+
+// TestFolder: a folder into which others may write is refused, and nothing but files in
+// one is taken for batches.
+func TestFolder(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for mode, ok := range map[os.FileMode]bool{0o700: true, 0o750: true, 0o770: false, 0o707: false, 0o777: false} {
+		if err := os.Chmod(dir, mode); err != nil { //nolint:gosec // that is what is refused
+			t.Fatal(err)
+		}
+		if _, err := spool.Open(dir, 100); (err == nil) != ok {
+			t.Errorf("mode %v: %v", mode, err)
+		}
+	}
+	if err := os.Chmod(dir, 0o700); err != nil { //nolint:gosec // a folder
+		t.Fatal(err)
+	}
+	batch := func(sequence string) string { return filepath.Join(dir, "0-000000000000000"+sequence+"-1.json.gz") }
+	if err := syscall.Mkfifo(batch("1"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/etc/passwd", batch("2")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(batch("3"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(batch("4"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := spool.Open(dir, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := drain(t, s); left != "x" {
+		t.Errorf("%q is there", left)
+	}
 }

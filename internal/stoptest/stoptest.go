@@ -1,10 +1,16 @@
-package main
+// Package stoptest kills programs under test at each of their steps: just before a
+// system call that alters something, as kill -9 does. The program is the one that is
+// shipped; the kernel asks the test before each call (SECCOMP_RET_USER_NOTIF).
+//
+// A test binary that uses it calls [Become] first of all in its TestMain.
+package stoptest
 
 import (
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -16,7 +22,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/writ-mesh/writ/ca/ledger/filelog"
 	"github.com/writ-mesh/writ/internal/proctest"
 )
 
@@ -25,6 +30,14 @@ import (
 // the program that follows. So the program has no point at which it can be made to
 // fail: it is the one that is shipped, and its test sees each of its steps.
 const asStopped = "stopped"
+
+// Become makes the test binary the program that [Stops.Start] started it for; then it
+// does not return.
+func Become() {
+	if len(os.Args) > 3 && os.Args[1] == asStopped {
+		beStopped(os.Args[2], os.Args[3:])
+	}
+}
 
 // altering are the system calls that change what is on disk or tell somebody of it;
 // openat(2) besides, if it creates a file.
@@ -108,15 +121,15 @@ func filterOf(numbers []uint32) []unix.SockFilter {
 		unix.SockFilter{Code: give, K: unix.SECCOMP_RET_USER_NOTIF})
 }
 
-// stop is a moment of a program: just before one of its system calls, the n-th of its
+// Stop is a moment of a program: just before one of its system calls, the n-th of its
 // kind on that file since the test said what it is about.
-type stop struct {
+type Stop struct {
 	call, file string
 	n          int
 }
 
 // String names the moment.
-func (s stop) String() string { return fmt.Sprintf("%s of %s, no. %d", s.call, s.file, s.n) }
+func (s Stop) String() string { return fmt.Sprintf("%s of %s, no. %d", s.call, s.file, s.n) }
 
 const (
 	// connection is any socket.
@@ -126,49 +139,59 @@ const (
 	maxAnswers = 4
 )
 
-// stops sees the system calls of a program.
-type stops struct {
+// Stops sees the system calls of a program.
+type Stops struct {
+	// File gives the name of what is at a path, the same in each run of the program;
+	// empty for what nobody can see afterwards, as is all without a path. A part of a
+	// temporary file's name that is random is a star in the base that it gets.
+	File func(dir, base string) string
+	// Synced says of a file whether it matters that it is synced: what a process wrote
+	// outlives it, synced or not, so that a death before a sync leaves what one before the
+	// next step leaves, unless somebody waits for the sync. Nil is no file.
+	Synced func(file string) bool
+
 	mu sync.Mutex
 	// counting: the test has said what it is about.
 	counting bool
-	seen     []stop
-	count    map[stop]int
+	seen     []Stop
+	count    map[Stop]int
 	// at is where the program dies.
-	at *stop
+	at *Stop
 }
 
-// countTo begins to count, and has the program die at a moment, or at none.
-func (s *stops) countTo(at *stop) {
+// CountTo begins to count, and has the program die at a moment, or at none.
+func (s *Stops) CountTo(at *Stop) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.counting, s.at, s.count, s.seen = true, at, make(map[stop]int), nil
+	s.counting, s.at, s.count, s.seen = true, at, make(map[Stop]int), nil
 }
 
-func (s *stops) met() []stop {
+// Met are the moments that came since CountTo.
+func (s *Stops) Met() []Stop {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.seen
 }
 
 // passes counts a call and tells whether it may go on.
-func (s *stops) passes(call, file string) bool {
+func (s *Stops) passes(call, file string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.counting || file == "" {
 		return true
 	}
-	kind := stop{call: call, file: file}
+	kind := Stop{call: call, file: file}
 	if file == connection && s.count[kind] == maxAnswers {
 		return true
 	}
 	s.count[kind]++
-	now := stop{call, file, s.count[kind]}
+	now := Stop{call, file, s.count[kind]}
 	s.seen = append(s.seen, now)
 	return s.at == nil || *s.at != now
 }
 
-// startStopped runs a program whose steps s sees.
-func startStopped(t *testing.T, s *stops, program ...string) *proctest.Process {
+// Start runs a program whose steps s sees.
+func (s *Stops) Start(t *testing.T, program ...string) *proctest.Process {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
@@ -228,7 +251,7 @@ func receiveFD(l *net.UnixListener) (int, error) {
 }
 
 // serve answers the kernel until the program has ended.
-func (s *stops) serve(fd int, p *proctest.Process) {
+func (s *Stops) serve(fd int, p *proctest.Process) {
 	for {
 		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		if _, err := unix.Poll(poll, -1); errors.Is(err, unix.EINTR) {
@@ -240,7 +263,7 @@ func (s *stops) serve(fd int, p *proctest.Process) {
 		if errno := notify(fd, notifyReceive, unsafe.Pointer(&n)); errno != 0 {
 			continue // who called died meanwhile
 		}
-		if !s.passes(describe(n)) {
+		if !s.passes(s.describe(n)) {
 			p.Kill() // as kill -9 does: the call is never made
 			return
 		}
@@ -255,25 +278,22 @@ func notify(fd int, what uintptr, arg unsafe.Pointer) syscall.Errno {
 }
 
 // describe names a call and its file; no file means that it does not matter.
-func describe(n notification) (call, file string) {
+func (s *Stops) describe(n notification) (call, file string) {
 	descriptor := func() string {
 		name, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", n.pid, int32(n.args[0])))
 		if err != nil {
 			return ""
 		}
-		return fileName(name)
+		return s.fileName(name)
 	}
-	path := func(arg int) string { return fileName(stringAt(n.pid, n.args[arg])) }
+	path := func(arg int) string { return s.fileName(stringAt(n.pid, n.args[arg])) }
 	switch n.number {
 	case unix.SYS_WRITE, unix.SYS_PWRITE64:
 		return "write", descriptor()
 	case unix.SYS_FTRUNCATE:
 		return "truncate", descriptor()
 	case unix.SYS_FSYNC, unix.SYS_FDATASYNC:
-		// What a process wrote outlives it, synced or not, so that a death before a sync
-		// leaves what one before the next step leaves. Of the ledger the two are told
-		// apart, since somebody waits for the sync.
-		if name := descriptor(); name == filelog.Name {
+		if name := descriptor(); s.Synced != nil && s.Synced(name) {
 			return "sync", name
 		}
 		return "sync", ""
@@ -301,14 +321,10 @@ func stringAt(pid uint32, at uint64) string {
 	return text
 }
 
-var (
-	randomPart = regexp.MustCompile(`^(\..*)\.\d+$`)
-	keyIDPart  = regexp.MustCompile(`[0-9a-f]{40}`)
-)
+var randomPart = regexp.MustCompile(`^(\..*)\.\d+$`)
 
-// fileName is the same for a file in each run of the program; it is empty for what
-// nobody can see afterwards, such as the program's own event queue and its log.
-func fileName(name string) string {
+// fileName is the same for a file in each run of the program.
+func (s *Stops) fileName(name string) string {
 	switch {
 	case strings.HasPrefix(name, "socket:"):
 		return connection
@@ -319,8 +335,23 @@ func fileName(name string) string {
 	if m := randomPart.FindStringSubmatch(base); m != nil {
 		base = m[1] + ".*"
 	}
-	if in := filepath.Base(dir); in == "roots" {
-		base = "roots/" + base
+	return s.File(filepath.Clean(dir), base)
+}
+
+// Shipped builds the program of the folder that the test runs in, as it is built for
+// users; what make build has left serves if it is of this source.
+func Shipped(t *testing.T, name string) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), name)
+	if data, err := os.ReadFile(filepath.Join("..", "..", "bin", name)); err == nil {
+		if err := os.WriteFile(program, data, 0o700); err != nil { //nolint:gosec // it is a program
+			t.Fatal(err)
+		}
 	}
-	return keyIDPart.ReplaceAllString(base, "KEY")
+	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return program
 }
