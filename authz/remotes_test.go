@@ -1,9 +1,7 @@
 package authz
 
 import (
-	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -23,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/writ-mesh/writ/authz/bundlestatus"
+	"github.com/writ-mesh/writ/authz/bundletest"
 	"github.com/writ-mesh/writ/internal/proctest"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
@@ -72,24 +71,7 @@ func (h *bundleHost) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // policyBundle is a bundle whose policy p has this body.
 func policyBundle(t *testing.T, revision, body string) []byte {
 	t.Helper()
-	var b bytes.Buffer
-	z := gzip.NewWriter(&b)
-	w := tar.NewWriter(z)
-	for name, text := range map[string]string{".manifest": `{"revision": "` + revision + `"}`, "p.rego": "package p\n" + body} {
-		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o600, Size: int64(len(text)), Typeflag: tar.TypeReg}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write([]byte(text)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := z.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
+	return bundletest.Tarball(t, map[string]string{".manifest": `{"revision": "` + revision + `"}`, "p.rego": "package p\n" + body})
 }
 
 func remotePolicy(name, url string) *configpb.RegoPolicy {

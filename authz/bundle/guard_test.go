@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/plugins/rest"
+
+	"github.com/writ-mesh/writ/authz/bundletest"
 )
 
 // client is OPA's client of a service, guarded.
@@ -226,13 +228,13 @@ func TestCheckArchive(t *testing.T) {
 		limit   int64
 		want    string
 	}{
-		"fits":            {tarball(t, policy(1)), 10 << 10, ""},
+		"fits":            {bundletest.Tarball(t, policy(1)), 10 << 10, ""},
 		"no archive":      {[]byte("text"), 1, ""},
-		"broken":          {tarball(t, policy(1))[:50], 10 << 10, ""},
+		"broken":          {bundletest.Tarball(t, policy(1))[:50], 10 << 10, ""},
 		"one large file":  {bomb(t, 2<<20), 1 << 20, "larger than the limit"},
-		"many small ones": {tarball(t, many), 20 << 10, "larger than the limit"},
+		"many small ones": {bundletest.Tarball(t, many), 20 << 10, "larger than the limit"},
 		"sparse":          {sparse(t, 1<<30), 1 << 20, "larger than the limit"},
-		"delta":           {tarball(t, map[string]string{"a/patch.json": "{}"}), 1 << 20, "delta"},
+		"delta":           {bundletest.Tarball(t, map[string]string{"a/patch.json": "{}"}), 1 << 20, "delta"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := checkArchive(c.archive, c.limit)
@@ -271,7 +273,7 @@ func sparse(t testing.TB, size int64) []byte {
 }
 
 func FuzzCheckArchive(f *testing.F) {
-	f.Add(tarball(f, policy(1)))
+	f.Add(bundletest.Tarball(f, policy(1)))
 	f.Add(bomb(f, 1<<20))
 	f.Add(sparse(f, 1<<30))
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -24,6 +23,7 @@ import (
 	opabundle "github.com/open-policy-agent/opa/v1/bundle"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/writ-mesh/writ/authz/bundletest"
 	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/internal/proctest"
 )
@@ -38,29 +38,6 @@ func policy(revision int) map[string]string {
 		"policy.rego": fmt.Sprintf("package envoy.authz\nallow := {\"allowed\": true, \"reason\": sprintf(\"%d %%d\", [data.settings.revision])}\n", revision),
 		"data.json":   fmt.Sprintf(`{"settings": {"revision": %d}}`, revision),
 	}
-}
-
-// tarball makes a bundle of files.
-func tarball(t testing.TB, files map[string]string) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	z := gzip.NewWriter(&b)
-	w := tar.NewWriter(z)
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o600, Size: int64(len(files[name])), Typeflag: tar.TypeReg}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write([]byte(files[name])); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := z.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
 }
 
 func unpack(t testing.TB, b []byte) map[string]string {
@@ -89,7 +66,7 @@ func unpack(t testing.TB, b []byte) map[string]string {
 // signed makes a bundle with a signature by key.
 func signed(t testing.TB, files map[string]string, key, keyID string) []byte {
 	t.Helper()
-	b, err := opabundle.NewReader(bytes.NewReader(tarball(t, files))).WithLazyLoadingMode(false).Read()
+	b, err := opabundle.NewReader(bytes.NewReader(bundletest.Tarball(t, files))).WithLazyLoadingMode(false).Read()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
+	"github.com/writ-mesh/writ/authz/bundletest"
 	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/internal/proctest"
 )
@@ -34,22 +35,22 @@ func TestBundleOverHTTP(t *testing.T) {
 	if got := r.ask(t); got != rego.ErrUndefined.Error() {
 		t.Errorf("before the first bundle: %q", got)
 	}
-	s.set("/b.tar.gz", tarball(t, policy(1)))
+	s.set("/b.tar.gz", bundletest.Tarball(t, policy(1)))
 	r.decides(t, "1 1")
 	r.ready(t)
 	if got := r.Current().Revisions["b"]; got != "r1" {
 		t.Errorf("revision %q", got)
 	}
-	s.set("/b.tar.gz", tarball(t, policy(2)))
+	s.set("/b.tar.gz", bundletest.Tarball(t, policy(2)))
 	r.decides(t, "2 2")
 	for name, c := range map[string]struct {
 		content []byte
 		want    string
 	}{
 		"no archive":  {[]byte("<html>"), "archive read failed"},
-		"bad rego":    {tarball(t, map[string]string{"p.rego": "package envoy.authz\nallow if"}), "rego_parse_error"},
-		"out of root": {tarball(t, map[string]string{".manifest": `{"roots": ["a"]}`, "data.json": `{"b": 1}`}), "do not permit data"},
-		"a delta":     {tarball(t, map[string]string{"patch.json": `{"data": []}`}), "delta bundle is not supported"},
+		"bad rego":    {bundletest.Tarball(t, map[string]string{"p.rego": "package envoy.authz\nallow if"}), "rego_parse_error"},
+		"out of root": {bundletest.Tarball(t, map[string]string{".manifest": `{"roots": ["a"]}`, "data.json": `{"b": 1}`}), "do not permit data"},
+		"a delta":     {bundletest.Tarball(t, map[string]string{"patch.json": `{"data": []}`}), "delta bundle is not supported"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s.set("/b.tar.gz", c.content)
@@ -63,7 +64,7 @@ func TestBundleOverHTTP(t *testing.T) {
 			r.ready(t) // who decides by the last good bundle is of use
 		})
 	}
-	s.set("/b.tar.gz", tarball(t, policy(4)))
+	s.set("/b.tar.gz", bundletest.Tarball(t, policy(4)))
 	r.decides(t, "4 4")
 	proctest.Eventually(t, 10*time.Second, func() error { return r.report("b").Err })
 	var etags, waits int
@@ -84,7 +85,7 @@ func TestBundleOverHTTP(t *testing.T) {
 func TestNoDecisionSeesTwoRevisions(t *testing.T) {
 	t.Parallel() // it mostly waits
 	s := newServer(t)
-	s.set("/b.tar.gz", tarball(t, policy(0)))
+	s.set("/b.tar.gz", bundletest.Tarball(t, policy(0)))
 	r := run(t, options(polled(s.URL, "")))
 	r.decides(t, "0 0")
 	stop := make(chan struct{})
@@ -107,7 +108,7 @@ func TestNoDecisionSeesTwoRevisions(t *testing.T) {
 		})
 	}
 	for i := 1; i <= 8; i++ {
-		s.set("/b.tar.gz", tarball(t, policy(i)))
+		s.set("/b.tar.gz", bundletest.Tarball(t, policy(i)))
 		r.decides(t, fmt.Sprintf("%d %d", i, i))
 	}
 	close(stop)
@@ -128,9 +129,9 @@ func TestSignedBundle(t *testing.T) {
 	}
 	good()
 	for name, content := range map[string][]byte{
-		"not signed":  tarball(t, policy(100)),
+		"not signed":  bundletest.Tarball(t, policy(100)),
 		"another key": signed(t, policy(100), "another key", "k"),
-		"a changed file": tarball(t, func() map[string]string {
+		"a changed file": bundletest.Tarball(t, func() map[string]string {
 			files := unpack(t, signed(t, policy(100), "the right key", "k"))
 			files["/data.json"] = `{"settings": {"revision": 101}}`
 			return files
@@ -155,9 +156,9 @@ func TestSignedBundle(t *testing.T) {
 func TestDiscovery(t *testing.T) {
 	t.Parallel() // it mostly waits
 	s := newServer(t)
-	s.set("/b.tar.gz", tarball(t, policy(1)))
+	s.set("/b.tar.gz", bundletest.Tarball(t, policy(1)))
 	discovered := func(resource string) []byte {
-		return tarball(t, map[string]string{"discovery.rego": `package discovery
+		return bundletest.Tarball(t, map[string]string{"discovery.rego": `package discovery
 			config := {
 				"bundles": {"b": {"service": "s", "resource": "` + resource + `", "polling": {"min_delay_seconds": 0, "max_delay_seconds": 1, "long_polling_timeout_seconds": 20}}},
 				"plugins": {"decider": {"path": "envoy/authz/allow"}},
@@ -183,12 +184,12 @@ func TestDiscovery(t *testing.T) {
 	if !strings.Contains(section, "envoy/authz/allow") {
 		t.Errorf("section %s", section)
 	}
-	s.set("/c.tar.gz", tarball(t, policy(2)))
+	s.set("/c.tar.gz", bundletest.Tarball(t, policy(2)))
 	s.set("/d.tar.gz", discovered("c.tar.gz"))
 	r.decides(t, "2 2")
 	// A broken configuration changes nothing.
-	s.set("/d.tar.gz", tarball(t, map[string]string{"discovery.rego": "package discovery\nconfig := {\"bundles\": {\"b\": {\"service\": \"none\"}}}"}))
-	s.set("/c.tar.gz", tarball(t, policy(3)))
+	s.set("/d.tar.gz", bundletest.Tarball(t, map[string]string{"discovery.rego": "package discovery\nconfig := {\"bundles\": {\"b\": {\"service\": \"none\"}}}"}))
+	s.set("/c.tar.gz", bundletest.Tarball(t, policy(3)))
 	r.decides(t, "3 3")
 }
 
@@ -196,7 +197,7 @@ func TestDiscovery(t *testing.T) {
 func TestPersistedBundle(t *testing.T) {
 	t.Parallel() // it mostly waits
 	s := newServer(t)
-	s.set("/b.tar.gz", tarball(t, policy(1)))
+	s.set("/b.tar.gz", bundletest.Tarball(t, policy(1)))
 	config := strings.Replace(polled(s.URL, `, "persist": true`), "{", `{"persistence_directory": "`+t.TempDir()+`", `, 1)
 	t.Run("first", func(t *testing.T) {
 		r := run(t, options(config))
@@ -218,7 +219,7 @@ func TestFiles(t *testing.T) {
 	t.Parallel() // it mostly waits
 	dir := t.TempDir()
 	file := dir + "/b.tar.gz"
-	if err := os.WriteFile(file, tarball(t, policy(7)), 0o600); err != nil {
+	if err := os.WriteFile(file, bundletest.Tarball(t, policy(7)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	configured := run(t, options(fmt.Sprintf(`{"bundles": {"b": {"resource": "file://%s"}}}`, file)))
@@ -242,7 +243,7 @@ func TestStatusAndDecisionLogs(t *testing.T) {
 	s := newServer(t)
 	files := policy(1)
 	files["mask.rego"] = "package envoy.log\nmask contains \"/input/attributes/request/http/headers/x-card\"\n"
-	s.set("/b.tar.gz", tarball(t, files))
+	s.set("/b.tar.gz", bundletest.Tarball(t, files))
 	config := strings.Replace(polled(s.URL, ""), "{", `{"labels": {"app": "shop"}, "status": {"service": "s"},
 		"decision_logs": {"service": "s", "console": true, "mask_decision": "/envoy/log/mask", "reporting": {"min_delay_seconds": 0, "max_delay_seconds": 1}}, `, 1)
 	o := options(config)

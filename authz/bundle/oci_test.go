@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/writ-mesh/writ/authz/bundletest"
 )
 
 // registry is an OCI registry (distribution specification 1.1) with one image,
@@ -75,7 +77,7 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 func TestOCI(t *testing.T) {
 	t.Parallel() // it mostly waits
 	reg := newRegistry(t)
-	reg.push(tarball(t, policy(1)))
+	reg.push(bundletest.Tarball(t, policy(1)))
 	host := strings.TrimPrefix(reg.URL, "http://")
 	o := options(fmt.Sprintf(`{"services": {"s": {"url": %q, "type": "oci", "credentials": {"bearer": {"scheme": "Basic", "token": "ann:pw"}}}},
 		"bundles": {"b": {"service": "s", "resource": "%s/policies/shop:1", "polling": {"min_delay_seconds": 0, "max_delay_seconds": 1}}}, "persistence_directory": %q}`, reg.URL, host, t.TempDir()))
@@ -84,13 +86,13 @@ func TestOCI(t *testing.T) {
 	r := run(t, o)
 	r.decides(t, "1 1")
 	r.ready(t)
-	reg.push(tarball(t, policy(2)))
+	reg.push(bundletest.Tarball(t, policy(2)))
 	r.decides(t, "2 2")
 	reg.push(bomb(t, 2<<20))
 	r.fails(t, "b", "larger than the limit")
 	if got := r.ask(t); got != "2 2" {
 		t.Errorf("decides %q", got)
 	}
-	reg.push(tarball(t, policy(3)))
+	reg.push(bundletest.Tarball(t, policy(3)))
 	r.decides(t, "3 3")
 }
