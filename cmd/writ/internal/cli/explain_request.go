@@ -172,12 +172,20 @@ func printList(w io.Writer, head string, list []string) {
 	}
 }
 
+// maxNear is how many rules that came near are told; with thousands of policies on a
+// workload most are. JSON has all.
+const maxNear = 50
+
 func printNear(w io.Writer, near []explain.Near) {
 	if len(near) == 0 {
 		return
 	}
 	fmt.Fprintln(w, "NEAR: RULES THAT ONE CONDITION KEEPS FROM MATCHING")
-	for _, n := range near {
+	for i, n := range near {
+		if i == maxNear {
+			fmt.Fprintf(w, "  and %d more (-o json tells all)\n", len(near)-i)
+			break
+		}
 		fmt.Fprintf(w, "  %s %s%s: %s wants %s, the request has %s\n", n.Action, n.Rule, at(n.At), n.Field, n.Wants, n.Has)
 	}
 }
