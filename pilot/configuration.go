@@ -49,6 +49,7 @@ func (s besides) tell(out *pilotpb.GetConfigurationResponse) {
 	for _, i := range s.revoked.Identities {
 		out.RevokedIdentities = append(out.RevokedIdentities, i.SPIFFEID)
 	}
+	out.KeySets = s.keys
 	for name, list := range s.fetched {
 		out.Lists[name] = &pilotpb.FetchedList{Entries: list.Entries, Expired: list.Expired}
 	}

@@ -72,6 +72,9 @@ var ErrTooLarge = errors.New("the server's answer is too large")
 
 // Get asks a server once.
 func (g Guard) Get(ctx context.Context, r Request) (Answer, error) {
+	if problem := model.URLProblem(r.URL); problem != "" {
+		return Answer{}, errors.New("the URL " + problem)
+	}
 	if !g.allowed(r.URL) {
 		return Answer{}, fmt.Errorf("this pilot fetches from other places only (%s)", g.Setting)
 	}

@@ -136,7 +136,7 @@ func TestLastGoodStays(t *testing.T) {
 		defer running(t, k)()
 		k.Set([]Place{place(one)})
 		synctest.Wait()
-		if st := k.Status()[0]; st.Err == nil || st.Keys != 0 || !st.Fetched.IsZero() || st.Next.Sub(time.Now()) > 2*time.Second {
+		if st := k.Status()[0]; st.Err == nil || st.Keys != 0 || !st.Fetched.IsZero() || time.Until(st.Next) > 2*time.Second {
 			t.Errorf("before the first: %+v", st)
 		}
 		w.set(one, says(keySet(secret, key), ""))

@@ -101,7 +101,7 @@ func TestLook(t *testing.T) {
 		{open, at(plain.URL + "/drip"), nil, "deadline"},
 		{open, at(plain.URL + "/none"), nil, "status 404"},
 		{open, at("http://169.254.169.254/latest/meta-data/"), nil, "link-local"},
-		{open, at(strings.Replace(plain.URL, "http://", "http://a:b@", 1) + "/jwks"), nil, "other places only"},
+		{open, at(strings.Replace(plain.URL, "http://", "http://a:b@", 1) + "/jwks"), nil, "password"},
 		{fetch.Guard{URLs: []string{"https://issuer.example/"}, Setting: "key_set_urls"}, at(plain.URL + "/jwks"), nil, "key_set_urls"},
 		{fetch.Guard{AddressProblem: func(string, uint32) string { return "is reserved" }}, at(plain.URL + "/jwks"), nil, "is reserved"},
 		{fetch.Guard{AddressProblem: func(string, uint32) string { return "is reserved" }}, model.KeyPlace{URI: "http://issuer.example/jwks", Addresses: []string{u.Host}}, nil, "is reserved"},

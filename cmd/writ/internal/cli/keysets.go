@@ -8,8 +8,21 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/writ-mesh/writ/pilot/model"
 	pilotpb "github.com/writ-mesh/writ/proto/writ/pilot/v1"
 )
+
+// fetchedKeys puts keys into the rules that say where they are, as pilot does for
+// proxies.
+func fetchedKeys(mesh *model.Mesh, sets map[string]string) {
+	for _, ra := range mesh.RequestAuthentications {
+		for _, rule := range ra.Spec.GetJwtRules() {
+			if at, ok := mesh.KeyPlace(ra.Namespace, rule); ok && sets[at.Key()] != "" {
+				rule.Jwks, rule.JwksUri = sets[at.Key()], ""
+			}
+		}
+	}
+}
 
 // printKeySets says what pilot knows of the keys of token issuers.
 func printKeySets(out io.Writer, all []*pilotpb.KeySetStatus, now time.Time) {

@@ -84,7 +84,7 @@ func (s *meshSource) inForce(ctx context.Context, args []string) (*model.Mesh, e
 	return mesh, nil
 }
 
-// besidesFiles adds what is revoked, and what came from the sources of lists.
+// besidesFiles adds what is revoked, what came from the sources of lists, and keys.
 func besidesFiles(mesh *model.Mesh, r *pilotpb.GetConfigurationResponse) {
 	for _, c := range r.GetRevokedCertificates() {
 		mesh.Revoked.Certificates = append(mesh.Revoked.Certificates, model.RevokedCertificate{Serial: c.GetSerial(), SPIFFEID: c.GetSpiffeId()})
@@ -96,6 +96,7 @@ func besidesFiles(mesh *model.Mesh, r *pilotpb.GetConfigurationResponse) {
 	for name, list := range r.GetLists() {
 		mesh.Fetched[name] = model.Fetched{Entries: list.GetEntries(), Expired: list.GetExpired()}
 	}
+	fetchedKeys(mesh, r.GetKeySets())
 }
 
 // revoked asks pilot whether tokens are revoked; nil for a mesh that does not run.

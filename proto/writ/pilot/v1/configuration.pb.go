@@ -76,7 +76,10 @@ type GetConfigurationResponse struct {
 	RevokedIdentities []string `protobuf:"bytes,6,rep,name=revoked_identities,json=revokedIdentities,proto3" json:"revoked_identities,omitempty"`
 	// What came from the sources of AccessLists, by "<namespace>/<name>"; none before the
 	// first good list.
-	Lists         map[string]*FetchedList `protobuf:"bytes,7,rep,name=lists,proto3" json:"lists,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Lists map[string]*FetchedList `protobuf:"bytes,7,rep,name=lists,proto3" json:"lists,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Key sets of token issuers that pilot has fetched, by where they are; a place that is
+	// said by a ServiceEntry has its name behind the URI.
+	KeySets       map[string]string `protobuf:"bytes,8,rep,name=key_sets,json=keySets,proto3" json:"key_sets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -156,6 +159,13 @@ func (x *GetConfigurationResponse) GetRevokedIdentities() []string {
 func (x *GetConfigurationResponse) GetLists() map[string]*FetchedList {
 	if x != nil {
 		return x.Lists
+	}
+	return nil
+}
+
+func (x *GetConfigurationResponse) GetKeySets() map[string]string {
+	if x != nil {
+		return x.KeySets
 	}
 	return nil
 }
@@ -273,7 +283,7 @@ var File_writ_pilot_v1_configuration_proto protoreflect.FileDescriptor
 const file_writ_pilot_v1_configuration_proto_rawDesc = "" +
 	"\n" +
 	"!writ/pilot/v1/configuration.proto\x12\rwrit.pilot.v1\"\x19\n" +
-	"\x17GetConfigurationRequest\"\x93\x04\n" +
+	"\x17GetConfigurationRequest\"\xa0\x05\n" +
 	"\x18GetConfigurationResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12H\n" +
 	"\x05files\x18\x02 \x03(\v22.writ.pilot.v1.GetConfigurationResponse.FilesEntryR\x05files\x12\x14\n" +
@@ -281,7 +291,8 @@ const file_writ_pilot_v1_configuration_proto_rawDesc = "" +
 	"\tratelimit\x18\x04 \x01(\tR\tratelimit\x12T\n" +
 	"\x14revoked_certificates\x18\x05 \x03(\v2!.writ.pilot.v1.RevokedCertificateR\x13revokedCertificates\x12-\n" +
 	"\x12revoked_identities\x18\x06 \x03(\tR\x11revokedIdentities\x12H\n" +
-	"\x05lists\x18\a \x03(\v22.writ.pilot.v1.GetConfigurationResponse.ListsEntryR\x05lists\x1a8\n" +
+	"\x05lists\x18\a \x03(\v22.writ.pilot.v1.GetConfigurationResponse.ListsEntryR\x05lists\x12O\n" +
+	"\bkey_sets\x18\b \x03(\v24.writ.pilot.v1.GetConfigurationResponse.KeySetsEntryR\akeySets\x1a8\n" +
 	"\n" +
 	"FilesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -289,7 +300,10 @@ const file_writ_pilot_v1_configuration_proto_rawDesc = "" +
 	"\n" +
 	"ListsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
-	"\x05value\x18\x02 \x01(\v2\x1a.writ.pilot.v1.FetchedListR\x05value:\x028\x01\"I\n" +
+	"\x05value\x18\x02 \x01(\v2\x1a.writ.pilot.v1.FetchedListR\x05value:\x028\x01\x1a:\n" +
+	"\fKeySetsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"I\n" +
 	"\x12RevokedCertificate\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\"A\n" +
@@ -311,7 +325,7 @@ func file_writ_pilot_v1_configuration_proto_rawDescGZIP() []byte {
 	return file_writ_pilot_v1_configuration_proto_rawDescData
 }
 
-var file_writ_pilot_v1_configuration_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_writ_pilot_v1_configuration_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_writ_pilot_v1_configuration_proto_goTypes = []any{
 	(*GetConfigurationRequest)(nil),  // 0: writ.pilot.v1.GetConfigurationRequest
 	(*GetConfigurationResponse)(nil), // 1: writ.pilot.v1.GetConfigurationResponse
@@ -319,19 +333,21 @@ var file_writ_pilot_v1_configuration_proto_goTypes = []any{
 	(*FetchedList)(nil),              // 3: writ.pilot.v1.FetchedList
 	nil,                              // 4: writ.pilot.v1.GetConfigurationResponse.FilesEntry
 	nil,                              // 5: writ.pilot.v1.GetConfigurationResponse.ListsEntry
+	nil,                              // 6: writ.pilot.v1.GetConfigurationResponse.KeySetsEntry
 }
 var file_writ_pilot_v1_configuration_proto_depIdxs = []int32{
 	4, // 0: writ.pilot.v1.GetConfigurationResponse.files:type_name -> writ.pilot.v1.GetConfigurationResponse.FilesEntry
 	2, // 1: writ.pilot.v1.GetConfigurationResponse.revoked_certificates:type_name -> writ.pilot.v1.RevokedCertificate
 	5, // 2: writ.pilot.v1.GetConfigurationResponse.lists:type_name -> writ.pilot.v1.GetConfigurationResponse.ListsEntry
-	3, // 3: writ.pilot.v1.GetConfigurationResponse.ListsEntry.value:type_name -> writ.pilot.v1.FetchedList
-	0, // 4: writ.pilot.v1.Configuration.GetConfiguration:input_type -> writ.pilot.v1.GetConfigurationRequest
-	1, // 5: writ.pilot.v1.Configuration.GetConfiguration:output_type -> writ.pilot.v1.GetConfigurationResponse
-	5, // [5:6] is the sub-list for method output_type
-	4, // [4:5] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	6, // 3: writ.pilot.v1.GetConfigurationResponse.key_sets:type_name -> writ.pilot.v1.GetConfigurationResponse.KeySetsEntry
+	3, // 4: writ.pilot.v1.GetConfigurationResponse.ListsEntry.value:type_name -> writ.pilot.v1.FetchedList
+	0, // 5: writ.pilot.v1.Configuration.GetConfiguration:input_type -> writ.pilot.v1.GetConfigurationRequest
+	1, // 6: writ.pilot.v1.Configuration.GetConfiguration:output_type -> writ.pilot.v1.GetConfigurationResponse
+	6, // [6:7] is the sub-list for method output_type
+	5, // [5:6] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_writ_pilot_v1_configuration_proto_init() }
@@ -345,7 +361,7 @@ func file_writ_pilot_v1_configuration_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_pilot_v1_configuration_proto_rawDesc), len(file_writ_pilot_v1_configuration_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
