@@ -13,18 +13,29 @@ import (
 	"github.com/open-policy-agent/opa/v1/storage/inmem"
 )
 
-// Register makes OPA leave the data of bundles as they are in the file until a store
-// takes it, and put it into a [Store] by way of this package. OPA has one such place in
-// the process, so it is done once; who lets OPA read bundles does it first. Other stores
-// are filled as ever.
+// activatorName is what OPA knows us by.
+const activatorName = "writ"
+
+// Register makes this package known to OPA, whose list has no lock: before OPA reads or
+// activates anything.
 func Register() { register() }
 
 var register = sync.OnceFunc(func() {
-	const name = "writ"
-	opabundle.RegisterActivator(name, activator{})
+	opabundle.RegisterActivator(activatorName, activator{})
 	opabundle.RegisterStoreFunc(func() storage.Store { return inmem.New() })
-	opabundle.RegisterDefaultBundleActivator(name)
 })
+
+// Everywhere makes OPA leave the data of all bundles as they are in their files until a
+// store takes them, and put them into a [Store] by way of this package; other stores are
+// filled as ever. Without it that is so for bundles by HTTP only, and their data are read
+// twice. OPA has one such switch in the process, and its discovery does not understand
+// it: a bundle of discovery that comes from a registry or from disk would have no data.
+func Everywhere() {
+	register()
+	everywhere()
+}
+
+var everywhere = sync.OnceFunc(func() { opabundle.RegisterDefaultBundleActivator(activatorName) })
 
 // activator is OPA's own, but that the data of bundles are read once, by us. OPA reads
 // them before to see whether they are below the bundle's roots, which takes as much time

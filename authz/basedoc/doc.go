@@ -2,7 +2,7 @@
 // a JSON text becomes one slice of bytes with an index, and a value of Rego is made of
 // the part that an evaluation asks for, when it asks.
 //
-// The main entry is [New], a storage.Store for OPA. [Register] makes OPA hand over the
+// The main entry is [New], a storage.Store for OPA. [Everywhere] makes OPA hand over the
 // files of bundles as they are, and [Load] reads files as the arguments of `opa run`.
 //
 // Guarantees: what a store gives is what OPA's own store gives for the same files, value

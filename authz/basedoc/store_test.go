@@ -292,7 +292,7 @@ func policiesIn(t *testing.T, s storage.Store) (ids []string) {
 // Activating bundles, one after another, leaves what it leaves in OPA's store, whose
 // activator is OPA's own.
 func TestActivateAsOPA(t *testing.T) {
-	Register()
+	Everywhere()
 	steps := []map[string]string{
 		{"/.manifest": `{"revision": "1", "roots": ["a", "p"]}`, "/a/data.json": `{"x": 1}`, "/p/p.rego": "package p\nq := data.a.x"},
 		{"/.manifest": `{"revision": "2", "roots": ["a", "p"]}`, "/data.json": `{"a": {"y": [1, 2]}}`, "/p/p.rego": "package p\nq := data.a.y"},

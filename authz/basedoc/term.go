@@ -13,7 +13,7 @@ const (
 	// keptBytes bounds the values of one document that are kept, in bytes of the
 	// document; as values they take five to ten times that. What is larger than a
 	// quarter of it is kept in any case, since making it again takes a second.
-	keptBytes = 32 << 20
+	keptBytes = 16 << 20
 	// sharedTexts and sharedLength bound the texts that a value shares, in number and
 	// in bytes: roles, say, that each user has.
 	sharedTexts  = 1 << 16

@@ -118,6 +118,9 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
+	if boot["discovery"] == nil {
+		basedoc.Everywhere()
+	}
 	section, err := json.Marshal(boot["services"])
 	if err != nil {
 		return nil, err

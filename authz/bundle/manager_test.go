@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -191,6 +193,42 @@ func TestDiscovery(t *testing.T) {
 	s.set("/d.tar.gz", bundletest.Tarball(t, map[string]string{"discovery.rego": "package discovery\nconfig := {\"bundles\": {\"b\": {\"service\": \"none\"}}}"}))
 	s.set("/c.tar.gz", bundletest.Tarball(t, policy(3)))
 	r.decides(t, "3 3")
+}
+
+// A configuration that was discovered and kept, and that is data rather than rules,
+// counts after a restart while the server is away. The test has a process of its own: how
+// bundles are read is one switch in the process, which other tests turn.
+func TestDiscoveryKept(t *testing.T) {
+	if os.Getenv("WRIT_TEST_DISCOVERY") == "" {
+		t.Parallel()                                                                                  // it mostly waits
+		c := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestDiscoveryKept$", "-test.v") //nolint:gosec // this test
+		c.Env = append(os.Environ(), "WRIT_TEST_DISCOVERY=1")
+		if out, err := c.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: TestDiscoveryKept") {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return
+	}
+	s := newServer(t)
+	s.set("/b.tar.gz", bundletest.Tarball(t, policy(1)))
+	s.set("/d.tar.gz", bundletest.Tarball(t, map[string]string{"data.json": `{"discovery": {"config": {
+		"bundles": {"b": {"service": "s", "resource": "b.tar.gz", "persist": true, "polling": {"min_delay_seconds": 1, "max_delay_seconds": 1}}},
+		"plugins": {"decider": {}}}}}`}))
+	dir := t.TempDir()
+	config := fmt.Sprintf(`{"services": {"s": {"url": %q}}, "persistence_directory": %q,
+		"discovery": {"service": "s", "resource": "d.tar.gz", "decision": "discovery/config", "persist": true, "polling": {"min_delay_seconds": 1, "max_delay_seconds": 1}}}`, s.URL, dir)
+	t.Run("first", func(t *testing.T) {
+		run(t, options(config)).decides(t, "1 1")
+		proctest.Eventually(t, 30*time.Second, func() error {
+			kept, err := filepath.Glob(dir + "/bundles/*/bundle.tar.gz")
+			if err == nil && len(kept) < 2 {
+				err = fmt.Errorf("%v are kept, want two bundles", kept)
+			}
+			return err
+		})
+	})
+	s.CloseClientConnections()
+	s.Close()
+	run(t, options(config)).decides(t, "1 1")
 }
 
 // A bundle that was kept decides after a restart while the server is away.

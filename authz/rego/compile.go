@@ -177,6 +177,9 @@ func sourceOptions(src Source, bundles map[string]*bundle.Bundle, o Options) []f
 // readBundles reads bundles as OPA's option for it does. What it reads itself it keeps,
 // the text of all data too.
 func readBundles(paths []string, o Options) (map[string]*bundle.Bundle, error) {
+	if len(paths) > 0 {
+		basedoc.Everywhere()
+	}
 	bundles := make(map[string]*bundle.Bundle, len(paths))
 	for _, path := range paths {
 		b, err := loader.NewFileLoader().WithProcessAnnotation(true).WithBundleLazyLoadingMode(true).WithSkipBundleVerification(true).
