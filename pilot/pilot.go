@@ -63,6 +63,8 @@ type Options struct {
 	// keys of token issuers may.
 	Lists   listsource.Limits
 	KeySets fetch.Guard
+	// Authz says that proxies can ask authz.
+	Authz bool
 }
 
 // Pilot reads, translates and distributes. Run drives it.
@@ -89,6 +91,8 @@ type Pilot struct {
 	// changed.
 	tokensFeed    *tokenFeed
 	tokensChanged chan struct{}
+	// authz says that proxies can ask authz, which is known before there is a mesh.
+	authz bool
 	// lists fetches entries of AccessLists.
 	lists *listsource.Keeper
 	// keySets fetches keys of token issuers.
@@ -103,7 +107,7 @@ type Pilot struct {
 
 // New returns a Pilot that has read its state and nothing else.
 func newPilot(o Options) (*Pilot, error) {
-	p := &Pilot{source: o.Source, modified: o.Modified, log: o.Log, health: o.Health, metrics: newMetrics(o.Metrics), changed: make(chan struct{})}
+	p := &Pilot{source: o.Source, modified: o.Modified, log: o.Log, authz: o.Authz, health: o.Health, metrics: newMetrics(o.Metrics), changed: make(chan struct{})}
 	if o.State != "" {
 		p.file = filepath.Join(o.State, "revision.json")
 		saved, err := revision.Load(p.file)

@@ -52,6 +52,7 @@ func run(ctx context.Context, c Config, rt *service.Runtime, compileRego Compile
 		State:    c.State, Log: rt.Log, Metrics: rt.Metrics, Health: rt.Health,
 		Lists:   listsource.Limits{Guard: fetch.Guard{URLs: c.ListURLs, Setting: "list_urls", AddressProblem: source.AddressProblem}, ReadFile: source.ReadNamed},
 		KeySets: fetch.Guard{URLs: c.KeySetURLs, Setting: "key_set_urls", AddressProblem: source.AddressProblem},
+		Authz:   c.Deciders.Authz != "",
 	})
 	if err != nil {
 		return err

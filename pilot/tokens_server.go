@@ -154,7 +154,7 @@ func (s *tokenRevocations) RevokeTokens(ctx context.Context, req *pilotpb.Revoke
 		}
 	}
 	p, feed := s.pilot, s.pilot.tokensFeed
-	if !p.hasAuthz() && feed.list.Table.Len()+len(rs) > maxTold {
+	if !p.authz && feed.list.Table.Len()+len(rs) > maxTold {
 		return nil, status.Errorf(codes.FailedPrecondition, "more than %d revoked tokens need authz, and this mesh has none (deciders.authz)", maxTold)
 	}
 	resp := &pilotpb.RevokeTokensResponse{}
@@ -289,13 +289,6 @@ func tokenAttrs(r tokens.Revocation) []any {
 		slog.String("issuer", r.Issuer), slog.String("jti", r.ID), slog.String("sub", r.Subject),
 		slog.Time("issued_before", r.IssuedBefore), slog.Time("until", r.Until), slog.String("actor", r.Actor),
 	}
-}
-
-// hasAuthz tells whether proxies can ask authz.
-func (p *Pilot) hasAuthz() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.current != nil && p.current.mesh.Deciders.Authz != ""
 }
 
 // wakeTokens has what is revoked told to proxies.

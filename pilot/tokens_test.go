@@ -198,6 +198,14 @@ func TestTokenRevocationRefusals(t *testing.T) {
 		if _, err := c.RevokeTokens(t.Context(), &pilotpb.RevokeTokensRequest{Revocations: many[:1]}); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "authz") {
 			t.Errorf("more than %d without authz: %v", maxTold, err)
 		}
+		// Whom they could ask is known before anything is in force, as after a start.
+		f.authz = true
+		f.mu.Lock()
+		f.current = nil
+		f.mu.Unlock()
+		if _, err := c.RevokeTokens(t.Context(), &pilotpb.RevokeTokensRequest{Revocations: many[:1]}); err != nil {
+			t.Errorf("more than %d with authz: %v", maxTold, err)
+		}
 		stateless := newFixture(t, "", nil)
 		if _, err := pilotpb.NewTokenRevocationsClient(stateless.dial()).RevokeTokens(t.Context(), &pilotpb.RevokeTokensRequest{Revocations: many[:1]}); status.Code(err) != codes.FailedPrecondition {
 			t.Errorf("without a state directory: %v", err)
