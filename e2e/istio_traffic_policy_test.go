@@ -214,7 +214,9 @@ func TestIstioTrafficPolicy(t *testing.T) {
 		}
 	})
 	t.Run("circuit breaking", func(t *testing.T) {
-		for host, least := range map[string]int{"pending": 2, "maxrequests": 2} {
+		// Until the only connection to "pending" is there one request waits for it and the
+		// others are over.
+		for host, least := range map[string]int{"pending": 1, "maxrequests": 2} {
 			count := each(24, fixed("http://"+host+"/"), func(int) []string { return []string{"x-do: sleep=100ms"} })
 			if count["503"] < 4 || 24-count["503"] < least {
 				t.Errorf("%s: %v", host, count)
