@@ -145,7 +145,11 @@ func (g generator) policies(host string) []*model.AuthorizationPolicy {
 			p.Spec.Action = security.AuthorizationPolicy_DENY
 		}
 		for range 1 + g.IntN(2) {
-			p.Spec.Rules = append(p.Spec.Rules, g.rule(host))
+			rule := g.rule(host)
+			if g.IntN(3) == 0 { // to be looked up by what it calls
+				rule.From, rule.To = nil, []*security.Rule_To{{Operation: &security.Operation{Paths: g.some(diffPathRules), NotMethods: []string{"PUT"}}}}
+			}
+			p.Spec.Rules = append(p.Spec.Rules, rule)
 		}
 		out = append(out, p)
 	}
@@ -239,19 +243,26 @@ func compareOpinions(t *testing.T, p *proxy, g generator, policies map[string][]
 		host := fmt.Sprintf("set%d.test", i)
 		for range requests {
 			r, asked := g.call(t, host, tokens)
+			if _, sent := r.header["X-Test"]; sent && g.IntN(4) == 0 {
+				// Of a header that is sent twice releases think differently (decision 0016), a
+				// list and a tree of one release do not.
+				r.more = [][2]string{{"X-Test", diffHeader[g.IntN(len(diffHeader))]}}
+			}
 			want, err := eval.Authorize(diffDomains(i), policies[host], asked)
 			if err != nil {
 				t.Fatal(err)
 			}
 			byList, byTree := p.do("list", r), p.do("tree", r)
-			if byList.status != byTree.status || !named(t, byTree.deniedBy, diffDomains(i), policies[host], &asked) {
+			if byList.status != byTree.status {
 				t.Errorf("list says %d %q, tree %d %q", byList.status, byList.deniedBy, byTree.status, byTree.deniedBy)
 			}
-			who := want.Allowed || want.Policy == nil == strings.HasSuffix(byList.deniedBy, "no rule allows")
-			if (byList.status == 200) != want.Allowed || !who {
-				t.Errorf("evaluator says %+v, list %d %q", want, byList.status, byList.deniedBy)
+			if r.more == nil {
+				checkOpinion(t, want, byList)
+				if !named(t, byTree.deniedBy, diffDomains(i), policies[host], &asked) {
+					t.Errorf("tree says %d %q, which does not match", byTree.status, byTree.deniedBy)
+				}
 			}
-			if want.Allowed {
+			if byList.status == 200 {
 				passed++
 			} else {
 				refused++
@@ -269,6 +280,14 @@ func compareOpinions(t *testing.T, p *proxy, g generator, policies map[string][]
 	t.Logf("%d requests passed, %d were refused", passed, refused)
 	if least := len(policies) * requests / 20; passed < least || refused < least {
 		t.Errorf("the requests are too much alike to test anything")
+	}
+}
+
+func checkOpinion(t *testing.T, want eval.Decision, got answer) {
+	t.Helper()
+	who := want.Allowed || want.Policy == nil == strings.HasSuffix(got.deniedBy, "no rule allows")
+	if (got.status == 200) != want.Allowed || !who {
+		t.Errorf("evaluator says %+v, list %d %q", want, got.status, got.deniedBy)
 	}
 }
 
