@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"math/big"
 	"slices"
+	"strings"
 )
 
 // Bounds of a key set.
@@ -171,7 +172,7 @@ func (j *jwk) ec() ([]string, crypto.PublicKey, error) {
 	point := make([]byte, 1+2*size)
 	point[0] = 4 // uncompressed
 	for i, c := range []struct{ name, text string }{{"x", j.X}, {"y", j.Y}} {
-		b, err := base64.RawURLEncoding.DecodeString(c.text)
+		b, err := decode(c.text)
 		if err != nil || len(b) != size {
 			return nil, nil, fmt.Errorf("%q is not a coordinate of %s", c.name, j.Crv)
 		}
@@ -189,15 +190,21 @@ func (j *jwk) okp() (crypto.PublicKey, error) {
 	if j.Crv != "Ed25519" {
 		return nil, fmt.Errorf("curve %q is not known", j.Crv)
 	}
-	b, err := base64.RawURLEncoding.DecodeString(j.X)
+	b, err := decode(j.X)
 	if err != nil || len(b) != ed25519.PublicKeySize {
 		return nil, errors.New(`"x" is not an Ed25519 key`)
 	}
 	return ed25519.PublicKey(b), nil
 }
 
+// decode reads base64url. There shall be no padding (RFC 7515, section 2), but there are
+// issuers that write it, and Envoy reads it.
+func decode(text string) ([]byte, error) {
+	return base64.RawURLEncoding.DecodeString(strings.TrimRight(text, "="))
+}
+
 func number(name, text string, limit int) (*big.Int, error) {
-	b, err := base64.RawURLEncoding.DecodeString(text)
+	b, err := decode(text)
 	if err != nil || len(b) == 0 || len(b) > limit {
 		return nil, fmt.Errorf("%q is not a number of 1 to %d bytes in base64url", name, limit)
 	}

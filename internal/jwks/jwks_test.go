@@ -94,6 +94,9 @@ func TestParse(t *testing.T) {
 			t.Errorf("%.20q accepted", bad)
 		}
 	}
+	if _, err := Parse(document(t, with(with(ec, "x", ec["x"].(string)+"="), "y", ec["y"].(string)+"="))); err != nil {
+		t.Errorf("coordinates with padding: %v", err)
+	}
 	set, err := Parse(document(t, with(r, "alg", "PS256")))
 	if err != nil {
 		t.Fatal(err)
