@@ -2,12 +2,15 @@ package ratelimit
 
 import (
 	"fmt"
+	"math"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	commonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -181,5 +184,59 @@ func TestEachLimitIsDescribed(t *testing.T) {
 		resp := ask(t, s, "writ", all...)
 		resp.Statuses = nil
 		wantAnswer(t, fmt.Sprint("limit ", refusing), resp, "OVER\n"+want)
+	}
+}
+
+// TestAloneIsSaid: while the shared store is away answers say that this replica decided
+// by itself.
+func TestAloneIsSaid(t *testing.T) {
+	s, _, _ := newServer(t)
+	withQuotas(t, s, policy("q", false, per(2, time.Minute)))
+	alone := false
+	s.alone = func() bool { return alone }
+	for i, want := range []string{"", "local", "local", ""} {
+		alone = want != ""
+		got := ""
+		for _, h := range ask(t, s, "writ", quotaDesc("q", 0, "a")).GetResponseHeadersToAdd() {
+			if h.GetKey() == "x-writ-quota" {
+				got = h.GetValue()
+			}
+		}
+		if got != want {
+			t.Errorf("answer %d: x-writ-quota %q, want %q", i, got, want)
+		}
+	}
+}
+
+// TestSeriesAreBounded: of a hundred thousand callers of many limits few have a series,
+// and they are those that ask most.
+func TestSeriesAreBounded(t *testing.T) {
+	s, c, _ := newServer(t)
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(topCollector{&s.top, c.Now})
+	var limits []*configpb.Limit
+	for range 20 {
+		limits = append(limits, per(math.MaxUint32, time.Hour))
+	}
+	withQuotas(t, s, policy("a", false, limits...), policy("b", false, limits...))
+	for n := range 100_000 {
+		caller := fmt.Sprint("quiet", n)
+		if n%4 == 0 {
+			caller = fmt.Sprint("loud", n/160%10)
+		}
+		ask(t, s, "writ", quotaDesc([]string{"a", "b"}[n/4%2], n/8%20, caller))
+	}
+	families, err := reg.Gather()
+	if err != nil || len(families) != 1 {
+		t.Fatal(families, err)
+	}
+	series := families[0].GetMetric()
+	if len(series) != 2*20*topCallers {
+		t.Errorf("%d series", len(series))
+	}
+	for _, m := range series {
+		if caller := m.GetLabel()[0].GetValue(); !strings.Contains(caller, "?source.principal=loud") {
+			t.Errorf("%s is among those that ask most", caller)
+		}
 	}
 }

@@ -22,6 +22,20 @@ const (
 	headerRetryAfter = "retry-after"
 )
 
+// modeHeader says how a quota was decided, if not as it should be.
+const (
+	modeHeader = "x-writ-quota"
+	modeLocal  = "local"
+)
+
+// markAlone says that this replica decided without the others, while the shared store
+// is away.
+func (s *Server) markAlone(resp *rlsv3.RateLimitResponse) {
+	if s.alone != nil && s.alone() && len(resp.GetResponseHeadersToAdd()) > 0 {
+		resp.ResponseHeadersToAdd = append(resp.ResponseHeadersToAdd, &corev3.HeaderValue{Key: modeHeader, Value: modeLocal})
+	}
+}
+
 // DeniedByHeader names the limit that refused.
 const DeniedByHeader = "x-writ-denied-by"
 

@@ -52,6 +52,7 @@ type Service struct {
 
 	server *Server
 	local  *memory.Store
+	alone  func() bool // nil if counters are in this process only
 	tasks  []func(context.Context) error
 }
 
@@ -65,7 +66,7 @@ func New(c Config, rt *service.Runtime) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.server = &Server{store: store, now: time.Now, metrics: newMetrics(rt.Metrics, s.local), dropIn: c.DropIn, mode: c.mode()}
+	s.server = &Server{store: store, now: time.Now, metrics: newMetrics(rt.Metrics, s.local), dropIn: c.DropIn, mode: c.mode(), alone: s.alone}
 	rt.Metrics.MustRegister(topCollector{&s.server.top, time.Now})
 	s.tasks = append(s.tasks, s.sweep)
 	if c.Admin != "" {
@@ -99,6 +100,7 @@ func (s *Service) store() (Store, error) {
 	guard := fallback.New(shared, s.local, s.log, s.rt.Metrics)
 	leases := lease.New(guard, s.local, s.config.Memory.MaxKeys, time.Now, s.rt.Metrics)
 	s.tasks = append(s.tasks, shared.Run, guard.Run, leases.Run)
+	s.alone = guard.Degraded
 	return leases, nil
 }
 

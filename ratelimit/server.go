@@ -38,7 +38,10 @@ type Server struct {
 	store   Store
 	now     func() time.Time
 	metrics *metrics
-	top     toplist.Lists
+	// alone says that this replica decides without the shared store; nil if there is
+	// none.
+	alone func() bool
+	top   toplist.Lists
 	dropIn  DropInConfig
 	mode    limit.Mode // of the limits of descriptors
 
@@ -98,6 +101,7 @@ func (s *Server) ShouldRateLimit(ctx context.Context, req *rlsv3.RateLimitReques
 	resp := d.respond()
 	if mesh {
 		d.describe(resp)
+		s.markAlone(resp)
 	} else {
 		s.dropIn.describe(d, req, resp)
 	}

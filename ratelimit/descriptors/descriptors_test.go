@@ -1,6 +1,7 @@
 package descriptors
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -8,6 +9,12 @@ import (
 
 	commonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	ratelimitpb "github.com/writ-mesh/writ/proto/writ/ratelimit/v1"
+	"github.com/writ-mesh/writ/ratelimit/limit"
 )
 
 const example = `
@@ -194,7 +201,7 @@ func limited(domain, n string) string {
 	return "domain: " + domain + "\ndescriptors:\n- key: k\n  rate_limit: {unit: day, requests_per_unit: " + n + "}\n"
 }
 
-func requests(t *testing.T, s *Set, domain string) uint32 {
+func requestsOf(t *testing.T, s *Set, domain string) uint32 {
 	t.Helper()
 	d := s.Domain(domain)
 	if d == nil {
@@ -228,7 +235,7 @@ func TestLoadKeepsWhatIsGood(t *testing.T) {
 	if err == nil || !strings.HasPrefix(err.Error(), a+":4: unit") {
 		t.Errorf("error %v, want the place of the mistake", err)
 	}
-	if requests(t, set, "a") != 1 || requests(t, set, "b") != 2 {
+	if requestsOf(t, set, "a") != 1 || requestsOf(t, set, "b") != 2 {
 		t.Error("the broken domain is not as before, or the good one not as it is now")
 	}
 
@@ -238,7 +245,7 @@ func TestLoadKeepsWhatIsGood(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), `0.yaml:1: domain "a" is already at `+a+":1") {
 		t.Errorf("error %v, want the second claim to the domain", err)
 	}
-	if requests(t, set, "a") != 3 {
+	if requestsOf(t, set, "a") != 3 {
 		t.Error("a second file took a domain from the one that had it")
 	}
 
@@ -246,11 +253,138 @@ func TestLoadKeepsWhatIsGood(t *testing.T) {
 		t.Fatal(err)
 	}
 	set, err = Load(dir, set, false)
-	if err != nil || requests(t, set, "a") != 9 {
+	if err != nil || requestsOf(t, set, "a") != 9 {
 		t.Errorf("after the first owner is gone: %v", err)
 	}
 	if _, err := Load(filepath.Join(dir, "nowhere"), nil, false); err == nil {
 		t.Error("a folder that is not there is no error")
+	}
+}
+
+// TestOneOfAHundredIsBroken: the others are taken and go on being updated, and the
+// broken one keeps what it had.
+func TestOneOfAHundredIsBroken(t *testing.T) {
+	dir := t.TempDir()
+	file := func(i int) string { return filepath.Join(dir, fmt.Sprintf("%02d.yaml", i)) }
+	all := func(requests string) {
+		for i := range 100 {
+			write(t, file(i), limited(fmt.Sprintf("d%02d", i), requests))
+		}
+	}
+	all("1")
+	set, err := Load(dir, nil, false)
+	if err != nil || len(set.Names()) != 100 {
+		t.Fatal(len(set.Names()), err)
+	}
+	for _, broken := range []struct{ text, problem string }{
+		{"domain: d42\ndescriptors:\n- key: k\n  rate_limit: {unit: eon}", ":4: unit"},
+		{"domain: d42\ndescriptors:\n- {key: k}\n- {key: k}", ":4: descriptor d42.k is there twice"},
+		{limited("d07", "9"), `:1: domain "d07" is already at `},
+		{"domain: [", ":1: "},
+	} {
+		for _, requests := range []string{"2", "3"} {
+			all(requests)
+			write(t, file(42), broken.text)
+			if set, err = Load(dir, set, false); err == nil || !strings.Contains(err.Error(), file(42)+broken.problem) || strings.Count(err.Error(), "\n") != 0 {
+				t.Errorf("%q: error %v, want %q with its file alone", broken.text, err, broken.problem)
+			}
+			updated := 0
+			for _, name := range set.Names() {
+				if fmt.Sprint(requestsOf(t, set, name)) == requests {
+					updated++
+				}
+			}
+			if updated != 99 {
+				t.Errorf("%q: %d domains are updated, want 99", broken.text, updated)
+			}
+		}
+		all("1")
+		if set, err = Load(dir, set, false); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestMergedDomains: with merging several files make a domain, and what two of them say
+// is a mistake of the second, with its place.
+func TestMergedDomains(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a.yaml"), filepath.Join(dir, "b.yaml")
+	write(t, a, limited("d", "1"))
+	write(t, b, "domain: d\ndescriptors:\n- {key: l, value: 'x*', rate_limit: {unit: day, requests_per_unit: 5}}")
+	set, err := Load(dir, nil, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := func(key string) uint32 {
+		if m, ok := set.Domain("d").Match(desc(key, "xyz")); ok {
+			return m.Rule.Limit.Requests()
+		}
+		return 0
+	}
+	if of("k") != 1 || of("l") != 5 || len(set.Domain("d").Rules()) != 2 {
+		t.Errorf("k %d, l %d", of("k"), of("l"))
+	}
+	write(t, a, limited("d", "2"))
+	write(t, b, "domain: d\ndescriptors: {")
+	if set, err = Load(dir, set, true); err == nil || of("k") != 2 || of("l") != 5 {
+		t.Errorf("one part is broken: k %d, l %d, %v", of("k"), of("l"), err)
+	}
+	write(t, b, limited("d", "7"))
+	if set, err = Load(dir, set, true); err == nil || !strings.Contains(err.Error(), b+":1: descriptor d.k is there already") || of("k") != 2 {
+		t.Errorf("two parts say the same: k %d, %v", of("k"), err)
+	}
+}
+
+// TestFromServer: what a management server sends means what the file of the same words
+// means, and mistakes cost their own domain only.
+func TestFromServer(t *testing.T) {
+	good := &ratelimitpb.DomainConfig{Name: "r", Domain: "d", Descriptors: []*ratelimitpb.DomainDescriptor{
+		{
+			Key: "k", Value: "x*", ShadowMode: true, QuotaMode: true, DetailedMetric: true,
+			Metadata:    &structpb.Struct{Fields: map[string]*structpb.Value{"a": structpb.NewStringValue("1"), "b": structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{structpb.NewNumberValue(1.5), structpb.NewBoolValue(true), structpb.NewNullValue()}})}},
+			RateLimit:   &ratelimitpb.DomainLimit{Unit: 7, RequestsPerUnit: 3, Name: "n", Replaces: []*ratelimitpb.Replaced{{Name: "m"}}},
+			Descriptors: []*ratelimitpb.DomainDescriptor{{Key: "l", RateLimit: &ratelimitpb.DomainLimit{Unlimited: true}}},
+		},
+	}}
+	set, err := FromServer([]*ratelimitpb.DomainConfig{good}, nil, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := parse("f", []byte("domain: d\ndescriptors:\n- key: k\n  value: 'x*'\n  shadow_mode: true\n  quota_mode: true\n  detailed_metric: true\n  metadata: {a: '1', b: [1.5, true, null]}\n  rate_limit: {unit: week, requests_per_unit: 3, name: n, replaces: [{name: m}]}\n  descriptors: [{key: l, rate_limit: {unlimited: true}}]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range file[0].Rules() {
+		got := set.Domain("d").Rules()[i]
+		if diff := cmp.Diff(want, got, protocmp.Transform(), cmp.AllowUnexported(limit.Limit{})); diff != "" {
+			t.Errorf("rule %d (-file +server):\n%s", i, diff)
+		}
+	}
+	if m, ok := set.Domain("d").Match(desc("k", "xy")); !ok || m.Rule.Metadata.GetFields()["a"].GetStringValue() != "1" {
+		t.Errorf("%+v, %v", m, ok)
+	}
+	other := &ratelimitpb.DomainConfig{Name: "o", Domain: "other"}
+	for problem, bad := range map[string]*ratelimitpb.DomainConfig{
+		"resource r: unit \"99\"":                               {Name: "r", Domain: "d", Descriptors: []*ratelimitpb.DomainDescriptor{{Key: "k", RateLimit: &ratelimitpb.DomainLimit{Unit: 99}}}},
+		"resource r: a descriptor has no key":                   {Name: "r", Domain: "d", Descriptors: []*ratelimitpb.DomainDescriptor{{}}},
+		"resource r: domain is missing":                         {Name: "r"},
+		"resource r: domain \"other\" is already at resource o": {Name: "r", Domain: "other"},
+	} {
+		got, err := FromServer([]*ratelimitpb.DomainConfig{other, bad}, set, false)
+		if err == nil || !strings.Contains(err.Error(), problem) {
+			t.Errorf("error %v, want %q", err, problem)
+		}
+		if got.Domain("other") == nil || (got.Domain("d") == nil) != strings.Contains(problem, "already") {
+			t.Errorf("%s: in force are %v", problem, got.Names())
+		}
+	}
+	deep := &ratelimitpb.DomainDescriptor{Key: "k"}
+	for range 3 * maxDepth {
+		deep = &ratelimitpb.DomainDescriptor{Key: "k", Descriptors: []*ratelimitpb.DomainDescriptor{deep}}
+	}
+	if _, err := FromServer([]*ratelimitpb.DomainConfig{{Name: "r", Domain: "d", Descriptors: []*ratelimitpb.DomainDescriptor{deep}}}, nil, false); err == nil || !strings.Contains(err.Error(), "nested deeper") {
+		t.Errorf("too deep: %v", err)
 	}
 }
 
