@@ -81,6 +81,10 @@ generate-check: generate ## fail if generated code is not what proto/ says
 tidy-check: ## fail if go.mod is not tidy
 	go mod tidy -diff
 
+.PHONY: failovers
+failovers: ## twenty forced changes of Redis's master under load, each over within two seconds
+	WRIT_FAILOVERS=20 go test -count=1 -timeout 20m -run 'TestSentinel|TestCluster' -v ./ratelimit/redisstore
+
 .PHONY: bench
 bench: build envoy ## ours / floor / ratio for each hot path
 	go run ./bench

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -136,6 +137,44 @@ func TestRedisFilesThatAreNotThere(t *testing.T) {
 	} {
 		if _, err := r.options(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
+
+// TestRedisExamplesOfThePage reads the configurations of docs/quotas.md.
+func TestRedisExamplesOfThePage(t *testing.T) {
+	page, err := os.ReadFile("../docs/quotas.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(page), "\n## Redis\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	blocks := strings.Split(section, "```yaml\n")[1:]
+	if len(blocks) != 3 {
+		t.Fatalf("%d configurations, want one of each kind", len(blocks))
+	}
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "password"), "s3cret")
+	writeFile(t, filepath.Join(dir, "ca.pem"), string(pkitest.NewRoot(t, "").PEM()))
+	for _, block := range blocks {
+		block, _, _ = strings.Cut(block, "```")
+		block = regexp.MustCompile(`/etc/writ/[a-z-]*password`).ReplaceAllString(block, dir+"/password")
+		block = strings.ReplaceAll(block, "/etc/writ/redis-ca.pem", dir+"/ca.pem")
+		file := filepath.Join(dir, "config.yaml")
+		writeFile(t, file, block+"descriptors: "+dir+"\n")
+		c := DefaultConfig()
+		if err := config.Load(file, &c); err != nil {
+			t.Fatalf("%v:\n%s", err, block)
+		}
+		if errs := c.Redis.validate(); errs != nil {
+			t.Errorf("%v:\n%s", errs, block)
+		}
+		o, err := c.Redis.options()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := redisstore.New(o); err != nil {
+			t.Errorf("%v:\n%s", err, block)
 		}
 	}
 }

@@ -205,14 +205,111 @@ func TestRealRedisAway(t *testing.T) {
 			func(t testing.TB, s *redistest.Server) { s.Command(t, "CONFIG", "SET", "maxmemory", "0") },
 		},
 	} {
-		t.Run(name, func(t *testing.T) { realRedisAway(t, away.goes, away.returns) })
+		t.Run(name, func(t *testing.T) {
+			server := redistest.Start(t)
+			realRedisAway(t, server.Address(), func() { away.goes(t, server) }, func() { away.returns(t, server) })
+		})
 	}
 }
 
-func realRedisAway(t *testing.T, goes, returns func(testing.TB, *redistest.Server)) {
-	const limited, workers = 300, 16
+// TestSlowRedis: a Redis whose answers come too late is as good as none, and costs
+// nobody the wait.
+func TestSlowRedis(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	slow := redistest.StartSlow(t, redistest.Start(t))
+	realRedisAway(t, slow.Address(), func() { slow.Delay(100 * time.Millisecond) }, func() { slow.Delay(0) })
+}
+
+// TestFlushedRedis: what Redis forgets the replicas know, each as far as it let pass
+// something itself.
+func TestFlushedRedis(t *testing.T) {
+	const limited = 20
 	server := redistest.Start(t)
-	store, err := redisstore.New(redisstore.Options{Address: server.Address()})
+	passed := [2]int{}
+	var guards []*fallback.Guard
+	for range passed {
+		store, err := redisstore.New(redisstore.Options{Address: server.Address(), Timeout: 5 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		proctest.Background(t, store.Run)
+		guards = append(guards, fallback.New(store, memory.New(0), slog.New(slog.DiscardHandler), prometheus.NewRegistry()))
+	}
+	uses, out := []limit.Use{{Key: "k", Limit: storetest.Sliding(t, limited, time.Hour), Hits: 1}}, make([]limit.Outcome, 1)
+	ask := func(times int) {
+		for i := range times {
+			if err := guards[i%2].Decide(t.Context(), time.Now(), uses, out); err != nil {
+				t.Fatal(err)
+			}
+			if !out[0].Over {
+				passed[i%2]++
+			}
+		}
+	}
+	ask(50)
+	if got := passed[0] + passed[1]; got != limited {
+		t.Fatalf("%d of %d passed", got, limited)
+	}
+	for range 3 {
+		server.Command(t, "FLUSHALL")
+		ask(100)
+	}
+	if passed[0] != limited || passed[1] != limited {
+		t.Errorf("%v passed of %d, want that for each replica", passed, limited)
+	}
+}
+
+// clock is a shared store whose clock can be wrong.
+type clock struct {
+	store *memory.Store
+	off   time.Duration
+}
+
+func (c *clock) Decide(ctx context.Context, now time.Time, uses []limit.Use, out []limit.Outcome) error {
+	return c.store.Decide(ctx, now.Add(c.off), uses, out)
+}
+
+// TestRedisClockGoesOn: if Redis thinks that the window is over, this replica does
+// not, and if Redis's clock goes back nothing is refused for longer than a window.
+func TestRedisClockGoesOn(t *testing.T) {
+	store, now := &clock{store: memory.New(0)}, time.Now()
+	g := fallback.New(store, memory.New(0), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	uses, out := []limit.Use{{Key: "k", Limit: storetest.Sliding(t, 20, time.Minute), Hits: 1}}, make([]limit.Outcome, 1)
+	pass := func(now time.Time) (passed int) {
+		for range 50 {
+			if err := g.Decide(t.Context(), now, uses, out); err != nil {
+				t.Fatal(err)
+			}
+			if !out[0].Over {
+				passed++
+			}
+		}
+		return passed
+	}
+	if got := pass(now); got != 20 {
+		t.Fatalf("%d of 20 passed", got)
+	}
+	store.off = 61 * time.Second
+	if got := pass(now.Add(time.Second)); got != 0 {
+		t.Errorf("%d passed when Redis's clock went on by a minute", got)
+	}
+	if got := pass(now.Add(time.Minute)); got != 20 {
+		t.Errorf("%d of 20 passed a minute later", got)
+	}
+	store.off = -time.Minute
+	if got := pass(now.Add(2 * time.Minute)); got != 0 {
+		t.Errorf("%d passed just after Redis's clock went back: its window is not over", got)
+	}
+	if got := pass(now.Add(3 * time.Minute)); got != 20 {
+		t.Errorf("%d of 20 passed a window after Redis's clock went back", got)
+	}
+}
+
+func realRedisAway(t *testing.T, address string, goes, returns func()) {
+	const limited, workers = 300, 16
+	store, err := redisstore.New(redisstore.Options{Address: address})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +330,7 @@ func realRedisAway(t *testing.T, goes, returns func(testing.TB, *redistest.Serve
 	tasks.Go(func() { drive(ctx, t, g, uses[1:], new(load)) })
 	score.atLeast(t, 100)
 	before := runtime.NumGoroutine()
-	goes(t, server)
+	goes()
 	proctest.Until(t, 5*time.Second, "it is degraded", func() bool { return degraded(t, reg) })
 	score.slow.Store(0)
 	asked := score.asked.Load()
@@ -247,7 +344,7 @@ func realRedisAway(t *testing.T, goes, returns func(testing.TB, *redistest.Serve
 	if !degraded(t, reg) {
 		t.Error("not degraded while the store is away")
 	}
-	returns(t, server)
+	returns()
 	proctest.Until(t, 10*time.Second, "it is back", func() bool { return !degraded(t, reg) })
 	asked = score.asked.Load()
 	score.atLeast(t, asked+500)
