@@ -112,7 +112,7 @@ func quotaPolicies(m *model.Mesh) []named {
 	for i, p := range m.QuotaPolicies {
 		msg := &configpb.QuotaPolicy{Name: p.Name, Namespace: p.Namespace, Observe: p.Observe, Source: place(p.Ref)}
 		for _, l := range p.Limits {
-			limit := &configpb.Limit{Requests: l.Requests, Every: durationpb.New(l.Every)}
+			limit := &configpb.Limit{Requests: l.Requests, Every: durationpb.New(l.Every), Algorithm: l.Algorithm, Burst: l.Burst, Mode: l.Mode}
 			if c := l.Cost; c != nil {
 				limit.Cost = &configpb.Cost{Reserve: c.Reserve, Expire: durationpb.New(c.Expire)}
 			}

@@ -15,12 +15,15 @@ func TestNoFieldOfAPolicyIsLost(t *testing.T) {
 	requests, every := uint32(1), duration(time.Second)
 	quota := quotaSpec{
 		Selector: &labelSelector{}, Mode: "observe", WhenUnavailable: "Deny",
-		Limits: []quotaLimit{{Per: []string{"source.ip"}, Requests: &requests, Every: &every, Cost: &quotaCost{From: model.CostResponseBytes, Reserve: 1, Expire: &every}}},
+		Limits: []quotaLimit{{Per: []string{"source.ip"}, Requests: &requests, Every: &every, Algorithm: "gcra", Burst: &requests, Mode: "leased", Cost: &quotaCost{From: model.CostResponseBytes, Reserve: 1, Expire: &every}}},
 	}
 	lostNothing(t, "QuotaPolicy", &quota, func() any {
 		l := quota.Limits[0]
 		if l.Requests == nil || l.Every == nil {
 			return "refused before"
+		}
+		if l.Timeout != nil {
+			return "refused without concurrent"
 		}
 		if l.Cost != nil {
 			if _, _, problem := costSource(l.Cost.From); problem != "" {
@@ -29,6 +32,8 @@ func TestNoFieldOfAPolicyIsLost(t *testing.T) {
 		}
 		return quotaPolicyOf(&object{spec: &quota})
 	})
+	quota.Limits = []quotaLimit{{Concurrent: &requests, Timeout: &every}}
+	lostNothing(t, "QuotaPolicy", &quota.Limits[0].Timeout, func() any { return quotaPolicyOf(&object{spec: &quota}) })
 	rego := regoSpec{
 		Selector: &labelSelector{}, Module: "package a", Bundle: &regoBundle{URL: "file:///a", Refresh: &every, Signing: &regoSigning{Key: "k", Algorithm: "ES256", Scope: "s"}, CAFile: "r", Credentials: &bundleCredentials{
 			Bearer: &bearerFile{TokenFile: "t"}, ClientTLS: &clientFiles{CertificateFile: "c", KeyFile: "k"}, OAuth2: &oauth2File{ClientFile: "o", Scopes: []string{"s"}},

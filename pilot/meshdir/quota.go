@@ -19,10 +19,15 @@ type quotaSpec struct {
 }
 
 type quotaLimit struct {
-	Per      []string   `json:"per"`
-	Requests *uint32    `json:"requests"`
-	Every    *duration  `json:"every"`
-	Cost     *quotaCost `json:"cost"`
+	Per        []string   `json:"per"`
+	Requests   *uint32    `json:"requests"`
+	Every      *duration  `json:"every"`
+	Algorithm  string     `json:"algorithm"`
+	Burst      *uint32    `json:"burst"`
+	Concurrent *uint32    `json:"concurrent"`
+	Timeout    *duration  `json:"timeout"`
+	Mode       string     `json:"mode"`
+	Cost       *quotaCost `json:"cost"`
 }
 
 func checkQuotaPolicy(c *checker) {
@@ -36,15 +41,7 @@ func checkQuotaPolicy(c *checker) {
 	}
 	for i, limit := range s.Limits {
 		at := index("spec.limits", i)
-		if limit.Requests == nil {
-			c.errorf(at+".requests", "the number of requests is missing")
-		}
-		switch {
-		case limit.Every == nil || *limit.Every <= 0:
-			c.errorf(at+".every", "a duration above 0 is needed: write for example every: 1m")
-		case limit.Every.value() < configpb.MinQuotaEvery || limit.Every.value() > configpb.MaxQuotaEvery:
-			c.errorf(at+".every", "%s is not between %s and %.0fh", limit.Every.value(), configpb.MinQuotaEvery, configpb.MaxQuotaEvery.Hours())
-		}
+		c.checkCount(at, &limit)
 		c.checkCost(at, &limit)
 		for j, text := range limit.Per {
 			if _, problem := parseDimension(text); problem != "" {
@@ -88,7 +85,7 @@ func quotaPolicyOf(o *object) *model.QuotaPolicy {
 	s := o.spec.(*quotaSpec)
 	p := &model.QuotaPolicy{Meta: o.meta, Selector: s.Selector.labels(), FailClosed: s.WhenUnavailable == "Deny", Observe: s.Mode == "observe"}
 	for _, limit := range s.Limits {
-		l := model.QuotaLimit{Requests: *limit.Requests, Every: limit.Every.value(), Cost: limit.Cost.value()}
+		l := countOf(&limit)
 		for _, text := range limit.Per {
 			d, _ := parseDimension(text) // checked before
 			l.Per = append(l.Per, d)

@@ -396,11 +396,19 @@ type QuotaPolicy struct {
 	Observe    bool
 }
 
-// QuotaLimit allows Requests per Every for each combination of the values of Per.
+// QuotaLimit allows Requests per Every for each combination of the values of Per, or
+// with the algorithm of what is under way so many at once, each for Every at most.
 type QuotaLimit struct {
 	Per      []Dimension
 	Requests uint32
 	Every    time.Duration
+	// Algorithm is "" (sliding), configpb.QuotaGCRA or configpb.QuotaConcurrency.
+	Algorithm string
+	// Burst is how many pass at once with QuotaGCRA; 0 is one.
+	Burst uint32
+	// Mode is where it is counted: "" (exactly, in the shared store),
+	// configpb.QuotaLeased, QuotaLocal or QuotaAssigned.
+	Mode string
 	// Cost is nil if each request takes one.
 	Cost *QuotaCost
 }

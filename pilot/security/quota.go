@@ -51,6 +51,9 @@ func (c *Compiler) addQuota(b *httpBuilder, p *model.Proxy, port model.WorkloadP
 	if p.Type != model.GatewayProxy {
 		b.addGeneric(filterPeerAddress, peerAddress())
 	}
+	if err := c.addAssigned(b, s.quota); err != nil {
+		return err
+	}
 	var done quotaDone
 	done.addNames(b)
 	b.addGeneric(filterQuota, quotaFilter(stageOpen))
@@ -64,6 +67,9 @@ func (c *Compiler) addQuota(b *httpBuilder, p *model.Proxy, port model.WorkloadP
 			filter, stage = filterQuotaClosed, stageClosed
 		}
 		for i, limit := range pol.Limits {
+			if isAssigned(pol, limit) {
+				continue
+			}
 			actions, err := c.actions(p, port, pol, i, limit, &done)
 			if err != nil {
 				return fmt.Errorf("%s: limits[%d]: %w", pol.Ref, i, err)

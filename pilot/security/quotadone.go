@@ -56,10 +56,11 @@ func (*quotaDone) addFilters(b *httpBuilder) {
 // entries puts together what is asked of a limit, and adds what is told of it once the
 // request is over.
 func (q *quotaDone) entries(limitOf, caller []*routev3.RateLimit_Action, limit model.QuotaLimit) []*routev3.RateLimit_Action {
-	if limit.Cost == nil {
+	underWay := limit.Algorithm == configpb.QuotaConcurrency
+	if limit.Cost == nil && !underWay {
 		return slices.Concat(limitOf, caller)
 	}
-	if limit.Cost.Reserve > 0 {
+	if underWay || limit.Cost.Reserve > 0 {
 		limitOf = append(limitOf, q.hold())
 	}
 	over := []*routev3.RateLimit_Action{constant(configpb.QuotaDoneKey, "1")}
@@ -82,8 +83,11 @@ func (q *quotaDone) add(entries []*routev3.RateLimit_Action, hits *routev3.RateL
 	q.limits = append(q.limits, &routev3.RateLimit{Actions: entries, HitsAddend: hits, ApplyOnStreamDone: true})
 }
 
-// cost tells the hits of a request that is over.
+// cost tells the hits of a request that is over; nil without a cost.
 func (q *quotaDone) cost(cost *model.QuotaCost) *routev3.RateLimit_HitsAddend {
+	if cost == nil {
+		return nil
+	}
 	switch cost.From {
 	case model.CostRequestBytes:
 		return &routev3.RateLimit_HitsAddend{Format: "%BYTES_RECEIVED%"}
