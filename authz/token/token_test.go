@@ -63,15 +63,6 @@ func newSigner(t testing.TB, kind, kid string) signer {
 	return s
 }
 
-func (s signer) with(key string, value any) map[string]any {
-	m := map[string]any{}
-	for k, v := range s.jwk {
-		m[k] = v
-	}
-	m[key] = value
-	return m
-}
-
 func keySet(t testing.TB, keys ...map[string]any) *jwks.Set {
 	t.Helper()
 	b, err := json.Marshal(map[string]any{"keys": keys})

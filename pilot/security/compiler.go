@@ -26,7 +26,7 @@ type HTTP struct {
 	Filters []*hcmv3.HttpFilter
 	// Extensions are the content of filters that Filters has by name only, so that it
 	// changes without the listener. They are the same for all ports of a proxy.
-	Extensions []*corev3.TypedExtensionConfig
+	Extensions []Extension
 	// PerFilterConfig goes on every virtual host of the route configuration.
 	PerFilterConfig map[string]*anypb.Any
 	// Metadata goes on every virtual host too: the local replies take the names
@@ -41,6 +41,13 @@ type HTTP struct {
 	// Clusters are those that the filters and the report call.
 	Clusters []*clusterv3.Cluster
 	// Sources are the policies that apply.
+	Sources []model.Ref
+}
+
+// Extension is a filter that is a resource of its own.
+type Extension struct {
+	Config *corev3.TypedExtensionConfig
+	// Sources are the policies that it is made of.
 	Sources []model.Ref
 }
 
@@ -174,7 +181,7 @@ func (b *httpBuilder) add(name string, config proto.Message) {
 
 // addExtension appends a filter that runs for every request and whose content is a
 // resource of its own.
-func (b *httpBuilder) addExtension(name string, config proto.Message) {
+func (b *httpBuilder) addExtension(name string, config proto.Message, sources []model.Ref) {
 	content := envoy.Any(config)
 	b.Filters = append(b.Filters, &hcmv3.HttpFilter{
 		Name: name,
@@ -182,7 +189,7 @@ func (b *httpBuilder) addExtension(name string, config proto.Message) {
 			ConfigSource: envoy.ADS(), TypeUrls: []string{content.GetTypeUrl()},
 		}},
 	})
-	b.Extensions = append(b.Extensions, &corev3.TypedExtensionConfig{Name: name, TypedConfig: content})
+	b.Extensions = append(b.Extensions, Extension{&corev3.TypedExtensionConfig{Name: name, TypedConfig: content}, sources})
 }
 
 // addGeneric appends a filter that runs only where a virtual host has

@@ -282,8 +282,8 @@ func whole(h *HTTP) []*hcmv3.HttpFilter {
 	out := slices.Clone(h.Filters)
 	for i, f := range out {
 		for _, e := range h.Extensions {
-			if f.GetConfigDiscovery() != nil && f.GetName() == e.GetName() {
-				out[i] = &hcmv3.HttpFilter{Name: f.GetName(), ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: e.GetTypedConfig()}}
+			if f.GetConfigDiscovery() != nil && f.GetName() == e.Config.GetName() {
+				out[i] = &hcmv3.HttpFilter{Name: f.GetName(), ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: e.Config.GetTypedConfig()}}
 			}
 		}
 	}

@@ -119,7 +119,7 @@ func TestWholeGolden(t *testing.T) {
 		filters = append(filters, asJSON(t, f))
 	}
 	for _, e := range h.Extensions {
-		extensions = append(extensions, asJSON(t, e))
+		extensions = append(extensions, asJSON(t, e.Config))
 	}
 	for _, c := range h.Clusters {
 		clusters = append(clusters, asJSON(t, c))

@@ -89,7 +89,7 @@ func (c *Compiler) addJWT(b *httpBuilder, p *model.Proxy, s selection) error {
 			provider.Forward = true
 		}
 	}
-	b.addExtension(filterJWT, filter)
+	b.addExtension(filterJWT, filter, refs)
 	b.name(nameJWT, "RequestAuthentication "+nameList(refs))
 	return c.addTokens(b, keys, headers)
 }

@@ -180,7 +180,8 @@ func TestKeyServerAwayLive(t *testing.T) {
 // refetchSoon makes Envoy fetch key sets anew ten times a second.
 func refetchSoon(t *testing.T, h *HTTP) {
 	t.Helper()
-	for _, f := range h.Extensions {
+	for _, e := range h.Extensions {
+		f := e.Config
 		filter := new(jwtv3.JwtAuthentication)
 		if err := f.GetTypedConfig().UnmarshalTo(filter); err != nil {
 			t.Fatal(err)

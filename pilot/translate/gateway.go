@@ -92,7 +92,7 @@ func (t *Translator) gateway(p *model.Proxy, s *scope, out *collector) error {
 	for _, c := range policy.Clusters {
 		out.cluster(c, policy.Sources)
 	}
-	out.filters(policy.Extensions, policy.Sources)
+	out.filters(policy.Extensions)
 	for _, servers := range g.serversByPort() {
 		if err := g.listener(servers); err != nil {
 			return err
@@ -251,7 +251,7 @@ func (g *gatewayBuilder) manager(routes string, port uint32, proto model.Protoco
 	}
 	m := g.t.connectionManager(fmt.Sprintf("outbound_0.0.0.0_%d", port), routes, deniedBy)
 	m.UseRemoteAddress = yes()
-	m.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{withoutOriginalPath()}
+	m.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{withoutForged()}
 	m.XffNumTrustedHops = topology.GetNumTrustedProxies()
 	m.ServerName = serverName
 	m.ServerHeaderTransformation = hcmv3.HttpConnectionManager_OVERWRITE
@@ -270,12 +270,16 @@ func (g *gatewayBuilder) manager(routes string, port uint32, proto model.Protoco
 	return networkFilter(hcmFilter, m)
 }
 
-// withoutOriginalPath drops the header by which Envoy says what a path was before
-// it rewrote it, where a client sends it: the access log would believe it.
-func withoutOriginalPath() *corev3.TypedExtensionConfig {
-	return &corev3.TypedExtensionConfig{Name: "envoy.http.early_header_mutation.header_mutation", TypedConfig: envoy.Any(&earlyheaderv3.HeaderMutation{
-		Mutations: []*mutationrulesv3.HeaderMutation{{Action: &mutationrulesv3.HeaderMutation_Remove{Remove: "x-envoy-original-path"}}},
-	})}
+// withoutForged drops the headers that only an Envoy may say where a client sends them,
+// as far as Envoy does not do so itself at the edge: what a path was before it was
+// rewritten (the access log would believe it), who the caller's proxy is, and where to
+// connect to.
+func withoutForged() *corev3.TypedExtensionConfig {
+	config := &earlyheaderv3.HeaderMutation{}
+	for _, name := range []string{"x-envoy-original-path", "x-envoy-original-dst-host", "x-envoy-peer-metadata", "x-envoy-peer-metadata-id", "x-envoy-is-timeout-retry"} {
+		config.Mutations = append(config.Mutations, &mutationrulesv3.HeaderMutation{Action: &mutationrulesv3.HeaderMutation_Remove{Remove: name}})
+	}
+	return &corev3.TypedExtensionConfig{Name: "envoy.http.early_header_mutation.header_mutation", TypedConfig: envoy.Any(config)}
 }
 
 // showsDeniedBy says whether a Gateway asked for the reason of refusals.

@@ -30,7 +30,7 @@ type inboundPort struct {
 	// others are clusters that the policies' filters call.
 	others []*clusterv3.Cluster
 	// extensions are filters that filters refers to.
-	extensions []*corev3.TypedExtensionConfig
+	extensions []security.Extension
 	routes     *routev3.RouteConfiguration // nil for TCP
 	filters    []*listenerv3.Filter
 	mode       model.PeerMode
@@ -59,7 +59,7 @@ func (t *Translator) inboundResources(p *model.Proxy, s *scope, out *collector) 
 		for _, c := range ip.others {
 			out.cluster(c, ip.sources)
 		}
-		out.filters(ip.extensions, ip.sources)
+		out.filters(ip.extensions)
 		if ip.routes != nil {
 			put(out.routes, Resource{Name: ip.routes.Name, Message: ip.routes, Sources: ip.sources})
 		}

@@ -7,10 +7,10 @@ import (
 	"sync"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-mesh/writ/pilot/model"
+	"github.com/writ-mesh/writ/pilot/security"
 )
 
 // Resource is one xDS resource.
@@ -109,9 +109,9 @@ func (c *collector) cluster(m *clusterv3.Cluster, sources []model.Ref) {
 }
 
 // filters adds filters that listeners refer to.
-func (c *collector) filters(list []*corev3.TypedExtensionConfig, sources []model.Ref) {
-	for _, m := range list {
-		put(c.extensions, Resource{Name: m.Name, Message: m, Sources: sources})
+func (c *collector) filters(list []security.Extension) {
+	for _, e := range list {
+		put(c.extensions, Resource{Name: e.Config.Name, Message: e.Config, Sources: e.Sources})
 	}
 }
 
