@@ -28,6 +28,11 @@ func snippets(t *testing.T, page, language string) []string {
 // and validates it as `writ validate` does.
 func TestSnippetsAreValid(t *testing.T) {
 	all := snippets(t, "meshdir.md", "yaml")
+	for _, text := range snippets(t, "quotas.md", "yaml") {
+		if strings.Contains(text, "\nkind: ") { // the others are configurations of ratelimit
+			all = append(all, text)
+		}
+	}
 	if len(all) < 7 {
 		t.Fatalf("only %d pieces of YAML were found", len(all))
 	}

@@ -40,10 +40,10 @@ type Server struct {
 	metrics *metrics
 	// alone says that this replica decides without the shared store; nil if there is
 	// none.
-	alone func() bool
-	top   toplist.Lists
-	dropIn  DropInConfig
-	mode    limit.Mode // of the limits of descriptors
+	alone  func() bool
+	top    toplist.Lists
+	dropIn DropInConfig
+	mode   limit.Mode // of the limits of descriptors
 
 	quotas  atomic.Pointer[quota.Table]     // nil if this service gets none
 	domains atomic.Pointer[descriptors.Set] // nil if this service reads none
