@@ -84,6 +84,10 @@ func TestQuotaCostLive(t *testing.T) {
 				[]string{"", "request.method=GET"}, []string{"7 writ.done=1", "0 writ.done=1 request.method=GET"},
 			},
 			{
+				"what is under way", []model.QuotaLimit{{Requests: 1, Every: time.Minute, Algorithm: "concurrency", Per: []model.Dimension{dim("request.method")}}}, []request{{}},
+				[]string{"writ.hold=name0 request.method=GET"}, []string{"- writ.hold=name0 writ.done=1 request.method=GET"},
+			},
+			{
 				"beside a limit without a cost", []model.QuotaLimit{per(dim("request.method")), costing(byAnswer)}, []request{{}},
 				[]string{"request.method=GET", ""}, []string{"7 writ.done=1"},
 			},
