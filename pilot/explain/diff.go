@@ -164,7 +164,7 @@ func (s *side) sameBut(o *side) bool {
 	sameLists := slices.EqualFunc(s.policies.Lists, o.policies.Lists, func(a, b *model.AccessList) bool {
 		x, y := *a, *b
 		x.Meta, y.Meta = model.Meta{}, model.Meta{}
-		return a.ID() == b.ID() && reflect.DeepEqual(x, y)
+		return a.ID() == b.ID() && reflect.DeepEqual(x, y) && reflect.DeepEqual(eval.Tests(s.m, a), eval.Tests(o.m, b))
 	})
 	x, y := domainsOf(s.m), domainsOf(o.m)
 	return sameLists && s.mode == o.mode && s.provider == o.provider && s.closed == o.closed && sameIssuers && slices.Equal(s.after, o.after) && slices.EqualFunc(s.policies.Rego, o.policies.Rego, sameRego) &&
@@ -204,9 +204,11 @@ func (s *side) contents(o *side) []string {
 			}
 		}
 	}
-	for _, l := range slices.Concat(s.policies.Lists, o.policies.Lists) {
-		if missing(s.m, l) {
-			out = append(out, "the entries that "+l.ID()+" gets from elsewhere are not known here")
+	for _, x := range []*side{s, o} {
+		for _, l := range x.policies.Lists {
+			if missing(x.m, l) {
+				out = append(out, "the entries that "+l.ID()+" gets from elsewhere are not known here")
+			}
 		}
 	}
 	return out

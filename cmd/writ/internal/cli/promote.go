@@ -34,8 +34,8 @@ func promoteCommand() *cobra.Command {
 		Use:   "promote POLICY [DIR]",
 		Short: "Let a policy enforce what it only observed",
 		Long: `Print which of the recorded requests a policy would refuse that only observes
-(RegoPolicy and QuotaPolicy with mode: observe, AuthorizationPolicy with the
-annotation istio.io/dry-run), and with --yes, or if they are no more kinds of requests
+(RegoPolicy, QuotaPolicy and AccessList with mode: observe, AuthorizationPolicy with
+the annotation istio.io/dry-run), and with --yes, or if they are no more kinds of requests
 than --max says, change its file: one value, and nothing else, comments included.
 POLICY is [KIND/]NAMESPACE/NAME. What a QuotaPolicy would refuse hangs on when
 requests come and is not predicted: see writ_authz_would_refuse_total.
@@ -110,6 +110,12 @@ func enforced(m *model.Mesh, name string) (model.Ref, []string, error) {
 	for _, p := range m.RegoPolicies {
 		add(p.Ref, p.Observe, func() []string { p.Observe = false; return nil })
 	}
+	for _, l := range m.AccessLists {
+		add(l.Ref, l.Observe, func() []string {
+			l.Observe = false
+			return otherwise(l)
+		})
+	}
 	for _, p := range m.QuotaPolicies {
 		add(p.Ref, p.Observe, func() []string {
 			p.Observe = false
@@ -123,6 +129,15 @@ func enforced(m *model.Mesh, name string) (model.Ref, []string, error) {
 		return found[0], apply[0](), nil
 	}
 	return model.Ref{}, nil, fmt.Errorf("%s and %s have that name: write the kind before it", found[0].ID(), found[1].ID())
+}
+
+// otherwise tells of a list whose entries come from elsewhere that what it refuses is
+// not all in the recording.
+func otherwise(l *model.AccessList) []string {
+	if l.From == nil || l.From.URL == "" {
+		return nil
+	}
+	return []string{"the entries of " + l.ID() + " come from elsewhere: this is what it would have refused by those of the time"}
 }
 
 // otherDryRuns tells of dry runs of ALLOW beside p: a request that one of them lets pass

@@ -142,6 +142,9 @@ func (m *Mesh) at(ctx context.Context, p *model.Proxy, s *recording.Seen) Verdic
 	if a, err := netip.ParseAddr(s.SourceAddress); err == nil {
 		q.SourceIP = a
 	}
+	if q.Headers[forwardedFor] == "" && s.Remote != "" && s.Remote != s.SourceAddress {
+		q.Headers[forwardedFor] = s.Remote // where only that was recorded of it
+	}
 	t := token{seen: s}
 	answer, err := explain.Request(m.mesh, q, explain.Deciders{Find: t.find, Verify: t.verify, Rego: explainRego(m.rego), Now: s.Time})
 	if err != nil {
@@ -197,8 +200,22 @@ func (t *token) verify(string, *security.JWTRule, time.Time) explain.Verified {
 	return explain.Verified{Claims: t.seen.Claims}
 }
 
-// missing says which part of a request the rules look at that is not recorded.
+const forwardedFor = "x-forwarded-for"
+
+// missing says which part of a request the rules and lists look at that is not
+// recorded, or which entries of a list are not known.
 func (m *Mesh) missing(p eval.Policies, s *recording.Seen) string {
+	for _, list := range p.Lists {
+		if list.Observe {
+			continue
+		}
+		if m.elsewhere(list) {
+			return "what the source of " + list.ID() + " gives is not known here"
+		}
+		if why := missingClause(list.Match, s); why != "" {
+			return why
+		}
+	}
 	domains := eval.Domains{Own: append([]string{m.mesh.TrustDomain}, m.mesh.TrustDomainAliases...), Federated: m.mesh.FederatedDomains}
 	for _, pol := range slices.Concat(p.Custom, p.Deny, p.Allow) {
 		if model.DryRun(pol) {
@@ -219,11 +236,26 @@ func (m *Mesh) missing(p eval.Policies, s *recording.Seen) string {
 	return ""
 }
 
+// elsewhere says that a list has entries that are not in the files.
+func (m *Mesh) elsewhere(list *model.AccessList) bool {
+	if list.From == nil {
+		return false
+	}
+	_, known := m.mesh.Fetched[list.Namespace+"/"+list.Name]
+	return !known
+}
+
 func missingClause(key string, s *recording.Seen) string {
 	k, name, _ := condition.Find(key)
 	switch k.Name {
 	case condition.Headers:
-		return missingHeader(strings.ToLower(name), s)
+		switch name = strings.ToLower(name); name {
+		case ":method", ":authority", "host":
+			return "" // as method and host
+		case ":path":
+			return missingInput("input.attributes.request.http.path", s)
+		}
+		return missingHeader(name, s)
 	case condition.Claims:
 		first, _, _ := strings.Cut(name, "][")
 		if v, ok := s.Claims[first].(string); ok && v == decisionlog.Redacted {
@@ -257,16 +289,28 @@ func (m *Mesh) missingForRego(ctx context.Context, policies []*model.RegoPolicy,
 		if p.Observe {
 			continue
 		}
-		if !s.AllHeaders {
-			return p.ID() + " is asked, and Envoys report no headers"
-		}
 		for _, path := range m.readsOf(ctx, p) {
+			if !s.AllHeaders && !reported(path) {
+				return p.ID() + " reads " + path + ", and Envoys do not report it whole"
+			}
 			if why := missingInput(path, s); why != "" {
 				return p.ID() + ": " + why
 			}
 		}
 	}
 	return ""
+}
+
+// reported says that Envoys report what a policy reads, of requests that they decide
+// themselves.
+func reported(path string) bool {
+	return slices.ContainsFunc([]string{
+		"input.parsed_path", "input.parsed_query", "input.attributes.request.http.method", "input.attributes.request.http.path",
+		"input.attributes.request.http.host", "input.attributes.source.principal", "input.attributes.destination.principal",
+	}, func(whole string) bool {
+		rest, ok := strings.CutPrefix(path, whole)
+		return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
+	})
 }
 
 func (m *Mesh) readsOf(ctx context.Context, p *model.RegoPolicy) []string {

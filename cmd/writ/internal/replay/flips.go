@@ -108,20 +108,23 @@ func Candidate(ctx context.Context, m *Mesh, from Source) (*Result, error) {
 
 // Promotion tells whom a policy would refuse that only observes in the mesh before, and
 // is enforced in the one after. What it would have refused is recorded of a RegoPolicy, as
-// its decider said it; of an AuthorizationPolicy the rules are asked, and what was said of
-// it counts where they cannot tell. What is refused without it is left out.
+// its decider said it, and so is what an AccessList would have whose entries are not in
+// the files. Otherwise the rules and entries are asked, and what was said of them counts
+// where they cannot tell. What is refused without it is left out.
 func Promotion(ctx context.Context, before, after *Mesh, policy model.Ref, from Source) (*Result, error) {
 	var c collector
-	name := policy.Kind + " " + policy.Namespace + "/" + policy.Name
+	believed := policy.Kind == "RegoPolicy" || slices.ContainsFunc(after.mesh.AccessLists, func(l *model.AccessList) bool {
+		return l.Ref == policy && after.elsewhere(l)
+	})
 	err := from(func(s *recording.Seen) error {
 		if !s.Allowed || before.Decide(ctx, s).Outcome == refused {
 			return ctx.Err()
 		}
 		i := slices.IndexFunc(s.Observed, func(rule string) bool { return names(rule, policy) })
 		switch {
-		case policy.Kind == "RegoPolicy" && i >= 0:
-			c.add(s, refused, name)
-		case policy.Kind == "RegoPolicy":
+		case believed && i >= 0:
+			c.add(s, refused, s.Observed[i])
+		case believed:
 			c.add(s, allowed, "")
 		default:
 			v := after.Decide(ctx, s)

@@ -84,6 +84,9 @@ func TestDecide(t *testing.T) {
 	claim := policy("AuthorizationPolicy", "action: ALLOW, rules: [{when: [{key: 'request.auth.claims[email]', values: ['a@b.example']}]}]") +
 		"---\n" + policy("RequestAuthentication", "jwtRules: [{issuer: i, jwksUri: 'https://keys.example/'}]")
 	regoPolicy := policy("RegoPolicy", `query: data.p.allow, module: "package p\nallow if input.attributes.request.http.headers.cookie"`)
+	pathPolicy := policy("RegoPolicy", `query: data.p.allow, module: "package p\nallow if input.parsed_path[0] == \"a\""`)
+	allPolicy := policy("RegoPolicy", `query: data.p.allow, module: "package p\nallow if count(input) > 0"`)
+	pseudo := policy("AuthorizationPolicy", "action: DENY, rules: [{when: [{key: 'request.headers[:path]', values: [/no]}]}]")
 	body := policy("RegoPolicy", `query: data.p.allow, module: "package p\nallow if input.parsed_body.x"`)
 	for name, c := range map[string]struct {
 		policies string
@@ -110,6 +113,10 @@ func TestDecide(t *testing.T) {
 		"Rego reads what is secret":  {regoPolicy, func(s *recording.Seen) { s.Headers["cookie"] = decisionlog.Redacted }, true, unknown},
 		"Rego, and another secret":   {regoPolicy, func(s *recording.Seen) { s.Headers["authorization"] = decisionlog.Redacted }, true, allowed},
 		"Rego, and no headers":       {regoPolicy, func(s *recording.Seen) { s.AllHeaders = false }, true, unknown},
+		"Rego of the path alone":     {pathPolicy, func(s *recording.Seen) { s.AllHeaders = false }, true, allowed},
+		"Rego of all, no headers":    {allPolicy, func(s *recording.Seen) { s.AllHeaders = false }, true, unknown},
+		"a pseudo-header":            {pseudo, func(s *recording.Seen) { s.AllHeaders, s.Path = false, "/no" }, true, refused},
+		"a pseudo-header, redacted":  {pseudo, func(s *recording.Seen) { s.Query = "x=" + decisionlog.Redacted }, true, unknown},
 		"Rego reads the body":        {body, func(s *recording.Seen) { s.Body = true }, true, unknown},
 		"Rego, without a body":       {body, func(*recording.Seen) {}, false, refused},
 		"a workload that is gone":    {"", func(s *recording.Seen) { s.To = "spiffe://cluster.local/ns/default/sa/gone" }, true, unknown},
@@ -192,6 +199,39 @@ func TestPromotion(t *testing.T) {
 	}
 }
 
+// TestPromotionOfLists: entries that are in the files are asked, and others what Envoys
+// said of them; a header that is not recorded nobody can tell.
+func TestPromotionOfLists(t *testing.T) {
+	list := func(spec string) string {
+		return "apiVersion: policy.writ.mesh/v1alpha1\nkind: AccessList\nmetadata: {name: p}\nspec: {selector: {matchLabels: {app: shop}}, " + spec + "}\n"
+	}
+	observed := func(s *recording.Seen) { s.Observed = []string{"AccessList default/p rule 1"} }
+	for name, c := range map[string]struct {
+		spec           string
+		change         func(*recording.Seen)
+		flips, unknown int
+	}{
+		"its address is on it":       {"action: DENY, match: source.ip, entries: [10.0.0.1]", func(s *recording.Seen) { s.SourceAddress = "10.0.0.1" }, 1, 0},
+		"its address is not":         {"action: DENY, match: source.ip, entries: [10.0.0.1]", func(s *recording.Seen) { s.SourceAddress = "10.0.0.2"; observed(s) }, 0, 0},
+		"the client is not on it":    {"action: ALLOW, match: remote.ip, entries: [10.0.0.1]", func(s *recording.Seen) { s.SourceAddress, s.Remote, s.AllHeaders = "10.0.0.1", "10.9.9.9", false }, 1, 0},
+		"the client is on it":        {"action: ALLOW, match: remote.ip, entries: [10.9.9.9]", func(s *recording.Seen) { s.SourceAddress, s.Remote, s.AllHeaders = "10.0.0.1", "10.9.9.9", false }, 0, 0},
+		"an override refuses":        {"action: ALLOW, match: request.path, entries: [/], overrides: {deny: [/]}", func(*recording.Seen) {}, 1, 0},
+		"a header is not recorded":   {"action: DENY, match: 'request.headers[x-user]', entries: [mallory]", func(s *recording.Seen) { s.AllHeaders = false }, 0, 1},
+		"the Envoy knew the header":  {"action: DENY, match: 'request.headers[x-user]', entries: [mallory]", func(s *recording.Seen) { s.AllHeaders = false; observed(s) }, 1, 0},
+		"from elsewhere":             {"action: ALLOW, match: source.ip, from: {url: 'https://lists.example/'}", observed, 1, 0},
+		"from elsewhere, and passes": {"action: ALLOW, match: source.ip, from: {url: 'https://lists.example/'}", func(*recording.Seen) {}, 0, 0},
+	} {
+		before, after := readMesh(t, list(c.spec+", mode: observe")), readMesh(t, list(c.spec))
+		r, err := Promotion(t.Context(), New(before, nil), New(after, nil), after.AccessLists[0].Ref, source(seen(c.change)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(r.Flips) != c.flips || len(r.Unknown) != c.unknown || r.Requests != 1 {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+}
+
 // TestEnforce: one value changes, and nothing else.
 func TestEnforce(t *testing.T) {
 	authorization := model.Ref{Kind: "AuthorizationPolicy", Namespace: "default", Name: "deny-delete", File: "f.yaml"}
@@ -200,6 +240,7 @@ func TestEnforce(t *testing.T) {
 		text, old, new string
 		policy         model.Ref
 	}{
+		"a list":                 {"kind: AccessList\nmetadata: {name: l}\nspec:\n  mode: observe # x\n  action: DENY\n", "observe #", "enforce #", model.Ref{Kind: "AccessList", Namespace: "default", Name: "l", File: "f.yaml"}},
 		"annotation":             {"# über\n" + denyDelete + "---\nkind: X\n", `"true"}`, `"false"}`, authorization},
 		"annotation without":     {strings.Replace(denyDelete, `"true"`, "'1'", 1), `'1'}`, `"false"}`, authorization},
 		"mode":                   {"kind: RegoPolicy\nmetadata: {name: p, namespace: other}\nspec: {mode: observe}\n---\nkind: RegoPolicy\nmetadata: {name: p, namespace: shop}\nspec:\n  mode: observe   # for now\n", "observe   #", "enforce   #", regoRef},
@@ -227,6 +268,7 @@ func TestSuggest(t *testing.T) {
 		return seen(func(s *recording.Seen) { s.Method, s.Path = method, path })
 	}
 	s, err := Suggest(m, "default/shop", source(request("GET", "/orders/17"), request("GET", "/orders/18"), request("POST", "/orders"),
+		request("GET", "/files/*"), request("GET", "/odd/[1]/17"), request("P*", "/orders"),
 		seen(func(s *recording.Seen) { s.Method, s.Allowed = "DELETE", false }),
 		seen(func(s *recording.Seen) { s.From = "" }),
 		seen(func(s *recording.Seen) { s.To = "spiffe://cluster.local/ns/default/sa/web" })))
@@ -234,16 +276,16 @@ func TestSuggest(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := s.YAML()
-	for _, want := range []string{"app: shop", `istio.io/dry-run: "true"`, "/orders/{*}", "cluster.local/ns/default/sa/web", "1 requests without an identity"} {
+	for _, want := range []string{"app: shop", `istio.io/dry-run: "true"`, "/orders/{*}", "cluster.local/ns/default/sa/web", "1 requests without an identity", "no policy can name"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the suggestion lacks %s", want)
 		}
 	}
 	enforcing := New(readMesh(t, strings.Replace(text, `"true"`, `"false"`, 1)), nil)
 	for want, list := range map[string][]*recording.Seen{
-		allowed: {request("GET", "/orders/17"), request("GET", "/orders/99"), request("POST", "/orders")},
+		allowed: {request("GET", "/orders/17"), request("GET", "/orders/99"), request("POST", "/orders"), request("GET", "/files/*")},
 		refused: {
-			request("GET", "/orders"), request("POST", "/orders/17"), request("DELETE", "/"), request("GET", "/orders/17/items"),
+			request("GET", "/orders"), request("GET", "/files/a/b"), request("PUT", "/orders"), request("POST", "/orders/17"), request("DELETE", "/"), request("GET", "/orders/17/items"),
 			seen(func(s *recording.Seen) { s.From, s.Path = "spiffe://cluster.local/ns/default/sa/shop", "/orders/17" }),
 		},
 	} {

@@ -71,9 +71,12 @@ func Suggest(m *model.Mesh, account string, from Source) (*Suggestion, error) {
 		case strings.Contains(r.Path, decisionlog.Redacted):
 			s.note("a request whose path is redacted was left out")
 		default:
-			method, path := r.Method, template(r.Path)
+			method, path := r.Method, fmt.Sprint(r.Port)
 			if r.TCP {
-				method, path = "", fmt.Sprint(r.Port)
+				method = ""
+			} else if path = template(r.Path); path == "" || strings.Contains(method, "*") {
+				s.note("a request was left out whose path or method no policy can name: it has a star or a brace")
+				return nil
 			}
 			who := strings.TrimPrefix(r.From, "spiffe://")
 			add(add(seen, who), method)[path] = true
@@ -109,15 +112,25 @@ func add[V any](m map[string]map[string]V, key string) map[string]V {
 	return m[key]
 }
 
-// template puts {*} in place of identifiers.
+// plain is what may stand beside {*} in a template, and empty parts at the ends.
+var plain = regexp.MustCompile(`^[a-zA-Z0-9\-._~%!$&'()+,;:@=]+$`)
+
+// template puts {*} in place of identifiers, and of parts with a star or brace, which
+// would mean more in a policy than the caller sent. It is empty for a path that no
+// policy can name.
 func template(path string) string {
 	parts := strings.Split(path, "/")
+	template := false
 	for i, p := range parts {
-		if identifier.MatchString(p) {
-			parts[i] = "{*}"
+		if identifier.MatchString(p) || strings.ContainsAny(p, "*{}") {
+			parts[i], template = "{*}", true
 		}
 	}
-	return strings.Join(parts, "/")
+	path = strings.Join(parts, "/")
+	if template && slices.ContainsFunc(strings.Split(strings.Trim(path, "/"), "/"), func(p string) bool { return p != "{*}" && !plain.MatchString(p) }) {
+		return ""
+	}
+	return path
 }
 
 func operations(methods map[string]map[string]bool) []SuggestedRequest {
