@@ -45,12 +45,12 @@ func outage(t *testing.T, replicas int, before, during, after func(ask func(repl
 		for i := range guards {
 			for !guards[i].Degraded() {
 				ask(i, limit.Use{Key: "other", Limit: storetest.Sliding(t, 1000, time.Hour), Hits: 1})
-				time.Sleep(5 * time.Millisecond)
+				sleep(5 * time.Millisecond)
 			}
 		}
 		during(ask)
 		store.set(nil)
-		time.Sleep(3 * time.Second)
+		sleep(3 * time.Second)
 		for i, g := range guards {
 			if g.Degraded() {
 				t.Fatalf("replica %d is not back", i)
@@ -86,7 +86,7 @@ func TestReconciled(t *testing.T) {
 					other := limit.Use{Key: fmt.Sprint("other-", key), Limit: l, Hits: 2}
 					ask(1, other)
 				}
-				time.Sleep(2 * time.Second) // nothing of the short window counts any more
+				sleep(2 * time.Second) // nothing of the short window counts any more
 			}, func(ask func(int, ...limit.Use) []limit.Outcome) {
 				asked := func(u limit.Use, want uint32) {
 					t.Helper()
@@ -134,3 +134,6 @@ func TestPlacesAcrossAnOutage(t *testing.T) {
 		}
 	})
 }
+
+// sleep waits in the time of the bubble.
+func sleep(d time.Duration) { <-time.After(d) }

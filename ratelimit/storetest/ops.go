@@ -101,8 +101,18 @@ func reset(t *testing.T, s Store, a limit.Algorithm) {
 func wanted(t *testing.T, s Store, a limit.Algorithm) {
 	u, now := use(t, a, "k", 1000, time.Minute), start()
 	for i, c := range []struct{ hits, want, taken uint64 }{
-		{1, 10, 10}, {1, 1000, 247}, {300, 1000, 300}, {0, 10, 0}, {1, 0, 1}, {1, 1000, 110}, {1, 1000, 83}, {1, 1000, 64},
-		{1, 20, 20}, {150, 1000, 150}, {1, 1000, 15}, {1, 1000, 0},
+		{1, 10, 10},
+		{1, 1000, 247},
+		{300, 1000, 300},
+		{0, 10, 0},
+		{1, 0, 1},
+		{1, 1000, 110},
+		{1, 1000, 83},
+		{1, 1000, 64},
+		{1, 20, 20},
+		{150, 1000, 150},
+		{1, 1000, 15},
+		{1, 1000, 0},
 	} {
 		u.Hits, u.Want = c.hits, c.want
 		if out := decide(t, s, now, u)[0]; out.Taken != c.taken && !out.Over || out.Over != (i == 11) {
