@@ -17,7 +17,7 @@ func texts() []string {
 		` {"a" : [1, 2 ,{"b":null}], "":"" } ` + "\n\t\r",
 		`{"roles":{"r1":{"GET":true}},"users":{"u1":["r1","r2"]}}`,
 		`"\u00e9\n\"\\\/\b\f\r\t"`, `"\ud83d\ude00"`, `"\ud800"`, `"\ud800\u0041"`, `"\udc00x"`, `"é😀"`, "\"\xff\"", "\"a\xc3\"", `{"\u0061":1}`,
-		`{"a":1,"a":2}`, `{"a":1,"\u0061":2}`, `[{"x":{"a":1,"b":2,"a":3}}]`,
+		`{"a":1,"a":2}`, `{"a":1,"\u0061":2}`, `{"a":1,"a":2`, `[{"x":{"a":1,"b":2,"a":3}}]`,
 		`1e999999999`, `1e-999999999`, `1e99999999999999999999`,
 		"", " ", `{`, `[`, `[1,]`, `{"a"}`, `{"a":}`, `{"a":1,}`, `{,}`, `[,]`, `01`, `+1`, `.5`, `1.`, `1e`, `-`, `--1`, `tru`, `nul`, `truex`, `"`, `"\`, `"\x"`, `"\u12"`,
 		"\"a\nb\"", "\"\x00\"", `{} {}`, `{}x`, "[1\x00]", "\x00", `[1 2]`, `{"a" 1}`, `{1:2}`, `]`, `}`, `[}`, `{]`, `'a'`, `a: 1`, "\xef\xbb\xbf{}",
@@ -53,12 +53,10 @@ func checkParsed(t *testing.T, text []byte) {
 	t.Helper()
 	want, wantErr := asOPA(text)
 	d, err := parseJSON(text)
+	if errors.Is(err, errTwice) {
+		d, err = parseOr(text, util.UnmarshalJSON)
+	}
 	switch {
-	case errors.Is(err, errTwice):
-		if wantErr == nil {
-			return // OPA's decoder reads it
-		}
-		t.Fatalf("%.200q: a name is there twice, and for OPA it is %v", text, wantErr)
 	case (err == nil) != (wantErr == nil):
 		t.Fatalf("%.200q: %v, want %v", text, err, wantErr)
 	case err != nil:
