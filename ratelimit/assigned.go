@@ -114,6 +114,9 @@ func (a *assignedServer) report(ctx context.Context, proxy *assign.Proxy, r *rlq
 			answers = append(answers, assign.Answer{ID: name, Abandon: true})
 			continue
 		}
+		counters := a.server.metrics.limit(limit.ID)
+		counters.ok.Add(float64(u.GetNumRequestsAllowed()))
+		counters.over.Add(float64(u.GetNumRequestsDenied()))
 		answer, err := proxy.Report(ctx, now, assign.Bucket{ID: name, Key: key, Rule: limit.Rule}, u.GetNumRequestsAllowed(), u.GetNumRequestsDenied())
 		if err != nil {
 			a.failed(err)
