@@ -9,6 +9,7 @@ import (
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 )
 
@@ -16,7 +17,7 @@ import (
 // draft-ietf-httpapi-ratelimit-headers-03, which Envoy speaks too, Retry-After of
 // RFC 9110 section 10.2.3 in seconds.
 const (
-	headerLimit      = "x-ratelimit-limit"
+	headerLimit      = configpb.QuotaLimitHeader
 	headerRemaining  = "x-ratelimit-remaining"
 	headerReset      = "x-ratelimit-reset"
 	headerRetryAfter = "retry-after"

@@ -29,6 +29,7 @@ const (
 	filterRegoOpen       = "writ.rego.open"
 	filterQuota          = "writ.quota"
 	filterQuotaClosed    = "writ.quota.closed"
+	filterQuotaMark      = "writ.quota.mark"
 	filterQuotaHold      = "writ.quota.hold"
 	filterQuotaCost      = "writ.quota.cost"
 	filterQuotaDone      = "writ.quota.done"

@@ -34,6 +34,8 @@ type decider struct {
 	ratelimitv3.UnimplementedRateLimitServiceServer
 	// deniedBy is the header that it gives with a refusal.
 	deniedBy string
+	// limitHeader is what it gives with what passes.
+	limitHeader string
 
 	mu     sync.Mutex
 	checks []*authv3.CheckRequest
@@ -62,6 +64,9 @@ func (d *decider) ShouldRateLimit(_ context.Context, r *ratelimitv3.RateLimitReq
 	defer d.mu.Unlock()
 	d.limits = append(d.limits, r)
 	out := &ratelimitv3.RateLimitResponse{OverallCode: ratelimitv3.RateLimitResponse_OK}
+	if d.limitHeader != "" {
+		out.ResponseHeadersToAdd = []*corev3.HeaderValue{{Key: "x-ratelimit-limit", Value: d.limitHeader}}
+	}
 	for _, desc := range r.GetDescriptors() {
 		for _, e := range desc.GetEntries() {
 			if e.GetValue() == "refuse" {
@@ -230,7 +235,7 @@ func TestQuotaLive(t *testing.T) {
 			m.Services = []*model.Service{{Hostname: "httpbin.default.svc.cluster.local", Endpoints: []*model.Endpoint{{Proxy: w, Ports: map[uint32]uint32{80: 8000}}}}}
 			return inbound{http: compileHTTP(t, m, w)}
 		}
-		p := start(t, bin, map[string]inbound{"in": build(server.serve(t), quotaPolicy("q", false, per(all...), per(dim("request.headers[who]"))))})
+		p := start(t, bin, map[string]inbound{"in": patient(t, build(server.serve(t), quotaPolicy("q", false, per(all...), per(dim("request.headers[who]")))))})
 		for _, c := range cases {
 			if got := p.do("in", c.request); got.status != 200 {
 				t.Fatalf("status %d", got.status)
@@ -249,7 +254,7 @@ func TestQuotaLive(t *testing.T) {
 		m.QuotaPolicies = []*model.QuotaPolicy{quotaPolicy("q", false, per(dim("source.ip"), dim("destination.service")))}
 		gateway := workload()
 		gateway.Type = model.GatewayProxy
-		atGateway := start(t, bin, map[string]inbound{"in": {http: compileHTTP(t, m, gateway)}})
+		atGateway := start(t, bin, map[string]inbound{"in": patient(t, inbound{http: compileHTTP(t, m, gateway)})})
 		for _, c := range []struct {
 			request
 			want string

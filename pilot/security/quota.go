@@ -11,6 +11,7 @@ import (
 	ratelimitconfigv3 "github.com/envoyproxy/go-control-plane/envoy/config/ratelimit/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	setcommonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
+	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ratelimit/v3"
 	setfilterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	exprv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/rate_limit_descriptors/expr/v3"
@@ -54,6 +55,8 @@ func (c *Compiler) addQuota(b *httpBuilder, p *model.Proxy, port model.WorkloadP
 	if err := c.addAssigned(b, s.quota); err != nil {
 		return err
 	}
+	b.addGeneric(filterQuotaMark, &headermutationv3.HeaderMutation{Mutations: &headermutationv3.Mutations{}})
+	markOpen(b, s.quota)
 	var done quotaDone
 	done.addNames(b)
 	b.addGeneric(filterQuota, quotaFilter(stageOpen))

@@ -102,7 +102,7 @@ func TestQuotaCostLive(t *testing.T) {
 		} {
 			t.Run(c.name, func(t *testing.T) {
 				server := &decider{}
-				p := start(t, bin, map[string]inbound{"in": build(server.serve(t), quotaPolicy("q", false, c.limits...))})
+				p := start(t, bin, map[string]inbound{"in": patient(t, build(server.serve(t), quotaPolicy("q", false, c.limits...)))})
 				for _, r := range c.requests {
 					_, before := server.told()
 					got := p.do("in", r)

@@ -14,6 +14,8 @@ const (
 	// QuotaHoldKey is the entry with a request's own name, under which a limit holds
 	// something for it until it is over.
 	QuotaHoldKey = "writ.hold"
+	// QuotaLimitHeader is in each answer about a limit that refuses or could have.
+	QuotaLimitHeader = "x-ratelimit-limit"
 	// QuotaDoneKey is the entry that says that the request is over.
 	QuotaDoneKey = "writ.done"
 )
