@@ -150,7 +150,7 @@ func TestParseOdd(t *testing.T) {
 
 // The bytes and the index are about as large as the text.
 func TestSize(t *testing.T) {
-	text := document1(20_000)
+	text := document1(5_000)
 	d, err := parse([]byte(text))
 	if err != nil {
 		t.Fatal(err)
