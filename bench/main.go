@@ -4,7 +4,7 @@
 // (user + system, /proc/PID/stat), which a busy neighbour does not change much,
 // and the ratio of ours to the floor. It never fails a build by itself.
 //
-//	go run ./bench [-only authz,authz-reload,authz-data,ratelimit,issuance,idle,registration,agent,revocation,configuration] [-bin ./bin]
+//	go run ./bench [-only authz,authz-reload,authz-data,ratelimit,issuance,idle,registration,agent,revocation,policies,configuration] [-bin ./bin]
 //
 // It starts the real binaries and, where a row needs them, a real redis-server and
 // real Envoys.
@@ -41,6 +41,8 @@ type options struct {
 	agents, registrations   int
 	workloads, attestations int
 	registered, envoys      int
+	// policies are those of one workload in the row of that name.
+	policies int
 	// dataMiB is the size of the document of the row authz-data.
 	dataMiB int
 	log     io.Writer
@@ -53,7 +55,7 @@ type benchmark struct {
 }
 
 func benchmarks() []benchmark {
-	return []benchmark{{"authz", authz}, {"authz-reload", authzReload}, {"authz-data", authzData}, {"ratelimit", ratelimit}, {"issuance", issuance}, {"idle", idle}, {"registration", registration}, {"agent", agent}, {"revocation", revocation}, {"configuration", configuration}}
+	return []benchmark{{"authz", authz}, {"authz-reload", authzReload}, {"authz-data", authzData}, {"ratelimit", ratelimit}, {"issuance", issuance}, {"idle", idle}, {"registration", registration}, {"agent", agent}, {"revocation", revocation}, {"policies", policies}, {"configuration", configuration}}
 }
 
 func main() {
@@ -69,7 +71,7 @@ func main() {
 func run(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	o := options{log: os.Stderr}
-	only := fs.String("only", "", "comma separated `rows`: authz, authz-reload, authz-data, ratelimit, issuance, idle, registration, agent, revocation, configuration")
+	only := fs.String("only", "", "comma separated `rows`: authz, authz-reload, authz-data, ratelimit, issuance, idle, registration, agent, revocation, policies, configuration")
 	be := fs.String("be", "", "be a floor process, grpc or sign, or a workload (used by bench itself)")
 	listen := fs.String("listen", "", "the floor's `address`, or that of the workload's node agent")
 	fs.StringVar(&o.bin, "bin", "bin", "`folder` with the binaries")
@@ -82,6 +84,7 @@ func run(ctx context.Context, args []string) error {
 	fs.IntVar(&o.workloads, "workloads", 50, "processes with an identity of the agent row")
 	fs.IntVar(&o.attestations, "attestations", 100, "attestations in a second of the agent row")
 	fs.IntVar(&o.registered, "registered", 200, "registrations that the registration row waits for")
+	fs.IntVar(&o.policies, "policies", 10_000, "AuthorizationPolicies of one workload that the policies row compares with 10")
 	fs.IntVar(&o.dataMiB, "data", 500, "MiB of the document that the authz-data row loads")
 	fs.IntVar(&o.envoys, "envoys", 20, "Envoys that the registration row waits for")
 	if err := fs.Parse(args); err != nil {

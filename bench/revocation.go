@@ -2,13 +2,9 @@ package main
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -66,107 +62,6 @@ func goalRow(name string, times []time.Duration, goal string) row {
 	return r
 }
 
-// runningMesh is `writ up` with Envoys in front of a server of this process.
-type runningMesh struct {
-	dir   string
-	cmd   *exec.Cmd
-	out   *tail
-	ended chan struct{}
-	admin *grpc.ClientConn
-	// addresses are those of the workloads.
-	addresses []string
-}
-
-func upMesh(ctx context.Context, o options, server net.Addr) (_ *runningMesh, err error) {
-	m := &runningMesh{dir: filepath.Join(o.dir, "mesh"), out: &tail{}, ended: make(chan struct{})}
-	envoy, err := findEnvoy()
-	if err == nil {
-		envoy, err = filepath.Abs(envoy)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Mkdir(m.dir, 0o700); err != nil {
-		return nil, err
-	}
-	_, port, _ := net.SplitHostPort(server.String())
-	files := map[string]string{"mtls.yaml": "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: istio-system}\nspec: {mtls: {mode: STRICT}}\n"}
-	for i := range revocationEnvoys {
-		files["workloads.yaml"] += fmt.Sprintf("---\napiVersion: local.writ.mesh/v1alpha1\nkind: LocalWorkload\nmetadata: {name: b%d, namespace: default, labels: {app: b}}\n"+
-			"spec: {serviceAccount: b, ports: [{name: http, port: 8000, app: %s}]}\n", i, port)
-	}
-	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(m.dir, name), []byte(text), 0o600); err != nil {
-			return nil, err
-		}
-	}
-	ready := filepath.Join(o.dir, "ready.json")
-	m.cmd = exec.CommandContext(ctx, filepath.Join(o.bin, "writ"), "up", m.dir, "--ready-file", ready) //nolint:gosec // a binary of this repository
-	m.cmd.Cancel = func() error { return m.cmd.Process.Signal(os.Interrupt) }
-	m.cmd.Stdout, m.cmd.Stderr = m.out, m.out
-	m.cmd.Env = append(os.Environ(), "ENVOY="+envoy)
-	if err := m.cmd.Start(); err != nil {
-		return nil, err
-	}
-	go func() { defer close(m.ended); _ = m.cmd.Wait() }()
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("%w: %s", err, m.out)
-			m.down()
-		}
-	}()
-	var told struct {
-		Workloads []struct{ Address string }
-		Admin     map[string]string
-	}
-	wait, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	go func() { <-m.ended; cancel() }()
-	if err := until(wait, func(context.Context) error {
-		data, err := os.ReadFile(ready)
-		if err != nil {
-			return err
-		}
-		return json.Unmarshal(data, &told)
-	}); err != nil {
-		return nil, err
-	}
-	for _, w := range told.Workloads {
-		m.addresses = append(m.addresses, net.JoinHostPort(w.Address, "8000"))
-	}
-	m.admin, err = grpc.NewClient(told.Admin["ca"], grpc.WithTransportCredentials(insecure.NewCredentials()))
-	return m, err
-}
-
-func (m *runningMesh) down() {
-	_ = m.cmd.Process.Signal(os.Interrupt)
-	<-m.ended
-	if m.admin != nil {
-		_ = m.admin.Close()
-	}
-}
-
-// mint makes a certificate and gives its serial number too.
-func (m *runningMesh) mint(ctx context.Context) (tls.Certificate, string, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return tls.Certificate{}, "", err
-	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
-		return tls.Certificate{}, "", err
-	}
-	resp, err := capb.NewAdminClient(m.admin).Mint(ctx, &capb.MintRequest{SpiffeId: "spiffe://cluster.local" + revokedID, Csr: csr})
-	if err != nil {
-		return tls.Certificate{}, "", err
-	}
-	leaf, err := x509.ParseCertificate(resp.GetChain()[0])
-	if err != nil {
-		return tls.Certificate{}, "", err
-	}
-	return tls.Certificate{Certificate: resp.GetChain(), PrivateKey: key, Leaf: leaf}, hex.EncodeToString(leaf.SerialNumber.Bytes()), nil
-}
-
 func revocationInMesh(ctx context.Context, o options) ([]row, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -175,7 +70,13 @@ func revocationInMesh(ctx context.Context, o options) ([]row, error) {
 	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "b") })}
 	go func() { _ = server.Serve(l) }()
 	defer func() { _ = server.Close() }()
-	m, err := upMesh(ctx, o, l.Addr())
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	files := map[string]string{"mtls.yaml": strictMTLS}
+	for i := range revocationEnvoys {
+		files["workloads.yaml"] += fmt.Sprintf("---\napiVersion: local.writ.mesh/v1alpha1\nkind: LocalWorkload\nmetadata: {name: b%d, namespace: default, labels: {app: b}}\n"+
+			"spec: {serviceAccount: b, ports: [{name: http, port: 8000, app: %s}]}\n", i, port)
+	}
+	m, err := upMesh(ctx, o, files)
 	if err != nil {
 		return nil, err
 	}
@@ -196,7 +97,7 @@ func revocationInMesh(ctx context.Context, o options) ([]row, error) {
 // revoke revokes a certificate that has a live connection to each Envoy, by the command,
 // and gives when each Envoy refused it there and in a new connection.
 func (m *runningMesh) revoke(ctx context.Context, o options) (refusals, error) {
-	cert, serial, err := m.mint(ctx)
+	cert, serial, err := m.mint(ctx, revokedID)
 	if err != nil {
 		return refusals{}, err
 	}
