@@ -3,6 +3,7 @@ package security
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -219,6 +220,34 @@ func TestIndexGolden(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "index", perFilter(t, h))
+}
+
+// TestDocumentedIndex holds what docs/authorization.md says of its example.
+func TestDocumentedIndex(t *testing.T) {
+	page, err := os.ReadFile("../../docs/authorization.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, ok := strings.Cut(string(page), "\n## Thousands of policies on one workload\n")
+	_, rest, yaml := strings.Cut(section, "```yaml\n")
+	text, table, closed := strings.Cut(rest, "```")
+	if !ok || !yaml || !closed {
+		t.Fatal("no example")
+	}
+	m := newMesh(t, text)
+	x, list := indexOf(t, m.AuthorizationPolicies, diffDomains(0), rbacv3.RBAC_ALLOW)
+	got := map[string]string{}
+	for name := range list.GetPolicies() {
+		got[name] = "the list"
+	}
+	for _, e := range x.entries {
+		got[e.policy] = map[dimension]string{byCaller: "the caller", byPath: "the path"}[x.choose(e)]
+	}
+	for _, pol := range m.AuthorizationPolicies {
+		if where := got[policyID(pol, 0)]; where == "" || !strings.Contains(table, "| `"+pol.Name+"` | "+where+":") {
+			t.Errorf("%s is found by %q, which the table does not say", pol.Name, where)
+		}
+	}
 }
 
 // TestIndexAtGateways: callers of gateways may bring certificates with several names,
