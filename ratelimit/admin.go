@@ -18,6 +18,7 @@ import (
 	"github.com/writ-mesh/writ/internal/peercred"
 	"github.com/writ-mesh/writ/internal/rpc"
 	ratelimitpb "github.com/writ-mesh/writ/proto/writ/ratelimit/v1"
+	"github.com/writ-mesh/writ/ratelimit/lease"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 	"github.com/writ-mesh/writ/ratelimit/quota"
 )
@@ -135,7 +136,10 @@ func (a *admin) state(ctx context.Context, c *counter) (*ratelimitpb.Counter, er
 	}
 	state := &ratelimitpb.Counter{
 		Key: c.name, Limit: c.limit, Requests: use.Limit.Requests(), Every: durationpb.New(use.Limit.Window()),
-		Remaining: out.Remaining, Over: out.Remaining == 0,
+		Remaining: out.Remaining, Over: out.Remaining == 0, Counted: lease.Declare(use.Limit, use.Mode),
+	}
+	if a.server.inMemory {
+		state.Counted = "in the memory of this replica: no more than the limit passes"
 	}
 	if out.Reset > 0 {
 		state.ResetAfter = durationpb.New(out.Reset)

@@ -66,7 +66,7 @@ func New(c Config, rt *service.Runtime) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.server = &Server{store: store, now: time.Now, metrics: newMetrics(rt.Metrics, s.local), dropIn: c.DropIn, mode: c.mode(), alone: s.alone}
+	s.server = &Server{store: store, now: time.Now, metrics: newMetrics(rt.Metrics, s.local), dropIn: c.DropIn, mode: c.mode(), alone: s.alone, inMemory: !c.Redis.shared()}
 	rt.Metrics.MustRegister(topCollector{&s.server.top, time.Now})
 	s.tasks = append(s.tasks, s.sweep)
 	if c.Admin != "" {

@@ -44,6 +44,8 @@ type Server struct {
 	top    toplist.Lists
 	dropIn DropInConfig
 	mode   limit.Mode // of the limits of descriptors
+	// inMemory says that there is no shared store.
+	inMemory bool
 
 	quotas  atomic.Pointer[quota.Table]     // nil if this service gets none
 	domains atomic.Pointer[descriptors.Set] // nil if this service reads none

@@ -26,13 +26,14 @@ type quotaCounter struct {
 	Every      string `json:"every"`
 	Remaining  uint32 `json:"remaining"`
 	ResetAfter string `json:"resetAfter,omitempty"`
+	Counted    string `json:"counted"`
 	Over       bool   `json:"over"`
 }
 
 func quotaCounterOf(c *ratelimitpb.Counter) quotaCounter {
 	row := quotaCounter{
 		Key: c.GetKey(), Limit: c.GetLimit(), Requests: c.GetRequests(), Every: c.GetEvery().AsDuration().String(),
-		Remaining: c.GetRemaining(), Over: c.GetOver(),
+		Remaining: c.GetRemaining(), Over: c.GetOver(), Counted: c.GetCounted(),
 	}
 	if after := c.GetResetAfter(); after != nil {
 		row.ResetAfter = after.AsDuration().Round(time.Millisecond).String()
@@ -45,7 +46,11 @@ func (c quotaCounter) print(w io.Writer) error {
 	if c.Over {
 		state = "the next request is refused"
 	}
-	_, err := fmt.Fprintf(w, "%s: %d of %d in %s are left, %s (%s)\n", c.Key, c.Remaining, c.Requests, c.Every, state, c.Limit)
+	counted := ""
+	if c.Counted != "" {
+		counted = "\n  counted " + c.Counted
+	}
+	_, err := fmt.Fprintf(w, "%s: %d of %d in %s are left, %s (%s)%s\n", c.Key, c.Remaining, c.Requests, c.Every, state, c.Limit, counted)
 	return err
 }
 

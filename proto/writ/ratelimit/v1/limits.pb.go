@@ -82,7 +82,9 @@ type Counter struct {
 	// When all is free again if nothing else comes; unset if it is.
 	ResetAfter *durationpb.Duration `protobuf:"bytes,6,opt,name=reset_after,json=resetAfter,proto3" json:"reset_after,omitempty"`
 	// The next request would be refused.
-	Over          bool `protobuf:"varint,7,opt,name=over,proto3" json:"over,omitempty"`
+	Over bool `protobuf:"varint,7,opt,name=over,proto3" json:"over,omitempty"`
+	// Where the limit is counted, and how much more than it may pass at worst.
+	Counted       string `protobuf:"bytes,8,opt,name=counted,proto3" json:"counted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -164,6 +166,13 @@ func (x *Counter) GetOver() bool {
 		return x.Over
 	}
 	return false
+}
+
+func (x *Counter) GetCounted() string {
+	if x != nil {
+		return x.Counted
+	}
+	return ""
 }
 
 type ListTopRequest struct {
@@ -588,7 +597,7 @@ const file_writ_ratelimit_v1_limits_proto_rawDesc = "" +
 	"\n" +
 	"\x1ewrit/ratelimit/v1/limits.proto\x12\x11writ.ratelimit.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"%\n" +
 	"\x11GetCounterRequest\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\"\xec\x01\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\"\x86\x02\n" +
 	"\aCounter\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\tR\x05limit\x12\x1a\n" +
@@ -597,7 +606,8 @@ const file_writ_ratelimit_v1_limits_proto_rawDesc = "" +
 	"\tremaining\x18\x05 \x01(\rR\tremaining\x12:\n" +
 	"\vreset_after\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"resetAfter\x12\x12\n" +
-	"\x04over\x18\a \x01(\bR\x04over\"@\n" +
+	"\x04over\x18\a \x01(\bR\x04over\x12\x18\n" +
+	"\acounted\x18\b \x01(\tR\acounted\"@\n" +
 	"\x0eListTopRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\tR\x05limit\x12\x18\n" +
 	"\acallers\x18\x02 \x01(\rR\acallers\"I\n" +
