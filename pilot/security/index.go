@@ -64,8 +64,8 @@ type key struct {
 type entry struct {
 	policy string
 	keys   map[dimension][]key
-	// asks says as conditions what the keys of a dimension do.
-	asks       map[dimension]*predicate
+	// asks says as a condition what the keys of a dimension do. Most are never wanted.
+	asks       map[dimension]func() *predicate
 	conditions []*predicate
 	// first are the dimensions in which the entry may be looked up; both is whether the
 	// other may come after.
@@ -256,8 +256,8 @@ func (x *index) decide(policy string) *outcome {
 func (e entry) when(reached dimension) []*predicate {
 	out := slices.Clone(e.conditions)
 	for _, d := range []dimension{byCaller, byPath} {
-		if asks := e.asks[d]; asks != nil && reached&d == 0 {
-			out = append(out, asks)
+		if len(e.keys[d]) > 0 && reached&d == 0 {
+			out = append(out, e.asks[d]())
 		}
 	}
 	if reached&byCaller == 0 {
@@ -271,7 +271,7 @@ func (e entry) when(reached dimension) []*predicate {
 // half is one From or one To of a rule.
 type half struct {
 	keys       []key
-	asks       *predicate
+	asks       func() *predicate
 	conditions []*predicate
 }
 
@@ -302,7 +302,7 @@ func entriesOf(name string, policy *rbacv3.Policy, gateway bool) ([]entry, bool)
 			e := entry{
 				policy: name, conditions: slices.Concat(from.conditions, to.conditions),
 				keys: map[dimension][]key{byCaller: from.keys, byPath: to.keys},
-				asks: map[dimension]*predicate{byCaller: from.asks, byPath: to.asks},
+				asks: map[dimension]func() *predicate{byCaller: from.asks, byPath: to.asks},
 			}
 			if e.grow(); e.first == 0 {
 				return nil, false
@@ -366,15 +366,18 @@ func toHalf(p *rbacv3.Permission) (half, bool) {
 func halfOf[M any](parts []M, keysOf func(M) []key, convert func(M) (*predicate, bool, bool)) (half, bool) {
 	var out half
 	for _, part := range parts {
+		if out.keys == nil {
+			if out.keys = keysOf(part); out.keys != nil {
+				out.asks = func() *predicate {
+					converted, _, _ := convert(part) // what has keys has this form too
+					return converted
+				}
+				continue
+			}
+		}
 		converted, always, ok := convert(part)
 		if !ok {
 			return half{}, false
-		}
-		if out.asks == nil {
-			if out.keys = keysOf(part); out.keys != nil {
-				out.asks = converted
-				continue
-			}
 		}
 		if !always {
 			out.conditions = append(out.conditions, converted)
