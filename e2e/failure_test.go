@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -166,11 +167,27 @@ func TestKillEachServiceUnderLoad(t *testing.T) {
 }
 
 // TestEnvoyStartsWhilePilotIsAway: the node agent has the last good
-// configuration on disk.
+// configuration on disk, and with it the keys of a token issuer that is away as well.
 func TestEnvoyStartsWhilePilotIsAway(t *testing.T) {
 	t.Parallel()
-	a, b := newEcho(t, "a"), newEcho(t, "b")
-	m := up(t, writeFiles(t, map[string]string{"workloads.yaml": workload("a", "a", a) + workload("b", "b", b), "mtls.yaml": strict}))
+	a, b, s := newEcho(t, "a"), newEcho(t, "b"), newSigner(t, "k")
+	var keys atomic.Pointer[string]
+	good, nonsense := s.jwks(), "away"
+	keys.Store(&good)
+	m := up(t, writeFiles(t, map[string]string{
+		"workloads.yaml": workload("a", "a", a) + workload("b", "b", b), "mtls.yaml": strict,
+		"jwt.yaml": "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: jwt, annotations: {policy.writ.mesh/require: any}}\n" +
+			"spec: {selector: {matchLabels: {app: b}}, jwtRules: [{issuer: i, jwksUri: \"http://" + keyServer(t, "", &keys) + "/jwks\"}]}\n",
+	}))
+	token := bearer(s.token("i", nil))
+	answers := func() error {
+		if got := m.get("a-1", "http://b:8000/", token); got.status != http.StatusOK {
+			return fmt.Errorf("%s", got)
+		}
+		return nil
+	}
+	proctest.Eventually(t, 20*time.Second, answers)
+	keys.Store(&nonsense)
 	// A pilot that is stopped (and not dead) is not started again.
 	pilot := m.pidOf("writ-pilot")
 	if err := syscall.Kill(pilot, syscall.SIGSTOP); err != nil {
@@ -184,12 +201,10 @@ func TestEnvoyStartsWhilePilotIsAway(t *testing.T) {
 			}
 		}
 	}
-	proctest.Eventually(t, 15*time.Second, func() error {
-		if got := m.get("a-1", "http://b:8000/"); got.status != http.StatusOK {
-			return fmt.Errorf("%s", got)
-		}
-		return nil
-	})
+	proctest.Eventually(t, 15*time.Second, answers)
+	if got := m.get("a-1", "http://b:8000/"); got.status != http.StatusUnauthorized {
+		t.Errorf("without a token: %s", got)
+	}
 }
 
 // TestRotation has certificates of ten seconds for three minutes under load.
