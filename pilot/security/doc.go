@@ -20,6 +20,8 @@
 // quota. ServiceRoles are among what allows (package eval). What is known of
 // RegoPolicies without evaluating them is decided before authz is asked about the
 // rest, see placeRego.
+// DENY and ALLOW have two filters each: rules that can be looked up by the caller or the
+// path are an index, the others a list.
 // As in Istio, CUSTOM comes before JWT, so that a provider may log the user in.
 //
 // Every refusal says who refused: see DeniedByHeader.

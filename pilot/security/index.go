@@ -25,9 +25,10 @@ const (
 // request meets those few that can concern it, however many there are.
 //
 // It is a chain of tables, by caller and by path. What an entry of a table does not
-// decide goes on to the next: Envoy's maps, lists and tries (which go on with shorter
-// prefixes) all do so when what is nested in them decides nothing. Of several rules
-// that match, the index names one, the list the first by name.
+// decide goes on to the next: Envoy's maps, lists and tries all do so when what is
+// nested in them decides nothing, tries with shorter prefixes first (since Envoy 1.35,
+// "prefix_map_matcher_resume_after_subtree_miss"). Of several rules that match, the
+// index names one, the list the first by name.
 //
 // It looks at all URI SANs as one text, the list at each of them. They agree because
 // an X.509-SVID has exactly one (SPIFFE X509-SVID, section 2); for proxies that take
