@@ -5,15 +5,16 @@
 // (package quota). Alone it answers for the domains in envoyproxy/ratelimit's
 // YAML files and counts as that service does (package descriptors). The counters
 // are in this process (package memory) or in Redis (packages redisstore and
-// fallback).
+// fallback), which is asked for each decision, or for shares (package lease).
 //
-// Guarantees: a quota's limits are sliding, so that never more passes than a limit
-// says in any stretch of time as long as its window; several limits on one
-// request are decided together, and a refused request takes from none of them.
-// The limits of envoyproxy/ratelimit's files are fixed: they are kept in each
-// window aligned to the epoch, up to twice as much may pass across the edge of
-// two, and refused requests count (package limit). With Redis away an answer takes no more than 5 ms and limits are still
-// enforced by each replica; the metric writ_ratelimit_store_degraded says so.
+// Guarantees: a quota slides, unless it says otherwise, so that never more passes
+// than it says in any stretch of time as long as its window, in shares or not;
+// several limits on one request are decided together, and a refused request takes
+// from none of them. The limits of envoyproxy/ratelimit's files are fixed: they are
+// kept in each window aligned to the epoch, up to twice as much may pass across the
+// edge of two, and refused requests count (package limit). With Redis away an answer
+// takes no more than 5 ms and limits are still enforced by each replica; the metric
+// writ_ratelimit_store_degraded says so.
 //
 // Failure mode: open. A policy that is not known, or not yet, limits nothing and
 // is counted in writ_ratelimit_unmatched_total; what happens when this service

@@ -137,3 +137,49 @@ func TestPlacesAcrossAnOutage(t *testing.T) {
 
 // sleep waits in the time of the bubble.
 func sleep(d time.Duration) { <-time.After(d) }
+
+// TestGivenBackByAnotherClock: what is given back with a time of Redis's clock, which
+// is not this replica's, is given back here too, so that it is not refused here.
+func TestGivenBackByAnotherClock(t *testing.T) {
+	for _, off := range []time.Duration{-time.Hour, time.Hour} {
+		store, now := &clock{store: memory.New(0), off: off}, time.Now()
+		g := fallback.New(store, memory.New(0), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		out := make([]limit.Outcome, 1)
+		ask := func(u limit.Use) limit.Outcome {
+			t.Helper()
+			if err := g.Decide(t.Context(), now, []limit.Use{u}, out); err != nil {
+				t.Fatal(err)
+			}
+			return out[0]
+		}
+		u := limit.Use{Key: "k", Limit: storetest.Sliding(t, 10, time.Minute), Hits: 10}
+		for range 5 {
+			taken := ask(u)
+			if taken.Over {
+				t.Fatalf("clock off by %s: over: %+v", off, taken)
+			}
+			back := u
+			back.Op, back.At = limit.Refund, taken.At
+			if got := ask(back); got.Taken != 10 {
+				t.Fatalf("clock off by %s: %+v", off, got)
+			}
+		}
+	}
+}
+
+// TestSettledAlong: what a decision settles makes room for what it takes, also by the
+// counters of this replica.
+func TestSettledAlong(t *testing.T) {
+	g := fallback.New(&shared{store: memory.New(0)}, memory.New(0), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	u := limit.Use{Key: "k", Limit: storetest.Sliding(t, 10, time.Minute), Hits: 10, Hold: "a", HoldFor: time.Minute, Observe: true}
+	end := u
+	end.Op, end.Hits = limit.Settle, 0
+	out := make([]limit.Outcome, 2)
+	if err := g.Decide(t.Context(), time.Now(), []limit.Use{u}, out[:1]); err != nil {
+		t.Fatal(err)
+	}
+	ask := limit.Use{Key: "k", Limit: u.Limit, HoldFor: time.Minute, Observe: true}
+	if err := g.Decide(t.Context(), time.Now(), []limit.Use{end, ask}, out); err != nil || out[1].Remaining != 10 {
+		t.Errorf("%+v, %v: nothing was settled", out, err)
+	}
+}

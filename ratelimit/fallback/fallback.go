@@ -19,6 +19,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -104,8 +105,9 @@ func New(shared Shared, local Local, log *slog.Logger, reg prometheus.Registerer
 // Decide makes one decision over all uses. It fails only if ctx ends.
 func (g *Guard) Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
 	counted := anyCountsRefused(uses)
-	// What this replica admitted alone is over the limit: so is the sum of all.
-	if !counted && g.local.Peek(now, uses, outcomes) {
+	// What this replica admitted alone is over the limit: so is the sum of all. But
+	// what is settled or given back along with it may make room.
+	if !counted && !anyGivesBack(uses) && g.local.Peek(now, uses, outcomes) {
 		return nil
 	}
 	if !g.degraded.Load() {
@@ -113,7 +115,7 @@ func (g *Guard) Decide(ctx context.Context, now time.Time, uses []limit.Use, out
 		if err == nil {
 			g.succeeded()
 			if counted || !limit.Refused(uses, outcomes) {
-				g.local.Record(now, uses, outcomes)
+				g.local.Record(now, here(uses), outcomes)
 			}
 			return nil
 		}
@@ -258,4 +260,23 @@ func anyCountsRefused(uses []limit.Use) bool {
 		}
 	}
 	return false
+}
+
+// anyGivesBack says whether a decision does more than to take.
+func anyGivesBack(uses []limit.Use) bool {
+	return slices.ContainsFunc(uses, func(u limit.Use) bool { return u.Op != limit.Take })
+}
+
+// here are uses as the counters of this process know them: what is given back was
+// taken at a time by another clock, and is taken out of the newest.
+func here(uses []limit.Use) []limit.Use {
+	dated := func(u limit.Use) bool { return !u.At.IsZero() }
+	if !slices.ContainsFunc(uses, dated) {
+		return uses
+	}
+	uses = slices.Clone(uses)
+	for i := range uses {
+		uses[i].At = time.Time{}
+	}
+	return uses
 }
