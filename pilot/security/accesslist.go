@@ -25,14 +25,18 @@ const (
 // addAccess adds the filter of AccessLists and its content.
 func (c *Compiler) addAccess(b *httpBuilder, p *model.Proxy, lists []*model.AccessList) error {
 	b.addGeneric(filterAccess, &rbachttpv3.RBAC{})
-	set, err := c.accessSet(lists, false)
+	set, err := c.accessSet(lists, accessHTTP)
 	if err != nil || set.enforced == nil && set.shadow == nil {
 		return err
 	}
 	out := &rbachttpv3.RBAC{}
 	if set.enforced != nil {
 		out.RulesStatPrefix = accessStatPrefix
-		if out.Matcher = lookup(set.enforced, p.Type == model.GatewayProxy); out.Matcher == nil {
+		maps, err := c.accessSet(lists, accessMaps)
+		if err != nil {
+			return err
+		}
+		if out.Matcher = lookup(maps.enforced, p.Type == model.GatewayProxy); out.Matcher == nil {
 			out.Rules = set.enforced
 		}
 	}
@@ -46,7 +50,7 @@ func (c *Compiler) addAccess(b *httpBuilder, p *model.Proxy, lists []*model.Acce
 
 // addAccessTCP is addAccess for connections.
 func (c *Compiler) addAccessTCP(out *TCP, lists []*model.AccessList) error {
-	set, err := c.accessSet(lists, true)
+	set, err := c.accessSet(lists, accessTCP)
 	if err != nil || set.enforced == nil && set.shadow == nil {
 		return err
 	}
@@ -58,8 +62,18 @@ func (c *Compiler) addAccessTCP(out *TCP, lists []*model.AccessList) error {
 	return nil
 }
 
+// accessFor is what the rules of lists are for.
+type accessFor uint8
+
+const (
+	accessHTTP accessFor = iota
+	// accessMaps is for lookup, whose maps see the lines of a header joined.
+	accessMaps
+	accessTCP
+)
+
 // accessSet gives the rules by which lists refuse.
-func (c *Compiler) accessSet(lists []*model.AccessList, tcp bool) (ruleSet, error) {
+func (c *Compiler) accessSet(lists []*model.AccessList, what accessFor) (ruleSet, error) {
 	var set ruleSet
 	for _, list := range lists {
 		side := &set.enforced
@@ -70,8 +84,12 @@ func (c *Compiler) accessSet(lists []*model.AccessList, tcp bool) (ruleSet, erro
 			*side = &rbacv3.RBAC{Action: rbacv3.RBAC_DENY, Policies: map[string]*rbacv3.Policy{}}
 		}
 		for i, test := range eval.Tests(c.mesh, list) {
-			r := accessRule{c: c, list: list, tcp: tcp}
-			policy, err := r.policy(test)
+			r := accessRule{c: c, list: list, tcp: what == accessTCP}
+			compile := r.policy
+			if what == accessHTTP && ofHeader(list) != "" {
+				compile = r.headerPolicy
+			}
+			policy, err := compile(test)
 			if err != nil {
 				return ruleSet{}, fmt.Errorf("%s: %w", list.Ref, err)
 			}

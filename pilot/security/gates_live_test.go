@@ -32,6 +32,8 @@ type gateCase struct {
 	// more of no meaning to the entries of each list, so that they are looked up.
 	Fetched *model.Fetched
 	Many    bool
+	// Fixed wants an Envoy that compares each line of a header (decision 0016).
+	Fixed bool
 	// Pass are the requests that get through; Deny those that do not, by who refuses.
 	Pass []string
 	Deny map[string][]string
@@ -99,6 +101,9 @@ func TestGatesLive(t *testing.T) {
 		inbounds["shared"] = shared
 		p := start(t, bin, inbounds)
 		for i, c := range cases {
+			if c.Fixed && strings.Contains(bin, "1.36.2") {
+				continue
+			}
 			ask := func(words, by string) {
 				r, name := gateRequest(t, tokens, words), fmt.Sprint("case", i)
 				told := c.explain(t, meshes[i], r)
@@ -282,7 +287,7 @@ func TestAccessLookup(t *testing.T) {
 	} {
 		m := newMesh(t, "")
 		c.list.Meta = model.Meta{Ref: model.Ref{Kind: "AccessList", Namespace: "default", Name: "list"}}
-		set, err := compiler(t, m).accessSet([]*model.AccessList{&c.list}, false)
+		set, err := compiler(t, m).accessSet([]*model.AccessList{&c.list}, accessMaps)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -93,8 +93,11 @@ func (v accessValue) is(key, name, entry string, letsIn bool) bool {
 		tokenSub, ok := r.Claims["sub"].(string)
 		return ok && text(r.Claims["iss"]) == iss && tokenSub == sub
 	case condition.Headers:
-		value, there := r.Headers[strings.ToLower(name)]
-		return there && v.text(entry, value)
+		lines := r.Header(name)
+		if letsIn && len(lines) > 1 { // what lets in is the whole, what refuses any line
+			lines = []string{strings.Join(lines, ",")}
+		}
+		return slices.ContainsFunc(lines, func(line string) bool { return v.text(entry, line) })
 	case condition.Claims:
 		return v.claim(entry, Claim(r.Claims, name))
 	}
