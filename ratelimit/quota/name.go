@@ -31,7 +31,7 @@ func (t *Table) Find(name string) (*Limit, string, error) {
 	id, rest, _ := strings.Cut(name, "?")
 	slash := strings.LastIndexByte(id, '/')
 	if slash < 0 {
-		return nil, "", errors.New("a counter is called <namespace>/<policy>/<index>?<dimension>=<value>&...")
+		return nil, "", errors.New("a counter is called <namespace>/<policy>/<index>?<dimension>=<value>, with & and so on for each dimension")
 	}
 	limits, known := t.limits[id[:slash]]
 	if !known {
@@ -67,7 +67,7 @@ func (l *Limit) check(entries []*commonv3.RateLimitDescriptor_Entry) error {
 	if len(l.per) == 0 {
 		return fmt.Errorf("%s counts everybody together: leave out what is behind the ?", l.ID)
 	}
-	return fmt.Errorf("%s needs a value for each of its dimensions: ?%s=...", l.ID, strings.Join(l.per, "=...&"))
+	return fmt.Errorf("%s needs ?%s=... with a value for each of its dimensions", l.ID, strings.Join(l.per, "=...&"))
 }
 
 // Entries reads "<key>=<value>&...", with "%", "&" and "=" in them written as "%25",
