@@ -1,10 +1,13 @@
 package pilot
 
 import (
+	"maps"
+	"strings"
 	"testing"
 
 	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/pilot/meshdir"
+	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/security"
 )
 
@@ -69,5 +72,36 @@ spec:
 		if got[name] != w {
 			t.Errorf("%s: %q, want %q", name, got[name], w)
 		}
+	}
+}
+
+// TestRegoPlacementsOfPorts: ports that speak HTTP are one, and a TCP port is told apart
+// where it is decided elsewhere.
+func TestRegoPlacementsOfPorts(t *testing.T) {
+	proxy := &model.Proxy{
+		ID: "a", Namespace: "default", ServiceAccount: "a",
+		Ports: []model.WorkloadPort{{Protocol: model.HTTP, Port: 1}, {Protocol: model.GRPC, Port: 2}, {Protocol: model.TCP, Port: 3}, {Protocol: model.TCP, Port: 4}},
+	}
+	m := &model.Mesh{TrustDomain: "cluster.local", RootNamespace: "istio-system", Proxies: []*model.Proxy{proxy}}
+	for name, body := range map[string]string{"caller": `allow if endswith(input.source_principal, "/sa/b")`, "path": `allow if input.parsed_path[0] == "a"`} {
+		p := &model.RegoPolicy{Meta: model.Meta{Ref: model.Ref{Kind: "RegoPolicy", Namespace: "default", Name: name}}, Module: "package p\n" + body, Query: "data.p.allow"}
+		p.Form = new(rego.Splitter).Split(name, p.Module, p.Query)
+		m.RegoPolicies = append(m.RegoPolicies, p)
+	}
+	c, err := security.New(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]int{}
+	for _, p := range regoPlacements(m, c) {
+		why := ""
+		for _, r := range p.GetRemote() {
+			why += " " + r.GetWhy()
+		}
+		got[strings.TrimPrefix(p.GetPolicy(), "default/")+" "+p.GetRuns()+why] = int(p.GetProxies())
+	}
+	want := map[string]int{"caller envoy": 1, "path envoy": 1, "path authz it reads input.parsed_path, which connections do not have": 1}
+	if !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }
