@@ -60,7 +60,8 @@ func TestDecisionsOutliveTheirProcess(t *testing.T) {
 		}
 	})
 	t.Logf("%d steps, killed %d times, %d records twice", len(steps), w.died.Load(), w.twice.Load())
-	if w.died.Load() < 10 {
+	// How records fall into batches hangs on time, so that not each step is met again.
+	if w.died.Load() < int64(len(steps)/2) {
 		t.Errorf("killed %d times only", w.died.Load())
 	}
 }
