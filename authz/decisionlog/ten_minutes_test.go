@@ -117,8 +117,8 @@ func TestTenMinutes(t *testing.T) {
 	}
 	k.away.Store(false)
 	proctest.Eventually(t, 10*time.Minute, func() error {
-		if _, left := onDisk(t, dir); left > 0 {
-			return fmt.Errorf("%d bytes are left", left)
+		if left := f.spooled(t); left > 0 {
+			return fmt.Errorf("%.0f bytes are left", left)
 		}
 		return nil
 	})
@@ -136,6 +136,22 @@ func TestTenMinutes(t *testing.T) {
 	if lost := f.dropped(t, "allow"); got+lost != n || f.dropped(t, "refusal") != 0 {
 		t.Errorf("%d allowed decisions arrived and %d were dropped of %d; %d refusals were dropped", got, lost, n, f.dropped(t, "refusal"))
 	}
+}
+
+// spooled is what the log says that it keeps, in bytes.
+func (f *fixture) spooled(t *testing.T) float64 {
+	t.Helper()
+	families, err := f.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		if family.GetName() == "writ_authz_log_spool_bytes" {
+			return family.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatal("it does not say")
+	return 0
 }
 
 // onDisk is what a spool has of refusals, and in all, in bytes.
