@@ -23,8 +23,7 @@ import (
 var refusals = flag.Int("refusals", 12_000, "how many refusals TestTenMinutes keeps while the sink is away; ten minutes at 5,000 a second are 3000000")
 
 // spoolPerRefusal bounds the spool, in bytes: the refusals have room and some of the
-// allowed decisions. The default of decision_log.spool_bytes leaves 178 for each of
-// 3,000,000.
+// allowed decisions.
 const spoolPerRefusal = 100
 
 // ticks counts how often each record came. It is made once, so that a sink that
