@@ -38,6 +38,7 @@ var ownByRight = map[string]string{
 // agreedOn are packages below internal that two services agree on, one of which makes
 // what the other reads: half of the names are for either.
 var agreedOn = map[string]string{
+	"internal/refusal":  "authz answers with what pilot has Envoys answer with",
 	"internal/regoform": "authz/rego makes the conditions that pilot gives to Envoys",
 	"internal/revoked":  "pilot puts tokens into a table in which both look them up",
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/writ-mesh/writ/internal/listen"
 	"github.com/writ-mesh/writ/internal/peercred"
 	"github.com/writ-mesh/writ/internal/proctest"
+	"github.com/writ-mesh/writ/internal/refusal"
 	"github.com/writ-mesh/writ/internal/rpc"
 	"github.com/writ-mesh/writ/internal/service"
 )
@@ -195,7 +196,7 @@ func refusedBrowser(t *testing.T, url string) {
 	}
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(resp.Body)
-	if resp.StatusCode != http.StatusForbidden || resp.Header.Get("Content-Type") != kindHTML || !strings.Contains(string(body), "<h1>Forbidden</h1>") {
+	if resp.StatusCode != http.StatusForbidden || resp.Header.Get("Content-Type") != refusal.HTML || !strings.Contains(string(body), "<h1>Forbidden</h1>") {
 		t.Errorf("%d %v %s", resp.StatusCode, resp.Header, body)
 	}
 }
@@ -215,7 +216,7 @@ func refusedCall(t *testing.T, addr string) {
 			t.Errorf("%s: %v, details %v", method, err, st.Details())
 			continue
 		}
-		if info, ok := st.Details()[0].(*errdetails.ErrorInfo); !ok || info.GetReason() != errorReason || info.GetMetadata()[metadataID] == "" {
+		if info, ok := st.Details()[0].(*errdetails.ErrorInfo); !ok || info.GetReason() != "REFUSED_BY_POLICY" || info.GetMetadata()[metadataID] == "" {
 			t.Errorf("%s: details %v", method, st.Details())
 		}
 	}

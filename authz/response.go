@@ -14,6 +14,7 @@ import (
 
 	"github.com/writ-mesh/writ/authz/decisionlog"
 	"github.com/writ-mesh/writ/authz/rego"
+	"github.com/writ-mesh/writ/internal/refusal"
 )
 
 // DeniedByHeader names the policy that refused.
@@ -115,10 +116,8 @@ func deniedResponse(req *authv3.CheckRequest, v *verdict) *authv3.DeniedHttpResp
 			denied.Headers = append(denied.Headers, header("content-type", kind))
 		}
 	}
-	if isGRPC(asked) && !has(d.Headers, detailsHeader) {
-		if details, err := statusDetails(code, denied.GetBody(), v); err == nil {
-			denied.Headers = append(denied.Headers, header(detailsHeader, details))
-		}
+	if isGRPC(asked) && !has(d.Headers, refusal.DetailsHeader) {
+		denied.Headers = append(denied.Headers, header(refusal.DetailsHeader, refusal.Details(grpcCode(code), denied.GetBody(), v.id)))
 	}
 	if by := v.deniedBy(); by != "" {
 		denied.Headers = append(denied.Headers, header(DeniedByHeader, by))

@@ -29,6 +29,7 @@ import (
 	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/authz/token"
 	"github.com/writ-mesh/writ/internal/config"
+	"github.com/writ-mesh/writ/internal/refusal"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
@@ -270,7 +271,7 @@ func TestCheckStructured(t *testing.T) {
 	if d := r.GetDeniedResponse(); d.GetBody() != "later" || d.GetStatus().GetCode() != 429 || d.GetHeaders()[0].GetHeader().GetKey() != "retry-after" || deniedBy(r) != "RegoPolicy default/refuse" {
 		t.Errorf("refusal %v", d)
 	}
-	for accept, want := range map[string]string{"": "application/problem+json", "*/*": "application/problem+json", "application/json": "application/problem+json", "text/html, image/png": kindHTML, "text/plain": kindText, "image/png": kindText} {
+	for accept, want := range map[string]string{"": "application/problem+json", "*/*": "application/problem+json", "application/json": "application/problem+json", "text/html, image/png": refusal.HTML, "text/plain": refusal.Text, "image/png": refusal.Text} {
 		d := m.check(t, "default/reason", withHeader("accept", accept)).GetDeniedResponse()
 		if got := d.GetHeaders()[0].GetHeader().GetValue(); got != want || !strings.Contains(d.GetBody(), "closed on Sundays") {
 			t.Errorf("accept %q: %s %s", accept, got, d.GetBody())

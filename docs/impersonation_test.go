@@ -7,17 +7,18 @@ import (
 	"testing"
 )
 
-// TestEveryAttemptIsATest: each attempt of security/impersonation.md, and each bad input
-// of security/badinput.md, says what becomes of it, and names tests that exist.
+// TestEveryAttemptIsATest: each attempt of security/impersonation.md and attacks.md, and
+// each bad input of security/badinput.md, says what becomes of it, and names tests that
+// exist.
 func TestEveryAttemptIsATest(t *testing.T) {
-	for page, least := range map[string]int{"security/impersonation.md": 20, "security/badinput.md": 12} {
+	for page, least := range map[string]int{"security/impersonation.md": 20, "security/badinput.md": 12, "security/attacks.md": 60} {
 		t.Run(page, func(t *testing.T) { checkAttempts(t, page, least) })
 	}
 }
 
 func checkAttempts(t *testing.T, page string, least int) {
 	t.Helper()
-	one := regexp.MustCompile("^`([a-z][a-z0-9/-]*)\\.((?:Test|Fuzz)[A-Z]\\w*)`$")
+	one := regexp.MustCompile("^`([a-z][a-z0-9/-]*)\\.((?:Test|Fuzz)[A-Z]\\w*)(?:/([a-z0-9.-]+))?`$")
 	funcs := map[string]map[string]bool{}
 	attempts := 0
 	for line := range strings.Lines(read(t, page)) {
@@ -42,9 +43,27 @@ func checkAttempts(t *testing.T, page string, least int) {
 			if !funcs[m[1]][m[2]] {
 				t.Errorf("there is no test %s in %s", m[2], m[1])
 			}
+			if m[3] != "" && !hasCase(t, filepath.Join("..", m[1]), m[3]) {
+				t.Errorf("there is no case %s in %s", m[3], m[1])
+			}
 		}
 	}
 	if attempts < least {
 		t.Errorf("only %d attempts", attempts)
 	}
+}
+
+// hasCase looks for a subtest in the tables of a folder's tests.
+func hasCase(t *testing.T, folder, name string) bool {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(folder, "*_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if strings.Contains(read(t, f), `name: "`+name+`"`) {
+			return true
+		}
+	}
+	return false
 }

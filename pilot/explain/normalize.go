@@ -31,10 +31,25 @@ func normalize(m *model.Mesh, path string) (string, bool) {
 			}
 		}
 	}
+	if dotsWithParameters(path) {
+		return "", false
+	}
 	if more {
 		path += "?" + query
 	}
 	return path, true
+}
+
+// dotsWithParameters says that the path is malformed for package security.
+func dotsWithParameters(path string) bool {
+	for segment := range strings.SplitSeq(strings.ToLower(path), "/") {
+		for _, dots := range []string{"..;", ".;", "..%3b", ".%3b"} {
+			if strings.HasPrefix(segment, dots) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // unreserved characters (RFC 3986 section 2.3) mean the same with and without

@@ -39,7 +39,9 @@ func TestNormalize(t *testing.T) {
 			}
 		}
 	}
-	if _, ok := normalize(&model.Mesh{Config: &meshv1.MeshConfig{}}, "admin"); ok {
-		t.Error("a path that does not begin with / is taken")
+	for path, want := range map[string]bool{"admin": false, "/a/%2e%2e;x/b": false, "/a/..%3B/b": false, "/a;..;/b": true, "/a?x=/..;": true} {
+		if _, ok := normalize(&model.Mesh{Config: &meshv1.MeshConfig{}}, path); ok != want {
+			t.Errorf("%s is taken: %v, want %v", path, ok, want)
+		}
 	}
 }

@@ -74,13 +74,13 @@ type Compiler struct {
 	revoked *anypb.Any
 	// tokens are the tokens that are revoked.
 	tokens tokenRules
-	// treeThreshold is the number of rules with an exact principal from which a
-	// set of policies becomes a matcher tree.
+	// treeThreshold is the number of rules that can be looked up from which those of
+	// an action become an index.
 	treeThreshold int
 }
 
-// defaultTreeThreshold is the number of rules indexed by an exact principal above which
-// an ALLOW or DENY set is compiled to a matcher tree. Below it a list is as
+// defaultTreeThreshold is the number of rules that name callers or paths from which those
+// of an ALLOW or DENY set are an index. Below it a list is as
 // fast: 20 list policies cost 12 us a request, a tree of any size 4 us (Envoy
 // 1.40), and the tree's own steps cost about as much as eight policies.
 const defaultTreeThreshold = 8
@@ -119,6 +119,7 @@ func (c *Compiler) HTTP(p *model.Proxy, port model.WorkloadPort) (*HTTP, error) 
 	if p.Type == model.GatewayProxy {
 		out.add(stripDeniedBy(c.mesh, p))
 	}
+	out.add(filterMalformed, malformed())
 	c.addRevoked(out)
 	if err := c.addCustom(out, s); err != nil {
 		return nil, err

@@ -1,6 +1,8 @@
 package security
 
 import (
+	"slices"
+
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	headertometadatav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_to_metadata/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -60,6 +62,9 @@ const (
 	nameQuota         = "quota"
 )
 
+// refusedBy matches the code details of a rule's refusal.
+const refusedBy = "^rbac_access_denied_matched_policy.([A-Za-z]+)_(.+)"
+
 // localReply names the policy behind each refusal of this proxy. RBAC writes its
 // decision to metadata only after the reply is made, so the rule is read out of
 // the response code details, where spaces have become underscores. The first
@@ -67,20 +72,19 @@ const (
 //
 // It depends on nothing, so that no policy changes a listener with it.
 func localReply() *hcmv3.LocalReplyConfig {
-	const denied = "^rbac_access_denied_matched_policy.([A-Za-z]+)_(.+)"
 	// A rule of a CUSTOM policy has matched.
 	const custom = `'` + rbacHTTPMetadata + `' in metadata.filter_metadata && '` + customStatPrefix + `shadow_effective_policy_id' in metadata.filter_metadata['` + rbacHTTPMetadata + `']`
 	const customRule = "%DYNAMIC_METADATA(" + rbacHTTPMetadata + ":" + customStatPrefix + "shadow_effective_policy_id)%"
 	always := corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
 	absent := corev3.HeaderValueOption_ADD_IF_ABSENT
-	return &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{
+	return &hcmv3.LocalReplyConfig{Mappers: slices.Concat(malformedReplies(), regoReplies(), []*hcmv3.ResponseMapper{
 		// The ALLOW filter found nothing.
 		mapper(`response.code_details == 'rbac_access_denied_matched_policy[none]'`, always,
 			"%METADATA(VIRTUAL_HOST:writ:allow)%"),
-		mapper(`response.code_details.matches('`+denied+`_rule_[0-9]+.$')`, always,
-			`%CEL(re.extract(response.code_details, '`+denied+`_rule_([0-9]+).$', '\\1 \\2 rule \\3'))%`),
-		mapper(`response.code_details.matches('`+denied+`.$')`, always,
-			`%CEL(re.extract(response.code_details, '`+denied+`.$', '\\1 \\2'))%`),
+		mapper(`response.code_details.matches('`+refusedBy+`_rule_[0-9]+.$')`, always,
+			`%CEL(re.extract(response.code_details, '`+refusedBy+`_rule_([0-9]+).$', '\\1 \\2 rule \\3'))%`),
+		mapper(`response.code_details.matches('`+refusedBy+`.$')`, always,
+			`%CEL(re.extract(response.code_details, '`+refusedBy+`.$', '\\1 \\2'))%`),
 		mapper(`response.code_details.startsWith('jwt_authn_access_denied')`, always,
 			"%METADATA(VIRTUAL_HOST:writ:jwt)% (%CEL(re.extract(response.code_details, '^jwt_authn_access_denied.(.*).$', '\\\\1'))%)"),
 		// A decider that answers gives the header itself. One that does not answer is
@@ -92,7 +96,7 @@ func localReply() *hcmv3.LocalReplyConfig {
 		mapper(`response.code_details == 'rate_limiter_error'`, absent, "%METADATA(VIRTUAL_HOST:writ:quota)% (ratelimit does not answer)"),
 		mapper(`response.code_details == 'request_rate_limited' || response.code_details.startsWith('rate_limit')`, absent,
 			"%METADATA(VIRTUAL_HOST:writ:quota)%"),
-	}}
+	})}
 }
 
 func mapper(expression string, action corev3.HeaderValueOption_HeaderAppendAction, value string) *hcmv3.ResponseMapper {

@@ -14,9 +14,7 @@ import (
 	"sync/atomic"
 	"testing"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
-	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -58,11 +56,8 @@ func (a *regoAuthz) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.
 			}
 		}
 		return &authv3.CheckResponse{
-			Status: &rpcstatus.Status{Code: int32(codes.PermissionDenied)},
-			HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
-				Status:  &typev3.HttpStatus{Code: typev3.StatusCode_Forbidden},
-				Headers: []*corev3.HeaderValueOption{{Header: &corev3.HeaderValue{Key: DeniedByHeader, Value: "RegoPolicy " + name}}},
-			}},
+			Status:       &rpcstatus.Status{Code: int32(codes.PermissionDenied)},
+			HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: refusedByRego(r, name)},
 		}, nil
 	}
 	return &authv3.CheckResponse{Status: &rpcstatus.Status{Code: int32(codes.OK)}}, nil
