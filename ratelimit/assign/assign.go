@@ -108,6 +108,8 @@ type book struct {
 	serial, told uint32
 	// fresh: the lump was given since the last report.
 	fresh bool
+	// untold is what was passed that the store could not be told of.
+	untold uint64
 	// holds are the names in the store that cover lump and late, and what of it.
 	holds []held
 	// quiet counts reports of nothing.
@@ -185,6 +187,7 @@ func (p *Proxy) Report(ctx context.Context, now time.Time, b Bucket, passed, ref
 
 // next settles what was passed and finds the next lump.
 func (p *Proxy) next(ctx context.Context, now time.Time, k *book, passed, refused uint64) (Answer, error) {
+	passed = add(passed, k.untold)
 	had := k.lump + k.late
 	uses := p.settling(k, passed)
 	if passed > had { // before it had anything
@@ -208,8 +211,10 @@ func (p *Proxy) next(ctx context.Context, now time.Time, k *book, passed, refuse
 	if err := p.books.store.Decide(ctx, now, uses, outcomes); err != nil {
 		// Nothing was settled. What it has goes on until the store is back or its time
 		// is over.
+		k.untold = passed
 		return k.answer(), err
 	}
+	k.untold = 0
 	after := outcomes[len(uses)-1]
 	if len(k.holds) > 0 && passed > 0 && outcomes[0].Taken == 0 {
 		if err := p.charge(ctx, now, k, min(passed, had)); err != nil {

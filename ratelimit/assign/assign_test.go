@@ -2,6 +2,7 @@ package assign_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -322,5 +323,53 @@ func TestProxyThatLies(t *testing.T) {
 	}
 	if liar.Len() > assign.MaxBuckets {
 		t.Errorf("%d buckets", liar.Len())
+	}
+}
+
+// failing is a store that can be away.
+type failing struct {
+	assign.Store
+	away bool
+}
+
+func (f *failing) Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
+	if f.away {
+		return errors.New("away")
+	}
+	return f.Store.Decide(ctx, now, uses, outcomes)
+}
+
+// What is reported while the store is away is counted when it is back; meanwhile a
+// proxy goes on with what it has.
+func TestStoreAway(t *testing.T) {
+	rule, err := limit.New(limit.Sliding, 100, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := &failing{Store: memory.New(10)}
+	now := time.Unix(1_000_000, 0)
+	p := assign.New(store, "test").Open()
+	b := assign.Bucket{ID: "b", Key: "k", Rule: rule}
+	first, err := p.Report(t.Context(), now, b, 1, 0)
+	if err != nil || first.Lump < 10 {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	store.away = true
+	for range 2 {
+		if a, err := p.Report(t.Context(), now, b, 5, 0); err == nil || a.Serial != first.Serial || a.Lump != first.Lump {
+			t.Errorf("away: %+v, %v", a, err)
+		}
+	}
+	store.away = false
+	if _, err := p.Report(t.Context(), now, b, 2, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Close(t.Context(), now); err != nil {
+		t.Fatal(err)
+	}
+	out := make([]limit.Outcome, 1)
+	// All that it may have had counts as used: 13 that passed, and what it was given.
+	if err := store.Decide(t.Context(), now, []limit.Use{{Key: "k", Limit: rule, HoldFor: time.Second}}, out); err != nil || out[0].Remaining > 100-13 {
+		t.Errorf("%d left, %v", out[0].Remaining, err)
 	}
 }
