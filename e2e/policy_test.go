@@ -150,12 +150,14 @@ spec:
 	if err != nil {
 		t.Fatal(err)
 	}
+	began := time.Now()
 	proctest.Eventually(t, 20*time.Second, func() error {
 		if got := m.get("a-1", "http://c:8000/", "Authorization: Bearer "+rotated); got.status != 200 {
 			return fmt.Errorf("a token by a new key: %s", got)
 		}
 		return nil
 	})
+	t.Logf("a new key counts after %s", time.Since(began).Round(time.Millisecond))
 	if got := m.get("a-1", "http://c:8000/", "Authorization: Bearer "+good); got.status != 401 {
 		t.Errorf("a token by a key that was withdrawn: %s", got)
 	}
