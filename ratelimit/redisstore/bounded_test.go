@@ -103,6 +103,25 @@ func TestMaliciousRedis(t *testing.T) {
 	}
 }
 
+// TestNoMoreThanAsked: a Redis cannot grant a share that nobody asked for, nor more
+// than a limit has.
+func TestNoMoreThanAsked(t *testing.T) {
+	j := &job{uses: []limit.Use{{Limit: storetest.Sliding(t, 10, time.Minute), Hits: 2, Want: 7}}, outcomes: make([]limit.Outcome, 1)}
+	for _, answer := range [][]int64{{0, 1 << 62, 0, 0, 1 << 62, 1}, {7, -5, 0, 0, 1<<63 - 1, -1}} {
+		if err := j.fill(answer, nil); err != nil {
+			t.Fatal(err)
+		}
+		if out := j.outcomes[0]; out.Taken > 7 || out.Remaining > 10 {
+			t.Errorf("%v gives %+v", answer, out)
+		}
+	}
+	for _, answer := range [][]int64{nil, {1}, {0, 1, 0, 0, 1}, make([]int64, 11)} {
+		if err := j.fill(answer, nil); err == nil {
+			t.Errorf("%v is no answer", answer)
+		}
+	}
+}
+
 func FuzzAnswers(f *testing.F) {
 	for _, stream := range announcements() {
 		f.Add([]byte(stream))

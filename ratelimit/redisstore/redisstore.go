@@ -506,7 +506,8 @@ func (j *job) fill(values []int64, uses []int) error {
 			Remaining:  uint32(min(max(v[1], 0), most)), //nolint:gosec // from 0 to a uint32
 			RetryAfter: time.Duration(v[2]) * time.Microsecond,
 			Reset:      time.Duration(v[3]) * time.Microsecond,
-			Taken:      uint64(max(v[4], 0)), //nolint:gosec // not negative
+			// Not more than was asked for, whatever Redis says.
+			Taken: min(uint64(max(v[4], 0)), max(u.Bounded(), u.Want)), //nolint:gosec // not negative
 			At:         now,
 		}
 		if u.Limit.CountsRefused() {

@@ -2,14 +2,19 @@ package redisstore_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
+	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/writ-mesh/writ/internal/pkitest"
 	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 	"github.com/writ-mesh/writ/ratelimit/redisstore"
@@ -77,8 +82,10 @@ func underLoad(t *testing.T, s *redisstore.Store, key string, failover func()) {
 
 func TestSentinel(t *testing.T) {
 	t.Parallel()
-	set := redistest.StartSentinel(t, "s3cret")
+	args, trust := overTLS(t)
+	set := redistest.StartSentinel(t, "s3cret", args...)
 	o := redisstore.Options{
+		TLS:      trust,
 		Sentinel: redisstore.Sentinel{Master: redistest.MasterName, Addresses: []string{set.Address()}, Password: "s3cret"},
 		Password: "s3cret", Timeout: time.Second,
 	}
@@ -88,10 +95,41 @@ func TestSentinel(t *testing.T) {
 		set.Failover(t)
 		proctest.Until(t, 20*time.Second, "another master", func() bool { return set.Master(t) != before })
 	})
-	o.Sentinel.Password = "wrong"
-	if _, err := one(t, run(t, o), limit.Use{Key: "k", Limit: storetest.Sliding(t, 1, time.Minute), Hits: 1}); err == nil {
-		t.Error("a wrong password for the sentinel is no error")
+	refused := func(what string, o redisstore.Options) {
+		t.Helper()
+		if _, err := one(t, run(t, o), limit.Use{Key: "k", Limit: storetest.Sliding(t, 1, time.Minute), Hits: 1}); err == nil {
+			t.Errorf("%s is no error", what)
+		}
 	}
+	wrong := o
+	wrong.Sentinel.Password = "wrong"
+	refused("a wrong password for the sentinel", wrong)
+	wrong = o
+	wrong.Password = "wrong"
+	refused("a wrong password for the master", wrong)
+	wrong = o
+	_, wrong.TLS = overTLS(t)
+	refused("a sentinel with another root", wrong)
+}
+
+// overTLS gives the arguments of servers that speak TLS to everybody, and what trusts
+// them.
+func overTLS(t *testing.T) (args []string, trust *tls.Config) {
+	t.Helper()
+	dir, root := t.TempDir(), pkitest.NewRoot(t, "")
+	leaf := pkitest.Leaf("", time.Hour)
+	leaf.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+	cert, key := root.Issue(t, leaf)
+	for flag, text := range map[string][]byte{"--tls-cert-file": cert, "--tls-key-file": key, "--tls-ca-cert-file": root.PEM()} {
+		file := filepath.Join(dir, flag)
+		if err := os.WriteFile(file, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, flag, file)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(root.PEM())
+	return append(args, "--tls-replication", "yes", "--tls-auth-clients", "no"), &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 }
 
 // TestCluster: limits in several slots are decided by one request each, a refusal
@@ -99,12 +137,14 @@ func TestSentinel(t *testing.T) {
 func TestCluster(t *testing.T) {
 	t.Parallel()
 	auth := []string{"--user", "test", "--pass", "look", "--no-auth-warning"}
-	rights := "+evalsha +script|load +time +get +set +del +incrby +expire +hget +hset +hdel +hgetall +hlen +pexpire +cluster|slots +cluster|shards +command"
+	rights := "+evalsha +script|load +time +get +set +del +incrby +expire +hget +hset +hdel +hgetall +hlen +pexpire +cluster|slots"
 	args := append([]string{
 		"--user", "test", "on", ">look", "~*", "&*", "+@all", "--user", "limiter", "on", ">s3cret", "~writ:*", "~k",
 	}, strings.Fields(rights)...)
+	secure, trust := overTLS(t)
+	args = append(append(secure, "--tls-cluster", "yes"), args...)
 	set := redistest.StartCluster(t, auth, append(args, "--masteruser", "test", "--masterauth", "look")...)
-	s := run(t, redisstore.Options{Cluster: set.Addresses()[1:3], Username: "limiter", Password: "s3cret", Timeout: time.Second})
+	s := run(t, redisstore.Options{TLS: trust, Cluster: set.Addresses()[1:3], Username: "limiter", Password: "s3cret", Timeout: time.Second})
 	ask := func(uses ...limit.Use) []limit.Outcome {
 		t.Helper()
 		out := make([]limit.Outcome, len(uses))

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -60,11 +61,24 @@ func (s *Server) Socket() string { return "unix://" + filepath.Join(s.dir, "s") 
 // Restart starts the server again after Kill, empty, on the same address.
 func (s *Server) Restart(t testing.TB) {
 	t.Helper()
-	s.Process = proctest.Start(t, s.bin, append([]string{
-		"--bind", "127.0.0.1", "--port", fmt.Sprint(s.port), "--unixsocket", filepath.Join(s.dir, "s"),
+	port := []string{"--port", fmt.Sprint(s.port)}
+	if s.roots() != "" {
+		port = []string{"--port", "0", "--tls-port", fmt.Sprint(s.port)}
+	}
+	s.Process = proctest.Start(t, s.bin, append(append(port,
+		"--bind", "127.0.0.1", "--unixsocket", filepath.Join(s.dir, "s"),
 		"--save", "", "--appendonly", "no", "--dir", s.dir, "--daemonize", "no",
-	}, s.args...)...)
+	), s.args...)...)
 	s.listens(t)
+}
+
+// roots is the file with the roots of a server that speaks TLS to everybody, its
+// replicas included; empty for one that does not.
+func (s *Server) roots() string {
+	if slices.Contains(s.args, "--tls-replication") {
+		return s.args[slices.Index(s.args, "--tls-ca-cert-file")+1]
+	}
+	return ""
 }
 
 func (s *Server) listens(t testing.TB) {
@@ -88,7 +102,11 @@ func (s *Server) Thaw() { s.Signal(syscall.SIGCONT) }
 // Command runs one command through redis-cli and returns its output.
 func (s *Server) Command(t testing.TB, args ...string) string {
 	t.Helper()
-	out, err := exec.Command("redis-cli", append([]string{"-p", fmt.Sprint(s.port)}, args...)...).CombinedOutput() //nolint:gosec,noctx // a test's own
+	way := []string{"-p", fmt.Sprint(s.port)}
+	if roots := s.roots(); roots != "" {
+		way = append(way, "--tls", "--cacert", roots)
+	}
+	out, err := exec.Command("redis-cli", append(way, args...)...).CombinedOutput() //nolint:gosec,noctx // a test's own
 	if err != nil {
 		t.Fatalf("redis-cli %v: %v: %s", args, err, out)
 	}

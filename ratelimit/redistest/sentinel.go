@@ -24,27 +24,29 @@ type SentinelSet struct {
 // Address is host:port of the sentinel.
 func (s *SentinelSet) Address() string { return s.sentinel.Address() }
 
-// StartSentinel starts a set. Both the servers and the sentinel ask for the password,
-// if there is one.
-func StartSentinel(t testing.TB, password string) *SentinelSet {
+// StartSentinel starts a set with these arguments for each server. Both the servers
+// and the sentinel ask for the password.
+func StartSentinel(t testing.TB, password string, args ...string) *SentinelSet {
 	t.Helper()
-	var args, auth []string
-	if password != "" {
-		args = []string{"--requirepass", password, "--masterauth", password}
-		auth = []string{"-a", password, "--no-auth-warning"}
-	}
-	s := &SentinelSet{auth: auth}
+	s := &SentinelSet{auth: []string{"-a", password, "--no-auth-warning"}}
+	own := args
+	args = append(args, "--requirepass", password, "--masterauth", password)
 	s.Servers[0] = Start(t, append(args, "--repl-diskless-sync-delay", "0")...)
 	s.Servers[1] = Start(t, append(args, "--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1 "+fmt.Sprint(s.Servers[0].port))...)
-	s.sentinel = unstarted(t)
+	s.sentinel = unstarted(t, own...)
+	port := "port " + fmt.Sprint(s.sentinel.port)
+	if s.sentinel.roots() != "" {
+		port = "port 0\ntls-" + port
+	}
 	conf := []string{
-		"port " + fmt.Sprint(s.sentinel.port), "bind 127.0.0.1", "dir " + s.sentinel.dir,
+		port, "bind 127.0.0.1", "dir " + s.sentinel.dir,
 		fmt.Sprintf("sentinel monitor %s 127.0.0.1 %d 1", MasterName, s.Servers[0].port),
 		"sentinel down-after-milliseconds " + MasterName + " 1000",
 		"sentinel failover-timeout " + MasterName + " 3000",
+		"requirepass " + password, "sentinel auth-pass " + MasterName + " " + password,
 	}
-	if password != "" {
-		conf = append(conf, "requirepass "+password, "sentinel auth-pass "+MasterName+" "+password)
+	for i := 0; i+1 < len(own); i += 2 {
+		conf = append(conf, strings.TrimPrefix(own[i], "--")+" "+own[i+1])
 	}
 	file := filepath.Join(s.sentinel.dir, "sentinel.conf")
 	if err := os.WriteFile(file, []byte(strings.Join(conf, "\n")+"\n"), 0o600); err != nil {
