@@ -508,7 +508,7 @@ func (j *job) fill(values []int64, uses []int) error {
 			Reset:      time.Duration(v[3]) * time.Microsecond,
 			// Not more than was asked for, whatever Redis says.
 			Taken: min(uint64(max(v[4], 0)), max(u.Bounded(), u.Want)), //nolint:gosec // not negative
-			At:         now,
+			At:    now,
 		}
 		if u.Limit.CountsRefused() {
 			j.outcomes[i].At = j.now.Truncate(time.Microsecond)
