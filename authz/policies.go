@@ -255,7 +255,7 @@ func writeMessage(h interface{ Write([]byte) (int, error) }, name string, m prot
 }
 
 // fingerprint covers what a policy decides by. The content of a bundle that is a
-// file is not in the message, so a policy with one is compiled anew at each change.
+// file is not in the message, so what its files look like is in it.
 func fingerprint(r *configpb.RegoPolicy) ([sha256.Size]byte, error) {
 	c := proto.CloneOf(r)
 	c.Source = ""
@@ -264,7 +264,7 @@ func fingerprint(r *configpb.RegoPolicy) ([sha256.Size]byte, error) {
 		return [sha256.Size]byte{}, fmt.Errorf("RegoPolicy %s/%s: %w", r.GetNamespace(), r.GetName(), err)
 	}
 	if r.GetBundle() != nil && !isRemote(r) {
-		b = append(b, time.Now().String()...)
+		b = append(b, filesState(strings.TrimPrefix(r.GetBundle().GetUrl(), "file://"))...)
 	}
 	return sha256.Sum256(b), nil
 }
