@@ -2,6 +2,7 @@ package security
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 
 	xdsmatcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
@@ -103,18 +104,19 @@ func (c *Compiler) addAuthorization(b *httpBuilder, p *model.Proxy, s selection)
 	if audit.enforced != nil {
 		b.enable(filterAudit, perRoute(&rbachttpv3.RBAC{Rules: audit.enforced}))
 	}
-	deny, err := c.compileSet(s.deny, rbacv3.RBAC_DENY, false)
+	deny, err := c.denyContents(p, s)
 	if err != nil {
 		return err
 	}
-	c.denyWithoutAuthz(&deny, p, s)
-	c.denyWithoutRateLimit(&deny, s.quota)
-	c.enableDeny(b, deny, gateway)
-	allow, err := c.compileSet(s.allow, rbacv3.RBAC_ALLOW, false)
+	maps.Copy(b.PerFilterConfig, deny.filters)
+	allow, err := c.replicas.once(rbacv3.RBAC_ALLOW, gateway, s.allow, func() (contents, error) {
+		set, err := c.compileSet(s.allow, rbacv3.RBAC_ALLOW, false)
+		return c.allowSet(set, gateway), err
+	})
 	if err != nil {
 		return err
 	}
-	c.enableAllow(b, allow, gateway)
+	maps.Copy(b.PerFilterConfig, allow.filters)
 	if len(allow.refs) > 0 {
 		b.name(nameAllow, noRuleAllows(allow.refs))
 	}
@@ -124,37 +126,61 @@ func (c *Compiler) addAuthorization(b *httpBuilder, p *model.Proxy, s selection)
 	return nil
 }
 
-// enableDeny has rules that can be looked up in an index, and the others in a list,
-// in a filter of its own: what passes has to pass both.
-func (c *Compiler) enableDeny(b *httpBuilder, set ruleSet, gateway bool) {
-	if set.enforced == nil && set.shadow == nil {
-		return
+// denyContents compiles what refuses: DENY policies, and what cannot be asked.
+func (c *Compiler) denyContents(p *model.Proxy, s selection) (contents, error) {
+	gateway := p.Type == model.GatewayProxy
+	var unasked ruleSet
+	c.denyWithoutAuthz(&unasked, p, s)
+	c.denyWithoutRateLimit(&unasked, s.quota)
+	compile := func() (contents, error) {
+		set, err := c.compileSet(s.deny, rbacv3.RBAC_DENY, false)
+		if err == nil && set.enforced == nil {
+			set.enforced = unasked.enforced
+		} else if err == nil {
+			maps.Copy(set.enforced.GetPolicies(), unasked.enforced.GetPolicies())
+		}
+		return c.denySet(set, gateway), err
 	}
-	x, rest := newIndex(set.enforced, c.treeThreshold, gateway)
-	if x == nil {
-		b.enable(filterDeny, perRoute(httpRBAC(nil, set, denyStatPrefix, dryRunDenyStatPrefix)))
-		return
+	if unasked.enforced != nil {
+		return compile()
 	}
-	if rest != nil {
-		b.enable(filterDenyList, perRoute(&rbachttpv3.RBAC{Rules: rest, RulesStatPrefix: denyStatPrefix}))
-	}
-	b.enable(filterDeny, perRoute(httpRBAC(x.matcher(x.noMatch()), set, denyStatPrefix, dryRunDenyStatPrefix)))
+	return c.replicas.once(rbacv3.RBAC_DENY, gateway, s.deny, compile)
 }
 
-// enableAllow is the same for what lets requests pass: whether the list does is only
-// noted before the index, which looks at that where none of its own rules matches.
-func (c *Compiler) enableAllow(b *httpBuilder, set ruleSet, gateway bool) {
+// denySet has rules that can be looked up in an index, and the others in a list, in a
+// filter of its own: what passes has to pass both.
+func (c *Compiler) denySet(set ruleSet, gateway bool) contents {
+	out := contentsOf(set)
 	if set.enforced == nil && set.shadow == nil {
-		return
+		return out
 	}
 	x, rest := newIndex(set.enforced, c.treeThreshold, gateway)
 	if x == nil {
-		b.enable(filterAllow, perRoute(httpRBAC(nil, set, allowStatPrefix, dryRunAllowStatPrefix)))
-		return
+		out.enable(filterDeny, httpRBAC(nil, set, denyStatPrefix, dryRunDenyStatPrefix))
+		return out
+	}
+	if rest != nil {
+		out.enable(filterDenyList, &rbachttpv3.RBAC{Rules: rest, RulesStatPrefix: denyStatPrefix})
+	}
+	out.enable(filterDeny, httpRBAC(x.matcher(x.noMatch()), set, denyStatPrefix, dryRunDenyStatPrefix))
+	return out
+}
+
+// allowSet is the same for what lets requests pass: whether the list does is only noted
+// before the index, which looks at that where none of its own rules matches.
+func (c *Compiler) allowSet(set ruleSet, gateway bool) contents {
+	out := contentsOf(set)
+	if set.enforced == nil && set.shadow == nil {
+		return out
+	}
+	x, rest := newIndex(set.enforced, c.treeThreshold, gateway)
+	if x == nil {
+		out.enable(filterAllow, httpRBAC(nil, set, allowStatPrefix, dryRunAllowStatPrefix))
+		return out
 	}
 	otherwise := x.noMatch()
 	if rest != nil {
-		b.enable(filterAllowList, perRoute(&rbachttpv3.RBAC{ShadowRules: rest, ShadowRulesStatPrefix: allowListStatPrefix}))
+		out.enable(filterAllowList, &rbachttpv3.RBAC{ShadowRules: rest, ShadowRulesStatPrefix: allowListStatPrefix})
 		noted, _, _ := metadataPredicate(metadata(rbacHTTPMetadata, []string{allowListStatPrefix + shadowResult}, stringValue(exact("allowed"))))
 		otherwise = nested(&xdsmatcherv3.Matcher{
 			MatcherType: &xdsmatcherv3.Matcher_MatcherList_{MatcherList: &xdsmatcherv3.Matcher_MatcherList{
@@ -163,7 +189,8 @@ func (c *Compiler) enableAllow(b *httpBuilder, set ruleSet, gateway bool) {
 			OnNoMatch: otherwise,
 		})
 	}
-	b.enable(filterAllow, perRoute(httpRBAC(x.matcher(otherwise), set, allowStatPrefix, dryRunAllowStatPrefix)))
+	out.enable(filterAllow, httpRBAC(x.matcher(otherwise), set, allowStatPrefix, dryRunAllowStatPrefix))
+	return out
 }
 
 // httpRBAC enforces the matcher, or without one the rules of the set.

@@ -275,6 +275,35 @@ func TestHeadersStayInLists(t *testing.T) {
 	}
 }
 
+// TestReplicasShare: what policies come to is worked out once for all replicas that have
+// the same, and not taken for that of others.
+func TestReplicasShare(t *testing.T) {
+	m := newMesh(t, documents(
+		policy("d", "action: DENY\nrules: [{to: [{operation: {paths: [/no]}}]}]"), policy("a", "rules: [{}]"),
+		strings.Replace(policy("other", "rules: [{}]"), "app: httpbin", "version: v2", 1),
+	))
+	c := compiler(t, m)
+	compile := func(change func(*model.Proxy)) *HTTP {
+		p := workload()
+		change(p)
+		out, err := c.HTTP(p, httpPort())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	first, second := compile(func(*model.Proxy) {}), compile(func(p *model.Proxy) { p.Name = "httpbin-2" })
+	other := compile(func(p *model.Proxy) { p.Labels = map[string]string{"app": "httpbin", "version": "v2"} })
+	for _, name := range []string{filterDeny, filterAllow} {
+		if first.PerFilterConfig[name] == nil || first.PerFilterConfig[name] != second.PerFilterConfig[name] {
+			t.Errorf("%s of two replicas: %p and %p, want the same", name, first.PerFilterConfig[name], second.PerFilterConfig[name])
+		}
+	}
+	if proto.Equal(first.PerFilterConfig[filterAllow], other.PerFilterConfig[filterAllow]) || first.PerFilterConfig[filterDeny] != other.PerFilterConfig[filterDeny] {
+		t.Error("another workload, which one more policy allows, has the same ALLOW rules or other DENY rules")
+	}
+}
+
 func treeOf(rules *rbacv3.RBAC) *xdsmatcherv3.Matcher {
 	x, _ := newIndex(rules, 0, false)
 	if x == nil {
