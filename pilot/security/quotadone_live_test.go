@@ -74,30 +74,46 @@ func TestQuotaCostLive(t *testing.T) {
 			asked, over []string
 		}{
 			{
-				"a header", []model.QuotaLimit{costing(byHeader, dim("request.headers[who]"))},
+				"a header",
+				[]model.QuotaLimit{costing(byHeader, dim("request.headers[who]"))},
 				[]request{{header: map[string]string{"who": "a", "answer-cost": "17"}}, {header: map[string]string{"who": "b"}}},
 				[]string{"writ.hold=name0 request.headers[who]=a", "writ.hold=name1 request.headers[who]=b"},
 				[]string{"17 writ.hold=name0 writ.done=1 request.headers[who]=a", "1 writ.hold=name1 writ.done=1 request.headers[who]=b"},
 			},
 			{
-				"bytes", []model.QuotaLimit{costing(byAnswer), costing(byRequest, dim("request.method"))}, []request{{}},
-				[]string{"", "request.method=GET"}, []string{"7 writ.done=1", "0 writ.done=1 request.method=GET"},
+				"bytes",
+				[]model.QuotaLimit{costing(byAnswer), costing(byRequest, dim("request.method"))},
+				[]request{{}},
+				[]string{"", "request.method=GET"},
+				[]string{"7 writ.done=1", "0 writ.done=1 request.method=GET"},
 			},
 			{
-				"what is under way", []model.QuotaLimit{{Requests: 1, Every: time.Minute, Algorithm: "concurrency", Per: []model.Dimension{dim("request.method")}}}, []request{{}},
-				[]string{"writ.hold=name0 request.method=GET"}, []string{"- writ.hold=name0 writ.done=1 request.method=GET"},
+				"what is under way",
+				[]model.QuotaLimit{{Requests: 1, Every: time.Minute, Algorithm: "concurrency", Per: []model.Dimension{dim("request.method")}}},
+				[]request{{}},
+				[]string{"writ.hold=name0 request.method=GET"},
+				[]string{"- writ.hold=name0 writ.done=1 request.method=GET"},
 			},
 			{
-				"beside a limit without a cost", []model.QuotaLimit{per(dim("request.method")), costing(byAnswer)}, []request{{}},
-				[]string{"request.method=GET", ""}, []string{"7 writ.done=1"},
+				"beside a limit without a cost",
+				[]model.QuotaLimit{per(dim("request.method")), costing(byAnswer)},
+				[]request{{}},
+				[]string{"request.method=GET", ""},
+				[]string{"7 writ.done=1"},
 			},
 			{
-				"what is no cost is not told", []model.QuotaLimit{costing(byHeader)}, []request{{header: map[string]string{"answer-cost": "-3"}}, {header: map[string]string{"answer-cost": "5"}}},
-				[]string{"writ.hold=name0", "writ.hold=name1"}, []string{"5 writ.hold=name1 writ.done=1"},
+				"what is no cost is not told",
+				[]model.QuotaLimit{costing(byHeader)},
+				[]request{{header: map[string]string{"answer-cost": "-3"}}, {header: map[string]string{"answer-cost": "5"}}},
+				[]string{"writ.hold=name0", "writ.hold=name1"},
+				[]string{"5 writ.hold=name1 writ.done=1"},
 			},
 			{
-				"refused", []model.QuotaLimit{costing(byHeader, dim("request.headers[who]"))}, []request{{header: map[string]string{"who": "refuse"}}, {header: map[string]string{"who": "a"}}},
-				[]string{"writ.hold=name0 request.headers[who]=refuse", "writ.hold=name1 request.headers[who]=a"}, []string{"1 writ.hold=name1 writ.done=1 request.headers[who]=a"},
+				"refused",
+				[]model.QuotaLimit{costing(byHeader, dim("request.headers[who]"))},
+				[]request{{header: map[string]string{"who": "refuse"}}, {header: map[string]string{"who": "a"}}},
+				[]string{"writ.hold=name0 request.headers[who]=refuse", "writ.hold=name1 request.headers[who]=a"},
+				[]string{"1 writ.hold=name1 writ.done=1 request.headers[who]=a"},
 			},
 		} {
 			t.Run(c.name, func(t *testing.T) {

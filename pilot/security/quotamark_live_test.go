@@ -55,8 +55,14 @@ func TestQuotaMarkLive(t *testing.T) {
 			path string
 			want string
 		}{
-			{p, "here", "/", ""}, {p, "none", "/", ""}, {p, "here", "/no", ""},
-			{away, "away", "/", "unavailable"}, {away, "away", "/no", ""}, {away, "observed", "/", ""}, {away, "closed", "/", ""}, {away, "none", "/", ""},
+			{p, "here", "/", ""},
+			{p, "none", "/", ""},
+			{p, "here", "/no", ""},
+			{away, "away", "/", "unavailable"},
+			{away, "away", "/no", ""},
+			{away, "observed", "/", ""},
+			{away, "closed", "/", ""},
+			{away, "none", "/", ""},
 		} {
 			got := c.p.do(c.in, request{path: c.path})
 			if values := got.header.Values("x-writ-quota"); len(values) > 1 || got.header.Get("x-writ-quota") != c.want || len(values) == 1 && c.want == "" {
