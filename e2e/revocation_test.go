@@ -220,6 +220,9 @@ func (m *mesh) revokedServer() {
 	}
 	proctest.Eventually(m.t, 10*time.Second, func() error { return ask(http.StatusServiceUnavailable) })
 	m.t.Logf("nothing is sent to a revoked server after %s", time.Since(began).Round(time.Millisecond))
+	if out, code := m.writ("explain", "--live", "--from", "c", "--to", "b:8000", m.dir); code != 1 || !strings.Contains(out, "the caller gets 503") {
+		m.t.Errorf("explain: %d %s", code, out)
+	}
 	if out, code := m.writ("certs", "unrevoke", accountOf+"b", m.dir); code != 0 {
 		m.t.Fatalf("exit code %d: %s", code, out)
 	}

@@ -57,6 +57,10 @@ func TestRevokedToken(t *testing.T) {
 	}
 	command("revoke", "jwt", "--issuer", "i", "--jti", "1", "--until", "1h", m.dir)
 	refusedSoon("revoked")
+	write(t, m.dir, "leaked.jwt", leaked)
+	if out, code := m.writ("explain", "--live", "--from", "a", "--to", "b:8000", "--jwt", m.dir+"/leaked.jwt", m.dir); code != 1 || !strings.Contains(out, "by TokenRevocation jti") {
+		t.Errorf("explain: %d %s", code, out)
+	}
 	if out := command("revoke", "ls", m.dir); !strings.Contains(out, "jti 1") {
 		t.Errorf("writ revoke ls: %s", out)
 	}

@@ -8,14 +8,19 @@ import (
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
-// revoked asks whether all certificates of the caller are revoked, which is what the
-// Envoy asks first. Which certificate a caller would show nobody knows.
+// revoked asks whether all certificates of the called workload are revoked, to which
+// callers' Envoys send nothing, or of the caller, which is what the called Envoy asks
+// first. Which certificate a caller would show nobody knows.
 func (l *life) revoked() error {
 	if l.r.Principal == "" {
 		return nil
 	}
 	if !l.q.Live {
 		l.revocations = append(l.revocations, "whether the certificate of "+l.r.Principal+" is revoked: it is taken for good")
+		return nil
+	}
+	if called := spiffeScheme + principalOf(l.m, l.to.proxy); l.m.Revoked.Identity(called) {
+		l.refuse(Step{Name: "Revocation", Runs: "Envoy of the caller", By: "Revocation " + called, Detail: "every certificate of the called workload is revoked"}, 503)
 		return nil
 	}
 	id := spiffeScheme + l.r.Principal
@@ -70,8 +75,12 @@ func (l *life) revokedTokens() error {
 	return nil
 }
 
-// addRevoked refuses the identities of which every certificate is revoked.
+// addRevoked refuses the identities of which every certificate is revoked, and if it is
+// the called workload's, everybody who would see that.
 func (s *sets) addRevoked() {
+	if s.m.Revoked.Identity(spiffeScheme + principalOf(s.m, s.proxy)) {
+		s.deny = append(s.deny, predicates{s.is(principalVar, "anybody of the mesh", spiffeScheme+".*")})
+	}
 	var ids []string
 	for _, i := range s.m.Revoked.Identities {
 		ids = append(ids, regexp.QuoteMeta(i.SPIFFEID))

@@ -114,6 +114,7 @@ func TestAskingWhatFilesDoNotHave(t *testing.T) {
 	}{
 		{"explain --from default/bookinfo-productpage --to details:9080", true, 0, "of the caller 1 certificate is revoked (0abc)"},
 		{"explain --from default/bookinfo-productpage --to details:9080 --path /secret", true, 1, "by AccessList default/partners rule 1"},
+		{"explain --from default/bookinfo-productpage --to reviews:9080", true, 1, "the caller gets 503"},
 		{"explain --from default/bookinfo-reviews --to details:9080", true, 1, "by Revocation spiffe://cluster.local/ns/default/sa/bookinfo-reviews"},
 		{"explain --from " + gateway + " --to productpage:9080 --path /api/x --jwt examples/bookinfo/tokens/alice.jwt", true, 1, "by TokenRevocation sub"},
 		{"explain --from " + gateway + " --to productpage:9080 --path /api/x --jwt examples/bookinfo/tokens/alice.jwt", false, 0, "whether the token is revoked: it is taken for good"},
@@ -122,6 +123,7 @@ func TestAskingWhatFilesDoNotHave(t *testing.T) {
 		{"explain --from productpage --to details:9080", false, 1, "the entries of its source are not known here"},
 		{"whocan --to details:9080 --path /x", true, 0, "1 certificate is revoked: whoever shows it is refused"},
 		{"whocan --to details:9080 --path /secret", true, 1, "nobody"},
+		{"whocan --to reviews:9080 --path /x", true, 1, "nobody"},
 		{"whocan --to details:9080 --path /x", false, 1, "what the source of AccessList default/partners gives: it is taken as before it gave anything"},
 		{"whocan --to reviews:9080 --path /x", false, 0, "what is revoked only a mesh that runs knows: ask with --live"},
 	} {
