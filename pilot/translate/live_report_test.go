@@ -90,11 +90,9 @@ func liveReports(t *testing.T, bin string, network byte) {
 	// is told.
 	db := m.workload("db-1", "default", "db", map[string]string{"app": "db"}, port(t, "tcp", 9091))
 	kv := m.workload("kv-1", "default", "kv", map[string]string{"app": "kv"}, port(t, "tcp", 9092))
-	for _, p := range []*model.RegoPolicy{
+	m.mesh.RegoPolicies = []*model.RegoPolicy{
 		{Meta: model.Meta{Ref: model.Ref{Kind: "RegoPolicy", Namespace: "default", Name: "db"}}, Selector: db.Labels, Module: "package p", Query: "data.p.allow"},
 		{Meta: model.Meta{Ref: model.Ref{Kind: "RegoPolicy", Namespace: "default", Name: "kv"}}, Selector: kv.Labels, Module: "package p", Query: "data.p.allow", Form: &regoform.Policy{Malformed: regoform.False(), Surely: regoform.False(), Perhaps: regoform.False()}},
-	} {
-		m.mesh.RegoPolicies = append(m.mesh.RegoPolicies, p)
 	}
 	m.service("shop", "default", shop)
 	m.apply(`
