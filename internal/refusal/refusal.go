@@ -82,7 +82,8 @@ var choices = func() []Choice {
 	return []Choice{
 		{Problem, []Want{{Is: regexp.MustCompile(`^\s*$`)}}},
 		choice(HTML, page, reserve), choice(Problem, problem, reserve), choice(Text, text, reserve),
-		choice(HTML, page, none), choice(Problem, problem, none), {Text, []Want{{Is: regexp.MustCompile(``)}}},
+		choice(HTML, page, none), choice(Problem, problem, none),
+		{Text, []Want{{Is: regexp.MustCompile(``)}}},
 	}
 }()
 

@@ -131,8 +131,12 @@ func TestMalformedLive(t *testing.T) {
 			}
 		}
 		for _, r := range []request{
-			{host: "[::1]:80"}, {host: "outbound|80||a_b.c"}, {path: "/..a;b/a;..?x=/..;/"}, {path: "/v1;x=..;"},
-			{header: map[string]string{"Authorization": `Digest username="a", realm="b"`}}, {header: map[string]string{"Authorization": "Bearer a"}},
+			{host: "[::1]:80"},
+			{host: "outbound|80||a_b.c"},
+			{path: "/..a;b/a;..?x=/..;/"},
+			{path: "/v1;x=..;"},
+			{header: map[string]string{"Authorization": `Digest username="a", realm="b"`}},
+			{header: map[string]string{"Authorization": "Bearer a"}},
 		} {
 			if got := p.do("in", r); got.status != 200 {
 				t.Errorf("%+v: %d %q", r, got.status, got.deniedBy)

@@ -273,7 +273,7 @@ func (s *Snapshot) join(from *Snapshot) {
 	add(&s.Endpoints, from.Endpoints)
 	add(&s.Listeners, from.Listeners)
 	add(&s.Routes, from.Routes)
-
+	add(&s.Extensions, from.Extensions)
 }
 
 // attacked adds a workload with the policy of its kind.

@@ -29,15 +29,15 @@ func ask(line string, headers ...string) string {
 	return line + "\r\n" + attackMark + ": MARK\r\n" + strings.Join(append(headers, "Connection: close"), "\r\n") + "\r\n\r\n"
 }
 
-// each makes a try of every text.
-func each(make func(string) string, passes map[string]string, texts ...string) []try {
+// each makes a try of every text, as it is written into a request.
+func each(write func(string) string, passes map[string]string, texts ...string) []try {
 	var out []try
 	for _, text := range texts {
 		p := map[string]string{}
 		for targets, what := range passes {
 			p[targets] = strings.ReplaceAll(what, "SENT", text)
 		}
-		out = append(out, try{bytes: make(text), passes: p})
+		out = append(out, try{bytes: write(text), passes: p})
 	}
 	return out
 }
