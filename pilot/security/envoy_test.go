@@ -297,6 +297,9 @@ func backend(t testing.TB) *clusterv3.Cluster {
 		for _, name := range []string{"X-Sub", "Authorization", "X-Payload"} {
 			w.Header()["Saw-"+name] = r.Header[name]
 		}
+		if cost := r.Header.Get("Answer-Cost"); cost != "" {
+			w.Header().Set("X-Cost", cost)
+		}
 		_, _ = io.WriteString(w, "passed\n")
 	}))
 	t.Cleanup(server.Close)
