@@ -44,7 +44,7 @@ const (
 	// idleReports is after how many reports of nothing a bucket is given up.
 	idleReports = 6
 	// retryMin and retryMax bound how soon a bucket that got nothing is tried again.
-	retryMin, retryMax = 200 * time.Millisecond, ReportEvery
+	retryMin, retryMax = time.Second, ReportEvery
 )
 
 // Store decides over all uses at once.
