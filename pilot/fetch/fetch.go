@@ -3,11 +3,11 @@
 //
 // A server is asked by GET, without a proxy and without credentials, over TLS 1.2 or
 // later if the URL says https. Addresses that no document has any business at are
-// refused when they are dialled, whatever name led there: link-local ones (among them
-// the metadata services of clouds), those of the mesh's own services, and a proxy's own
-// ports. Redirects are followed only as far as the request says, and never to another
-// scheme. What a server answers is not in errors, so that who may write a policy cannot
-// read through it what only pilot can reach.
+// refused when they are dialled, whatever name led there: link-local ones, the metadata
+// services of clouds, those of the mesh's own services, and a proxy's own ports.
+// Redirects are followed only as far as the request says, and never to another scheme.
+// What a server answers is not in errors, so that who may write a policy cannot read
+// through it what only pilot can reach.
 package fetch
 
 import (
@@ -92,20 +92,10 @@ func (g Guard) Get(ctx context.Context, r Request) (Answer, error) {
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return Answer{}, withoutURL(err)
+		return Answer{}, withoutAnswer(err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	return read(resp, r)
-}
-
-// withoutURL takes the URL out of an error, which whoever reads it knows, and which
-// after redirects is what a server said.
-func withoutURL(err error) error {
-	var wrapped *url.Error
-	if errors.As(err, &wrapped) {
-		return wrapped.Err
-	}
-	return err
 }
 
 // maxTag bounds the tags that are kept, in bytes.
@@ -123,7 +113,7 @@ func read(resp *http.Response, r Request) (Answer, error) {
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, r.MaxBody+1))
 	if err != nil {
-		return Answer{}, fmt.Errorf("read: %w", err)
+		return Answer{}, fmt.Errorf("read: %w", withoutAnswer(err))
 	}
 	if int64(len(body)) > r.MaxBody {
 		return Answer{}, ErrTooLarge
@@ -161,7 +151,7 @@ func (g Guard) client(r Request) *http.Client {
 	dial := dialer.DialContext
 	if r.Addresses != nil {
 		dial = func(ctx context.Context, network, _ string) (conn net.Conn, err error) {
-			err = errors.New("nobody is there")
+			err = refusal("nobody is there")
 			for _, address := range r.Addresses {
 				if conn, err = dialer.DialContext(ctx, network, address); err == nil {
 					return conn, nil
@@ -178,13 +168,13 @@ func (g Guard) client(r Request) *http.Client {
 		CheckRedirect: func(req *http.Request, via []*http.Request) error {
 			switch {
 			case r.Redirects == 0:
-				return errors.New("the server sends on; name the place that it means")
+				return refusal("the server sends on; name the place that it means")
 			case len(via) > r.Redirects:
-				return errors.New("the server sends on too often")
+				return refusal("the server sends on too often")
 			case req.URL.Scheme != via[0].URL.Scheme:
-				return errors.New("the server sends on to another scheme")
+				return refusal("the server sends on to another scheme")
 			case !g.allowed(req.URL.String()):
-				return fmt.Errorf("the server sends on to where this pilot fetches nothing from (%s)", g.Setting)
+				return refusal("the server sends on to where this pilot fetches nothing from (" + g.Setting + ")")
 			}
 			return nil
 		},
@@ -195,16 +185,28 @@ func (g Guard) client(r Request) *http.Client {
 func (g Guard) control(_ context.Context, _, address string, _ syscall.RawConn) error {
 	to, err := netip.ParseAddrPort(address)
 	if err != nil {
-		return errors.New("an address that is none")
+		return refusal("an address that is none")
 	}
 	ip := to.Addr().Unmap().WithZone("")
 	if ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() {
-		return errors.New("nothing may come from such an address: it is link-local, multicast or unspecified")
+		return refusal("nothing may come from such an address: it is link-local, multicast or unspecified")
+	}
+	if slices.Contains(metadata(), ip) {
+		return refusal("nothing may come from such an address: it is that of a cloud's metadata")
 	}
 	if g.AddressProblem != nil {
 		if problem := g.AddressProblem(ip.String(), uint32(to.Port())); problem != "" {
-			return errors.New("the address of the server " + problem)
+			return refusal("the address of the server " + problem)
 		}
 	}
 	return nil
+}
+
+// metadata are the addresses of metadata services of clouds that are not link-local: of
+// AWS and Google Cloud over IPv6, Azure (its WireServer), Alibaba Cloud and Oracle Cloud.
+func metadata() []netip.Addr {
+	return []netip.Addr{
+		netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("fd20:ce::254"), netip.MustParseAddr("168.63.129.16"),
+		netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("192.0.0.192"),
+	}
 }
