@@ -27,9 +27,14 @@ const (
 	// firstRetry is when a source that failed is looked at again, twice as late each
 	// time up to its refresh.
 	firstRetry = time.Second
-	// maxFetches is how many sources are looked at at once.
+	// maxFetches is how many sources of a namespace are looked at at once, so that its slow
+	// ones delay no other's.
 	maxFetches = 8
+	// maxURLs is how many lists of a namespace may come from URLs.
+	maxURLs = 100
 )
+
+var errTooMany = fmt.Errorf("more than %d AccessLists of its namespace come from URLs: of this one nothing is fetched; name fewer", maxURLs)
 
 // Options are what a Keeper needs.
 type Options struct {
@@ -46,11 +51,14 @@ type Keeper struct {
 	state   string
 	log     *slog.Logger
 	fetches *prometheus.CounterVec
-	slots   chan struct{}
 	changed chan struct{}
 
 	mu      sync.Mutex
 	sources map[string]*source
+	// slots are for the looks at the sources of a namespace.
+	slots map[string]chan struct{}
+	// tooMany are lists that are not fetched.
+	tooMany []*model.AccessList
 	// running has the loops; nil before Run and after its end.
 	running context.Context //nolint:containedctx // the life of the loops that Set starts
 	loops   sync.WaitGroup
@@ -58,8 +66,9 @@ type Keeper struct {
 
 // source is one list.
 type source struct {
-	list *model.AccessList
-	good good
+	list  *model.AccessList
+	slots chan struct{}
+	good  good
 	// failed is why the last look gave nothing, nil if it did.
 	failed error
 	stop   context.CancelFunc
@@ -88,7 +97,7 @@ type Problem struct {
 // New gives a Keeper without lists.
 func New(o Options) *Keeper {
 	k := &Keeper{
-		get: o.Limits.get, state: o.State, log: o.Log, slots: make(chan struct{}, maxFetches), changed: make(chan struct{}, 1), sources: map[string]*source{},
+		get: o.Limits.get, state: o.State, log: o.Log, changed: make(chan struct{}, 1), sources: map[string]*source{}, slots: map[string]chan struct{}{},
 		fetches: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "writ_pilot_access_list_fetches_total", Help: "Looks at the sources of AccessLists.",
 		}, []string{"result"}),
@@ -130,16 +139,23 @@ func (k *Keeper) Run(ctx context.Context) error {
 func (k *Keeper) Set(lists []*model.AccessList) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	there := map[string]bool{}
+	there, urls := map[string]bool{}, map[string]int{}
+	k.tooMany = nil
 	for _, list := range lists {
 		if list.From == nil {
 			continue
+		}
+		if list.From.URL != "" {
+			if urls[list.Namespace]++; urls[list.Namespace] > maxURLs {
+				k.tooMany = append(k.tooMany, list)
+				continue
+			}
 		}
 		id := list.Namespace + "/" + list.Name
 		there[id] = true
 		s := k.sources[id]
 		if s == nil {
-			s = &source{list: list, good: k.load(id, list.Form)}
+			s = &source{list: list, slots: k.slotsOf(list.Namespace), good: k.load(id, list.Form)}
 			k.sources[id] = s
 			k.start(id)
 			continue
@@ -167,6 +183,14 @@ func (k *Keeper) Set(lists []*model.AccessList) {
 			k.forget(id)
 		}
 	}
+}
+
+// slotsOf gives those of a namespace. They stay: of namespaces there are few.
+func (k *Keeper) slotsOf(namespace string) chan struct{} {
+	if k.slots[namespace] == nil {
+		k.slots[namespace] = make(chan struct{}, maxFetches)
+	}
+	return k.slots[namespace]
 }
 
 func fits(form model.AccessForm, entries []string) bool {
@@ -237,11 +261,11 @@ func (k *Keeper) sleep(ctx context.Context, s *source, list *model.AccessList, w
 // look looks at a source once.
 func (k *Keeper) look(ctx context.Context, id string, s *source, list *model.AccessList, tag string) error {
 	select {
-	case k.slots <- struct{}{}:
+	case s.slots <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	defer func() { <-k.slots }()
+	defer func() { <-s.slots }()
 	a, err := k.get(ctx, list.From, tag)
 	var entries []string
 	if err == nil && !a.Unchanged {
@@ -313,7 +337,8 @@ func (k *Keeper) Fetched() map[string]model.Fetched {
 	return out
 }
 
-// Problems says of which lists the last look gave nothing, in the order of their names.
+// Problems says of which lists the last look gave nothing, in the order of their names;
+// behind them are those that are too many to be looked at.
 func (k *Keeper) Problems() []Problem {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -328,6 +353,9 @@ func (k *Keeper) Problems() []Problem {
 			p.Entries, p.Fetched = len(s.good.Entries), s.good.Fetched
 		}
 		out = append(out, p)
+	}
+	for _, list := range k.tooMany {
+		out = append(out, Problem{List: list, Err: errTooMany})
 	}
 	return out
 }

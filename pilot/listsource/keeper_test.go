@@ -3,6 +3,7 @@ package listsource
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -233,6 +234,45 @@ func FuzzParse(f *testing.F) {
 		}
 		if entries == nil || !fits(model.AccessForm(form%4), entries) {
 			t.Errorf("%q is taken as %q", body, entries)
+		}
+	})
+}
+
+// TestOneNamespaceDelaysNoOther: whatever the lists of a namespace name, and however many
+// they are, those of others are looked at.
+func TestOneNamespaceDelaysNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{answer: fetch.Answer{Body: []byte("10.0.0.1\n")}}
+		k := keeper("", f)
+		asked := map[string]bool{}
+		k.get = func(ctx context.Context, src *model.AccessSource, tag string) (fetch.Answer, error) {
+			if !strings.HasPrefix(src.URL, "http://slow") {
+				return f.get(ctx, src, tag)
+			}
+			f.mu.Lock()
+			asked[src.URL] = true
+			f.mu.Unlock()
+			<-ctx.Done()
+			return fetch.Answer{}, ctx.Err()
+		}
+		var lists []*model.AccessList
+		for i := range maxURLs + 3 {
+			l := partners(fmt.Sprintf("http://slow%d.example/", i), 0)
+			l.Namespace, l.Name = "evil", fmt.Sprintf("l%03d", i)
+			lists = append(lists, l)
+		}
+		k.Set(lists)
+		running(t, k)
+		k.Set(append(lists, partners("http://a.example/", 0)))
+		k.entries(t, "10.0.0.1")
+		p := k.Problems()
+		if len(p) != 3 || p[0].List != lists[maxURLs] || !errors.Is(p[0].Err, errTooMany) {
+			t.Errorf("problems: %+v", p)
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if len(asked) != maxFetches {
+			t.Errorf("%d slow ones at once, want %d", len(asked), maxFetches)
 		}
 	})
 }
