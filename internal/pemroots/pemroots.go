@@ -45,6 +45,7 @@ func Parse(text []byte) (*x509.CertPool, error) {
 		return nil, fmt.Errorf("more than %d bytes are too many for a file of roots", maxBytes)
 	}
 	pool, n := x509.NewCertPool(), 0
+	begun := bytes.Count(text, []byte("-----BEGIN CERTIFICATE-----"))
 	for {
 		block, rest := pem.Decode(text)
 		if block == nil {
@@ -62,8 +63,8 @@ func Parse(text []byte) (*x509.CertPool, error) {
 		pool.AddCert(cert)
 	}
 	switch {
-	case bytes.Contains(text, []byte("-----BEGIN CERTIFICATE-----")):
-		return nil, fmt.Errorf("certificate %d is damaged or cut off", n+1)
+	case n < begun: // Decode passes over what it cannot read, wherever it is
+		return nil, fmt.Errorf("one of %d certificates is damaged or cut off", begun)
 	case n == 0:
 		return nil, errors.New("no PEM certificate in it")
 	}

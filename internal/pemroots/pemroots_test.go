@@ -27,7 +27,9 @@ func TestLoad(t *testing.T) {
 		"empty":          {nil, 0, "no PEM certificate"},
 		"something else": {key, 0, "no PEM certificate"},
 		"broken":         {append(bytes.Clone(one), broken...), 0, "certificate 2 cannot be read"},
-		"cut off":        {append(bytes.Clone(one), two[:len(two)/2]...), 0, "certificate 2 is damaged or cut off"},
+		"cut off":        {append(bytes.Clone(one), two[:len(two)/2]...), 0, "one of 2 certificates is damaged or cut off"},
+		"cut off before": {append(bytes.Clone(one[:len(one)/2]), append([]byte("\n"), two...)...), 0, "one of 2 certificates is damaged or cut off"},
+		"damaged before": {append(bytes.Replace(one, []byte("M"), []byte("*"), 1), two...), 0, "one of 2 certificates is damaged or cut off"},
 		"too large":      {append(bytes.Clone(one), bytes.Repeat([]byte("\n"), 1<<20)...), 0, "too many"},
 	} {
 		t.Run(name, func(t *testing.T) {
