@@ -30,6 +30,18 @@ func TestPreferred(t *testing.T) {
 	}
 }
 
+// TestPreferredReadsLittle: nobody has us read 60 KiB again and again.
+func TestPreferredReadsLittle(t *testing.T) {
+	for _, accept := range []string{strings.Repeat("x/y,", maxAccept/4) + "text/html", strings.Repeat("x/y,", 15_000)} {
+		if got := Preferred(accept); got != Text {
+			t.Errorf("%d bytes: %q", len(accept), got)
+		}
+	}
+	if got := Preferred("text/html," + strings.Repeat("x/y,", 15_000)); got != HTML {
+		t.Errorf("what comes first: %q", got)
+	}
+}
+
 // FuzzPreferred: whatever a client sends, it gets one of the forms.
 func FuzzPreferred(f *testing.F) {
 	f.Add("text/html;q=0.5, */*")
