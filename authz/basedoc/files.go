@@ -27,8 +27,10 @@ func (d *Data) add(path storage.Path, doc *document) error {
 	case len(path) == 0 && !v.isObject():
 		return errNoObject
 	}
-	var err error
-	d.root, err = merge(d.root, v.wrapped(path), nil)
+	root, err := merge(d.root, v.wrapped(path), nil)
+	if err == nil {
+		d.root = root
+	}
 	return err
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"math"
 	"unicode/utf8"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -20,9 +21,13 @@ const maxDepth = 10_000
 // twenty times that.
 const maxOdd = 32 << 20
 
-// maxText bounds a document's text, in bytes. Each of them makes three at most, where
-// it is not UTF-8 and replaced, so that positions fit into 32 bits.
-const maxText = 1 << 30
+// maxText bounds a document's text, and maxDocument what is made of it, in bytes, so that
+// positions fit into 32 bits. A byte of text makes three where it is not UTF-8 and
+// replaced, and six and more in large containers that have nothing but one another.
+const (
+	maxText     = 1 << 30
+	maxDocument = math.MaxUint32 - largeHead
+)
 
 // errTwice is an object with the same name twice. Of such the last counts in OPA.
 var errTwice = errors.New("an object has a name twice")
@@ -62,6 +67,8 @@ type parser struct {
 	// open are the containers around pos, members the positions of what is in them.
 	open    []container
 	members []uint32
+	// most is maxDocument.
+	most int
 }
 
 // container is an array or an object that is being read.
@@ -77,7 +84,7 @@ func parseJSON(text []byte) (*document, error) {
 	if len(text) > maxText {
 		return nil, fmt.Errorf("it has more than %d bytes", maxText)
 	}
-	p := &parser{text: text, d: &document{b: make([]byte, 0, len(text)+largeHead), seed: maphash.MakeSeed()}}
+	p := &parser{text: text, most: maxDocument, d: &document{b: make([]byte, 0, len(text)+largeHead), seed: maphash.MakeSeed()}}
 	if err := p.run(); err != nil {
 		line := 1 + bytes.Count(text[:min(p.pos, len(text))], []byte("\n"))
 		return nil, fmt.Errorf("line %d: %w", line, err)
@@ -126,6 +133,9 @@ func (p *parser) value() (opened bool, err error) {
 
 // after reads what is between two values; more says that another one follows.
 func (p *parser) after() (more bool, err error) {
+	if err := p.fits(); err != nil {
+		return false, err
+	}
 	for {
 		n := len(p.open)
 		c := p.peek()
@@ -156,6 +166,9 @@ func (p *parser) after() (more bool, err error) {
 func (p *parser) begin(c byte) (opened bool, err error) {
 	if len(p.open) >= maxDepth {
 		return false, fmt.Errorf("more than %d containers in each other", maxDepth)
+	}
+	if err := p.fits(); err != nil {
+		return false, err
 	}
 	p.pos++
 	kind, end := byte(kindArray), byte(']')
@@ -270,6 +283,14 @@ func (p *parser) peek() byte {
 		}
 	}
 	return 0
+}
+
+// fits refuses what has become too large, before anything takes its position.
+func (p *parser) fits() error {
+	if len(p.d.b) > p.most {
+		return fmt.Errorf("it takes more than %d bytes", p.most)
+	}
+	return nil
 }
 
 // at is the position of what is written next.

@@ -163,6 +163,21 @@ func TestSize(t *testing.T) {
 	}
 }
 
+// What a text makes is bounded by itself: containers that have nothing but one another
+// take six times their text, and positions have 32 bits.
+func TestDocumentIsBounded(t *testing.T) {
+	text := []byte(strings.Repeat("[", 5000) + `"` + strings.Repeat("x", 300) + `"` + strings.Repeat("]", 5000))
+	if d, err := parseJSON(text); err != nil || len(d.b) < 6*len(text) {
+		t.Fatalf("%v", err)
+	}
+	for name, text := range map[string][]byte{"containers": text, "text": []byte(`["` + strings.Repeat("\xff", 3000) + `"]`)} {
+		p := &parser{text: text, most: 3 * len(text) / 2, d: &document{}}
+		if err := p.run(); err == nil || !strings.Contains(err.Error(), "takes more than") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	for _, text := range texts() {
 		if len(text) < 3000 {

@@ -387,6 +387,35 @@ func TestLoadAsOPA(t *testing.T) {
 	}
 }
 
+// What many files have is put together without a copy for each of them, and one that does
+// not fit does not take the others away.
+func TestManyFiles(t *testing.T) {
+	doc, err := parse([]byte(`{"x": 1}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := Data{root: value{object: &object{}}}
+	var first *object
+	const n = 100
+	for i := range n {
+		if err := d.add(storage.Path{fmt.Sprint("f", i)}, doc); err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			first = d.root.object
+		}
+	}
+	if d.root.object != first {
+		t.Error("each file has all before it copied")
+	}
+	if err := d.add(storage.Path{"f1", "x"}, doc); err == nil {
+		t.Error("an object is put where a number is")
+	}
+	if got := d.root.ast().(ast.Object).Len(); got != n {
+		t.Errorf("%d members", got)
+	}
+}
+
 // What is kept of made values is bounded, and what is large is made once.
 func TestMade(t *testing.T) {
 	doc, err := parse([]byte(document1(3000)))

@@ -159,8 +159,9 @@ func (e *conflictError) Error() string {
 	return fmt.Sprintf("another file has %s too", e.path.Ref(ast.DefaultRootDocument))
 }
 
-// merge puts two objects together of which nothing was removed. Each name that both have
-// must be an object in both.
+// merge puts two objects together of which nothing was removed, and which nobody else has
+// yet: it changes the larger one, since each of many files is merged into those before.
+// Each name that both have must be an object in both.
 func merge(a, b value, path storage.Path) (value, error) {
 	if !a.isObject() || !b.isObject() {
 		return value{}, &conflictError{slices.Clone(path)}
@@ -168,11 +169,13 @@ func merge(a, b value, path storage.Path) (value, error) {
 	if a.size() < b.size() {
 		a, b = b, a
 	}
-	o := &object{of: slices.Concat(a.parts(), b.parts()), over: make(map[string]value)}
-	for _, v := range []value{a, b} {
-		if v.object != nil {
-			maps.Copy(o.over, v.object.over)
-		}
+	o := a.object
+	if o == nil {
+		o = &object{of: a.parts()}
+	}
+	over := make(map[string]value)
+	if b.object != nil {
+		maps.Copy(over, b.object.over)
 	}
 	for name, c := range b.members() {
 		other := a.child(name)
@@ -183,8 +186,14 @@ func merge(a, b value, path storage.Path) (value, error) {
 		if err != nil {
 			return value{}, err
 		}
-		o.over[name] = both
+		over[name] = both
 	}
+	if o.over == nil {
+		o.over = over
+	} else {
+		maps.Copy(o.over, over)
+	}
+	o.of = append(o.of, b.parts()...)
 	return value{object: o}, nil
 }
 
