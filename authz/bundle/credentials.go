@@ -121,7 +121,8 @@ func (c *Credentials) token() (string, error) {
 		return "", err
 	}
 	token := strings.TrimSpace(string(data))
-	if !sendable(token) {
+	// A policy that names the file of an OAuth2 client must not have its secret sent.
+	if !sendable(token) || strings.HasPrefix(token, "{") {
 		return "", fmt.Errorf("%s is no token in one line", filepath.Join(c.Folder, c.TokenFile))
 	}
 	return token, nil

@@ -234,6 +234,7 @@ func TestCredentialFiles(t *testing.T) {
 	put(t, folder, "large", strings.Repeat("a", 65<<10))
 	put(t, folder, "lines", "hid\nden")
 	put(t, folder, "empty", "\n")
+	put(t, folder, "client.json", `{"token_url":"https://a.example/","client_id":"a","client_secret":"hidden"}`)
 	if err := os.Symlink(filepath.Join(outside, "secret"), filepath.Join(folder, "link")); err != nil {
 		t.Fatal(err)
 	}
@@ -241,7 +242,7 @@ func TestCredentialFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{
-		"open": "chmod 600", "large": "more than", "lines": "no token", "empty": "no token", "link": "escapes", "pipe": "no file", "none": "no such file",
+		"open": "chmod 600", "large": "more than", "lines": "no token", "empty": "no token", "client.json": "no token", "link": "escapes", "pipe": "no file", "none": "no such file",
 		"../" + filepath.Base(outside) + "/secret": "escapes", ".": "",
 	} {
 		p := &credentialed{Credentials: Credentials{Folder: folder, TokenFile: name, CAFile: "roots.pem"}}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -114,9 +115,9 @@ func (g *guard) admit(req *http.Request) (*http.Request, error) {
 }
 
 // sameSite says that two hosts reached by TLS belong to one owner, as
-// registry-1.docker.io and auth.docker.io do.
+// registry-1.docker.io and auth.docker.io do. Addresses have no owner.
 func sameSite(a, b *url.URL) bool {
-	if a.Scheme != "https" || b.Scheme != "https" {
+	if a.Scheme != "https" || b.Scheme != "https" || net.ParseIP(a.Hostname()) != nil || net.ParseIP(b.Hostname()) != nil {
 		return false
 	}
 	x, err := publicsuffix.EffectiveTLDPlusOne(a.Hostname())

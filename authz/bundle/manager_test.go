@@ -68,7 +68,7 @@ func TestBundleOverHTTP(t *testing.T) {
 	}
 	s.set("/b.tar.gz", bundletest.Tarball(t, policy(4)))
 	r.decides(t, "4 4")
-	proctest.Eventually(t, 10*time.Second, func() error { return r.report("b").Err })
+	proctest.Eventually(t, 30*time.Second, func() error { return r.report("b").Err })
 	var etags, waits int
 	for _, h := range s.seen("/b.tar.gz") {
 		if h.Get("If-None-Match") != "" {
@@ -240,7 +240,7 @@ func TestPersistedBundle(t *testing.T) {
 	t.Run("first", func(t *testing.T) {
 		r := run(t, options(config))
 		r.decides(t, "1 1")
-		proctest.Eventually(t, 10*time.Second, func() error {
+		proctest.Eventually(t, 30*time.Second, func() error {
 			if r.report("b").Revision == "" {
 				return errors.New("not reported yet")
 			}
