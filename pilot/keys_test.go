@@ -140,12 +140,12 @@ spec: {jwtRules: [{issuer: %q, jwksUri: %q}]}
 	if err := ask(a, 401); err != nil {
 		t.Error(err)
 	}
-	for _, what := range []string{"", `{"keys":[{"kty":"oct","kid":"a","alg":"HS256","k":"c2VjcmV0"}]}`, "<html>"} {
+	for what, told := range map[string]string{"": "status 503", `{"keys":[{"kty":"oct","kid":"a","alg":"HS256","k":"c2VjcmV0"}]}`: "no key by which", "<html>": "a page"} {
 		says(what)
 		r.keySets.Refetch([]string{server.URL + "/jwks"})
 		proctest.Until(t, bound, "the status says so", func() bool {
 			st, _ := r.status()
-			return len(st.GetKeySets()) == 1 && st.GetKeySets()[0].GetError() != "" && st.GetKeySets()[0].GetKeys() == 1
+			return len(st.GetKeySets()) == 1 && strings.Contains(st.GetKeySets()[0].GetError(), told) && st.GetKeySets()[0].GetKeys() == 1
 		})
 		if err := errors.Join(ask(b, 200), ask(a, 401)); err != nil {
 			t.Errorf("while the server answers %q: %v", what, err)
@@ -246,21 +246,35 @@ apiVersion: security.istio.io/v1
 kind: RequestAuthentication
 metadata: {name: b, namespace: elsewhere}
 spec: {jwtRules: [{issuer: "https://one", jwksUri: "https://sso.example/jwks"}]}
+---
+# What one author writes is nowhere another one's place, whatever he writes.
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: c, namespace: another}
+spec:
+  jwtRules:
+  - {issuer: "https://nobody", jwksUri: "https://issuer.example/.well-known/openid-configuration"}
+  - {issuer: "https://nobody", jwksUri: "https://sso.example/jwks by default/sso.example"}
 `,
 	})
 	mesh, _, problems := source.Read()
 	if mesh == nil {
 		t.Fatalf("%v", problems)
 	}
-	places := keyPlaces(mesh)
+	places, tooMany := keyPlaces(mesh)
+	if len(tooMany) > 0 {
+		t.Errorf("problems: %v", tooMany)
+	}
 	var got []string
 	for _, p := range places {
 		got = append(got, fmt.Sprint(p.Key(), " ", p.Discovery, " ", p.Addresses, " ", p.Issuers, " ", p.Timeout))
 	}
 	want := []string{
-		"https://issuer.example/.well-known/openid-configuration true [] [https://issuer.example/] 0s",
+		"https://issuer.example/.well-known/openid-configuration false [] [https://nobody] 0s",
+		"https://issuer.example/.well-known/openid-configuration (discovery) true [] [https://issuer.example/] 0s",
 		"https://sso.example/jwks false [] [https://one] 0s",
 		"https://sso.example/jwks by default/sso.example false [127.0.0.1:8080] [https://one https://two] 3s",
+		"https://sso.example/jwks%20by%20default/sso.example false [] [https://nobody] 0s",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("places:\n%s\nwant:\n%s\n%v", strings.Join(got, "\n"), strings.Join(want, "\n"), problems)
@@ -283,4 +297,32 @@ spec: {jwtRules: [{issuer: "https://one", jwksUri: "https://sso.example/jwks"}]}
 			t.Errorf("%v: %q, want %d", c.report, keys, c.want)
 		}
 	}
+}
+
+// TestTooManyKeyPlaces: an author cannot have pilot ask without end, keeps nobody else's
+// keys away, and is told.
+func TestTooManyKeyPlaces(t *testing.T) {
+	rules := func(namespace string, n int) string {
+		text := fmt.Sprintf("---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: a, namespace: %s}\nspec:\n  jwtRules:\n", namespace)
+		for i := range n {
+			text += fmt.Sprintf("  - {issuer: x, jwksUri: \"https://%s.example/%d\"}\n", namespace, i)
+		}
+		return text
+	}
+	f := newFixture(t, "", map[string]string{"tokens.yaml": rules("evil", maxKeyPlaces+7) + rules("good", maxKeyPlaces) + rules("istio-system", maxKeyPlaces+1)})
+	proctest.Until(t, bound, "the status says so", func() bool {
+		st, _ := f.status()
+		by := map[string]int{}
+		for _, k := range st.GetKeySets() {
+			by[strings.Split(k.GetUri(), "/")[2]]++
+		}
+		var told []string
+		for _, p := range st.GetProblems() {
+			if strings.Contains(p.GetMessage(), "places of keys") {
+				told = append(told, p.GetObject())
+			}
+		}
+		return by["evil.example"] == maxKeyPlaces && by["good.example"] == maxKeyPlaces && by["istio-system.example"] == maxKeyPlaces+1 &&
+			len(told) == 1 && strings.Contains(told[0], "evil/a")
+	})
 }

@@ -95,9 +95,10 @@ type Pilot struct {
 	authz bool
 	// lists fetches entries of AccessLists.
 	lists *listsource.Keeper
-	// keySets fetches keys of token issuers.
-	keySets  *keysource.Keeper
-	problems []meshdir.Problem
+	// keySets fetches keys of token issuers; keyProblems are who names too many places.
+	keySets     *keysource.Keeper
+	keyProblems []meshdir.Problem
+	problems    []meshdir.Problem
 	// failed is why the files as they stand cannot be translated, or not for
 	// everybody.
 	failed []meshdir.Problem
@@ -379,5 +380,5 @@ func (p *Pilot) notify() {
 
 // allProblems is what is wrong with the files as they stand.
 func (p *Pilot) allProblems() []meshdir.Problem {
-	return slices.Concat(p.failed, p.problems, p.listProblems())
+	return slices.Concat(p.failed, p.problems, p.listProblems(), p.keyProblems)
 }

@@ -27,7 +27,7 @@ const (
 	// each change is a revision for many proxies.
 	restlessChanges, restlessFor = 4, time.Minute
 	// maxLooks is how many places are looked at at once, each for mostTimeout at most.
-	maxLooks = 64
+	maxLooks = 128
 )
 
 // Options are what a Keeper needs.

@@ -340,9 +340,10 @@ func TestTag(t *testing.T) {
 		w.set(issuer, says(`{"jwks_uri":"`+one+`"}`, ""))
 		w.set(one, says(body, "max-age=10"))
 		w.set(other, says(body, "max-age=10"))
-		k.Set([]Place{{KeyPlace: model.KeyPlace{URI: issuer, Discovery: true}}})
+		at := model.KeyPlace{URI: issuer, Discovery: true}
+		k.Set([]Place{{KeyPlace: at}})
 		defer running(t, k)()
-		if k.Sets()[issuer] == "" || w.tags[one] != "" {
+		if k.Sets()[at.Key()] == "" || w.tags[one] != "" {
 			t.Errorf("first: %v, tag %q; %+v", k.Sets(), w.tags[one], k.Status())
 		}
 		w.set(one, func(context.Context) (fetch.Answer, error) {

@@ -24,12 +24,18 @@ type KeyPlace struct {
 }
 
 // Key tells places apart: one URI means different servers to those who have a
-// ServiceEntry for its host and to others.
+// ServiceEntry for its host and to others, and different things to those who take it for
+// a key set and for a document. No author can write a URI that reads like the key of
+// another one's place: it has no space.
 func (p KeyPlace) Key() string {
-	if p.Entry == "" {
-		return p.URI
+	key := strings.ReplaceAll(p.URI, " ", "%20")
+	if p.Discovery {
+		key += " (discovery)"
 	}
-	return p.URI + " by " + p.Entry
+	if p.Entry != "" {
+		key += " by " + p.Entry
+	}
+	return key
 }
 
 // discoveryPath is behind the issuer's name, see KeyPlace.URI.
