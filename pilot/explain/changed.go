@@ -9,9 +9,9 @@ import (
 	"github.com/writ-mesh/writ/pilot/security/eval"
 )
 
-// maxComparisons bounds the pairs of a changed rule and an unchanged one that are
-// compared to leave the latter out.
-const maxComparisons = 5_000_000
+// maxComparisons bounds the pairs of a value of a changed rule and one of an unchanged
+// rule that are compared to leave the latter out.
+const maxComparisons = 50_000_000
 
 // onlyRulesDiffer gives the two sides without the rules that both have and that match
 // no request which one of the changed rules matches. Where no changed rule matches both
@@ -27,7 +27,7 @@ func onlyRulesDiffer(a, b *side) (*side, *side) {
 	x, y := groups(a), groups(b)
 	var changed []reach
 	var unchanged [2][3]map[*eval.Rule]bool
-	total := 0
+	total, changes := 0, 0
 	for g := range x {
 		for i, pair := range [2][2][]*eval.Rule{{x[g], y[g]}, {y[g], x[g]}} {
 			there := map[string]bool{}
@@ -36,16 +36,18 @@ func onlyRulesDiffer(a, b *side) (*side, *side) {
 			}
 			unchanged[i][g] = map[*eval.Rule]bool{}
 			for _, r := range pair[0] {
+				of := a.reach(r)
 				if there[meaning(r)] {
 					unchanged[i][g][r] = true
+					total += of.size()
 				} else {
-					changed = append(changed, a.reach(r))
+					changed = append(changed, of)
+					changes += of.size()
 				}
 			}
-			total += len(unchanged[i][g])
 		}
 	}
-	if total*len(changed) > maxComparisons {
+	if total*changes > maxComparisons {
 		return a, b
 	}
 	lessOf := func(s *side, rules [3][]*eval.Rule, same [3]map[*eval.Rule]bool) *side {
@@ -138,6 +140,15 @@ func (s *side) wantedValue(key, value string) (wanted, bool) {
 	}
 	text, prefix := strings.CutSuffix(value, "*")
 	return wanted{text, prefix}, !strings.ContainsAny(text, "*{")
+}
+
+// size is what it costs to compare it, 1 at least.
+func (r reach) size() int {
+	n := 1
+	for _, all := range r {
+		n += len(all)
+	}
+	return n
 }
 
 // meets is false if no request is in both.

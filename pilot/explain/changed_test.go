@@ -70,6 +70,31 @@ func TestDiffOfOneAmongMany(t *testing.T) {
 	}
 }
 
+// TestDiffOfLongRules: it is the values that are compared, and they are bounded.
+func TestDiffOfLongRules(t *testing.T) {
+	var sides [2]*side
+	for i, last := range []string{"/a", "/b"} {
+		m := manyRules(2, -1)
+		for n, pol := range m.AuthorizationPolicies {
+			paths := make([]string, 8000)
+			for j := range paths {
+				paths[j] = fmt.Sprintf("/%d/%d", n, j)
+			}
+			if n == 1 {
+				paths[0] = last
+			}
+			pol.Spec.Rules[0] = &security.Rule{To: []*security.Rule_To{{Operation: &security.Operation{Paths: paths}}}}
+		}
+		var err error
+		if sides[i], err = newSide(m, m.Proxies[0], m.Proxies[0].Ports[0], nil, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if a, b := onlyRulesDiffer(sides[0], sides[1]); a != sides[0] || b != sides[1] {
+		t.Error("8000 values are compared with 8000")
+	}
+}
+
 // TestReach: rules that a request may match both are never told apart.
 func TestReach(t *testing.T) {
 	s := &side{m: &model.Mesh{TrustDomain: "mesh.example", TrustDomainAliases: []string{"old"}}}

@@ -31,17 +31,31 @@ func normalize(m *model.Mesh, path string) (string, bool) {
 			}
 		}
 	}
-	if dotsWithParameters(path) {
-		return "", false
-	}
 	if more {
 		path += "?" + query
 	}
 	return path, true
 }
 
-// dotsWithParameters says that the path is malformed for package security.
+// malformed names the rule by which a request with that normalized path is malformed for
+// package security, "" if none does.
+func (l *life) malformed(path string) string {
+	authorization := strings.ToLower(l.r.Headers["authorization"])
+	switch {
+	case strings.ContainsAny(l.r.Host, ",@%") || strings.Contains(l.r.Host, ".."):
+		return "host"
+	case dotsWithParameters(path):
+		return "path"
+	case strings.ContainsAny(l.r.Method, "abcdefghijklmnopqrstuvwxyz"):
+		return "method"
+	case strings.Contains(authorization, ",") && strings.Contains(authorization, "bearer "):
+		return "authorization"
+	}
+	return ""
+}
+
 func dotsWithParameters(path string) bool {
+	path, _, _ = strings.Cut(path, "?")
 	for segment := range strings.SplitSeq(strings.ToLower(path), "/") {
 		for _, dots := range []string{"..;", ".;", "..%3b", ".%3b"} {
 			if strings.HasPrefix(segment, dots) {

@@ -40,8 +40,40 @@ func TestNormalize(t *testing.T) {
 		}
 	}
 	for path, want := range map[string]bool{"admin": false, "/a/%2e%2e;x/b": false, "/a/..%3B/b": false, "/a;..;/b": true, "/a?x=/..;": true} {
-		if _, ok := normalize(&model.Mesh{Config: &meshv1.MeshConfig{}}, path); ok != want {
-			t.Errorf("%s is taken: %v, want %v", path, ok, want)
+		if normal, ok := normalize(&model.Mesh{Config: &meshv1.MeshConfig{}}, path); (ok && !dotsWithParameters(normal)) != want {
+			t.Errorf("%s is taken: %v, want %v", path, !want, want)
+		}
+	}
+}
+
+// TestMalformed: what every Envoy refuses whoever sends it, explain and whocan do too.
+func TestMalformed(t *testing.T) {
+	m := manyRules(0, -1)
+	for by, q := range map[string]Question{
+		"":                               {Path: "/a"},
+		"path normalization":             {Path: "a"},
+		"MalformedRequest path":          {Path: "/a/..;/b"},
+		"MalformedRequest method":        {Path: "/a", Method: "get"},
+		"MalformedRequest host":          {Path: "/a", Host: "a,b"},
+		"MalformedRequest authorization": {Path: "/a", Headers: map[string]string{"authorization": "Bearer a,Bearer b"}},
+	} {
+		q.From, q.To = Outside, "default/web-1"
+		if q.Method == "" {
+			q.Method = "GET"
+		}
+		a, err := Request(m, q, Deciders{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := a.Targets[0]; (got.Decision == Refused) != (by != "") || by != "" && got.By != by {
+			t.Errorf("%q: %s by %q", by, got.Decision, got.By)
+		}
+		callers, err := WhoCan(m, q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if nobody := len(callers[0].Statements) == 0; nobody != (by != "") {
+			t.Errorf("%q: whocan says %+v", by, callers)
 		}
 	}
 }

@@ -252,6 +252,10 @@ func (l *life) normal() error {
 		l.refuse(Step{Name: "path", Runs: l.envoy(), By: "path normalization", Detail: "the path does not begin with /"}, 400)
 		return nil
 	}
+	if rule := l.malformed(path); rule != "" {
+		l.refuse(Step{Name: "malformed", Runs: l.envoy(), By: "MalformedRequest " + rule, Detail: "the " + rule + " is such that programs read it in different ways"}, 400)
+		return nil
+	}
 	if path != l.path {
 		l.pass(Step{Name: "path", Runs: l.envoy(), Result: Allowed, Detail: "every filter sees " + path})
 	}

@@ -44,6 +44,10 @@ func WhoCan(m *model.Mesh, q Question) ([]Callers, error) {
 		if err := l.normal(); err != nil {
 			return nil, err
 		}
+		if l.decided != nil { // by the request itself, whoever sends it
+			out = append(out, Callers{Workload: t.proxy.Namespace + "/" + workloadOf(t.proxy), Port: t.port.Port, Notes: []string{l.decided.By + ": " + l.decided.Detail}})
+			continue
+		}
 		s, err := newSide(m, t.proxy, t.port, &eval.Request{Method: l.r.Method, Host: l.r.Host, Path: l.r.Path, Query: l.r.Query}, l.path)
 		if err != nil {
 			return nil, err
