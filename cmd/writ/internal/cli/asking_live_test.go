@@ -34,8 +34,9 @@ func (s inForce) GetConfiguration(context.Context, *pilotpb.GetConfigurationRequ
 // TestExplainLive asks about what pilot has in force, and not about files.
 func TestExplainLive(t *testing.T) {
 	files := map[string][]byte{
-		"/instances": []byte("apiVersion: local.writ.mesh/v1alpha1\nkind: WorkloadInstance\nmetadata: {name: a-1, namespace: default, labels: {app: a}}\nspec: {serviceAccount: a, address: 127.0.1.1, ports: [{name: http, port: 80}]}\n"),
-		"p.yaml":     []byte("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec: {action: DENY, rules: [{to: [{operation: {paths: [/no]}}]}]}\n"),
+		"/instances":      []byte("apiVersion: local.writ.mesh/v1alpha1\nkind: WorkloadInstance\nmetadata: {name: a-1, namespace: default, labels: {app: a}}\nspec: {serviceAccount: a, address: 127.0.1.1, ports: [{name: http, port: 80}]}\n"),
+		"p.yaml":          []byte("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec: {action: DENY, rules: [{to: [{operation: {paths: [/no]}}]}]}\n"),
+		"lists/large.txt": make([]byte, 5<<20), // more than clients of gRPC take by themselves
 	}
 	socket := adminServer(t, func(s *grpc.Server) { pilotpb.RegisterConfigurationServer(s, inForce{files: files}) })
 	for path, want := range map[string]int{"/no": 1, "/yes": 0} {

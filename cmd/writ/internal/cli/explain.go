@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
 	"github.com/writ-mesh/writ/internal/listen"
@@ -113,7 +112,7 @@ func adminSocket(args []string, state, socket, service string) (*grpc.ClientConn
 	if _, ok := listen.Unix(socket); !ok {
 		return nil, fmt.Errorf("--admin %q: want unix:///absolute/path", socket)
 	}
-	return grpc.NewClient(socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return dialAdmin(socket)
 }
 
 func explainIdentity(ctx context.Context, conn *grpc.ClientConn, pid int32) (*explained, error) {

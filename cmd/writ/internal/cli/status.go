@@ -26,7 +26,15 @@ func admin(dir, state, service string) (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return grpc.NewClient(ready.Admin[service], grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return dialAdmin(ready.Admin[service])
+}
+
+// maxAnswer bounds what a service tells, in bytes: a mesh directory with what its lists
+// have from elsewhere, or the status of many proxies.
+const maxAnswer = 256 << 20
+
+func dialAdmin(socket string) (*grpc.ClientConn, error) {
+	return grpc.NewClient(socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
 }
 
 func pilotStatus(ctx context.Context, dir, state string) (*pilotpb.GetStatusResponse, error) {
