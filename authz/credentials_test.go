@@ -107,3 +107,18 @@ func TestBundleCredentials(t *testing.T) {
 		t.Errorf("a token is in the log: %s", log)
 	}
 }
+
+// TestCredentialsFor: a policy gets the files of its own host, and never the folder with
+// those of all.
+func TestCredentialsFor(t *testing.T) {
+	r := &remotes{credentials: "/c"}
+	for address, want := range map[string]string{
+		"https://a.example/b": "/c/a.example", "https://a.example:8443/b": "/c/a.example:8443", "oci://a.example/b:1": "/c/a.example",
+		"https://./b": "", "https://../b": "", "oci://./b": "", "https://a%2fb/b": "", "https:///b": "", "file:///b": "", "": "",
+	} {
+		c := r.credentialsFor(&configpb.Bundle{Url: address, Credentials: &configpb.BundleCredentials{TokenFile: "a.example/token"}})
+		if c.Folder != want || c.TokenFile != "a.example/token" {
+			t.Errorf("%s: %q in %q, want %q", address, c.TokenFile, c.Folder, want)
+		}
+	}
+}

@@ -156,7 +156,7 @@ func TestRealEnvoy(t *testing.T) {
 			req.URL.Opaque = c.path // as it is
 			req.Header.Set("Content-Type", "application/json")
 			req.Header.Set("X-Drop", "me")
-			resp, err := (&http.Client{Timeout: 10 * time.Second}).Do(req)
+			resp, err := (&http.Client{Timeout: 30 * time.Second}).Do(req)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -190,7 +190,7 @@ func refusedBrowser(t *testing.T, url string) {
 		t.Fatal(err)
 	}
 	req.Header.Set("Accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8")
-	resp, err := (&http.Client{Timeout: 10 * time.Second}).Do(req)
+	resp, err := (&http.Client{Timeout: 30 * time.Second}).Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

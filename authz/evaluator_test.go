@@ -15,6 +15,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/writ-mesh/writ/internal/config"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
@@ -237,7 +238,6 @@ func TestCacheIsShared(t *testing.T) {
 // on, and a failure is not kept.
 func TestRunawayPolicies(t *testing.T) {
 	m := newMesh(t, func(c *Config) {
-		c.Decision.Timeout = 100 * 1e6
 		c.Decision.EvaluationMemory = 16 << 20
 	})
 	for name, c := range map[string]struct{ rule, reason string }{
@@ -247,6 +247,8 @@ func TestRunawayPolicies(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m.apply(t, regoPolicy("default/bad", c.rule), regoPolicy("default/good", `allow := true`))
 			before := m.lookups(t, "miss")
+			usual := m.decision.Timeout
+			m.decision.Timeout = config.Duration(100 * time.Millisecond)
 			for range 2 {
 				r := m.check(t, "default/bad")
 				if allowed(r) || !strings.HasPrefix(deniedBy(r), "RegoPolicy default/bad") {
@@ -256,6 +258,7 @@ func TestRunawayPolicies(t *testing.T) {
 			if got := m.lookups(t, "miss") - before; got != 2 {
 				t.Errorf("%d misses, want 2: a failure is not kept", got)
 			}
+			m.decision.Timeout = usual
 			if !allowed(m.check(t, "default/good")) {
 				t.Error("a policy beside it is refused")
 			}

@@ -153,7 +153,7 @@ func (r *remotes) credentialsFor(b *configpb.Bundle) bundle.Credentials {
 		TokenFile: c.GetTokenFile(), CertificateFile: c.GetCertificateFile(), KeyFile: c.GetKeyFile(),
 		ClientFile: c.GetClientFile(), Scopes: c.GetScopes(), CAFile: c.GetCaFile(),
 	}
-	if u, err := url.Parse(b.GetUrl()); err == nil && r.credentials != "" && filepath.IsLocal(u.Host) && filepath.Base(u.Host) == u.Host {
+	if u, err := url.Parse(b.GetUrl()); err == nil && r.credentials != "" && u.Host != "." && filepath.IsLocal(u.Host) && filepath.Base(u.Host) == u.Host {
 		out.Folder = filepath.Join(r.credentials, u.Host)
 	}
 	return out

@@ -158,7 +158,7 @@ func TestRemoteBundleOfAPolicy(t *testing.T) {
 	// After a restart while the server is away the bundle that was kept decides.
 	other.set(policyBundle(t, "7", "allow := true"))
 	decides(m, true)
-	proctest.Eventually(t, 10*time.Second, func() error {
+	proctest.Eventually(t, 30*time.Second, func() error {
 		if n := series(t, m.reg, "writ_authz_bundle_activated_timestamp_seconds"); n != 1 {
 			return fmt.Errorf("%d bundles are reported", n)
 		}

@@ -61,6 +61,7 @@ func newMesh(t testing.TB, change ...func(*Config)) *mesh {
 	t.Helper()
 	c := DefaultConfig()
 	c.Decision.UnknownPolicyWait = 0
+	c.Decision.Timeout = config.Duration(time.Minute) // a busy machine is no failure
 	for _, f := range change {
 		f(&c)
 	}
@@ -154,7 +155,6 @@ func TestCheckDecides(t *testing.T) {
 		regoPolicy("default/conflict", "allow := x if x := true\nallow := x if x := false"),
 		regoPolicy("default/loop", "allow if {\n some a in numbers.range(1, 5000)\n some b in numbers.range(1, 5000)\n some c in numbers.range(1, 5000)\n a*b*c < 0\n}"),
 		observed)
-	m.decision.Timeout = config.Duration(300 * time.Millisecond)
 	for name, c := range map[string]struct {
 		policies string
 		change   func(*authv3.AttributeContext)
@@ -192,6 +192,10 @@ func TestCheckDecides(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			if c.change == nil {
 				c.change = func(*authv3.AttributeContext) {}
+			}
+			m.decision.Timeout = config.Duration(time.Minute)
+			if c.policies == "default/loop" {
+				m.decision.Timeout = config.Duration(300 * time.Millisecond)
 			}
 			r := m.check(t, c.policies, c.change)
 			if allowed(r) != c.allow {
@@ -355,7 +359,10 @@ func TestRemovedPolicyRetires(t *testing.T) {
 }
 
 func TestUnknownPolicyIsWaitedFor(t *testing.T) {
-	m := newMesh(t, func(c *Config) { c.Decision.UnknownPolicyWait = c.Decision.Timeout })
+	m := newMesh(t, func(c *Config) {
+		c.Decision.Timeout = DefaultConfig().Decision.Timeout
+		c.Decision.UnknownPolicyWait = c.Decision.Timeout
+	})
 	synctest.Test(t, func(t *testing.T) {
 		m.apply(t)
 		go func() {
@@ -383,7 +390,6 @@ func TestUnknownPolicyIsWaitedFor(t *testing.T) {
 func TestSwapIsAtomic(t *testing.T) {
 	m := newMesh(t, func(c *Config) {
 		c.Decision.Log = logNone
-		c.Decision.Timeout = config.Duration(time.Minute) // a busy machine is no failure
 	})
 	set := func(role string) map[string]*configpb.RegoPolicy {
 		rule := fmt.Sprintf("allow := {\"allowed\": true, \"headers\": {\"x-%%s\": %q}}", role)

@@ -160,7 +160,7 @@ func TestEvalForms(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := compile(t, "package x\n"+c.rule, "data.x.d")
-			got, err := p.Eval(context.Background(), input(t, request(), InputOptions{}), time.Second)
+			got, err := p.Eval(context.Background(), input(t, request(), InputOptions{}), time.Minute)
 			var form *FormError
 			switch {
 			case c.fail == "" && err != nil:
@@ -206,7 +206,7 @@ d if count(numbers.range(1, 1000000000)) < 0`,
 			if !errors.Is(err, ErrTimeout) {
 				t.Errorf("error %v, want a timeout", err)
 			}
-			if took := time.Since(start); took > 3*time.Second {
+			if took := time.Since(start); took > 30*time.Second {
 				t.Errorf("took %v", took)
 			}
 		})
@@ -403,7 +403,7 @@ func TestBundleFromDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := p.Eval(context.Background(), input(t, request(), InputOptions{}), time.Second)
+	d, err := p.Eval(context.Background(), input(t, request(), InputOptions{}), time.Minute)
 	if err != nil || !d.Allowed {
 		t.Errorf("decision %v, %v", d, err)
 	}

@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 }
 
 // killBudget is for everything that is waited for.
-const killBudget = 30 * time.Second
+const killBudget = 2 * time.Minute
 
 const (
 	// groups of checks are made one after the other, each so many.
