@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -115,9 +114,9 @@ func (g *guard) admit(req *http.Request) (*http.Request, error) {
 }
 
 // sameSite says that two hosts reached by TLS belong to one owner, as
-// registry-1.docker.io and auth.docker.io do. Addresses have no owner.
+// registry-1.docker.io and auth.docker.io do.
 func sameSite(a, b *url.URL) bool {
-	if a.Scheme != "https" || b.Scheme != "https" || net.ParseIP(a.Hostname()) != nil || net.ParseIP(b.Hostname()) != nil {
+	if a.Scheme != "https" || b.Scheme != "https" {
 		return false
 	}
 	x, err := publicsuffix.EffectiveTLDPlusOne(a.Hostname())
