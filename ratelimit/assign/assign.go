@@ -45,6 +45,9 @@ const (
 	idleReports = 6
 	// retryMin and retryMax bound how soon a bucket that got nothing is tried again.
 	retryMin, retryMax = time.Second, ReportEvery
+	// retryPause is between two looks at what is to be tried again: buckets of which
+	// each has its own time are looked at together.
+	retryPause = 200 * time.Millisecond
 )
 
 // Store decides over all uses at once.
@@ -106,8 +109,10 @@ type book struct {
 	given, lump, late uint64
 	// serial counts lumps, told is the last of which the proxy heard.
 	serial, told uint32
-	// fresh: the lump was given since the last report.
-	fresh bool
+	// fresh: the lump was given since the last report, so that what that refused tells
+	// nothing of it. unasked: no report asked for it, so that the next one may have been
+	// on its way already.
+	fresh, unasked bool
 	// untold is what was passed that the store could not be told of.
 	untold uint64
 	// holds are the names in the store that cover lump and late, and what of it.
@@ -195,16 +200,18 @@ func (p *Proxy) next(ctx context.Context, now time.Time, k *book, passed, refuse
 	}
 	// What it may still pass at most. One that refused has none, unless that was before
 	// it had the lump.
-	left := min(k.lump, had-min(passed, had))
-	if refused > 0 && !k.fresh {
+	left, late := min(k.lump, had-min(passed, had)), uint64(0)
+	switch {
+	case k.unasked: // it may have reported before the lump came, and may use both
+		late = had - min(passed, had) - left
+	case refused > 0 && !k.fresh:
 		left = 0
 	}
-	k.fresh = false
 	// What is left was held before and is held on, whatever the limit is now: it cannot
 	// be taken from the proxy.
-	keep := held{p.holdName(), left}
-	if left > 0 {
-		uses = append(uses, limit.Use{Key: k.Key, Limit: k.Rule, Op: limit.Charge, Hits: left, Hold: keep.name, HoldFor: holdFor})
+	keep := held{p.holdName(), left + late}
+	if keep.hits > 0 {
+		uses = append(uses, limit.Use{Key: k.Key, Limit: k.Rule, Op: limit.Charge, Hits: keep.hits, Hold: keep.name, HoldFor: holdFor})
 	}
 	uses = append(uses, limit.Use{Key: k.Key, Limit: k.Rule, HoldFor: holdFor, Observe: true})
 	outcomes := make([]limit.Outcome, len(uses))
@@ -218,15 +225,17 @@ func (p *Proxy) next(ctx context.Context, now time.Time, k *book, passed, refuse
 	after := outcomes[len(uses)-1]
 	if len(k.holds) > 0 && passed > 0 && outcomes[0].Taken == 0 {
 		if err := p.charge(ctx, now, k, min(passed, had)); err != nil {
+			k.untold = min(passed, had)
 			return k.answer(), err
 		}
 	}
-	k.holds, k.retry, k.lump, k.late = nil, time.Time{}, left, 0
-	if left > 0 {
+	k.fresh, k.unasked = k.unasked, false
+	k.holds, k.retry, k.lump, k.late = nil, time.Time{}, left, late
+	if keep.hits > 0 {
 		k.holds = append(k.holds, keep)
 	}
 	want := k.want()
-	if refused == 0 && left >= want/2 && left <= 2*want {
+	if refused == 0 && left > 0 && left >= want/2 && left <= 2*want {
 		return k.answer(), nil
 	}
 	part := max(uint64(after.Remaining)/uint64(max(k.peers, 1)), 1) //nolint:gosec // a small number
@@ -331,12 +340,16 @@ func (p *Proxy) Retry(ctx context.Context, now time.Time) (answers []Answer, nex
 				err = failed
 			}
 			if k.serial != serial {
+				k.unasked = true
 				answers = append(answers, k.answer())
 			}
 		}
 		if !k.retry.IsZero() && (next.IsZero() || k.retry.Before(next)) {
 			next = k.retry
 		}
+	}
+	if soonest := now.Add(retryPause); !next.IsZero() && next.Before(soonest) {
+		next = soonest
 	}
 	return answers, next, err
 }

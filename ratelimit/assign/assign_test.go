@@ -329,10 +329,15 @@ func TestProxyThatLies(t *testing.T) {
 // failing is a store that can be away.
 type failing struct {
 	assign.Store
-	away bool
+	away      bool
+	awayAfter int // decisions; 0 is never
 }
 
 func (f *failing) Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
+	if f.awayAfter > 0 {
+		f.awayAfter--
+		f.away = f.away || f.awayAfter == 0
+	}
 	if f.away {
 		return errors.New("away")
 	}
@@ -368,5 +373,145 @@ func TestStoreAway(t *testing.T) {
 	now = now.Add(time.Minute) // nothing is held any more
 	if err := store.Decide(t.Context(), now, []limit.Use{{Key: "k", Limit: rule, HoldFor: time.Second}}, out); err != nil || out[0].Remaining != 100-13 {
 		t.Errorf("%d left of 100 after 13 passed, %v", out[0].Remaining, err)
+	}
+}
+
+// crossed is a proxy of which a report was on its way already when it was given a
+// lump that no report asked for.
+type crossed struct {
+	p    *assign.Proxy
+	b    assign.Bucket
+	now  time.Time
+	lump assign.Answer
+	left func() uint32
+}
+
+// cross has others use up the limit but for so many requests, which the proxy has when
+// it is tried again.
+func cross(t *testing.T, has uint32) *crossed {
+	t.Helper()
+	rule, err := limit.New(limit.Sliding, 50, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := memory.New(10)
+	c := &crossed{p: assign.New(store, "test").Open(), b: assign.Bucket{ID: "b", Key: "k", Rule: rule}, now: time.Unix(1_000_000, 0)}
+	out := make([]limit.Outcome, 1)
+	decide := func(u limit.Use) limit.Outcome {
+		t.Helper()
+		u.Key, u.Limit = "k", rule
+		if err := store.Decide(t.Context(), c.now, []limit.Use{u}, out); err != nil {
+			t.Fatal(err)
+		}
+		return out[0]
+	}
+	c.left = func() uint32 { return decide(limit.Use{HoldFor: time.Second, Observe: true}).Remaining }
+	decide(limit.Use{Op: limit.Charge, Hits: uint64(50 - has)})
+	c.now = c.now.Add(50 * time.Second)
+	c.report(t, 0, 5)
+	c.report(t, 0, 5)
+	c.now = c.now.Add(11 * time.Second)
+	decide(limit.Use{Op: limit.Charge, Hits: 20})
+	answers, next, err := c.p.Retry(t.Context(), c.now)
+	if err != nil || len(answers) != 1 || answers[0].Lump == 0 || !next.IsZero() {
+		t.Fatalf("retry: %+v, %s, %v", answers, next, err)
+	}
+	c.lump = answers[0]
+	decide(limit.Use{Op: limit.Charge, Hits: uint64(c.left())})
+	return c
+}
+
+func (c *crossed) report(t *testing.T, passed, refused uint64) assign.Answer {
+	t.Helper()
+	a, err := c.p.Report(t.Context(), c.now, c.b, passed, refused)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// A lump that came between two reports stays held, whatever a report says that was
+// under way before it came.
+func TestReportsCross(t *testing.T) {
+	c := cross(t, 0)
+	for i, refused := range []uint64{3, 1} { // the second refused before the lump came
+		if a := c.report(t, 0, refused); a.Serial != c.lump.Serial || c.left() != 0 {
+			t.Errorf("report %d: %+v after %+v, %d left", i, a, c.lump, c.left())
+		}
+	}
+	c = cross(t, 3)
+	if a := c.report(t, 0, 0); a.Serial != c.lump.Serial || c.left() != 0 {
+		t.Errorf("%+v after %+v, %d left of what is still with the proxy", a, c.lump, c.left())
+	}
+}
+
+// A bucket that is not asked for gets its lump as soon as there is one: the next
+// request is not refused for nothing.
+func TestQuietBucketIsTriedAgain(t *testing.T) {
+	rule, err := limit.New(limit.Sliding, 10, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := memory.New(10)
+	b, now := assign.Bucket{ID: "b", Key: "k", Rule: rule}, time.Unix(1_000_000, 0)
+	if err := store.Decide(t.Context(), now.Add(-50*time.Second), []limit.Use{{Key: "k", Limit: rule, Hits: 10}}, make([]limit.Outcome, 1)); err != nil {
+		t.Fatal(err)
+	}
+	p := assign.New(store, "test").Open()
+	for _, refused := range []uint64{4, 0} {
+		if a, err := p.Report(t.Context(), now, b, 0, refused); err != nil || a.Lump != 0 {
+			t.Fatalf("%+v, %v", a, err)
+		}
+	}
+	now = now.Add(11 * time.Second)
+	if answers, _, err := p.Retry(t.Context(), now); err != nil || len(answers) != 1 || answers[0].Lump == 0 {
+		t.Errorf("%+v, %v", answers, err)
+	}
+}
+
+// Buckets that are due one after the other are not looked at one by one.
+func TestRetriesAreGathered(t *testing.T) {
+	rule, err := limit.New(limit.Sliding, 0, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, now := assign.New(memory.New(100), "test").Open(), time.Unix(1_000_000, 0)
+	for i := range 2 {
+		at := now.Add(time.Duration(i) * time.Millisecond)
+		if _, err := p.Report(t.Context(), at, assign.Bucket{ID: fmt.Sprint(i), Key: fmt.Sprint(i), Rule: rule}, 0, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	now = now.Add(assign.ReportEvery)
+	if _, next, err := p.Retry(t.Context(), now); err != nil || next.Sub(now) < 100*time.Millisecond {
+		t.Errorf("next in %s, %v", next.Sub(now), err)
+	}
+}
+
+// What was reported when the store forgot its hold and went away then is counted once
+// it is back.
+func TestHoldLostThenStoreAway(t *testing.T) {
+	rule, err := limit.New(limit.Sliding, 100, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := &failing{Store: memory.New(10)}
+	p, now := assign.New(store, "test").Open(), time.Unix(1_000_000, 0)
+	b := assign.Bucket{ID: "b", Key: "k", Rule: rule}
+	if _, err := p.Report(t.Context(), now, b, 1, 0); err != nil {
+		t.Fatal(err)
+	}
+	store.Store, store.awayAfter = memory.New(10), 2 // it comes back empty
+	if _, err := p.Report(t.Context(), now, b, 5, 0); err == nil {
+		t.Fatal("the store was not away")
+	}
+	store.away = false
+	if _, err := p.Report(t.Context(), now, b, 2, 0); err != nil {
+		t.Fatal(err)
+	}
+	out := make([]limit.Outcome, 1)
+	now = now.Add(10 * time.Minute) // nothing is held any more
+	if err := store.Decide(t.Context(), now, []limit.Use{{Key: "k", Limit: rule, HoldFor: time.Second}}, out); err != nil || out[0].Remaining != 93 {
+		t.Errorf("%d left of 100 after 7 passed, %v", out[0].Remaining, err)
 	}
 }
