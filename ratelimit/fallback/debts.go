@@ -18,7 +18,29 @@ const (
 // debts are what was admitted without the shared store and is to be told to it.
 type debts struct {
 	mu  sync.Mutex
-	all map[debt]limit.Use
+	all map[debt]owing
+}
+
+// owing is what is owed: a use, or with reset that and before it to forget the counter.
+type owing struct {
+	limit.Use
+	reset bool
+	since time.Time
+}
+
+// over says that what is owed is of a past that nobody shall be told of any more: a
+// hold whose time is over, or a reset of what has left its window by itself. The
+// store may have been back all the time, but for one answer.
+func (o *owing) over(now time.Time) bool {
+	age := now.Sub(o.since)
+	if o.Op == limit.Charge && o.Hold != "" {
+		most := o.HeldFor()
+		if o.Limit.Algorithm() != limit.Concurrency {
+			most *= 2 // it may be settled for as long again
+		}
+		return age > most
+	}
+	return o.reset && age > o.Limit.Window()
 }
 
 // debt names what is owed for: a counter in one of its windows, and a hold.
@@ -28,33 +50,33 @@ type debt struct{ counter, hold string }
 func (d *debts) add(uses []limit.Use, outcomes []limit.Outcome) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	now := time.Now()
 	for i := range uses {
 		u, hits := &uses[i], outcomes[i].Taken
 		key := debt{u.Limit.CounterKey(u.Key, outcomes[i].At), u.Hold}
 		switch u.Op {
 		case limit.Take, limit.Charge:
-			d.charge(key, u, hits)
+			d.charge(key, u, hits, now)
 		case limit.Settle:
-			d.settle(key, u, hits)
+			d.settle(key, u, hits, now)
 		case limit.Refund:
 			if owed, ok := d.all[key]; ok {
 				owed.Hits -= min(owed.Hits, hits)
 				d.all[key] = owed
 			}
 		case limit.Reset:
-			delete(d.all, key)
-			d.put(key, *u)
+			d.put(key, owing{limit.Use{Key: u.Key, Limit: u.Limit}, true, now})
 		}
 	}
 }
 
-func (d *debts) charge(key debt, u *limit.Use, hits uint64) {
+func (d *debts) charge(key debt, u *limit.Use, hits uint64, now time.Time) {
 	if hits == 0 {
 		return
 	}
 	owed, ok := d.all[key]
 	if !ok {
-		owed = limit.Use{Key: u.Key, Limit: u.Limit, Hold: u.Hold, HoldFor: u.HoldFor}
+		owed = owing{limit.Use{Key: u.Key, Limit: u.Limit, Hold: u.Hold, HoldFor: u.HoldFor}, false, now}
 	}
 	if owed.Op == limit.Take {
 		owed.Op = limit.Charge
@@ -65,25 +87,25 @@ func (d *debts) charge(key debt, u *limit.Use, hits uint64) {
 
 // settle ends a hold: one that is owed becomes what it came to, one that the shared
 // store knows of is ended there.
-func (d *debts) settle(key debt, u *limit.Use, hits uint64) {
+func (d *debts) settle(key debt, u *limit.Use, hits uint64, now time.Time) {
 	if owed, ok := d.all[key]; !ok || owed.Op != limit.Charge {
-		d.put(key, *u)
+		d.put(key, owing{*u, false, now})
 		return
 	}
 	delete(d.all, key)
 	plain := *u
 	plain.Hold, plain.HoldFor = "", 0
 	if u.Limit.Algorithm() != limit.Concurrency {
-		d.charge(debt{key.counter, ""}, &plain, hits)
+		d.charge(debt{key.counter, ""}, &plain, hits, now)
 	}
 }
 
-func (d *debts) put(key debt, u limit.Use) {
+func (d *debts) put(key debt, o owing) {
 	if d.all == nil {
-		d.all = make(map[debt]limit.Use)
+		d.all = make(map[debt]owing)
 	}
 	if _, ok := d.all[key]; ok || len(d.all) < maxDebts {
-		d.all[key] = u
+		d.all[key] = o
 	}
 }
 
@@ -92,18 +114,29 @@ func (d *debts) put(key debt, u limit.Use) {
 func (d *debts) take(now time.Time, local Local) (uses []limit.Use) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for key, u := range d.all {
-		if len(uses) == atOnce {
+	for key, o := range d.all {
+		if len(uses) >= atOnce {
 			break
 		}
 		delete(d.all, key)
+		u := o.Use
 		if u.Limit.CounterKey(u.Key, now) != key.counter {
 			continue // its window is over
+		}
+		switch {
+		case !o.over(now):
+		case u.Hold != "":
+			continue
+		default:
+			o.reset = false
+		}
+		if o.reset {
+			uses = append(uses, limit.Use{Key: u.Key, Limit: u.Limit, Op: limit.Reset})
 		}
 		if u.Op == limit.Charge && u.Hold == "" {
 			u.Hits = min(u.Hits, counts(&u, now, local))
 		}
-		if u.Hits > 0 || u.Op != limit.Charge {
+		if u.Hits > 0 || u.Op == limit.Settle {
 			uses = append(uses, u)
 		}
 	}
@@ -134,10 +167,18 @@ func (d *debts) again(uses []limit.Use) {
 	for i := range uses {
 		u := &uses[i]
 		key := debt{u.Limit.CounterKey(u.Key, now), u.Hold}
-		if u.Op == limit.Charge {
-			d.charge(key, u, u.Hits)
-		} else {
-			d.put(key, *u)
+		switch u.Op {
+		case limit.Charge:
+			d.charge(key, u, u.Hits, now)
+		case limit.Reset:
+			o, ok := d.all[key] // made after it
+			if !ok {
+				o = owing{limit.Use{Key: u.Key, Limit: u.Limit}, false, now}
+			}
+			o.reset = true
+			d.put(key, o)
+		case limit.Take, limit.Settle, limit.Refund:
+			d.put(key, owing{*u, false, now})
 		}
 	}
 }

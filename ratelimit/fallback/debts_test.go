@@ -135,6 +135,70 @@ func TestPlacesAcrossAnOutage(t *testing.T) {
 	})
 }
 
+// TestResetAcrossAnOutage: a counter that was reset while the store was away is
+// forgotten there too, and what passed after that counts.
+func TestResetAcrossAnOutage(t *testing.T) {
+	u := limit.Use{Key: "k", Limit: storetest.Sliding(t, 100, time.Hour), Hits: 1}
+	forget := u
+	forget.Op, forget.Hits = limit.Reset, 0
+	outage(t, 1, func(ask func(int, ...limit.Use) []limit.Outcome) {
+		ask(0, u)
+	}, func(ask func(int, ...limit.Use) []limit.Outcome) {
+		ask(0, u)
+		ask(0, forget)
+		for range 5 {
+			ask(0, u)
+		}
+	}, func(ask func(int, ...limit.Use) []limit.Outcome) {
+		if out := ask(0, limit.Use{Key: "k", Limit: u.Limit})[0]; out.Remaining != 95 {
+			t.Errorf("%d of 100 are left, want 95", out.Remaining)
+		}
+	})
+}
+
+// TestNothingOldIsTold: what the store failed to answer once, long ago, is not done to
+// what it counts now.
+func TestNothingOldIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &shared{store: memory.New(0)}
+		g := fallback.New(store, memory.New(0), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- g.Run(ctx) }()
+		synctest.Wait()
+		ask := func(u limit.Use) {
+			t.Helper()
+			if err := g.Decide(ctx, time.Now(), []limit.Use{u}, make([]limit.Outcome, 1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		u := limit.Use{Key: "k", Limit: storetest.Sliding(t, 100, time.Hour), Hits: 7}
+		forget, held := u, u
+		forget.Op, forget.Hits = limit.Reset, 0
+		held.Hits, held.Hold, held.HoldFor = 3, "request", time.Minute
+		store.set(errors.New("one hiccup"))
+		ask(forget)
+		ask(held)
+		store.set(nil)
+		sleep(2 * time.Hour)
+		ask(u)
+		store.set(errors.New("away"))
+		for !g.Degraded() {
+			ask(limit.Use{Key: "other", Limit: u.Limit, Hits: 1})
+			sleep(5 * time.Millisecond)
+		}
+		store.set(nil)
+		sleep(3 * time.Second)
+		out := make([]limit.Outcome, 1)
+		left := limit.Use{Key: "k", Limit: u.Limit, HoldFor: time.Second, Observe: true}
+		if err := store.Decide(ctx, time.Now(), []limit.Use{left}, out); err != nil || out[0].Remaining != 93 {
+			t.Errorf("%d of 100 are left, want 93, %v", out[0].Remaining, err)
+		}
+		cancel()
+		<-done
+	})
+}
+
 // sleep waits in the time of the bubble.
 func sleep(d time.Duration) { <-time.After(d) }
 

@@ -176,7 +176,7 @@ func (s *Store) leased(i int, u *limit.Use, now time.Time, out *limit.Outcome, a
 	c := s.cell(sh, u.Key, terms, now)
 	if u.Op != limit.Take {
 		if u.Op == limit.Reset {
-			*c = cell{key: c.key, terms: c.terms}
+			sh.cells[c.key] = &cell{key: c.key, terms: c.terms} // c may be with who asks for a share
 		}
 		a.add(i, asked, false)
 		return

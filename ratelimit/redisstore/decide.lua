@@ -461,8 +461,9 @@ local function apply(u)
   elseif u.op == 'X' then
     redis.call('DEL', u.key)
     if not fixed then
-      local fresh = u.algorithm.load(u.key, u)
+      local fresh, use = u.algorithm.load(u.key, u), u.c.use
       for field in pairs(u.c) do u.c[field] = nil end
+      u.c.use = use
       for field, value in pairs(fresh) do u.c[field] = value end
     end
     if u.h then

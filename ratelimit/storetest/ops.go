@@ -94,6 +94,11 @@ func reset(t *testing.T, s Store, a limit.Algorithm) {
 	if got := pass(t, s, now, 9, u); got != 5 {
 		t.Errorf("%d of 5 passed after a reset", got)
 	}
+	again, more := u, u
+	again.Op, more.Op, more.Hits = limit.Reset, limit.Charge, 2
+	if out := decide(t, s, now, again, more); out[1].Remaining != 3 {
+		t.Errorf("2 charged along with a reset: %+v", out)
+	}
 }
 
 // wanted: who wants more gets at most a quarter of what is left or a little rest,
