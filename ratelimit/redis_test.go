@@ -81,6 +81,7 @@ func TestRedisWithTLSAndUser(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			o.Timeout = 20 * time.Second // a busy machine is not what this test is about
 			store, err := redisstore.New(o)
 			if err != nil {
 				t.Fatal(err)

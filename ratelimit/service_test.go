@@ -165,21 +165,21 @@ func TestDescriptorsAreWatched(t *testing.T) {
 			return nil
 		}
 	}
-	proctest.Eventually(t, 5*time.Second, limitIs(1))
+	proctest.Eventually(t, 20*time.Second, limitIs(1))
 	writeFile(t, file, fmt.Sprintf(oneLimit, 7))
-	proctest.Eventually(t, 5*time.Second, limitIs(7))
+	proctest.Eventually(t, 20*time.Second, limitIs(7))
 
 	writeFile(t, file, "domain: d\ndescriptor: []")
 	if err := os.Mkdir(filepath.Join(dir, "more"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	proctest.Until(t, 5*time.Second, "the refusal", func() bool { return metric(t, rt.Metrics, "writ_ratelimit_config_rejected_total") > 0 })
+	proctest.Until(t, 20*time.Second, "the refusal", func() bool { return metric(t, rt.Metrics, "writ_ratelimit_config_rejected_total") > 0 })
 	if err := limitIs(7)(); err != nil {
 		t.Errorf("after a broken edit: %v", err)
 	}
 	writeFile(t, filepath.Join(dir, "more", "e.yaml"), strings.ReplaceAll(fmt.Sprintf(oneLimit, 3), "domain: d", "domain: e"))
 	writeFile(t, file, fmt.Sprintf(oneLimit, 9))
-	proctest.Eventually(t, 5*time.Second, limitIs(9))
+	proctest.Eventually(t, 20*time.Second, limitIs(9))
 }
 
 func TestRedisIsShared(t *testing.T) {

@@ -11,8 +11,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Bounds of an answer. The largest that a Redis gives here is the script's, four
-// integers for each of at most 64 limits, in a pipeline of which each is read by
+// Bounds of an answer. The largest that a Redis gives here is the script's, five
+// integers for each of at most 256 limits, in a pipeline of which each is read by
 // itself; HELLO answers a map of a dozen short texts.
 const (
 	// maxElements of one list or map.

@@ -63,8 +63,8 @@ const (
 	// maxWait times Timeout is the longest that a decision waits in a process that
 	// has more to do than it can.
 	maxWait = 5
-	// ioTimeout is how long a worker waits for Redis. Callers do not: it only
-	// has to end, and to be short enough that a worker is back soon.
+	// ioTimeout is how long a worker waits for Redis at least. Callers do not: it
+	// only has to end, and to be short enough that a worker is back soon.
 	ioTimeout = 250 * time.Millisecond
 )
 

@@ -162,6 +162,19 @@ func TestNobodyWaitsForAFrozenRedis(t *testing.T) {
 	})
 }
 
+// TestPatience: who waits long for Redis has an answer that comes late.
+func TestPatience(t *testing.T) {
+	slow := redistest.StartSlow(t, redistest.Start(t))
+	s := run(t, redisstore.Options{Address: slow.Address(), Timeout: 20 * time.Second})
+	u := limit.Use{Key: "k", Limit: storetest.Sliding(t, 9, time.Minute), Hits: 1}
+	for _, delay := range []time.Duration{0, 400 * time.Millisecond} {
+		slow.Delay(delay)
+		if _, err := one(t, s, u); err != nil {
+			t.Errorf("answers take %s longer: %v", delay, err)
+		}
+	}
+}
+
 func TestBadAddress(t *testing.T) {
 	for _, a := range []string{"", "localhost", "unix://", "a:b:c"} {
 		if _, err := redisstore.New(redisstore.Options{Address: a}); err == nil {

@@ -53,6 +53,10 @@ func client(o Options) (redis.UniversalClient, error) {
 	}
 }
 
+// patience is how long a worker waits for Redis: whoever waits longer shall have the
+// answer.
+func (o *Options) patience() time.Duration { return max(ioTimeout, o.Timeout) }
+
 func single(o Options) (redis.UniversalClient, error) {
 	if err := listen.Valid(o.Address); err != nil {
 		return nil, fmt.Errorf("redis address: %w", err)
@@ -63,7 +67,7 @@ func single(o Options) (redis.UniversalClient, error) {
 	}
 	options := &redis.Options{
 		Network: network, Addr: addr, Username: o.Username, Password: o.Password, DB: o.DB, TLSConfig: o.TLS,
-		DialTimeout: time.Second, ReadTimeout: ioTimeout, WriteTimeout: ioTimeout, PoolTimeout: ioTimeout,
+		DialTimeout: time.Second, ReadTimeout: o.patience(), WriteTimeout: o.patience(), PoolTimeout: o.patience(),
 		DialerRetries: 1, MaxRetries: -1, // trying again is for who decides what a failure means
 		PoolSize: o.Workers, DisableIdentity: true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
@@ -88,7 +92,7 @@ func sentinel(o Options) (redis.UniversalClient, error) {
 		Username: o.Username, Password: o.Password, DB: o.DB, TLSConfig: o.TLS,
 		Dialer:      dialer(&redis.Options{DialTimeout: ioTimeout, TLSConfig: o.TLS}),
 		Protocol:    2, // what sentinels push comes as plain lists
-		DialTimeout: ioTimeout, ReadTimeout: ioTimeout, WriteTimeout: ioTimeout, PoolTimeout: ioTimeout,
+		DialTimeout: ioTimeout, ReadTimeout: o.patience(), WriteTimeout: o.patience(), PoolTimeout: o.patience(),
 		DialerRetries: 1, MaxRetries: -1, PoolSize: o.Workers, DisableIdentity: true,
 	}), nil
 }
@@ -105,7 +109,7 @@ func cluster(o Options) (redis.UniversalClient, error) {
 		Dialer:   dialer(&redis.Options{DialTimeout: ioTimeout, TLSConfig: o.TLS}),
 		Protocol: 2, MaxRedirects: redirects, MinRetryBackoff: time.Millisecond, MaxRetryBackoff: maxBackoff,
 		ClusterStateReloadInterval: reloadEvery, DisableRoutingPolicies: true,
-		DialTimeout: ioTimeout, ReadTimeout: ioTimeout, WriteTimeout: ioTimeout, PoolTimeout: ioTimeout,
+		DialTimeout: ioTimeout, ReadTimeout: o.patience(), WriteTimeout: o.patience(), PoolTimeout: o.patience(),
 		DialerRetries: 1, MaxRetries: -1, PoolSize: o.Workers, DisableIdentity: true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}), nil

@@ -151,7 +151,7 @@ func TestCluster(t *testing.T) {
 		}
 		return out
 	}
-	proctest.Eventually(t, 10*time.Second, func() error {
+	proctest.Eventually(t, 20*time.Second, func() error {
 		_, err := one(t, s, limit.Use{Key: "k", Limit: storetest.Sliding(t, 1, time.Minute)})
 		return err
 	})
@@ -162,6 +162,15 @@ func TestCluster(t *testing.T) {
 	places := limit.Use{Key: "writ:{default/places}:0:c", Limit: storetest.New(t, limit.Concurrency, 10, time.Minute), Hits: 1, Hold: "x"}
 	bucket := limit.Use{Key: "writ:{default/bucket}:0:g", Limit: storetest.New(t, limit.GCRA, 10, time.Hour), Hits: 1}
 	uses = append(uses, places, bucket)
+	proctest.Eventually(t, 20*time.Second, func() error { // until there is a connection to each node
+		for _, u := range uses {
+			u.Hits = 0
+			if _, err := one(t, s, u); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	for i, out := range ask(uses...) {
 		if out.Over || out.Remaining != 9 || out.Taken != 1 {
 			t.Errorf("use %d: %+v", i, out)
@@ -179,7 +188,7 @@ func TestCluster(t *testing.T) {
 	}
 	for i, u := range uses {
 		u.Hits = 0
-		proctest.Until(t, 5*time.Second, fmt.Sprintf("use %d to be given back", i), func() bool { return ask(u)[0].Remaining == 9 })
+		proctest.Until(t, 20*time.Second, fmt.Sprintf("use %d to be given back", i), func() bool { return ask(u)[0].Remaining == 9 })
 	}
 	underLoad(t, s, "k", func() { set.Failover(t) })
 }
