@@ -19,11 +19,13 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/writ-mesh/writ/internal/envoytest"
 	"github.com/writ-mesh/writ/internal/proctest"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
+	"github.com/writ-mesh/writ/ratelimit/assign"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 	"github.com/writ-mesh/writ/ratelimit/memory"
 	"github.com/writ-mesh/writ/ratelimit/quota"
@@ -189,5 +191,23 @@ func TestBadReports(t *testing.T) {
 		if name := a.GetBucketId().GetBucket()[configpb.QuotaCounterKey]; name != names[i] || (lump > 0) != (i == 0) || (a.GetAbandonAction() != nil) != (i > 0) {
 			t.Errorf("%s: %v", names[i], a)
 		}
+	}
+}
+
+// A proxy with as many buckets as it may have, for callers with long names, can report
+// all of them.
+func TestReportOfAllBucketsFits(t *testing.T) {
+	t.Parallel()
+	r := &rlqsv3.RateLimitQuotaUsageReports{Domain: configpb.QuotaDomain}
+	for i := range assign.MaxBuckets {
+		name := fmt.Sprintf("default/%s/0?source.principal=cluster.local/ns/%s/sa/%s-%d", strings.Repeat("q", 63), strings.Repeat("n", 63), strings.Repeat("s", 63), i)
+		r.BucketQuotaUsages = append(r.BucketQuotaUsages, &rlqsv3.RateLimitQuotaUsageReports_BucketQuotaUsage{
+			BucketId:           &rlqsv3.BucketId{Bucket: map[string]string{configpb.QuotaCounterKey: name}},
+			TimeElapsed:        durationpb.New(5*time.Second + 1),
+			NumRequestsAllowed: 1 << 40, NumRequestsDenied: 1 << 40,
+		})
+	}
+	if size := proto.Size(r); size > maxMessage {
+		t.Errorf("it has %d bytes, %d are taken", size, maxMessage)
 	}
 }

@@ -38,8 +38,9 @@ const (
 	// a time than that get goroutines of their own.
 	streamWorkers = 16
 	// maxMessage bounds a request in bytes; Envoy bounds its headers at 60 KiB,
-	// and each may stand in several descriptors.
-	maxMessage = 1 << 20
+	// and each may stand in several descriptors. A proxy reports all its buckets at
+	// once, and has no assignments any more if that is refused.
+	maxMessage = 4 << 20
 	// subsystemPolicies is ready once limits are there, from whatever source.
 	subsystemPolicies = "policies"
 )
