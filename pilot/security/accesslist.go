@@ -85,16 +85,16 @@ func (c *Compiler) accessSet(lists []*model.AccessList, what accessFor) (ruleSet
 		}
 		for i, test := range eval.Tests(c.mesh, list) {
 			r := accessRule{c: c, list: list, tcp: what == accessTCP}
-			compile := r.policy
+			compile := r.policies
 			if what == accessHTTP && ofHeader(list) != "" {
-				compile = r.headerPolicy
+				compile = r.headerPolicies
 			}
-			policy, err := compile(test)
+			policies, err := compile(test)
 			if err != nil {
 				return ruleSet{}, fmt.Errorf("%s: %w", list.Ref, err)
 			}
-			if policy != nil {
-				(*side).Policies[fmt.Sprintf("%s rule %d", list.ID(), i)] = policy
+			for j, policy := range policies { // what more a test comes to is rule 2 or 3
+				(*side).Policies[fmt.Sprintf("%s rule %d", list.ID(), i+2*j)] = policy
 			}
 		}
 	}
@@ -106,6 +106,15 @@ type accessRule struct {
 	c    *Compiler
 	list *model.AccessList
 	tcp  bool
+}
+
+// policies are policy as a list, empty for what refuses nothing.
+func (r accessRule) policies(t eval.AccessTest) ([]*rbacv3.Policy, error) {
+	p, err := r.policy(t)
+	if p == nil || err != nil {
+		return nil, err
+	}
+	return []*rbacv3.Policy{p}, nil
 }
 
 // policy refuses what a test says; nil for what refuses nothing.
@@ -199,7 +208,7 @@ func (r accessRule) principal(entry string, letsIn bool) (*rbacv3.Principal, err
 		h := anyFormHost(entry)
 		if r.list.Form == model.AccessRegex {
 			h = header(":authority", "", true)
-			h.GetStringMatch().MatchPattern = regex("(?i)(?:" + entry + `)\.?(?::[0-9]*)?`).MatchPattern
+			h.GetStringMatch().MatchPattern = regex("(?i)(?:" + entry + `)\.?(?::.*)?`).MatchPattern
 			h.GetStringMatch().IgnoreCase = false
 		}
 		return &rbacv3.Principal{Identifier: &rbacv3.Principal_Header{Header: h}}, nil

@@ -143,7 +143,7 @@ func whole(expression, value string) bool {
 
 func (v accessValue) host(entry string) bool {
 	if v.list.Form == model.AccessRegex {
-		return whole("(?i)(?:"+entry+`)\.?(?::[0-9]*)?`, v.r.Host)
+		return whole("(?i)(?:"+entry+`)\.?(?::.*)?`, v.r.Host)
 	}
 	return anyFormHost(strings.ToLower(entry), strings.ToLower(v.r.Host))
 }
