@@ -16,8 +16,8 @@
 // rule. Two kinds cannot be had that way in Envoy and change the listener:
 // RequestAuthentication and the provider of a CUSTOM policy.
 //
-// The filters run in this order: CUSTOM, JWT, AUDIT, access lists, DENY, ALLOW, Rego,
-// quota. ServiceRoles are among what allows (package eval). What is known of
+// The filters run in this order: malformed requests, revoked certificates, CUSTOM, JWT,
+// AUDIT, access lists, DENY, ALLOW, Rego, quota. ServiceRoles are among what allows (package eval). What is known of
 // RegoPolicies without evaluating them is decided before authz is asked about the
 // rest, see placeRego.
 // DENY and ALLOW have two filters each: rules that can be looked up by the caller or the

@@ -275,6 +275,18 @@ func TestHeadersStayInLists(t *testing.T) {
 	}
 }
 
+// TestSuffixesStayInLists: an expression about the path and the query behind it does not
+// match a query with bytes that are not UTF-8, by which a rule must not be got around.
+func TestSuffixesStayInLists(t *testing.T) {
+	rules := manyRules(20, "callers")
+	const name = "AuthorizationPolicy default/policy-7 rule 0"
+	rules.GetPolicies()[name].Permissions[0] = path("*/admin")
+	x, rest := newIndex(rules, defaultTreeThreshold, false)
+	if x == nil || len(rest.GetPolicies()) != 1 || rest.GetPolicies()[name] == nil {
+		t.Errorf("index %v, rest %v: want the rule about the end of a path in the rest alone", x != nil, rest)
+	}
+}
+
 // TestReplicasShare: what policies come to is worked out once for all replicas that have
 // the same, and not taken for that of others.
 func TestReplicasShare(t *testing.T) {

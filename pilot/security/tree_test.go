@@ -49,7 +49,7 @@ func treePolicies() map[string]*rbacv3.Policy {
 	}
 	out := map[string]*rbacv3.Policy{}
 	permissions := []*rbacv3.Permission{
-		get, at(exact("/a")), at(prefix("/a")), at(suffix("/a")), notRule(get), orRules([]*rbacv3.Permission{get, at(exact("/a"))}),
+		get, at(exact("/a")), at(prefix("/a")), notRule(get), orRules([]*rbacv3.Permission{get, at(exact("/a"))}),
 		andRules([]*rbacv3.Permission{get, at(exact("/a"))}),
 		{Rule: &rbacv3.Permission_DestinationPort{DestinationPort: 80}},
 		{Rule: &rbacv3.Permission_DestinationIp{DestinationIp: block}},
