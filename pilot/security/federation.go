@@ -36,13 +36,18 @@ func (p trustDomainPattern) or(anyOf string) string {
 	return string(p)
 }
 
-// quotaDomains are the trust domains whose namespaces have quotas. Callers of others
-// are together in the one of those without a namespace.
-func (c *Compiler) quotaDomains() string {
-	if len(c.mesh.FederatedDomains) == 0 {
-		return spiffeScheme + "[^/]+"
+// quotaNamespace takes the namespace, written with these characters, out of the
+// caller's SPIFFE ID. Callers of other trust domains than ours are together in the quota
+// of those without a namespace. The names of trust domains are not in the expression:
+// Envoy takes small ones only there (see maxProgram), and leaves the limit out for others.
+func (c *Compiler) quotaNamespace(characters string) string {
+	var domains []string
+	if len(c.mesh.FederatedDomains) > 0 {
+		for _, d := range c.trustDomains {
+			domains = append(domains, peerSAN+".startsWith("+celString(spiffeScheme+d+"/")+")")
+		}
 	}
-	return string(ownDomains(c.trustDomains))
+	return spiffePart("^"+spiffeScheme+"[^/]+/ns/("+characters+"+)/.*$", domains...)
 }
 
 func peerNamespace(of trustDomainPattern, value string) *matcherv3.StringMatcher {

@@ -2,6 +2,8 @@ package security
 
 import (
 	"fmt"
+	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/writ-mesh/writ/pilot/model"
@@ -67,4 +69,23 @@ func TestFederationLive(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestQuotaExpressionsStaySmall: Envoy leaves a limit out whose expression is too large,
+// so that the names of trust domains, which may be long, are not in it.
+func TestQuotaExpressionsStaySmall(t *testing.T) {
+	m := newMesh(t, "")
+	m.TrustDomain, m.FederatedDomains = strings.Repeat("long.", 40)+"example", []string{"b.example"}
+	c := compiler(t, m)
+	for name, expression := range map[string]string{"asked": c.quotaNamespace("[^/]"), "assigned": c.caller("source.namespace", counterCharacters)} {
+		found := regexp.MustCompile(`(?:matches\(|, )'([^']*)'`).FindAllStringSubmatch(expression, -1)
+		if len(found) < 2 || !strings.Contains(expression, "startsWith('spiffe://"+m.TrustDomain+"/')") {
+			t.Fatalf("%s: no expressions, or not of our trust domain, in %s", name, expression)
+		}
+		for _, match := range found {
+			if strings.Contains(match[1], "long") {
+				t.Errorf("%s: %s is in %s", name, m.TrustDomain, match[1])
+			}
+		}
+	}
 }

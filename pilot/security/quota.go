@@ -173,7 +173,7 @@ func (c *Compiler) dimension(p *model.Proxy, port model.WorkloadPort, d model.Di
 	case "source.principal":
 		return expression(d, spiffePart("^spiffe://(.+)$")), nil
 	case "source.namespace":
-		return expression(d, spiffePart("^"+c.quotaDomains()+"/ns/([^/]+)/.*$")), nil
+		return expression(d, c.quotaNamespace("[^/]")), nil
 	case "source.ip":
 		if p.Type == model.GatewayProxy {
 			return expression(d, `re.extract(source.address, '^\\[?([^\\]]+?)\\]?:[0-9]+$', '\\1')`), nil
@@ -197,10 +197,17 @@ func (c *Compiler) dimension(p *model.Proxy, port model.WorkloadPort, d model.Di
 	return nil, fmt.Errorf("per: unknown dimension %q", d.Text)
 }
 
-// spiffePart takes a part of the caller's SPIFFE ID.
-func spiffePart(re string) string {
-	const id = "connection.uri_san_peer_certificate"
-	return "connection.mtls && " + id + ".matches('" + re + "') ? re.extract(" + id + ", '" + re + `', '\\1') : '` + quotaNoValue + "'"
+// peerSAN is the caller's SPIFFE ID in expressions.
+const peerSAN = "connection.uri_san_peer_certificate"
+
+// spiffePart takes a part of the caller's SPIFFE ID, if there are conditions only where
+// one of them holds.
+func spiffePart(re string, oneOf ...string) string {
+	test := "connection.mtls && " + peerSAN + ".matches('" + re + "')"
+	if len(oneOf) > 0 {
+		test += " && (" + strings.Join(oneOf, " || ") + ")"
+	}
+	return test + " ? re.extract(" + peerSAN + ", '" + re + `', '\\1') : '` + quotaNoValue + "'"
 }
 
 func present(value string) string {

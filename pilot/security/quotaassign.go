@@ -128,7 +128,7 @@ const counterCharacters = "[A-Za-z0-9._/-]"
 // is written with these characters.
 func (c *Compiler) caller(kind, characters string) string {
 	if kind == "source.namespace" {
-		return spiffePart("^" + c.quotaDomains() + "/ns/(" + strings.Replace(characters, "/", "", 1) + "+)/.*$")
+		return c.quotaNamespace(strings.Replace(characters, "/", "", 1))
 	}
 	return spiffePart("^spiffe://(" + characters + "+)$")
 }
