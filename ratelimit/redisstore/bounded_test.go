@@ -90,7 +90,7 @@ func TestMaliciousRedis(t *testing.T) {
 					}()
 				}
 			}()
-			s, err := New(Options{Address: l.Addr().String(), Timeout: time.Second})
+			s, err := New(Options{Address: l.Addr().String(), Timeout: ioTimeout})
 			if err != nil {
 				t.Fatal(err)
 			}
