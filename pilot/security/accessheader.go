@@ -72,8 +72,8 @@ func (r accessRule) headerPolicies(t eval.AccessTest) ([]*rbacv3.Policy, error) 
 
 const (
 	// maxProgram is how large the program of an expression in a condition may be. Envoy
-	// takes 100 instructions; a condition with a larger one does not hold, whatever the
-	// request is. RE2 does not count quite as Go does.
+	// takes 100 instructions, and refuses all of a route configuration in which one has
+	// more. RE2 does not count quite as Go does.
 	maxProgram = 80
 	// maxExpressions bounds the expressions in a condition: Envoy compiles them for each
 	// request.

@@ -39,7 +39,7 @@ func (p trustDomainPattern) or(anyOf string) string {
 // quotaNamespace takes the namespace, written with these characters, out of the
 // caller's SPIFFE ID. Callers of other trust domains than ours are together in the quota
 // of those without a namespace. The names of trust domains are not in the expression:
-// Envoy takes small ones only there (see maxProgram), and leaves the limit out for others.
+// Envoy takes small ones only there, see maxProgram.
 func (c *Compiler) quotaNamespace(characters string) string {
 	var domains []string
 	if len(c.mesh.FederatedDomains) > 0 {

@@ -71,8 +71,8 @@ func TestFederationLive(t *testing.T) {
 	})
 }
 
-// TestQuotaExpressionsStaySmall: Envoy leaves a limit out whose expression is too large,
-// so that the names of trust domains, which may be long, are not in it.
+// TestQuotaExpressionsStaySmall: Envoy takes small expressions only, so that the names
+// of trust domains, which may be long, are not in them.
 func TestQuotaExpressionsStaySmall(t *testing.T) {
 	m := newMesh(t, "")
 	m.TrustDomain, m.FederatedDomains = strings.Repeat("long.", 40)+"example", []string{"b.example"}
