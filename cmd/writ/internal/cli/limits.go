@@ -106,6 +106,20 @@ func (r *ratelimitAt) call(ctx context.Context, dir []string, call func(context.
 	return call(ctx, ratelimitpb.NewLimitsClient(conn))
 }
 
+// show asks for a counter and prints it.
+func (r *ratelimitAt) show(cmd *cobra.Command, o *output, dir []string, ask func(context.Context, ratelimitpb.LimitsClient) (*ratelimitpb.Counter, error)) error {
+	var got *ratelimitpb.Counter
+	err := r.call(cmd.Context(), dir, func(ctx context.Context, l ratelimitpb.LimitsClient) (err error) {
+		got, err = ask(ctx, l)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	row := quotaCounterOf(got)
+	return o.print(cmd.OutOrStdout(), row, row.print)
+}
+
 func limitsGetCommand() *cobra.Command {
 	var o output
 	var at ratelimitAt
@@ -116,16 +130,9 @@ func limitsGetCommand() *cobra.Command {
 		Example: "  writ limits get 'default/reviews/0?source.principal=cluster.local/ns/default/sa/bookinfo-productpage' examples/bookinfo",
 		Args:    arguments(1, 2, "a counter, and the mesh directory or none for the current one"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var got *ratelimitpb.Counter
-			err := at.call(cmd.Context(), args[1:], func(ctx context.Context, l ratelimitpb.LimitsClient) (err error) {
-				got, err = l.GetCounter(ctx, &ratelimitpb.GetCounterRequest{Key: args[0]})
-				return err
+			return at.show(cmd, &o, args[1:], func(ctx context.Context, l ratelimitpb.LimitsClient) (*ratelimitpb.Counter, error) {
+				return l.GetCounter(ctx, &ratelimitpb.GetCounterRequest{Key: args[0]})
 			})
-			if err != nil {
-				return err
-			}
-			row := quotaCounterOf(got)
-			return o.print(cmd.OutOrStdout(), row, row.print)
 		},
 	}
 	o.register(c)
@@ -221,16 +228,9 @@ func limitsChangeCommand(change limitChange) *cobra.Command {
 				}
 				req.Hits = uint32(n)
 			}
-			var got *ratelimitpb.Counter
-			err := at.call(cmd.Context(), args[own:], func(ctx context.Context, l ratelimitpb.LimitsClient) (err error) {
-				got, err = change.call(ctx, l, req)
-				return err
+			return at.show(cmd, &o, args[own:], func(ctx context.Context, l ratelimitpb.LimitsClient) (*ratelimitpb.Counter, error) {
+				return change.call(ctx, l, req)
 			})
-			if err != nil {
-				return err
-			}
-			row := quotaCounterOf(got)
-			return o.print(cmd.OutOrStdout(), row, row.print)
 		},
 	}
 	o.register(c)
