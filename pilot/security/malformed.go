@@ -40,9 +40,9 @@ func malformed() *rbachttpv3.RBAC {
 	return &rbachttpv3.RBAC{Rules: &rbacv3.RBAC{Action: rbacv3.RBAC_DENY, Policies: rules}, RulesStatPrefix: "writ_malformed_"}
 }
 
-// contains matches in any case.
+// contains matches letters in any case. Envoy copies the value for that, at each request.
 func contains(s string) *matcherv3.StringMatcher {
-	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Contains{Contains: strings.ToLower(s)}, IgnoreCase: true}
+	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Contains{Contains: strings.ToLower(s)}, IgnoreCase: strings.ToUpper(s) != strings.ToLower(s)}
 }
 
 func permitHeader(name string, value *matcherv3.StringMatcher) *rbacv3.Permission {
