@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/writ-mesh/writ/ca/ledger"
@@ -737,4 +738,28 @@ func FuzzParseRecords(f *testing.F) {
 			t.Fatalf("%d records, then %d, %v", len(records), len(again), err)
 		}
 	})
+}
+
+// A question that meets the choice of another leader is asked again; other errors and
+// the end of the caller's patience are told.
+func TestAsksAgainAfterALeader(t *testing.T) {
+	l, other := &Log{name: "m"}, errors.New("other")
+	for _, c := range []struct {
+		answers []error
+		want    error
+	}{
+		{[]error{rpctypes.ErrLeaderChanged, rpctypes.ErrNoLeader, nil}, nil},
+		{[]error{rpctypes.ErrLeaderChanged, other}, other},
+		{[]error{other}, other},
+	} {
+		asked := 0
+		err := l.ask(t.Context(), func(context.Context) error { asked++; return c.answers[asked-1] })
+		if !errors.Is(err, c.want) || asked != len(c.answers) {
+			t.Errorf("%v: asked %d times, %v", c.answers, asked, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := l.ask(ctx, func(context.Context) error { cancel(); return rpctypes.ErrNoLeader }); err == nil {
+		t.Error("a question that nobody waits for was answered")
+	}
 }

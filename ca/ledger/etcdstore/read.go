@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/writ-mesh/writ/ca/ledger"
@@ -24,11 +25,20 @@ type kv = *mvccpb.KeyValue
 // The waits between attempts to follow the cluster.
 const firstRetry, lastRetry = 100 * time.Millisecond, 5 * time.Second
 
-// ask bounds a question, and says of its error whether it may pass.
+// ask bounds a question, and says of its error whether it may pass. It asks again if the
+// cluster chose another leader meanwhile, as when a member has died.
 func (l *Log) ask(ctx context.Context, f func(context.Context) error) error {
 	short, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	err := f(short)
+	for errors.Is(err, rpctypes.ErrLeaderChanged) || errors.Is(err, rpctypes.ErrNoLeader) {
+		select {
+		case <-short.Done():
+			return l.failed(err)
+		case <-time.After(firstRetry):
+		}
+		err = f(short)
+	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
