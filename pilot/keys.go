@@ -6,7 +6,6 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/writ-mesh/writ/pilot/keysource"
 	"github.com/writ-mesh/writ/pilot/meshdir"
@@ -40,11 +39,7 @@ func (p *Pilot) setKeys(mesh *model.Mesh) {
 func (p *Pilot) rekey() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	before := p.besides
-	p.keys = p.keySets.Sets()
-	if p.current != nil && !before.same(p.besides) {
-		p.compile(p.current.mesh, time.Now())
-	}
+	p.takeUp(func() { p.keys = p.keySets.Sets() })
 	p.notify()
 }
 

@@ -31,11 +31,7 @@ func (p *Pilot) setLists(mesh *model.Mesh) {
 func (p *Pilot) relist() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	before := p.besides
-	p.fetched = p.lists.Fetched()
-	if p.current != nil && !before.same(p.besides) {
-		p.compile(p.current.mesh, time.Now())
-	}
+	p.takeUp(func() { p.fetched = p.lists.Fetched() })
 	p.metrics.setProblems(p.allProblems())
 	p.notify()
 }

@@ -378,6 +378,20 @@ func (p *Pilot) notify() {
 	p.changed = make(chan struct{})
 }
 
+// takeUp changes what counts besides the files, puts it into force and says whether
+// anything changed. p.mu is held.
+func (p *Pilot) takeUp(change func()) bool {
+	before := p.besides
+	change()
+	if before.same(p.besides) {
+		return false
+	}
+	if p.current != nil {
+		p.compile(p.current.mesh, time.Now())
+	}
+	return true
+}
+
 // allProblems is what is wrong with the files as they stand.
 func (p *Pilot) allProblems() []meshdir.Problem {
 	return slices.Concat(p.failed, p.problems, p.listProblems(), p.keyProblems)

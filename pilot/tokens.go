@@ -122,13 +122,7 @@ func (p *Pilot) tellTokens(ctx context.Context, list *tokens.List) {
 		p.log.ErrorContext(ctx, "the list of revoked tokens cannot be read; proxies ask authz", slog.Any("error", err))
 		told = &model.RevokedTokens{Remote: true}
 	}
-	next := besides{revoked: p.revoked, tokens: told}
-	if p.same(next) {
-		return
+	if p.takeUp(func() { p.tokens = told }) {
+		p.notify()
 	}
-	p.tokens = told
-	if p.current != nil {
-		p.compile(p.current.mesh, time.Now())
-	}
-	p.notify()
 }

@@ -305,3 +305,22 @@ func TestTokenFeedOverflow(t *testing.T) {
 		t.Error("a watcher that left is told further")
 	}
 }
+
+// TestNothingNewAboutTokens: what is told of tokens compiles the mesh only if it is
+// something else, whatever lists and keys are there too.
+func TestNothingNewAboutTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, t.TempDir(), map[string]string{"one.yaml": entry("one", "8001")})
+		synctest.Wait()
+		f.mu.Lock()
+		f.takeUp(func() { f.keys = map[string]string{"issuer": "{}"} })
+		before := f.current
+		f.mu.Unlock()
+		f.tellTokens(t.Context(), f.tokensFeed.list)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if before == nil || f.current != before {
+			t.Error("the same tokens were put into force again")
+		}
+	})
+}
