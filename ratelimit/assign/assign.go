@@ -115,8 +115,8 @@ type book struct {
 	fresh, unasked bool
 	// untold is what was passed that the store could not be told of.
 	untold uint64
-	// holds are the names in the store that cover lump and late, and what of it.
-	holds []held
+	// holds are the names in the store that cover lump and late.
+	holds []string
 	// quiet counts reports of nothing.
 	quiet int
 	// demand is what the last report told of, peers how many proxies were asked for
@@ -125,11 +125,6 @@ type book struct {
 	peers  int
 	// retry is when to try again for a bucket that got nothing.
 	retry time.Time
-}
-
-type held struct {
-	name string
-	hits uint64
 }
 
 // Open opens the books of a stream.
@@ -170,7 +165,7 @@ func (p *Proxy) Report(ctx context.Context, now time.Time, b Bucket, passed, ref
 		k = &book{Bucket: b}
 	case k.Key != b.Key:
 		// The limit was edited to one that is counted elsewhere.
-		if err := p.drop(ctx, now, k, k.lump+k.late); err != nil {
+		if err := p.drop(ctx, now, k); err != nil {
 			return Answer{}, err
 		}
 		k = &book{Bucket: b, serial: k.serial}
@@ -182,7 +177,7 @@ func (p *Proxy) Report(ctx context.Context, now time.Time, b Bucket, passed, ref
 	}
 	if k.quiet >= idleReports {
 		// It may pass what it has until it hears of this, and never tells.
-		return Answer{ID: b.ID, Abandon: true}, p.drop(ctx, now, k, k.lump+k.late)
+		return Answer{ID: b.ID, Abandon: true}, p.drop(ctx, now, k)
 	}
 	before := k.demand > 0
 	k.demand = add(passed, refused)
@@ -209,9 +204,10 @@ func (p *Proxy) next(ctx context.Context, now time.Time, k *book, passed, refuse
 	}
 	// What is left was held before and is held on, whatever the limit is now: it cannot
 	// be taken from the proxy.
-	keep := held{p.holdName(), left + late}
-	if keep.hits > 0 {
-		uses = append(uses, limit.Use{Key: k.Key, Limit: k.Rule, Op: limit.Charge, Hits: keep.hits, Hold: keep.name, HoldFor: holdFor})
+	var keep []string
+	if left+late > 0 {
+		keep = []string{p.holdName()}
+		uses = append(uses, limit.Use{Key: k.Key, Limit: k.Rule, Op: limit.Charge, Hits: left + late, Hold: keep[0], HoldFor: holdFor})
 	}
 	uses = append(uses, limit.Use{Key: k.Key, Limit: k.Rule, HoldFor: holdFor, Observe: true})
 	outcomes := make([]limit.Outcome, len(uses))
@@ -230,10 +226,7 @@ func (p *Proxy) next(ctx context.Context, now time.Time, k *book, passed, refuse
 		}
 	}
 	k.fresh, k.unasked = k.unasked, false
-	k.holds, k.retry, k.lump, k.late = nil, time.Time{}, left, late
-	if keep.hits > 0 {
-		k.holds = append(k.holds, keep)
-	}
+	k.holds, k.retry, k.lump, k.late = keep, time.Time{}, left, late
 	want := k.want()
 	if refused == 0 && left > 0 && left >= want/2 && left <= 2*want {
 		return k.answer(), nil
@@ -259,7 +252,7 @@ func (p *Proxy) more(ctx context.Context, now time.Time, k *book, hits, want uin
 		return err
 	}
 	if got := outcomes[0].Taken; got > 0 {
-		k.holds = append(k.holds, held{u.Hold, got})
+		k.holds = append(k.holds, u.Hold)
 		k.give(got, k.lump+k.late)
 		k.retry = time.Time{}
 		return nil
@@ -301,8 +294,8 @@ func (k *book) want() uint64 {
 // place of the first hold.
 func (p *Proxy) settling(k *book, passed uint64) []limit.Use {
 	uses := make([]limit.Use, 0, len(k.holds)+3)
-	for i, h := range k.holds {
-		u := limit.Use{Key: k.Key, Limit: k.Rule, Op: limit.Settle, Hold: h.name}
+	for i, name := range k.holds {
+		u := limit.Use{Key: k.Key, Limit: k.Rule, Op: limit.Settle, Hold: name}
 		if i == 0 {
 			u.Hits = min(passed, k.lump+k.late)
 		}
@@ -311,11 +304,11 @@ func (p *Proxy) settling(k *book, passed uint64) []limit.Use {
 	return uses
 }
 
-// drop ends a book of which so much was passed.
-func (p *Proxy) drop(ctx context.Context, now time.Time, k *book, passed uint64) error {
+// drop ends a book. All that the proxy has counts as used: it may go on using it.
+func (p *Proxy) drop(ctx context.Context, now time.Time, k *book) error {
 	delete(p.buckets, k.ID)
 	p.books.count(k.Key, k.demand > 0, false)
-	uses := p.settling(k, passed)
+	uses := p.settling(k, k.lump+k.late)
 	if len(uses) == 0 {
 		return nil
 	}
@@ -359,7 +352,7 @@ func (p *Proxy) Retry(ctx context.Context, now time.Time) (answers []Answer, nex
 func (p *Proxy) Close(ctx context.Context, now time.Time) error {
 	var first error
 	for _, k := range p.buckets {
-		if err := p.drop(ctx, now, k, k.lump+k.late); err != nil && first == nil {
+		if err := p.drop(ctx, now, k); err != nil && first == nil {
 			first = err
 		}
 	}
