@@ -239,7 +239,8 @@ func (f *fixture) want(states ...string) {
 	}
 }
 
-// metric is the value of the counter or gauge with that label.
+// metric is the value of the counter or gauge with that label, "" for none, or how
+// often a histogram was told something.
 func (f *fixture) metric(name, label string) float64 {
 	f.t.Helper()
 	families, err := f.reg.Gather()
@@ -248,8 +249,9 @@ func (f *fixture) metric(name, label string) float64 {
 	}
 	for _, fam := range families {
 		for _, m := range fam.GetMetric() {
-			if fam.GetName() == name && len(m.GetLabel()) == 1 && m.GetLabel()[0].GetValue() == label {
-				return m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			without := label == "" && len(m.GetLabel()) == 0
+			if fam.GetName() == name && (without || len(m.GetLabel()) == 1 && m.GetLabel()[0].GetValue() == label) {
+				return m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
 			}
 		}
 	}
