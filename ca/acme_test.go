@@ -268,6 +268,7 @@ func TestACMECertificateIsNoIdentity(t *testing.T) {
 // Two authorities over one database serve one client: an order that one takes is
 // fulfilled by the other, once, also if both are asked at the same time.
 func TestACMEReplicas(t *testing.T) {
+	t.Parallel()
 	s := newWebsite(t)
 	schema := pgtest.Start(t).Schema(t)
 	a := start(t, func(c *Config) {

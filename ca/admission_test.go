@@ -107,6 +107,7 @@ func (l *late) Get(ctx context.Context, key string) (ledger.Document, error) {
 // Of several that start together over an empty ledger one makes the root; another one's
 // is removed again, and it asks for the key.
 func TestFirstStartTogether(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	a, err := reopenWith(t, t.TempDir(), m.store, func(c *Config) { c.Ledger.Postgres = m.url })
 	if err != nil {

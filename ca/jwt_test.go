@@ -56,6 +56,7 @@ func (h *harness) jwks() *jwtbundle.Bundle {
 // TestNodeGetsTokensOfWhatIsPlacedOnIt: the same right as for certificates, and
 // nothing else of the request is believed.
 func TestNodeGetsTokensOfWhatIsPlacedOnIt(t *testing.T) {
+	t.Parallel()
 	h, n1 := jwtRig(t, nil)
 	resp, err := n1.IssueJWT(t.Context(), &capb.IssueJWTRequest{SpiffeId: reviewsID, Audiences: []string{"spiffe://example.org/ns/default/sa/ratings", "b"}})
 	if err != nil {

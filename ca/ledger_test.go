@@ -291,6 +291,7 @@ func BenchmarkListOneIdentity(b *testing.B) {
 
 // Tokens are recorded like certificates, what is refused of them too.
 func TestTokensAreInTheLedger(t *testing.T) {
+	t.Parallel()
 	h, n1 := jwtRig(t, nil)
 	resp, err := n1.IssueJWT(t.Context(), &capb.IssueJWTRequest{SpiffeId: reviewsID, Audiences: []string{"a", "b"}})
 	if err != nil {

@@ -156,6 +156,7 @@ func TestRegistrationsAreSentOnce(t *testing.T) {
 }
 
 func TestManyRegistrationsAreSentInParts(t *testing.T) {
+	t.Parallel()
 	h := start(t, nil)
 	node := h.mint(nodeID)
 	const n = registrationChunk + 5

@@ -47,6 +47,7 @@ func replica(t *testing.T, of *harness, change ...func(*Config)) *harness {
 // each knows what the other issued; one goes on without the other; without the
 // database nothing is issued, and with it all goes on by itself.
 func TestReplicasShareALedger(t *testing.T) {
+	t.Parallel()
 	server := pgtest.Start(t)
 	url := server.Schema(t)
 	a := start(t, func(c *Config) { c.Ledger.Postgres = url })

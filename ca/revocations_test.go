@@ -130,6 +130,7 @@ func TestRevokedIdentity(t *testing.T) {
 }
 
 func TestRevokedCaller(t *testing.T) {
+	t.Parallel()
 	h := start(t, nil)
 	node := h.mint(nodeID)
 	live := h.as(node)

@@ -364,6 +364,7 @@ func (h *harness) forge(id string) *x509svid.SVID {
 // While roots are replaced one after the other, issuing never stops, and no
 // certificate comes with a bundle that does not have its root.
 func TestIssuingGoesOnDuringRotations(t *testing.T) {
+	t.Parallel()
 	h := start(t, func(c *Config) { c.Listen = "" })
 	stop := make(chan struct{})
 	var issued atomic.Int64
@@ -578,6 +579,7 @@ func newKey(t *testing.T) *ecdsa.PrivateKey {
 // file; with that of the next one the old one goes on signing, and the status says
 // what is wrong.
 func TestDamagedFurtherKey(t *testing.T) {
+	t.Parallel()
 	h := start(t, func(c *Config) { c.Listen = "" })
 	next := h.rotate(&capb.RotateRootRequest{Manual: true}).GetRotation().GetNewRoot()
 	path := filepath.Join(h.config.State, "roots", next+".key")

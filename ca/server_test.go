@@ -161,6 +161,7 @@ func TestBadTokens(t *testing.T) {
 }
 
 func TestNodeGetsWhatIsPlacedOnIt(t *testing.T) {
+	t.Parallel()
 	pilot := newFakePilot(t)
 	pilot.place("n1", reviewsID)
 	pilot.place("n2", ratingsID)

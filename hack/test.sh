@@ -11,7 +11,7 @@ race() { CGO_ENABLED=1 go test -race -vet=off -tags pkcs11 -shuffle=on -p 3 -par
 if [ -n "${1:-}" ]; then
   # Most of what runs in parallel waits. The linters run go vet. Compiler, linker and
   # tests live too briefly for it to pay that they collect garbage often.
-  GOGC=400 go test -vet=off -shuffle=on -p 4 -parallel 6 -timeout 20m "./$1/..."
+  GOGC=400 go test -vet=off -shuffle=on -p 4 -parallel 10 -timeout 20m "./$1/..."
   exit
 fi
 mapfile -t unit < <(go list ./... | grep -v -e '/e2e$' -e '/deploy/compose$')

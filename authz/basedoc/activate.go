@@ -46,7 +46,7 @@ type activator struct{}
 func (activator) Activate(o *opabundle.ActivateOpts) error {
 	opa := &opabundle.DefaultActivator{}
 	s, ok := o.Store.(*Store)
-	if !ok {
+	if !ok || len(o.Bundles) == 0 { // a query's own modules are compiled in a transaction that only reads
 		return opa.Activate(o)
 	}
 	t, err := s.writer(o.Txn)

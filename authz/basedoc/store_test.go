@@ -197,6 +197,7 @@ func document1(n int) string {
 
 // Policies decide as they do over OPA's store, also at the same time.
 func TestEvaluatesAsOPA(t *testing.T) {
+	Everywhere() // a query compiles its own modules by the same way
 	for _, n := range []int{10, 400} {
 		text := []byte(document1(n))
 		doc, err := parse(text)
