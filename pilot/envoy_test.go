@@ -171,6 +171,7 @@ spec:
 // flow: a route moves to a service that did not exist before and back, and the
 // service goes, a dozen times; no request fails, and each edit is live within 1 s.
 func TestEnvoyFollowsEdits(t *testing.T) {
+	t.Parallel()
 	for i, api := range []string{"DELTA_GRPC", "GRPC"} {
 		t.Run(api, func(t *testing.T) { followEdits(t, api, fmt.Sprintf("127.9.77.%d", i+1)) })
 	}
@@ -246,6 +247,7 @@ func followEdits(t *testing.T, api, address string) {
 // TestRealRejection gives a real Envoy what it does not accept: the revision is
 // taken back, the status names the object, and traffic goes on.
 func TestRealRejection(t *testing.T) {
+	t.Parallel()
 	one := backend(t, "one")
 	r := start(t, map[string]string{"one.yaml": entry("one", one), "route.yaml": routeTo("one", "one")})
 	const address = "127.9.77.9"

@@ -86,6 +86,7 @@ func keyServer(t *testing.T, first string) (server *httptest.Server, says func(s
 // TestKeySetLive has real Envoys verify tokens by keys that pilot fetches: they change
 // without a connection lost, and are there when their server is not.
 func TestKeySetLive(t *testing.T) {
+	t.Parallel()
 	for i, bin := range envoytest.All(t) {
 		t.Run(filepath.Base(filepath.Dir(filepath.Dir(bin))), func(t *testing.T) {
 			followKeys(t, bin, []string{"DELTA_GRPC", "GRPC"}[i%2], i)

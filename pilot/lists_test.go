@@ -17,6 +17,7 @@ import (
 // TestListLive has a real Envoy decide by a list whose server breaks, changes and
 // goes away.
 func TestListLive(t *testing.T) {
+	t.Parallel()
 	const address = "127.9.77.20"
 	body := new(atomic.Value)
 	body.Store("")

@@ -15,6 +15,7 @@ import (
 // TestEnvoysOfSeveralVersions: of one revision each Envoy gets what its version can
 // take; the group of TLS is in the access log of those that know it.
 func TestEnvoysOfSeveralVersions(t *testing.T) {
+	t.Parallel()
 	r := start(t, map[string]string{"one.yaml": entry("one", backend(t, "one"))})
 	for i, tc := range []struct {
 		version string

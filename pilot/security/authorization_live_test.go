@@ -189,6 +189,7 @@ rules:
 }
 
 func TestAuthorizationLive(t *testing.T) {
+	t.Parallel()
 	s := newSigner(t)
 	cases := authorizationCases(s, t)
 	eachEnvoy(t, func(t *testing.T, bin string) {

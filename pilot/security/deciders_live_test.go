@@ -140,6 +140,7 @@ func regoPolicy(name string, failOpen bool) *model.RegoPolicy {
 }
 
 func TestRegoLive(t *testing.T) {
+	t.Parallel()
 	s := newSigner(t)
 	eachEnvoy(t, func(t *testing.T, bin string) {
 		authz := &decider{deniedBy: "RegoPolicy default/b"}
@@ -205,6 +206,7 @@ func dim(text string) model.Dimension {
 }
 
 func TestQuotaLive(t *testing.T) {
+	t.Parallel()
 	s := newSigner(t)
 	all := []model.Dimension{
 		dim("source.principal"), dim("source.namespace"), dim("source.ip"), dim("request.method"), dim("request.path"),
@@ -295,6 +297,7 @@ func customMesh(t testing.TB, provider string) *model.Mesh {
 }
 
 func TestCustomLive(t *testing.T) {
+	t.Parallel()
 	eachEnvoy(t, func(t *testing.T, bin string) {
 		server := &decider{}
 		grpcAddress := netip.MustParseAddrPort(server.listen(t, "tcp", "127.0.0.1:0"))
@@ -359,6 +362,7 @@ func TestCustomLive(t *testing.T) {
 }
 
 func TestRemoteJWKSLive(t *testing.T) {
+	t.Parallel()
 	s := newSigner(t)
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, s.jwks()) }))
 	t.Cleanup(web.Close)
@@ -389,6 +393,7 @@ func TestRemoteJWKSLive(t *testing.T) {
 }
 
 func TestSeveralIssuersLive(t *testing.T) {
+	t.Parallel()
 	one, two := newSigner(t), newSigner(t)
 	m := newMesh(t, documents(one.document("one", testIssuer, ""), two.document("two", "https://two.example", "    fromHeaders: [{name: x-two, prefix: 'Two '}]\n    fromParams: [t2]\n    fromCookies: [c2]\n    outputClaimToHeaders: [{header: x-sub, claim: sub}]")))
 	a, b := one.token(t, nil), two.token(t, map[string]any{"iss": "https://two.example"})

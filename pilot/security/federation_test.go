@@ -12,6 +12,7 @@ import (
 // TestFederationLive: in a mesh that accepts another trust domain, with real Envoys,
 // its identities get in by what names the trust domain, and by no name of ours.
 func TestFederationLive(t *testing.T) {
+	t.Parallel()
 	const theirs, ours = "spiffe://b.example/ns/foo/sa/curl", curlFoo
 	allow := func(source string) string { return "rules: [{from: [{source: {" + source + "}}]}]" }
 	deny := func(source string) string { return "action: DENY\n" + allow(source) }

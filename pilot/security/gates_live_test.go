@@ -67,6 +67,7 @@ spec: {ports: [{name: http, port: 8000}]}
 // TestGatesLive has real Envoys and explain decide the same requests by ServiceRoles
 // and AccessLists, written as in a mesh directory.
 func TestGatesLive(t *testing.T) {
+	t.Parallel()
 	s := newSigner(t)
 	tokens := map[string]string{
 		"alice": s.token(t, map[string]any{"groups": []string{"g1", "g2"}}),

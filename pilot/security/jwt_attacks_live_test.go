@@ -45,6 +45,7 @@ func hmacToken(header, payload string, secret []byte) string {
 
 // TestTokenAttacksLive: tokens that some verifier has taken, at a real Envoy.
 func TestTokenAttacksLive(t *testing.T) {
+	t.Parallel()
 	s, stranger := newSigner(t), newSigner(t)
 	m := newMesh(t, s.document("jwt", testIssuer, "    audiences: [shop]"))
 	two := newMesh(t, "kind: RequestAuthentication\nmetadata: {name: two}\nspec:\n  jwtRules:\n  - issuer: "+testIssuer+"\n    jwks: '"+
@@ -126,6 +127,7 @@ func TestTokenAttacksLive(t *testing.T) {
 // server answers nonsense or nothing; a symmetric key in the set verifies nothing; and
 // an issuer whose server never answers keeps nobody else waiting.
 func TestKeyServerAwayLive(t *testing.T) {
+	t.Parallel()
 	s, next := newSigner(t), newSigner(t)
 	secret := []byte("0123456789abcdef0123456789abcdef")
 	oct := fmt.Sprintf(`,{"kty":"oct","alg":"HS256","kid":"k2","k":%q}]}`, base64.RawURLEncoding.EncodeToString(secret))

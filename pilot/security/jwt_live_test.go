@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math/big"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,12 +26,28 @@ type signer struct {
 
 func newSigner(t testing.TB) signer {
 	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
+	test, _, _ := strings.Cut(t.Name(), "/")
+	signerKeys.Lock()
+	defer signerKeys.Unlock()
+	n := signerKeys.taken[test]
+	signerKeys.taken[test]++
+	if n == len(signerKeys.all) {
+		key, err := rsa.GenerateKey(rand.Reader, 2048)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signerKeys.all = append(signerKeys.all, key)
 	}
-	return signer{key}
+	return signer{signerKeys.all[n]}
 }
+
+// signerKeys are for all tests, for they take long to make. The signers of one test have
+// a key each.
+var signerKeys = struct {
+	sync.Mutex
+	all   []*rsa.PrivateKey
+	taken map[string]int // by test
+}{taken: make(map[string]int)}
 
 func (s signer) jwks() string {
 	return fmt.Sprintf(`{"keys":[{"kty":"RSA","alg":"RS256","use":"sig","kid":"k1","n":%q,"e":%q}]}`,
@@ -82,6 +99,7 @@ func bearer(token string) map[string]string {
 // A rule without keys, and what the whole of golden files is made of, must at
 // least be taken by Envoy.
 func TestJWTWithoutKeysLive(t *testing.T) {
+	t.Parallel()
 	s := newSigner(t)
 	m := newMesh(t, "kind: RequestAuthentication\nmetadata: {name: jwt}\nspec: {jwtRules: [{issuer: '"+testIssuer+"'}]}")
 	eachEnvoy(t, func(t *testing.T, bin string) {
@@ -96,6 +114,7 @@ func TestJWTWithoutKeysLive(t *testing.T) {
 }
 
 func TestJWTLive(t *testing.T) {
+	t.Parallel()
 	s, other := newSigner(t), newSigner(t)
 	m := newMesh(t, s.document("jwt", testIssuer, "    audiences: [bookinfo]"))
 	none, err := jwt.NewWithClaims(jwt.SigningMethodNone, claims(nil)).SignedString(jwt.UnsafeAllowNoneSignatureType)

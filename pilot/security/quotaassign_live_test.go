@@ -80,6 +80,7 @@ func (a *assigner) serve(t testing.TB) string {
 // TestAssignedQuotaLive: a proxy keeps assigned limits by itself, each caller's under a
 // name that it cannot choose, and holds to whenUnavailable while ratelimit is away.
 func TestAssignedQuotaLive(t *testing.T) {
+	t.Parallel()
 	assigned := func(dims ...model.Dimension) model.QuotaLimit {
 		l := per(dims...)
 		l.Mode = configpb.QuotaAssigned

@@ -59,6 +59,7 @@ func costing(cost model.QuotaCost, dims ...model.Dimension) model.QuotaLimit {
 // cost, under a name that both have; it hears nothing of what was refused, and with
 // ratelimit away no Envoy ends.
 func TestQuotaCostLive(t *testing.T) {
+	t.Parallel()
 	byHeader := model.QuotaCost{From: model.CostResponseHeader, Header: "x-cost", Reserve: 50, Expire: time.Minute}
 	byAnswer, byRequest := model.QuotaCost{From: model.CostResponseBytes}, model.QuotaCost{From: model.CostRequestBytes}
 	eachEnvoy(t, func(t *testing.T, bin string) {

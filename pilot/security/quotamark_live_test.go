@@ -35,6 +35,7 @@ func patient(t *testing.T, in inbound) inbound {
 // TestQuotaMarkLive: an answer says that its quotas were not asked, and says nothing if
 // they were, if there are none to refuse, or if it is a refusal.
 func TestQuotaMarkLive(t *testing.T) {
+	t.Parallel()
 	const deny = "kind: AuthorizationPolicy\nmetadata: {name: d}\nspec: {action: DENY, rules: [{to: [{operation: {paths: [/no]}}]}]}"
 	observed := quotaPolicy("o", false, per())
 	observed.Observe = true

@@ -115,6 +115,7 @@ func TestRegoRefusalsAlike(t *testing.T) {
 
 // TestMalformedLive: what is said of a request that is malformed.
 func TestMalformedLive(t *testing.T) {
+	t.Parallel()
 	eachEnvoy(t, func(t *testing.T, bin string) {
 		p := start(t, bin, map[string]inbound{"in": {http: compileHTTP(t, newMesh(t, ""), workload()), direct: true}})
 		for rule, r := range map[string]request{

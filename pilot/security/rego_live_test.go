@@ -91,6 +91,7 @@ func (a *regoAuthz) add(t testing.TB, p *model.RegoPolicy) {
 // TestRegoInEnvoyLive: what Envoys decide by themselves they decide as before when
 // authz is gone, and authz is asked about the rest only.
 func TestRegoInEnvoyLive(t *testing.T) {
+	t.Parallel()
 	const whole = `package p
 import input.attributes.request.http as http
 default allow := false
@@ -166,6 +167,7 @@ allow if { startswith(http.path, "/never"); time.now_ns() < 0 }`
 // TestRegoDifferentialLive sends random requests twice: to an Envoy that decides
 // what it can by itself, and to one that asks about everything.
 func TestRegoDifferentialLive(t *testing.T) {
+	t.Parallel()
 	const each = 10
 	s := newSigner(t)
 	eachEnvoy(t, func(t *testing.T, bin string) {

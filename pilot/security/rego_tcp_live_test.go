@@ -22,6 +22,7 @@ type connectionAttempt struct {
 // authz says, and is not asked about; the rest is closed when authz is gone, unless it
 // is open.
 func TestRegoTCPLive(t *testing.T) {
+	t.Parallel()
 	const head = "package p\ndefault allow := false\n"
 	const clock = "; time.now_ns() > 0 }"
 	const caller = `allow if { endswith(input.attributes.source.principal, "/sa/sleep")`

@@ -11,6 +11,7 @@ import (
 // TestRequireLive is the truth table: two rules with a place for the token of each, a
 // token that is not there, good or bad, and what is asked for.
 func TestRequireLive(t *testing.T) {
+	t.Parallel()
 	s, stranger := newSigner(t), newSigner(t)
 	jwks, err := json.Marshal(s.jwks())
 	if err != nil {

@@ -37,6 +37,7 @@ import (
 // TestRevokedLive: the one certificate, or all of the identity, and nobody else's; for
 // callers without one nothing changes.
 func TestRevokedLive(t *testing.T) {
+	t.Parallel()
 	eachEnvoy(t, func(t *testing.T, bin string) {
 		a := newAuthority(t)
 		pair := a.Pair(t, pkitest.Leaf(sleep, time.Hour))
@@ -98,6 +99,7 @@ func TestRevokedLive(t *testing.T) {
 // TestRevokedTCPLive: connections that are open end with the next thing that a revoked
 // peer says, and those of others do not.
 func TestRevokedTCPLive(t *testing.T) {
+	t.Parallel()
 	eachEnvoy(t, func(t *testing.T, bin string) {
 		a := newAuthority(t)
 		out, err := compiler(t, newMesh(t, "")).TCP(workload(), httpPort())
@@ -167,6 +169,7 @@ func TestRevokedTCPLive(t *testing.T) {
 // TestRevokedServerTCPLive: connections that are open to a revoked server end with the
 // next thing that the client says, and those to others do not.
 func TestRevokedServerTCPLive(t *testing.T) {
+	t.Parallel()
 	eachEnvoy(t, func(t *testing.T, bin string) {
 		a := newAuthority(t)
 		pairs := map[string]tls.Certificate{"one": a.Pair(t, pkitest.Leaf(sleep, time.Hour)), "same": a.Pair(t, pkitest.Leaf(sleep, time.Hour)), "curl": a.Pair(t, pkitest.Leaf(curlFoo, time.Hour))}

@@ -43,6 +43,7 @@ func (p *proxy) connect(name, identity, from string) bool {
 }
 
 func TestTCPLive(t *testing.T) {
+	t.Parallel()
 	type try struct {
 		identity, from string
 		passes         bool

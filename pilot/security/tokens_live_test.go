@@ -10,6 +10,7 @@ import (
 
 // TestRevokedTokensLive: what is revoked is refused by Envoy itself, and nothing else.
 func TestRevokedTokensLive(t *testing.T) {
+	t.Parallel()
 	s := newSigner(t)
 	const other = "https://other.example"
 	now := time.Now().Truncate(time.Second)
@@ -75,6 +76,7 @@ func newID(i int) string { return time.Unix(int64(i), 0).UTC().Format(time.RFC33
 // TestRevokedTokensRemoteLive: with more than proxies are told, authz is asked about
 // requests with a token and about no others; without its answer they are refused.
 func TestRevokedTokensRemoteLive(t *testing.T) {
+	t.Parallel()
 	s := newSigner(t)
 	eachEnvoy(t, func(t *testing.T, bin string) {
 		d := &decider{deniedBy: "TokenRevocation jti"}

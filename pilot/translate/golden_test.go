@@ -35,6 +35,7 @@ func goldenMesh(tb testing.TB) (b *meshBuilder, client, gateway *model.Proxy) {
 // and compares what the objects of in.yaml shaped with out.yaml. Both Envoys
 // must take the whole configuration.
 func TestGolden(t *testing.T) {
+	t.Parallel()
 	dirs, err := filepath.Glob("testdata/*/in.yaml")
 	if err != nil || len(dirs) == 0 {
 		t.Fatalf("no testdata: %v", err)

@@ -146,6 +146,7 @@ func (m *gatewayMesh) tlsGet(t *testing.T, host, path string, certs ...tls.Certi
 }
 
 func TestLiveGateway(t *testing.T) {
+	t.Parallel()
 	m := newGatewayMesh(t, 12)
 	get := func(port int, host, path string) response {
 		t.Helper()

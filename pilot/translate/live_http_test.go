@@ -138,6 +138,7 @@ func echoUpgraded(w http.ResponseWriter) {
 }
 
 func TestLiveHTTP(t *testing.T) {
+	t.Parallel()
 	m := newBookstore(t, 10, "")
 	const base = "http://reviews:9080"
 	get := func(path string, headers ...string) response {
@@ -313,6 +314,7 @@ func (m *bookstore) tunnel(t *testing.T, target string) net.Conn {
 }
 
 func TestLiveTunnels(t *testing.T) {
+	t.Parallel()
 	m := newBookstore(t, 11, `
 kind: VirtualService
 metadata: {name: reviews-tcp}

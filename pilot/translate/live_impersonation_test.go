@@ -16,6 +16,7 @@ import (
 // TestLiveImpersonators: certificates that are none of a workload of the mesh open no
 // connection to an Envoy, though each is signed under the root that it trusts.
 func TestLiveImpersonators(t *testing.T) {
+	t.Parallel()
 	m := newLive(t, 23)
 	server := m.workload("server-1", "default", "server", map[string]string{"app": "server"}, port(t, "http", 9080))
 	m.service("server", "default", server)

@@ -21,6 +21,7 @@ import (
 // many ways, for each normalization that MeshConfig has: what is refused, and what the
 // program sees of the rest.
 func TestPathNormalizationLive(t *testing.T) {
+	t.Parallel()
 	modes := []meshv1.MeshConfig_ProxyPathNormalization_NormalizationType{
 		meshv1.MeshConfig_ProxyPathNormalization_NONE, meshv1.MeshConfig_ProxyPathNormalization_BASE,
 		meshv1.MeshConfig_ProxyPathNormalization_MERGE_SLASHES, meshv1.MeshConfig_ProxyPathNormalization_DECODE_AND_MERGE_SLASHES,

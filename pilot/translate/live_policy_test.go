@@ -18,6 +18,7 @@ import (
 
 // TestLiveModes has a server in each mode, and a service whose endpoints differ.
 func TestLiveModes(t *testing.T) {
+	t.Parallel()
 	m := newLive(t, 13)
 	client := m.workload("client-1", "default", "client", map[string]string{"app": "client"}, port(t, "http", 9000))
 	strict := m.workload("strict-1", "default", "strict", map[string]string{"app": "strict"}, port(t, "http", 9080), port(t, "tcp", 9090))
@@ -108,6 +109,7 @@ func mustRequest(t *testing.T, target string) *http.Request {
 
 // TestLiveDestinationRules is about limits, hashes and TLS origination.
 func TestLiveDestinationRules(t *testing.T) {
+	t.Parallel()
 	m := newLive(t, 14)
 	client := m.workload("client-1", "default", "client", map[string]string{"app": "client"}, port(t, "http", 9000))
 	slow := m.workload("slow-1", "default", "slow", map[string]string{"app": "slow"}, port(t, "http", 9080))

@@ -15,6 +15,7 @@ import (
 // TestLivePostQuantum: where the mesh requires a post-quantum key exchange, Envoys talk
 // to each other, and no other group gets anybody in; where it prefers one, others do.
 func TestLivePostQuantum(t *testing.T) {
+	t.Parallel()
 	const required = "kind: MeshConfig\nmetadata: {name: mesh}\nspec: {meshMTLS: {ecdhCurves: [X25519MLKEM768]}}\n"
 	for i, bin := range envoytest.All(t) {
 		for j, config := range []string{"", required} {

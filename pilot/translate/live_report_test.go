@@ -62,6 +62,7 @@ func (r *refusing) Check(context.Context, *authv3.CheckRequest) (*authv3.CheckRe
 // observe would have refused, with the rule, over HTTP and TCP, and nothing else unless
 // it is asked for at run time.
 func TestLiveReports(t *testing.T) {
+	t.Parallel()
 	for i, bin := range envoytest.All(t) {
 		t.Run(filepath.Base(filepath.Dir(bin)), func(t *testing.T) { liveReports(t, bin, byte(40+i)) })
 	}

@@ -74,6 +74,7 @@ func (s *sniffer) before(t *testing.T, service *model.Service) {
 // programs say, and the same bytes without mutual TLS show that he would. The access
 // log of the callee names the caller by his SPIFFE ID.
 func TestLiveSniffer(t *testing.T) {
+	t.Parallel()
 	m := newLive(t, 24)
 	client := m.workload("client-1", "default", "client", map[string]string{"app": "client"}, port(t, "http", 9000))
 	strict := m.workload("strict-1", "default", "strict", map[string]string{"app": "strict"}, port(t, "http", 9080))

@@ -195,9 +195,6 @@ func (m *liveMesh) request(tr *http.Transport, method, target string, headers ..
 
 func newLive(t *testing.T, net byte) *liveMesh {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("runs real Envoys")
-	}
 	b := newMesh(t)
 	b.net = net
 	return &liveMesh{meshBuilder: b, t: t, ca: newAuthority(t)}

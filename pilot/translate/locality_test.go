@@ -10,6 +10,7 @@ import (
 
 // TestLocality: each line of want is locality, priority and weight of a group.
 func TestLocality(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name, rule string
 		want       []string

@@ -23,6 +23,7 @@ func splitAddress(tb testing.TB, addr string) (string, int) {
 }
 
 func TestRedirectIsValid(t *testing.T) {
+	t.Parallel()
 	for _, policy := range []string{"ALLOW_ANY", "REGISTRY_ONLY"} {
 		b := newMesh(t)
 		client := b.workload("client-1", "default", "client", map[string]string{"app": "client"}, "http:9000", "tcp:9001")

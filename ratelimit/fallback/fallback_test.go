@@ -188,9 +188,6 @@ type load struct {
 // answer is 5 ms; the test allows for a busy machine by counting how many answers
 // are above four times that, which waiting for Redis would make all of them.
 func TestRealRedisAway(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes seconds")
-	}
 	for name, away := range map[string]struct {
 		goes, returns func(testing.TB, *redistest.Server)
 	}{
@@ -215,9 +212,6 @@ func TestRealRedisAway(t *testing.T) {
 // TestSlowRedis: a Redis whose answers come too late is as good as none, and costs
 // nobody the wait.
 func TestSlowRedis(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes seconds")
-	}
 	slow := redistest.StartSlow(t, redistest.Start(t))
 	realRedisAway(t, slow.Address(), func() { slow.Delay(100 * time.Millisecond) }, func() { slow.Delay(0) })
 }
