@@ -37,7 +37,7 @@ func fieldsMesh() *model.Mesh {
 			Meta: meta("QuotaPolicy", "q"), Selector: labels,
 			Limits: []model.QuotaLimit{{Per: []model.Dimension{
 				{Text: "request.headers[x]", Kind: "request.headers", Arg: "x"}, {Text: "y", Kind: "constant", Arg: "y"},
-			}, Requests: 1, Every: time.Second, Algorithm: "gcra", Burst: 1, Mode: "leased", Cost: &model.QuotaCost{From: model.CostResponseHeader, Header: "x-cost", Reserve: 1, Expire: time.Second}}},
+			}, Requests: 1, Every: time.Second, Algorithm: "gcra", Burst: 1, Mode: "leased", Cost: &model.QuotaCost{From: model.CostResponseHeader, Header: "x-cost", Reserve: 1, Expire: time.Second}, Plan: &model.QuotaPlan{Table: "t", By: "y", Numbers: "n"}}},
 		}},
 		RbacConfig: &model.RbacConfig{Meta: meta("ClusterRbacConfig", "default"), Mode: model.RbacInclusion, Namespaces: []string{"default"}, Services: []string{"a"}},
 		ServiceRoles: []*model.ServiceRole{{Meta: meta("ServiceRole", "v"), Rules: []model.AccessRule{{

@@ -116,6 +116,9 @@ func quotaPolicies(m *model.Mesh) []named {
 			if c := l.Cost; c != nil {
 				limit.Cost = &configpb.Cost{Reserve: c.Reserve, Expire: durationpb.New(c.Expire)}
 			}
+			if p := l.Plan; p != nil {
+				limit.Plan = &configpb.QuotaPlan{Table: p.Table, By: p.By, Numbers: p.Numbers}
+			}
 			for _, d := range l.Per {
 				limit.Per = append(limit.Per, d.Text)
 			}

@@ -15,7 +15,7 @@ func TestNoFieldOfAPolicyIsLost(t *testing.T) {
 	requests, every := uint32(1), duration(time.Second)
 	quota := quotaSpec{
 		Selector: &labelSelector{}, Mode: "observe", WhenUnavailable: "Deny",
-		Limits: []quotaLimit{{Per: []string{"source.ip"}, Requests: &requests, Every: &every, Algorithm: "gcra", Burst: &requests, Mode: "leased", Cost: &quotaCost{From: model.CostResponseBytes, Reserve: 1, Expire: &every}}},
+		Limits: []quotaLimit{{Per: []string{"source.ip"}, Requests: &requests, Every: &every, Algorithm: "gcra", Burst: &requests, Mode: "leased", Cost: &quotaCost{From: model.CostResponseBytes, Reserve: 1, Expire: &every}, Plan: &quotaPlan{Table: "t", By: "source.ip", Numbers: "n"}}},
 	}
 	lostNothing(t, "QuotaPolicy", &quota, func() any {
 		l := quota.Limits[0]

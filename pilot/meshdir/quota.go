@@ -28,6 +28,7 @@ type quotaLimit struct {
 	Timeout    *duration  `json:"timeout"`
 	Mode       string     `json:"mode"`
 	Cost       *quotaCost `json:"cost"`
+	Plan       *quotaPlan `json:"plan"`
 }
 
 func checkQuotaPolicy(c *checker) {
@@ -43,6 +44,7 @@ func checkQuotaPolicy(c *checker) {
 		at := index("spec.limits", i)
 		c.checkCount(at, &limit)
 		c.checkCost(at, &limit)
+		c.checkPlan(at, &limit)
 		for j, text := range limit.Per {
 			if _, problem := parseDimension(text); problem != "" {
 				c.errorf(index(at+".per", j), "%s", problem)

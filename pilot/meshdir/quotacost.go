@@ -34,7 +34,7 @@ func (c *checker) checkCost(at string, limit *quotaLimit) {
 	if _, _, problem := costSource(cost.From); problem != "" {
 		c.errorf(at+".from", "%s", problem)
 	}
-	if limit.Requests != nil && cost.Reserve > *limit.Requests {
+	if limit.Requests != nil && limit.Plan == nil && cost.Reserve > *limit.Requests {
 		c.errorf(at+".reserve", "%d is more than the limit's %d requests: no request would pass", cost.Reserve, *limit.Requests)
 	}
 	switch {

@@ -411,6 +411,18 @@ type QuotaLimit struct {
 	Mode string
 	// Cost is nil if each request takes one.
 	Cost *QuotaCost
+	// Plan is nil if all callers have the same numbers.
+	Plan *QuotaPlan
+}
+
+// QuotaPlan names a table of ratelimit's that maps callers to their numbers; those of
+// the limit are for callers that it does not tell of.
+type QuotaPlan struct {
+	Table string
+	// By is the dimension, one of the limit's, whose value is the caller.
+	By string
+	// Numbers is the column of the table; "" if it has only one.
+	Numbers string
 }
 
 // QuotaCost is what a request takes from a limit, known only when it is over.

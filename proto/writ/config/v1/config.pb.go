@@ -784,7 +784,10 @@ type Limit struct {
 	Burst     uint32 `protobuf:"varint,21,opt,name=burst,proto3" json:"burst,omitempty"`
 	// Where requests are counted: "" in the store that replicas share, each by itself,
 	// "leased" in shares that a replica takes from it before, "local" by each replica alone.
-	Mode          string `protobuf:"bytes,22,opt,name=mode,proto3" json:"mode,omitempty"`
+	Mode string `protobuf:"bytes,22,opt,name=mode,proto3" json:"mode,omitempty"`
+	// Whose numbers depend on a plan: requests and burst are then those of callers that
+	// the table does not tell of. Unset: all callers have the same.
+	Plan          *QuotaPlan `protobuf:"bytes,30,opt,name=plan,proto3" json:"plan,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -868,6 +871,76 @@ func (x *Limit) GetMode() string {
 	return ""
 }
 
+func (x *Limit) GetPlan() *QuotaPlan {
+	if x != nil {
+		return x.Plan
+	}
+	return nil
+}
+
+// QuotaPlan names a table that ratelimit has, which maps callers to their numbers.
+type QuotaPlan struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Table string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
+	// The dimension, one of per, whose value is the caller.
+	By string `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	// The column of the table; "" if it has only one.
+	Numbers       string `protobuf:"bytes,3,opt,name=numbers,proto3" json:"numbers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuotaPlan) Reset() {
+	*x = QuotaPlan{}
+	mi := &file_writ_config_v1_config_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuotaPlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuotaPlan) ProtoMessage() {}
+
+func (x *QuotaPlan) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_config_v1_config_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuotaPlan.ProtoReflect.Descriptor instead.
+func (*QuotaPlan) Descriptor() ([]byte, []int) {
+	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *QuotaPlan) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *QuotaPlan) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *QuotaPlan) GetNumbers() string {
+	if x != nil {
+		return x.Numbers
+	}
+	return ""
+}
+
 // Cost is what a request takes from a limit once it is over. Its descriptors have the
 // entry "writ.hold" with a name that is the request's alone, and the one that tells the
 // cost as its hits has "writ.done" too.
@@ -883,7 +956,7 @@ type Cost struct {
 
 func (x *Cost) Reset() {
 	*x = Cost{}
-	mi := &file_writ_config_v1_config_proto_msgTypes[11]
+	mi := &file_writ_config_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -895,7 +968,7 @@ func (x *Cost) String() string {
 func (*Cost) ProtoMessage() {}
 
 func (x *Cost) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_config_v1_config_proto_msgTypes[11]
+	mi := &file_writ_config_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -908,7 +981,7 @@ func (x *Cost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cost.ProtoReflect.Descriptor instead.
 func (*Cost) Descriptor() ([]byte, []int) {
-	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Cost) GetReserve() uint32 {
@@ -987,7 +1060,7 @@ const file_writ_config_v1_config_proto_rawDesc = "" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12-\n" +
 	"\x06limits\x18\x03 \x03(\v2\x15.writ.config.v1.LimitR\x06limits\x12\x18\n" +
 	"\aobserve\x18\x04 \x01(\bR\aobserve\x12\x16\n" +
-	"\x06source\x18\x05 \x01(\tR\x06source\"\xd8\x01\n" +
+	"\x06source\x18\x05 \x01(\tR\x06source\"\x87\x02\n" +
 	"\x05Limit\x12\x10\n" +
 	"\x03per\x18\x01 \x03(\tR\x03per\x12\x1a\n" +
 	"\brequests\x18\x02 \x01(\rR\brequests\x12/\n" +
@@ -996,7 +1069,12 @@ const file_writ_config_v1_config_proto_rawDesc = "" +
 	" \x01(\v2\x14.writ.config.v1.CostR\x04cost\x12\x1c\n" +
 	"\talgorithm\x18\x14 \x01(\tR\talgorithm\x12\x14\n" +
 	"\x05burst\x18\x15 \x01(\rR\x05burst\x12\x12\n" +
-	"\x04mode\x18\x16 \x01(\tR\x04mode\"S\n" +
+	"\x04mode\x18\x16 \x01(\tR\x04mode\x12-\n" +
+	"\x04plan\x18\x1e \x01(\v2\x19.writ.config.v1.QuotaPlanR\x04plan\"K\n" +
+	"\tQuotaPlan\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\tR\x05table\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12\x18\n" +
+	"\anumbers\x18\x03 \x01(\tR\anumbers\"S\n" +
 	"\x04Cost\x12\x18\n" +
 	"\areserve\x18\x01 \x01(\rR\areserve\x121\n" +
 	"\x06expire\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06expireB9Z7github.com/writ-mesh/writ/proto/writ/config/v1;configpbb\x06proto3"
@@ -1013,7 +1091,7 @@ func file_writ_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_writ_config_v1_config_proto_rawDescData
 }
 
-var file_writ_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_writ_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_writ_config_v1_config_proto_goTypes = []any{
 	(*NodePlacement)(nil),       // 0: writ.config.v1.NodePlacement
 	(*WorkloadPlacement)(nil),   // 1: writ.config.v1.WorkloadPlacement
@@ -1026,26 +1104,28 @@ var file_writ_config_v1_config_proto_goTypes = []any{
 	(*HeaderLocation)(nil),      // 8: writ.config.v1.HeaderLocation
 	(*QuotaPolicy)(nil),         // 9: writ.config.v1.QuotaPolicy
 	(*Limit)(nil),               // 10: writ.config.v1.Limit
-	(*Cost)(nil),                // 11: writ.config.v1.Cost
-	(*durationpb.Duration)(nil), // 12: google.protobuf.Duration
+	(*QuotaPlan)(nil),           // 11: writ.config.v1.QuotaPlan
+	(*Cost)(nil),                // 12: writ.config.v1.Cost
+	(*durationpb.Duration)(nil), // 13: google.protobuf.Duration
 }
 var file_writ_config_v1_config_proto_depIdxs = []int32{
 	1,  // 0: writ.config.v1.NodePlacement.workloads:type_name -> writ.config.v1.WorkloadPlacement
 	2,  // 1: writ.config.v1.WorkloadPlacement.attestation:type_name -> writ.config.v1.Attestation
 	4,  // 2: writ.config.v1.RegoPolicy.bundle:type_name -> writ.config.v1.Bundle
-	12, // 3: writ.config.v1.Bundle.refresh:type_name -> google.protobuf.Duration
+	13, // 3: writ.config.v1.Bundle.refresh:type_name -> google.protobuf.Duration
 	6,  // 4: writ.config.v1.Bundle.signing:type_name -> writ.config.v1.BundleSigning
 	5,  // 5: writ.config.v1.Bundle.credentials:type_name -> writ.config.v1.BundleCredentials
 	8,  // 6: writ.config.v1.TokenIssuer.from_headers:type_name -> writ.config.v1.HeaderLocation
 	10, // 7: writ.config.v1.QuotaPolicy.limits:type_name -> writ.config.v1.Limit
-	12, // 8: writ.config.v1.Limit.every:type_name -> google.protobuf.Duration
-	11, // 9: writ.config.v1.Limit.cost:type_name -> writ.config.v1.Cost
-	12, // 10: writ.config.v1.Cost.expire:type_name -> google.protobuf.Duration
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	13, // 8: writ.config.v1.Limit.every:type_name -> google.protobuf.Duration
+	12, // 9: writ.config.v1.Limit.cost:type_name -> writ.config.v1.Cost
+	11, // 10: writ.config.v1.Limit.plan:type_name -> writ.config.v1.QuotaPlan
+	13, // 11: writ.config.v1.Cost.expire:type_name -> google.protobuf.Duration
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_writ_config_v1_config_proto_init() }
@@ -1060,7 +1140,7 @@ func file_writ_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_config_v1_config_proto_rawDesc), len(file_writ_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -63,3 +63,7 @@ const (
 	// be over.
 	DefaultQuotaTimeout = time.Minute
 )
+
+// PlanName is what tables of plans, their columns and their plans may be called: a
+// table's name is a file's and part of keys in Redis.
+const PlanName = `^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`
