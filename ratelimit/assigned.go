@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"log/slog"
+	"strconv"
 	"time"
 
 	rlqsv3 "github.com/envoyproxy/go-control-plane/envoy/service/rate_limit_quota/v3"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/writ-mesh/writ/internal/rpc"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 	"github.com/writ-mesh/writ/ratelimit/assign"
 )
@@ -43,7 +45,11 @@ func newAssignedServer(s *Server, log *slog.Logger) *assignedServer {
 // StreamRateLimitQuotas keeps the books of one proxy for as long as its stream lives.
 func (a *assignedServer) StreamRateLimitQuotas(stream rlqsv3.RateLimitQuotaService_StreamRateLimitQuotasServer) error {
 	ctx := stream.Context()
-	proxy := a.books.Open()
+	proxy, err := a.books.Open(owner(ctx))
+	if err != nil {
+		a.server.metrics.failed.Inc()
+		return status.Error(codes.ResourceExhausted, err.Error())
+	}
 	defer func() {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		defer cancel()
@@ -99,7 +105,8 @@ func (a *assignedServer) StreamRateLimitQuotas(stream rlqsv3.RateLimitQuotaServi
 // report takes what a proxy tells of its buckets.
 func (a *assignedServer) report(ctx context.Context, proxy *assign.Proxy, r *rlqsv3.RateLimitQuotaUsageReports) []assign.Answer {
 	now, table := a.server.now(), a.server.quotas.Load()
-	answers := make([]assign.Answer, 0, len(r.GetBucketQuotaUsages()))
+	var unknown []assign.Answer
+	usages := make([]assign.Usage, 0, len(r.GetBucketQuotaUsages()))
 	for _, u := range r.GetBucketQuotaUsages() {
 		bucket := u.GetBucketId().GetBucket()
 		name := bucket[configpb.QuotaCounterKey]
@@ -111,22 +118,34 @@ func (a *assignedServer) report(ctx context.Context, proxy *assign.Proxy, r *rlq
 		if err != nil {
 			// It limits nothing, as with any policy that is not known.
 			a.server.metrics.unmatched.WithLabelValues(unmatchedPolicy).Inc()
-			answers = append(answers, assign.Answer{ID: name, Abandon: true})
+			unknown = append(unknown, assign.Answer{ID: name, Abandon: true})
 			continue
 		}
 		counters := a.server.metrics.limit(limit.ID)
 		counters.ok.Add(float64(u.GetNumRequestsAllowed()))
 		counters.over.Add(float64(u.GetNumRequestsDenied()))
-		answer, err := proxy.Report(ctx, now, assign.Bucket{ID: name, Key: key, Rule: limit.Rule}, u.GetNumRequestsAllowed(), u.GetNumRequestsDenied())
-		if err != nil {
-			a.failed(err)
-			if answer.Serial == 0 {
-				continue // it has nothing yet: what it does without is the policy's to say
-			}
-		}
-		answers = append(answers, answer)
+		usages = append(usages, assign.Usage{
+			Bucket: assign.Bucket{ID: name, Key: key, Rule: limit.Rule},
+			Passed: u.GetNumRequestsAllowed(), Refused: u.GetNumRequestsDenied(),
+		})
 	}
-	return answers
+	answers, err := proxy.Report(ctx, now, usages)
+	if err != nil {
+		a.failed(err)
+	}
+	return append(answers, unknown...)
+}
+
+// owner is who a stream counts for: an identity, or a user of this machine.
+func owner(ctx context.Context) string {
+	switch c := rpc.CallerFrom(ctx); {
+	case !c.ID.IsZero():
+		return c.ID.String()
+	case c.Cred != nil:
+		return "uid=" + strconv.FormatUint(uint64(c.Cred.UID), 10)
+	default:
+		return c.String()
+	}
 }
 
 func (a *assignedServer) failed(err error) {

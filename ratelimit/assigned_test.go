@@ -211,3 +211,31 @@ func TestReportOfAllBucketsFits(t *testing.T) {
 		t.Errorf("it has %d bytes, %d are taken", size, maxMessage)
 	}
 }
+
+// A caller that has as many streams open as it may is told so.
+func TestTooManyStreams(t *testing.T) {
+	t.Parallel()
+	_, _, socket := serveAssigned(t, 10)
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	client := rlqsv3.NewRateLimitQuotaServiceClient(conn)
+	report := &rlqsv3.RateLimitQuotaUsageReports{Domain: configpb.QuotaDomain, BucketQuotaUsages: []*rlqsv3.RateLimitQuotaUsageReports_BucketQuotaUsage{{
+		BucketId: &rlqsv3.BucketId{Bucket: map[string]string{configpb.QuotaCounterKey: "x"}},
+	}}}
+	for i := range assign.MaxStreams + 1 {
+		stream, err := client.StreamRateLimitQuotas(t.Context())
+		if err == nil {
+			err = stream.Send(report)
+		}
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		text := status.Convert(err).Message()
+		if over := i == assign.MaxStreams; (status.Code(err) == codes.ResourceExhausted) != over || over && !strings.Contains(text, "unauthenticated has 1000") {
+			t.Fatalf("stream %d: %v", i, err)
+		}
+	}
+}

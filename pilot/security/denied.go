@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-mesh/writ/pilot/model"
+	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
 // DeniedByHeader is the response header of a refusal: "<Kind> <namespace>/<name>"
@@ -62,6 +63,10 @@ const (
 	nameQuota         = "quota"
 )
 
+// quotaBucketMetadata is where the filters of assigned limits say which counter they
+// looked at.
+const quotaBucketMetadata = "envoy.extensions.http_filters.rate_limit_quota.bucket"
+
 // refusedBy matches the code details of a rule's refusal.
 const refusedBy = "^rbac_access_denied_matched_policy.([A-Za-z]+)_(.+)"
 
@@ -94,6 +99,10 @@ func localReply() *hcmv3.LocalReplyConfig {
 		mapper(`response.code_details.startsWith('ext_authz_') && `+custom, absent, customRule),
 		mapper(`response.code_details.startsWith('ext_authz_')`, absent, "%METADATA(VIRTUAL_HOST:writ:rego)%"),
 		mapper(`response.code_details == 'rate_limiter_error'`, absent, "%METADATA(VIRTUAL_HOST:writ:quota)% (ratelimit does not answer)"),
+		// The filters of assigned limits give no details until after Envoy 1.40. Each says
+		// which counter it looks at, the one that refuses last of all.
+		mapper(`(response.code_details == '' || response.code_details == 'rate_limited_by_quota') && response.code == 429 && '`+quotaBucketMetadata+`' in metadata.filter_metadata`, absent,
+			`%CEL(re.extract(metadata.filter_metadata['`+quotaBucketMetadata+`']['`+configpb.QuotaCounterKey+`'], '^([^/?]+/[^/?]+)/([0-9]+)([?].*)?$', 'QuotaPolicy \\1 limit \\2'))%`),
 		mapper(`response.code_details == 'request_rate_limited' || response.code_details.startsWith('rate_limit')`, absent,
 			"%METADATA(VIRTUAL_HOST:writ:quota)%"),
 	})}

@@ -118,8 +118,9 @@ func TestAssignedQuotaLive(t *testing.T) {
 				}
 				return nil
 			})
-			if got := p.do("in", request{identity: c.identity}); got.status != 429 || got.header.Get("retry-after") != "5" {
-				t.Errorf("refused with %d, retry-after %q", got.status, got.header.Get("retry-after"))
+			got := p.do("in", request{identity: c.identity})
+			if got.status != 429 || got.header.Get("retry-after") != "5" || got.deniedBy != "QuotaPolicy default/q limit 0" {
+				t.Errorf("refused with %d, retry-after %q, by %q", got.status, got.header.Get("retry-after"), got.deniedBy)
 			}
 			if before > 0 && len(server.heard()) != before+1 {
 				t.Errorf("%q has more than one new counter", server.heard())
@@ -134,8 +135,8 @@ func TestAssignedQuotaLive(t *testing.T) {
 		if got := away.do("open", request{}); got.status != 200 {
 			t.Errorf("ratelimit away, open: %d", got.status)
 		}
-		if got := away.do("closed", request{}); got.status != 429 {
-			t.Errorf("ratelimit away, closed: %d", got.status)
+		if got := away.do("closed", request{}); got.status != 429 || got.deniedBy != "QuotaPolicy default/c limit 0" {
+			t.Errorf("ratelimit away, closed: %d, by %q", got.status, got.deniedBy)
 		}
 	})
 }

@@ -10,8 +10,11 @@
 //
 // Lumps follow demand: a proxy gets what it was asked for in two intervals of
 // reports and something for a burst, at most its part of what is left among those
-// that are asked too. What is not used is given back, and what a proxy had that is
-// gone counts as used.
+// that are asked too. What is not used is given back. What a proxy had that is gone
+// counts as used, and what a replica had given that is gone stays held until the last
+// of it that can have passed has left its window.
+//
+// A report of many buckets is settled a few at a time, one request to the store each.
 //
 // How Envoy behaves, as read in the source of 1.36 and 1.40 and proven by tests with
 // both: it reports every five seconds whatever it is told, replaces a token bucket
@@ -23,7 +26,9 @@ package assign
 
 import (
 	"context"
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -36,9 +41,8 @@ const (
 	ReportEvery = 5 * time.Second
 	// TTL is how long a proxy may use a lump without hearing more.
 	TTL = 3 * ReportEvery
-	// holdFor is how long the store holds a lump: until no proxy can use it any
-	// more, its way there and a late report included.
-	holdFor = 2 * TTL
+	// late is how long a lump may be on its way, and a report of it.
+	late = TTL
 	// MaxBuckets bounds what one proxy has.
 	MaxBuckets = 10_000
 	// idleReports is after how many reports of nothing a bucket is given up.
@@ -48,6 +52,10 @@ const (
 	// retryPause is between two looks at what is to be tried again: buckets of which
 	// each has its own time are looked at together.
 	retryPause = 200 * time.Millisecond
+	// batch is of how many buckets the store is asked at once: enough that a report of
+	// MaxBuckets is done well before the next one, and few enough that a decision, of
+	// about four uses for each, takes a fraction of what the store is given time for.
+	batch = 16
 )
 
 // Store decides over all uses at once.
@@ -60,6 +68,13 @@ type Bucket struct {
 	ID   string // unique among the buckets of a proxy
 	Key  string // of the counter
 	Rule limit.Limit
+}
+
+// Usage is what a proxy passed and refused since its last report of a bucket.
+type Usage struct {
+	Bucket
+
+	Passed, Refused uint64
 }
 
 // Answer is what a proxy is to do with a bucket from now on.
@@ -82,23 +97,26 @@ type Books struct {
 	name  string // unique among the replicas that share the store, over restarts too
 
 	mu      sync.Mutex
-	proxies uint64         // opened so far
-	asked   map[string]int // how many proxies were asked for a counter lately, by key
+	proxies uint64             // opened so far
+	asked   map[string]int     // how many proxies were asked for a counter lately, by key
+	callers map[string]*caller // who has streams
 }
 
 // New makes books. The name is unique among the replicas that share the store, and
 // another after each start.
 func New(store Store, name string) *Books {
-	return &Books{store: store, name: name, asked: make(map[string]int)}
+	return &Books{store: store, name: name, asked: make(map[string]int), callers: make(map[string]*caller)}
 }
 
 // Proxy is the books of one proxy, for as long as its stream lives. It is not safe
 // for concurrent use.
 type Proxy struct {
 	books   *Books
+	caller  string
 	name    string
 	buckets map[string]*book
 	serial  uint64
+	done    bool // it is closed
 }
 
 // book is what a proxy has of one limit.
@@ -127,14 +145,6 @@ type book struct {
 	retry time.Time
 }
 
-// Open opens the books of a stream.
-func (b *Books) Open() *Proxy {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.proxies++
-	return &Proxy{books: b, name: b.name + "/" + strconv.FormatUint(b.proxies, 36), buckets: make(map[string]*book)}
-}
-
 // count notes whether a proxy was asked for a counter, and tells how many were.
 func (b *Books) count(key string, before, now bool) int {
 	b.mu.Lock()
@@ -153,116 +163,226 @@ func (b *Books) count(key string, before, now bool) int {
 // Len is how many buckets the proxy has.
 func (p *Proxy) Len() int { return len(p.buckets) }
 
-// Report takes what a proxy passed and refused since its last report of the bucket,
+// Report takes what a proxy passed and refused since its last report of each bucket,
 // and says what it may do next. What it says that it passed beyond what it had counts
-// too, up to the limit: some of it passed before it had anything.
-func (p *Proxy) Report(ctx context.Context, now time.Time, b Bucket, passed, refused uint64) (Answer, error) {
-	k := p.buckets[b.ID]
+// too, up to the limit: some of it passed before it had anything. With an error there
+// are no answers for buckets of which nothing could be found out.
+func (p *Proxy) Report(ctx context.Context, now time.Time, usages []Usage) (answers []Answer, err error) {
+	answers = make([]Answer, 0, len(usages))
+	named := make(map[string]bool, batch)
+	for from := 0; from < len(usages); {
+		to := from
+		clear(named)
+		for to < len(usages) && to-from < batch && !named[usages[to].ID] {
+			named[usages[to].ID] = true // once more: after what is settled for it now
+			to++
+		}
+		some, failed := p.report(ctx, now, usages[from:to])
+		if answers = append(answers, some...); failed != nil {
+			err = failed
+		}
+		from = to
+	}
+	return answers, err
+}
+
+// turn is a bucket that is reported, and what becomes of it.
+type turn struct {
+	*book
+
+	passed, refused, had uint64
+	// What it may still pass at most, under the names that keep that held.
+	left, before uint64
+	keep         []string
+	// first and last are its uses: what ends its holds, and what asks how it stands.
+	first, last int
+}
+
+// report does so for a few buckets, each of which is there once.
+func (p *Proxy) report(ctx context.Context, now time.Time, usages []Usage) (answers []Answer, err error) {
+	var uses []limit.Use
+	turns := make([]turn, 0, len(usages))
+	for _, u := range usages {
+		k, rest := p.book(u.Bucket)
+		uses = append(uses, rest...)
+		if k == nil {
+			answers = append(answers, Answer{ID: u.ID})
+			continue
+		}
+		if k.quiet = k.quiet + 1; u.Passed+u.Refused > 0 {
+			k.quiet = 0
+		}
+		if k.quiet >= idleReports {
+			// It may pass what it has until it hears of this, and never tells.
+			uses = append(uses, p.drop(k)...)
+			answers = append(answers, Answer{ID: u.ID, Abandon: true})
+			continue
+		}
+		before := k.demand > 0
+		k.demand = add(u.Passed, u.Refused)
+		k.peers = p.books.count(k.Key, before, k.demand > 0)
+		t := turn{book: k, passed: add(u.Passed, k.untold), refused: u.Refused, first: len(uses)}
+		uses = p.settle(&t, uses)
+		turns = append(turns, t)
+	}
+	outcomes, err := p.decide(ctx, now, uses)
+	if err != nil {
+		// Nothing was settled. What they have goes on until the store is back or its time
+		// is over.
+		for _, t := range turns {
+			t.untold = t.passed
+			answers = p.goesOn(answers, t)
+		}
+		return answers, err
+	}
+	return p.next(ctx, now, turns, outcomes, answers)
+}
+
+// book finds or makes the books of a bucket, nil for one too many; rest ends what was
+// held for it under another counter, if the limit was edited to one.
+func (p *Proxy) book(b Bucket) (k *book, rest []limit.Use) {
+	k = p.buckets[b.ID]
 	switch {
-	case k == nil && len(p.buckets) >= MaxBuckets:
-		return Answer{ID: b.ID}, nil
+	case k == nil && !p.enter():
+		return nil, nil
 	case k == nil:
 		k = &book{Bucket: b}
 	case k.Key != b.Key:
-		// The limit was edited to one that is counted elsewhere.
-		if err := p.drop(ctx, now, k); err != nil {
-			return Answer{}, err
+		rest = p.drop(k)
+		if !p.enter() {
+			return nil, rest
 		}
 		k = &book{Bucket: b, serial: k.serial}
 	}
 	k.Rule = b.Rule
 	p.buckets[b.ID] = k
-	if k.quiet = k.quiet + 1; passed+refused > 0 {
-		k.quiet = 0
-	}
-	if k.quiet >= idleReports {
-		// It may pass what it has until it hears of this, and never tells.
-		return Answer{ID: b.ID, Abandon: true}, p.drop(ctx, now, k)
-	}
-	before := k.demand > 0
-	k.demand = add(passed, refused)
-	k.peers = p.books.count(k.Key, before, k.demand > 0)
-	return p.next(ctx, now, k, passed, refused)
+	return k, rest
 }
 
-// next settles what was passed and finds the next lump.
-func (p *Proxy) next(ctx context.Context, now time.Time, k *book, passed, refused uint64) (Answer, error) {
-	passed = add(passed, k.untold)
-	had := k.lump + k.late
-	uses := p.settling(k, passed)
-	if passed > had { // before it had anything
-		uses = append(uses, limit.Use{Key: k.Key, Limit: k.Rule, Op: limit.Charge, Hits: min(passed-had, uint64(k.Rule.Requests()))})
+// settle finds what a bucket has left and adds what settles the rest.
+func (p *Proxy) settle(t *turn, uses []limit.Use) []limit.Use {
+	k := t.book
+	t.had = k.lump + k.late
+	uses = p.settling(k, t.passed, uses)
+	if t.passed > t.had { // before it had anything
+		uses = append(uses, limit.Use{Key: k.Key, Limit: k.Rule, Op: limit.Charge, Hits: min(t.passed-t.had, uint64(k.Rule.Requests()))})
 	}
-	// What it may still pass at most. One that refused has none, unless that was before
-	// it had the lump.
-	left, late := min(k.lump, had-min(passed, had)), uint64(0)
+	// One that refused has none left, unless that was before it had the lump.
+	t.left = min(k.lump, t.had-min(t.passed, t.had))
 	switch {
 	case k.unasked: // it may have reported before the lump came, and may use both
-		late = had - min(passed, had) - left
-	case refused > 0 && !k.fresh:
-		left = 0
+		t.before = t.had - min(t.passed, t.had) - t.left
+	case t.refused > 0 && !k.fresh:
+		t.left = 0
 	}
 	// What is left was held before and is held on, whatever the limit is now: it cannot
 	// be taken from the proxy.
-	var keep []string
-	if left+late > 0 {
-		keep = []string{p.holdName()}
-		uses = append(uses, limit.Use{Key: k.Key, Limit: k.Rule, Op: limit.Charge, Hits: left + late, Hold: keep[0], HoldFor: holdFor})
+	if t.left+t.before > 0 {
+		t.keep = []string{p.holdName()}
+		uses = append(uses, limit.Use{Key: k.Key, Limit: k.Rule, Op: limit.Charge, Hits: t.left + t.before, Hold: t.keep[0], HoldFor: holdFor(k.Rule)})
 	}
-	uses = append(uses, limit.Use{Key: k.Key, Limit: k.Rule, HoldFor: holdFor, Observe: true})
-	outcomes := make([]limit.Outcome, len(uses))
-	if err := p.books.store.Decide(ctx, now, uses, outcomes); err != nil {
-		// Nothing was settled. What it has goes on until the store is back or its time
-		// is over.
-		k.untold = passed
-		return k.answer(), err
+	t.last = len(uses)
+	return append(uses, limit.Use{Key: k.Key, Limit: k.Rule, HoldFor: holdFor(k.Rule), Observe: true})
+}
+
+// next takes in that what was passed is settled, and finds the next lumps.
+func (p *Proxy) next(ctx context.Context, now time.Time, turns []turn, outcomes []limit.Outcome, answers []Answer) ([]Answer, error) {
+	uncounted := p.chargeLost(ctx, now, turns, outcomes)
+	var ask []*book
+	var wants []limit.Use
+	for _, t := range turns {
+		k := t.book
+		if k.untold = 0; uncounted != nil && t.lost(outcomes) {
+			k.untold = min(t.passed, t.had)
+			continue
+		}
+		k.fresh, k.unasked = k.unasked, false
+		k.holds, k.retry, k.lump, k.late = t.keep, time.Time{}, t.left, t.before
+		want := k.want()
+		if t.refused == 0 && t.left > 0 && t.left >= want/2 && t.left <= 2*want {
+			continue
+		}
+		part := max(uint64(outcomes[t.last].Remaining)/uint64(max(k.peers, 1)), 1) //nolint:gosec // a small number
+		ask, wants = append(ask, k), append(wants, p.lump(k, min(want, part), 0))
 	}
-	k.untold = 0
-	after := outcomes[len(uses)-1]
-	if len(k.holds) > 0 && passed > 0 && outcomes[0].Taken == 0 {
-		if err := p.charge(ctx, now, k, min(passed, had)); err != nil {
-			k.untold = min(passed, had)
-			return k.answer(), err
+	err := p.more(ctx, now, ask, wants)
+	if err == nil {
+		err = uncounted
+	}
+	for _, t := range turns {
+		if err == nil || t.serial > 0 {
+			answers = append(answers, t.answer())
 		}
 	}
-	k.fresh, k.unasked = k.unasked, false
-	k.holds, k.retry, k.lump, k.late = keep, time.Time{}, left, late
-	want := k.want()
-	if refused == 0 && left > 0 && left >= want/2 && left <= 2*want {
-		return k.answer(), nil
-	}
-	part := max(uint64(after.Remaining)/uint64(max(k.peers, 1)), 1) //nolint:gosec // a small number
-	err := p.more(ctx, now, k, min(want, part), 0)
-	return k.answer(), err
+	return answers, err
 }
 
-// charge counts what no hold covers.
-func (p *Proxy) charge(ctx context.Context, now time.Time, k *book, hits uint64) error {
-	uses := []limit.Use{{Key: k.Key, Limit: k.Rule, Op: limit.Charge, Hits: hits}}
-	return p.books.store.Decide(ctx, now, uses, make([]limit.Outcome, 1))
+// goesOn adds that a bucket goes on with what it has; one that has nothing yet goes on
+// as its policy says.
+func (p *Proxy) goesOn(answers []Answer, t turn) []Answer {
+	if t.serial == 0 {
+		return answers
+	}
+	return append(answers, t.answer())
 }
 
-// more gives a bucket another lump of so many hits, or up to want of them if want is
-// greater, and says when to try again if there is nothing.
-func (p *Proxy) more(ctx context.Context, now time.Time, k *book, hits, want uint64) error {
-	u := limit.Use{Key: k.Key, Limit: k.Rule, Hits: hits, Want: want, Hold: p.holdName(), HoldFor: holdFor, Observe: true}
-	outcomes := make([]limit.Outcome, 1)
-	if err := p.books.store.Decide(ctx, now, []limit.Use{u}, outcomes); err != nil {
-		k.retry = now.Add(retryMax)
-		return err
-	}
-	if got := outcomes[0].Taken; got > 0 {
-		k.holds = append(k.holds, u.Hold)
-		k.give(got, k.lump+k.late)
-		k.retry = time.Time{}
-		return nil
-	}
-	k.retry = now.Add(min(max(outcomes[0].RetryAfter, retryMin), retryMax))
-	if k.lump == 0 && (k.given > 0 || k.serial == 0) {
-		k.give(0, k.late)
-	}
-	return nil
+// lost says that the store had forgotten what was held.
+func (t *turn) lost(outcomes []limit.Outcome) bool {
+	return len(t.holds) > 0 && t.passed > 0 && outcomes[t.first].Taken == 0
 }
+
+// chargeLost counts what no hold covered.
+func (p *Proxy) chargeLost(ctx context.Context, now time.Time, turns []turn, outcomes []limit.Outcome) error {
+	var uses []limit.Use
+	for i := range turns {
+		if t := &turns[i]; t.lost(outcomes) {
+			uses = append(uses, limit.Use{Key: t.Key, Limit: t.Rule, Op: limit.Charge, Hits: min(t.passed, t.had)})
+		}
+	}
+	_, err := p.decide(ctx, now, uses)
+	return err
+}
+
+// decide asks the store, if there is something to ask.
+func (p *Proxy) decide(ctx context.Context, now time.Time, uses []limit.Use) ([]limit.Outcome, error) {
+	outcomes := make([]limit.Outcome, len(uses))
+	if len(uses) == 0 {
+		return outcomes, nil
+	}
+	return outcomes, p.books.store.Decide(ctx, now, uses, outcomes)
+}
+
+// lump asks for another lump of so many hits, or up to want of them if want is
+// greater.
+func (p *Proxy) lump(k *book, hits, want uint64) limit.Use {
+	return limit.Use{Key: k.Key, Limit: k.Rule, Hits: hits, Want: want, Hold: p.holdName(), HoldFor: holdFor(k.Rule), Observe: true}
+}
+
+// more gives buckets the lumps that are asked for, and says when to try again where
+// there is nothing.
+func (p *Proxy) more(ctx context.Context, now time.Time, books []*book, uses []limit.Use) error {
+	outcomes, err := p.decide(ctx, now, uses)
+	for i, k := range books {
+		switch got := outcomes[i].Taken; {
+		case err != nil:
+			k.retry = now.Add(retryMax)
+		case got > 0:
+			k.holds = append(k.holds, uses[i].Hold)
+			k.give(got, k.lump+k.late)
+			k.retry = time.Time{}
+		default:
+			k.retry = now.Add(min(max(outcomes[i].RetryAfter, retryMin), retryMax))
+			if k.lump == 0 && (k.given > 0 || k.serial == 0) {
+				k.give(0, k.late)
+			}
+		}
+	}
+	return err
+}
+
+// holdFor is how long the store holds a lump of which nobody hears any more: for a
+// window from when the last of it can have passed.
+func holdFor(rule limit.Limit) time.Duration { return rule.Window() + TTL + late }
 
 // give replaces the lump; of the one before so much may pass until it comes.
 func (k *book) give(lump, late uint64) {
@@ -290,10 +410,9 @@ func (k *book) want() uint64 {
 	return min(max(add(k.demand, k.demand), burst, 1), max(n, 1))
 }
 
-// settling gives the uses that end what is held. All that passed is counted in the
+// settling adds the uses that end what is held. All that passed is counted in the
 // place of the first hold.
-func (p *Proxy) settling(k *book, passed uint64) []limit.Use {
-	uses := make([]limit.Use, 0, len(k.holds)+3)
+func (p *Proxy) settling(k *book, passed uint64, uses []limit.Use) []limit.Use {
 	for i, name := range k.holds {
 		u := limit.Use{Key: k.Key, Limit: k.Rule, Op: limit.Settle, Hold: name}
 		if i == 0 {
@@ -304,15 +423,12 @@ func (p *Proxy) settling(k *book, passed uint64) []limit.Use {
 	return uses
 }
 
-// drop ends a book. All that the proxy has counts as used: it may go on using it.
-func (p *Proxy) drop(ctx context.Context, now time.Time, k *book) error {
-	delete(p.buckets, k.ID)
+// drop ends a book, once the uses that it gives are decided. All that the proxy has
+// counts as used: it may go on using it.
+func (p *Proxy) drop(k *book) []limit.Use {
+	p.leave(k)
 	p.books.count(k.Key, k.demand > 0, false)
-	uses := p.settling(k, k.lump+k.late)
-	if len(uses) == 0 {
-		return nil
-	}
-	return p.books.store.Decide(ctx, now, uses, make([]limit.Outcome, len(uses)))
+	return p.settling(k, k.lump+k.late, nil)
 }
 
 func (p *Proxy) holdName() string {
@@ -323,20 +439,28 @@ func (p *Proxy) holdName() string {
 // Retry tries for buckets that got nothing, if it is time. The answers go to the
 // proxy as they are; next is when to call again, zero if nothing waits.
 func (p *Proxy) Retry(ctx context.Context, now time.Time) (answers []Answer, next time.Time, err error) {
+	var due []*book
 	for _, k := range p.buckets {
-		if k.retry.IsZero() {
-			continue
+		if !k.retry.IsZero() && !now.Before(k.retry) {
+			due = append(due, k)
 		}
-		if !now.Before(k.retry) {
-			serial := k.serial
-			if failed := p.more(ctx, now, k, 1, k.want()); failed != nil {
-				err = failed
-			}
-			if k.serial != serial {
+	}
+	for some := range slices.Chunk(due, batch) {
+		uses, serials := make([]limit.Use, len(some)), make([]uint32, len(some))
+		for i, k := range some {
+			uses[i], serials[i] = p.lump(k, 1, k.want()), k.serial
+		}
+		if failed := p.more(ctx, now, some, uses); failed != nil {
+			err = failed
+		}
+		for i, k := range some {
+			if k.serial != serials[i] {
 				k.unasked = true
 				answers = append(answers, k.answer())
 			}
 		}
+	}
+	for _, k := range p.buckets {
 		if !k.retry.IsZero() && (next.IsZero() || k.retry.Before(next)) {
 			next = k.retry
 		}
@@ -351,11 +475,16 @@ func (p *Proxy) Retry(ctx context.Context, now time.Time) (answers []Answer, nex
 // counts as used, since it may go on using it.
 func (p *Proxy) Close(ctx context.Context, now time.Time) error {
 	var first error
-	for _, k := range p.buckets {
-		if err := p.drop(ctx, now, k); err != nil && first == nil {
+	for some := range slices.Chunk(slices.Collect(maps.Values(p.buckets)), batch) {
+		var uses []limit.Use
+		for _, k := range some {
+			uses = append(uses, p.drop(k)...)
+		}
+		if _, err := p.decide(ctx, now, uses); err != nil && first == nil {
 			first = err
 		}
 	}
+	p.books.closed(p)
 	return first
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -50,12 +51,32 @@ func (e *envoy) take(a assign.Answer) {
 
 func (e *envoy) report(t *testing.T, now time.Time, b assign.Bucket) assign.Answer {
 	t.Helper()
-	a, err := e.books.Report(t.Context(), now, b, e.passed, e.refused)
+	a, err := report(t, e.books, now, b, e.passed, e.refused)
 	if err != nil {
 		t.Fatal(err)
 	}
 	e.passed, e.refused, e.known = 0, 0, true
 	return a
+}
+
+// open opens books for a proxy.
+func open(t *testing.T, books *assign.Books) *assign.Proxy {
+	t.Helper()
+	p, err := books.Open("caller")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// report tells of one bucket. There is no answer if nothing could be found out.
+func report(t *testing.T, p *assign.Proxy, now time.Time, b assign.Bucket, passed, refused uint64) (assign.Answer, error) {
+	t.Helper()
+	answers, err := p.Report(t.Context(), now, []assign.Usage{{Bucket: b, Passed: passed, Refused: refused}})
+	if len(answers) == 0 {
+		return assign.Answer{}, err
+	}
+	return answers[0], err
 }
 
 // world is some proxies that share a limit. Answers need a while to come.
@@ -84,7 +105,7 @@ func newWorld(t *testing.T, proxies int, requests uint32, window time.Duration) 
 	w := &world{now: time.Unix(1_000_000, 0), bucket: assign.Bucket{ID: "b", Key: "k", Rule: rule}}
 	books := assign.New(memory.New(100), "test")
 	for range proxies {
-		w.envoys = append(w.envoys, &envoy{books: books.Open()})
+		w.envoys = append(w.envoys, &envoy{books: open(t, books)})
 	}
 	return w
 }
@@ -256,15 +277,15 @@ func TestWhatIsNotUsedComesBack(t *testing.T) {
 		}
 		return out[0].Remaining
 	}
-	p := books.Open()
-	a, err := p.Report(t.Context(), now, b, 1, 0)
+	p := open(t, books)
+	a, err := report(t, p, now, b, 1, 0)
 	if err != nil || a.Lump == 0 || left() != 99-a.Lump {
 		t.Fatalf("first report: %+v, %v, %d left", a, err, left())
 	}
 	abandoned := false
 	for range 10 {
 		now = now.Add(assign.ReportEvery)
-		if a, err = p.Report(t.Context(), now, b, 0, 0); err != nil {
+		if a, err = report(t, p, now, b, 0, 0); err != nil {
 			t.Fatal(err)
 		}
 		if abandoned = a.Abandon; abandoned {
@@ -274,7 +295,7 @@ func TestWhatIsNotUsedComesBack(t *testing.T) {
 	if !abandoned || p.Len() != 0 || left() != 98 {
 		t.Errorf("abandoned: %v, %d buckets, %d left of 100, want 98: one passed, one might have", abandoned, p.Len(), left())
 	}
-	if a, err = p.Report(t.Context(), now, b, 1, 0); err != nil || a.Lump == 0 {
+	if a, err = report(t, p, now, b, 1, 0); err != nil || a.Lump == 0 {
 		t.Fatalf("again: %+v, %v", a, err)
 	}
 	before := left()
@@ -299,16 +320,16 @@ func TestProxyThatLies(t *testing.T) {
 	}
 	books := assign.New(memory.New(100), "test")
 	now := time.Unix(1_000_000, 0)
-	liar, honest := books.Open(), books.Open()
+	liar, honest := open(t, books), open(t, books)
 	b := assign.Bucket{ID: "b", Key: "k", Rule: rule}
 	var lumps uint32
 	for range 4 {
-		a, err := honest.Report(t.Context(), now, b, 5, 0)
+		a, err := report(t, honest, now, b, 5, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
 		lumps += a.Lump
-		if _, err := liar.Report(t.Context(), now, assign.Bucket{ID: "c", Key: "other", Rule: rule}, ^uint64(0), ^uint64(0)); err != nil {
+		if _, err := report(t, liar, now, assign.Bucket{ID: "c", Key: "other", Rule: rule}, ^uint64(0), ^uint64(0)); err != nil {
 			t.Fatal(err)
 		}
 		now = now.Add(assign.ReportEvery)
@@ -317,7 +338,7 @@ func TestProxyThatLies(t *testing.T) {
 		t.Errorf("the honest one was given %d", lumps)
 	}
 	for i := range assign.MaxBuckets + 10 {
-		if _, err := liar.Report(t.Context(), now, assign.Bucket{ID: fmt.Sprint(i), Key: "k", Rule: rule}, 0, 0); err != nil {
+		if _, err := report(t, liar, now, assign.Bucket{ID: fmt.Sprint(i), Key: "k", Rule: rule}, 0, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -326,11 +347,12 @@ func TestProxyThatLies(t *testing.T) {
 	}
 }
 
-// failing is a store that can be away.
+// failing is a store that can be away. It sums up what was counted beside holds.
 type failing struct {
 	assign.Store
 	away      bool
 	awayAfter int // decisions; 0 is never
+	counted   uint64
 }
 
 func (f *failing) Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
@@ -341,7 +363,20 @@ func (f *failing) Decide(ctx context.Context, now time.Time, uses []limit.Use, o
 	if f.away {
 		return errors.New("away")
 	}
-	return f.Store.Decide(ctx, now, uses, outcomes)
+	err := f.Store.Decide(ctx, now, uses, outcomes)
+	for i, u := range uses {
+		if err == nil && (u.Op == limit.Settle || u.Op == limit.Charge && u.Hold == "") {
+			f.counted += outcomes[i].Taken
+		}
+	}
+	return err
+}
+
+func must(answers []assign.Answer, err error) []assign.Answer {
+	if err != nil {
+		panic(err)
+	}
+	return answers
 }
 
 // What is reported while the store is away is counted when it is back; meanwhile a
@@ -353,26 +388,24 @@ func TestStoreAway(t *testing.T) {
 	}
 	store := &failing{Store: memory.New(10)}
 	now := time.Unix(1_000_000, 0)
-	p := assign.New(store, "test").Open()
+	p := open(t, assign.New(store, "test"))
 	b := assign.Bucket{ID: "b", Key: "k", Rule: rule}
-	first, err := p.Report(t.Context(), now, b, 1, 0)
+	first, err := report(t, p, now, b, 1, 0)
 	if err != nil || first.Lump < 10 {
 		t.Fatalf("%+v, %v", first, err)
 	}
 	store.away = true
 	for range 2 {
-		if a, err := p.Report(t.Context(), now, b, 5, 0); err == nil || a.Serial != first.Serial || a.Lump != first.Lump {
+		if a, err := report(t, p, now, b, 5, 0); err == nil || a.Serial != first.Serial || a.Lump != first.Lump {
 			t.Errorf("away: %+v, %v", a, err)
 		}
 	}
 	store.away = false
-	if _, err := p.Report(t.Context(), now, b, 2, 0); err != nil {
+	if _, err := report(t, p, now, b, 2, 0); err != nil {
 		t.Fatal(err)
 	}
-	out := make([]limit.Outcome, 1)
-	now = now.Add(time.Minute) // nothing is held any more
-	if err := store.Decide(t.Context(), now, []limit.Use{{Key: "k", Limit: rule, HoldFor: time.Second}}, out); err != nil || out[0].Remaining != 100-13 {
-		t.Errorf("%d left of 100 after 13 passed, %v", out[0].Remaining, err)
+	if store.counted != 13 {
+		t.Errorf("%d were counted after 13 passed", store.counted)
 	}
 }
 
@@ -395,7 +428,7 @@ func cross(t *testing.T, has uint32) *crossed {
 		t.Fatal(err)
 	}
 	store := memory.New(10)
-	c := &crossed{p: assign.New(store, "test").Open(), b: assign.Bucket{ID: "b", Key: "k", Rule: rule}, now: time.Unix(1_000_000, 0)}
+	c := &crossed{p: open(t, assign.New(store, "test")), b: assign.Bucket{ID: "b", Key: "k", Rule: rule}, now: time.Unix(1_000_000, 0)}
 	out := make([]limit.Outcome, 1)
 	decide := func(u limit.Use) limit.Outcome {
 		t.Helper()
@@ -423,7 +456,7 @@ func cross(t *testing.T, has uint32) *crossed {
 
 func (c *crossed) report(t *testing.T, passed, refused uint64) assign.Answer {
 	t.Helper()
-	a, err := c.p.Report(t.Context(), c.now, c.b, passed, refused)
+	a, err := report(t, c.p, c.now, c.b, passed, refused)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -457,9 +490,9 @@ func TestQuietBucketIsTriedAgain(t *testing.T) {
 	if err := store.Decide(t.Context(), now.Add(-50*time.Second), []limit.Use{{Key: "k", Limit: rule, Hits: 10}}, make([]limit.Outcome, 1)); err != nil {
 		t.Fatal(err)
 	}
-	p := assign.New(store, "test").Open()
+	p := open(t, assign.New(store, "test"))
 	for _, refused := range []uint64{4, 0} {
-		if a, err := p.Report(t.Context(), now, b, 0, refused); err != nil || a.Lump != 0 {
+		if a, err := report(t, p, now, b, 0, refused); err != nil || a.Lump != 0 {
 			t.Fatalf("%+v, %v", a, err)
 		}
 	}
@@ -475,10 +508,10 @@ func TestRetriesAreGathered(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, now := assign.New(memory.New(100), "test").Open(), time.Unix(1_000_000, 0)
+	p, now := open(t, assign.New(memory.New(100), "test")), time.Unix(1_000_000, 0)
 	for i := range 2 {
 		at := now.Add(time.Duration(i) * time.Millisecond)
-		if _, err := p.Report(t.Context(), at, assign.Bucket{ID: fmt.Sprint(i), Key: fmt.Sprint(i), Rule: rule}, 0, 1); err != nil {
+		if _, err := report(t, p, at, assign.Bucket{ID: fmt.Sprint(i), Key: fmt.Sprint(i), Rule: rule}, 0, 1); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -496,22 +529,160 @@ func TestHoldLostThenStoreAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	store := &failing{Store: memory.New(10)}
-	p, now := assign.New(store, "test").Open(), time.Unix(1_000_000, 0)
+	p, now := open(t, assign.New(store, "test")), time.Unix(1_000_000, 0)
 	b := assign.Bucket{ID: "b", Key: "k", Rule: rule}
-	if _, err := p.Report(t.Context(), now, b, 1, 0); err != nil {
+	if _, err := report(t, p, now, b, 1, 0); err != nil {
 		t.Fatal(err)
 	}
-	store.Store, store.awayAfter = memory.New(10), 2 // it comes back empty
-	if _, err := p.Report(t.Context(), now, b, 5, 0); err == nil {
+	store.Store, store.awayAfter, store.counted = memory.New(10), 2, 0 // it comes back empty
+	if _, err := report(t, p, now, b, 5, 0); err == nil {
 		t.Fatal("the store was not away")
 	}
 	store.away = false
-	if _, err := p.Report(t.Context(), now, b, 2, 0); err != nil {
+	if _, err := report(t, p, now, b, 2, 0); err != nil {
 		t.Fatal(err)
 	}
-	out := make([]limit.Outcome, 1)
-	now = now.Add(10 * time.Minute) // nothing is held any more
-	if err := store.Decide(t.Context(), now, []limit.Use{{Key: "k", Limit: rule, HoldFor: time.Second}}, out); err != nil || out[0].Remaining != 93 {
-		t.Errorf("%d left of 100 after 7 passed, %v", out[0].Remaining, err)
+	if store.counted != 7 {
+		t.Errorf("%d were counted after 7 passed", store.counted)
+	}
+}
+
+// counting counts decisions, and the uses of the largest.
+type counting struct {
+	assign.Store
+	decisions, most int
+}
+
+func (c *counting) Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
+	c.decisions++
+	c.most = max(c.most, len(uses))
+	return c.Store.Decide(ctx, now, uses, outcomes)
+}
+
+// A report of thousands of buckets takes few requests to the store, none of them large,
+// and each bucket gets what it gets by itself.
+func TestManyBucketsAreSettledTogether(t *testing.T) {
+	rule, err := limit.New(limit.Sliding, 100, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const buckets = 2000
+	play := func(atOnce int) (lumps []uint32, c counting) {
+		c.Store = memory.New(10 * buckets)
+		p, now := open(t, assign.New(&c, "test")), time.Unix(1_000_000, 0)
+		for round := range 3 {
+			var usages []assign.Usage
+			for i := range buckets {
+				b := assign.Bucket{ID: fmt.Sprint(i), Key: fmt.Sprint(i % (buckets / 2)), Rule: rule}
+				usages = append(usages, assign.Usage{Bucket: b, Passed: uint64(i % 7), Refused: uint64((i + round) % 3)})
+			}
+			for some := range slices.Chunk(usages, atOnce) {
+				for _, a := range must(p.Report(t.Context(), now, some)) {
+					lumps = append(lumps, a.Lump)
+				}
+			}
+			now = now.Add(assign.ReportEvery)
+		}
+		if err := p.Close(t.Context(), now); err != nil {
+			t.Fatal(err)
+		}
+		return lumps, c
+	}
+	alone, many := play(1)
+	together, few := play(buckets)
+	if !slices.Equal(alone, together) {
+		t.Error("buckets get something else together than one by one")
+	}
+	if few.decisions > many.decisions/10 || few.most > 100 {
+		t.Errorf("%d requests to the store instead of %d, the largest of %d uses", few.decisions, many.decisions, few.most)
+	}
+}
+
+// A bucket that is named twice in a report is settled twice.
+func TestNamedTwice(t *testing.T) {
+	rule, err := limit.New(limit.Sliding, 100, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := &failing{Store: memory.New(10)}
+	p, now := open(t, assign.New(store, "test")), time.Unix(1_000_000, 0)
+	u := assign.Usage{Bucket: assign.Bucket{ID: "b", Key: "k", Rule: rule}, Passed: 3}
+	must(p.Report(t.Context(), now, []assign.Usage{u, u}))
+	if store.counted != 6 {
+		t.Errorf("%d were counted after 3 and 3 passed", store.counted)
+	}
+}
+
+// What a replica had given counts until it has left its window, if nobody hears of the
+// replica again.
+func TestReplicaIsKilled(t *testing.T) {
+	for _, window := range []time.Duration{10 * time.Second, time.Minute, time.Hour} {
+		rule, err := limit.New(limit.Sliding, 100, window)
+		if err != nil {
+			t.Fatal(err)
+		}
+		store, now := memory.New(10), time.Unix(1_000_000, 0)
+		p := open(t, assign.New(store, "killed"))
+		a, err := report(t, p, now, assign.Bucket{ID: "b", Key: "k", Rule: rule}, 0, 1)
+		if err != nil || a.Lump < 10 {
+			t.Fatalf("%+v, %v", a, err)
+		}
+		left := func(after time.Duration) uint32 {
+			out := make([]limit.Outcome, 1)
+			if err := store.Decide(t.Context(), now.Add(after), []limit.Use{{Key: "k", Limit: rule, HoldFor: time.Second, Observe: true}}, out); err != nil {
+				t.Fatal(err)
+			}
+			return out[0].Remaining
+		}
+		// The proxy may use it for so long.
+		if got := left(assign.TTL + window - time.Second); got != 100-a.Lump {
+			t.Errorf("window %s: %d left, want %d", window, got, 100-a.Lump)
+		}
+		if got := left(2*assign.TTL + window); got != 100 {
+			t.Errorf("window %s: %d left in the end", window, got)
+		}
+	}
+}
+
+// A caller has so many streams and buckets and no more, and others have theirs.
+func TestCallersAreBounded(t *testing.T) {
+	rule, err := limit.New(limit.Sliding, 100, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	books := assign.New(memory.New(100), "test")
+	var all []*assign.Proxy
+	for range assign.MaxStreams {
+		all = append(all, open(t, books))
+	}
+	if _, err := books.Open("caller"); !errors.Is(err, assign.ErrStreams) {
+		t.Errorf("one more: %v", err)
+	}
+	if _, err := books.Open("other"); err != nil {
+		t.Errorf("somebody else: %v", err)
+	}
+	now, has := time.Unix(1_000_000, 0), 0
+	for n := range 12 {
+		usages := make([]assign.Usage, assign.MaxBuckets)
+		for i := range usages {
+			usages[i].Bucket = assign.Bucket{ID: fmt.Sprint(i), Key: "k", Rule: rule}
+		}
+		must(all[n].Report(t.Context(), now, usages))
+		has += all[n].Len()
+	}
+	if has != 10*assign.MaxBuckets {
+		t.Errorf("12 streams have %d buckets", has)
+	}
+	for range 2 { // the second time does nothing
+		if err := all[0].Close(t.Context(), now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open(t, books)
+	if _, err := books.Open("caller"); !errors.Is(err, assign.ErrStreams) {
+		t.Errorf("one more once one was closed: %v", err)
+	}
+	if a, err := report(t, all[11], now, assign.Bucket{ID: "x", Key: "x", Rule: rule}, 1, 0); err != nil || a.Lump == 0 {
+		t.Errorf("a bucket in place of those of a closed stream: %+v, %v", a, err)
 	}
 }

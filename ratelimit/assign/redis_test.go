@@ -28,13 +28,13 @@ func TestBooksInRedis(t *testing.T) {
 	t.Cleanup(func() { cancel(); <-done })
 	play := func(store assign.Store) (lumps []uint32) {
 		books := assign.New(store, "test")
-		a, b := books.Open(), books.Open()
+		a, b := open(t, books), open(t, books)
 		bucket := assign.Bucket{ID: "b", Key: "writ:{default/q}:0:s", Rule: rule}
 		for i, r := range []struct {
 			p               *assign.Proxy
 			passed, refused uint64
 		}{{a, 1, 0}, {b, 1, 0}, {a, 48, 30}, {b, 5, 0}, {a, 20, 9}, {b, 0, 0}, {b, 0, 0}, {a, 4, 50}} {
-			answer, err := r.p.Report(t.Context(), time.Now(), bucket, r.passed, r.refused)
+			answer, err := report(t, r.p, time.Now(), bucket, r.passed, r.refused)
 			if err != nil {
 				t.Fatalf("report %d: %v", i, err)
 			}
