@@ -21,7 +21,7 @@ import (
 )
 
 // redisRights are all that the store needs of a Redis user's ACL.
-const redisRights = "+evalsha +script|load +select +time +get +set +del +incrby +expire +hget +hset +hdel +hgetall +hlen +pexpire"
+const redisRights = "+evalsha +script|load +select +time +get +set +del +incrby +expire +hget +hset +hdel +hgetall +hlen +pexpire +zadd +zcard +zrange +zrem"
 
 // TestRedisWithTLSAndUser: a real redis-server that takes TLS and one user only,
 // who may do no more than count.

@@ -2,7 +2,6 @@ package limit
 
 import (
 	"fmt"
-	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -458,8 +457,7 @@ func TestConcurrency(t *testing.T) {
 				t.Fatalf("seed %d: %d under way: %+v", seed, running, out)
 			}
 			if out.Over {
-				later := Counter{state: c.state, holds: c.holds}
-				later.holds.by = maps.Clone(c.holds.by)
+				later := Counter{state: c.state, holds: c.holds.clone()}
 				if later.Check(&u, now.Add(out.RetryAfter), 0).Over {
 					t.Fatalf("seed %d: over at the time that was named", seed)
 				}
@@ -468,6 +466,36 @@ func TestConcurrency(t *testing.T) {
 			c.Take(&u, now, out.Taken)
 			ends[u.Hold] = now.Add(l.Window())
 		}
+	}
+}
+
+func (h *holds) clone() holds {
+	out := holds{sum: h.sum, last: h.last, seen: h.seen, by: make(map[string]*hold, len(h.by))}
+	for _, x := range h.due {
+		y := *x
+		out.by[x.name], out.due = &y, append(out.due, &y)
+	}
+	return out
+}
+
+// TestHoldsInOrder: holds end one after the other, and in any order if they are settled.
+func TestHoldsInOrder(t *testing.T) {
+	var h holds
+	for i := range 1000 {
+		h.put(fmt.Sprint(i), 0, hold{hits: 1, length: int64(10 * (i + 1))})
+	}
+	for now := int64(0); now <= 500; now++ {
+		if h.run(now); len(h.by) != 1000-int(now/10) || h.sum != uint64(len(h.by)) || h.due[0].next() <= now {
+			t.Fatalf("at %d %d of 1000 are held, %d hits, the next one until %d", now, len(h.by), h.sum, h.due[0].next())
+		}
+	}
+	for i := range 950 { // settled in any order
+		if !h.end(fmt.Sprint(50 + (i*7)%950)) {
+			t.Fatalf("hold %d is gone", i)
+		}
+	}
+	if len(h.by)+len(h.due) != 0 || h.sum != 0 {
+		t.Errorf("%d, %d and %d hits are left", len(h.by), len(h.due), h.sum)
 	}
 }
 

@@ -2,7 +2,8 @@
 -- that of package limit: an algorithm there is an entry of ALGORITHMS here, under
 -- the code that it has there, and HOLDS are those of limit.Counter.
 --
--- KEYS  one counter per use, then one of holds for each use with the flag h
+-- KEYS  one counter per use, then for each use with the flag h one of holds and one
+--       of their order
 -- ARGV  now in microseconds for what is counted by one clock, 0 for this server's;
 --       now in microseconds by the caller's clock; then for each use:
 --       the algorithm's code, requests, window in microseconds, hits, flags, and
@@ -260,8 +261,11 @@ local ALGORITHMS = {s = sliding, f = fixed, g = gcra, c = concurrency}
 -- Holds: a hash with a field for each name, '=' before it: hits, until when they
 -- count, and their length; and the field '#' with the sum of what counts, when
 -- something changes by itself, when nothing counts any more, the newest time that
--- was told, and when all is forgotten.
-local MAX_HOLDS, MAX_SORTED = 16384, 64
+-- was told, and when all is forgotten. A sorted set has the names by when they change
+-- by themselves, so that nobody looks at those that do not.
+local MAX_HOLDS, MAX_SORTED, AT_ONCE = 16384, 64, 64
+
+local function exact(n) return string.format('%.0f', n) end
 
 local function gone(h, till, length)
   if h.keeps then return till + length end
@@ -275,36 +279,61 @@ local function each_hold(h, visit)
   end
 end
 
-local function run_holds(h)
-  local back, due = now < h.seen, false
-  if back then h.next, h.last = now, now end
-  if not back and now < h.next then return end
-  h.dirty, h.nxt = true, 0
-  each_hold(h, function(name, hits, till, length)
-    local was = till
-    if back then
-      till = math.min(till, now + length)
-      h.last = math.max(h.last, till)
-    end
-    if gone(h, till, length) <= now then
-      h.sum, h.size = h.sum - hits, h.size - 1
-      redis.call('HDEL', h.key, name)
-      return
-    end
-    local at = till
-    if till <= now then
-      h.sum = h.sum - hits
-      if hits > 0 then was = -1 end
-      hits, at = 0, gone(h, till, length)
-    end
-    if was ~= till then redis.call('HSET', h.key, name, struct.pack('<ddd', hits, till, length)) end
-    if h.nxt == 0 or at < h.nxt then h.nxt = at end
-  end)
-  h.next = h.nxt
+local function set_hold(h, name, hits, till, length)
+  local at = till
+  if hits == 0 then at = gone(h, till, length) end
+  redis.call('HSET', h.key, name, struct.pack('<ddd', hits, till, length))
+  redis.call('ZADD', h.order, exact(at), name)
+  return at
 end
 
-local function load_holds(key, keeps)
-  local h = {key = key, keeps = keeps, sum = 0, next = 0, last = 0, seen = 0, gone = 0, size = 0}
+local function forget_hold(h, name)
+  redis.call('HDEL', h.key, name)
+  redis.call('ZREM', h.order, name)
+  h.size = h.size - 1
+end
+
+-- The order anew: the clock was set back, and none counts for longer than its length,
+-- or there is none of all that is held.
+local function order_holds(h, back)
+  redis.call('DEL', h.order)
+  if back then h.last = now end
+  each_hold(h, function(name, hits, till, length)
+    if back then till = math.min(till, now + length) end
+    h.last = math.max(h.last, till)
+    set_hold(h, name, hits, till, length)
+  end)
+end
+
+local function end_due(h, name)
+  local raw = redis.call('HGET', h.key, name)
+  local hits, till, length = 0, 0, 0
+  if raw then hits, till, length = struct.unpack('<ddd', raw) end
+  h.sum = h.sum - hits
+  if raw and gone(h, till, length) > now then set_hold(h, name, 0, till, length) else forget_hold(h, name) end
+end
+
+local function run_holds(h)
+  local back = now < h.seen
+  if not back and now < h.next then return end
+  h.dirty = true
+  if back or redis.call('ZCARD', h.order) ~= h.size then order_holds(h, back) end
+  repeat
+    local first, ended = redis.call('ZRANGE', h.order, 0, AT_ONCE - 1, 'WITHSCORES'), 0
+    h.next = 0
+    for i = 1, #first, 2 do
+      if tonumber(first[i + 1]) > now then
+        h.next = tonumber(first[i + 1])
+        break
+      end
+      end_due(h, first[i])
+      ended = ended + 1
+    end
+  until ended == 0
+end
+
+local function load_holds(key, order, keeps)
+  local h = {key = key, order = order, keeps = keeps, sum = 0, next = 0, last = 0, seen = 0, gone = 0, size = 0}
   local raw = redis.call('HGET', key, '#')
   if raw then
     h.sum, h.next, h.last, h.seen, h.gone = struct.unpack('<ddddd', raw)
@@ -319,7 +348,7 @@ local function put_hold(h, name, hits, length)
   local held, till = 0, 0
   if raw then held, till = struct.unpack('<ddd', raw) else h.size = h.size + 1 end
   till = math.max(till, now + length)
-  redis.call('HSET', h.key, '=' .. name, struct.pack('<ddd', held + hits, till, length))
+  set_hold(h, '=' .. name, held + hits, till, length)
   h.sum, h.last, h.gone, h.dirty = h.sum + hits, math.max(h.last, till), math.max(h.gone, gone(h, till, length)), true
   if h.next == 0 or till < h.next then h.next = till end
 end
@@ -327,18 +356,20 @@ end
 local function end_hold(h, name)
   local raw = redis.call('HGET', h.key, '=' .. name)
   if not raw then return false end
-  redis.call('HDEL', h.key, '=' .. name)
-  h.sum, h.size, h.dirty = h.sum - struct.unpack('<d', raw), h.size - 1, true
+  forget_hold(h, '=' .. name)
+  h.sum, h.dirty = h.sum - struct.unpack('<d', raw), true
   return true
 end
 
 local function save_holds(h)
   if h.size == 0 then
-    redis.call('DEL', h.key)
+    redis.call('DEL', h.key, h.order)
     return
   end
+  local keep = math.max(math.ceil((h.gone - now) / 1000), 0) + 1000
   redis.call('HSET', h.key, '#', struct.pack('<ddddd', h.sum, h.next, h.last, now, h.gone))
-  redis.call('PEXPIRE', h.key, math.max(math.ceil((h.gone - now) / 1000), 0) + 1000)
+  redis.call('PEXPIRE', h.key, keep)
+  redis.call('PEXPIRE', h.order, keep)
 end
 
 local function reset_holds(h)
@@ -396,8 +427,8 @@ do
     local u = uses[i]
     u.key = KEYS[i]
     if u.holding then
-      k = k + 1
-      u.holds = KEYS[k]
+      k = k + 2
+      u.holds, u.order = KEYS[k - 1], KEYS[k]
     end
   end
 end
@@ -419,7 +450,7 @@ for _, u in ipairs(uses) do
       end
       u.c = c
       if u.holds then
-        u.h = holdings[u.holds] or load_holds(u.holds, u.code ~= 'c')
+        u.h = holdings[u.holds] or load_holds(u.holds, u.order, u.code ~= 'c')
         holdings[u.holds] = u.h
       end
       if u.op == 'T' then
@@ -467,8 +498,8 @@ local function apply(u)
       for field, value in pairs(fresh) do u.c[field] = value end
     end
     if u.h then
-      redis.call('DEL', u.holds)
-      local fresh = load_holds(u.holds, u.h.keeps)
+      redis.call('DEL', u.holds, u.order)
+      local fresh = load_holds(u.holds, u.order, u.h.keeps)
       for field, value in pairs(fresh) do u.h[field] = value end
     end
     return 0

@@ -425,7 +425,7 @@ func (s *Store) arguments(j *job, uses []int) (keys []string, args []any) {
 		}
 		if looksAtHolds(u) {
 			args = append(args, holdName(u), u.HeldFor().Microseconds())
-			holds = append(holds, u.Key+":h")
+			holds = append(holds, u.Key+":h", u.Key+":o")
 		}
 		if u.Op == limit.Refund {
 			when := int64(0)

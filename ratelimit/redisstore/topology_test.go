@@ -135,7 +135,7 @@ func overTLS(t *testing.T) (args []string, trust *tls.Config) {
 func TestCluster(t *testing.T) {
 	t.Parallel()
 	auth := []string{"--user", "test", "--pass", "look", "--no-auth-warning"}
-	rights := "+evalsha +script|load +time +get +set +del +incrby +expire +hget +hset +hdel +hgetall +hlen +pexpire +cluster|slots"
+	rights := "+evalsha +script|load +time +get +set +del +incrby +expire +hget +hset +hdel +hgetall +hlen +pexpire +zadd +zcard +zrange +zrem +cluster|slots"
 	args := append([]string{
 		"--user", "test", "on", ">look", "~*", "&*", "+@all", "--user", "limiter", "on", ">s3cret", "~writ:*", "~k",
 	}, strings.Fields(rights)...)
