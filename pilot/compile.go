@@ -24,6 +24,7 @@ type compiled struct {
 	// besides.
 	mesh *model.Mesh
 	besides
+	policy     *security.Compiler
 	translator *translate.Translator
 	snapshot   *xds.Snapshot
 	digests    digests
@@ -79,12 +80,18 @@ func compile(files *model.Mesh, also besides, b *xds.Builder, before *compiled) 
 	if err != nil {
 		return nil, err
 	}
+	sums, err := digest(m, before.sums())
+	if err != nil {
+		return nil, err
+	}
+	policy.After(before.compiler(), sums.policies)
+	defer policy.Settle()
 	tr, err := translate.New(m, policy)
 	if err != nil {
 		return nil, err
 	}
 	c := &compiled{
-		mesh: files, besides: also, translator: tr, sharing: &sharing{builder: b}, placed: make(map[string]*model.Proxy, len(m.Proxies)),
+		mesh: files, besides: also, policy: policy, translator: tr, digests: sums, sharing: &sharing{builder: b}, placed: make(map[string]*model.Proxy, len(m.Proxies)),
 		offered: sync.OnceValue(func() map[netip.Addr][]offer { return offersOf(m) }),
 		rego:    sync.OnceValue(func() []*pilotpb.RegoPlacement { return regoPlacements(m, policy) }),
 	}
@@ -113,11 +120,23 @@ func compile(files *model.Mesh, also besides, b *xds.Builder, before *compiled) 
 	if err != nil {
 		return nil, err
 	}
-	if c.digests, err = digest(m); err != nil {
-		return nil, err
-	}
 	c.snapshot = b.Snapshot(proxies, services, c.digests.all)
 	return c, nil
+}
+
+// sums and compiler are nil for no configuration.
+func (c *compiled) sums() *digests {
+	if c == nil {
+		return nil
+	}
+	return &c.digests
+}
+
+func (c *compiled) compiler() *security.Compiler {
+	if c == nil {
+		return nil
+	}
+	return c.policy
 }
 
 // reasons says which proxies could not be translated for, once for each reason.

@@ -22,10 +22,15 @@ type digests struct {
 	all string
 	// objects are by model.Ref.ID.
 	objects map[string][sha256.Size]byte
+	// policies are those of the AuthorizationPolicies again.
+	policies map[*model.AuthorizationPolicy][sha256.Size]byte
 }
 
-func digest(m *model.Mesh) (digests, error) {
+// digest hashes a mesh. Of earlier, which may be nil, it takes the policies that are
+// the same objects still, since there may be many.
+func digest(m *model.Mesh, earlier *digests) (digests, error) {
 	d := &digester{objects: map[string][sha256.Size]byte{}}
+	policies := make(map[*model.AuthorizationPolicy][sha256.Size]byte, len(m.AuthorizationPolicies))
 	d.add("MeshConfig", d.message(m.Config))
 	digestObjects(d, m.VirtualServices)
 	digestObjects(d, m.DestinationRules)
@@ -33,7 +38,17 @@ func digest(m *model.Mesh) (digests, error) {
 	digestObjects(d, m.Sidecars)
 	digestObjects(d, m.PeerAuthentications)
 	digestObjects(d, m.RequestAuthentications)
-	digestObjects(d, m.AuthorizationPolicies)
+	for _, p := range m.AuthorizationPolicies {
+		if earlier != nil {
+			if sum, ok := earlier.policies[p]; ok {
+				d.addSum(p.ID(), sum)
+				policies[p] = sum
+				continue
+			}
+		}
+		d.object(&p.Meta, d.message(p.Spec))
+		policies[p] = d.objects[p.ID()]
+	}
 	digestObjects(d, m.Telemetries)
 	for _, p := range m.RegoPolicies {
 		q := *p
@@ -76,7 +91,7 @@ func digest(m *model.Mesh) (digests, error) {
 		return digests{}, fmt.Errorf("hash the configuration: %w", d.err)
 	}
 	sum := sha256.Sum256(d.order)
-	return digests{all: hex.EncodeToString(sum[:16]), objects: d.objects}, nil
+	return digests{all: hex.EncodeToString(sum[:16]), objects: d.objects, policies: policies}, nil
 }
 
 type digester struct {
@@ -87,7 +102,10 @@ type digester struct {
 }
 
 func (d *digester) add(id string, content []byte) {
-	sum := sha256.Sum256(append([]byte(id+"\x00"), content...))
+	d.addSum(id, sha256.Sum256(append([]byte(id+"\x00"), content...)))
+}
+
+func (d *digester) addSum(id string, sum [sha256.Size]byte) {
 	d.objects[id] = sum
 	d.order = append(d.order, sum[:]...)
 }

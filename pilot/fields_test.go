@@ -138,7 +138,7 @@ func TestDigestHasEveryField(t *testing.T) {
 	m.Services, m.Secrets = []*model.Service{&s}, map[string]*model.Secret{"a": &secret}
 	all := func() string {
 		t.Helper()
-		d, err := digest(m)
+		d, err := digest(m, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,14 +13,15 @@ import (
 
 // advise warns of what Istio accepts and what is probably not what was meant. A
 // warning that is often wrong makes all of them unread: where a second reading
-// of the object makes sense, nothing is said.
-func (a *assembler) advise() {
+// of the object makes sense, nothing is said. What was said of policies before is said
+// again.
+func (a *assembler) advise(before map[*object][]Problem) {
 	known := a.known()
 	if known {
 		a.inventory = a.takeInventory()
 	}
 	for _, o := range a.objects["AuthorizationPolicy"] {
-		a.report(o, func(c *checker) {
+		a.reportOnce(before, a.kept.advice, o, func(c *checker) (others bool) {
 			p := o.spec.(*security.AuthorizationPolicy)
 			c.valuesThatNeverMatch(p)
 			c.emptyRules(p)
@@ -30,8 +31,9 @@ func (a *assembler) advise() {
 			if known {
 				a.unknownCallers(c, p)
 				a.tokensNotLookedAt(c, p)
-				a.callersWithoutIdentity(c, p)
+				others = a.callersWithoutIdentity(c, p)
 			}
+			return others
 		})
 	}
 	if !known {

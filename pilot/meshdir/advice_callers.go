@@ -112,8 +112,9 @@ func orElse(suggestion string) string {
 // callersWithoutIdentity: a caller in plain text has no identity. Where a port
 // takes nothing else, conditions on identities never match; where it takes plain
 // text as well, "deny A" and "allow all but A" are got round by not using mTLS.
-// To allow by identity is right in both.
-func (a *assembler) callersWithoutIdentity(c *checker, p *security.AuthorizationPolicy) {
+// To allow by identity is right in both. others says that the answer hung on other
+// policies.
+func (a *assembler) callersWithoutIdentity(c *checker, p *security.AuthorizationPolicy) (others bool) {
 	workloads := a.selected(c.object.meta.Namespace, p.Selector.GetMatchLabels())
 	// Gateways have no PeerAuthentication, their servers say what they take.
 	workloads = slices.DeleteFunc(workloads, func(w workload) bool { return w.Type == model.GatewayProxy })
@@ -130,17 +131,22 @@ func (a *assembler) callersWithoutIdentity(c *checker, p *security.Authorization
 				effect = "always matches"
 			}
 			c.warnf(all[first].at, "%s takes plain text only (PeerAuthentication says DISABLE), where no caller has an identity: this %s", workloadNames([]workload{plain[0].workload}), effect)
-			return
+			return others
 		default:
 			s, effect := evaded(at, rule, p.Action)
+			if effect == "" || len(plain) == 0 {
+				continue
+			}
+			others = true
 			i := slices.IndexFunc(plain, func(w withMode) bool { return !a.refusesPlainText(w.workload) })
-			if effect == "" || i < 0 {
+			if i < 0 {
 				continue
 			}
 			c.warnf(s.at, "%s takes plain text too (mTLS mode %s), where callers have no identity, so %s: set PeerAuthentication to STRICT", workloadNames([]workload{plain[i].workload}), plain[i].mode, effect)
-			return
+			return others
 		}
 	}
+	return others
 }
 
 type withMode struct {

@@ -44,12 +44,14 @@ type assembler struct {
 	selectable labelIndex[struct{}]
 	// inventory is there while advice is given.
 	inventory inventory
+	// kept is what was found before, nil for nothing.
+	kept *kept
 }
 
 // assemble joins the objects, connects them and checks their references. The
-// mesh is usable only if no finding is an error.
-func assemble(in input, options *Options) (*model.Mesh, []finding) {
-	a := &assembler{input: in, options: options, objects: map[string][]*object{}, byID: map[string]*object{}, unready: map[*model.Proxy]bool{}}
+// mesh is usable only if no finding is an error. What was found before may be nil.
+func assemble(in input, options *Options, before *kept) (*model.Mesh, []finding) {
+	a := &assembler{input: in, options: options, kept: before, objects: map[string][]*object{}, byID: map[string]*object{}, unready: map[*model.Proxy]bool{}}
 	a.mesh = &model.Mesh{
 		Config: defaultMeshConfig(), DomainSuffix: domainSuffix, Dir: options.Dir, Deciders: options.Deciders,
 		NamespaceLabels: map[string]map[string]string{}, Secrets: map[string]*model.Secret{},
@@ -146,8 +148,9 @@ func (a *assembler) lists() {
 	m.Sidecars = typed[networking.Sidecar](a, "Sidecar")
 	m.PeerAuthentications = typed[security.PeerAuthentication](a, "PeerAuthentication")
 	m.RequestAuthentications = typed[security.RequestAuthentication](a, "RequestAuthentication")
-	m.AuthorizationPolicies = typed[security.AuthorizationPolicy](a, "AuthorizationPolicy")
-	ruleLines(a.objects["AuthorizationPolicy"], m.AuthorizationPolicies)
+	for _, o := range a.objects["AuthorizationPolicy"] {
+		m.AuthorizationPolicies = append(m.AuthorizationPolicies, authorizationPolicyOf(o))
+	}
 	m.Telemetries = typed[telemetry.Telemetry](a, "Telemetry")
 	for _, o := range a.objects["Secret"] {
 		m.Secrets[o.meta.Namespace+"/"+o.meta.Name] = secretOf(o)
@@ -173,17 +176,26 @@ func typed[Spec any](a *assembler, kind string) []*model.Object[Spec] {
 	return out
 }
 
-// ruleLines notes where the rules of policies begin.
-func ruleLines(objects []*object, policies []*model.AuthorizationPolicy) {
-	for i, p := range policies {
-		for n := range p.Spec.Rules {
-			line := 0
-			if at := locate(objects[i].root, index("spec.rules", n)); at != nil {
-				line = at.Line
-			}
-			p.RuleLines = append(p.RuleLines, line)
-		}
+// authorizationPolicyOf gives the same policy each time.
+func authorizationPolicyOf(o *object) *model.AuthorizationPolicy {
+	if o.policy == nil {
+		o.policy = &model.AuthorizationPolicy{Meta: o.meta, Spec: o.spec.(*security.AuthorizationPolicy)}
+		o.policy.RuleLines = ruleLines(o, o.policy.Spec)
 	}
+	return o.policy
+}
+
+// ruleLines tells where the rules of a policy begin.
+func ruleLines(o *object, p *security.AuthorizationPolicy) []int {
+	var lines []int
+	for n := range p.GetRules() {
+		line := 0
+		if at := locate(o.root, index("spec.rules", n)); at != nil {
+			line = at.Line
+		}
+		lines = append(lines, line)
+	}
+	return lines
 }
 
 // defaultVisibility writes MeshConfig's defaults into the objects that do not

@@ -23,11 +23,10 @@ func (a *assembler) crossCheck() {
 		"DestinationRule":       a.checkRule,
 		"Gateway":               a.checkGatewayFiles,
 		"Service":               a.checkServiceSelector,
-		"AuthorizationPolicy":   a.checkAuthorizationReferences,
 		"PeerAuthentication":    a.checkPolicySelector,
 		"RequestAuthentication": a.checkPolicySelector,
 		"RegoPolicy":            a.checkPolicySelector,
-		"QuotaPolicy":           a.checkPolicySelector,
+		"QuotaPolicy":           a.checkQuotaReferences,
 		"AccessList":            a.checkPolicySelector,
 		"ServiceRole":           a.checkRole,
 		"ServiceRoleBinding":    a.checkBinding,
@@ -41,11 +40,18 @@ func (a *assembler) crossCheck() {
 			a.report(o, check)
 		}
 	}
+	before := a.keepFindings()
+	for _, o := range a.objects["AuthorizationPolicy"] {
+		a.reportOnce(before.references, a.kept.references, o, func(c *checker) bool {
+			a.checkAuthorizationReferences(c)
+			return false
+		})
+	}
 	if len(failing(a.findings)) == 0 {
-		a.advise() // of what has errors something is taken out first
+		a.advise(before.advice) // of what has errors something is taken out first
 	}
 	slices.SortStableFunc(a.findings, func(x, y finding) int {
-		return strings.Compare(fmt.Sprintf("%s:%09d", x.File, x.Line), fmt.Sprintf("%s:%09d", y.File, y.Line))
+		return cmp.Or(strings.Compare(x.File, y.File), cmp.Compare(x.Line, y.Line))
 	})
 }
 

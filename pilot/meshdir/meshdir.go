@@ -85,7 +85,7 @@ func (in input) problems() []Problem {
 func settle(in input, options *Options) (input, *model.Mesh, []Problem) {
 	var problems []Problem
 	for {
-		mesh, findings := assemble(in, options)
+		mesh, findings := assemble(in, options, nil)
 		bad := failing(findings)
 		for _, f := range findings {
 			if f.Severity == Error || len(bad) == 0 {

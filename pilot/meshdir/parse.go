@@ -25,6 +25,9 @@ type object struct {
 	spec any
 	root *yaml.Node
 	base string
+	// policy is the object in a mesh, if it is an AuthorizationPolicy; made when first
+	// asked for, so that who goes by it sees whether it changed.
+	policy *model.AuthorizationPolicy
 }
 
 // id names the object among all: kind, namespace and name.

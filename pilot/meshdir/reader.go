@@ -60,6 +60,8 @@ type Reader struct {
 	print [sha256.Size]byte
 	// named hashes the files that objects named in the last assembly.
 	named map[string][sha256.Size]byte
+	// kept is what was found in policies.
+	kept kept
 	// recent are the meshes that Read gave last, the newest at the end.
 	recent []generation
 	// accepted is what everybody took up last, held what was refused since, by
@@ -324,7 +326,7 @@ func (r *Reader) revert(v version, name string) {
 
 func (r *Reader) assemble(v version) (*model.Mesh, []finding) {
 	clear(r.named)
-	return assemble(v.input(), &r.options)
+	return assemble(v.input(), &r.options, &r.kept)
 }
 
 func problemsOf(findings []finding, severity Severity) []Problem {

@@ -57,11 +57,23 @@ type ruleSet struct {
 	enforced, shadow *rbacv3.RBAC
 	// refs are the policies of the enforced side, shadowRefs those of the other.
 	refs, shadowRefs []model.Ref
+	// made has the rules of the enforced side by name.
+	made map[string]*madeRule
+}
+
+// entries gives those of an index for a rule of the enforced side.
+func (s ruleSet) entries(gateway bool) func(string, *rbacv3.Policy) ([]entry, bool) {
+	return func(name string, policy *rbacv3.Policy) ([]entry, bool) {
+		if r := s.made[name]; r != nil && r.policy == policy {
+			return r.entriesFor(gateway)
+		}
+		return entriesOf(name, policy, gateway)
+	}
 }
 
 // compileSet compiles the policies of one action as a list.
 func (c *Compiler) compileSet(policies []*model.AuthorizationPolicy, action rbacv3.RBAC_Action, tcp bool) (ruleSet, error) {
-	var set ruleSet
+	set := ruleSet{made: map[string]*madeRule{}}
 	for _, pol := range policies {
 		side := &set.enforced
 		if model.DryRun(pol) {
@@ -73,18 +85,34 @@ func (c *Compiler) compileSet(policies []*model.AuthorizationPolicy, action rbac
 		if *side == nil {
 			*side = &rbacv3.RBAC{Action: action, Policies: map[string]*rbacv3.Policy{}}
 		}
-		r := ruleCompiler{trustDomains: c.trustDomains, federated: c.mesh.FederatedDomains, namespace: pol.Namespace, tcp: tcp, narrow: action == rbacv3.RBAC_ALLOW, closed: action == rbacv3.RBAC_DENY}
-		for i, rule := range pol.Spec.GetRules() {
-			compiled, err := r.policy(rule)
-			if err != nil {
-				return ruleSet{}, fmt.Errorf("%s: rules[%d]: %w", pol.Ref, i, err)
-			}
-			if compiled != nil {
-				(*side).Policies[policyID(pol, i)] = compiled
+		made, err := c.reuse.part(pol, action, tcp, func() (*part, error) { return c.compilePolicy(pol, action, tcp) })
+		if err != nil {
+			return ruleSet{}, err
+		}
+		for _, r := range made.rules {
+			(*side).Policies[r.name] = r.policy
+			if side == &set.enforced {
+				set.made[r.name] = r
 			}
 		}
 	}
 	return set, nil
+}
+
+// compilePolicy compiles the rules of one policy.
+func (c *Compiler) compilePolicy(pol *model.AuthorizationPolicy, action rbacv3.RBAC_Action, tcp bool) (*part, error) {
+	r := ruleCompiler{trustDomains: c.trustDomains, federated: c.mesh.FederatedDomains, namespace: pol.Namespace, tcp: tcp, narrow: action == rbacv3.RBAC_ALLOW, closed: action == rbacv3.RBAC_DENY}
+	out := &part{}
+	for i, rule := range pol.Spec.GetRules() {
+		compiled, err := r.policy(rule)
+		if err != nil {
+			return nil, fmt.Errorf("%s: rules[%d]: %w", pol.Ref, i, err)
+		}
+		if compiled != nil {
+			out.rules = append(out.rules, &madeRule{name: policyID(pol, i), policy: compiled})
+		}
+	}
+	return out, nil
 }
 
 // addAuthorization adds the filters for AUDIT, DENY and ALLOW and their content.
@@ -109,7 +137,7 @@ func (c *Compiler) addAuthorization(b *httpBuilder, p *model.Proxy, s selection)
 		return err
 	}
 	maps.Copy(b.PerFilterConfig, deny.filters)
-	allow, err := c.replicas.once(rbacv3.RBAC_ALLOW, gateway, s.allow, func() (contents, error) {
+	allow, err := c.reuse.once(rbacv3.RBAC_ALLOW, gateway, s.allow, func() (contents, error) {
 		set, err := c.compileSet(s.allow, rbacv3.RBAC_ALLOW, false)
 		return c.allowSet(set, gateway), err
 	})
@@ -144,7 +172,7 @@ func (c *Compiler) denyContents(p *model.Proxy, s selection) (contents, error) {
 	if unasked.enforced != nil {
 		return compile()
 	}
-	return c.replicas.once(rbacv3.RBAC_DENY, gateway, s.deny, compile)
+	return c.reuse.once(rbacv3.RBAC_DENY, gateway, s.deny, compile)
 }
 
 // denySet has rules that can be looked up in an index, and the others in a list, in a
@@ -154,7 +182,7 @@ func (c *Compiler) denySet(set ruleSet, gateway bool) contents {
 	if set.enforced == nil && set.shadow == nil {
 		return out
 	}
-	x, rest := newIndex(set.enforced, c.treeThreshold, gateway)
+	x, rest := newIndex(set.enforced, c.treeThreshold, set.entries(gateway))
 	if x == nil {
 		out.enable(filterDeny, httpRBAC(nil, set, denyStatPrefix, dryRunDenyStatPrefix))
 		return out
@@ -173,7 +201,7 @@ func (c *Compiler) allowSet(set ruleSet, gateway bool) contents {
 	if set.enforced == nil && set.shadow == nil {
 		return out
 	}
-	x, rest := newIndex(set.enforced, c.treeThreshold, gateway)
+	x, rest := newIndex(set.enforced, c.treeThreshold, set.entries(gateway))
 	if x == nil {
 		out.enable(filterAllow, httpRBAC(nil, set, allowStatPrefix, dryRunAllowStatPrefix))
 		return out

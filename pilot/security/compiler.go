@@ -74,8 +74,8 @@ type Compiler struct {
 	revoked *anypb.Any
 	// tokens are the tokens that are revoked.
 	tokens tokenRules
-	// replicas keep what workloads have in common.
-	replicas *replicas
+	// reuse keeps what workloads and revisions have in common.
+	reuse *reuse
 	// treeThreshold is the number of rules that can be looked up from which those of
 	// an action become an index.
 	treeThreshold int
@@ -98,7 +98,7 @@ func New(m *model.Mesh) (*Compiler, error) {
 		trustDomains:  envoy.TrustDomains(m),
 		peer:          model.NewPeerModes(m),
 		treeThreshold: defaultTreeThreshold,
-		replicas:      newReplicas(m),
+		reuse:         newReuse(m),
 		revoked:       revokedRules(&m.Revoked),
 		tokens:        newTokenRules(&m.Tokens, m.Deciders.Authz != "", jwtPayload),
 	}

@@ -75,8 +75,8 @@ type entry struct {
 }
 
 // newIndex takes out of rules those that can be looked up, and gives those that cannot,
-// which may be nil. The index is nil, and all stay, if fewer than threshold can.
-func newIndex(rules *rbacv3.RBAC, threshold int, gateway bool) (*index, *rbacv3.RBAC) {
+// which may be nil. entriesOf may have worked the entries out before. The index is nil, and all stay, if fewer than threshold can.
+func newIndex(rules *rbacv3.RBAC, threshold int, entriesOf func(string, *rbacv3.Policy) ([]entry, bool)) (*index, *rbacv3.RBAC) {
 	if !only(rules, "action", "policies") {
 		return nil, rules
 	}
@@ -84,7 +84,7 @@ func newIndex(rules *rbacv3.RBAC, threshold int, gateway bool) (*index, *rbacv3.
 	rest := &rbacv3.RBAC{Action: rules.GetAction(), Policies: map[string]*rbacv3.Policy{}}
 	for _, name := range sortedNames(rules.GetPolicies()) {
 		policy := rules.GetPolicies()[name]
-		entries, ok := entriesOf(name, policy, gateway)
+		entries, ok := entriesOf(name, policy)
 		if !ok {
 			rest.Policies[name] = policy
 			continue

@@ -29,7 +29,7 @@ func indexOf(t testing.TB, policies []*model.AuthorizationPolicy, domains eval.D
 	if set.enforced == nil {
 		return nil, nil
 	}
-	return newIndex(set.enforced, 0, false)
+	return newIndex(set.enforced, 0, entriesAt(false))
 }
 
 // manyPolicies are of one action, and more alike than those of a generator: many have
@@ -169,7 +169,7 @@ func TestIndexBounds(t *testing.T) {
 	for _, kind := range []string{"callers", "paths", "mixed"} {
 		size := func(n int) (tree, list int) {
 			rules := manyRules(n, kind)
-			x, rest := newIndex(rules, defaultTreeThreshold, false)
+			x, rest := newIndex(rules, defaultTreeThreshold, entriesAt(false))
 			if x == nil || rest != nil {
 				t.Fatalf("%s: %d rules are not all in an index", kind, n)
 			}
@@ -254,7 +254,7 @@ func TestDocumentedIndex(t *testing.T) {
 // so that only rules about paths are looked up.
 func TestIndexAtGateways(t *testing.T) {
 	rules := manyRules(20, "mixed")
-	x, rest := newIndex(rules, defaultTreeThreshold, true)
+	x, rest := newIndex(rules, defaultTreeThreshold, entriesAt(true))
 	if x == nil || len(rest.GetPolicies()) != 10 {
 		t.Fatalf("index %v, rest %v", x, rest)
 	}
@@ -269,7 +269,7 @@ func TestHeadersStayInLists(t *testing.T) {
 	rules := manyRules(20, "callers")
 	guarded := rules.GetPolicies()["AuthorizationPolicy default/policy-7 rule 0"]
 	guarded.Principals[0] = andIDs([]*rbacv3.Principal{guarded.GetPrincipals()[0], {Identifier: &rbacv3.Principal_Header{Header: header("x-role", "guest", false)}}})
-	x, rest := newIndex(rules, defaultTreeThreshold, false)
+	x, rest := newIndex(rules, defaultTreeThreshold, entriesAt(false))
 	if x == nil || len(rest.GetPolicies()) != 1 || rest.GetPolicies()["AuthorizationPolicy default/policy-7 rule 0"] != guarded {
 		t.Errorf("index %v, rest %v: want the rule about a header in the rest alone", x != nil, rest)
 	}
@@ -281,7 +281,7 @@ func TestSuffixesStayInLists(t *testing.T) {
 	rules := manyRules(20, "callers")
 	const name = "AuthorizationPolicy default/policy-7 rule 0"
 	rules.GetPolicies()[name].Permissions[0] = path("*/admin")
-	x, rest := newIndex(rules, defaultTreeThreshold, false)
+	x, rest := newIndex(rules, defaultTreeThreshold, entriesAt(false))
 	if x == nil || len(rest.GetPolicies()) != 1 || rest.GetPolicies()[name] == nil {
 		t.Errorf("index %v, rest %v: want the rule about the end of a path in the rest alone", x != nil, rest)
 	}
@@ -316,8 +316,12 @@ func TestReplicasShare(t *testing.T) {
 	}
 }
 
+func entriesAt(gateway bool) func(string, *rbacv3.Policy) ([]entry, bool) {
+	return func(name string, policy *rbacv3.Policy) ([]entry, bool) { return entriesOf(name, policy, gateway) }
+}
+
 func treeOf(rules *rbacv3.RBAC) *xdsmatcherv3.Matcher {
-	x, _ := newIndex(rules, 0, false)
+	x, _ := newIndex(rules, 0, entriesAt(false))
 	if x == nil {
 		return nil
 	}
