@@ -78,11 +78,12 @@ func newID() string {
 	return string(out[:])
 }
 
-// decisionLog makes one record of each decision. It never waits.
+// decisionLog makes one record of each decision.
 type decisionLog struct {
 	// what is all, refusals or none.
 	what   string
 	redact *decisionlog.Redactor
+	// add may wait for the moment that a refusal takes to be written.
 	add    func(*decisionlog.Record)
 	inputs *inputNames
 	// recorder may be nil.

@@ -31,8 +31,12 @@ type LogConfig struct {
 	// SpoolBytes bounds it. A refusal takes some 73 bytes, compressed (TestTenMinutes of
 	// package decisionlog), so that the default keeps 24 minutes of 5,000 a second.
 	SpoolBytes int `yaml:"spool_bytes"`
-	// Flush is how long a record may be in memory only.
+	// Flush is how long a record is gathered with others: one that allowed is in memory
+	// only, a refusal not synced.
 	Flush config.Duration `yaml:"flush"`
+	// RefusalWait is how long the answer of a refusal waits at most until its record is
+	// written, so that it outlives this process.
+	RefusalWait config.Duration `yaml:"refusal_wait"`
 	// AllowPercent of the decisions that allowed are logged.
 	AllowPercent int `yaml:"allow_percent"`
 	// RedactHeaders, RedactQuery and RedactClaims are names whose values are never
@@ -52,7 +56,7 @@ const (
 const memorySpool = 16 << 20
 
 func defaultLogConfig() LogConfig {
-	return LogConfig{Sink: sinkLog, SpoolBytes: 512 << 20, Flush: config.Duration(time.Second), AllowPercent: 100}
+	return LogConfig{Sink: sinkLog, SpoolBytes: 512 << 20, Flush: config.Duration(time.Second), RefusalWait: config.Duration(5 * time.Millisecond), AllowPercent: 100}
 }
 
 func (l *LogConfig) validate() (errs []error) {
@@ -65,6 +69,9 @@ func (l *LogConfig) validate() (errs []error) {
 	}
 	if l.Flush.D() < 10*time.Millisecond || l.Flush.D() > time.Minute {
 		fail("flush %s: want 10ms to 1m", l.Flush)
+	}
+	if l.RefusalWait.D() < 0 || l.RefusalWait.D() > time.Minute {
+		fail("refusal_wait %s: want 0 to 1m", l.RefusalWait)
 	}
 	if l.AllowPercent < 0 || l.AllowPercent > 100 {
 		fail("allow_percent %d: want 0 to 100", l.AllowPercent)
@@ -117,7 +124,7 @@ func (l *LogConfig) sink() (decisionlog.Sink, error) {
 // open makes the log; state is the service's folder, may be empty.
 func (l *LogConfig) open(state string, rt *service.Runtime) (*decisionlog.Log, error) {
 	o := decisionlog.Options{
-		Spool: l.Spool, SpoolBytes: int64(l.SpoolBytes), Flush: l.Flush.D(), AllowPercent: float64(l.AllowPercent),
+		Spool: l.Spool, SpoolBytes: int64(l.SpoolBytes), Flush: l.Flush.D(), RefusalWait: l.RefusalWait.D(), AllowPercent: float64(l.AllowPercent),
 		Metrics: rt.Metrics, Log: rt.Log,
 	}
 	if l.Sink == sinkLog {

@@ -3,9 +3,10 @@ package decisionlog
 import (
 	"bytes"
 	"compress/gzip"
-	"encoding/json"
 	"fmt"
 	"time"
+
+	"github.com/writ-mesh/writ/authz/decisionlog/spool"
 )
 
 // batchBytes is how much text a batch gathers at most, in bytes: some two thousand
@@ -16,6 +17,8 @@ const batchBytes = 512 << 10
 type batch struct {
 	text    bytes.Buffer
 	records int
+	// written is where records are in the journal.
+	written []*spool.Written
 	// due is when it is finished, however little is in it.
 	due time.Time
 }
@@ -24,13 +27,11 @@ type batch struct {
 type packed struct {
 	class, records int
 	data           []byte
+	written        []*spool.Written
 }
 
-func (b *batch) add(r *Record) error {
-	text, err := json.Marshal(r)
-	if err != nil {
-		return fmt.Errorf("encode a record: %w", err)
-	}
+// add takes a record that is encoded.
+func (b *batch) add(text []byte, w *spool.Written) {
 	if b.records == 0 {
 		b.text.WriteString("[\n")
 	} else {
@@ -38,7 +39,9 @@ func (b *batch) add(r *Record) error {
 	}
 	b.text.Write(text)
 	b.records++
-	return nil
+	if w != nil {
+		b.written = append(b.written, w)
+	}
 }
 
 // pack finishes the batch, which is empty then.
@@ -50,11 +53,11 @@ func (b *batch) pack(class int, z *gzip.Writer) (packed, error) {
 	if err == nil {
 		err = z.Close()
 	}
-	p := packed{class, b.records, out.Bytes()}
+	p := packed{class, b.records, out.Bytes(), b.written}
 	b.text.Reset()
-	b.records = 0
+	b.records, b.written = 0, nil
 	if err != nil {
-		return packed{}, fmt.Errorf("compress a batch: %w", err)
+		return p, fmt.Errorf("compress a batch: %w", err)
 	}
 	return p, nil
 }

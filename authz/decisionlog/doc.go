@@ -1,10 +1,12 @@
 // Package decisionlog keeps one record of each decision and brings them to where
 // somebody looks at them.
 //
-// [Log.Add] takes a record and never waits. Behind it records are gathered into
-// batches, compressed, put on disk (package spool) and sent to a sink; a batch is
-// removed when the sink has taken it, so that a sink that is away costs disk and
-// not memory, and that a record may be sent twice and is known by its id then.
+// [Log.Add] takes a record and does not wait for the disk, except for the moment in
+// which a refusal is written to a journal, bounded by Options.RefusalWait. Behind it
+// records are gathered into batches, compressed, put on disk (package spool) and sent
+// to a sink; a batch is removed when the sink has taken it, so that a sink that is
+// away costs disk and not memory, and that a record may be sent twice and is known by
+// its id then.
 //
 // What has to go goes in this order, and is counted: decisions that allowed, the
 // oldest first; those that allowed although a policy that only observes would have
@@ -12,8 +14,9 @@
 // in a full spool no batch is made, the queue fills, and new ones are dropped.
 // [Log.Wait] waits instead, which is for reports whose sender can wait.
 //
-// A killed process loses what it had not put on disk: the batch that is being
-// gathered, which is at most Options.Flush old, and what is in the queue. Each
-// batch is synced with its folder before it counts, so a machine that loses power
-// loses no more. A batch that is damaged is left out and counted.
+// A killed process loses no refusal: what its journal has that is in no batch becomes
+// one when it starts again. It loses decisions that allowed: the batch that is being
+// gathered, which is at most Options.Flush old, and what is in the queue. Each batch is
+// synced with its folder before it counts, the journal is not, so a machine that loses
+// power loses refusals of that age too. A batch that is damaged is left out and counted.
 package decisionlog

@@ -44,6 +44,9 @@ type Options struct {
 	SpoolBytes int64
 	// Flush is how long a record waits at most before it is put on disk.
 	Flush time.Duration
+	// RefusalWait is how long [Log.Add] waits at most until a refusal is written, so
+	// that it outlives the process. It is written at once in any case.
+	RefusalWait time.Duration
 	// AllowPercent of the decisions that allowed are kept, 0 to 100.
 	AllowPercent float64
 	Metrics      prometheus.Registerer
@@ -52,10 +55,12 @@ type Options struct {
 
 // Log is the decision log. It is safe for concurrent use.
 type Log struct {
-	o       Options
-	spool   *spool.Spool
+	o     Options
+	spool *spool.Spool
+	// journal is nil if the spool is in memory.
+	journal *spool.Journal
 	metrics *metrics
-	queue   chan *Record
+	queue   chan entry
 	pending chan packed
 	// stored and taken tell that something came into the spool, or left it.
 	stored, taken chan struct{}
@@ -69,33 +74,44 @@ func Open(o Options) (*Log, error) {
 	}
 	l := &Log{
 		o: o, spool: s, metrics: newMetrics(o.Metrics),
-		queue: make(chan *Record, queueRecords), pending: make(chan packed, pendingBatches),
+		queue: make(chan entry, queueRecords), pending: make(chan packed, pendingBatches),
 		stored: make(chan struct{}, 1), taken: make(chan struct{}, 1),
 	}
+	if err := l.recover(); err != nil {
+		return nil, err
+	}
+	l.journal = s.Journal(l.unwritten())
 	l.metrics.spooled.Set(float64(s.Bytes()))
 	return l, nil
 }
 
-// Add takes a record, which is the log's from then on. It never waits: a decision
-// that allowed finds half of the queue, a refusal all of it.
+// Add takes a record, which is the log's from then on. A decision that allowed finds
+// half of the queue, a refusal all of it. Only a refusal is waited for, at most
+// Options.RefusalWait.
 func (l *Log) Add(r *Record) {
 	class, ok := l.take(r)
 	if !ok {
 		return
 	}
-	if class != classRefusal && len(l.queue) >= queueRecords/2 {
+	room := queueRecords
+	if class != classRefusal {
+		room /= 2
+	}
+	if len(l.queue) >= room {
 		l.metrics.drop(class, 1, reasonQueue)
 		return
 	}
+	e := l.entry(class, r)
 	select {
-	case l.queue <- r:
+	case l.queue <- e:
+		l.written(e)
 	default:
-		l.metrics.drop(class, 1, reasonQueue)
+		l.gaveUp(e)
 	}
 }
 
-// Wait is Add for who can wait until there is room. It leaves a quarter of the
-// queue to those who cannot.
+// Wait is Add for who can wait until there is room, and has no answer to give when a
+// refusal is written. It leaves a quarter of the queue to those who cannot.
 func (l *Log) Wait(ctx context.Context, r *Record) error {
 	class, ok := l.take(r)
 	if !ok {
@@ -109,11 +125,12 @@ func (l *Log) Wait(ctx context.Context, r *Record) error {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+	e := l.entry(class, r)
 	select {
-	case l.queue <- r:
+	case l.queue <- e:
 		return nil
 	case <-ctx.Done():
-		l.metrics.drop(class, 1, reasonQueue)
+		l.gaveUp(e)
 		return ctx.Err()
 	}
 }
@@ -132,6 +149,7 @@ func (l *Log) take(r *Record) (class int, ok bool) {
 // into the spool, and what is there is offered to the sink once more, briefly.
 // Nothing may be added after that.
 func (l *Log) Run(ctx context.Context) error {
+	defer l.runJournal(ctx)()
 	err := service.RunTasks(ctx,
 		func(ctx context.Context) error { l.gather(ctx); return nil },
 		func(ctx context.Context) error { l.store(ctx); return nil },
@@ -154,34 +172,40 @@ func (l *Log) gather(ctx context.Context) {
 			p, err := b.pack(class, z)
 			if err != nil {
 				l.failed(ctx, class, n, err)
+				l.release(p.written)
 				return
+			}
+			if len(p.written) > 0 {
+				l.journal.Turn()
 			}
 			l.pending <- p
 		}
 	}
-	add := func(r *Record) {
+	add := func(e entry) {
 		if l.o.Each != nil {
-			l.o.Each(r)
+			l.each(e)
 			return
 		}
-		class := r.class()
-		b := &open[class]
+		text, err := e.encoded()
+		if err != nil {
+			l.failed(ctx, e.class, 1, err)
+			return
+		}
+		b := &open[e.class]
 		if b.records == 0 {
 			b.due = time.Now().Add(l.o.Flush)
 		}
-		if err := b.add(r); err != nil {
-			l.failed(ctx, class, 1, err)
-		}
+		b.add(text, e.written)
 		if b.text.Len() >= batchBytes {
-			finish(class)
+			finish(e.class)
 		}
 	}
 	timer := time.NewTicker(max(l.o.Flush/4, time.Millisecond))
 	defer timer.Stop()
 	for {
 		select {
-		case r := <-l.queue:
-			add(r)
+		case e := <-l.queue:
+			add(e)
 		case now := <-timer.C:
 			for class := range open {
 				if open[class].records > 0 && !now.Before(open[class].due) {
@@ -235,6 +259,7 @@ func (l *Log) store(ctx context.Context) {
 			case <-time.After(minRetry): // the disk may have room again
 			}
 		}
+		l.release(p.written)
 	}
 }
 

@@ -456,3 +456,76 @@ func limitFiles(t *testing.T, bytes uint64) (lift func()) {
 	t.Cleanup(lift)
 	return lift
 }
+
+// TestJournalOutlivesProcess: a refusal is on disk when Add returns, an allowed decision
+// is not; the next process sends it. A log that ends in good order leaves nothing.
+func TestJournalOutlivesProcess(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	f := open(t, decisionlog.Options{Spool: dir, AllowPercent: 100, Flush: time.Hour, RefusalWait: time.Minute})
+	f.Add(allow(0))
+	for i := range 3 {
+		f.Add(refusal(i))
+	}
+	killed := filepath.Join(t.TempDir(), "spool")
+	if err := os.CopyFS(killed, os.DirFS(dir)); err != nil { // what a process that is killed now leaves
+		t.Fatal(err)
+	}
+	if err := os.Chmod(killed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	f.stop()
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Errorf("%d files are left, %v", len(entries), err)
+	}
+	next := open(t, decisionlog.Options{Spool: killed, AllowPercent: 100})
+	next.stop()
+	if r, a := next.sink.count(t, "r"), next.sink.count(t, "a"); r != 3 || a != 0 {
+		t.Errorf("%d refusals and %d allowed decisions outlived the process, want 3 and 0", r, a)
+	}
+	if entries, err := os.ReadDir(killed); err != nil || len(entries) != 0 {
+		t.Errorf("%d files are left, %v", len(entries), err)
+	}
+}
+
+// TestRefusalsAreNotHeldUp: without a disk that takes them, answers leave after the wait,
+// and that is counted.
+func TestRefusalsAreNotHeldUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := prometheus.NewRegistry()
+		l, err := decisionlog.Open(decisionlog.Options{
+			Sink: &sink{got: map[string]int{}}, Spool: filepath.Join(t.TempDir(), "spool"), SpoolBytes: 1 << 20, RefusalWait: 5 * time.Millisecond,
+			Flush: time.Second, AllowPercent: 100, Metrics: r, Log: slog.New(slog.DiscardHandler),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now() // nobody runs it: its disk takes nothing
+		l.Add(refusal(0))
+		if took := time.Since(start); took != 5*time.Millisecond {
+			t.Errorf("a refusal was held up for %s", took)
+		}
+		l.Add(allow(0))
+		if took := time.Since(start); took != 5*time.Millisecond {
+			t.Error("an allowed decision was held up")
+		}
+		if n := gathered(t, r, "writ_authz_refusals_unwritten_total"); n != 1 {
+			t.Errorf("%v are counted", n)
+		}
+	})
+}
+
+// gathered is the value of a metric without labels.
+func gathered(t *testing.T, from prometheus.Gatherer, name string) float64 {
+	t.Helper()
+	families, err := from.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		if m := family.GetMetric(); family.GetName() == name {
+			return m[0].GetGauge().GetValue() + m[0].GetCounter().GetValue()
+		}
+	}
+	t.Fatalf("there is no %s", name)
+	return 0
+}

@@ -18,6 +18,7 @@ const (
 
 type metrics struct {
 	dropped *prometheus.CounterVec
+	late    prometheus.Counter
 	batches *prometheus.CounterVec
 	spooled prometheus.Gauge
 }
@@ -27,6 +28,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "writ_authz_decisions_dropped_total", Help: "Records that are not in the decision log, by kind (refusal, observed, allow) and reason.",
 		}, []string{"kind", "reason"}),
+		late: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "writ_authz_refusals_unwritten_total", Help: "Refusals that were not written yet when their answer left: the process could die with them.",
+		}),
 		batches: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "writ_authz_log_batches_total", Help: "Batches of the decision log offered to its sink, by result: ok, error or refused.",
 		}, []string{"result"}),
@@ -36,7 +40,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}
 	// The one to watch is there from the start.
 	m.dropped.WithLabelValues(kinds[classRefusal], reasonQueue)
-	r.MustRegister(m.dropped, m.batches, m.spooled)
+	r.MustRegister(m.dropped, m.late, m.batches, m.spooled)
 	return m
 }
 

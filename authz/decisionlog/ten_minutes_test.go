@@ -103,7 +103,7 @@ func TestTenMinutes(t *testing.T) {
 		}
 	}
 	took := time.Since(began)
-	refused, used := onDisk(t, dir)
+	refused, used, journal := onDisk(t, dir)
 	most = max(most, heap())
 	t.Logf("%d refusals and as many allowed decisions in %s: %.0f records a second; %d bytes a refusal on disk, %d in all of %d; at most %d KiB of memory more",
 		n, took.Round(time.Millisecond), float64(2*n)/took.Seconds(), refused/int64(n), used, limit, (int64(most)-int64(base))>>10)
@@ -111,12 +111,15 @@ func TestTenMinutes(t *testing.T) {
 	if grown := int64(most) - int64(base); grown > 24<<20 {
 		t.Errorf("%d bytes more in memory", grown)
 	}
+	if journal > maxJournal {
+		t.Errorf("%d bytes of journals, more than %d", journal, maxJournal)
+	}
 	if used > limit {
 		t.Errorf("%d bytes on disk, more than %d", used, limit)
 	}
 	k.away.Store(false)
 	proctest.Eventually(t, 10*time.Minute, func() error {
-		if left := f.spooled(t); left > 0 {
+		if left := gathered(t, f.metrics, "writ_authz_log_spool_bytes"); left > 0 {
 			return fmt.Errorf("%.0f bytes are left", left)
 		}
 		return nil
@@ -137,24 +140,13 @@ func TestTenMinutes(t *testing.T) {
 	}
 }
 
-// spooled is what the log says that it keeps, in bytes.
-func (f *fixture) spooled(t *testing.T) float64 {
-	t.Helper()
-	families, err := f.metrics.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, family := range families {
-		if family.GetName() == "writ_authz_log_spool_bytes" {
-			return family.GetMetric()[0].GetGauge().GetValue()
-		}
-	}
-	t.Fatal("it does not say")
-	return 0
-}
+// maxJournal bounds the journals of usual records: those in the queue, and sixteen
+// batches and those that are being made, of half a MiB.
+const maxJournal = 16 << 20
 
-// onDisk is what a spool has of refusals, and in all, in bytes.
-func onDisk(t *testing.T, dir string) (refused, all int64) {
+// onDisk is what a spool has of refusals, and in all, and beside it in journals, in
+// bytes.
+func onDisk(t *testing.T, dir string) (refused, all, journal int64) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -165,10 +157,14 @@ func onDisk(t *testing.T, dir string) (refused, all int64) {
 		if err != nil {
 			continue
 		}
+		if strings.HasPrefix(e.Name(), "journal-") {
+			journal += info.Size()
+			continue
+		}
 		all += info.Size()
 		if strings.HasPrefix(e.Name(), "0-") {
 			refused += info.Size()
 		}
 	}
-	return refused, all
+	return refused, all, journal
 }

@@ -82,7 +82,13 @@ func (h authzHome) sink() string   { return filepath.Join(h.dir, "sink.jsonl") }
 
 func (w *logWalk) home(t *testing.T) authzHome {
 	t.Helper()
-	h := authzHome{dir: filepath.Join(w.base, fmt.Sprint(w.lives.Add(1)))}
+	return newHome(t, filepath.Join(w.base, fmt.Sprint(w.lives.Add(1))), "flush: 20ms")
+}
+
+// newHome makes dir one, with more settings of the decision log.
+func newHome(t *testing.T, dir, settings string) authzHome {
+	t.Helper()
+	h := authzHome{dir: dir}
 	if err := os.Mkdir(h.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -93,8 +99,8 @@ monitoring: unix://%[1]s/m
 pilot: 127.0.0.1:1
 credential: {ca: "127.0.0.1:1", trust_bundle: %[1]s/root.pem, token_file: %[1]s/token, dir: %[1]s/identity, trust_domain: example.org}
 decision: {unknown_policy_wait: 0s}
-decision_log: {sink: "file://%[1]s/sink.jsonl", spool: %[1]s/decisions, flush: 20ms}
-`, h.dir)
+decision_log: {sink: "file://%[1]s/sink.jsonl", spool: %[1]s/decisions, %[2]s}
+`, h.dir, settings)
 	for name, text := range map[string]string{"authz.yaml": config, "token": "x", "root.pem": string(pkitest.NewRoot(t, "").PEM())} {
 		if err := os.WriteFile(filepath.Join(h.dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -117,6 +123,8 @@ func spoolFile(dir, base string) string {
 		return ""
 	case strings.HasPrefix(base, "."):
 		return "half a batch"
+	case strings.HasPrefix(base, "journal-"):
+		return "the journal"
 	}
 	return "a batch"
 }
@@ -187,7 +195,7 @@ func (h authzHome) onDisk(t *testing.T) map[string]bool {
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // in the sink meanwhile
 		}
-		records, err2 := unpacked(data)
+		records, err2 := unpacked(e.Name(), data)
 		if err != nil || err2 != nil {
 			t.Fatalf("a torn batch: %v", errors.Join(err, err2))
 		}
@@ -201,7 +209,14 @@ func (h authzHome) onDisk(t *testing.T) map[string]bool {
 	return ids
 }
 
-func unpacked(batch []byte) (ids []string, err error) {
+// unpacked are the decisions of a file in the spool.
+func unpacked(name string, batch []byte) (ids []string, err error) {
+	if strings.HasSuffix(name, ".jsonl") {
+		for id := range lines(batch) {
+			ids = append(ids, id)
+		}
+		return ids, nil
+	}
 	z, err := gzip.NewReader(bytes.NewReader(batch))
 	if err != nil {
 		return nil, err
@@ -220,10 +235,15 @@ func unpacked(batch []byte) (ids []string, err error) {
 	return ids, err
 }
 
-// sinkLines are the lines of the sink that are whole, by decision.
+// sinkLines are the lines of the sink.
 func (h authzHome) sinkLines() map[string][]string {
-	out := map[string][]string{}
 	data, _ := os.ReadFile(h.sink())
+	return lines(data)
+}
+
+// lines are those that are whole, by decision.
+func lines(data []byte) map[string][]string {
+	out := map[string][]string{}
 	for line := range strings.Lines(string(data)) {
 		var record struct {
 			ID string `json:"decision_id"`
@@ -235,13 +255,21 @@ func (h authzHome) sinkLines() map[string][]string {
 	return out
 }
 
-// delivered is nil when these are in the sink, and nothing is left in the spool.
-func (h authzHome) delivered(ids []string) error {
+// arrived is nil when these are in the sink.
+func (h authzHome) arrived(ids []string) error {
 	lines := h.sinkLines()
 	for _, id := range ids {
 		if len(lines[id]) == 0 {
 			return fmt.Errorf("%s has not arrived", id)
 		}
+	}
+	return nil
+}
+
+// delivered is nil when these are in the sink, and nothing is left in the spool.
+func (h authzHome) delivered(ids []string) error {
+	if err := h.arrived(ids); err != nil {
+		return err
 	}
 	entries, err := os.ReadDir(h.spool())
 	if err != nil || len(entries) > 0 {
@@ -363,7 +391,7 @@ func (h authzHome) kept(ids []string) bool {
 	entries, _ := os.ReadDir(h.spool())
 	for _, e := range entries {
 		if data, err := os.ReadFile(filepath.Join(h.spool(), e.Name())); err == nil && !strings.HasPrefix(e.Name(), ".") {
-			records, _ := unpacked(data)
+			records, _ := unpacked(e.Name(), data)
 			for _, id := range records {
 				have[id] = true
 			}

@@ -53,6 +53,8 @@ type Spool struct {
 	batches  []Batch // ascending by sequence
 	bytes    int64
 	sequence uint64
+	// journals is the highest number of a journal's file.
+	journals uint64
 }
 
 // Open finds what an earlier process left in dir, which it makes if it is not
