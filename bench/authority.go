@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -130,31 +131,40 @@ func parallel(ctx context.Context, n, at int, f func(ctx context.Context, i int)
 }
 
 // metric adds up a metric of a monitoring port, whatever its labels.
-func metric(ctx context.Context, monitoring, name string) (sum float64, err error) {
+func metric(ctx context.Context, monitoring, name string) (float64, error) {
+	sums, err := metrics(ctx, monitoring, name)
+	return sums[name], err
+}
+
+// metrics adds up several of them at one look; each has to be there.
+func metrics(ctx context.Context, monitoring string, names ...string) (map[string]float64, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+monitoring+"/metrics", nil)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	resp, err := (&http.Client{Timeout: 5 * time.Second}).Do(req)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	found := false
+	sums := make(map[string]float64)
 	lines := bufio.NewScanner(resp.Body)
 	for lines.Scan() {
 		what, value, _ := strings.Cut(lines.Text(), " ")
-		if what != name && !strings.HasPrefix(what, name+"{") {
+		name, _, _ := strings.Cut(what, "{")
+		if !slices.Contains(names, name) {
 			continue
 		}
 		n, err := strconv.ParseFloat(value, 64)
 		if err != nil {
-			return 0, fmt.Errorf("%s: %w", name, err)
+			return nil, fmt.Errorf("%s: %w", name, err)
 		}
-		found, sum = true, sum+n
+		sums[name] += n
 	}
-	if !found {
-		return 0, errors.Join(fmt.Errorf("no metric %s", name), lines.Err())
+	for _, name := range names {
+		if _, found := sums[name]; !found {
+			return nil, errors.Join(fmt.Errorf("no metric %s", name), lines.Err())
+		}
 	}
-	return sum, lines.Err()
+	return sums, lines.Err()
 }

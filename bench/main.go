@@ -5,6 +5,7 @@
 // and the ratio of ours to the floor. It never fails a build by itself.
 //
 //	go run ./bench [-only authz,authz-reload,authz-data,ratelimit,issuance,idle,registration,agent,revocation,policies,configuration] [-bin ./bin]
+//	go run ./bench -only soak -for 10m
 //
 // It starts the real binaries and, where a row needs them, a real redis-server and
 // real Envoys.
@@ -20,6 +21,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -45,17 +47,36 @@ type options struct {
 	policies int
 	// dataMiB is the size of the document of the row authz-data.
 	dataMiB int
-	log     io.Writer
+	// Of the soak: how long it takes, requests in a second, and where chance begins.
+	length time.Duration
+	rate   int
+	seed   uint64
+	log    io.Writer
 }
 
 // benchmark prints its rows.
 type benchmark struct {
 	name string
 	run  func(context.Context, options) ([]row, error)
+	// asked: it is run only if it is asked for by its name.
+	asked bool
 }
 
 func benchmarks() []benchmark {
-	return []benchmark{{"authz", authz}, {"authz-reload", authzReload}, {"authz-data", authzData}, {"ratelimit", ratelimit}, {"issuance", issuance}, {"idle", idle}, {"registration", registration}, {"agent", agent}, {"revocation", revocation}, {"policies", policies}, {"configuration", configuration}}
+	return []benchmark{
+		{name: "authz", run: authz},
+		{name: "authz-reload", run: authzReload},
+		{name: "authz-data", run: authzData},
+		{name: "ratelimit", run: ratelimit},
+		{name: "issuance", run: issuance},
+		{name: "idle", run: idle},
+		{name: "registration", run: registration},
+		{name: "agent", run: agent},
+		{name: "revocation", run: revocation},
+		{name: "policies", run: policies},
+		{name: "configuration", run: configuration},
+		{name: "soak", run: soak, asked: true},
+	}
 }
 
 func main() {
@@ -71,7 +92,7 @@ func main() {
 func run(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	o := options{log: os.Stderr}
-	only := fs.String("only", "", "comma separated `rows`: authz, authz-reload, authz-data, ratelimit, issuance, idle, registration, agent, revocation, policies, configuration")
+	only := fs.String("only", "", "comma separated `rows`: authz, authz-reload, authz-data, ratelimit, issuance, idle, registration, agent, revocation, policies, configuration, and soak if it is asked for")
 	be := fs.String("be", "", "be a floor process, grpc or sign, or a workload (used by bench itself)")
 	listen := fs.String("listen", "", "the floor's `address`, or that of the workload's node agent")
 	fs.StringVar(&o.bin, "bin", "bin", "`folder` with the binaries")
@@ -86,6 +107,9 @@ func run(ctx context.Context, args []string) error {
 	fs.IntVar(&o.registered, "registered", 200, "registrations that the registration row waits for")
 	fs.IntVar(&o.policies, "policies", 10_000, "AuthorizationPolicies of one workload that the policies row compares with 10")
 	fs.IntVar(&o.dataMiB, "data", 500, "MiB of the document that the authz-data row loads")
+	fs.DurationVar(&o.length, "for", 10*time.Minute, "length of the soak")
+	fs.IntVar(&o.rate, "rate", 5000, "requests in a second of the soak")
+	fs.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "where chance begins in the soak") //nolint:gosec // positive
 	fs.IntVar(&o.envoys, "envoys", 20, "Envoys that the registration row waits for")
 	if err := fs.Parse(args); err != nil {
 		return err
@@ -106,7 +130,7 @@ func run(ctx context.Context, args []string) error {
 
 func selectRows(only string) ([]benchmark, error) {
 	if only == "" {
-		return benchmarks(), nil
+		return slices.DeleteFunc(benchmarks(), func(b benchmark) bool { return b.asked }), nil
 	}
 	var out []benchmark
 	for name := range strings.SplitSeq(only, ",") {

@@ -102,16 +102,21 @@ func launchRateLimit(ctx context.Context, o options, folder string, args ...stri
 }
 
 func launchRedis(ctx context.Context, o options) (*process, string, error) {
-	bin, err := exec.LookPath("redis-server")
-	if err != nil {
-		return nil, "", errors.New("the row with Redis is left out: redis-server is missing (Debian package redis-server)")
-	}
 	addr, err := freeAddress()
 	if err != nil {
 		return nil, "", err
 	}
-	p, err := launch(ctx, addr, bin, "--bind", "127.0.0.1", "--port", addr[len("127.0.0.1:"):], "--save", "", "--appendonly", "no", "--dir", o.dir)
+	p, err := launchRedisAt(ctx, o, addr)
 	return p, addr, err
+}
+
+// launchRedisAt starts an empty one at an address on this machine.
+func launchRedisAt(ctx context.Context, o options, addr string) (*process, error) {
+	bin, err := exec.LookPath("redis-server")
+	if err != nil {
+		return nil, errors.New("the row with Redis is left out: redis-server is missing (Debian package redis-server)")
+	}
+	return launch(ctx, addr, bin, "--bind", "127.0.0.1", "--port", addr[len("127.0.0.1:"):], "--save", "", "--appendonly", "no", "--dir", o.dir)
 }
 
 func rateLimitLoad(address string) load {

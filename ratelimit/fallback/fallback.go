@@ -53,6 +53,9 @@ const (
 	goodProbes = 3
 	minPause   = 50 * time.Millisecond
 	maxPause   = 250 * time.Millisecond
+	// tellEvery is how long the shared store does not know at most of what was decided
+	// without it while it was not away.
+	tellEvery = time.Second
 )
 
 // Guard is a store that always decides. It is safe for concurrent use.
@@ -140,10 +143,17 @@ func (g *Guard) Run(ctx context.Context) error {
 	if err := g.probe(ctx); err != nil { // a store that is away from the start
 		g.open(err)
 	}
+	tell := time.NewTicker(tellEvery)
+	defer tell.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-tell.C:
+			// What came of single failures, and of decisions that were made alone while the
+			// circuit closed. A store that fails now is told later.
+			_ = g.settle(ctx)
+			continue
 		case <-g.tripped:
 		}
 		if err := g.recover(ctx); err != nil {

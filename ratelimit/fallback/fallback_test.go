@@ -163,6 +163,36 @@ func TestAwayFromTheStart(t *testing.T) {
 	})
 }
 
+// TestSingleFailureIsTold: a store that failed once, for which no circuit opens, is
+// told what passed meanwhile.
+func TestSingleFailureIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &shared{store: memory.New(0)}
+		reg := prometheus.NewRegistry()
+		g := fallback.New(store, memory.New(0), slog.New(slog.DiscardHandler), reg)
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { _ = g.Run(ctx) }()
+		synctest.Wait()
+		uses, out := []limit.Use{{Key: "k", Limit: storetest.Sliding(t, 5, time.Hour), Hits: 1}}, make([]limit.Outcome, 1)
+		for _, err := range []error{nil, errors.New("once"), nil} {
+			store.set(err)
+			if err := g.Decide(ctx, time.Now(), uses, out); err != nil || out[0].Over {
+				t.Fatal(err, out)
+			}
+		}
+		if degraded(t, reg) {
+			t.Error("a single failure opened the circuit")
+		}
+		<-time.After(2 * time.Second) // the bubble's time
+		synctest.Wait()
+		if err := store.Decide(ctx, time.Now(), uses, out); err != nil || out[0].Remaining != 1 {
+			t.Errorf("the store has %d of 5 left after three and one more, %v", out[0].Remaining, err)
+		}
+		cancel()
+		synctest.Wait()
+	})
+}
+
 func TestCallerWhoLeavesIsNoFailure(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	g := fallback.New(&shared{err: context.Canceled}, memory.New(0), slog.New(slog.DiscardHandler), reg)
