@@ -44,24 +44,32 @@ type activator struct{}
 
 // Activate implements OPA's bundle.Activator.
 func (activator) Activate(o *opabundle.ActivateOpts) error {
-	opa := &opabundle.DefaultActivator{}
 	s, ok := o.Store.(*Store)
 	if !ok || len(o.Bundles) == 0 { // a query's own modules are compiled in a transaction that only reads
-		return opa.Activate(o)
+		return (&opabundle.DefaultActivator{}).Activate(o)
 	}
 	t, err := s.writer(o.Txn)
 	if err != nil {
 		return err
 	}
+	if s.around != nil {
+		return s.around(o, func() error { return t.activate(o) })
+	}
+	return t.activate(o)
+}
+
+// activate reads the data of bundles and has OPA do the rest.
+func (t *transaction) activate(o *opabundle.ActivateOpts) error {
 	bundles := o.Bundles
 	o.Bundles = maps.Clone(bundles)
 	defer func() { o.Bundles, t.staged = bundles, nil }()
 	for name, b := range bundles {
+		var err error
 		if o.Bundles[name], err = t.stage(b); err != nil {
 			return err
 		}
 	}
-	return opa.Activate(o)
+	return (&opabundle.DefaultActivator{}).Activate(o)
 }
 
 // stage reads the data of a bundle, and gives the bundle with nothing in their place. By

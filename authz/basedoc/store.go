@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	opabundle "github.com/open-policy-agent/opa/v1/bundle"
 	"github.com/open-policy-agent/opa/v1/storage"
 )
 
@@ -23,6 +24,7 @@ type Store struct {
 
 	version
 	triggers map[*trigger]storage.TriggerConfig
+	around   func(o *opabundle.ActivateOpts, activate func() error) error
 }
 
 // version is what a store holds at a moment. It is immutable.
@@ -46,6 +48,10 @@ func (s *Store) Frozen(txn storage.Transaction) (*Store, error) {
 	out.version = t.version
 	return out, nil
 }
+
+// Around makes f do what has to be done around each activation of bundles by OPA's
+// plugins, which f calls. It may change what o has. It is for once, before there is any.
+func (s *Store) Around(f func(o *opabundle.ActivateOpts, activate func() error) error) { s.around = f }
 
 // Fill makes data all that is in the store; the zero Data is nothing.
 func (s *Store) Fill(data Data) {

@@ -50,6 +50,8 @@ type guard struct {
 	// Authorization.
 	names  []string
 	limits Limits
+	// wraps puts bundles into archives of their own.
+	wraps bool
 }
 
 // RoundTrip implements http.RoundTripper: it refuses where a request must not
@@ -74,6 +76,11 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	_ = resp.Body.Close()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", req.URL.Redacted(), reason(ctx, err))
+	}
+	if g.wraps && wrappable(req, resp, body) {
+		body = wrap(body)
+		resp.ContentLength = int64(len(body))
+		resp.Header.Del("Content-Length")
 	}
 	resp.Body = io.NopCloser(bytes.NewReader(body))
 	return resp, nil

@@ -40,7 +40,7 @@ func policy(revision int) map[string]string {
 	}
 }
 
-func unpack(t testing.TB, b []byte) map[string]string {
+func contents(t testing.TB, b []byte) map[string]string {
 	t.Helper()
 	z, err := gzip.NewReader(bytes.NewReader(b))
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,20 +15,38 @@ import (
 
 // opaLogger lets OPA's plugins log through slog. It never asks for details:
 // OPA's client writes headers of requests into those.
-type opaLogger struct{ log *slog.Logger }
+type opaLogger struct {
+	log *slog.Logger
+	// bundle is the one that is spoken of; what OPA does not know of those that arrive is
+	// not what it says.
+	bundle   string
+	arriving map[string]*arrival
+}
+
+// unsigned begins what OPA says of a bundle with keys that need not be signed.
+const unsigned = "Keys are configured but no"
 
 func (l opaLogger) Debug(string, ...any)          {}
 func (l opaLogger) Info(format string, a ...any)  { l.log.Info(text(format, a)) }  //nolint:sloglint // OPA's texts
-func (l opaLogger) Warn(format string, a ...any)  { l.log.Warn(text(format, a)) }  //nolint:sloglint // OPA's texts
 func (l opaLogger) Error(format string, a ...any) { l.log.Error(text(format, a)) } //nolint:sloglint // OPA's texts
-func (l opaLogger) GetLevel() logging.Level       { return logging.Info }
-func (l opaLogger) SetLevel(logging.Level)        {}
+func (l opaLogger) Warn(format string, a ...any) {
+	if x := l.arriving[l.bundle]; x != nil && x.verify.SignatureRequired() && strings.HasPrefix(format, unsigned) {
+		return
+	}
+	l.log.Warn(text(format, a)) //nolint:sloglint // OPA's texts
+}
+func (l opaLogger) GetLevel() logging.Level { return logging.Info }
+func (l opaLogger) SetLevel(logging.Level)  {}
 func (l opaLogger) WithFields(f map[string]any) logging.Logger {
 	attrs := make([]any, 0, len(f))
 	for k, v := range f {
 		attrs = append(attrs, slog.Any(k, v))
 	}
-	return opaLogger{l.log.With(attrs...)}
+	l.log = l.log.With(attrs...)
+	if name, ok := f["name"].(string); ok {
+		l.bundle = name
+	}
+	return l
 }
 
 func text(format string, a []any) string {

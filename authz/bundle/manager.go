@@ -104,6 +104,8 @@ type Manager struct {
 	redactor   *decisionlog.Redactor
 	// watched is the plugin whose bundles are reported.
 	watched *bundleplugin.Plugin
+	// arriving are the bundles that come wrapped, by name.
+	arriving map[string]*arrival
 }
 
 // NewManager checks a configuration and loads what is local. Nothing is asked
@@ -137,6 +139,7 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 			g.inner = &credentialed{Credentials: o.credentials}
 		}
 	}
+	m.arrivals(boot, guards)
 	raw, err := json.Marshal(boot)
 	if err != nil {
 		return nil, err
@@ -206,13 +209,14 @@ func (m *Manager) newOPA(raw []byte, hook *discovered) error {
 	}
 	m.store = basedoc.New()
 	m.store.Fill(local.data)
+	m.store.Around(m.activate)
 	id := m.options.ID
 	if id == "" {
 		id = randomID()
 	}
 	var err error
 	m.opa, err = plugins.New(raw, id, m.store,
-		plugins.Logger(opaLogger{m.options.Log}),
+		plugins.Logger(opaLogger{log: m.options.Log, arriving: m.arriving}),
 		plugins.ConsoleLogger(newConsole(m.options.Console)),
 		plugins.InitFiles(*local.files),
 		plugins.InitBundles(local.bundles),
@@ -274,6 +278,9 @@ func (m *Manager) Prepare(ctx context.Context) error {
 // time, before that with what is missing.
 func (m *Manager) Run(ctx context.Context, state func(error)) error {
 	m.watch()
+	if err := m.wrapKept(); err != nil {
+		m.options.Log.WarnContext(ctx, "a bundle that was kept on disk cannot be used", slog.Any("error", err))
+	}
 	if err := m.opa.Start(ctx); err != nil {
 		return fmt.Errorf("opa plugins: %w", err)
 	}

@@ -134,7 +134,7 @@ func TestSignedBundle(t *testing.T) {
 		"not signed":  bundletest.Tarball(t, policy(100)),
 		"another key": signed(t, policy(100), "another key", "k"),
 		"a changed file": bundletest.Tarball(t, func() map[string]string {
-			files := unpack(t, signed(t, policy(100), "the right key", "k"))
+			files := contents(t, signed(t, policy(100), "the right key", "k"))
 			files["/data.json"] = `{"settings": {"revision": 101}}`
 			return files
 		}()),

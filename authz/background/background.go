@@ -1,0 +1,58 @@
+package background
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"sync"
+)
+
+// turn is held by whoever works: how many threads Go runs is one number in the process.
+var turn sync.Mutex
+
+// Run runs f and gives its error, or what it panicked with.
+func Run(f func() error) error {
+	turn.Lock()
+	defer turn.Unlock()
+	defer widen()()
+	done := make(chan error, 1)
+	go func() {
+		// Never unlocked: the thread, whose priority cannot be raised again, ends with
+		// the goroutine.
+		runtime.LockOSThread()
+		lower()
+		done <- guarded(f)
+	}()
+	return <-done
+}
+
+// widen lets Go run one thread more. Where fewer run than there are processors somebody
+// has limited what the process takes, and there are processors left for the others.
+func widen() (narrow func()) {
+	n := runtime.GOMAXPROCS(0)
+	if n != runtime.NumCPU() {
+		return func() {}
+	}
+	runtime.GOMAXPROCS(n + 1)
+	return func() {
+		if os.Getenv("GOMAXPROCS") == "" {
+			runtime.SetDefaultGOMAXPROCS() // which follows limits that change
+			return
+		}
+		runtime.GOMAXPROCS(n)
+	}
+}
+
+// ErrPanic is in the error of work that panicked.
+var ErrPanic = errors.New("panic")
+
+func guarded(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %v\n%s", ErrPanic, p, debug.Stack())
+		}
+	}()
+	return f()
+}

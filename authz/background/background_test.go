@@ -1,0 +1,51 @@
+package background
+
+import (
+	"errors"
+	"runtime"
+	"strings"
+	"testing"
+)
+
+// What runs has its error, or its panic, and leaves Go's number of threads as it was;
+// one works at a time.
+func TestRun(t *testing.T) {
+	before := runtime.GOMAXPROCS(0)
+	oops := errors.New("oops")
+	if err := Run(func() error { return oops }); !errors.Is(err, oops) {
+		t.Errorf("error %v", err)
+	}
+	err := Run(func() error {
+		var m map[string]int
+		m["x"] = 1
+		return nil
+	})
+	if !errors.Is(err, ErrPanic) || !strings.Contains(err.Error(), "nil map") {
+		t.Errorf("a panic gives %v", err)
+	}
+	busy := 0
+	results := make(chan error)
+	for range 8 {
+		go func() {
+			results <- Run(func() error {
+				busy++ // -race sees two at once
+				defer func() { busy-- }()
+				if busy != 1 {
+					return errors.New("two at once")
+				}
+				if got := runtime.GOMAXPROCS(0); before == runtime.NumCPU() && got != before+1 {
+					return errors.New("no thread more")
+				}
+				return nil
+			})
+		}()
+	}
+	for range 8 {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+	if got := runtime.GOMAXPROCS(0); got != before {
+		t.Errorf("%d threads afterwards, %d before", got, before)
+	}
+}

@@ -1,0 +1,14 @@
+// Package unpack reads bundles of OPA as OPA's own reader does, without its starting to
+// parse all modules at the same moment, which leaves no processor to anybody else in the
+// process, and without parsing again what has not changed.
+//
+// The main entry is [Modules.Read]. It goes through the modules one after the other, on
+// the goroutine of its caller, puts a line with the module's package in the place of each
+// and has OPA's reader read that; then it puts modules and texts back.
+//
+// Guarantees: what comes out is what OPA's reader makes of the same files, byte for byte
+// and module for module, signatures verified; what is unusual, and what is wrong, is left
+// to OPA's reader as it is, whose errors are those that are reported.
+//
+// It does not bound how much an archive unpacks to: its caller does.
+package unpack

@@ -1,0 +1,174 @@
+package unpack
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	opabundle "github.com/open-policy-agent/opa/v1/bundle"
+	"github.com/open-policy-agent/opa/v1/loader/filter"
+	"github.com/open-policy-agent/opa/v1/metrics"
+)
+
+// Options are those of OPA's reader.
+type Options struct {
+	// Name is the bundle's, which begins the names of its modules.
+	Name string
+	// Folder begins the names of files in errors; empty for an archive.
+	Folder string
+	// ETag is the server's.
+	ETag string
+	// Verify says how the bundle has to be signed; nil for not at all. Unverified takes
+	// a signed bundle for an unsigned one.
+	Verify     *opabundle.VerificationConfig
+	Unverified bool
+	// SizeLimit bounds each file, in bytes; zero is OPA's own limit.
+	SizeLimit int64
+	// Parser are the options that modules are parsed with.
+	Parser  ast.ParserOptions
+	Metrics metrics.Metrics
+}
+
+// Modules reads the revisions of one bundle, with the same capabilities each time, and
+// remembers the modules of the last one. The zero value is ready. It may be used by
+// several goroutines.
+type Modules struct {
+	mu     sync.Mutex
+	parsed map[key]*ast.Module
+}
+
+// Read reads a bundle with the texts of its data left as they are, as OPA's reader does
+// when it is told to be lazy.
+func (m *Modules) Read(files opabundle.DirectoryLoader, o Options) (*opabundle.Bundle, error) {
+	o.SizeLimit = cmp.Or(o.SizeLimit, opabundle.DefaultSizeLimitBytes)
+	if o.Metrics == nil {
+		o.Metrics = metrics.NoOp()
+	}
+	list := &listing{limit: o.SizeLimit, keepAll: o.Verify != nil && !o.Unverified}
+	if err := list.read(files.WithSizeLimitBytes(o.SizeLimit)); err != nil {
+		return nil, err
+	}
+	versions, ok := list.versions(o.Parser)
+	if !ok {
+		return list.asItIs(o)
+	}
+	signatures, ok := list.verified(o)
+	if !ok {
+		return list.asItIs(o)
+	}
+	parsed, ok := m.parse(list, versions, o)
+	if !ok {
+		return list.asItIs(o)
+	}
+	b, err := list.reader(o, parsed).WithSkipBundleVerification(true).Read()
+	if err != nil {
+		return nil, err
+	}
+	if !putBack(&b, parsed) {
+		return nil, errors.New("the bundle's modules are not those that were parsed")
+	}
+	b.Signatures = signatures
+	return &b, nil
+}
+
+// asItIs has OPA's reader do everything.
+func (l *listing) asItIs(o Options) (*opabundle.Bundle, error) {
+	b, err := l.reader(o, nil).WithSkipBundleVerification(o.Unverified).WithBundleVerificationConfig(o.Verify).Read()
+	if err != nil {
+		return nil, err
+	}
+	return &b, nil
+}
+
+// reader is OPA's, of which modules that are parsed get nothing but their packages.
+func (l *listing) reader(o Options, parsed []module) *opabundle.Reader {
+	r := opabundle.NewCustomReader(&replay{files: l.files, stubs: parsed}).
+		WithMetrics(o.Metrics).
+		WithSizeLimitBytes(o.SizeLimit).
+		WithBundleEtag(o.ETag).
+		WithBundleName(o.Name).
+		WithRegoVersion(o.Parser.RegoVersion).
+		WithProcessAnnotations(o.Parser.ProcessAnnotation).
+		WithCapabilities(o.Parser.Capabilities).
+		WithLazyLoadingMode(true)
+	if o.Folder != "" {
+		r.WithBaseDir(o.Folder)
+	}
+	return r
+}
+
+// putBack puts modules and their texts into a bundle that was read without them. It is
+// false if that has other modules.
+func putBack(b *opabundle.Bundle, parsed []module) bool {
+	if len(b.Modules) != len(parsed) {
+		return false
+	}
+	for i := range b.Modules {
+		if b.Modules[i].Path != parsed[i].name {
+			return false
+		}
+		b.Modules[i].Parsed, b.Modules[i].Raw = parsed[i].tree, parsed[i].text
+	}
+	next := 0
+	for i := range b.Raw {
+		if !strings.HasSuffix(b.Raw[i].Path, opabundle.RegoExt) {
+			continue
+		}
+		if next == len(parsed) {
+			return false
+		}
+		b.Raw[i].Value = parsed[next].text
+		next++
+	}
+	return next == len(parsed)
+}
+
+// replay is a loader of files that were read already.
+type replay struct {
+	files []file
+	// stubs stand for the modules, in their order; nil for the modules themselves.
+	stubs []module
+}
+
+// NextFile implements opabundle.DirectoryLoader.
+func (r *replay) NextFile() (*opabundle.Descriptor, error) {
+	if len(r.files) == 0 {
+		return nil, errEnd
+	}
+	f := r.files[0]
+	r.files = r.files[1:]
+	switch {
+	case f.unread != nil:
+		return f.unread, nil
+	case r.stubs != nil && f.isModule():
+		stub := r.stubs[0].stub()
+		r.stubs = r.stubs[1:]
+		return opabundle.NewDescriptor(f.url, f.path, bytes.NewBufferString(stub)), nil
+	}
+	return opabundle.NewDescriptor(f.url, f.path, bytes.NewBuffer(f.text)), nil
+}
+
+// WithFilter implements opabundle.DirectoryLoader; what is there has passed already.
+func (r *replay) WithFilter(filter.LoaderFilter) opabundle.DirectoryLoader { return r }
+
+// WithPathFormat implements opabundle.DirectoryLoader.
+func (r *replay) WithPathFormat(opabundle.PathFormat) opabundle.DirectoryLoader { return r }
+
+// WithSizeLimitBytes implements opabundle.DirectoryLoader.
+func (r *replay) WithSizeLimitBytes(int64) opabundle.DirectoryLoader { return r }
+
+// WithFollowSymlinks implements opabundle.DirectoryLoader.
+func (r *replay) WithFollowSymlinks(bool) opabundle.DirectoryLoader { return r }
+
+// nameIn is what a file is called in errors, and as a module.
+func (f file) nameIn(folder string) string {
+	path := filepath.ToSlash(f.path)
+	if folder != "" {
+		path = filepath.Join(folder, path)
+	}
+	return path
+}
