@@ -406,11 +406,15 @@ func (s *Source) clientTLS(server spiffeid.ID) *tls.Config {
 
 // Dial connects to a service of Writ. addr is host:port.
 func (s *Source) Dial(addr string, server spiffeid.ID) (*grpc.ClientConn, error) {
+	return s.dial(addr, s.clientTLS(server))
+}
+
+func (s *Source) dial(addr string, config *tls.Config) (*grpc.ClientConn, error) {
 	return grpc.NewClient(addr,
 		// Else each connection waits for a TXT record that nobody has, which takes
 		// seconds where names of the outside cannot be resolved.
 		grpc.WithDisableServiceConfig(),
-		grpc.WithTransportCredentials(s.dialed.Track(credentials.NewTLS(s.clientTLS(server)), s.admit)),
+		grpc.WithTransportCredentials(s.dialed.Track(credentials.NewTLS(config), s.admit)),
 		grpc.WithChainUnaryInterceptor(s.unary),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: dialBackoff, MinConnectTimeout: 2 * time.Second}),

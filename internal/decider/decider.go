@@ -91,6 +91,8 @@ type Service struct {
 	// FollowPilot run beside the subscriptions, over the same connection, until their
 	// context ends.
 	FollowPilot []func(context.Context, grpc.ClientConnInterface) error
+	// WithSource run once this service has its certificate, until their context ends.
+	WithSource []func(context.Context, *credential.Source) error
 	// Tasks run beside the server.
 	Tasks []func(context.Context) error
 }
@@ -151,6 +153,9 @@ func (c *Config) withSource(source *credential.Source, s Service, rt *service.Ru
 	tasks := []task{source.Run}
 	if c.Pilot != "" {
 		tasks = append(tasks, func(ctx context.Context) error { return c.follow(ctx, source, s, rt) })
+	}
+	for _, with := range s.WithSource {
+		tasks = append(tasks, func(ctx context.Context) error { return with(ctx, source) })
 	}
 	return tasks
 }
