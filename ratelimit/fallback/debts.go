@@ -13,12 +13,16 @@ const (
 	maxDebts = 1 << 16
 	// atOnce is how many debts are paid by one decision.
 	atOnce = 32
+	// maxTries is how often a debt is told that the store does not take.
+	maxTries = 5
 )
 
 // debts are what was admitted without the shared store and is to be told to it.
 type debts struct {
 	mu  sync.Mutex
 	all map[debt]owing
+	// tried is how often the store did not take a debt though it was well.
+	tried map[debt]int
 }
 
 // owing is what is owed: a use, or with reset that and before it to forget the counter.
@@ -65,7 +69,7 @@ func (d *debts) add(uses []limit.Use, outcomes []limit.Outcome) {
 				d.all[key] = owed
 			}
 		case limit.Reset:
-			d.put(key, owing{limit.Use{Key: u.Key, Limit: u.Limit}, true, now})
+			d.put(key, owing{Use: limit.Use{Key: u.Key, Limit: u.Limit}, reset: true, since: now})
 		}
 	}
 }
@@ -76,7 +80,7 @@ func (d *debts) charge(key debt, u *limit.Use, hits uint64, now time.Time) {
 	}
 	owed, ok := d.all[key]
 	if !ok {
-		owed = owing{limit.Use{Key: u.Key, Limit: u.Limit, Hold: u.Hold, HoldFor: u.HoldFor}, false, now}
+		owed = owing{Use: limit.Use{Key: u.Key, Limit: u.Limit, Hold: u.Hold, HoldFor: u.HoldFor}, since: now}
 	}
 	if owed.Op == limit.Take {
 		owed.Op = limit.Charge
@@ -89,7 +93,7 @@ func (d *debts) charge(key debt, u *limit.Use, hits uint64, now time.Time) {
 // store knows of is ended there.
 func (d *debts) settle(key debt, u *limit.Use, hits uint64, now time.Time) {
 	if owed, ok := d.all[key]; !ok || owed.Op != limit.Charge {
-		d.put(key, owing{*u, false, now})
+		d.put(key, owing{Use: *u, since: now})
 		return
 	}
 	delete(d.all, key)
@@ -173,12 +177,40 @@ func (d *debts) again(uses []limit.Use) {
 		case limit.Reset:
 			o, ok := d.all[key] // made after it
 			if !ok {
-				o = owing{limit.Use{Key: u.Key, Limit: u.Limit}, false, now}
+				o = owing{Use: limit.Use{Key: u.Key, Limit: u.Limit}, since: now}
 			}
 			o.reset = true
 			d.put(key, o)
 		case limit.Take, limit.Settle, limit.Refund:
-			d.put(key, owing{*u, false, now})
+			d.put(key, owing{Use: *u, since: now})
+		}
+	}
+}
+
+// spoil takes debts back that the store does not take though it is well, as of a
+// counter that somebody else has written over. After some tries nobody is told of them
+// any more.
+func (d *debts) spoil(uses []limit.Use) {
+	if len(uses) == 0 {
+		d.mu.Lock()
+		d.tried = nil
+		d.mu.Unlock()
+	}
+	for i := range uses {
+		key := debt{uses[i].Limit.CounterKey(uses[i].Key, time.Now()), uses[i].Hold}
+		d.mu.Lock()
+		tries := d.tried[key] + 1
+		if tries < maxTries {
+			if d.tried == nil {
+				d.tried = make(map[debt]int)
+			}
+			d.tried[key] = tries
+		} else {
+			delete(d.tried, key)
+		}
+		d.mu.Unlock()
+		if tries < maxTries {
+			d.again(uses[i : i+1])
 		}
 	}
 }

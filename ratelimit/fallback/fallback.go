@@ -18,13 +18,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/writ-mesh/writ/ratelimit/limit"
 )
@@ -42,36 +42,29 @@ type Local interface {
 	Record(now time.Time, uses []limit.Use, outcomes []limit.Outcome)
 }
 
-const (
-	// Each slot of time with a failure weighs two, a success takes one away, and at
-	// openAt the circuit opens: after five slots of nothing but failures. Failures
-	// are not counted one by one, because one hiccup fails all that are on their way.
-	slot          = 5 * time.Millisecond
-	failureWeight = 2
-	openAt        = 10
-	// goodProbes in a row close the circuit.
-	goodProbes = 3
-	minPause   = 50 * time.Millisecond
-	maxPause   = 250 * time.Millisecond
-	// tellEvery is how long the shared store does not know at most of what was decided
-	// without it while it was not away.
-	tellEvery = time.Second
-)
+// divided is a Shared that is several servers, each of which can be away by itself.
+// An error of its Decide may have the method Nodes() []int: which of them failed.
+type divided interface {
+	Shared
+	// Nodes is how many servers are told apart.
+	Nodes() int
+	// Node is the server that a key is with now, below Nodes.
+	Node(key string) int
+	// ProbeKey is a key that is with a server, empty if none is.
+	ProbeKey(node int) string
+}
 
 // Guard is a store that always decides. It is safe for concurrent use.
 type Guard struct {
 	shared  Shared
+	divided divided // nil if shared is one server
 	local   Local
 	log     *slog.Logger
 	metrics metrics
 
-	debts debts
-
-	score    atomic.Int64
-	failedAt atomic.Int64 // the slot of the last failure
-	degraded atomic.Bool
-	tripped  chan struct{} // wakes Run
-	change   sync.Mutex    // orders changes of degraded with their gauge
+	circuits []*circuit
+	away     atomic.Int32 // circuits that are open
+	change   sync.Mutex   // orders their changes with what is told of them
 }
 
 type metrics struct {
@@ -83,10 +76,10 @@ type metrics struct {
 
 // New returns a guard. Run must be running for it to come back from an outage.
 func New(shared Shared, local Local, log *slog.Logger, reg prometheus.Registerer) *Guard {
-	g := &Guard{shared: shared, local: local, log: log, tripped: make(chan struct{}, 1), metrics: metrics{
+	g := &Guard{shared: shared, local: local, log: log, metrics: metrics{
 		degraded: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "writ_ratelimit_store_degraded",
-			Help: "1 while the shared store is away and this replica enforces the limits by itself.",
+			Help: "1 while the shared store, or a server of it, is away and this replica enforces limits by itself.",
 		}),
 		errors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "writ_ratelimit_store_errors_total",
@@ -97,6 +90,13 @@ func New(shared Shared, local Local, log *slog.Logger, reg prometheus.Registerer
 			Help: "Decisions made without the shared store because it was away.",
 		}),
 	}}
+	nodes := 1
+	if d, ok := shared.(divided); ok && d.Nodes() > 1 {
+		g.divided, nodes = d, d.Nodes()
+	}
+	for i := range nodes {
+		g.circuits = append(g.circuits, &circuit{guard: g, node: i, tripped: make(chan struct{}, 1)})
+	}
 	g.metrics.charged = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "writ_ratelimit_reconciled_hits_total",
 		Help: "Hits that were admitted while the shared store was away and that it was told of when it was back.",
@@ -107,158 +107,105 @@ func New(shared Shared, local Local, log *slog.Logger, reg prometheus.Registerer
 
 // Decide makes one decision over all uses. It fails only if ctx ends.
 func (g *Guard) Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
-	counted := anyCountsRefused(uses)
 	// What this replica admitted alone is over the limit: so is the sum of all. But
 	// what is settled or given back along with it may make room.
-	if !counted && !anyGivesBack(uses) && g.local.Peek(now, uses, outcomes) {
+	if !anyCountsRefused(uses) && !anyGivesBack(uses) && g.local.Peek(now, uses, outcomes) {
 		return nil
 	}
-	if !g.degraded.Load() {
+	far := g.far(uses)
+	switch {
+	case far == 0:
 		err := g.shared.Decide(ctx, now, uses, outcomes)
 		if err == nil {
-			g.succeeded()
-			if counted || !limit.Refused(uses, outcomes) {
-				g.local.Record(now, here(uses), outcomes)
-			}
+			g.succeeded(uses)
+			g.record(now, uses, outcomes)
 			return nil
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		g.failed(now, err)
+		g.failed(now, uses, err)
+	case far < len(uses):
+		return g.apart(ctx, now, uses, outcomes)
 	}
+	return g.alone(ctx, now, uses, outcomes)
+}
+
+// record notes in the counters of this process what the shared store decided.
+func (g *Guard) record(now time.Time, uses []limit.Use, outcomes []limit.Outcome) {
+	if anyCountsRefused(uses) || !limit.Refused(uses, outcomes) {
+		g.local.Record(now, here(uses), outcomes)
+	}
+}
+
+// alone decides by the counters of this process.
+func (g *Guard) alone(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
 	g.metrics.local.Inc()
 	if err := g.local.Decide(ctx, now, uses, outcomes); err != nil {
 		return err
 	}
-	g.debts.add(uses, outcomes)
+	for i := range uses {
+		g.circuit(uses[i].Key).debts.add(uses[i:i+1], outcomes[i:i+1])
+	}
 	return nil
 }
 
-// Degraded says that the shared store is away and this replica decides alone.
-func (g *Guard) Degraded() bool { return g.degraded.Load() }
+// circuit is that of the server that a key is with.
+func (g *Guard) circuit(key string) *circuit {
+	if g.divided == nil {
+		return g.circuits[0]
+	}
+	return g.circuits[g.divided.Node(key)]
+}
+
+// far is how many uses are with servers that are away.
+func (g *Guard) far(uses []limit.Use) (n int) {
+	if g.away.Load() == 0 {
+		return 0
+	}
+	for i := range uses {
+		if g.circuit(uses[i].Key).degraded.Load() {
+			n++
+		}
+	}
+	return n
+}
+
+// Degraded says that the shared store, or a server of it, is away and this replica
+// decides alone what is counted there.
+func (g *Guard) Degraded() bool { return g.away.Load() > 0 }
 
 // Run brings the guard back after outages, until ctx ends.
 func (g *Guard) Run(ctx context.Context) error {
-	if err := g.probe(ctx); err != nil { // a store that is away from the start
-		g.open(err)
+	tasks, ctx := errgroup.WithContext(ctx)
+	for _, c := range g.circuits {
+		tasks.Go(func() error { return c.run(ctx) })
 	}
-	tell := time.NewTicker(tellEvery)
-	defer tell.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tell.C:
-			// What came of single failures, and of decisions that were made alone while the
-			// circuit closed. A store that fails now is told later.
-			_ = g.settle(ctx)
-			continue
-		case <-g.tripped:
-		}
-		if err := g.recover(ctx); err != nil {
-			return err
+	return tasks.Wait()
+}
+
+func (g *Guard) succeeded(uses []limit.Use) {
+	for i := range uses {
+		if c := g.circuit(uses[i].Key); i == 0 || g.divided != nil {
+			c.succeeded()
 		}
 	}
 }
 
-// recover probes until the store is well again.
-func (g *Guard) recover(ctx context.Context) error {
-	pause, good := minPause, 0
-	for good < goodProbes {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(pause/2 + rand.N(pause)):
-		}
-		if err := g.probe(ctx); err != nil {
-			good, pause = 0, min(2*pause, maxPause)
-			continue
-		}
-		good, pause = good+1, minPause
-		if good == goodProbes {
-			if err := g.settle(ctx); err != nil {
-				good = 0
-			}
-		}
-	}
-	g.close()
-	_ = g.settle(ctx) // what was decided alone while the circuit closed
-	return nil
-}
-
-// settle tells the shared store what is owed to it. What it cannot be told stays
-// owed.
-func (g *Guard) settle(ctx context.Context) error {
-	for range g.debts.len()/atOnce + 1 { // more are made meanwhile
-		now := time.Now()
-		uses := g.debts.take(now, g.local)
-		if len(uses) == 0 {
-			return nil
-		}
-		if err := g.shared.Decide(ctx, now, uses, make([]limit.Outcome, len(uses))); err != nil {
-			g.metrics.errors.Inc()
-			g.debts.again(uses)
-			return err
-		}
-		for i := range uses {
-			g.metrics.charged.Add(float64(uses[i].Hits))
-		}
-	}
-	return nil
-}
-
-// probe does what a decision does, a write included: a store that only answers
-// is not yet one that counts.
-func (g *Guard) probe(ctx context.Context) error {
-	l, err := limit.New(limit.Sliding, 1_000_000, time.Second)
-	if err != nil {
-		return err
-	}
-	err = g.shared.Decide(ctx, time.Now(), []limit.Use{{Key: "writ:probe", Limit: l, Hits: 1}}, make([]limit.Outcome, 1))
-	if err != nil && !errors.Is(err, context.Canceled) {
-		g.metrics.errors.Inc()
-	}
-	return err
-}
-
-func (g *Guard) succeeded() {
-	if n := g.score.Load(); n > 0 {
-		g.score.CompareAndSwap(n, n-1) // losing the race forgets one success
-	}
-}
-
-func (g *Guard) failed(now time.Time, err error) {
+// failed counts a failure to the servers that failed, to all of the decision's if the
+// error does not say which.
+func (g *Guard) failed(now time.Time, uses []limit.Use, err error) {
 	g.metrics.errors.Inc()
-	if at := now.UnixNano() / int64(slot); g.failedAt.Swap(at) == at {
+	var of interface{ Nodes() []int }
+	if g.divided != nil && errors.As(err, &of) {
+		for _, node := range of.Nodes() {
+			g.circuits[node].failed(now, err)
+		}
 		return
 	}
-	if g.score.Add(failureWeight) >= openAt {
-		g.open(err)
+	for i := range uses {
+		g.circuit(uses[i].Key).failed(now, err)
 	}
-}
-
-func (g *Guard) open(cause error) {
-	g.change.Lock()
-	defer g.change.Unlock()
-	if g.degraded.Swap(true) {
-		return
-	}
-	g.metrics.degraded.Set(1)
-	g.log.Error("shared store is away: limits are enforced by this replica alone", slog.Any("error", cause))
-	select {
-	case g.tripped <- struct{}{}:
-	default:
-	}
-}
-
-func (g *Guard) close() {
-	g.change.Lock()
-	defer g.change.Unlock()
-	g.score.Store(0)
-	g.degraded.Store(false)
-	g.metrics.degraded.Set(0)
-	g.log.Info("shared store is back: limits are shared again")
 }
 
 // anyCountsRefused says whether a decision has to be made even if it is known to
