@@ -223,3 +223,17 @@ func left(requests uint32, used uint64) uint32 {
 	}
 	return requests - uint32(used) //nolint:gosec // used < requests
 }
+
+// With is the same limit with other numbers. A burst of 0 is the limit's own; it is at
+// most the requests. What was counted under the one counts under the other: uses that a
+// window has, and of a GCRA limit the time until its bucket is empty.
+func (l Limit) With(requests, burst uint32) Limit {
+	switch {
+	case l.algorithm != GCRA:
+		burst = requests
+	case burst == 0:
+		burst = max(l.burst, 1)
+	}
+	l.requests, l.burst = requests, min(burst, requests)
+	return l
+}

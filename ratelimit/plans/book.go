@@ -1,0 +1,171 @@
+package plans
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/writ-mesh/writ/ratelimit/redisstore"
+)
+
+const (
+	// defaultLookEvery is how often it is looked whether a table has changed: often enough
+	// for a change to hold within a second, reading included.
+	defaultLookEvery = 200 * time.Millisecond
+	// defaultReadPause is between two times that a table of Redis is read as a whole.
+	defaultReadPause = 2 * time.Second
+)
+
+// Options say where tables are.
+type Options struct {
+	// Folder has a file NAME.plans for each table; empty is none. It need not exist.
+	Folder string
+	// Redis has the tables called Tables; nil is none.
+	Redis  *redisstore.Plans
+	Tables []string
+	// MaxCallers bounds the callers of each table.
+	MaxCallers int
+	Now        func() time.Time
+	Log        *slog.Logger
+}
+
+// Book has all tables. It is safe for concurrent use.
+type Book struct {
+	options Options
+	folder  *folder
+
+	lookEvery, readPause time.Duration
+
+	mu      sync.Mutex
+	handles map[string]*Handle
+}
+
+// New makes a book and reads the tables of the folder; those that are wrong are logged
+// and waited for, as are those of Redis.
+func New(o Options) *Book {
+	b := &Book{options: o, handles: map[string]*Handle{}, lookEvery: defaultLookEvery, readPause: defaultReadPause}
+	if o.Folder != "" {
+		b.folder = &folder{book: b, dir: o.Folder, seen: map[string]seen{}}
+		b.folder.look()
+	}
+	return b
+}
+
+// Run follows the tables until ctx ends.
+func (b *Book) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	if b.folder != nil {
+		g.Go(func() error { return every(ctx, b.lookEvery, b.folder.look) })
+	}
+	for _, name := range b.options.Tables {
+		f := &follower{book: b, handle: b.Handle(name), from: b.options.Redis}
+		g.Go(func() error { return every(ctx, b.lookEvery, func() { f.look(ctx) }) })
+	}
+	err := g.Wait()
+	if b.options.Redis != nil {
+		err = errors.Join(err, b.options.Redis.Close())
+	}
+	return err
+}
+
+// every calls look at once, and again after each pause until ctx ends.
+func every(ctx context.Context, pause time.Duration, look func()) error {
+	tick := time.NewTicker(pause)
+	defer tick.Stop()
+	for {
+		look()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// Handle is a table by its name, whether it is there or not.
+type Handle struct {
+	name  string
+	table atomic.Pointer[Table]
+	// current is when the table was last known to be what its source has, in nanoseconds
+	// since the epoch; 0 before it was read.
+	current  atomic.Int64
+	failures atomic.Uint64
+	lookups  [ByRefusal + 1]atomic.Uint64
+
+	// problem is what was logged last; only who follows the table uses it.
+	problem string
+}
+
+// Handle gives the handle of a name, the same each time.
+func (b *Book) Handle(name string) *Handle {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	h := b.handles[name]
+	if h == nil {
+		h = &Handle{name: name}
+		b.handles[name] = h
+	}
+	return h
+}
+
+// Name is the table's.
+func (h *Handle) Name() string { return h.name }
+
+// Find gives a caller's number of a column, as Table.Find. While there is no table
+// nothing is found.
+func (h *Handle) Find(caller, column string) Found {
+	var f Found
+	if t := h.table.Load(); t != nil {
+		f = t.Find(caller, column)
+	}
+	h.lookups[f.By].Add(1)
+	return f
+}
+
+// put has a table hold from now on.
+func (b *Book) put(h *Handle, t *Table) {
+	h.table.Store(t)
+	b.fine(h)
+}
+
+// fine notes that a table is what its source has.
+func (b *Book) fine(h *Handle) {
+	h.current.Store(b.options.Now().UnixNano())
+	if h.problem != "" {
+		h.problem = ""
+		b.options.Log.Info("plans are well again", slog.String("table", h.name))
+	}
+}
+
+// fail notes that a table could not be read, or not all of it.
+func (b *Book) fail(h *Handle, err error) {
+	h.failures.Add(1)
+	if h.problem == err.Error() {
+		return // said before
+	}
+	h.problem = err.Error()
+	holds := "the last good ones stay"
+	if h.table.Load() == nil {
+		holds = "the numbers of the policies hold"
+	}
+	b.options.Log.Error(fmt.Sprintf("plans refused, %s", holds), slog.String("table", h.name), slog.Any("error", err))
+}
+
+// all gives the handles by name.
+func (b *Book) all() []*Handle {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	list := make([]*Handle, 0, len(b.handles))
+	for _, name := range slices.Sorted(maps.Keys(b.handles)) {
+		list = append(list, b.handles[name])
+	}
+	return list
+}

@@ -1,0 +1,164 @@
+package plans
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/writ-mesh/writ/internal/proctest"
+	"github.com/writ-mesh/writ/ratelimit/redisstore"
+	"github.com/writ-mesh/writ/ratelimit/redistest"
+)
+
+// inRedis follows the table t of a Redis until the test ends.
+func inRedis(t *testing.T, server *redistest.Server, maxCallers int) *Handle {
+	t.Helper()
+	from, err := redisstore.OpenPlans(redisstore.Options{Address: server.Address()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := New(Options{Redis: from, Tables: []string{"t"}, MaxCallers: maxCallers, Now: time.Now, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	b.lookEvery, b.readPause = 10*time.Millisecond, 50*time.Millisecond
+	proctest.Background(t, b.Run)
+	return b.Handle("t")
+}
+
+// becomes waits until a caller has so many requests.
+func becomes(t *testing.T, h *Handle, caller string, requests uint32, by int) {
+	t.Helper()
+	var f Found
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if f = h.Find(caller, ""); f.Number.Requests == requests && f.By == by {
+			return
+		}
+	}
+	t.Fatalf("%s has %+v, want %d", caller, f, requests)
+}
+
+// TestRedisTable follows a table through all that its writers and its Redis do.
+func TestRedisTable(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	key := redisstore.PlansKey("t")
+	change := func(caller, value string) {
+		t.Helper()
+		server.Command(t, "HSET", key, caller, value)
+		server.Command(t, "XADD", key+":changes", "MAXLEN", "~", "1000", "*", "caller", caller)
+	}
+	server.Command(t, "HSET", key, "alice", "gold", "bob", "5")
+	server.Command(t, "SET", key+":head", "numbers n\nplan free 60\nplan gold 600\ndefault free\n")
+	h := inRedis(t, server, 100_000)
+	becomes(t, h, "alice", 600, ByPlan)
+	becomes(t, h, "bob", 5, ByItself)
+	becomes(t, h, "carol", 60, ByDefault)
+
+	change("alice", "7:3")
+	becomes(t, h, "alice", 7, ByItself)
+	change("carol", "gold")
+	becomes(t, h, "carol", 600, ByPlan)
+	server.Command(t, "HDEL", key, "carol")
+	server.Command(t, "XADD", key+":changes", "*", "caller", "carol")
+	becomes(t, h, "carol", 60, ByDefault)
+
+	// What a plan comes to needs no entry among the changes, nor does its first caller.
+	server.Command(t, "SET", key+":head", "numbers n\nplan silver 100\nplan free 50\nplan gold 600\ndefault free\n")
+	becomes(t, h, "carol", 50, ByDefault)
+	change("alice", "silver")
+	becomes(t, h, "alice", 100, ByPlan)
+	change("dave", "platinum") // before there is such a plan
+	failsUntil(t, h)
+	becomes(t, h, "alice", 100, ByPlan)
+	server.Command(t, "SET", key+":head", "numbers n\nplan silver 101\nplan free 50\nplan gold 600\nplan platinum 9000\ndefault free\n")
+	becomes(t, h, "dave", 9000, ByPlan)
+
+	// A plan that is still had does not go.
+	server.Command(t, "SET", key+":head", "numbers n\nplan free 51\ndefault free\n")
+	failsUntil(t, h)
+	becomes(t, h, "alice", 101, ByPlan)
+	becomes(t, h, "carol", 50, ByDefault)
+	server.Command(t, "SET", key+":head", "numbers n\nplan silver 102\nplan free 52\nplan platinum 9000\ndefault refuse\n")
+	becomes(t, h, "alice", 102, ByPlan)
+	becomes(t, h, "carol", 0, ByRefusal)
+
+	// A writer that does not say what it changed is found out by the number of callers.
+	server.Command(t, "HSET", key, "eve", "silver")
+	becomes(t, h, "eve", 102, ByPlan)
+	// One that says that everything may have changed is believed.
+	server.Command(t, "HSET", key, "eve", "3")
+	server.Command(t, "XADD", key+":changes", "*", "all", "1")
+	becomes(t, h, "eve", 3, ByItself)
+	// Other columns: everything is read anew.
+	server.Command(t, "HSET", key, "alice", "1 2", "bob", "1 2", "dave", "1 2", "eve", "8 9")
+	server.Command(t, "SET", key+":head", "numbers a b\n")
+	for deadline := time.Now().Add(20 * time.Second); h.Find("eve", "b").Number.Requests != 9; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("other columns: %+v", h.Find("eve", "b"))
+		}
+	}
+
+	// Flushed, away, back empty: the last good table stays.
+	server.Command(t, "FLUSHALL")
+	failsUntil(t, h)
+	server.Kill()
+	failsUntil(t, h)
+	server.Restart(t)
+	failsUntil(t, h)
+	if f := h.Find("eve", "b"); f.Number.Requests != 9 {
+		t.Errorf("with nothing in Redis: %+v", f)
+	}
+	server.Command(t, "HSET", key, "eve", "8 10")
+	server.Command(t, "SET", key+":head", "numbers a b\n")
+	for deadline := time.Now().Add(20 * time.Second); h.Find("eve", "b").Number.Requests != 10; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("written anew: %+v", h.Find("eve", "b"))
+		}
+	}
+}
+
+// failsUntil waits for another failure.
+func failsUntil(t *testing.T, h *Handle) {
+	t.Helper()
+	before := h.failures.Load()
+	for deadline := time.Now().Add(20 * time.Second); h.failures.Load() < before+2; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nothing fails")
+		}
+	}
+}
+
+// TestStrangeRedis: a Redis with too many callers, or too many that have no plan, gets
+// nothing taken, and what is wrong of a few leaves the others alone.
+func TestStrangeRedis(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	key := redisstore.PlansKey("t")
+	server.Command(t, "SET", key+":head", "numbers n\nplan gold 600\n")
+	for part := range 4 { // more than one answer
+		args := []string{"HSET", key}
+		for i := range 1000 {
+			args = append(args, fmt.Sprintf("caller-%04d", part*1000+i), "gold")
+		}
+		server.Command(t, args...)
+	}
+	server.Command(t, "HSET", key, "bad\x01name", "gold", "x", "-5", "y", "99999999999", "z", "gold gold", "long"+strings.Repeat("x", 600), "gold")
+	h := inRedis(t, server, 4005)
+	becomes(t, h, "caller-3999", 600, ByPlan)
+	failsUntil(t, h)
+	if f := h.Find("x", ""); f.By != ByNothing {
+		t.Errorf("a caller with a number below 0: %+v", f)
+	}
+	if n := h.table.Load().Callers(); n != 4000 {
+		t.Errorf("%d callers", n)
+	}
+	server.Command(t, "HSET", key, "x", "5")
+	becomes(t, h, "x", 5, ByItself) // looked at again though nobody says so
+
+	small := inRedis(t, server, 1000)
+	failsUntil(t, small)
+	if small.table.Load() != nil {
+		t.Error("4000 callers were taken where 1000 are too many")
+	}
+}
