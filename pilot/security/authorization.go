@@ -30,6 +30,7 @@ const (
 	filterRegoOpen       = "writ.rego.open"
 	filterQuota          = "writ.quota"
 	filterQuotaClosed    = "writ.quota.closed"
+	filterQuotaLocal     = "writ.quota.local"
 	filterQuotaMark      = "writ.quota.mark"
 	filterQuotaHold      = "writ.quota.hold"
 	filterQuotaCost      = "writ.quota.cost"
@@ -184,13 +185,13 @@ func (c *Compiler) denySet(set ruleSet, gateway bool) contents {
 	}
 	x, rest := newIndex(set.enforced, c.treeThreshold, set.entries(gateway))
 	if x == nil {
-		out.enable(filterDeny, httpRBAC(nil, set, denyStatPrefix, dryRunDenyStatPrefix))
+		out.enable(filterDeny, httpRBAC(set, denyStatPrefix, dryRunDenyStatPrefix))
 		return out
 	}
 	if rest != nil {
 		out.enable(filterDenyList, &rbachttpv3.RBAC{Rules: rest, RulesStatPrefix: denyStatPrefix})
 	}
-	out.enable(filterDeny, httpRBAC(x.matcher(x.noMatch()), set, denyStatPrefix, dryRunDenyStatPrefix))
+	out.filters[filterDeny] = perRouteWith(indexedRBAC(set, denyStatPrefix, dryRunDenyStatPrefix), x.matcher(wire(x.noMatch())))
 	return out
 }
 
@@ -203,7 +204,7 @@ func (c *Compiler) allowSet(set ruleSet, gateway bool) contents {
 	}
 	x, rest := newIndex(set.enforced, c.treeThreshold, set.entries(gateway))
 	if x == nil {
-		out.enable(filterAllow, httpRBAC(nil, set, allowStatPrefix, dryRunAllowStatPrefix))
+		out.enable(filterAllow, httpRBAC(set, allowStatPrefix, dryRunAllowStatPrefix))
 		return out
 	}
 	otherwise := x.noMatch()
@@ -217,16 +218,20 @@ func (c *Compiler) allowSet(set ruleSet, gateway bool) contents {
 			OnNoMatch: otherwise,
 		})
 	}
-	out.enable(filterAllow, httpRBAC(x.matcher(otherwise), set, allowStatPrefix, dryRunAllowStatPrefix))
+	out.filters[filterAllow] = perRouteWith(indexedRBAC(set, allowStatPrefix, dryRunAllowStatPrefix), x.matcher(wire(otherwise)))
 	return out
 }
 
-// httpRBAC enforces the matcher, or without one the rules of the set.
-func httpRBAC(matcher *xdsmatcherv3.Matcher, set ruleSet, prefix, shadowPrefix string) *rbachttpv3.RBAC {
-	out := &rbachttpv3.RBAC{Matcher: matcher}
-	if matcher == nil {
-		out.Rules = set.enforced
-	}
+// httpRBAC enforces the rules of the set.
+func httpRBAC(set ruleSet, prefix, shadowPrefix string) *rbachttpv3.RBAC {
+	out := indexedRBAC(set, prefix, shadowPrefix)
+	out.Rules = set.enforced
+	return out
+}
+
+// indexedRBAC has everything of a set but the rules that it enforces.
+func indexedRBAC(set ruleSet, prefix, shadowPrefix string) *rbachttpv3.RBAC {
+	out := &rbachttpv3.RBAC{}
 	if set.enforced != nil {
 		out.RulesStatPrefix = prefix
 	}

@@ -74,6 +74,7 @@ type Compiler struct {
 	revoked *anypb.Any
 	// tokens are the tokens that are revoked.
 	tokens tokenRules
+	near   nearness
 	// reuse keeps what workloads and revisions have in common.
 	reuse *reuse
 	// treeThreshold is the number of rules that can be looked up from which those of
@@ -98,6 +99,7 @@ func New(m *model.Mesh) (*Compiler, error) {
 		trustDomains:  envoy.TrustDomains(m),
 		peer:          model.NewPeerModes(m),
 		treeThreshold: defaultTreeThreshold,
+		near:          newNearness(m),
 		reuse:         newReuse(m),
 		revoked:       revokedRules(&m.Revoked),
 		tokens:        newTokenRules(&m.Tokens, m.Deciders.Authz != "", jwtPayload),

@@ -22,4 +22,3 @@ func contentsOf(set ruleSet) contents {
 func (c contents) enable(filter string, rbac *rbachttpv3.RBAC) {
 	c.filters[filter] = envoy.Any(perRoute(rbac))
 }
-

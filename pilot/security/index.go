@@ -3,8 +3,8 @@ package security
 import (
 	"math"
 	"slices"
+	"sync/atomic"
 
-	xdsmatcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	sslv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/ssl/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
@@ -38,12 +38,11 @@ type index struct {
 	entries []entry
 	// frequent is how many entries have a key.
 	frequent map[key]int
-	// decisions are by the policy's name: several keys lead to each.
-	decisions map[string]*outcome
 }
 
-// outcome is what is decided, or what is asked next.
-type outcome = xdsmatcherv3.Matcher_OnMatch
+// outcome is what is decided, or what is asked next: an OnMatch in wire form, nil for
+// none. Most of an index is the same after an edit, and is not marshaled again.
+type outcome []byte
 
 // dimension is what an index looks up.
 type dimension int
@@ -72,6 +71,20 @@ type entry struct {
 	// other may come after.
 	first dimension
 	both  bool
+	// known is what the entry comes to.
+	known *knownEntry
+}
+
+// knownEntry has, by the dimensions that were looked up before, what an entry comes to.
+// Whoever works it out twice finds the same.
+type knownEntry [byCaller | byPath + 1]atomic.Pointer[matched]
+
+// matched is what an entry comes to in a list.
+type matched struct {
+	// always says that nothing is left to be asked, so that answer is an outcome;
+	// otherwise it is a FieldMatcher.
+	always bool
+	answer []byte
 }
 
 // newIndex takes out of rules those that can be looked up, and gives those that cannot,
@@ -80,7 +93,7 @@ func newIndex(rules *rbacv3.RBAC, threshold int, entriesOf func(string, *rbacv3.
 	if !only(rules, "action", "policies") {
 		return nil, rules
 	}
-	x := &index{treeBuilder: treeBuilder{action: rules.GetAction()}, frequent: map[key]int{}, decisions: map[string]*outcome{}}
+	x := &index{treeBuilder: treeBuilder{action: rules.GetAction()}, frequent: map[key]int{}}
 	rest := &rbacv3.RBAC{Action: rules.GetAction(), Policies: map[string]*rbacv3.Policy{}}
 	for _, name := range sortedNames(rules.GetPolicies()) {
 		policy := rules.GetPolicies()[name]
@@ -107,14 +120,15 @@ func newIndex(rules *rbacv3.RBAC, threshold int, entriesOf func(string, *rbacv3.
 	return x, rest
 }
 
-// matcher is the index in Envoy's form, with what is decided if no rule in it matches.
-func (x *index) matcher(otherwise *outcome) *xdsmatcherv3.Matcher {
+// matcher is the index in Envoy's form, a Matcher, with what is decided if no rule in it
+// matches.
+func (x *index) matcher(otherwise outcome) []byte {
 	groups := map[dimension][]entry{}
 	for _, e := range x.entries {
 		d := x.choose(e)
 		groups[d] = append(groups[d], e)
 	}
-	return x.tables(groups, 0, otherwise).GetMatcher()
+	return x.tables(groups, 0, otherwise)
 }
 
 // choose gives the dimension in which an entry meets fewer others.
@@ -135,29 +149,27 @@ func (x *index) choose(e entry) dimension {
 	return best
 }
 
-// tables looks the groups up, each in its dimension, those by caller first. reached are
-// the dimensions that were looked up before.
-func (x *index) tables(groups map[dimension][]entry, reached dimension, otherwise *outcome) *outcome {
-	next := otherwise
+// tables looks the groups up, of which there is at least one, each in its dimension,
+// those by caller first, and gives a Matcher. reached are the dimensions that were looked
+// up before.
+func (x *index) tables(groups map[dimension][]entry, reached dimension, otherwise outcome) []byte {
+	var paths []byte
 	if entries := groups[byPath]; len(entries) > 0 {
-		next = x.table(byPath, entries, reached|byPath, next)
+		paths = x.table(byPath, entries, reached|byPath, otherwise)
 	}
 	entries := groups[byCaller]
 	if len(entries) == 0 {
-		return next
+		return paths
 	}
-	return nested(&xdsmatcherv3.Matcher{
-		MatcherType: &xdsmatcherv3.Matcher_MatcherList_{MatcherList: &xdsmatcherv3.Matcher_MatcherList{
-			Matchers: []*xdsmatcherv3.Matcher_MatcherList_FieldMatcher{{
-				Predicate: peerCertificate(), OnMatch: x.table(byCaller, entries, reached|byCaller, nil),
-			}},
-		}},
-		OnNoMatch: next,
-	})
+	next := otherwise
+	if paths != nil {
+		next = goOn(paths)
+	}
+	return listOf([][]byte{fieldMatcher(peerCertificate(), goOn(x.table(byCaller, entries, reached|byCaller, nil)))}, next)
 }
 
 // table looks up one dimension: whole texts in a map, then beginnings in a trie.
-func (x *index) table(d dimension, entries []entry, reached dimension, otherwise *outcome) *outcome {
+func (x *index) table(d dimension, entries []entry, reached dimension, otherwise outcome) (matcher []byte) {
 	whole, beginnings := map[string][]entry{}, map[string][]entry{}
 	for _, e := range entries {
 		for _, k := range e.keys[d] {
@@ -168,7 +180,7 @@ func (x *index) table(d dimension, entries []entry, reached dimension, otherwise
 			}
 		}
 	}
-	exact, prefix := map[string]*outcome{}, map[string]*outcome{}
+	exact, prefix := map[string]outcome{}, map[string]outcome{}
 	for text, entries := range beginnings {
 		prefix[text] = x.leaf(entries, reached)
 	}
@@ -181,28 +193,22 @@ func (x *index) table(d dimension, entries []entry, reached dimension, otherwise
 			}
 		}
 	}
-	in := headerInput(":path")
+	in := wire(headerInput(":path"))
 	if d == byCaller {
-		in = input(uriSAN, &sslv3.UriSanInput{})
+		in = wire(input(uriSAN, &sslv3.UriSanInput{}))
 	}
 	next := otherwise
 	if len(prefix) > 0 {
-		next = nested(&xdsmatcherv3.Matcher{OnNoMatch: next, MatcherType: &xdsmatcherv3.Matcher_MatcherTree_{MatcherTree: &xdsmatcherv3.Matcher_MatcherTree{
-			Input:    in,
-			TreeType: &xdsmatcherv3.Matcher_MatcherTree_PrefixMatchMap{PrefixMatchMap: &xdsmatcherv3.Matcher_MatcherTree_MatchMap{Map: prefix}},
-		}}})
+		if matcher = treeOf(in, treePrefixMap, prefix, next); len(exact) == 0 {
+			return matcher
+		}
+		next = goOn(matcher)
 	}
-	if len(exact) > 0 {
-		next = nested(&xdsmatcherv3.Matcher{OnNoMatch: next, MatcherType: &xdsmatcherv3.Matcher_MatcherTree_{MatcherTree: &xdsmatcherv3.Matcher_MatcherTree{
-			Input:    in,
-			TreeType: &xdsmatcherv3.Matcher_MatcherTree_ExactMatchMap{ExactMatchMap: &xdsmatcherv3.Matcher_MatcherTree_MatchMap{Map: exact}},
-		}}})
-	}
-	return next
+	return treeOf(in, treeExactMap, exact, next)
 }
 
 // leaf is for the entries of one key. Many are looked up in the other dimension.
-func (x *index) leaf(entries []entry, reached dimension) *outcome {
+func (x *index) leaf(entries []entry, reached dimension) outcome {
 	other := (byCaller | byPath) &^ reached
 	if len(entries) <= maxLeaf || other == 0 {
 		return x.list(entries, reached)
@@ -219,38 +225,39 @@ func (x *index) leaf(entries []entry, reached dimension) *outcome {
 	if len(groups[other]) <= maxLeaf {
 		return x.list(entries, reached)
 	}
-	return x.tables(groups, reached, x.list(rest, reached))
+	return goOn(x.tables(groups, reached, x.list(rest, reached)))
 }
 
 // list tries entries in their order, and decides nothing if none matches; it is nil
 // for none.
-func (x *index) list(entries []entry, reached dimension) *outcome {
-	if len(entries) == 0 {
-		return nil
-	}
-	out := &xdsmatcherv3.Matcher{}
-	var list []*xdsmatcherv3.Matcher_MatcherList_FieldMatcher
+func (x *index) list(entries []entry, reached dimension) outcome {
+	var list [][]byte
+	var otherwise outcome
 	for _, e := range entries {
-		decided := x.decide(e.policy)
-		conditions := e.when(reached)
-		if len(conditions) == 0 {
-			out.OnNoMatch = decided
+		m := x.matched(e, reached)
+		if m.always {
+			otherwise = m.answer
 			break
 		}
-		list = append(list, &xdsmatcherv3.Matcher_MatcherList_FieldMatcher{Predicate: andPredicate(conditions), OnMatch: decided})
+		list = append(list, m.answer)
 	}
 	if len(list) == 0 {
-		return out.GetOnNoMatch()
+		return otherwise
 	}
-	out.MatcherType = &xdsmatcherv3.Matcher_MatcherList_{MatcherList: &xdsmatcherv3.Matcher_MatcherList{Matchers: list}}
-	return nested(out)
+	return goOn(listOf(list, otherwise))
 }
 
-func (x *index) decide(policy string) *outcome {
-	if x.decisions[policy] == nil {
-		x.decisions[policy] = onMatch(policy, x.action)
+// matched is what the entry comes to in a list.
+func (x *index) matched(e entry, reached dimension) *matched {
+	if known := e.known[reached].Load(); known != nil {
+		return known
 	}
-	return x.decisions[policy]
+	m := &matched{answer: wire(onMatch(e.policy, x.action)), always: true}
+	if conditions := e.when(reached); len(conditions) > 0 {
+		m.answer, m.always = fieldMatcher(andPredicate(conditions), m.answer), false
+	}
+	e.known[reached].Store(m)
+	return m
 }
 
 // when is what is left to be asked of an entry.
@@ -302,8 +309,9 @@ func entriesOf(name string, policy *rbacv3.Policy, gateway bool) ([]entry, bool)
 		for _, to := range tos {
 			e := entry{
 				policy: name, conditions: slices.Concat(from.conditions, to.conditions),
-				keys: map[dimension][]key{byCaller: from.keys, byPath: to.keys},
-				asks: map[dimension]func() *predicate{byCaller: from.asks, byPath: to.asks},
+				keys:  map[dimension][]key{byCaller: from.keys, byPath: to.keys},
+				asks:  map[dimension]func() *predicate{byCaller: from.asks, byPath: to.asks},
+				known: new(knownEntry),
 			}
 			if e.grow(); e.first == 0 {
 				return nil, false

@@ -19,18 +19,18 @@ func TestTreeLosesNothing(t *testing.T) {
 	for name, policy := range treePolicies() {
 		t.Run(name, func(t *testing.T) {
 			list := &rbacv3.RBAC{Action: rbacv3.RBAC_ALLOW, Policies: map[string]*rbacv3.Policy{"p": policy}}
-			base := treeOf(list)
+			base := messageOf(list)
 			if base == nil {
 				t.Fatal("no tree, so that this tests nothing")
 			}
 			changes := 0
 			eachChange(list.ProtoReflect(), "", func(what string) {
 				changes++
-				if got := treeOf(list); got != nil && proto.Equal(got, base) {
+				if got := messageOf(list); got != nil && proto.Equal(got, base) {
 					t.Errorf("%s does not change the tree", what)
 				}
 			})
-			if changes < 40 || !proto.Equal(treeOf(list), base) {
+			if changes < 40 || !proto.Equal(messageOf(list), base) {
 				t.Errorf("%d changes were tried, and the list is %v", changes, list)
 			}
 		})
