@@ -80,7 +80,7 @@ func TestOneDoor(t *testing.T) {
 		"github.com/smallstep/certificates/acme":                  "ca/acme",
 		"github.com/smallstep/certificates/authority":             "ca/acme",
 		"go.step.sm/crypto/kms":                                   "ca/kms",
-		"github.com/open-policy-agent/opa":                        "authz/rego authz/bundle authz/basedoc", // its evaluator, its plugins, and where they find data
+		"github.com/open-policy-agent/opa":                        "authz/rego authz/bundle authz/basedoc authz/unpack", // its evaluator, its plugins, where they find data, and its reader
 		"github.com/redis/go-redis":                               "ratelimit/redisstore",
 		"github.com/envoyproxy/go-control-plane/pkg/server":       "pilot/xds",
 		"github.com/envoyproxy/go-control-plane/pkg/cache":        "pilot/xds",

@@ -16,6 +16,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/writ-mesh/writ/authz/background"
 	"github.com/writ-mesh/writ/authz/bundle"
 	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/authz/token"
@@ -221,12 +222,22 @@ func (p *policies) swap(ctx context.Context, next map[string]*policy, issuers []
 	}
 }
 
+// compile makes a policy's program. What is a bundle may be large, and others may be
+// deciding already.
 func (p *policies) compile(ctx context.Context, r *configpb.RegoPolicy) (*rego.Program, error) {
 	src, err := sourceOf(r)
 	if err != nil {
 		return nil, err
 	}
-	return rego.Compile(ctx, src, r.GetQuery(), p.options)
+	if len(src.Bundles) == 0 || p.regoPolicies == nil {
+		return rego.Compile(ctx, src, r.GetQuery(), p.options)
+	}
+	var program *rego.Program
+	err = background.Run(func() (err error) {
+		program, err = rego.Compile(ctx, src, r.GetQuery(), p.options)
+		return err
+	})
+	return program, err
 }
 
 // revision hashes what the set is made of.

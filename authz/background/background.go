@@ -23,7 +23,7 @@ func Run(f func() error) error {
 		// the goroutine.
 		runtime.LockOSThread()
 		lower()
-		done <- guarded(f)
+		done <- Try(f)
 	}()
 	return <-done
 }
@@ -48,7 +48,8 @@ func widen() (narrow func()) {
 // ErrPanic is in the error of work that panicked.
 var ErrPanic = errors.New("panic")
 
-func guarded(f func() error) (err error) {
+// Try runs f at once, where it is called; what it panics with is its error.
+func Try(f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("%w: %v\n%s", ErrPanic, p, debug.Stack())

@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"crypto/rand"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -123,6 +124,39 @@ func TestArrivals(t *testing.T) {
 	proctest.Eventually(t, 30*time.Second, func() error { return r.report("b").Err })
 	s.set("/b.tar.gz", wrap([]byte(strings.Repeat("x", 100))))
 	r.fails(t, "b", "data.json")
+	if got, revision := r.ask(t), r.Current().Revisions["b"]; got != "3 3" || revision != "r3" {
+		t.Errorf("decides %q by revision %q", got, revision)
+	}
+}
+
+// A bundle that takes its time is made ready beside those that are decided by the one
+// before, and stays out as a whole if one of its modules does not fit the others.
+func TestLargeBundle(t *testing.T) {
+	t.Parallel() // it mostly waits
+	s := newServer(t)
+	r := run(t, options(polled(s.URL, "")))
+	large := func(revision int, conflict bool) []byte {
+		files := policy(revision)
+		files[".manifest"] = fmt.Sprintf(`{"revision": "r%d"}`, revision)
+		for i := range 100 {
+			name := fmt.Sprintf("team%d", i)
+			files[name+".rego"] = fmt.Sprintf("package %s\n# %s\nallow if input.team == %q\nrevision := %d\n", name, rand.Text()+rand.Text()+rand.Text(), name, revision)
+		}
+		if conflict {
+			files["more.rego"] = "package team7\nrevision := 0\ndefault revision := 1\ndefault revision := 2\n"
+		}
+		return bundletest.Tarball(t, files)
+	}
+	if n := len(large(1, false)); n <= smallBytes {
+		t.Fatalf("the bundle has %d bytes", n)
+	}
+	for revision := 1; revision < 4; revision++ {
+		s.set("/b.tar.gz", large(revision, false))
+		r.decides(t, fmt.Sprintf("%d %d", revision, revision))
+		proctest.Eventually(t, 30*time.Second, func() error { return r.report("b").Err })
+		s.set("/b.tar.gz", large(100, true))
+		r.fails(t, "b", "rego_type_error")
+	}
 	if got, revision := r.ask(t), r.Current().Revisions["b"]; got != "3 3" || revision != "r3" {
 		t.Errorf("decides %q by revision %q", got, revision)
 	}

@@ -9,7 +9,6 @@ import (
 	opabundle "github.com/open-policy-agent/opa/v1/bundle"
 	"github.com/open-policy-agent/opa/v1/storage"
 
-	"github.com/writ-mesh/writ/authz/background"
 	"github.com/writ-mesh/writ/authz/basedoc"
 	"github.com/writ-mesh/writ/authz/rego"
 )
@@ -20,23 +19,17 @@ func (m *Manager) take(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	old := m.current.Load()
-	if old != nil && old.compiler == compiler {
+	if old := m.current.Load(); old != nil && old.compiler == compiler {
 		return nil
 	}
 	if m.options.OnlyBundles && len(revisions) == 0 {
 		return nil
 	}
 	var program *rego.Program
-	adopt := func() (err error) {
+	err = m.beside(len(compiler.Modules) <= smallModules, func() (err error) {
 		program, err = rego.Adopt(ctx, compiler, data, *m.query.Load(), m.options.Rego)
 		return err
-	}
-	if old == nil {
-		err = adopt()
-	} else {
-		err = background.Run(adopt)
-	}
+	})
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -18,6 +19,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/topdown/cache"
 
 	"github.com/writ-mesh/writ/authz/basedoc"
+	"github.com/writ-mesh/writ/authz/unpack"
 )
 
 // Source says where the text of a policy comes from. The parts add up.
@@ -174,22 +176,41 @@ func sourceOptions(src Source, bundles map[string]*bundle.Bundle, o Options) []f
 	return opts
 }
 
-// readBundles reads bundles as OPA's option for it does. What it reads itself it keeps,
-// the text of all data too.
+// readBundles reads bundles, the text of all data too.
 func readBundles(paths []string, o Options) (map[string]*bundle.Bundle, error) {
 	if len(paths) > 0 {
 		basedoc.Everywhere()
 	}
 	bundles := make(map[string]*bundle.Bundle, len(paths))
 	for _, path := range paths {
-		b, err := loader.NewFileLoader().WithProcessAnnotation(true).WithBundleLazyLoadingMode(true).WithSkipBundleVerification(true).
-			WithRegoVersion(o.version()).WithCapabilities(capabilities(o)).AsBundle(path)
+		b, err := readBundle(path, o)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("bundle %s: %w", path, err)
 		}
 		bundles[path] = b
 	}
 	return bundles, nil
+}
+
+// readBundle reads a folder or a gzipped tarball.
+func readBundle(path string, o Options) (*bundle.Bundle, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	how := unpack.Options{Name: path, Unverified: true, Parser: ast.ParserOptions{
+		ProcessAnnotation: true, Capabilities: capabilities(o), RegoVersion: o.version(),
+	}}
+	if info.IsDir() {
+		how.Folder = path
+		return new(unpack.Modules).Read(bundle.NewDirectoryLoader(path), how)
+	}
+	f, err := os.Open(path) //nolint:gosec // the caller's
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return new(unpack.Modules).Read(bundle.NewTarballLoaderWithBaseURL(f, path), how)
 }
 
 func (o Options) version() ast.RegoVersion {
