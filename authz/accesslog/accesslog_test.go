@@ -17,7 +17,7 @@ import (
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
-func metadata(t *testing.T, filter string, fields map[string]any) *corev3.Metadata {
+func metadata(t testing.TB, filter string, fields map[string]any) *corev3.Metadata {
 	t.Helper()
 	s, err := structpb.NewStruct(fields)
 	if err != nil {
