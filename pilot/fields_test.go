@@ -34,10 +34,14 @@ func fieldsMesh() *model.Mesh {
 			BundleCredentials: model.BundleCredentials{TokenFile: "t", CertificateFile: "c", KeyFile: "k", ClientFile: "o", CAFile: "a", Scopes: []string{"s"}},
 		}},
 		QuotaPolicies: []*model.QuotaPolicy{{
-			Meta: meta("QuotaPolicy", "q"), Selector: labels,
-			Limits: []model.QuotaLimit{{Per: []model.Dimension{
+			Meta: meta("QuotaPolicy", "q"), Selector: labels, Upper: model.QuotaOverride,
+			Match: []model.QuotaMatch{{Principals: []string{"p"}, Namespaces: []string{"n"}, Hosts: []string{"h"}, Methods: []string{"GET"}, Paths: []string{"/p"}}},
+			Limits: []model.QuotaLimit{{Name: "l", Per: []model.Dimension{
 				{Text: "request.headers[x]", Kind: "request.headers", Arg: "x"}, {Text: "y", Kind: "constant", Arg: "y"},
 			}, Requests: 1, Every: time.Second, Algorithm: "gcra", Burst: 1, Mode: "leased", Cost: &model.QuotaCost{From: model.CostResponseHeader, Header: "x-cost", Reserve: 1, Expire: time.Second}, Plan: &model.QuotaPlan{Table: "t", By: "y", Numbers: "n"}}},
+		}, {
+			Meta: model.Meta{Ref: model.Ref{Kind: "QuotaPolicy", Namespace: "istio-system", Name: "above"}}, Lower: model.QuotaOverride,
+			Limits: []model.QuotaLimit{{Name: "l", Requests: 1, Every: time.Second}},
 		}},
 		RbacConfig: &model.RbacConfig{Meta: meta("ClusterRbacConfig", "default"), Mode: model.RbacInclusion, Namespaces: []string{"default"}, Services: []string{"a"}},
 		ServiceRoles: []*model.ServiceRole{{Meta: meta("ServiceRole", "v"), Rules: []model.AccessRule{{
@@ -74,7 +78,14 @@ func TestNoFieldOfAPolicyIsLost(t *testing.T) {
 		}
 	}
 	fieldtest.Each(m.RegoPolicies[0], check("RegoPolicy"))
-	fieldtest.Each(m.QuotaPolicies[0], check("QuotaPolicy"))
+	lower := func(field string) bool { return field == ".Lower" } // is of the root namespace's policies
+	for i, p := range m.QuotaPolicies {
+		fieldtest.Each(p, func(field string) {
+			if lower(field) == (i == 1) {
+				check("QuotaPolicy")(field)
+			}
+		})
+	}
 	fieldtest.Each(m.AccessLists[0], func(field string) {
 		// Pilot itself asks the source; what file the list is in no proxy is told.
 		if !strings.HasPrefix(field, ".From") && !strings.HasPrefix(field, ".Meta.R") {

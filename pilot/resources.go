@@ -108,9 +108,12 @@ func regoPolicies(m *model.Mesh) []named {
 }
 
 func quotaPolicies(m *model.Mesh) []named {
-	list := make([]named, len(m.QuotaPolicies))
-	for i, p := range m.QuotaPolicies {
-		msg := &configpb.QuotaPolicy{Name: p.Name, Namespace: p.Namespace, Observe: p.Observe, Source: place(p.Ref)}
+	var list []named
+	for _, p := range m.QuotaPolicies {
+		if len(p.Limits) == 0 {
+			continue // it takes requests out of other limits, which proxies know
+		}
+		msg := &configpb.QuotaPolicy{Name: p.Name, Namespace: p.Namespace, Observe: p.Observe, Source: place(p.Ref), Told: p.FailLocal}
 		for _, l := range p.Limits {
 			limit := &configpb.Limit{Requests: l.Requests, Every: durationpb.New(l.Every), Algorithm: l.Algorithm, Burst: l.Burst, Mode: l.Mode}
 			if c := l.Cost; c != nil {
@@ -119,12 +122,15 @@ func quotaPolicies(m *model.Mesh) []named {
 			if p := l.Plan; p != nil {
 				limit.Plan = &configpb.QuotaPlan{Table: p.Table, By: p.By, Numbers: p.Numbers}
 			}
+			if f := l.Fair; f != nil {
+				limit.Fair = &configpb.QuotaFair{Weights: f.Weights}
+			}
 			for _, d := range l.Per {
 				limit.Per = append(limit.Per, d.Text)
 			}
 			msg.Limits = append(msg.Limits, limit)
 		}
-		list[i] = named{p.Namespace + "/" + p.Name, msg, []model.Ref{p.Ref}}
+		list = append(list, named{p.Namespace + "/" + p.Name, msg, []model.Ref{p.Ref}})
 	}
 	return list
 }

@@ -29,10 +29,10 @@ const (
 	modeLocal  = "local"
 )
 
-// markAlone says that this replica decided without the others, while the shared store
-// is away.
-func (s *Server) markAlone(resp *rlsv3.RateLimitResponse) {
-	if s.alone != nil && s.alone() && len(resp.GetResponseHeadersToAdd()) > 0 {
+// markAlone says that this replica decided without the others, while the shared store,
+// or a server of it that these limits are counted by, is away.
+func (s *Server) markAlone(now time.Time, d *decision, resp *rlsv3.RateLimitResponse) {
+	if s.alone != nil && s.alone(now, d.uses) && len(resp.GetResponseHeadersToAdd()) > 0 {
 		resp.ResponseHeadersToAdd = append(resp.ResponseHeadersToAdd, &corev3.HeaderValue{Key: modeHeader, Value: modeLocal})
 	}
 }
@@ -137,7 +137,8 @@ func (d *decision) explain(resp *rlsv3.RateLimitResponse, refused bool) {
 			observed = append(observed, it.id)
 		}
 	}
-	if !refused && len(observed) == 0 {
+	told := d.told()
+	if !refused && len(observed) == 0 && !told {
 		return
 	}
 	resp.DynamicMetadata = &structpb.Struct{Fields: make(map[string]*structpb.Value)}
@@ -147,6 +148,22 @@ func (d *decision) explain(resp *rlsv3.RateLimitResponse, refused bool) {
 	if len(observed) > 0 {
 		resp.DynamicMetadata.Fields[metadataObserved] = structpb.NewStringValue(strings.Join(observed, ", "))
 	}
+	if told {
+		resp.DynamicMetadata.Fields[configpb.QuotaToldKey] = structpb.NewBoolValue(true)
+	}
+}
+
+// told says that the Envoy wants to know that all of its limits were counted: else it
+// counts by itself.
+func (d *decision) told() bool {
+	wanted := false
+	for i := range d.items {
+		if d.items[i].use < 0 {
+			return false
+		}
+		wanted = wanted || d.items[i].told
+	}
+	return wanted
 }
 
 // seconds writes a duration in whole seconds, rounded up.

@@ -14,8 +14,9 @@ import (
 func TestNoFieldOfAPolicyIsLost(t *testing.T) {
 	requests, every := uint32(1), duration(time.Second)
 	quota := quotaSpec{
-		Selector: &labelSelector{}, Mode: "observe", WhenUnavailable: "Deny",
-		Limits: []quotaLimit{{Per: []string{"source.ip"}, Requests: &requests, Every: &every, Algorithm: "gcra", Burst: &requests, Mode: "leased", Cost: &quotaCost{From: model.CostResponseBytes, Reserve: 1, Expire: &every}, Plan: &quotaPlan{Table: "t", By: "source.ip", Numbers: "n"}}},
+		Selector: &labelSelector{}, Mode: "observe", WhenUnavailable: "Deny", Upper: "override", Lower: "exempt",
+		Match:  []quotaMatch{{Principals: []string{"p"}}},
+		Limits: []quotaLimit{{Name: "n", Per: []string{"source.ip"}, Requests: &requests, Every: &every, Algorithm: "gcra", Burst: &requests, Mode: "leased", Cost: &quotaCost{From: model.CostResponseBytes, Reserve: 1, Expire: &every}, Plan: &quotaPlan{Table: "t", By: "source.ip", Numbers: "n"}, Fair: &quotaFair{By: "source.namespace", Weights: map[string]uint32{"a": 2}}}},
 	}
 	lostNothing(t, "QuotaPolicy", &quota, func() any {
 		l := quota.Limits[0]

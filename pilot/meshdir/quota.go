@@ -13,12 +13,16 @@ import (
 // quotaSpec is the specification of a QuotaPolicy.
 type quotaSpec struct {
 	Selector        *labelSelector `json:"selector"`
+	Match           []quotaMatch   `json:"match"`
+	Upper           string         `json:"upper"`
+	Lower           string         `json:"lower"`
 	Limits          []quotaLimit   `json:"limits"`
 	Mode            string         `json:"mode"`
 	WhenUnavailable string         `json:"whenUnavailable"`
 }
 
 type quotaLimit struct {
+	Name       string     `json:"name"`
 	Per        []string   `json:"per"`
 	Requests   *uint32    `json:"requests"`
 	Every      *duration  `json:"every"`
@@ -29,12 +33,15 @@ type quotaLimit struct {
 	Mode       string     `json:"mode"`
 	Cost       *quotaCost `json:"cost"`
 	Plan       *quotaPlan `json:"plan"`
+	Fair       *quotaFair `json:"fair"`
 }
 
 func checkQuotaPolicy(c *checker) {
 	s := c.object.spec.(*quotaSpec)
-	c.policyMode(s.Selector, s.Mode, s.WhenUnavailable)
-	if len(s.Limits) == 0 {
+	local := s.WhenUnavailable == whenLocal
+	c.policyMode(s.Selector, s.Mode, s.WhenUnavailable, whenLocal)
+	c.checkLayers(s)
+	if len(s.Limits) == 0 && s.Upper != model.QuotaExempt {
 		c.errorf("spec.limits", "a QuotaPolicy needs at least one limit")
 	}
 	if n := len(s.Limits); n > configpb.MaxQuotaLimits {
@@ -44,7 +51,11 @@ func checkQuotaPolicy(c *checker) {
 		at := index("spec.limits", i)
 		c.checkCount(at, &limit)
 		c.checkCost(at, &limit)
+		if local {
+			c.checkLocal(at, &limit)
+		}
 		c.checkPlan(at, &limit)
+		c.checkFair(at, &limit, local)
 		for j, text := range limit.Per {
 			if _, problem := parseDimension(text); problem != "" {
 				c.errorf(index(at+".per", j), "%s", problem)
@@ -85,11 +96,16 @@ func parseDimension(text string) (model.Dimension, string) {
 
 func quotaPolicyOf(o *object) *model.QuotaPolicy {
 	s := o.spec.(*quotaSpec)
-	p := &model.QuotaPolicy{Meta: o.meta, Selector: s.Selector.labels(), FailClosed: s.WhenUnavailable == "Deny", Observe: s.Mode == "observe"}
+	p := &model.QuotaPolicy{Meta: o.meta, Selector: s.Selector.labels(), Match: s.matches(), Upper: way(s.Upper), Lower: way(s.Lower), FailClosed: s.WhenUnavailable == "Deny", FailLocal: s.WhenUnavailable == whenLocal, Observe: s.Mode == "observe"}
 	for _, limit := range s.Limits {
 		l := countOf(&limit)
+		l.Name = limit.Name
 		for _, text := range limit.Per {
 			d, _ := parseDimension(text) // checked before
+			l.Per = append(l.Per, d)
+		}
+		if l.Fair != nil {
+			d, _ := parseDimension(l.Fair.By) // checked before
 			l.Per = append(l.Per, d)
 		}
 		p.Limits = append(p.Limits, l)

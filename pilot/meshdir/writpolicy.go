@@ -38,13 +38,14 @@ func (d *duration) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// policyMode checks what all policies of ours have.
-func (c *checker) policyMode(selector *labelSelector, mode, whenUnavailable string) {
+// policyMode checks what all policies of ours have; others are further values of
+// whenUnavailable.
+func (c *checker) policyMode(selector *labelSelector, mode, whenUnavailable string, others ...string) {
 	c.selector("spec.selector.matchLabels", selector.labels())
 	if modes := []string{"enforce", "observe"}; mode != "" && !slices.Contains(modes, mode) {
 		c.errorf("spec.mode", "unknown mode %q%s", shorten(mode), didYouMean(mode, modes))
 	}
-	if answers := []string{"Allow", "Deny"}; whenUnavailable != "" && !slices.Contains(answers, whenUnavailable) {
+	if answers := append([]string{"Allow", "Deny"}, others...); whenUnavailable != "" && !slices.Contains(answers, whenUnavailable) {
 		c.errorf("spec.whenUnavailable", "unknown value %q%s", shorten(whenUnavailable), didYouMean(whenUnavailable, answers))
 	}
 }

@@ -391,14 +391,38 @@ type QuotaPolicy struct {
 	Meta
 	Selector map[string]string
 	Limits   []QuotaLimit
-	// FailClosed is whenUnavailable: Deny.
-	FailClosed bool
-	Observe    bool
+	// Match is which requests the policy speaks of, those that one of them fits; none is all.
+	Match []QuotaMatch
+	// Upper is what becomes of the limits of upper layers for these requests:
+	// QuotaInherit, QuotaOverride or QuotaExempt.
+	Upper string
+	// Lower is the most that policies of other namespaces may do so to this one, which is
+	// of the root namespace then.
+	Lower string
+	// FailClosed is whenUnavailable: Deny, FailLocal is Local; neither is Allow.
+	FailClosed, FailLocal bool
+	Observe               bool
+}
+
+// What a QuotaPolicy does with the limits of upper layers: all count as well, those of
+// the same key are replaced by its own, or none counts.
+const (
+	QuotaInherit  = ""
+	QuotaOverride = "override"
+	QuotaExempt   = "exempt"
+)
+
+// QuotaMatch fits a request that has one value of each list, as AuthorizationPolicies
+// compare them, hosts with any port and in any case; an empty list fits all.
+type QuotaMatch struct {
+	Principals, Namespaces, Hosts, Methods, Paths []string
 }
 
 // QuotaLimit allows Requests per Every for each combination of the values of Per, or
 // with the algorithm of what is under way so many at once, each for Every at most.
 type QuotaLimit struct {
+	// Name is what the limit is known by to other policies, see Key; it may be empty.
+	Name     string
 	Per      []Dimension
 	Requests uint32
 	Every    time.Duration
@@ -413,6 +437,17 @@ type QuotaLimit struct {
 	Cost *QuotaCost
 	// Plan is nil if all callers have the same numbers.
 	Plan *QuotaPlan
+	// Fair is nil if each combination of Per has a limit of its own. Else the last of Per
+	// is Fair.By.
+	Fair *QuotaFair
+}
+
+// QuotaFair says between whom a limit is shared fairly.
+type QuotaFair struct {
+	// By is the dimension by which they are told apart.
+	By string
+	// Weights by the values of By; 1 if it has none.
+	Weights map[string]uint32
 }
 
 // QuotaPlan names a table of ratelimit's that maps callers to their numbers; those of

@@ -23,8 +23,10 @@ import (
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/writ-mesh/writ/pilot/model"
+	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
 // decider stands for authz, ratelimit and CUSTOM providers: it remembers what it
@@ -36,6 +38,8 @@ type decider struct {
 	deniedBy string
 	// limitHeader is what it gives with what passes.
 	limitHeader string
+	// tells says that it counted all limits, but not those of who is "lost".
+	tells bool
 
 	mu     sync.Mutex
 	checks []*authv3.CheckRequest
@@ -66,6 +70,9 @@ func (d *decider) ShouldRateLimit(_ context.Context, r *ratelimitv3.RateLimitReq
 	out := &ratelimitv3.RateLimitResponse{OverallCode: ratelimitv3.RateLimitResponse_OK}
 	if d.limitHeader != "" {
 		out.ResponseHeadersToAdd = []*corev3.HeaderValue{{Key: "x-ratelimit-limit", Value: d.limitHeader}}
+	}
+	if d.tells && !strings.Contains(r.String(), "lost") {
+		out.DynamicMetadata = &structpb.Struct{Fields: map[string]*structpb.Value{configpb.QuotaToldKey: structpb.NewBoolValue(true)}}
 	}
 	for _, desc := range r.GetDescriptors() {
 		for _, e := range desc.GetEntries() {
@@ -306,7 +313,12 @@ func TestCustomLive(t *testing.T) {
 		web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			seen, seenPath = r.Header.Clone(), r.URL.Path
 			w.Header().Set("X-Said", "web")
-			if r.Header.Get("Refuse") != "" {
+			switch r.Header.Get("Refuse") {
+			case "":
+			case "quota": // a product that counts requests too
+				w.Header().Set("Retry-After", "7")
+				w.WriteHeader(http.StatusTooManyRequests)
+			default:
 				w.WriteHeader(http.StatusUnauthorized)
 			}
 		}))
@@ -323,7 +335,7 @@ func TestCustomLive(t *testing.T) {
 		}
 		p := start(t, bin, map[string]inbound{
 			"grpc":    build("- name: my\n  envoyExtAuthzGrpc: {service: 127.0.0.1, port: GRPC, timeout: 2s}"),
-			"http":    build("- name: my\n  envoyExtAuthzHttp: {service: localhost, port: WEB, timeout: 2s, pathPrefix: /check, includeRequestHeadersInCheck: ['refuse', 'x-in*'], includeAdditionalHeadersInCheck: {x-more: m}, headersToDownstreamOnDeny: [x-said]}"),
+			"http":    build("- name: my\n  envoyExtAuthzHttp: {service: localhost, port: WEB, timeout: 2s, pathPrefix: /check, includeRequestHeadersInCheck: ['refuse', 'x-in*'], includeAdditionalHeadersInCheck: {x-more: m}, headersToDownstreamOnDeny: [x-said, retry-after]}"),
 			"away":    build("- name: my\n  envoyExtAuthzGrpc: {service: 127.0.0.1, port: 1, timeout: 2s, statusOnError: '503'}"),
 			"open":    build("- name: my\n  envoyExtAuthzGrpc: {service: 127.0.0.1, port: 1, timeout: 2s, failOpen: true}"),
 			"unknown": build("- name: other\n  envoyExtAuthzGrpc: {service: 127.0.0.1, port: 1}"),
@@ -340,6 +352,7 @@ func TestCustomLive(t *testing.T) {
 			{"grpc", request{path: "/ext", header: refuse}, 403, by("ext", 0)},
 			{"grpc", request{path: "/ext/deny"}, 403, by("d", 0)},
 			{"http", request{path: "/ext/1"}, 200, ""},
+			{"http", request{path: "/ext/1", header: map[string]string{"refuse": "quota"}}, 429, by("ext", 0)},
 			{"http", request{path: "/ext/1", header: refuse}, 401, by("ext", 0)},
 			{"away", request{path: "/else"}, 200, ""},
 			{"away", request{path: "/ext"}, 503, by("ext", 0) + " (the provider does not answer)"},
@@ -348,8 +361,12 @@ func TestCustomLive(t *testing.T) {
 			{"unknown", request{path: "/else"}, 200, ""},
 		}
 		for _, c := range cases {
-			if got := p.do(c.in, c.r); got.status != c.status || got.deniedBy != c.by {
+			got := p.do(c.in, c.r)
+			if got.status != c.status || got.deniedBy != c.by {
 				t.Errorf("%s %+v: %d %q, want %d %q", c.in, c.r, got.status, got.deniedBy, c.status, c.by)
+			}
+			if wait := got.header.Get("retry-after"); (wait == "7") != (c.status == http.StatusTooManyRequests) {
+				t.Errorf("%s %+v: retry-after %q", c.in, c.r, wait)
 			}
 		}
 		if server.count() != 3 {

@@ -52,39 +52,46 @@ func (c *Compiler) addQuota(b *httpBuilder, p *model.Proxy, port model.WorkloadP
 	if p.Type != model.GatewayProxy {
 		b.addGeneric(filterPeerAddress, peerAddress())
 	}
-	if err := c.addAssigned(b, s.quota); err != nil {
+	limits, speaks := c.quotaLimits(s.quota)
+	var done quotaDone
+	done.addNames(b, speaks)
+	if err := c.addAssigned(b, limits); err != nil {
 		return err
 	}
 	b.addGeneric(filterQuotaMark, &headermutationv3.HeaderMutation{Mutations: &headermutationv3.Mutations{}})
-	markOpen(b, s.quota)
-	var done quotaDone
-	done.addNames(b)
+	markOpen(b, limits)
 	b.addGeneric(filterQuota, quotaFilter(stageOpen))
 	b.addGeneric(filterQuotaClosed, quotaFilter(stageClosed))
+	var local quotaLocal
+	local.addFilter(b)
 	done.addFilters(b)
 	defer done.enable(b)
+	defer local.enable(b)
 	var refs []model.Ref
-	for _, pol := range s.quota {
+	for _, limit := range limits {
+		if limit.assigned() {
+			continue
+		}
+		caller, err := c.dimensions(p, port, limit.Per)
+		if err != nil {
+			return fmt.Errorf("%s: limits[%d]: %w", limit.Policy.Ref, limit.Index, err)
+		}
+		if limit.local() {
+			local.add(limit, caller)
+		}
 		filter, stage := filterQuota, uint32(stageOpen)
-		if pol.FailClosed && !pol.Observe {
+		if limit.closed() {
 			filter, stage = filterQuotaClosed, stageClosed
 		}
-		for i, limit := range pol.Limits {
-			if isAssigned(pol, limit) {
-				continue
-			}
-			actions, err := c.actions(p, port, pol, i, limit, &done)
-			if err != nil {
-				return fmt.Errorf("%s: limits[%d]: %w", pol.Ref, i, err)
-			}
-			b.RateLimits = append(b.RateLimits, &routev3.RateLimit{Stage: wrapperspb.UInt32(stage), Actions: actions})
-			b.enable(filter, &ratelimitv3.RateLimitPerRoute{VhRateLimits: ratelimitv3.RateLimitPerRoute_INCLUDE})
-			if p.Type != model.GatewayProxy && slices.ContainsFunc(limit.Per, func(d model.Dimension) bool { return d.Kind == "source.ip" }) {
-				b.enable(filterPeerAddress, peerAddress())
-			}
+		b.RateLimits = append(b.RateLimits, &routev3.RateLimit{Stage: wrapperspb.UInt32(stage), Actions: actions(limit, caller, &done)})
+		b.enable(filter, &ratelimitv3.RateLimitPerRoute{VhRateLimits: ratelimitv3.RateLimitPerRoute_INCLUDE})
+		if p.Type != model.GatewayProxy && slices.ContainsFunc(limit.Per, func(d model.Dimension) bool { return d.Kind == "source.ip" }) {
+			b.enable(filterPeerAddress, peerAddress())
 		}
-		if pol.FailClosed && !pol.Observe {
-			refs = append(refs, pol.Ref)
+	}
+	for _, limit := range limits {
+		if limit.closed() && !slices.Contains(refs, limit.Policy.Ref) {
+			refs = append(refs, limit.Policy.Ref)
 		}
 	}
 	if len(refs) > 0 {
@@ -93,6 +100,9 @@ func (c *Compiler) addQuota(b *httpBuilder, p *model.Proxy, port model.WorkloadP
 	return nil
 }
 
+// closed says that a request is refused that ratelimit does not answer for.
+func (l *quotaLimit) closed() bool { return l.Policy.FailClosed && !l.Policy.Observe }
+
 // denyWithoutRateLimit refuses everything where a closed QuotaPolicy applies and
 // the mesh has no ratelimit to decide it.
 func (c *Compiler) denyWithoutRateLimit(deny *ruleSet, policies []*model.QuotaPolicy) {
@@ -100,7 +110,7 @@ func (c *Compiler) denyWithoutRateLimit(deny *ruleSet, policies []*model.QuotaPo
 		return
 	}
 	for _, pol := range policies {
-		if pol.FailClosed && !pol.Observe {
+		if pol.FailClosed && !pol.Observe && len(pol.Limits) > 0 {
 			deny.refuseAll(pol.Ref)
 		}
 	}
@@ -142,20 +152,26 @@ func quotaFilter(stage uint32) *ratelimitv3.RateLimit {
 	}
 }
 
-func (c *Compiler) actions(p *model.Proxy, port model.WorkloadPort, pol *model.QuotaPolicy, index int, limit model.QuotaLimit, done *quotaDone) ([]*routev3.RateLimit_Action, error) {
+// actions are what is asked of a limit.
+func actions(limit quotaLimit, caller []*routev3.RateLimit_Action, done *quotaDone) []*routev3.RateLimit_Action {
 	limitOf := []*routev3.RateLimit_Action{
-		constant(configpb.QuotaPolicyKey, pol.Namespace+"/"+pol.Name),
-		constant(configpb.QuotaLimitKey, strconv.Itoa(index)),
+		policyEntry(limit.Policy, limit.condition),
+		constant(configpb.QuotaLimitKey, strconv.Itoa(limit.Index)),
 	}
-	var caller []*routev3.RateLimit_Action
-	for _, d := range limit.Per {
+	return done.entries(limitOf, caller, limit.QuotaLimit)
+}
+
+// dimensions are the entries that tell callers apart.
+func (c *Compiler) dimensions(p *model.Proxy, port model.WorkloadPort, per []model.Dimension) ([]*routev3.RateLimit_Action, error) {
+	var out []*routev3.RateLimit_Action
+	for _, d := range per {
 		a, err := c.dimension(p, port, d)
 		if err != nil {
 			return nil, err
 		}
-		caller = append(caller, a)
+		out = append(out, a)
 	}
-	return done.entries(limitOf, caller, limit), nil
+	return out, nil
 }
 
 func constant(key, value string) *routev3.RateLimit_Action {

@@ -20,7 +20,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/writ-mesh/writ/pilot/envoy"
-	"github.com/writ-mesh/writ/pilot/model"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
@@ -48,24 +47,22 @@ type quotaAssigned struct {
 	open, close int
 }
 
-// isAssigned says whether the proxy keeps a limit by itself. One that is only observed
+// assigned says whether the proxy keeps the limit by itself. One that is only observed
 // is counted by ratelimit: a proxy that keeps it refuses.
-func isAssigned(pol *model.QuotaPolicy, limit model.QuotaLimit) bool {
-	return limit.Mode == configpb.QuotaAssigned && !pol.Observe
+func (l *quotaLimit) assigned() bool {
+	return l.Mode == configpb.QuotaAssigned && !l.Policy.Observe
 }
 
 // addAssigned adds the limits that the proxy keeps. They come first: what they refuse
 // costs no call.
-func (c *Compiler) addAssigned(b *httpBuilder, policies []*model.QuotaPolicy) error {
+func (c *Compiler) addAssigned(b *httpBuilder, limits []quotaLimit) error {
 	var q quotaAssigned
-	for _, pol := range policies {
-		for i, limit := range pol.Limits {
-			if !isAssigned(pol, limit) {
-				continue
-			}
-			if err := q.add(c, pol, i, limit); err != nil {
-				return fmt.Errorf("%s: limits[%d]: %w", pol.Ref, i, err)
-			}
+	for _, limit := range limits {
+		if !limit.assigned() {
+			continue
+		}
+		if err := q.add(c, limit); err != nil {
+			return fmt.Errorf("%s: limits[%d]: %w", limit.Policy.Ref, limit.Index, err)
 		}
 	}
 	q.addFilters(b)
@@ -73,13 +70,13 @@ func (c *Compiler) addAssigned(b *httpBuilder, policies []*model.QuotaPolicy) er
 }
 
 // add gives the next filter a limit to keep.
-func (q *quotaAssigned) add(c *Compiler, pol *model.QuotaPolicy, index int, limit model.QuotaLimit) error {
-	counter, err := c.counter(pol, index, limit)
+func (q *quotaAssigned) add(c *Compiler, limit quotaLimit) error {
+	counter, err := c.counter(limit)
 	if err != nil {
 		return err
 	}
 	key := filterQuotaAssigned + "open." + strconv.Itoa(q.open)
-	if pol.FailClosed {
+	if limit.Policy.FailClosed {
 		key = filterQuotaAssigned + "closed." + strconv.Itoa(q.close)
 		q.close++
 	} else {
@@ -88,6 +85,8 @@ func (q *quotaAssigned) add(c *Compiler, pol *model.QuotaPolicy, index int, limi
 	q.names = append(q.names, &setcommonv3.FilterStateValue{
 		Key:        &setcommonv3.FilterStateValue_ObjectKey{ObjectKey: key},
 		FactoryKey: "envoy.string",
+		// Where the limit's condition does not hold nothing is left of the name.
+		SkipIfEmpty: limit.condition != "",
 		Value: &setcommonv3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
 			Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{
 				Specifier: &corev3.DataSource_InlineString{InlineString: counter},
@@ -99,25 +98,35 @@ func (q *quotaAssigned) add(c *Compiler, pol *model.QuotaPolicy, index int, limi
 
 // counter is the name of a limit's counter as ratelimit knows it, with commands of
 // Envoy's format in the place of the caller's values.
-func (c *Compiler) counter(pol *model.QuotaPolicy, index int, limit model.QuotaLimit) (string, error) {
-	name := literal(pol.Namespace + "/" + pol.Name + "/" + strconv.Itoa(index))
+func (c *Compiler) counter(limit quotaLimit) (string, error) {
+	literal, value := limit.pieces()
+	name := literal(limit.Policy.Namespace + "/" + limit.Policy.Name + "/" + strconv.Itoa(limit.Index))
 	for i, d := range limit.Per {
 		separator := "&"
 		if i == 0 {
 			separator = "?"
 		}
-		var value string
+		name += literal(separator + counterText(d.Text) + "=")
 		switch d.Kind {
 		case "constant":
-			value = literal(counterText(d.Arg))
+			name += literal(counterText(d.Arg))
 		case "source.principal", "source.namespace":
-			value = "%CEL(" + c.caller(d.Kind, counterCharacters) + ")%"
+			name += value(c.caller(d.Kind, counterCharacters))
 		default:
 			return "", fmt.Errorf("per: a proxy cannot keep limits by %q", d.Text)
 		}
-		name += separator + literal(counterText(d.Text)) + "=" + value
 	}
 	return name, nil
+}
+
+// pieces says how texts and expressions stand in the format of a counter's name: where
+// the limit's condition does not hold each of them comes to nothing.
+func (l *quotaLimit) pieces() (literal, value func(string) string) {
+	if l.condition == "" {
+		return func(s string) string { return strings.ReplaceAll(s, "%", "%%") }, formatted
+	}
+	value = func(s string) string { return formatted(l.condition + " ? (" + s + ") : ''") }
+	return func(s string) string { return value(celString(s)) }, value
 }
 
 // counterCharacters are those of SPIFFE IDs. A name with others, which a foreign
@@ -137,9 +146,6 @@ func (c *Compiler) caller(kind, characters string) string {
 func counterText(s string) string {
 	return strings.NewReplacer("%", "%25", "&", "%26", "=", "%3d").Replace(s)
 }
-
-// literal is a text that Envoy's format leaves as it is.
-func literal(s string) string { return strings.ReplaceAll(s, "%", "%%") }
 
 // addFilters adds the filters, after what names the counters.
 func (q *quotaAssigned) addFilters(b *httpBuilder) {

@@ -38,11 +38,17 @@ type quotaDone struct {
 	limits  []*routev3.RateLimit
 	headers []string
 	holds   bool
+	// speaks are values of the filter state that conditions of limits ask for.
+	speaks []*setcommonv3.FilterStateValue
 }
 
-// addFilters adds the filters, which do nothing where they are not enabled. That for
-// the names comes before what asks ratelimit, the others after it.
-func (*quotaDone) addNames(b *httpBuilder) { b.addGeneric(filterQuotaHold, holdName()) }
+// addNames adds the filter for the request's own name, and for which policies speak of
+// it, which comes before what asks for them. It does nothing where it is not enabled, as
+// the others, which come after what asks ratelimit.
+func (q *quotaDone) addNames(b *httpBuilder, speaks []*setcommonv3.FilterStateValue) {
+	q.speaks = speaks
+	b.addGeneric(filterQuotaHold, &setfilterstatev3.Config{OnRequestHeaders: []*setcommonv3.FilterStateValue{holdName()}})
+}
 
 func (*quotaDone) addFilters(b *httpBuilder) {
 	b.addGeneric(filterQuotaCost, &headertometadatav3.Config{})
@@ -104,8 +110,12 @@ func (q *quotaDone) cost(cost *model.QuotaCost) *routev3.RateLimit_HitsAddend {
 
 // enable enables the filters as far as they are needed.
 func (q *quotaDone) enable(b *httpBuilder) {
+	names := q.speaks
 	if q.holds {
-		b.enable(filterQuotaHold, holdName())
+		names = append(names, holdName())
+	}
+	if len(names) > 0 {
+		b.enable(filterQuotaHold, &setfilterstatev3.Config{OnRequestHeaders: names})
 	}
 	if len(q.headers) > 0 {
 		b.enable(filterQuotaCost, costHeaders(q.headers))
@@ -117,8 +127,8 @@ func (q *quotaDone) enable(b *httpBuilder) {
 
 // holdName gives each request a name that nobody else knows, neither the caller nor
 // whoever reads its headers.
-func holdName() *setfilterstatev3.Config {
-	return &setfilterstatev3.Config{OnRequestHeaders: []*setcommonv3.FilterStateValue{{
+func holdName() *setcommonv3.FilterStateValue {
+	return &setcommonv3.FilterStateValue{
 		Key:        &setcommonv3.FilterStateValue_ObjectKey{ObjectKey: holdKey},
 		FactoryKey: "envoy.string",
 		Value: &setcommonv3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
@@ -126,7 +136,7 @@ func holdName() *setfilterstatev3.Config {
 				Specifier: &corev3.DataSource_InlineString{InlineString: "%UNIQUE_ID%"},
 			}},
 		}},
-	}}}
+	}
 }
 
 // costHeaders keeps the numbers of these headers of an answer.

@@ -1,11 +1,12 @@
 package security
 
 import (
+	"cmp"
+
 	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 
-	"github.com/writ-mesh/writ/pilot/model"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
@@ -18,28 +19,39 @@ const (
 
 // markOpen enables the mark where every answer of ratelimit about what passes has
 // headers: where a limit is asked for that refuses.
-func markOpen(b *httpBuilder, policies []*model.QuotaPolicy) {
-	for _, pol := range policies {
-		if pol.Observe || pol.FailClosed {
-			continue
+func markOpen(b *httpBuilder, limits []quotaLimit) {
+	var open, local []string
+	for _, l := range limits {
+		switch condition := cmp.Or(l.condition, always); {
+		case l.Policy.Observe || l.Policy.FailClosed || l.assigned():
+		case l.local():
+			local = append(local, condition)
+		default:
+			open = append(open, condition)
 		}
-		for _, limit := range pol.Limits {
-			if !isAssigned(pol, limit) {
-				b.enable(filterQuotaMark, &headermutationv3.HeaderMutationPerRoute{Mutations: openMark()})
-				return
-			}
-		}
+	}
+	if len(open)+len(local) > 0 {
+		b.enable(filterQuotaMark, &headermutationv3.HeaderMutationPerRoute{Mutations: openMark(celAny(open), celAny(local))})
 	}
 }
 
-// openMark marks answers of the program that lack what ratelimit gives to all. An empty
-// value adds no header. The filter stands before those that ask, so that it sees what
-// they add.
-func openMark() *headermutationv3.Mutations {
-	const value = `%CEL(response.code_details == 'via_upstream' && !('` + configpb.QuotaLimitHeader + `' in response.headers) ? '` + openMarking + `' : '')%`
+// openMark marks answers of the program that lack what ratelimit gives to all for which
+// it was asked: open and local are true of those that it was asked for, and either let
+// pass without an answer or counted by the proxy. An empty value adds no header. The
+// filter stands before those that ask, so that it sees what they add.
+func openMark(open, local string) *headermutationv3.Mutations {
+	value := celAll([]string{`response.code_details == 'via_upstream' && !('` + configpb.QuotaLimitHeader + `' in response.headers)`, celAny([]string{open, local})})
+	marking := "'" + openMarking + "'"
+	switch open {
+	case always:
+	case never:
+		marking = "'" + localMarking + "'"
+	default:
+		marking = "(" + open + " ? " + marking + " : '" + localMarking + "')"
+	}
 	return &headermutationv3.Mutations{ResponseMutations: []*mutationrulesv3.HeaderMutation{{
 		Action: &mutationrulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
-			Header:       &corev3.HeaderValue{Key: openHeader, Value: value},
+			Header:       &corev3.HeaderValue{Key: openHeader, Value: formatted(value + " ? " + marking + " : ''")},
 			AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
 		}},
 	}}}

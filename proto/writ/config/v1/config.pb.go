@@ -697,8 +697,10 @@ type QuotaPolicy struct {
 	Namespace string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	Limits    []*Limit               `protobuf:"bytes,3,rep,name=limits,proto3" json:"limits,omitempty"`
 	// Count and record, refuse nothing.
-	Observe       bool   `protobuf:"varint,4,opt,name=observe,proto3" json:"observe,omitempty"`
-	Source        string `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
+	Observe bool   `protobuf:"varint,4,opt,name=observe,proto3" json:"observe,omitempty"`
+	Source  string `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
+	// Whoever asks wants to know that it was answered: the answer says so in metadata.
+	Told          bool `protobuf:"varint,10,opt,name=told,proto3" json:"told,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -768,6 +770,13 @@ func (x *QuotaPolicy) GetSource() string {
 	return ""
 }
 
+func (x *QuotaPolicy) GetTold() bool {
+	if x != nil {
+		return x.Told
+	}
+	return false
+}
+
 // Limit is one limit of a QuotaPolicy. Callers are told apart by the values of
 // the dimensions, each a descriptor entry with the dimension's name as key.
 type Limit struct {
@@ -787,7 +796,10 @@ type Limit struct {
 	Mode string `protobuf:"bytes,22,opt,name=mode,proto3" json:"mode,omitempty"`
 	// Whose numbers depend on a plan: requests and burst are then those of callers that
 	// the table does not tell of. Unset: all callers have the same.
-	Plan          *QuotaPlan `protobuf:"bytes,30,opt,name=plan,proto3" json:"plan,omitempty"`
+	Plan *QuotaPlan `protobuf:"bytes,30,opt,name=plan,proto3" json:"plan,omitempty"`
+	// Who shares one limit fairly: the callers that differ in the last of per. Unset: each
+	// has a limit of its own.
+	Fair          *QuotaFair `protobuf:"bytes,40,opt,name=fair,proto3" json:"fair,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -878,6 +890,59 @@ func (x *Limit) GetPlan() *QuotaPlan {
 	return nil
 }
 
+func (x *Limit) GetFair() *QuotaFair {
+	if x != nil {
+		return x.Fair
+	}
+	return nil
+}
+
+// QuotaFair is how a limit is shared between the values of a dimension.
+type QuotaFair struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Weights of values; 1 if it has none.
+	Weights       map[string]uint32 `protobuf:"bytes,1,rep,name=weights,proto3" json:"weights,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuotaFair) Reset() {
+	*x = QuotaFair{}
+	mi := &file_writ_config_v1_config_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuotaFair) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuotaFair) ProtoMessage() {}
+
+func (x *QuotaFair) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_config_v1_config_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuotaFair.ProtoReflect.Descriptor instead.
+func (*QuotaFair) Descriptor() ([]byte, []int) {
+	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *QuotaFair) GetWeights() map[string]uint32 {
+	if x != nil {
+		return x.Weights
+	}
+	return nil
+}
+
 // QuotaPlan names a table that ratelimit has, which maps callers to their numbers.
 type QuotaPlan struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -892,7 +957,7 @@ type QuotaPlan struct {
 
 func (x *QuotaPlan) Reset() {
 	*x = QuotaPlan{}
-	mi := &file_writ_config_v1_config_proto_msgTypes[11]
+	mi := &file_writ_config_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -904,7 +969,7 @@ func (x *QuotaPlan) String() string {
 func (*QuotaPlan) ProtoMessage() {}
 
 func (x *QuotaPlan) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_config_v1_config_proto_msgTypes[11]
+	mi := &file_writ_config_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -917,7 +982,7 @@ func (x *QuotaPlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaPlan.ProtoReflect.Descriptor instead.
 func (*QuotaPlan) Descriptor() ([]byte, []int) {
-	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *QuotaPlan) GetTable() string {
@@ -956,7 +1021,7 @@ type Cost struct {
 
 func (x *Cost) Reset() {
 	*x = Cost{}
-	mi := &file_writ_config_v1_config_proto_msgTypes[12]
+	mi := &file_writ_config_v1_config_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -968,7 +1033,7 @@ func (x *Cost) String() string {
 func (*Cost) ProtoMessage() {}
 
 func (x *Cost) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_config_v1_config_proto_msgTypes[12]
+	mi := &file_writ_config_v1_config_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -981,7 +1046,7 @@ func (x *Cost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cost.ProtoReflect.Descriptor instead.
 func (*Cost) Descriptor() ([]byte, []int) {
-	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_writ_config_v1_config_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Cost) GetReserve() uint32 {
@@ -1054,13 +1119,15 @@ const file_writ_config_v1_config_proto_rawDesc = "" +
 	"\tmesh_wide\x18\b \x01(\bR\bmeshWide\"<\n" +
 	"\x0eHeaderLocation\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06prefix\x18\x02 \x01(\tR\x06prefix\"\xa0\x01\n" +
+	"\x06prefix\x18\x02 \x01(\tR\x06prefix\"\xb4\x01\n" +
 	"\vQuotaPolicy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12-\n" +
 	"\x06limits\x18\x03 \x03(\v2\x15.writ.config.v1.LimitR\x06limits\x12\x18\n" +
 	"\aobserve\x18\x04 \x01(\bR\aobserve\x12\x16\n" +
-	"\x06source\x18\x05 \x01(\tR\x06source\"\x87\x02\n" +
+	"\x06source\x18\x05 \x01(\tR\x06source\x12\x12\n" +
+	"\x04told\x18\n" +
+	" \x01(\bR\x04told\"\xb6\x02\n" +
 	"\x05Limit\x12\x10\n" +
 	"\x03per\x18\x01 \x03(\tR\x03per\x12\x1a\n" +
 	"\brequests\x18\x02 \x01(\rR\brequests\x12/\n" +
@@ -1070,7 +1137,13 @@ const file_writ_config_v1_config_proto_rawDesc = "" +
 	"\talgorithm\x18\x14 \x01(\tR\talgorithm\x12\x14\n" +
 	"\x05burst\x18\x15 \x01(\rR\x05burst\x12\x12\n" +
 	"\x04mode\x18\x16 \x01(\tR\x04mode\x12-\n" +
-	"\x04plan\x18\x1e \x01(\v2\x19.writ.config.v1.QuotaPlanR\x04plan\"K\n" +
+	"\x04plan\x18\x1e \x01(\v2\x19.writ.config.v1.QuotaPlanR\x04plan\x12-\n" +
+	"\x04fair\x18( \x01(\v2\x19.writ.config.v1.QuotaFairR\x04fair\"\x89\x01\n" +
+	"\tQuotaFair\x12@\n" +
+	"\aweights\x18\x01 \x03(\v2&.writ.config.v1.QuotaFair.WeightsEntryR\aweights\x1a:\n" +
+	"\fWeightsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"K\n" +
 	"\tQuotaPlan\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x0e\n" +
 	"\x02by\x18\x02 \x01(\tR\x02by\x12\x18\n" +
@@ -1091,7 +1164,7 @@ func file_writ_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_writ_config_v1_config_proto_rawDescData
 }
 
-var file_writ_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_writ_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_writ_config_v1_config_proto_goTypes = []any{
 	(*NodePlacement)(nil),       // 0: writ.config.v1.NodePlacement
 	(*WorkloadPlacement)(nil),   // 1: writ.config.v1.WorkloadPlacement
@@ -1104,28 +1177,32 @@ var file_writ_config_v1_config_proto_goTypes = []any{
 	(*HeaderLocation)(nil),      // 8: writ.config.v1.HeaderLocation
 	(*QuotaPolicy)(nil),         // 9: writ.config.v1.QuotaPolicy
 	(*Limit)(nil),               // 10: writ.config.v1.Limit
-	(*QuotaPlan)(nil),           // 11: writ.config.v1.QuotaPlan
-	(*Cost)(nil),                // 12: writ.config.v1.Cost
-	(*durationpb.Duration)(nil), // 13: google.protobuf.Duration
+	(*QuotaFair)(nil),           // 11: writ.config.v1.QuotaFair
+	(*QuotaPlan)(nil),           // 12: writ.config.v1.QuotaPlan
+	(*Cost)(nil),                // 13: writ.config.v1.Cost
+	nil,                         // 14: writ.config.v1.QuotaFair.WeightsEntry
+	(*durationpb.Duration)(nil), // 15: google.protobuf.Duration
 }
 var file_writ_config_v1_config_proto_depIdxs = []int32{
 	1,  // 0: writ.config.v1.NodePlacement.workloads:type_name -> writ.config.v1.WorkloadPlacement
 	2,  // 1: writ.config.v1.WorkloadPlacement.attestation:type_name -> writ.config.v1.Attestation
 	4,  // 2: writ.config.v1.RegoPolicy.bundle:type_name -> writ.config.v1.Bundle
-	13, // 3: writ.config.v1.Bundle.refresh:type_name -> google.protobuf.Duration
+	15, // 3: writ.config.v1.Bundle.refresh:type_name -> google.protobuf.Duration
 	6,  // 4: writ.config.v1.Bundle.signing:type_name -> writ.config.v1.BundleSigning
 	5,  // 5: writ.config.v1.Bundle.credentials:type_name -> writ.config.v1.BundleCredentials
 	8,  // 6: writ.config.v1.TokenIssuer.from_headers:type_name -> writ.config.v1.HeaderLocation
 	10, // 7: writ.config.v1.QuotaPolicy.limits:type_name -> writ.config.v1.Limit
-	13, // 8: writ.config.v1.Limit.every:type_name -> google.protobuf.Duration
-	12, // 9: writ.config.v1.Limit.cost:type_name -> writ.config.v1.Cost
-	11, // 10: writ.config.v1.Limit.plan:type_name -> writ.config.v1.QuotaPlan
-	13, // 11: writ.config.v1.Cost.expire:type_name -> google.protobuf.Duration
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	15, // 8: writ.config.v1.Limit.every:type_name -> google.protobuf.Duration
+	13, // 9: writ.config.v1.Limit.cost:type_name -> writ.config.v1.Cost
+	12, // 10: writ.config.v1.Limit.plan:type_name -> writ.config.v1.QuotaPlan
+	11, // 11: writ.config.v1.Limit.fair:type_name -> writ.config.v1.QuotaFair
+	14, // 12: writ.config.v1.QuotaFair.weights:type_name -> writ.config.v1.QuotaFair.WeightsEntry
+	15, // 13: writ.config.v1.Cost.expire:type_name -> google.protobuf.Duration
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_writ_config_v1_config_proto_init() }
@@ -1140,7 +1217,7 @@ func file_writ_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_config_v1_config_proto_rawDesc), len(file_writ_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -16,6 +16,9 @@ const (
 	QuotaHoldKey = "writ.hold"
 	// QuotaLimitHeader is in each answer about a limit that refuses or could have.
 	QuotaLimitHeader = "x-ratelimit-limit"
+	// QuotaToldKey is in the metadata of answers about limits that the proxy would count
+	// itself without one.
+	QuotaToldKey = "told"
 	// QuotaDoneKey is the entry that says that the request is over.
 	QuotaDoneKey = "writ.done"
 )
@@ -62,6 +65,15 @@ const (
 	// DefaultQuotaTimeout is after how long a request that nobody ended is taken to
 	// be over.
 	DefaultQuotaTimeout = time.Minute
+)
+
+const (
+	// MaxQuotaWeights and MaxQuotaWeight bound the weights of those who share a limit.
+	MaxQuotaWeights = 256
+	MaxQuotaWeight  = 1000
+	// MinFairEvery is the shortest window of a limit that is shared fairly: who may use how
+	// much of it is found anew 32 times in a window.
+	MinFairEvery = time.Second
 )
 
 // PlanName is what tables of plans, their columns and their plans may be called: a

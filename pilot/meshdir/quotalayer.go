@@ -1,0 +1,145 @@
+package meshdir
+
+import (
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+const (
+	// quotaInherit is written out for what holds if nothing is written.
+	quotaInherit = "inherit"
+	// whenLocal is the whenUnavailable that only QuotaPolicies have.
+	whenLocal = "Local"
+	// maxQuotaMatches and maxQuotaValues bound what Envoy compares for each request.
+	maxQuotaMatches = 16
+	maxQuotaValues  = 64
+	// maxQuotaHost and maxQuotaTemplate bound what is compared by a regular expression:
+	// Envoy takes small ones only there, and no others at all. A template's size is that
+	// of its text, and templateSize for each part that stands for anything.
+	maxQuotaHost     = 40
+	maxQuotaTemplate = 80
+	templateSize     = 20
+)
+
+type quotaMatch struct {
+	Principals []string `json:"principals"`
+	Namespaces []string `json:"namespaces"`
+	Hosts      []string `json:"hosts"`
+	Methods    []string `json:"methods"`
+	Paths      []string `json:"paths"`
+}
+
+// checkLayers checks what a policy says of requests and of other layers.
+func (c *checker) checkLayers(s *quotaSpec) {
+	ways := []string{quotaInherit, model.QuotaOverride, model.QuotaExempt}
+	for at, way := range map[string]string{"spec.upper": s.Upper, "spec.lower": s.Lower} {
+		if way != "" && !slices.Contains(ways, way) {
+			c.errorf(at, "unknown value %q: write inherit, override or exempt", shorten(way))
+		}
+	}
+	if n := len(s.Match); n > maxQuotaMatches {
+		c.errorf("spec.match", "%d are too many: at most %d; write several policies", n, maxQuotaMatches)
+	}
+	for i := range s.Match {
+		c.checkQuotaMatch(index("spec.match", i), &s.Match[i])
+	}
+	names := map[string]bool{}
+	for i, limit := range s.Limits {
+		if limit.Name != "" && names[limit.Name] {
+			c.errorf(index("spec.limits", i)+".name", "%q is given twice", shorten(limit.Name))
+		}
+		names[limit.Name] = true
+	}
+}
+
+func (c *checker) checkQuotaMatch(at string, m *quotaMatch) {
+	total := 0
+	for name, values := range map[string][]string{"principals": m.Principals, "namespaces": m.Namespaces, "hosts": m.Hosts, "methods": m.Methods, "paths": m.Paths} {
+		total += len(values)
+		c.noEmpty(at+"."+name, values)
+		if n := len(values); n > maxQuotaValues {
+			c.errorf(at+"."+name, "%d are too many: at most %d", n, maxQuotaValues)
+		}
+		if name != "paths" {
+			c.wildcards(at+"."+name, values)
+		}
+		for i, v := range values {
+			if strings.ContainsFunc(v, unicode.IsControl) {
+				c.errorf(index(at+"."+name, i), "%q has a sign that no request has", shorten(v))
+			}
+		}
+	}
+	if total == 0 {
+		c.errorf(at, "is empty: it would fit every request; remove it, or name what it is about")
+	}
+	for i, v := range m.Namespaces {
+		if strings.ContainsAny(v, "*/") {
+			c.errorf(index(at+".namespaces", i), "%q is not the name of a namespace", shorten(v))
+		}
+	}
+	for i, v := range m.Methods {
+		if strings.Contains(v, "*") {
+			c.errorf(index(at+".methods", i), "%q is not a method", shorten(v))
+		}
+	}
+	for i, v := range m.Hosts {
+		if len(v) > maxQuotaHost || strings.ContainsFunc(v, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			c.errorf(index(at+".hosts", i), "%q is not a host of at most %d characters; write * and the end of a longer one", shorten(v), maxQuotaHost)
+		}
+	}
+	c.pathTemplates(at+".paths", m.Paths)
+	for i, v := range m.Paths {
+		parts := strings.Count(v, "{")
+		text := strings.NewReplacer("{*}", "", "{**}", "").Replace(v)
+		switch {
+		case parts == 0:
+			c.wildcard(index(at+".paths", i), v)
+		case len(text)+parts*templateSize > maxQuotaTemplate:
+			c.errorf(index(at+".paths", i), "the template is too large for Envoy: its text has %d characters of at most %d, less %d for each {*} and {**}", len(text), maxQuotaTemplate, templateSize)
+		}
+	}
+}
+
+// checkLocal checks a limit that the proxy has to keep while ratelimit is away.
+func (c *checker) checkLocal(at string, limit *quotaLimit) {
+	switch {
+	case limit.Concurrent != nil:
+		c.errorf(at+".concurrent", "whenUnavailable: Local counts requests as they come, not what is under way: write Allow or Deny, or another policy for this limit")
+	case limit.Cost != nil:
+		c.errorf(at+".cost", "whenUnavailable: Local counts requests, not their cost: write Allow or Deny, or another policy for this limit")
+	case limit.Mode == "assigned":
+		c.errorf(at+".mode", "an assigned limit goes on with what the proxy has anyway: write whenUnavailable Allow or Deny for when that is used up")
+	case limit.Requests != nil && *limit.Requests == 0:
+		c.errorf(at+".requests", "0 cannot be kept by the proxy: write whenUnavailable: Deny")
+	}
+}
+
+// checkQuotaReferences checks what depends on the mesh. What other namespaces may do is
+// said of the mesh's policies; those of one namespace are all of whoever may write there.
+func (a *assembler) checkQuotaReferences(c *checker) {
+	a.checkPolicySelector(c)
+	s := c.object.spec.(*quotaSpec)
+	if s.Lower != "" && c.object.meta.Namespace != a.mesh.RootNamespace {
+		c.errorf("spec.lower", "is for policies of the root namespace %s: in a namespace of its own nothing is needed, and nobody else can change what holds there but the mesh's", a.mesh.RootNamespace)
+	}
+}
+
+// matches gives the matches of a checked policy.
+func (s *quotaSpec) matches() []model.QuotaMatch {
+	var out []model.QuotaMatch
+	for _, m := range s.Match {
+		out = append(out, model.QuotaMatch(m))
+	}
+	return out
+}
+
+// way is what is written without the word for the default.
+func way(text string) string {
+	if text == quotaInherit {
+		return model.QuotaInherit
+	}
+	return text
+}

@@ -1,0 +1,180 @@
+package eval
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/writ-mesh/writ/pilot/condition"
+	"github.com/writ-mesh/writ/pilot/model"
+)
+
+// Layer is how special a QuotaPolicy is. Those of the root namespace are above those of
+// other namespaces in the same layer.
+type Layer uint8
+
+// The layers, upper ones first.
+const (
+	MeshLayer      Layer = iota // of the root namespace, for all that it has
+	NamespaceLayer              // of another namespace, for all that it has
+	WorkloadLayer               // for some workloads, hosts, methods or paths
+	CallerLayer                 // for some callers
+)
+
+func (l Layer) String() string {
+	return []string{"mesh", "namespace", "workload", "caller"}[l]
+}
+
+// LayerOf gives the layer of a policy.
+func LayerOf(root string, pol *model.QuotaPolicy) Layer {
+	switch {
+	case slices.ContainsFunc(pol.Match, func(m model.QuotaMatch) bool { return m.Callers() }):
+		return CallerLayer
+	case len(pol.Selector) > 0 || len(pol.Match) > 0:
+		return WorkloadLayer
+	case pol.Namespace == root:
+		return MeshLayer
+	}
+	return NamespaceLayer
+}
+
+// maxTakers bounds what is asked before a limit counts a request. Of more policies that
+// take requests out of one limit the later ones take out nothing.
+const maxTakers = 512
+
+// CountedLimit is one limit in front of a workload. It counts the requests that its
+// policy speaks of, except those that a taker takes out.
+type CountedLimit struct {
+	Policy *model.QuotaPolicy
+	Index  int
+	Layer  Layer
+	Takers []Taker
+}
+
+// Taker takes the requests that its policy speaks of out of a limit above.
+type Taker struct {
+	Policy *model.QuotaPolicy
+	// Index is the limit that stands in the place of the other, -1 if none does.
+	Index int
+	// Unless are policies that exempt from the limit in its place and may not from the
+	// other: what one of them speaks of stays in the other.
+	Unless []*model.QuotaPolicy
+}
+
+// Layers says of the limits in front of a workload, those of all its policies in their
+// order, who takes requests out of them.
+func Layers(root string, policies []*model.QuotaPolicy) []CountedLimit {
+	l := layers{root: root, policies: policies}
+	var out []CountedLimit
+	for _, pol := range policies {
+		for i := range pol.Limits {
+			out = append(out, CountedLimit{Policy: pol, Index: i, Layer: LayerOf(root, pol), Takers: l.takers(pol, &pol.Limits[i])})
+		}
+	}
+	return out
+}
+
+// Counts says whether the limit counts a request, and if not who took it out, nil if
+// its own policy does not speak of it.
+func (l *CountedLimit) Counts(speaks func(*model.QuotaPolicy) bool) (bool, *Taker) {
+	if !speaks(l.Policy) {
+		return false, nil
+	}
+	for i := range l.Takers {
+		t := &l.Takers[i]
+		if speaks(t.Policy) && !slices.ContainsFunc(t.Unless, speaks) {
+			return false, t
+		}
+	}
+	return true, nil
+}
+
+type layers struct {
+	root     string
+	policies []*model.QuotaPolicy
+}
+
+// takers gives those of one limit, who exempt first.
+func (l *layers) takers(of *model.QuotaPolicy, limit *model.QuotaLimit) []Taker {
+	var out []Taker
+	n := 0
+	add := func(t Taker) {
+		if n += 1 + len(t.Unless); n <= maxTakers {
+			out = append(out, t)
+		}
+	}
+	for _, pol := range l.policies {
+		if l.may(pol, of, model.QuotaExempt) {
+			add(Taker{Policy: pol, Index: -1})
+		}
+	}
+	for _, pol := range l.policies {
+		if !l.may(pol, of, model.QuotaOverride) {
+			continue
+		}
+		for i := range pol.Limits {
+			if pol.Limits[i].Key() == limit.Key() {
+				add(Taker{Policy: pol, Index: i, Unless: l.unless(pol, of)})
+			}
+		}
+	}
+	return out
+}
+
+// unless gives the policies that exempt from one and may not from the other.
+func (l *layers) unless(from, other *model.QuotaPolicy) []*model.QuotaPolicy {
+	var out []*model.QuotaPolicy
+	for _, pol := range l.policies {
+		if l.may(pol, from, model.QuotaExempt) && !l.may(pol, other, model.QuotaExempt) {
+			out = append(out, pol)
+		}
+	}
+	return out
+}
+
+// may says whether a policy does so to the limits of another, and may. One that is only
+// observed does nothing.
+func (l *layers) may(pol, to *model.QuotaPolicy, what string) bool {
+	if pol.Upper != what || pol.Observe || l.compare(to, pol) >= 0 {
+		return false
+	}
+	return pol.Namespace == l.root || to.Namespace != l.root || to.Lower == what || to.Lower == model.QuotaExempt
+}
+
+// Forbidden gives the policies above one, of the same proxy, that it would change and
+// may not.
+func Forbidden(root string, pol *model.QuotaPolicy, policies []*model.QuotaPolicy) []*model.QuotaPolicy {
+	l := layers{root: root}
+	return slices.DeleteFunc(slices.Clone(policies), func(of *model.QuotaPolicy) bool {
+		return len(of.Limits) == 0 || l.compare(of, pol) >= 0 || l.may(pol, of, pol.Upper)
+	})
+}
+
+// compare is below 0 if a is above b.
+func (l *layers) compare(a, b *model.QuotaPolicy) int {
+	own := func(p *model.QuotaPolicy) int {
+		if p.Namespace == l.root {
+			return 0
+		}
+		return 1
+	}
+	return cmp.Or(cmp.Compare(LayerOf(l.root, a), LayerOf(l.root, b)), cmp.Compare(own(a), own(b)))
+}
+
+// Speaks says whether a QuotaPolicy speaks of a request.
+func Speaks(d Domains, pol *model.QuotaPolicy, r *Request) bool {
+	return len(pol.Match) == 0 || slices.ContainsFunc(pol.Match, func(m model.QuotaMatch) bool {
+		for _, c := range []Clause{
+			{Key: condition.Principal, Values: m.Principals},
+			{Key: condition.Namespace, Values: m.Namespaces},
+			{Key: AnyFormHostKey, Values: m.Hosts},
+			{Key: MethodKey, Values: m.Methods},
+			{Key: PathKey, Values: m.Paths},
+		} {
+			c.domains = &d
+			if len(c.Values) > 0 && !c.Holds(r) {
+				return false
+			}
+		}
+		return true
+	})
+}
