@@ -77,6 +77,10 @@ func (t *transaction) activate(o *opabundle.ActivateOpts) error {
 func (t *transaction) stage(b *opabundle.Bundle) (*opabundle.Bundle, error) {
 	out := *b
 	out.Raw = slices.Clone(b.Raw)
+	var roots *rootSet
+	if b.Manifest.Roots != nil {
+		roots = newRootSet(*b.Manifest.Roots)
+	}
 	for i, file := range out.Raw {
 		if strings.HasSuffix(file.Path, opabundle.RegoExt) {
 			continue
@@ -85,9 +89,9 @@ func (t *transaction) stage(b *opabundle.Bundle) (*opabundle.Bundle, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", file.Path, err)
 		}
-		if b.Manifest.Roots != nil {
+		if roots != nil {
 			where := filepath.ToSlash(filepath.Dir(strings.Trim(filepath.ToSlash(file.Path), "/")))
-			if err := belowRoots(value{doc: doc}, where, *b.Manifest.Roots); err != nil {
+			if err := roots.hold(value{doc: doc}, where); err != nil {
 				return nil, err
 			}
 		}
@@ -99,34 +103,4 @@ func (t *transaction) stage(b *opabundle.Bundle) (*opabundle.Bundle, error) {
 		t.staged[&empty[0]] = doc
 	}
 	return &out, nil
-}
-
-// belowRoots refuses data that a bundle's manifest does not claim, as OPA does.
-func belowRoots(v value, where string, roots []string) error {
-	if len(roots) == 1 && roots[0] == "" {
-		return nil
-	}
-	refused := func(path string) error {
-		return fmt.Errorf("manifest roots %v do not permit data at path '/%s' (hint: check bundle directory structure)", roots, path)
-	}
-	if !v.isObject() {
-		if path := strings.TrimLeft(where, "/."); !opabundle.RootPathsContain(roots, path) {
-			return refused(path)
-		}
-		return nil
-	}
-	for name, c := range v.members() {
-		path := strings.TrimLeft(filepath.ToSlash(filepath.Join(strings.Trim(where, "/"), name)), "/.")
-		if opabundle.RootPathsContain(roots, path) {
-			continue
-		}
-		onTheWay := slices.ContainsFunc(roots, func(root string) bool { return strings.HasPrefix(strings.Trim(root, "/"), path) })
-		if !onTheWay || !c.isObject() {
-			return refused(path)
-		}
-		if err := belowRoots(c, path, roots); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -10,11 +10,16 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	opabundle "github.com/open-policy-agent/opa/v1/bundle"
+	"github.com/open-policy-agent/opa/v1/bundle/v1pb"
 	"github.com/open-policy-agent/opa/v1/util"
+	"google.golang.org/protobuf/proto"
 )
 
 // errEnd is what a loader gives behind the last file, as it is.
 var errEnd = io.EOF
+
+// maxRoots bounds the roots in a manifest: OPA compares each with each.
+const maxRoots = 1024
 
 // patchName is the file that makes a bundle a delta.
 const patchName = "patch.json"
@@ -98,27 +103,47 @@ func (g *grab) ReadFrom(r io.Reader) (int64, error) {
 	return n, err
 }
 
-// versions says which Rego each module is in, by the manifest. It is false for what is
-// left to OPA's reader: deltas, manifests in protobuf, several of them, or wrong ones.
-func (l *listing) versions(o ast.ParserOptions) ([]ast.RegoVersion, bool) {
-	var b opabundle.Bundle
-	manifests := 0
+// manifest reads the bundle's manifest, if it has one. It is false for what is left to
+// OPA's reader: several of them, or a wrong one.
+func (l *listing) manifest() (opabundle.Manifest, bool) {
+	var m opabundle.Manifest
+	found := 0
 	for _, f := range l.files {
-		switch {
-		case filepath.Base(f.path) == patchName:
-			return nil, false
-		case f.isModule() || !f.isManifest():
+		if f.isModule() || !f.isManifest() {
 			continue
-		case strings.HasSuffix(f.path, opabundle.ManifestProtoExt):
-			return nil, false
 		}
-		if manifests++; manifests > 1 || util.NewJSONDecoder(bytes.NewReader(f.text)).Decode(&b.Manifest) != nil {
-			return nil, false
+		if found++; found > 1 {
+			return m, false
 		}
+		if !strings.HasSuffix(f.path, opabundle.ManifestProtoExt) {
+			if util.NewJSONDecoder(bytes.NewReader(f.text)).Decode(&m) != nil {
+				return m, false
+			}
+			continue
+		}
+		var message v1pb.Manifest
+		if proto.Unmarshal(f.text, &message) != nil {
+			return m, false
+		}
+		read, err := opabundle.ManifestFromProto(&message)
+		if err != nil {
+			return m, false
+		}
+		m = *read
 	}
+	return m, true
+}
+
+// versions says which Rego each module is in. It is false for deltas and for what the
+// manifest says wrongly.
+func (l *listing) versions(m opabundle.Manifest, o ast.ParserOptions) ([]ast.RegoVersion, bool) {
+	b := opabundle.Bundle{Manifest: m}
 	o.RegoVersion = b.RegoVersion(o.EffectiveRegoVersion())
 	var versions []ast.RegoVersion
 	for _, f := range l.files {
+		if filepath.Base(f.path) == patchName {
+			return nil, false
+		}
 		if !f.isModule() {
 			continue
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -52,7 +53,14 @@ func (m *Modules) Read(files opabundle.DirectoryLoader, o Options) (*opabundle.B
 	if err := list.read(files.WithSizeLimitBytes(o.SizeLimit)); err != nil {
 		return nil, err
 	}
-	versions, ok := list.versions(o.Parser)
+	manifest, ok := list.manifest()
+	if !ok {
+		return list.asItIs(o)
+	}
+	if manifest.Roots != nil && len(*manifest.Roots) > maxRoots {
+		return nil, fmt.Errorf("the manifest has %d roots, more than %d", len(*manifest.Roots), maxRoots)
+	}
+	versions, ok := list.versions(manifest, o.Parser)
 	if !ok {
 		return list.asItIs(o)
 	}

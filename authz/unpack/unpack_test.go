@@ -17,6 +17,8 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	opabundle "github.com/open-policy-agent/opa/v1/bundle"
+	"github.com/open-policy-agent/opa/v1/bundle/v1pb"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-mesh/writ/authz/bundletest"
 )
@@ -132,6 +134,12 @@ func TestAsOPA(t *testing.T) {
 		return files
 	}
 	noManifest := with(small, ".manifest", "")
+	v0, revision := int32(0), "r2"
+	message, err := proto.Marshal(&v1pb.Manifest{Revision: &revision, Roots: []string{"a", "b", "x"}, RegoVersion: &v0})
+	if err != nil {
+		t.Fatal(err)
+	}
+	inProto := string(message)
 	good := signed(t, small, "the key")
 	for name, c := range map[string]struct {
 		files map[string]string
@@ -156,7 +164,9 @@ func TestAsOPA(t *testing.T) {
 		"overlapping roots":         {files: with(small, ".manifest", `{"roots": ["a", "a/b", "b", "x"]}`), fails: true},
 		"a broken manifest":         {files: with(small, ".manifest", `{"roots"`), fails: true},
 		"two manifests":             {files: with(small, "x/.manifest", `{}`), fails: true},
-		"a manifest in protobuf":    {files: with(noManifest, ".manifest.pb", "")},
+		"a manifest in protobuf":    {files: with(noManifest, ".manifest.pb", inProto, "a.rego", "package a\nallow { true }")},
+		"a broken one in protobuf":  {files: with(noManifest, ".manifest.pb", "\xff"), fails: true},
+		"both manifests":            {files: with(small, ".manifest.pb", inProto), fails: true},
 		"wasm that is not there":    {files: with(small, ".manifest", `{"wasm": [{"entrypoint": "a", "module": "/m.wasm"}]}`), fails: true},
 		"wasm":                      {files: with(small, "policy.wasm", "\x00asm")},
 		"a delta":                   {files: map[string]string{"patch.json": `{"data": [{"op": "upsert", "path": "/a", "value": 1}]}`}},
@@ -203,6 +213,22 @@ func TestAsOPA(t *testing.T) {
 				t.Error("there is nothing in it")
 			}
 		})
+	}
+}
+
+// Roots are bounded, because OPA compares each with each.
+func TestRootsAreBounded(t *testing.T) {
+	for _, n := range []int{maxRoots, maxRoots + 1} {
+		roots := make([]string, n)
+		for i := range roots {
+			roots[i] = fmt.Sprintf("%q", fmt.Sprint("r", i))
+		}
+		var m Modules
+		archive := bundletest.Tarball(t, map[string]string{".manifest": `{"roots": [` + strings.Join(roots, ",") + `]}`})
+		_, err := m.Read(opabundle.NewTarballLoaderWithBaseURL(bytes.NewReader(archive), ""), Options{})
+		if (err != nil) != (n > maxRoots) {
+			t.Errorf("%d roots: error %v", n, err)
+		}
 	}
 }
 
