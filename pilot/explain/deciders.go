@@ -7,6 +7,7 @@ import (
 	security "istio.io/api/security/v1beta1"
 
 	"github.com/writ-mesh/writ/pilot/model"
+	"github.com/writ-mesh/writ/pilot/security/eval"
 )
 
 // Deciders answer what other services of the mesh decide.
@@ -26,6 +27,9 @@ type Deciders struct {
 	Revoked func(claims map[string]any) (reason string, err error)
 	// Now is the time of the request.
 	Now time.Time
+	// Compiled keeps what is made of the mesh from one request to the next; nil for
+	// somebody who asks once.
+	Compiled *eval.Compiled
 }
 
 // Verified is what a rule makes of a token.

@@ -97,7 +97,7 @@ func customIsHTTP(m *model.Mesh, name string) bool {
 func (l *life) audit() error {
 	all := slices.Concat(l.policies.Audit, dryRuns(l.policies.Deny), dryRuns(l.policies.Allow))
 	for _, p := range all {
-		rules, err := eval.Rules(l.domains(), p, l.r.TCP)
+		rules, err := l.d.Compiled.Rules(l.domains(), p, l.r.TCP)
 		if err != nil {
 			return err
 		}
@@ -193,7 +193,7 @@ func dryRuns(policies []*model.AuthorizationPolicy) []*model.AuthorizationPolicy
 func (l *life) first(policies []*model.AuthorizationPolicy, action string) (*eval.Rule, error) {
 	var found *eval.Rule
 	for _, p := range policies {
-		rules, err := eval.Rules(l.domains(), p, l.r.TCP)
+		rules, err := l.d.Compiled.Rules(l.domains(), p, l.r.TCP)
 		if err != nil {
 			return nil, err
 		}

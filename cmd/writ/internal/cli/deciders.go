@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"strings"
+	"sync"
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -27,8 +28,9 @@ const (
 
 // deciders answer as authz does: with its packages, in this process.
 func deciders(ctx context.Context, now time.Time) explain.Deciders {
+	programs := regoPrograms{}
 	return explain.Deciders{Now: now, Find: findTokens, Verify: verifyToken, Rego: func(p *model.RegoPolicy, check *authv3.CheckRequest, issuer string, claims map[string]any) (bool, string, error) {
-		return decideRego(ctx, p, check, issuer, claims)
+		return programs.decide(ctx, p, check, issuer, claims)
 	}}
 }
 
@@ -85,9 +87,17 @@ func payload(raw string) (map[string]any, error) {
 	return claims, json.Unmarshal(data, &claims)
 }
 
-func decideRego(ctx context.Context, p *model.RegoPolicy, check *authv3.CheckRequest, issuer string, claims map[string]any) (bool, string, error) {
-	name := p.Namespace + "/" + p.Name + ".rego"
-	program, err := rego.Compile(ctx, rego.Source{Modules: map[string]string{name: p.Module}}, p.Query, rego.Options{})
+// regoPrograms are the policies that were asked so far, or why they do not compile.
+type regoPrograms map[*model.RegoPolicy]func() (*rego.Program, error)
+
+func (all regoPrograms) decide(ctx context.Context, p *model.RegoPolicy, check *authv3.CheckRequest, issuer string, claims map[string]any) (bool, string, error) {
+	if all[p] == nil {
+		all[p] = sync.OnceValues(func() (*rego.Program, error) {
+			name := p.Namespace + "/" + p.Name + ".rego"
+			return rego.Compile(ctx, rego.Source{Modules: map[string]string{name: p.Module}}, p.Query, rego.Options{})
+		})
+	}
+	program, err := all[p]()
 	if err != nil {
 		return false, "", err
 	}

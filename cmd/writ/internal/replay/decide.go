@@ -46,6 +46,8 @@ type Mesh struct {
 	rego Rego
 	// reads caches what RegoPolicies read.
 	reads map[*model.RegoPolicy][]string
+	// compiled keeps what the rules come to.
+	compiled *eval.Compiled
 }
 
 // Rego decides a check by one policy.
@@ -53,7 +55,7 @@ type Rego func(p *model.RegoPolicy, check *authv3.CheckRequest, issuer string, c
 
 // New makes a Mesh of a model.
 func New(m *model.Mesh, decide Rego) *Mesh {
-	return &Mesh{mesh: m, rego: decide, reads: map[*model.RegoPolicy][]string{}}
+	return &Mesh{mesh: m, rego: decide, reads: map[*model.RegoPolicy][]string{}, compiled: eval.NewCompiled()}
 }
 
 // Decide tells what the mesh would do.
@@ -146,7 +148,7 @@ func (m *Mesh) at(ctx context.Context, p *model.Proxy, s *recording.Seen) Verdic
 		q.Headers[forwardedFor] = s.Remote // where only that was recorded of it
 	}
 	t := token{seen: s}
-	answer, err := explain.Request(m.mesh, q, explain.Deciders{Find: t.find, Verify: t.verify, Rego: explainRego(m.rego), Now: s.Time})
+	answer, err := explain.Request(m.mesh, q, explain.Deciders{Find: t.find, Verify: t.verify, Rego: explainRego(m.rego), Now: s.Time, Compiled: m.compiled})
 	if err != nil {
 		return Verdict{unknown, err.Error()}
 	}
@@ -154,7 +156,7 @@ func (m *Mesh) at(ctx context.Context, p *model.Proxy, s *recording.Seen) Verdic
 		return Verdict{unknown, "its token is of an issuer that the workload does not know, and is not recorded"}
 	}
 	target := answer.Targets[0]
-	policies := eval.Select(m.mesh, p)
+	policies := m.compiled.Select(m.mesh, p)
 	if why := m.missing(policies, s); why != "" {
 		return Verdict{unknown, why}
 	}
@@ -221,7 +223,7 @@ func (m *Mesh) missing(p eval.Policies, s *recording.Seen) string {
 		if model.DryRun(pol) {
 			continue
 		}
-		rules, err := eval.Rules(domains, pol, s.TCP)
+		rules, err := m.compiled.Rules(domains, pol, s.TCP)
 		if err != nil {
 			return err.Error()
 		}
