@@ -76,7 +76,7 @@ func (s *Store) Warm(path storage.Path) {
 	case v.object != nil:
 		v.ast()
 	case v.size() >= keptFrom && v.doc.made.get(v.at) == nil:
-		v.doc.hold(v.at)
+		v.doc.large(v.at)
 	}
 }
 

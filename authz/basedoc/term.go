@@ -1,6 +1,7 @@
 package basedoc
 
 import (
+	"maps"
 	"sync"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -34,25 +35,74 @@ func (d *document) value(at int) ast.Value {
 		d.made.keep(at, size, v)
 		return v
 	}
-	// One at a time, and each once.
+	return d.large(at)
+}
+
+// large gives a value that is kept for good: a part of one that is, or a new one. One is
+// made at a time, and each once.
+func (d *document) large(at int) ast.Value {
 	d.made.large.Lock()
 	defer d.made.large.Unlock()
 	if v := d.made.get(at); v != nil {
 		return v
 	}
-	return d.hold(at)
-}
-
-// hold makes a value and keeps it for good.
-func (d *document) hold(at int) ast.Value {
-	v := d.make(at, make(map[string]*ast.Term)).Value
+	end := d.end(at)
+	v := d.partOf(at, end)
+	if v == nil {
+		v = d.make(at, make(map[string]*ast.Term)).Value
+	}
 	d.made.mu.Lock()
 	defer d.made.mu.Unlock()
 	if d.made.held == nil {
 		d.made.held = make(map[int]ast.Value)
 	}
+	// Its own parts, if they were asked for before, are in memory once only.
+	maps.DeleteFunc(d.made.held, func(part int, _ ast.Value) bool { return part > at && part < end })
 	d.made.held[at] = v
 	return v
+}
+
+// partOf finds the value from at to end in one that is held, nil if it is in none.
+func (d *document) partOf(at, end int) ast.Value {
+	d.made.mu.RLock()
+	var v ast.Value
+	from := -1
+	for around, held := range d.made.held {
+		if around < at && d.end(around) >= end && around > from {
+			from, v = around, held
+		}
+	}
+	d.made.mu.RUnlock()
+	for v != nil && from < at {
+		from, v = d.childAround(from, at, v)
+	}
+	return v
+}
+
+// childAround goes from a container, which is v, to the member that has the position at.
+func (d *document) childAround(container, at int, v ast.Value) (int, ast.Value) {
+	next, to := d.body(container)
+	switch v := v.(type) {
+	case *ast.Array:
+		for i := 0; next < to; i++ {
+			if end := d.end(next); at < end {
+				return next, v.Elem(i).Value
+			}
+			next = d.end(next)
+		}
+	case ast.Object:
+		for next < to {
+			begin, value := d.text(next)
+			if next = d.end(value); at >= next {
+				continue
+			}
+			if t := v.Get(ast.StringTerm(string(d.b[begin:value]))); t != nil {
+				return value, t.Value
+			}
+			break
+		}
+	}
+	return at, nil
 }
 
 // make makes a value. Texts are shared by way of shared, which may be nil.
