@@ -98,7 +98,7 @@ func (c *checker) checkAssigned(at string, limit *quotaLimit) {
 
 // countOf is how a checked limit counts.
 func countOf(limit *quotaLimit) model.QuotaLimit {
-	l := model.QuotaLimit{Algorithm: limit.Algorithm, Mode: limit.Mode, Cost: limit.Cost.value(), Plan: limit.Plan.value()}
+	l := model.QuotaLimit{Algorithm: limit.Algorithm, Mode: limit.Mode, Cost: limit.Cost.value(), Plan: limit.Plan.value(), Fair: limit.Fair.value()}
 	if l.Algorithm == quotaSliding {
 		l.Algorithm = ""
 	}
