@@ -124,11 +124,16 @@ func (c *changes) add(one change) error {
 }
 
 func (c *changes) write(line []byte) error {
+	if c.moved() {
+		if err := c.reopen(); err != nil {
+			return err
+		}
+	}
 	if c.size+int64(len(line)) > maxChangesFile {
 		if err := os.Rename(c.path, c.path+".1"); err != nil {
 			return err
 		}
-		if err := errors.Join(c.file.Close(), c.open()); err != nil {
+		if err := c.reopen(); err != nil {
 			return err
 		}
 	}
@@ -141,6 +146,22 @@ func (c *changes) write(line []byte) error {
 		return err
 	}
 	return c.file.Sync()
+}
+
+func (c *changes) reopen() error {
+	_ = c.file.Close() // each line was synced
+	return c.open()
+}
+
+// moved says whether the open file is not the one that stands under its name: a program
+// moved it aside, or it could not be opened when that was done here.
+func (c *changes) moved() bool {
+	named, err := os.Stat(c.path)
+	if err != nil {
+		return true
+	}
+	open, err := c.file.Stat()
+	return err != nil || !os.SameFile(named, open)
 }
 
 // torn says whether the file ends in the middle of a line.

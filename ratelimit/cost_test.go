@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
+	"github.com/writ-mesh/writ/ratelimit/limit"
 )
 
 // costing is a limit with a cost; without a reservation requests pass if anything is left.
@@ -193,7 +194,7 @@ func TestAloneIsSaid(t *testing.T) {
 	s, _, _ := newServer(t)
 	withQuotas(t, s, policy("q", false, per(2, time.Minute)))
 	alone := false
-	s.alone = func() bool { return alone }
+	s.alone = func(time.Time, []limit.Use) bool { return alone }
 	for i, want := range []string{"", "local", "local", ""} {
 		alone = want != ""
 		got := ""

@@ -24,6 +24,7 @@ import (
 	"github.com/writ-mesh/writ/ratelimit/descriptors"
 	"github.com/writ-mesh/writ/ratelimit/fallback"
 	"github.com/writ-mesh/writ/ratelimit/lease"
+	"github.com/writ-mesh/writ/ratelimit/limit"
 	"github.com/writ-mesh/writ/ratelimit/memory"
 	"github.com/writ-mesh/writ/ratelimit/quota"
 	"github.com/writ-mesh/writ/ratelimit/redisstore"
@@ -53,7 +54,7 @@ type Service struct {
 
 	server *Server
 	local  *memory.Store
-	alone  func() bool // nil if counters are in this process only
+	alone  func(time.Time, []limit.Use) bool // nil if counters are in this process only
 	tasks  []func(context.Context) error
 }
 
@@ -101,7 +102,7 @@ func (s *Service) store() (Store, error) {
 	guard := fallback.New(shared, s.local, s.log, s.rt.Metrics)
 	leases := lease.New(guard, s.local, s.config.Memory.MaxKeys, time.Now, s.rt.Metrics)
 	s.tasks = append(s.tasks, shared.Run, guard.Run, leases.Run)
-	s.alone = guard.Degraded
+	s.alone = guard.Alone
 	return leases, nil
 }
 

@@ -40,7 +40,7 @@ type Server struct {
 	metrics *metrics
 	// alone says that this replica decides without the shared store; nil if there is
 	// none.
-	alone  func() bool
+	alone  func(now time.Time, uses []limit.Use) bool
 	top    toplist.Lists
 	dropIn DropInConfig
 	mode   limit.Mode // of the limits of descriptors
@@ -103,7 +103,7 @@ func (s *Server) ShouldRateLimit(ctx context.Context, req *rlsv3.RateLimitReques
 	resp := d.respond()
 	if mesh {
 		d.describe(resp)
-		s.markAlone(resp)
+		s.markAlone(now, d, resp)
 	} else {
 		s.dropIn.describe(d, req, resp)
 	}

@@ -30,7 +30,7 @@ func (h *half) tell(outcomes []limit.Outcome) {
 func (g *Guard) apart(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
 	var far, near half
 	for i := range uses {
-		if g.circuit(uses[i].Key).degraded.Load() {
+		if g.circuit(now, &uses[i]).degraded.Load() {
 			far.add(i, uses[i])
 		} else {
 			near.add(i, uses[i])
@@ -50,7 +50,7 @@ func (g *Guard) apart(ctx context.Context, now time.Time, uses []limit.Use, outc
 	}
 	switch err := g.shared.Decide(ctx, now, near.uses, near.outcomes); {
 	case err == nil:
-		g.succeeded(near.uses)
+		g.succeeded(now, near.uses)
 		g.record(now, near.uses, near.outcomes)
 	case ctx.Err() != nil:
 		return ctx.Err()

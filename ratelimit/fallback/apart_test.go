@@ -24,8 +24,8 @@ type divided struct{ servers [2]*shared }
 
 func (d *divided) Nodes() int { return 2 }
 
-func (d *divided) Node(key string) int {
-	if key[0] == 'a' {
+func (d *divided) Node(_ time.Time, u *limit.Use) int {
+	if u.Key[0] == 'a' {
 		return 0
 	}
 	return 1
@@ -44,7 +44,7 @@ func (d *divided) Decide(ctx context.Context, now time.Time, uses []limit.Use, o
 		var at []int
 		var some []limit.Use
 		for i, u := range uses {
-			if d.Node(u.Key) == node {
+			if d.Node(now, &u) == node {
 				at, some = append(at, i), append(some, u)
 			}
 		}
@@ -181,32 +181,6 @@ func TestOneBadCounter(t *testing.T) {
 		sleep(10 * time.Second)
 		if n := store.count() - before; n > 0 {
 			t.Errorf("%d requests in ten idle seconds: what the store does not take is tried for ever", n)
-		}
-		cancel()
-		<-done
-	})
-}
-
-// TestHiccupIsTold: what passed when a single answer failed is told soon, without an
-// outage.
-func TestHiccupIsTold(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		store := &shared{store: memory.New(0)}
-		g := fallback.New(store, memory.New(0), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error)
-		go func() { done <- g.Run(ctx) }()
-		synctest.Wait()
-		u := limit.Use{Key: "k", Limit: storetest.Sliding(t, 10, time.Hour), Hits: 3}
-		store.set(errors.New("one hiccup"))
-		if err := g.Decide(ctx, time.Now(), []limit.Use{u}, make([]limit.Outcome, 1)); err != nil {
-			t.Fatal(err)
-		}
-		store.set(nil)
-		sleep(1100 * time.Millisecond)
-		u.Hits = 0
-		if left := storeDecide(t, store.store, u).Remaining; left != 7 {
-			t.Errorf("%d left of 10 after 3 passed", left)
 		}
 		cancel()
 		<-done

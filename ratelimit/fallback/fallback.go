@@ -48,8 +48,8 @@ type divided interface {
 	Shared
 	// Nodes is how many servers are told apart.
 	Nodes() int
-	// Node is the server that a key is with now, below Nodes.
-	Node(key string) int
+	// Node is the server that decides a use now, below Nodes.
+	Node(now time.Time, u *limit.Use) int
 	// ProbeKey is a key that is with a server, empty if none is.
 	ProbeKey(node int) string
 }
@@ -112,12 +112,12 @@ func (g *Guard) Decide(ctx context.Context, now time.Time, uses []limit.Use, out
 	if !anyCountsRefused(uses) && !anyGivesBack(uses) && g.local.Peek(now, uses, outcomes) {
 		return nil
 	}
-	far := g.far(uses)
+	far := g.far(now, uses)
 	switch {
 	case far == 0:
 		err := g.shared.Decide(ctx, now, uses, outcomes)
 		if err == nil {
-			g.succeeded(uses)
+			g.succeeded(now, uses)
 			g.record(now, uses, outcomes)
 			return nil
 		}
@@ -145,26 +145,26 @@ func (g *Guard) alone(ctx context.Context, now time.Time, uses []limit.Use, outc
 		return err
 	}
 	for i := range uses {
-		g.circuit(uses[i].Key).debts.add(uses[i:i+1], outcomes[i:i+1])
+		g.circuit(now, &uses[i]).debts.add(uses[i:i+1], outcomes[i:i+1])
 	}
 	return nil
 }
 
-// circuit is that of the server that a key is with.
-func (g *Guard) circuit(key string) *circuit {
+// circuit is that of the server that decides a use.
+func (g *Guard) circuit(now time.Time, u *limit.Use) *circuit {
 	if g.divided == nil {
 		return g.circuits[0]
 	}
-	return g.circuits[g.divided.Node(key)]
+	return g.circuits[g.divided.Node(now, u)]
 }
 
 // far is how many uses are with servers that are away.
-func (g *Guard) far(uses []limit.Use) (n int) {
+func (g *Guard) far(now time.Time, uses []limit.Use) (n int) {
 	if g.away.Load() == 0 {
 		return 0
 	}
 	for i := range uses {
-		if g.circuit(uses[i].Key).degraded.Load() {
+		if g.circuit(now, &uses[i]).degraded.Load() {
 			n++
 		}
 	}
@@ -175,6 +175,9 @@ func (g *Guard) far(uses []limit.Use) (n int) {
 // decides alone what is counted there.
 func (g *Guard) Degraded() bool { return g.away.Load() > 0 }
 
+// Alone says that this replica decides some of these uses without the others.
+func (g *Guard) Alone(now time.Time, uses []limit.Use) bool { return g.far(now, uses) > 0 }
+
 // Run brings the guard back after outages, until ctx ends.
 func (g *Guard) Run(ctx context.Context) error {
 	tasks, ctx := errgroup.WithContext(ctx)
@@ -184,10 +187,13 @@ func (g *Guard) Run(ctx context.Context) error {
 	return tasks.Wait()
 }
 
-func (g *Guard) succeeded(uses []limit.Use) {
+func (g *Guard) succeeded(now time.Time, uses []limit.Use) {
+	if !slices.ContainsFunc(g.circuits, func(c *circuit) bool { return c.score.Load() > 0 }) {
+		return // the usual case
+	}
 	for i := range uses {
-		if c := g.circuit(uses[i].Key); i == 0 || g.divided != nil {
-			c.succeeded()
+		if i == 0 || g.divided != nil {
+			g.circuit(now, &uses[i]).succeeded()
 		}
 	}
 }
@@ -204,7 +210,7 @@ func (g *Guard) failed(now time.Time, uses []limit.Use, err error) {
 		return
 	}
 	for i := range uses {
-		g.circuit(uses[i].Key).failed(now, err)
+		g.circuit(now, &uses[i]).failed(now, err)
 	}
 }
 

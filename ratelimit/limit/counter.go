@@ -11,6 +11,7 @@ type Counter struct {
 	state state
 	holds holds
 	named uint64 // names given to holds that came without
+	reset int64  // when it was reset, in microseconds: what was taken before is gone
 }
 
 // state is what an algorithm remembers beside holds. Times are microseconds since
@@ -103,12 +104,15 @@ func (c *Counter) Apply(u *Use, now time.Time) (hits uint64) {
 	case Refund:
 		when := int64(0)
 		if !u.At.IsZero() {
-			when = u.At.UnixMicro()
+			if when = u.At.UnixMicro(); when <= c.reset {
+				return 0
+			}
 		}
 		return c.state.refund(u.Limit, at, hits, when)
 	case Reset:
 		if fresh, err := NewCounter(u.Limit); err == nil {
 			*c = *fresh
+			c.reset = at
 		}
 		return 0
 	case Take:

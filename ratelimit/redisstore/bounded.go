@@ -33,6 +33,7 @@ var errUnbounded = errors.New("redis answered with more than it can have to say:
 type bounded struct {
 	net.Conn
 	answers answers
+	bad     error // the connection is over
 }
 
 // boundedSocket is bounded over a plain socket, whose end the client library sees
@@ -42,10 +43,16 @@ type boundedSocket struct {
 	syscall.Conn
 }
 
+// Read implements net.Conn. The library may go on after an error, as when it tries
+// another way to log in: then there is only the error.
 func (c *bounded) Read(p []byte) (int, error) {
+	if c.bad != nil {
+		return 0, c.bad
+	}
 	n, err := c.Conn.Read(p)
-	if bad := c.answers.follow(p[:n]); bad != nil {
-		return 0, bad
+	if c.bad = c.answers.follow(p[:n]); c.bad != nil {
+		_ = c.Conn.Close() // the error says why
+		return 0, c.bad
 	}
 	return n, err
 }

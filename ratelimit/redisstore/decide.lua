@@ -3,7 +3,8 @@
 -- the code that it has there, and HOLDS are those of limit.Counter.
 --
 -- KEYS  one counter per use, then for each use with the flag h one of holds and one
---       of their order
+--       of their order, then for each that resets or gives back what was taken then
+--       when the counter was reset
 -- ARGV  now in microseconds for what is counted by one clock, 0 for this server's;
 --       now in microseconds by the caller's clock; then for each use:
 --       the algorithm's code, requests, window in microseconds, hits, flags, and
@@ -431,6 +432,13 @@ do
       u.holds, u.order = KEYS[k - 1], KEYS[k]
     end
   end
+  for i = 1, n do
+    local u = uses[i]
+    if u.op == 'X' or u.op == 'R' and u.when > 0 then
+      k = k + 1
+      u.was_reset = KEYS[k]
+    end
+  end
 end
 
 -- What of it fits. Nothing is written here but by what counts even if refused.
@@ -487,10 +495,12 @@ local function apply(u)
     if not u.h or not end_hold(u.h, u.hold) then return 0 end
     if hits > 0 then u.algorithm.add(u.c, u, hits) end
   elseif u.op == 'R' then
+    if u.was_reset and u.when <= (tonumber(redis.call('GET', u.was_reset) or '0') or 0) then return 0 end
     if fixed then return u.algorithm.refund(u.key, u) end
     return u.algorithm.refund(u.c, u, hits, u.when)
   elseif u.op == 'X' then
     redis.call('DEL', u.key)
+    redis.call('SET', u.was_reset, exact(fixed and callers or now), 'PX', math.ceil(u.window / 1000) + 1000)
     if not fixed then
       local fresh, use = u.algorithm.load(u.key, u), u.c.use
       for field in pairs(u.c) do u.c[field] = nil end

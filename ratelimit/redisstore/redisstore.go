@@ -18,16 +18,18 @@
 // are decided by a script per slot, all on the way at once; if one of them refuses,
 // what the others took is given back in the background: never does more pass, and for
 // the moment in between others may be refused for it. What is charged, settled and
-// given back in other slots than that of the refusal is done all the same.
+// given back in other slots than that of the refusal is done all the same. Each master
+// has workers of its own, so that one that is away keeps nobody waiting but those who
+// ask it; the errors of Decide say which it was.
 package redisstore
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	_ "embed" // decide.lua
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -96,11 +98,16 @@ type Store struct {
 	client  redis.UniversalClient
 	sha     string // of source, by which Redis knows it
 	options Options
-	queue   chan *job
+	lanes   []*lane
+	owners  atomic.Pointer[owners] // of a cluster's slots
 	jobs    sync.Pool
+	epoch   time.Time
+}
 
-	epoch    time.Time
-	answered atomic.Int64 // when Redis last answered, by elapsed
+// lane carries the decisions of one server.
+type lane struct {
+	queue    chan *job
+	answered atomic.Int64 // when it last answered, by Store.elapsed
 }
 
 // New returns a store. It does not connect; Decide needs Run to be running.
@@ -118,7 +125,10 @@ func New(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{client: client, sha: redis.NewScript(source).Hash(), options: o, queue: make(chan *job, queueLength), epoch: time.Now()}
+	s := &Store{client: client, sha: redis.NewScript(source).Hash(), options: o, epoch: time.Now()}
+	for range nodes(&o) {
+		s.lanes = append(s.lanes, &lane{queue: make(chan *job, queueLength)})
+	}
 	s.jobs.New = func() any { return &job{done: make(chan error, 1)} }
 	return s, nil
 }
@@ -126,8 +136,13 @@ func New(o Options) (*Store, error) {
 // Run carries decisions to Redis until ctx ends; then it closes the connections.
 func (s *Store) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	for range s.options.Workers {
-		g.Go(func() error { return s.work(ctx) })
+	for _, l := range s.lanes {
+		for range s.options.Workers {
+			g.Go(func() error { return s.work(ctx, l) })
+		}
+	}
+	if cluster, ok := s.client.(*redis.ClusterClient); ok {
+		g.Go(func() error { return s.follow(ctx, cluster) })
 	}
 	err := g.Wait()
 	return errors.Join(err, s.client.Close())
@@ -137,22 +152,43 @@ func (s *Store) Run(ctx context.Context) error {
 // outcomes, which is as long as uses. Sliding limits are taken from only if no
 // enforced one of them is over. With an error outcomes are not set.
 func (s *Store) Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
+	if len(s.lanes) > 1 && len(uses) > 1 {
+		if groups := bySlot(now, uses); len(groups) > 1 {
+			return s.across(ctx, now, groups, uses, outcomes)
+		}
+	}
+	j, err := s.start(now, uses)
+	if err != nil {
+		return err
+	}
+	return s.finish(ctx, j, outcomes)
+}
+
+// start puts a decision on its way to the server of its first use.
+func (s *Store) start(now time.Time, uses []limit.Use) (*job, error) {
 	j := s.jobs.Get().(*job) //nolint:forcetypeassert // see New
 	j.now = now
 	j.sent.Store(0)
 	j.uses = append(j.uses[:0], uses...) // the caller may go before the worker does
-	j.outcomes = append(j.outcomes[:0], outcomes...)
+	j.outcomes = append(j.outcomes[:0], make([]limit.Outcome, len(uses))...)
+	j.lane, j.begin = s.lanes[0], s.elapsed()
+	if len(s.lanes) > 1 && len(uses) > 0 {
+		j.lane = s.lanes[s.Node(now, &uses[0])]
+	}
+	select {
+	case j.lane.queue <- j:
+		return j, nil
+	default:
+		return nil, ErrBusy
+	}
+}
+
+// finish waits for a decision. The job is another's then.
+func (s *Store) finish(ctx context.Context, j *job, outcomes []limit.Outcome) error {
 	if j.timer == nil {
 		j.timer = time.NewTimer(s.options.Timeout)
 	} else {
 		j.timer.Reset(s.options.Timeout)
-	}
-	begin := s.elapsed()
-	select {
-	case s.queue <- j:
-	default:
-		j.timer.Stop()
-		return ErrBusy
 	}
 	for {
 		select {
@@ -162,7 +198,7 @@ func (s *Store) Decide(ctx context.Context, now time.Time, uses []limit.Use, out
 			s.jobs.Put(j)
 			return err
 		case <-j.timer.C:
-			left := s.patience(j, begin)
+			left := s.patience(j)
 			if left <= 0 {
 				j.abandoned.Store(true)
 				return ErrTimeout
@@ -179,115 +215,80 @@ func (s *Store) Decide(ctx context.Context, now time.Time, uses []limit.Use, out
 // patience is for how much longer a decision may wait: Timeout from when it was
 // sent. While it stands in the queue it waits as long as Redis answers others
 // within Timeout, for then this process is busy and Redis is not away.
-func (s *Store) patience(j *job, begin time.Duration) time.Duration {
-	now, since := s.elapsed(), begin
+func (s *Store) patience(j *job) time.Duration {
+	now, since := s.elapsed(), j.begin
 	if sent := time.Duration(j.sent.Load()); sent > 0 {
 		since = sent
-	} else if answered := time.Duration(s.answered.Load()); answered > begin {
+	} else if answered := time.Duration(j.lane.answered.Load()); answered > j.begin {
 		since = answered
 	}
-	return min(since+s.options.Timeout-now, begin+maxWait*s.options.Timeout-now)
+	return min(since+s.options.Timeout-now, j.begin+maxWait*s.options.Timeout-now)
 }
 
 // elapsed is a clock for waiting; it is never 0.
 func (s *Store) elapsed() time.Duration { return time.Since(s.epoch) + 1 }
 
-// job is one decision on its way. Who gave it up sets abandoned and leaves it to
-// the worker; only a finished one is used again.
+// job is one decision on its way: one script. Who gave it up sets abandoned and leaves
+// it to the worker; only a finished one is used again.
 type job struct {
 	now       time.Time
 	uses      []limit.Use
 	outcomes  []limit.Outcome
+	lane      *lane
+	begin     time.Duration // by Store.elapsed
 	abandoned atomic.Bool
 	done      chan error
 	timer     *time.Timer
 	sent      atomic.Int64 // when, by Store.elapsed; 0 while it waits for a worker
-	parts     []part
+	cmd       *redis.Cmd
 }
 
-// part is what one command decides of a job: all of it, or in a cluster what is of
-// one slot.
-type part struct {
-	uses []int // places in the job's uses, nil for all
-	cmd  *redis.Cmd
-	err  error
-	over bool // it is answered
-}
-
-func (s *Store) work(ctx context.Context) error {
+func (s *Store) work(ctx context.Context, l *lane) error {
 	batch := make([]*job, 0, maxBatch)
 	for {
 		batch = batch[:0]
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case j := <-s.queue:
+		case j := <-l.queue:
 			batch = append(batch, j)
 		}
 		for more := true; more && len(batch) < maxBatch; {
 			select {
-			case j := <-s.queue:
+			case j := <-l.queue:
 				batch = append(batch, j)
 			default:
 				more = false
 			}
 		}
-		s.carry(ctx, batch)
+		s.carry(ctx, l, batch)
 	}
 }
 
 // carry sends a batch; if Redis does not know the script (it restarted empty, or
 // another one is the master), once more when it does.
-func (s *Store) carry(ctx context.Context, batch []*job) {
+func (s *Store) carry(ctx context.Context, l *lane, batch []*job) {
 	rest := batch[:0]
 	for _, j := range batch {
 		if !j.abandoned.Load() {
-			s.split(j)
 			rest = append(rest, j)
 		}
 	}
-	if rest = s.send(ctx, rest, false); len(rest) > 0 {
-		s.client.ScriptLoad(ctx, source) // what it says, the commands say again
-		s.send(ctx, rest, true)
+	if rest = s.send(ctx, l, rest, false); len(rest) > 0 {
+		s.load(ctx, rest) // what it says, the commands say again
+		s.send(ctx, l, rest, true)
 	}
 }
 
-// split makes the parts of a job.
-func (s *Store) split(j *job) {
-	j.parts = j.parts[:0]
-	if len(s.options.Cluster) == 0 || len(j.uses) == 1 {
-		j.parts = append(j.parts, part{})
-		return
-	}
-	at := make(map[uint16]int)
-	for i := range j.uses {
-		slot := slot(j.uses[i].Limit.CounterKey(j.uses[i].Key, j.now))
-		k, known := at[slot]
-		if !known {
-			k = len(j.parts)
-			at[slot] = k
-			j.parts = append(j.parts, part{})
-		}
-		j.parts[k].uses = append(j.parts[k].uses, i)
-	}
-	if len(j.parts) == 1 {
-		j.parts[0].uses = nil
-	}
-}
-
-// send returns the jobs of which some part found no script.
-func (s *Store) send(ctx context.Context, jobs []*job, last bool) (again []*job) {
+// send returns the jobs that found no script.
+func (s *Store) send(ctx context.Context, l *lane, jobs []*job, last bool) (again []*job) {
 	if len(jobs) == 0 {
 		return nil
 	}
 	pipe := s.client.Pipeline()
 	for _, j := range jobs {
-		for k := range j.parts {
-			if p := &j.parts[k]; !p.over {
-				keys, args := s.arguments(j, p.uses)
-				p.cmd = pipe.EvalSha(ctx, s.sha, keys, args...)
-			}
-		}
+		keys, args := s.arguments(j)
+		j.cmd = pipe.EvalSha(ctx, s.sha, keys, args...)
 	}
 	sent := int64(s.elapsed())
 	for _, j := range jobs {
@@ -295,110 +296,28 @@ func (s *Store) send(ctx context.Context, jobs []*job, last bool) (again []*job)
 	}
 	_, failed := pipe.Exec(ctx)
 	if failed == nil {
-		s.answered.Store(int64(s.elapsed()))
+		l.answered.Store(int64(s.elapsed()))
 	}
 	for _, j := range jobs {
-		if j.answered(failed, last) {
-			s.compensate(j)
-			j.done <- j.err()
-		} else {
-			again = append(again, j)
+		values, err := j.cmd.Int64Slice()
+		if j.cmd.Err() == nil && j.cmd.Val() == nil && failed != nil {
+			err = failed // it was not sent: Redis did not let us in
 		}
+		j.cmd = nil
+		if !last && err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
+			again = append(again, j)
+			continue
+		}
+		if err == nil {
+			err = j.fill(values)
+		}
+		j.done <- err
 	}
 	return again
 }
 
-// answered takes in what was said to the parts of a job; it is false if some of
-// them found no script and may be sent again.
-func (j *job) answered(failed error, last bool) bool {
-	all := true
-	for k := range j.parts {
-		p := &j.parts[k]
-		if p.over {
-			continue
-		}
-		var values []int64
-		values, p.err = p.cmd.Int64Slice()
-		if p.cmd.Err() == nil && p.cmd.Val() == nil && failed != nil {
-			p.err = failed // it was not sent: Redis did not let us in
-		}
-		p.cmd = nil
-		if !last && p.err != nil && redis.HasErrorPrefix(p.err, "NOSCRIPT") {
-			all = false
-			continue
-		}
-		if p.over = true; p.err == nil {
-			p.err = j.fill(values, p.uses)
-		}
-	}
-	return all
-}
-
-func (j *job) err() error {
-	for _, p := range j.parts {
-		if p.err != nil {
-			return p.err
-		}
-	}
-	return nil
-}
-
-// compensate gives back, in the background, what parts of a job took while another
-// part refuses it. Until it has arrived others may be refused for it; nobody passes
-// for it. In one slot, and without a cluster, there is nothing to give back.
-func (s *Store) compensate(j *job) {
-	if len(j.parts) < 2 || !refuses(j) {
-		return
-	}
-	back := &job{now: j.now, done: make(chan error, 1)}
-	for i := range j.uses {
-		u, out := j.uses[i], &j.outcomes[i]
-		if u.Op != limit.Take || u.Limit.CountsRefused() || out.Taken == 0 {
-			continue
-		}
-		u.Op, u.Hits, u.Want, u.At = limit.Refund, out.Taken, 0, out.At
-		if u.HeldFor() > 0 {
-			u.Op, u.Hits = limit.Settle, 0
-		}
-		back.uses = append(back.uses, u)
-		out.Remaining += uint32(out.Taken) //nolint:gosec // at most what was there before
-		out.Taken = 0
-	}
-	if len(back.uses) == 0 {
-		return
-	}
-	back.outcomes = make([]limit.Outcome, len(back.uses))
-	select {
-	case s.queue <- back:
-	default: // it counts for its window: nobody passes for that
-	}
-}
-
-// refuses says whether a job that parts of were taken for is refused.
-func refuses(j *job) bool {
-	for i := range j.uses {
-		if u := &j.uses[i]; j.outcomes[i].Over && !u.Observe && !u.Limit.CountsRefused() {
-			return j.err() == nil
-		}
-	}
-	return false
-}
-
-// each goes over the uses of a part, nil for all.
-func (j *job) each(uses []int, visit func(at, i int)) {
-	if uses == nil {
-		for i := range j.uses {
-			visit(i, i)
-		}
-		return
-	}
-	for at, i := range uses {
-		visit(at, i)
-	}
-}
-
 // arguments are the keys and arguments of decide.lua.
-func (s *Store) arguments(j *job, uses []int) (keys []string, args []any) {
+func (s *Store) arguments(j *job) (keys []string, args []any) {
 	const head, each = 2, 5
 	keys = make([]string, 0, len(j.uses))
 	args = make([]any, 0, head+each*len(j.uses))
@@ -408,12 +327,12 @@ func (s *Store) arguments(j *job, uses []int) (keys []string, args []any) {
 		now = callers
 	}
 	args = append(args, now, callers)
-	var holds []string
-	j.each(uses, func(at, i int) {
+	var holds, resets []string
+	for i := range j.uses {
 		u := &j.uses[i]
 		keys = append(keys, u.Limit.CounterKey(u.Key, j.now))
 		hits, flags := u.Bounded(), opFlags(u)
-		if u.Op == limit.Refund && !u.At.IsZero() && u.Limit.CounterKey(u.Key, u.At) != keys[at] {
+		if u.Op == limit.Refund && !u.At.IsZero() && u.Limit.CounterKey(u.Key, u.At) != keys[i] {
 			hits = 0 // it was taken from another counter, which is over
 		}
 		args = append(args, u.Limit.Algorithm().Code(), u.Limit.Requests(), u.Limit.Window().Microseconds(), hits, flags)
@@ -434,8 +353,11 @@ func (s *Store) arguments(j *job, uses []int) (keys []string, args []any) {
 			}
 			args = append(args, when)
 		}
-	})
-	return append(keys, holds...), args
+		if u.Op == limit.Reset || u.Op == limit.Refund && !u.At.IsZero() {
+			resets = append(resets, u.Key+":r")
+		}
+	}
+	return slices.Concat(keys, holds, resets), args
 }
 
 // opFlags are the flags of a use in decide.lua.
@@ -479,27 +401,16 @@ func looksAtHolds(u *limit.Use) bool {
 	return u.Op == limit.Settle || u.Op == limit.Reset
 }
 
-// holdName gives a use that is held without a name one that is nobody else's.
-func holdName(u *limit.Use) string {
-	if u.Hold == "" && u.HeldFor() > 0 && u.Op != limit.Settle {
-		return rand.Text()
-	}
-	return u.Hold
-}
-
 // fill turns the script's answer into outcomes.
-func (j *job) fill(values []int64, uses []int) error {
+func (j *job) fill(values []int64) error {
 	const each = 5
 	n := len(j.uses)
-	if uses != nil {
-		n = len(uses)
-	}
 	if len(values) != each*n+1 {
 		return fmt.Errorf("redis script answered %d numbers for %d limits", len(values), n)
 	}
 	now := time.UnixMicro(values[len(values)-1])
-	j.each(uses, func(at, i int) {
-		u, v := &j.uses[i], values[each*at:each*(at+1)]
+	for i := range j.uses {
+		u, v := &j.uses[i], values[each*i:each*(i+1)]
 		most := int64(max(u.Limit.Requests(), u.Limit.Burst()))
 		j.outcomes[i] = limit.Outcome{
 			Over:       v[0] == 1,
@@ -513,7 +424,7 @@ func (j *job) fill(values []int64, uses []int) error {
 		if u.Limit.CountsRefused() {
 			j.outcomes[i].At = j.now.Truncate(time.Microsecond)
 		}
-	})
+	}
 	return nil
 }
 

@@ -22,14 +22,14 @@ import (
 	"github.com/writ-mesh/writ/ratelimit/storetest"
 )
 
-// failovers is how often the master changes in each topology, and how long nobody may
-// have an answer then. A machine that does other things too is only asked whether it
-// comes back by itself in both directions; make failovers asks for 20 and two seconds.
-func failovers(t *testing.T) (times int, bound time.Duration) {
+// failovers is how often the master changes in each topology, few by default, and how
+// long nobody may have an answer then. A machine that does other things too is only
+// asked whether it comes back by itself; make failovers asks for 20 and two seconds.
+func failovers(t *testing.T, few int) (times int, bound time.Duration) {
 	t.Helper()
 	text := os.Getenv("WRIT_FAILOVERS")
 	if text == "" {
-		return 2, 20 * time.Second
+		return few, 20 * time.Second
 	}
 	times, err := strconv.Atoi(text)
 	if err != nil {
@@ -40,7 +40,7 @@ func failovers(t *testing.T) (times int, bound time.Duration) {
 
 // underLoad asks all the time while the master changes again and again. Nobody
 // starts anything anew, and each time answers come again.
-func underLoad(t *testing.T, s *redisstore.Store, key string, failover func()) {
+func underLoad(t *testing.T, s *redisstore.Store, key string, few int, failover func()) {
 	u := limit.Use{Key: key, Limit: storetest.Sliding(t, 1<<31, time.Hour), Hits: 1}
 	ask := func() error {
 		return s.Decide(t.Context(), time.Now(), []limit.Use{u}, make([]limit.Outcome, 1))
@@ -63,7 +63,7 @@ func underLoad(t *testing.T, s *redisstore.Store, key string, failover func()) {
 			}
 		}
 	})
-	times, bound := failovers(t)
+	times, bound := failovers(t, few)
 	for i := range times {
 		longest.Store(0)
 		failover()
@@ -92,7 +92,8 @@ func TestSentinel(t *testing.T) {
 		Password: "s3cret", Timeout: time.Second,
 	}
 	s := run(t, o)
-	underLoad(t, s, "k", func() { set.Failover(t) })
+	t.Run("handed over", func(t *testing.T) { underLoad(t, s, "k", 2, func() { set.Failover(t) }) })
+	t.Run("killed", func(t *testing.T) { underLoad(t, s, "k", 1, func() { set.Crash(t) }) })
 	refused := func(what string, o redisstore.Options) {
 		t.Helper()
 		if _, err := one(t, run(t, o), limit.Use{Key: "k", Limit: storetest.Sliding(t, 1, time.Minute), Hits: 1}); err == nil {
@@ -159,7 +160,8 @@ func TestCluster(t *testing.T) {
 	for i := range 8 {
 		uses = append(uses, limit.Use{Key: fmt.Sprintf("writ:{default/%d}:0:s", i), Limit: storetest.Sliding(t, 10, time.Minute), Hits: 1})
 	}
-	places := limit.Use{Key: "writ:{default/places}:0:c", Limit: storetest.New(t, limit.Concurrency, 10, time.Minute), Hits: 1, Hold: "x"}
+	// One that is held without a name is given back too.
+	places := limit.Use{Key: "writ:{default/places}:0:c", Limit: storetest.New(t, limit.Concurrency, 10, time.Minute), Hits: 1}
 	bucket := limit.Use{Key: "writ:{default/bucket}:0:g", Limit: storetest.New(t, limit.GCRA, 10, time.Hour), Hits: 1}
 	uses = append(uses, places, bucket)
 	proctest.Eventually(t, 20*time.Second, func() error { // until there is a connection to each node
@@ -179,7 +181,6 @@ func TestCluster(t *testing.T) {
 	none := limit.Use{Key: "writ:{default/none}:0:s", Limit: storetest.Sliding(t, 0, time.Minute), Hits: 1}
 	for range 3 {
 		again := append(uses[:len(uses):len(uses)], none)
-		again[8].Hold = "y"
 		for i, out := range ask(again...) {
 			if out.Over != (i == len(uses)) || out.Taken != 0 {
 				t.Errorf("use %d of a refused request: %+v", i, out)
@@ -190,7 +191,9 @@ func TestCluster(t *testing.T) {
 		u.Hits = 0
 		proctest.Until(t, 20*time.Second, fmt.Sprintf("use %d to be given back", i), func() bool { return ask(u)[0].Remaining == 9 })
 	}
-	underLoad(t, s, "k", func() { set.Failover(t) })
+	key := set.Key(t, 0)
+	t.Run("handed over", func(t *testing.T) { underLoad(t, s, key, 2, func() { set.Failover(t) }) })
+	t.Run("killed", func(t *testing.T) { underLoad(t, s, key, 1, func() { set.Crash(t) }) })
 }
 
 // TestWrongTopology: what cannot be meant is refused before anything is asked.

@@ -3,6 +3,7 @@ package redistest
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,7 +23,7 @@ func StartCluster(t testing.TB, auth []string, args ...string) *ClusterSet {
 	t.Helper()
 	c := &ClusterSet{auth: auth}
 	for i := range c.Nodes {
-		c.Nodes[i] = Start(t, append(args, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0")...)
+		c.Nodes[i] = Start(t, append(args, "--cluster-enabled", "yes", "--cluster-node-timeout", "500", "--repl-diskless-sync-delay", "0")...)
 	}
 	const slots, masters = 16384, 3
 	for i, node := range c.Nodes {
@@ -75,6 +76,47 @@ func (c *ClusterSet) Failover(t testing.TB) {
 		}
 		return errors.New("neither is a replica")
 	})
+}
+
+// Crash kills the master of the first slots, and starts it again once its replica is
+// the master; so it is the replica then.
+func (c *ClusterSet) Crash(t testing.TB) {
+	t.Helper()
+	pair := []*Server{c.Nodes[0], c.Nodes[3]}
+	role := func(s *Server) string {
+		said, err := s.try(append(slices.Clone(c.auth), "INFO", "replication")...)
+		if err != nil { // it ends connections when it is told whom to follow
+			return err.Error()
+		}
+		return said
+	}
+	proctest.Until(t, 30*time.Second, "a master and a replica that follows it", func() bool {
+		if strings.Contains(role(pair[0]), "role:slave") {
+			pair[0], pair[1] = pair[1], pair[0]
+		}
+		return strings.Contains(role(pair[0]), "role:master") && strings.Contains(role(pair[1]), "master_link_status:up")
+	})
+	pair[0].Kill()
+	proctest.Until(t, 30*time.Second, "the replica to be the master", func() bool { return strings.Contains(role(pair[1]), "role:master") })
+	pair[0].Restart(t)
+}
+
+// Key is a counter that is with one of the first three nodes.
+func (c *ClusterSet) Key(t testing.TB, node int) string {
+	t.Helper()
+	const slots, masters = 16384, 3
+	for i := range 100 {
+		key := fmt.Sprintf("writ:{%d}", i)
+		var slot int
+		if _, err := fmt.Sscan(c.command(t, c.Nodes[0], "CLUSTER", "KEYSLOT", key), &slot); err != nil {
+			t.Fatal(err)
+		}
+		if slot >= slots*node/masters && slot < slots*(node+1)/masters {
+			return key
+		}
+	}
+	t.Fatalf("no key of 100 is with node %d", node)
+	return ""
 }
 
 func (c *ClusterSet) command(t testing.TB, to *Server, args ...string) string {

@@ -102,13 +102,22 @@ func (s *Server) Thaw() { s.Signal(syscall.SIGCONT) }
 // Command runs one command through redis-cli and returns its output.
 func (s *Server) Command(t testing.TB, args ...string) string {
 	t.Helper()
+	out, err := s.try(args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// try is Command of a server that may not take it just now.
+func (s *Server) try(args ...string) (string, error) {
 	way := []string{"-p", fmt.Sprint(s.port)}
 	if roots := s.roots(); roots != "" {
 		way = append(way, "--tls", "--cacert", roots)
 	}
 	out, err := exec.Command("redis-cli", append(way, args...)...).CombinedOutput() //nolint:gosec,noctx // a test's own
 	if err != nil {
-		t.Fatalf("redis-cli %v: %v: %s", args, err, out)
+		return "", fmt.Errorf("redis-cli %v: %w: %s", args, err, out)
 	}
-	return strings.TrimSpace(string(out))
+	return strings.TrimSpace(string(out)), nil
 }

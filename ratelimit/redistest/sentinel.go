@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -41,7 +42,7 @@ func StartSentinel(t testing.TB, password string, args ...string) *SentinelSet {
 	conf := []string{
 		port, "bind 127.0.0.1", "dir " + s.sentinel.dir,
 		fmt.Sprintf("sentinel monitor %s 127.0.0.1 %d 1", MasterName, s.Servers[0].port),
-		"sentinel down-after-milliseconds " + MasterName + " 1000",
+		"sentinel down-after-milliseconds " + MasterName + " 500",
 		"sentinel failover-timeout " + MasterName + " 3000",
 		"requirepass " + password, "sentinel auth-pass " + MasterName + " " + password,
 	}
@@ -89,4 +90,33 @@ func (s *SentinelSet) Failover(t testing.TB) {
 		}
 		return fmt.Errorf("sentinel: %s", s.command(t, s.sentinel, "SENTINEL", "FAILOVER", MasterName))
 	})
+}
+
+// Crash kills the master, and starts it again as the replica of the one that the
+// sentinel makes the master in its place.
+func (s *SentinelSet) Crash(t testing.TB) {
+	t.Helper()
+	before := s.Master(t)
+	next := s.Servers[0]
+	if next == before {
+		next = s.Servers[1]
+	}
+	proctest.Until(t, 30*time.Second, "a replica that follows, and that the sentinel knows", func() bool {
+		// It ends connections when it is told whom to follow.
+		said, err := next.try(append(slices.Clone(s.auth), "INFO", "replication")...)
+		return err == nil && strings.Contains(said, "master_link_status:up") &&
+			strings.Contains(s.command(t, s.sentinel, "SENTINEL", "REPLICAS", MasterName), fmt.Sprint(next.port))
+	})
+	before.Kill()
+	proctest.Until(t, 30*time.Second, "the replica to be the master", func() bool { return s.Master(t) == next })
+	before.args = append(without(before.args, "--replicaof"), "--replicaof", "127.0.0.1 "+fmt.Sprint(next.port))
+	before.Restart(t)
+}
+
+// without takes a flag with its value out of arguments.
+func without(args []string, flag string) []string {
+	if i := slices.Index(args, flag); i >= 0 {
+		return slices.Delete(slices.Clone(args), i, i+2)
+	}
+	return slices.Clone(args)
 }

@@ -41,6 +41,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Store) {
 			"charge":                     charge,
 			"refund":                     refund,
 			"reset":                      reset,
+			"reset, then refund":         resetThenRefund,
 			"held":                       held,
 			"held together":              heldTogether,
 			"settled once":               settledOnce,

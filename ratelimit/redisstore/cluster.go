@@ -1,0 +1,266 @@
+package redisstore
+
+import (
+	"context"
+	"crypto/rand"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/writ-mesh/writ/ratelimit/limit"
+)
+
+const (
+	// maxNodes is how many masters of a cluster have workers of their own; of more
+	// some share theirs.
+	maxNodes = 16
+	// probeKey is a counter of no caller.
+	probeKey = "writ:probe"
+)
+
+// nodes is how many servers are told apart.
+func nodes(o *Options) int {
+	if len(o.Cluster) > 0 {
+		return maxNodes
+	}
+	return 1
+}
+
+// owners say which lane the slots of a cluster belong to: that of their master.
+type owners struct {
+	lane  [slots]uint8
+	probe [maxNodes]string // a counter in a slot of each
+}
+
+// Nodes is how many servers are told apart: the masters of a cluster.
+func (s *Store) Nodes() int { return len(s.lanes) }
+
+// Node is which of them a use is decided by, as far as it is known now.
+func (s *Store) Node(now time.Time, u *limit.Use) int {
+	known := s.owners.Load()
+	if known == nil {
+		return 0
+	}
+	return int(known.lane[slot(u.Limit.CounterKey(u.Key, now))])
+}
+
+// ProbeKey is a key that is with a server, empty if none is.
+func (s *Store) ProbeKey(node int) string {
+	switch known := s.owners.Load(); {
+	case known != nil:
+		return known.probe[node]
+	case node == 0:
+		return probeKey
+	default:
+		return ""
+	}
+}
+
+// follow keeps in mind who is the master of which slots, until ctx ends.
+func (s *Store) follow(ctx context.Context, client *redis.ClusterClient) error {
+	lanes := make(map[string]int) // by the master's name
+	tick := time.NewTicker(reloadEvery)
+	defer tick.Stop()
+	for {
+		if ranges, err := client.ClusterSlots(ctx).Result(); err == nil {
+			s.owners.Store(newOwners(lanes, ranges))
+		} // else the client goes on with what it knows, and so do we
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// newOwners makes owners of what a cluster says. A master keeps its lane in lanes as
+// long as it has slots; a new one gets one that is free.
+func newOwners(lanes map[string]int, ranges []redis.ClusterSlot) *owners {
+	masters := make(map[string]bool)
+	for _, r := range ranges {
+		if name := master(r); name != "" {
+			masters[name] = true
+		}
+	}
+	used := make(map[int]bool)
+	for name, lane := range lanes {
+		if !masters[name] {
+			delete(lanes, name)
+			continue
+		}
+		used[lane] = true
+	}
+	o := &owners{}
+	for _, r := range ranges {
+		name := master(r)
+		if name == "" {
+			continue
+		}
+		lane, known := lanes[name]
+		if !known {
+			for lane = 0; used[lane] && lane < maxNodes-1; {
+				lane++
+			}
+			lanes[name], used[lane] = lane, true
+		}
+		for i := max(r.Start, 0); i <= min(r.End, slots-1); i++ {
+			o.lane[i] = uint8(lane) //nolint:gosec // below maxNodes
+		}
+	}
+	for n, missing := 0, len(used); missing > 0 && n < 8*slots; n++ {
+		tag := strconv.Itoa(n)
+		if key := &o.probe[o.lane[slot(tag)]]; *key == "" {
+			*key = probeKey + ":{" + tag + "}"
+			missing--
+		}
+	}
+	return o
+}
+
+// master names the master of some slots.
+func master(r redis.ClusterSlot) string {
+	if len(r.Nodes) == 0 {
+		return ""
+	}
+	if r.Nodes[0].ID != "" {
+		return r.Nodes[0].ID
+	}
+	return r.Nodes[0].Addr
+}
+
+// load makes the script known to those who do not know it.
+func (s *Store) load(ctx context.Context, jobs []*job) {
+	cluster, ok := s.client.(*redis.ClusterClient)
+	if !ok {
+		s.client.ScriptLoad(ctx, source)
+		return
+	}
+	var told []*redis.Client
+	for _, j := range jobs {
+		u := &j.uses[0]
+		node, err := cluster.MasterForKey(ctx, u.Limit.CounterKey(u.Key, j.now))
+		if err != nil || slices.Contains(told, node) {
+			continue
+		}
+		node.ScriptLoad(ctx, source)
+		told = append(told, node)
+	}
+}
+
+// bySlot gives the places of the uses of each slot.
+func bySlot(now time.Time, uses []limit.Use) (groups [][]int) {
+	at := make(map[uint16]int, 1)
+	for i := range uses {
+		slot := slot(uses[i].Limit.CounterKey(uses[i].Key, now))
+		k, known := at[slot]
+		if !known {
+			k = len(groups)
+			at[slot] = k
+			groups = append(groups, nil)
+		}
+		groups[k] = append(groups[k], i)
+	}
+	return groups
+}
+
+// nodesError is an error of some of the servers that a decision was made by.
+type nodesError struct {
+	error
+
+	nodes []int
+}
+
+// Nodes are the servers that failed.
+func (e *nodesError) Nodes() []int { return e.nodes }
+
+func (e *nodesError) Unwrap() error { return e.error }
+
+// across decides uses of several slots, a script for each, all of them at once.
+func (s *Store) across(ctx context.Context, now time.Time, groups [][]int, uses []limit.Use, outcomes []limit.Outcome) error {
+	uses = slices.Clone(uses)
+	for i := range uses { // what may have to be given back needs a name
+		uses[i].Hold = holdName(&uses[i])
+	}
+	some := make([]limit.Use, 0, len(uses))
+	jobs, failed := make([]*job, len(groups)), nodesError{}
+	fail := func(k int, err error) {
+		failed.error, failed.nodes = err, append(failed.nodes, s.Node(now, &uses[groups[k][0]]))
+	}
+	for k, group := range groups {
+		some = some[:0]
+		for _, i := range group {
+			some = append(some, uses[i])
+		}
+		var err error
+		if jobs[k], err = s.start(now, some); err != nil {
+			fail(k, err)
+		}
+	}
+	decided := make([]limit.Outcome, len(uses))
+	for k, group := range groups {
+		if jobs[k] == nil {
+			continue
+		}
+		if err := s.finish(ctx, jobs[k], decided[:len(group)]); err != nil {
+			fail(k, err)
+			continue
+		}
+		for n, i := range group {
+			outcomes[i] = decided[n]
+		}
+	}
+	if failed.error != nil {
+		return &failed
+	}
+	s.compensate(now, uses, outcomes)
+	return nil
+}
+
+// compensate gives back, in the background, what was taken in some slots while others
+// refuse. Until it has arrived others may be refused for it; nobody passes for it.
+func (s *Store) compensate(now time.Time, uses []limit.Use, outcomes []limit.Outcome) {
+	if !refuses(uses, outcomes) {
+		return
+	}
+	var back []limit.Use
+	for i, u := range uses {
+		out := &outcomes[i]
+		if u.Op != limit.Take || u.Limit.CountsRefused() || out.Taken == 0 {
+			continue
+		}
+		u.Op, u.Hits, u.Want, u.At = limit.Refund, out.Taken, 0, out.At
+		if u.HeldFor() > 0 {
+			u.Op, u.Hits = limit.Settle, 0
+		}
+		back = append(back, u)
+		out.Remaining += uint32(out.Taken) //nolint:gosec // at most what was there before
+		out.Taken = 0
+	}
+	for _, group := range bySlot(now, back) {
+		some := make([]limit.Use, 0, len(group))
+		for _, i := range group {
+			some = append(some, back[i])
+		}
+		_, _ = s.start(now, some) // else it counts for its window: nobody passes for that
+	}
+}
+
+// refuses says whether something refuses that is not counted all the same.
+func refuses(uses []limit.Use, outcomes []limit.Outcome) bool {
+	for i := range uses {
+		if u := &uses[i]; outcomes[i].Over && !u.Observe && !u.Limit.CountsRefused() {
+			return true
+		}
+	}
+	return false
+}
+
+// holdName gives a use that is held without a name one that is nobody else's.
+func holdName(u *limit.Use) string {
+	if u.Hold == "" && u.HeldFor() > 0 && u.Op != limit.Settle {
+		return rand.Text()
+	}
+	return u.Hold
+}

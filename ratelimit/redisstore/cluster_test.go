@@ -1,0 +1,83 @@
+package redisstore
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/writ-mesh/writ/ratelimit/limit"
+	"github.com/writ-mesh/writ/ratelimit/storetest"
+)
+
+func ranges(names ...string) (out []redis.ClusterSlot) {
+	for i, name := range names {
+		out = append(out, redis.ClusterSlot{
+			Start: slots * i / len(names), End: slots*(i+1)/len(names) - 1, Nodes: []redis.ClusterNode{{ID: name, Addr: "x:1"}},
+		})
+	}
+	return out
+}
+
+// TestOwners: a master keeps its lane, one that takes another's place gets a lane of its
+// own, and a probe goes to whom it is meant for.
+func TestOwners(t *testing.T) {
+	lanes := make(map[string]int)
+	newOwners(lanes, ranges("a", "b", "c"))
+	if lanes["a"] == lanes["b"] || lanes["b"] == lanes["c"] || lanes["a"] == lanes["c"] {
+		t.Fatalf("%v", lanes)
+	}
+	was := lanes["b"]
+	o := newOwners(lanes, ranges("a", "d", "c"))
+	if lanes["d"] == lanes["a"] || lanes["d"] == lanes["c"] || len(lanes) != 3 {
+		t.Errorf("after another has taken b's place: %v", lanes)
+	}
+	o = newOwners(lanes, append(ranges("a", "d", "c", "b"), redis.ClusterSlot{}, redis.ClusterSlot{Start: -5, End: 1 << 20}))
+	if lanes["b"] == lanes["d"] {
+		t.Errorf("b is back, and was %d: %v", was, lanes)
+	}
+	for i, want := range []string{"a", "d", "c", "b"} {
+		if got := int(o.lane[slots*i/4]); got != lanes[want] {
+			t.Errorf("slot %d has lane %d, want that of %s: %v", slots*i/4, got, want, lanes)
+		}
+	}
+	probes := 0
+	for lane, key := range o.probe {
+		if key != "" && int(o.lane[slot(key)]) == lane {
+			probes++
+		}
+	}
+	if probes != 4 {
+		t.Errorf("probes: %q", o.probe)
+	}
+	many := make([]string, 100)
+	for i := range many {
+		many[i] = string(rune('A' + i))
+	}
+	if o = newOwners(lanes, ranges(many...)); int(o.lane[slots-1]) >= maxNodes {
+		t.Errorf("lane %d", o.lane[slots-1])
+	}
+}
+
+// TestErrorsSayWhere: of a decision over several masters.
+func TestErrorsSayWhere(t *testing.T) {
+	s, err := New(Options{Cluster: []string{"127.0.0.1:1"}, Timeout: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.owners.Store(newOwners(make(map[string]int), ranges("a", "b")))
+	var uses []limit.Use
+	for _, key := range []string{"{1}", "{2}", "{3}", "{4}"} {
+		uses = append(uses, limit.Use{Key: key, Limit: storetest.Sliding(t, 1, time.Minute), Hits: 1})
+	}
+	var of interface{ Nodes() []int }
+	if err := s.Decide(t.Context(), time.Now(), uses, make([]limit.Outcome, 4)); !errors.Is(err, ErrTimeout) || !errors.As(err, &of) || len(of.Nodes()) != 4 {
+		t.Fatalf("nobody carries it: %v", err)
+	}
+	for i, node := range of.Nodes() {
+		if node != s.Node(time.Now(), &uses[i]) {
+			t.Errorf("use %d: node %d", i, node)
+		}
+	}
+}
