@@ -83,7 +83,9 @@ func (s *Service) openAdmin() error {
 // counter is a counter that an operator speaks of.
 type counter struct {
 	name, limit string
+	plan        string // where its numbers come from, if not from the policy alone
 	use         limit.Use
+	shared      quota.Shared
 }
 
 // find finds the counter of a name.
@@ -100,11 +102,11 @@ func (a *admin) find(name string) (*counter, error) {
 
 func (s *Server) find(name string) (*counter, error) {
 	if t := s.quotas.Load(); t != nil {
-		l, key, err := t.Find(name)
+		l, m, err := t.Find(name)
 		if err != nil {
 			return nil, err
 		}
-		return &counter{l.Name(key), l.ID, limit.Use{Key: key, Limit: l.Rule, Mode: l.Mode}}, nil
+		return &counter{l.Name(m.Key), l.ID, m.Plan, limit.Use{Key: m.Key, Limit: m.Rule, Mode: l.Mode}, m.Shared}, nil
 	}
 	of, rest, _ := strings.Cut(name, "?")
 	domain := s.domains.Load().Domain(of)
@@ -123,23 +125,26 @@ func (s *Server) find(name string) (*counter, error) {
 	case m.Rule.Unlimited:
 		return nil, errors.New("it is unlimited, nothing is counted")
 	}
-	return &counter{counterName{of, desc}.Name(""), m.Rule.ID, limit.Use{Key: s.dropIn.KeyPrefix + m.Key, Limit: m.Rule.Limit, Mode: s.mode}}, nil
+	return &counter{counterName{of, desc}.Name(""), m.Rule.ID, "", limit.Use{Key: s.dropIn.KeyPrefix + m.Key, Limit: m.Rule.Limit, Mode: s.mode}, quota.Shared{}}, nil
 }
 
 // state asks how a counter stands and takes nothing.
 func (a *admin) state(ctx context.Context, c *counter) (*ratelimitpb.Counter, error) {
 	use := c.use
 	use.Observe, use.HoldFor = true, time.Second // what is held counts too
-	out, err := a.decide(ctx, use)
+	out, err := a.decide(ctx, c.shared, use)
 	if err != nil {
 		return nil, err
 	}
 	state := &ratelimitpb.Counter{
 		Key: c.name, Limit: c.limit, Requests: use.Limit.Requests(), Every: durationpb.New(use.Limit.Window()),
-		Remaining: out.Remaining, Over: out.Remaining == 0, Counted: lease.Declare(use.Limit, use.Mode),
+		Remaining: out.Remaining, Over: out.Remaining == 0, Counted: lease.Declare(use.Limit, use.Mode), Plan: c.plan,
 	}
 	if a.server.inMemory {
 		state.Counted = "in the memory of this replica: no more than the limit passes"
+	}
+	if a.server.regions != nil {
+		state.Counted = a.server.regions.Declare(use.Limit, use.Mode, state.Counted)
 	}
 	if out.Reset > 0 {
 		state.ResetAfter = durationpb.New(out.Reset)
@@ -147,13 +152,38 @@ func (a *admin) state(ctx context.Context, c *counter) (*ratelimitpb.Counter, er
 	return state, nil
 }
 
-func (a *admin) decide(ctx context.Context, use limit.Use) (limit.Outcome, error) {
-	var out [1]limit.Outcome
-	if err := a.server.store.Decide(ctx, a.server.now(), []limit.Use{use}, out[:]); err != nil {
-		a.log.ErrorContext(ctx, "the store of counters failed", slog.Any("error", err))
-		return out[0], status.Error(codes.Unavailable, "the store of counters failed")
+// apply makes a change. Whoever shares a limit gives all who share it back what is
+// forgotten.
+func (a *admin) apply(ctx context.Context, c *counter, use limit.Use) error {
+	if use.Op == limit.Reset && c.shared.Key != "" {
+		asks := use
+		asks.Op, asks.Observe = limit.Take, true
+		out, err := a.decide(ctx, quota.Shared{}, asks)
+		if err != nil {
+			return err
+		}
+		all := use
+		all.Key, all.Op, all.Hits = c.shared.Key, limit.Refund, uint64(use.Limit.Requests()-min(out.Remaining, use.Limit.Requests()))
+		if _, err := a.decide(ctx, quota.Shared{}, all); err != nil {
+			return err
+		}
+		_, err = a.decide(ctx, quota.Shared{}, use)
+		return err
 	}
-	return out[0], nil
+	_, err := a.decide(ctx, c.shared, use)
+	return err
+}
+
+// decide gives what becomes of a use, of a limit that is shared together with that of all
+// who share it.
+func (a *admin) decide(ctx context.Context, shared quota.Shared, use limit.Use) (limit.Outcome, error) {
+	uses := shared.Append(nil, use)
+	out := make([]limit.Outcome, len(uses))
+	if err := a.server.store.Decide(ctx, a.server.now(), uses, out); err != nil {
+		a.log.ErrorContext(ctx, "the store of counters failed", slog.Any("error", err))
+		return limit.Outcome{}, status.Error(codes.Unavailable, "the store of counters failed")
+	}
+	return out[len(out)-1], nil
 }
 
 // GetCounter implements the service.
@@ -229,7 +259,7 @@ func (a *admin) change(ctx context.Context, r *ratelimitpb.ChangeCounterRequest,
 	}
 	use := c.use
 	use.Op, use.Hits = op, uint64(r.GetHits())
-	if _, err := a.decide(ctx, use); err != nil {
+	if err := a.apply(ctx, c, use); err != nil {
 		return nil, err
 	}
 	after, err := a.state(ctx, c)

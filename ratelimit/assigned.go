@@ -114,7 +114,7 @@ func (a *assignedServer) report(ctx context.Context, proxy *assign.Proxy, r *rlq
 			a.server.metrics.unmatched.WithLabelValues(unmatchedPolicy).Inc()
 			continue
 		}
-		limit, key, err := table.Find(name)
+		limit, m, err := table.Find(name)
 		if err != nil {
 			// It limits nothing, as with any policy that is not known.
 			a.server.metrics.unmatched.WithLabelValues(unmatchedPolicy).Inc()
@@ -125,7 +125,7 @@ func (a *assignedServer) report(ctx context.Context, proxy *assign.Proxy, r *rlq
 		counters.ok.Add(float64(u.GetNumRequestsAllowed()))
 		counters.over.Add(float64(u.GetNumRequestsDenied()))
 		usages = append(usages, assign.Usage{
-			Bucket: assign.Bucket{ID: name, Key: key, Rule: limit.Rule},
+			Bucket: assign.Bucket{ID: name, Key: m.Key, Rule: m.Rule},
 			Passed: u.GetNumRequestsAllowed(), Refused: u.GetNumRequestsDenied(),
 		})
 	}

@@ -37,7 +37,7 @@ func serveAssigned(t *testing.T, requests uint32) (*Server, *memory.Store, strin
 	t.Helper()
 	table, err := quota.New(map[string]*configpb.QuotaPolicy{"default/q": {Name: "q", Namespace: "default", Limits: []*configpb.Limit{{
 		Per: []string{"source.principal"}, Requests: requests, Every: durationpb.New(time.Hour), Mode: configpb.QuotaAssigned,
-	}}}})
+	}}}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

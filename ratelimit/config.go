@@ -15,7 +15,9 @@ import (
 	"github.com/writ-mesh/writ/ratelimit/configserver"
 	"github.com/writ-mesh/writ/ratelimit/descriptors"
 	"github.com/writ-mesh/writ/ratelimit/memory"
+	"github.com/writ-mesh/writ/ratelimit/plans"
 	"github.com/writ-mesh/writ/ratelimit/redisstore"
+	"github.com/writ-mesh/writ/ratelimit/regions"
 )
 
 // Config is the configuration file of writ-ratelimit.
@@ -31,10 +33,14 @@ type Config struct {
 	Mode   string       `yaml:"mode"`
 	Redis  RedisConfig  `yaml:"redis"`
 	Memory MemoryConfig `yaml:"memory"`
+	// Plans are tables that QuotaPolicies name.
+	Plans PlansConfig `yaml:"plans"`
 	// ConfigServer has the configuration of envoyproxy/ratelimit instead of a folder.
 	ConfigServer configserver.Config `yaml:"config_server"`
 	// DropIn is how to answer in place of envoyproxy/ratelimit.
 	DropIn DropInConfig `yaml:"drop_in"`
+	// Regions are those that keep the limits together with this one.
+	Regions regions.Config `yaml:"regions"`
 	// Admin is the socket for operators, unix:///path; empty is none.
 	Admin string `yaml:"admin"`
 }
@@ -52,9 +58,11 @@ func DefaultConfig() Config {
 		Mode:   modeExact,
 		Redis:  RedisConfig{Timeout: config.Duration(redisstore.DefaultTimeout)},
 		Memory: MemoryConfig{MaxKeys: memory.DefaultMaxKeys},
+		Plans:  PlansConfig{MaxCallers: plans.DefaultMaxCallers},
 
 		ConfigServer: configserver.Config{NodeID: configserver.DefaultNodeID},
 		DropIn:       defaultDropIn(),
+		Regions:      regions.Config{Lend: regions.DefaultLend},
 	}
 }
 
@@ -83,9 +91,16 @@ func (c *Config) Validate() error {
 	}
 	errs = append(errs, c.Redis.validate()...)
 	errs = append(errs, c.validateSource()...)
+	errs = append(errs, c.Plans.validate(c)...)
 	errs = append(errs, c.DropIn.validate()...)
 	if err := c.ConfigServer.Validate(); err != nil {
 		errs = append(errs, err)
+	}
+	if err := c.Regions.Validate(); err != nil {
+		errs = append(errs, err)
+	}
+	if c.Regions.Enabled() && c.Pilot == "" {
+		fail("regions: are for QuotaPolicies: give pilot")
 	}
 	if c.Admin != "" {
 		if _, unix := listen.Unix(c.Admin); !unix {

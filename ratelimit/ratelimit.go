@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/writ-mesh/writ/internal/credential"
 	"github.com/writ-mesh/writ/internal/decider"
 	"github.com/writ-mesh/writ/internal/identity"
 	"github.com/writ-mesh/writ/internal/service"
@@ -26,8 +27,10 @@ import (
 	"github.com/writ-mesh/writ/ratelimit/lease"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 	"github.com/writ-mesh/writ/ratelimit/memory"
+	"github.com/writ-mesh/writ/ratelimit/plans"
 	"github.com/writ-mesh/writ/ratelimit/quota"
 	"github.com/writ-mesh/writ/ratelimit/redisstore"
+	"github.com/writ-mesh/writ/ratelimit/regions"
 )
 
 const (
@@ -55,7 +58,11 @@ type Service struct {
 	server *Server
 	local  *memory.Store
 	alone  func(time.Time, []limit.Use) bool // nil if counters are in this process only
+	plans  *plans.Book // nil without policies
 	tasks  []func(context.Context) error
+
+	regions    *regions.Store // nil if there is this one alone
+	withSource []func(context.Context, *credential.Source) error
 }
 
 // New makes a service from a configuration that Validate accepted. It reads the
@@ -68,7 +75,10 @@ func New(c Config, rt *service.Runtime) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.server = &Server{store: store, now: time.Now, metrics: newMetrics(rt.Metrics, s.local), dropIn: c.DropIn, mode: c.mode(), alone: s.alone, inMemory: !c.Redis.shared()}
+	if store, err = s.across(store); err != nil {
+		return nil, err
+	}
+	s.server = &Server{store: store, now: time.Now, metrics: newMetrics(rt.Metrics, s.local), dropIn: c.DropIn, mode: c.mode(), alone: s.alone, inMemory: !c.Redis.shared(), regions: s.regions}
 	rt.Metrics.MustRegister(topCollector{&s.server.top, time.Now})
 	s.tasks = append(s.tasks, s.sweep)
 	if c.Admin != "" {
@@ -100,7 +110,7 @@ func (s *Service) store() (Store, error) {
 		return nil, err
 	}
 	guard := fallback.New(shared, s.local, s.log, s.rt.Metrics)
-	leases := lease.New(guard, s.local, s.config.Memory.MaxKeys, time.Now, s.rt.Metrics)
+	leases := lease.New(s.lookingAtLoans(guard), s.local, s.config.Memory.MaxKeys, time.Now, s.rt.Metrics)
 	s.tasks = append(s.tasks, shared.Run, guard.Run, leases.Run)
 	s.alone = guard.Alone
 	return leases, nil
@@ -154,8 +164,11 @@ func (s *Service) takeDescriptors(set *descriptors.Set, err error) {
 	s.log.Info("descriptors in force", slog.Int("domains", len(set.Names())))
 }
 
-func (s *Service) openQuotas() error {
+func (s *Service) openQuotas() (err error) {
 	s.server.quotas.Store(&quota.Table{})
+	if s.plans, err = s.openPlans(); err != nil {
+		return err
+	}
 	if s.config.State == "" {
 		return nil
 	}
@@ -173,7 +186,7 @@ func (s *Service) openQuotas() error {
 }
 
 func (s *Service) takeQuotas(policies map[string]*configpb.QuotaPolicy) error {
-	table, err := quota.New(policies)
+	table, err := quota.New(policies, s.plans)
 	if err != nil {
 		s.server.metrics.rejected.Inc()
 		return err
@@ -226,6 +239,7 @@ func (s *Service) Run(ctx context.Context) error {
 		Register:      s.register,
 		Options:       []grpc.ServerOption{grpc.MaxRecvMsgSize(maxMessage), grpc.NumStreamWorkers(streamWorkers)},
 		Subscriptions: []xdsclient.Subscription{{Message: &configpb.QuotaPolicy{}, Apply: s.apply}},
+		WithSource:    s.withSource,
 		Tasks:         s.tasks,
 	}, s.rt)
 }

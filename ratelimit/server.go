@@ -18,6 +18,7 @@ import (
 	"github.com/writ-mesh/writ/ratelimit/descriptors"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 	"github.com/writ-mesh/writ/ratelimit/quota"
+	"github.com/writ-mesh/writ/ratelimit/regions"
 	"github.com/writ-mesh/writ/ratelimit/toplist"
 )
 
@@ -46,6 +47,8 @@ type Server struct {
 	mode   limit.Mode // of the limits of descriptors
 	// inMemory says that there is no shared store.
 	inMemory bool
+	// regions keeps limits together with other regions; nil if there are none.
+	regions *regions.Store
 
 	quotas  atomic.Pointer[quota.Table]     // nil if this service gets none
 	domains atomic.Pointer[descriptors.Set] // nil if this service reads none
@@ -60,6 +63,7 @@ type item struct {
 	described *rlsv3.RateLimitResponse_RateLimit
 	unlimited bool
 	shadow    bool // counts, refuses nothing
+	told      bool // whoever asks wants to know that it was answered
 	quota     bool // refuses only together with all others of its kind
 	// callers names the limit's callers; nil if they are not told apart.
 	callers toplist.Namer
@@ -148,12 +152,12 @@ func (s *Server) matchQuotas(d *decision, t *quota.Table, req *rlsv3.RateLimitRe
 			s.unmatched(d, unmatchedRefund)
 			continue
 		}
-		it := item{use: len(d.uses), id: l.ID, described: l.Described, shadow: l.Observe}
+		d.uses = m.Shared.Append(d.uses, use)
+		it := item{use: len(d.uses) - 1, id: l.ID, described: m.Described, shadow: l.Observe, told: l.Told}
 		if l.TellsCallersApart() {
 			it.callers = l
 		}
 		d.items = append(d.items, it)
-		d.uses = append(d.uses, use)
 	}
 }
 

@@ -74,7 +74,7 @@ func withQuotas(t testing.TB, s *Server, policies ...*configpb.QuotaPolicy) {
 	for _, p := range policies {
 		byName[p.GetNamespace()+"/"+p.GetName()] = p
 	}
-	table, err := quota.New(byName)
+	table, err := quota.New(byName, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

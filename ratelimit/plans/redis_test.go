@@ -2,7 +2,6 @@ package plans
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"strings"
 	"testing"
@@ -16,11 +15,13 @@ import (
 // inRedis follows the table t of a Redis until the test ends.
 func inRedis(t *testing.T, server *redistest.Server, maxCallers int) *Handle {
 	t.Helper()
-	from, err := redisstore.OpenPlans(redisstore.Options{Address: server.Address()})
+	// With no more rights than docs/security/ratelimit.md gives it.
+	server.Command(t, "ACL", "SETUSER", "plans", "on", ">secret", "~writ:plans:*", "+hmget", "+hlen", "+hscan", "+xrange", "+xrevrange", "+get")
+	from, err := redisstore.OpenPlans(redisstore.Options{Address: server.Address(), Username: "plans", Password: "secret"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := New(Options{Redis: from, Tables: []string{"t"}, MaxCallers: maxCallers, Now: time.Now, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	b := New(Options{Redis: from, Tables: []string{"t"}, MaxCallers: maxCallers, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 	b.lookEvery, b.readPause = 10*time.Millisecond, 50*time.Millisecond
 	proctest.Background(t, b.Run)
 	return b.Handle("t")
@@ -105,6 +106,7 @@ func TestRedisTable(t *testing.T) {
 	server.Kill()
 	failsUntil(t, h)
 	server.Restart(t)
+	server.Command(t, "ACL", "SETUSER", "plans", "on", ">secret", "~writ:plans:*", "+hmget", "+hlen", "+hscan", "+xrange", "+xrevrange", "+get")
 	failsUntil(t, h)
 	if f := h.Find("eve", "b"); f.Number.Requests != 9 {
 		t.Errorf("with nothing in Redis: %+v", f)

@@ -26,33 +26,52 @@ func (l *Limit) Name(key string) string {
 	return name + "?" + rest
 }
 
-// Find is the way back: the limit of a counter's name, and its key.
-func (t *Table) Find(name string) (*Limit, string, error) {
+// NameOf is the same, of a key alone: whose limit it is need not be known. ok is false
+// for what is no key of a quota.
+func NameOf(key string) (name string, ok bool) {
+	rest, ours := strings.CutPrefix(key, keyBegins)
+	policy, rest, tagged := strings.Cut(rest, "}:")
+	index, rest, indexed := strings.Cut(rest, ":")
+	if !ours || !tagged || !indexed {
+		return "", false
+	}
+	name = policy + "/" + index
+	// What is left begins with how the limit counts, which no name has.
+	at := strings.IndexAny(rest, "&#")
+	if at < 0 {
+		return name, true
+	}
+	return name + "?" + strings.TrimPrefix(rest[at:], "&"), true
+}
+
+// Find is the way back: the limit of a counter's name, its key and the caller's numbers.
+// Whoever has a key that is a hash is unknown to tables of plans.
+func (t *Table) Find(name string) (*Limit, Match, error) {
 	id, rest, _ := strings.Cut(name, "?")
 	slash := strings.LastIndexByte(id, '/')
 	if slash < 0 {
-		return nil, "", errors.New("a counter is called <namespace>/<policy>/<index>?<dimension>=<value>, with & and so on for each dimension")
+		return nil, Match{}, errors.New("a counter is called <namespace>/<policy>/<index>?<dimension>=<value>, with & and so on for each dimension")
 	}
 	limits, known := t.limits[id[:slash]]
 	if !known {
-		return nil, "", fmt.Errorf("there is no QuotaPolicy %s", id[:slash])
+		return nil, Match{}, fmt.Errorf("there is no QuotaPolicy %s", id[:slash])
 	}
 	index, err := strconv.ParseUint(id[slash+1:], 10, 16)
 	if err != nil || index >= uint64(len(limits)) {
-		return nil, "", fmt.Errorf("QuotaPolicy %s has no limit %s, it has %d", id[:slash], id[slash+1:], len(limits))
+		return nil, Match{}, fmt.Errorf("QuotaPolicy %s has no limit %s, it has %d", id[:slash], id[slash+1:], len(limits))
 	}
 	l := limits[index]
 	if strings.HasPrefix(rest, "#") { // the hash of a long key
-		return l, l.prefix + rest, nil
+		return l, Match{Key: l.prefix + rest, Numbers: l.numbers(nil)}, nil
 	}
 	entries, err := Entries(rest)
 	if err != nil {
-		return nil, "", err
+		return nil, Match{}, err
 	}
 	if err := l.check(entries); err != nil {
-		return nil, "", err
+		return nil, Match{}, err
 	}
-	return l, l.key(entries), nil
+	return l, Match{Key: l.key(entries), Numbers: l.numbers(entries), Shared: l.shared(entries)}, nil
 }
 
 // check says whether these are the dimensions of the limit, in their order.

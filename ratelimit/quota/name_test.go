@@ -28,8 +28,8 @@ func FuzzName(f *testing.F) {
 		l, m := tab.Match(desc("writ.policy", "default/q", "writ.limit", "0", "source.principal", a, "request.headers[x-key]", b))
 		name := l.Name(m.Key)
 		found, key, err := tab.Find(name)
-		if err != nil || found != l || key != m.Key {
-			t.Errorf("%q, %q: %q finds %q (%v), want %q", a, b, name, key, err, m.Key)
+		if err != nil || found != l || key.Key != m.Key {
+			t.Errorf("%q, %q: %q finds %q (%v), want %q", a, b, name, key.Key, err, m.Key)
 		}
 	})
 }
@@ -41,8 +41,8 @@ func TestFind(t *testing.T) {
 		"default/q/0?source.principal=a%26&request.headers[x-key]=": "writ:{default/q}:0:s&source.principal=a%26&request.headers[x-key]=",
 		"default/q/1": "writ:{default/q}:1:s",
 	} {
-		if _, key, err := tab.Find(name); err != nil || key != want {
-			t.Errorf("%s: %q, %v", name, key, err)
+		if _, m, err := tab.Find(name); err != nil || m.Key != want {
+			t.Errorf("%s: %q, %v", name, m.Key, err)
 		}
 	}
 	for name, want := range map[string]string{
@@ -110,7 +110,7 @@ func TestUse(t *testing.T) {
 	} {
 		tab := table(t, policy("q", c.l))
 		l, _ := tab.Match(desc("writ.policy", "default/q", "writ.limit", "0"))
-		c.want.Limit = l.Rule
+		c.want.Limit, c.m.Rule = l.Rule, l.Rule
 		if got, ok := l.Use(c.m, 7); ok != c.ok || ok && got != c.want {
 			t.Errorf("%s: %+v, %v; want %+v", c.name, got, ok, c.want)
 		}
@@ -120,7 +120,7 @@ func TestUse(t *testing.T) {
 		"expires too late":     {Requests: 1, Every: durationpb.New(time.Second), Cost: &configpb.Cost{Reserve: 1, Expire: durationpb.New(configpb.MaxHold + 1)}},
 		"of what is under way": {Requests: 1, Every: durationpb.New(time.Second), Algorithm: configpb.QuotaConcurrency, Cost: &configpb.Cost{}},
 	} {
-		if _, err := quota.New(map[string]*configpb.QuotaPolicy{"default/q": policy("q", l)}); err == nil || !strings.Contains(err.Error(), "limits[0].cost: ") {
+		if _, err := quota.New(map[string]*configpb.QuotaPolicy{"default/q": policy("q", l)}, nil); err == nil || !strings.Contains(err.Error(), "limits[0].cost: ") {
 			t.Errorf("a cost that %s: %v", name, err)
 		}
 	}

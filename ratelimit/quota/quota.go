@@ -31,6 +31,7 @@ import (
 	"github.com/writ-mesh/writ/internal/atomicfile"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 	"github.com/writ-mesh/writ/ratelimit/limit"
+	"github.com/writ-mesh/writ/ratelimit/plans"
 )
 
 // maxKey is from where on a key is replaced by its hash, in bytes: what callers
@@ -57,23 +58,27 @@ type Limit struct {
 	Mode limit.Mode
 	// Cost is nil if each request takes one.
 	Cost *Cost
+	// Told says that whoever asks wants to know that it was answered.
+	Told bool
 	// Described is what answers tell about the limit. Do not change it.
 	Described *rlsv3.RateLimitResponse_RateLimit
 
 	prefix string   // of the counters' keys
 	per    []string // the dimensions
+	plan   *planned // nil if Rule holds for all callers
+	fair   *sharing // nil if each caller has a limit of its own
 }
 
 // TellsCallersApart says whether the limit has dimensions.
 func (l *Limit) TellsCallersApart() bool { return len(l.per) > 0 }
 
-// New compiles policies by resource name. The error names the policy and its
-// source; nothing of the set is taken then.
-func New(policies map[string]*configpb.QuotaPolicy) (*Table, error) {
+// New compiles policies by resource name; callers' plans are in the book, nil if there
+// is none. The error names the policy and its source; nothing of the set is taken then.
+func New(policies map[string]*configpb.QuotaPolicy, book *plans.Book) (*Table, error) {
 	t := &Table{limits: make(map[string][]*Limit, len(policies))}
 	var problems []error
 	for resource, p := range policies {
-		limits, err := compile(p)
+		limits, err := compile(p, book)
 		if err != nil {
 			problems = append(problems, fmt.Errorf("QuotaPolicy %s/%s (%s): %w", p.GetNamespace(), p.GetName(), p.GetSource(), err))
 			continue
@@ -91,7 +96,7 @@ func New(policies map[string]*configpb.QuotaPolicy) (*Table, error) {
 	return t, nil
 }
 
-func compile(p *configpb.QuotaPolicy) ([]*Limit, error) {
+func compile(p *configpb.QuotaPolicy, book *plans.Book) ([]*Limit, error) {
 	if n := len(p.GetLimits()); n > configpb.MaxQuotaLimits {
 		return nil, fmt.Errorf("has %d limits, at most %d are kept", n, configpb.MaxQuotaLimits)
 	}
@@ -109,21 +114,32 @@ func compile(p *configpb.QuotaPolicy) ([]*Limit, error) {
 		if err != nil {
 			return nil, fmt.Errorf("limits[%d].cost: %w", i, err)
 		}
+		plan, err := compilePlan(l, book)
+		if err != nil {
+			return nil, fmt.Errorf("limits[%d].plan: %w", i, err)
+		}
+		fair, err := compileFair(l, rule, mode)
+		if err != nil {
+			return nil, fmt.Errorf("limits[%d].fair: %w", i, err)
+		}
 		id := fmt.Sprintf("QuotaPolicy %s limit %d", policy, i)
 		out = append(out, &Limit{
-			Rule: rule, ID: id, Policy: policy, Index: i, Observe: p.GetObserve(), Mode: mode, Cost: cost,
+			Rule: rule, ID: id, Policy: policy, Index: i, Observe: p.GetObserve(), Told: p.GetTold(), Mode: mode, Cost: cost,
 			Described: describe(rule, id),
-			prefix:    prefix(policy, i, rule), per: l.GetPer(),
+			prefix:    prefix(policy, i, rule), per: l.GetPer(), plan: plan, fair: fair,
 		})
 	}
 	return out, nil
 }
 
+// keyBegins begins all keys.
+const keyBegins = "writ:{"
+
 // prefix begins the keys of a limit's counters. The hash tag keeps one policy's
 // counters together on a Redis cluster. An edited limit that counts by another
 // algorithm has other counters, because it could not read those it had.
 func prefix(policy string, index int, rule limit.Limit) string {
-	return "writ:{" + policy + "}:" + strconv.Itoa(index) + ":" + rule.Algorithm().Code()
+	return keyBegins + policy + "}:" + strconv.Itoa(index) + ":" + rule.Algorithm().Code()
 }
 
 // describe writes a window in the greatest unit that measures it. A window with
@@ -161,6 +177,10 @@ type Match struct {
 	Hold string
 	// Done: the request is over.
 	Done bool
+	// Numbers are the caller's.
+	Numbers
+	// Shared says with whom the caller shares the limit.
+	Shared Shared
 }
 
 // maxHold bounds the name of a request, in bytes; Envoys send 36.
@@ -190,19 +210,23 @@ func (t *Table) Match(d *commonv3.RateLimitDescriptor) (*Limit, Match) {
 		m.Done = true
 		entries = entries[1:]
 	}
-	m.Key = limits[i].key(entries)
+	m.Key, m.Numbers, m.Shared = limits[i].key(entries), limits[i].numbers(entries), limits[i].shared(entries)
 	return limits[i], m
 }
 
 // key appends the dimensions to the prefix, so that no two lists give one key.
 func (l *Limit) key(entries []*commonv3.RateLimitDescriptor_Entry) string {
-	n := len(l.prefix)
+	return l.keyOf(l.prefix, entries)
+}
+
+func (l *Limit) keyOf(prefix string, entries []*commonv3.RateLimitDescriptor_Entry) string {
+	n := len(prefix)
 	for _, e := range entries {
 		n += 2 + len(e.GetKey()) + len(e.GetValue())
 	}
 	var b strings.Builder
 	b.Grow(n + 8)
-	b.WriteString(l.prefix)
+	b.WriteString(prefix)
 	for _, e := range entries {
 		b.WriteByte('&')
 		escape(&b, e.GetKey())
@@ -213,7 +237,7 @@ func (l *Limit) key(entries []*commonv3.RateLimitDescriptor_Entry) string {
 		return b.String()
 	}
 	sum := sha256.Sum256([]byte(b.String()))
-	return l.prefix + "#" + hex.EncodeToString(sum[:])
+	return prefix + "#" + hex.EncodeToString(sum[:])
 }
 
 // separators, and the sign that escapes them. Identities and addresses have none

@@ -33,7 +33,7 @@ func table(t testing.TB, policies ...*configpb.QuotaPolicy) *quota.Table {
 	for _, p := range policies {
 		byName[p.GetNamespace()+"/"+p.GetName()] = p
 	}
-	tab, err := quota.New(byName)
+	tab, err := quota.New(byName, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +123,7 @@ func TestNewRefuses(t *testing.T) {
 		{"too many", map[string]*configpb.QuotaPolicy{"default/q": policy("q", huge...)}, "at most 64"},
 		{"another name", map[string]*configpb.QuotaPolicy{"default/p": policy("q", per(1, time.Second))}, `resource name "default/p"`},
 	} {
-		if _, err := quota.New(c.in); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := quota.New(c.in, nil); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want it to say %q", c.name, err, c.want)
 		}
 	}
@@ -138,7 +138,7 @@ func TestTakesWhatTheContractAllows(t *testing.T) {
 	limits[0] = per(math.MaxUint32, configpb.MaxQuotaEvery)
 	table(t, policy("q", limits...))
 	for _, every := range []time.Duration{configpb.MinQuotaEvery - 1, configpb.MaxQuotaEvery + 1} {
-		if _, err := quota.New(map[string]*configpb.QuotaPolicy{"default/q": policy("q", per(1, every))}); err == nil {
+		if _, err := quota.New(map[string]*configpb.QuotaPolicy{"default/q": policy("q", per(1, every))}, nil); err == nil {
 			t.Errorf("%s is taken, and pilot refuses it", every)
 		}
 	}

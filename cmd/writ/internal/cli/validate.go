@@ -25,7 +25,8 @@ func validateCommand() *cobra.Command {
 		Use:   "validate DIR",
 		Short: "Check a mesh directory without running it",
 		Long: `Check every file of a mesh directory with the code that pilot reads it with:
-unknown fields, wrong types, references to nothing, Rego that does not compile.
+unknown fields, wrong types, references to nothing, Rego that does not compile;
+and its tables of plans, plans/*.plans, with the code of ratelimit.
 Exit code 0: valid (warnings allowed); 1: not; 2: cannot tell.`,
 		Example: "  writ validate examples/bookinfo",
 		Args:    oneDir,
@@ -37,12 +38,13 @@ Exit code 0: valid (warnings allowed); 1: not; 2: cannot tell.`,
 			if err != nil {
 				return err
 			}
-			_, problems := meshdir.Validate(meshdir.Options{Dir: args[0], Reserved: reserved, CompileRego: rego.Check, SplitRego: new(rego.Splitter).Split})
+			mesh, problems := meshdir.Validate(meshdir.Options{Dir: args[0], Reserved: reserved, CompileRego: rego.Check, SplitRego: new(rego.Splitter).Split})
 			missing, err := stack.MissingPrograms(args[0])
 			if err != nil {
 				return err
 			}
 			problems = append(problems, missing...)
+			problems = append(problems, planProblems(args[0], mesh)...)
 			v := validation{Valid: len(meshdir.Errors(problems)) == 0, Problems: problems}
 			if v.Problems == nil {
 				v.Problems = []meshdir.Problem{}

@@ -84,7 +84,9 @@ type Counter struct {
 	// The next request would be refused.
 	Over bool `protobuf:"varint,7,opt,name=over,proto3" json:"over,omitempty"`
 	// Where the limit is counted, and how much more than it may pass at worst.
-	Counted       string `protobuf:"bytes,8,opt,name=counted,proto3" json:"counted,omitempty"`
+	Counted string `protobuf:"bytes,8,opt,name=counted,proto3" json:"counted,omitempty"`
+	// Where the caller's requests come from if a table of plans has them; empty without.
+	Plan          string `protobuf:"bytes,20,opt,name=plan,proto3" json:"plan,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -171,6 +173,13 @@ func (x *Counter) GetOver() bool {
 func (x *Counter) GetCounted() string {
 	if x != nil {
 		return x.Counted
+	}
+	return ""
+}
+
+func (x *Counter) GetPlan() string {
+	if x != nil {
+		return x.Plan
 	}
 	return ""
 }
@@ -597,7 +606,7 @@ const file_writ_ratelimit_v1_limits_proto_rawDesc = "" +
 	"\n" +
 	"\x1ewrit/ratelimit/v1/limits.proto\x12\x11writ.ratelimit.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"%\n" +
 	"\x11GetCounterRequest\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\"\x86\x02\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\"\x9a\x02\n" +
 	"\aCounter\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\tR\x05limit\x12\x1a\n" +
@@ -607,7 +616,8 @@ const file_writ_ratelimit_v1_limits_proto_rawDesc = "" +
 	"\vreset_after\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"resetAfter\x12\x12\n" +
 	"\x04over\x18\a \x01(\bR\x04over\x12\x18\n" +
-	"\acounted\x18\b \x01(\tR\acounted\"@\n" +
+	"\acounted\x18\b \x01(\tR\acounted\x12\x12\n" +
+	"\x04plan\x18\x14 \x01(\tR\x04plan\"@\n" +
 	"\x0eListTopRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\tR\x05limit\x12\x18\n" +
 	"\acallers\x18\x02 \x01(\rR\acallers\"I\n" +
