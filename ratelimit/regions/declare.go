@@ -30,7 +30,7 @@ func (s *Store) Declare(l limit.Limit, m limit.Mode, here string) string {
 		case up:
 			others = append(others, fmt.Sprintf("%s answered %s ago", p.name, s.now().Sub(last).Round(100*time.Millisecond)))
 		case last.IsZero():
-			others = append(others, p.name+" has not answered yet")
+			others = append(others, "nothing was heard of "+p.name+" yet")
 		default:
 			others = append(others, fmt.Sprintf("%s is away for %s", p.name, s.now().Sub(last).Round(100*time.Millisecond)))
 		}

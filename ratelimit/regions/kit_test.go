@@ -32,8 +32,15 @@ type world struct {
 	all    map[string]*region
 	delay  func() time.Duration // of each way between regions
 
-	mu     sync.Mutex
+	mu     sync.Mutex // of all and passed
 	passed []time.Time
+}
+
+// at is a region as it runs now.
+func (w *world) at(name string) *region {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.all[name]
 }
 
 // region is one of them. Its store outlives it, as Redis does.
@@ -69,7 +76,7 @@ func (w *world) start(name string, percent int, skew time.Duration) *region {
 		w.t.Fatal(err)
 	}
 	r := &region{below: memory.New(0), skew: skew}
-	if old := w.all[name]; old != nil {
+	if old := w.at(name); old != nil {
 		r.below = old.below
 	}
 	var peers []Peer
@@ -96,7 +103,9 @@ func (w *world) start(name string, percent int, skew time.Duration) *region {
 		},
 		Counted: func(part limit.Limit, _ limit.Mode) limit.Limit { return part },
 	}
+	w.mu.Lock()
 	w.all[name] = r
+	w.mu.Unlock()
 	ctx, cancel := context.WithCancel(w.t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = r.Run(ctx) })
@@ -109,8 +118,8 @@ func (w *world) start(name string, percent int, skew time.Duration) *region {
 
 // kill ends a region without a chance to give anything back.
 func (w *world) kill(name string) {
-	w.all[name].cut.Store(true)
-	w.all[name].stop()
+	w.at(name).cut.Store(true)
+	w.at(name).stop()
 }
 
 func (w *world) stop() {
@@ -126,7 +135,7 @@ func (w *world) ask(name string) bool {
 
 func (w *world) uses(name string, uses ...limit.Use) bool {
 	out := make([]limit.Outcome, len(uses))
-	if err := w.all[name].Decide(w.t.Context(), time.Now(), uses, out); err != nil {
+	if err := w.at(name).Decide(w.t.Context(), time.Now(), uses, out); err != nil {
 		w.t.Error(err)
 	}
 	if limit.Refused(uses, out) {
@@ -176,7 +185,7 @@ func (l link) pass(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if l.w.all[l.from].cut.Load() || l.w.all[l.to].cut.Load() {
+	if l.w.at(l.from).cut.Load() || l.w.at(l.to).cut.Load() {
 		return errCut
 	}
 	return nil
@@ -186,7 +195,7 @@ func (l link) Borrow(ctx context.Context, r *ratelimitpb.BorrowRequest, _ ...grp
 	if err := l.pass(ctx); err != nil {
 		return nil, err
 	}
-	resp, err := l.w.all[l.to].lender.Borrow(as(ctx, l.from), r)
+	resp, err := l.w.at(l.to).lender.Borrow(as(ctx, l.from), r)
 	if lost := l.pass(ctx); lost != nil {
 		return nil, lost
 	}
@@ -197,7 +206,7 @@ func (l link) Return(ctx context.Context, r *ratelimitpb.ReturnRequest, _ ...grp
 	if err := l.pass(ctx); err != nil {
 		return nil, err
 	}
-	return l.w.all[l.to].lender.Return(as(ctx, l.from), r)
+	return l.w.at(l.to).lender.Return(as(ctx, l.from), r)
 }
 
 // sleep waits in the time of the bubble.
