@@ -42,6 +42,7 @@ Ctrl-C ends everything.`,
 	f.DurationVar(&o.CertificateLife, "certificate-life", 0, "life of workloads' certificates, at least 10s (default 1h)")
 	f.DurationVar(&o.ServiceCertificateLife, "service-certificate-life", 0, "life of the services' own certificates, at least 10s (default 1h)")
 	f.StringVar(&o.Authority, "authority", "", "a `file` with further configuration of ca, such as federates_with, with absolute paths")
+	f.StringVar(&o.RateLimit, "ratelimit", "", "a `file` with further configuration of ratelimit, such as regions; its paths are seen from the state directory")
 	f.StringVar(&o.EnvoyLogLevel, "envoy-log-level", "warning", "how much Envoys log: a `level` of envoy --log-level")
 	f.BoolVar(&checks, "check", false, "run DIR/checks.yaml when ready, then end")
 	return c

@@ -34,6 +34,8 @@ type Options struct {
 	ServiceCertificateLife time.Duration
 	// Authority is a file with further configuration of the authority; empty for none.
 	Authority string
+	// RateLimit is a file with further configuration of ratelimit; empty for none.
+	RateLimit string
 	// Envoy is the path of the Envoy to run.
 	Envoy string
 	// EnvoyLogLevel is Envoy's --log-level.

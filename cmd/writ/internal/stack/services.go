@@ -28,6 +28,9 @@ import (
 // node is the name of the one node of a local stack.
 const node = "local"
 
+// PlansFolder is where a mesh directory has its tables of plans.
+const PlansFolder = "plans"
+
 // logLimit is the size in bytes from which a log file is moved aside at start.
 const logLimit = 16 << 20
 
@@ -58,9 +61,11 @@ func (s *Stack) daemons() []daemon {
 	}
 	maps.Copy(ca, s.authority)
 	ratelimit := map[string]any{"listen": s.p.unix("ratelimit"), "admin": s.p.unix("ratelimit-admin"), "pilot": s.pilotAddr, "state": s.p.file("ratelimit")}
+	ratelimit["plans"] = map[string]any{"folder": filepath.Join(s.p.dir, PlansFolder)}
 	if s.opts.Redis != "" {
 		ratelimit["redis"] = map[string]any{"address": s.opts.Redis}
 	}
+	maps.Copy(ratelimit, s.ratelimit)
 	all := []daemon{
 		{"ca", "", ca},
 		{"pilot", "writ/pilot", map[string]any{

@@ -38,6 +38,8 @@ type Stack struct {
 
 	// authority is the authority's configuration beyond what the stack sets.
 	authority map[string]any
+	// ratelimit is that of ratelimit.
+	ratelimit map[string]any
 
 	// reserved is what no object may name.
 	reserved meshdir.Reserved
@@ -107,8 +109,17 @@ func (s *Stack) up(ctx context.Context) error {
 	if err := s.p.leaveNotice(want); err != nil {
 		return err
 	}
-	if s.authority, err = furtherKeys(s.opts.Authority, s.daemons()[0].config); err != nil {
-		return err
+	for _, d := range s.daemons() {
+		switch d.name {
+		case "ca":
+			s.authority, err = furtherKeys(d.name, s.opts.Authority, d.config)
+		case "ratelimit":
+			delete(d.config, "plans") // only what holds if nothing is said
+			s.ratelimit, err = furtherKeys(d.name, s.opts.RateLimit, d.config)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	if s.proxyKey, err = proxysecret.Open(s.p.file("nodeagent", proxysecret.File)); err != nil {
 		return err

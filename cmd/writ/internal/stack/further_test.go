@@ -19,7 +19,7 @@ func TestFurtherKeys(t *testing.T) {
 		if err := os.WriteFile(file, []byte(tc.content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		got, err := furtherKeys(file, own)
+		got, err := furtherKeys("ca", file, own)
 		if (err != nil) != (tc.err != "") || err != nil && !strings.Contains(err.Error(), tc.err) {
 			t.Errorf("%s: %v, want %q", name, err, tc.err)
 		}
@@ -27,10 +27,10 @@ func TestFurtherKeys(t *testing.T) {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
-	if got, err := furtherKeys("", own); got != nil || err != nil {
+	if got, err := furtherKeys("ca", "", own); got != nil || err != nil {
 		t.Errorf("without a file: %v, %v", got, err)
 	}
-	if _, err := furtherKeys("/nowhere/ca.yaml", own); err == nil {
+	if _, err := furtherKeys("ca", "/nowhere/ca.yaml", own); err == nil {
 		t.Error("a file that is not there")
 	}
 }
