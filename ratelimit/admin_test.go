@@ -2,6 +2,7 @@ package ratelimit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -166,7 +167,7 @@ func TestOperatorsMistakes(t *testing.T) {
 
 	// Without an audit there is no change.
 	ask(t, s, "writ", quotaDesc("q", 0, "ann"))
-	if err := a.audit.file.Close(); err != nil {
+	if err := errors.Join(os.Remove(a.audit.path), os.Mkdir(a.audit.path, 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := a.ResetCounter(t.Context(), &ratelimitpb.ChangeCounterRequest{Key: annsCounter, Reason: "r"}); status.Code(err) != codes.Internal {

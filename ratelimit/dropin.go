@@ -1,9 +1,12 @@
 package ratelimit
 
 import (
+	"context"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	commonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
@@ -11,6 +14,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/writ-mesh/writ/ratelimit/limit"
 	"github.com/writ-mesh/writ/ratelimit/quota"
 )
 
@@ -26,6 +30,9 @@ type DropInConfig struct {
 	DynamicMetadata bool `yaml:"dynamic_metadata"`
 	// MergeDomains takes a domain from several files together (MERGE_DOMAIN_CONFIG).
 	MergeDomains bool `yaml:"merge_domains"`
+	// StopWhenOver counts a request of which a limit is over for those limits alone that
+	// are over (STOP_CACHE_KEY_INCREMENT_WHEN_OVERLIMIT).
+	StopWhenOver bool `yaml:"stop_when_over"`
 	// KeyPrefix begins the names of the counters (CACHE_KEY_PREFIX).
 	KeyPrefix string `yaml:"key_prefix"`
 	// Headers of the answer, none by default.
@@ -61,6 +68,32 @@ func (c *DropInConfig) validate() (errs []error) {
 		errs = append(errs, fmt.Errorf("drop_in.key_prefix: has more than %d bytes", maxKeyPrefix))
 	}
 	return errs
+}
+
+// onlyWhatIsOver has a request of which some limits are over, or would be, counted for
+// those alone. The store is asked how they stand first, as envoyproxy/ratelimit does:
+// of requests that come at the same time more may be counted.
+func (s *Server) onlyWhatIsOver(ctx context.Context, now time.Time, d *decision) {
+	asked := slices.Clone(d.uses)
+	for i := range asked {
+		asked[i].Op, asked[i].Hits = limit.Take, 0
+	}
+	outcomes := make([]limit.Outcome, len(asked))
+	if s.store.Decide(ctx, now, asked, outcomes) != nil {
+		return // the decision fails too
+	}
+	over := make([]bool, len(asked))
+	for i, u := range d.uses {
+		over[i] = u.Op == limit.Take && (outcomes[i].Over || u.Bounded() > uint64(outcomes[i].Remaining))
+	}
+	if !slices.Contains(over, true) {
+		return
+	}
+	for i := range d.uses {
+		if u := &d.uses[i]; u.Op == limit.Take && !over[i] {
+			u.Hits = 0
+		}
+	}
 }
 
 // describe adds to an answer what envoyproxy/ratelimit would.

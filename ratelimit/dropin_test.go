@@ -128,3 +128,23 @@ func TestKeyPrefix(t *testing.T) {
 		}
 	}
 }
+
+// TestStopWhenOver: with several limits a refused request counts for those alone that
+// are over, as envoyproxy/ratelimit has it with STOP_CACHE_KEY_INCREMENT_WHEN_OVERLIMIT.
+func TestStopWhenOver(t *testing.T) {
+	c := defaultDropIn()
+	c.StopWhenOver = true
+	wantAnswer(t, "both pass", after(t, c, 2, "a", "b"), "OK | OK 0 of 2/minute 1m0s | OK 1 of 3/hour 1h0m0s")
+	for n := 3; n < 6; n++ {
+		wantAnswer(t, "one is over", after(t, c, n, "a", "b"), "OVER | OVER 0 of 2/minute 1m0s | OK 1 of 3/hour 1h0m0s")
+	}
+	wantAnswer(t, "and counted without", after(t, defaultDropIn(), 3, "a", "b"), "OVER | OVER 0 of 2/minute 1m0s | OK 0 of 3/hour 1h0m0s")
+	s, _, _ := newServer(t)
+	s.dropIn = c
+	withDescriptors(t, s, dropInOptions)
+	a, b := desc("a", "v"), desc("b", "v")
+	b.HitsAddend = wrapperspb.UInt64(4)
+	wantAnswer(t, "more than there is", ask(t, s, "d", a, b), "OVER | OK 2 of 2/minute 1m0s | OVER 0 of 3/hour 1h0m0s")
+	wantAnswer(t, "is counted", ask(t, s, "d", desc("b", "v")), "OVER | OVER 0 of 3/hour 1h0m0s")
+	wantAnswer(t, "the other was not", ask(t, s, "d", a), "OK | OK 1 of 2/minute 1m0s")
+}

@@ -99,7 +99,9 @@ func (s *Server) ShouldRateLimit(ctx context.Context, req *rlsv3.RateLimitReques
 	if mesh {
 		s.matchQuotas(d, quotas, req)
 	} else {
-		s.matchDescriptors(d, req)
+		if s.matchDescriptors(d, req); s.dropIn.StopWhenOver && len(d.uses) > 1 {
+			s.onlyWhatIsOver(ctx, now, d)
+		}
 	}
 	if err := s.decide(ctx, now, d); err != nil {
 		return nil, err
