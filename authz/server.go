@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/writ-mesh/writ/authz/rego"
+	"github.com/writ-mesh/writ/internal/refusal"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
@@ -27,11 +28,8 @@ const callMargin = 5 * time.Millisecond
 // maxPolicies bounds the policies that one check may name.
 const maxPolicies = 100
 
-// What clients are told of a denial that is no policy's decision.
-const (
-	saidNotDecided = "the request could not be decided"
-	saidMalformed  = "the request is malformed"
-)
+// saidNotDecided is what clients are told of a denial that is no policy's decision.
+const saidNotDecided = "the request could not be decided"
 
 // server answers checks in the mesh.
 type server struct {
@@ -129,7 +127,7 @@ func (s *server) decide(ctx context.Context, req *authv3.CheckRequest, now time.
 	v.tokens = opts.TokenError
 	in, err := rego.NewInput(req, opts)
 	if err != nil {
-		v.fail(names[0], saidMalformed, err.Error())
+		v.fail(names[0], refusal.Malformed, err.Error())
 		v.status = http.StatusBadRequest
 		return
 	}

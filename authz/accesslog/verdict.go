@@ -62,7 +62,7 @@ func (r Report) UnknownKey() bool {
 }
 
 // ruleInDetails is how RBAC says which rule matched, with underscores for spaces.
-var ruleInDetails = regexp.MustCompile(`^rbac_access_denied_matched_policy\[([A-Za-z]+)_(.+?)(?:_rule_([0-9]+))?\]$`)
+var ruleInDetails = regexp.MustCompile(`^rbac_access_denied_matched_policy\[([A-Za-z]+)_(.+?)(?:_rule_([0-9]+)|_malformed)?\]$`)
 
 func ruleOf(details string) string {
 	m := ruleInDetails.FindStringSubmatch(details)

@@ -33,6 +33,10 @@ const (
 	Sentence = ""
 )
 
+// Malformed is what is said to the client of a request whose path or query cannot be
+// taken apart.
+const Malformed = "the request is malformed"
+
 // DetailsHeader carries a google.rpc.Status beside grpc-status and grpc-message.
 const DetailsHeader = "grpc-status-details-bin"
 

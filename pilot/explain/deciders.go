@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"errors"
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -31,6 +32,10 @@ type Deciders struct {
 	// somebody who asks once.
 	Compiled *eval.Compiled
 }
+
+// ErrMalformed is of a request whose path or query a RegoPolicy's decider cannot take
+// apart.
+var ErrMalformed = errors.New("refused whatever the policy says")
 
 // Verified is what a rule makes of a token.
 type Verified struct {

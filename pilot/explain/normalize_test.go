@@ -1,8 +1,11 @@
 package explain
 
 import (
+	"errors"
+	"fmt"
 	"testing"
 
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	meshv1 "istio.io/api/mesh/v1alpha1"
 
 	"github.com/writ-mesh/writ/pilot/model"
@@ -74,6 +77,26 @@ func TestMalformed(t *testing.T) {
 		}
 		if nobody := len(callers[0].Statements) == 0; nobody != (by != "") {
 			t.Errorf("%q: whocan says %+v", by, callers)
+		}
+	}
+}
+
+// A request that a RegoPolicy's decider cannot take apart has the status of that.
+func TestMalformedForRego(t *testing.T) {
+	m := manyRules(0, -1)
+	m.RegoPolicies = []*model.RegoPolicy{{Meta: model.Meta{Ref: model.Ref{Kind: "RegoPolicy", Namespace: "default", Name: "p"}}, Module: "package p"}}
+	for _, c := range []struct {
+		err    error
+		status int
+	}{{nil, 403}, {errors.New("too long"), 403}, {fmt.Errorf("a query: %w", ErrMalformed), 400}} {
+		a, err := Request(m, Question{From: Outside, To: "default/web-1"}, Deciders{Rego: func(*model.RegoPolicy, *authv3.CheckRequest, string, map[string]any) (bool, string, error) {
+			return false, "", c.err
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := a.Targets[0]; got.Decision != Refused || got.By != "RegoPolicy default/p" || got.Status != c.status {
+			t.Errorf("%v: %s by %q with %d, want %d", c.err, got.Decision, got.By, got.Status, c.status)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"errors"
 	"maps"
 	"net/netip"
 	"strings"
@@ -33,6 +34,10 @@ func (l *life) rego() error {
 			continue
 		}
 		allowed, reason, err := l.d.Rego(p, l.check(p), l.issuer, l.r.Claims)
+		status := 403
+		if errors.Is(err, ErrMalformed) {
+			status = 400
+		}
 		if err != nil {
 			allowed, reason = false, err.Error()
 		}
@@ -47,7 +52,7 @@ func (l *life) rego() error {
 			s.Detail = strings.TrimSuffix("it would refuse, and only observes; "+s.Detail, "; ")
 			l.pass(s)
 		default:
-			l.refuse(s, 403)
+			l.refuse(s, status)
 			return nil
 		}
 	}

@@ -36,7 +36,7 @@ func Request(m *model.Mesh, q Question, d Deciders) (*Answer, error) {
 	}
 	out := &Answer{Question: q, From: from.principal}
 	for _, t := range targets {
-		l := &life{m: m, d: d, q: q, from: from, to: t, policies: eval.Select(m, t.proxy)}
+		l := &life{m: m, d: d, q: q, from: from, to: t, policies: d.Compiled.Select(m, t.proxy)}
 		if err := l.run(); err != nil {
 			return nil, err
 		}
@@ -292,15 +292,4 @@ func (l *life) domains() eval.Domains { return domainsOf(l.m) }
 
 func domainsOf(m *model.Mesh) eval.Domains {
 	return eval.Domains{Own: append([]string{m.TrustDomain}, m.TrustDomainAliases...), Federated: m.FederatedDomains}
-}
-
-// quota names the quotas that count the request; what is left of them only ratelimit knows.
-func (l *life) quota() error {
-	if l.r.TCP {
-		return nil
-	}
-	for _, q := range l.policies.Quota {
-		l.pass(Step{Name: "QuotaPolicy", Result: notDecided, Runs: inRateLimit, By: q.ID(), At: place(q.Ref), Detail: "counts the request; refuses with 429 when it is used up"})
-	}
-	return nil
 }

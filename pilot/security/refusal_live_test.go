@@ -20,21 +20,26 @@ import (
 // decisionID is the id of a refusal of regoAuthz.
 const decisionID = "00000000-0000-4000-8000-000000000000"
 
-// refusedByRego is what authz answers for a policy that says no and nothing else.
-func refusedByRego(r *authv3.CheckRequest, policy string) *authv3.DeniedHttpResponse {
+// refusedByRego is what authz answers for a policy that says no and nothing else, and
+// for a request that it cannot take apart.
+func refusedByRego(r *authv3.CheckRequest, policy string, malformed bool) *authv3.DeniedHttpResponse {
+	status, code, public := typev3.StatusCode_Forbidden, codes.PermissionDenied, ""
+	if malformed {
+		status, code, public = typev3.StatusCode_BadRequest, codes.Internal, refusal.Malformed
+	}
 	set := func(name, value string) *corev3.HeaderValueOption {
 		return &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: name, Value: value}, AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD}
 	}
 	h := r.GetAttributes().GetRequest().GetHttp().GetHeaders()
-	out := &authv3.DeniedHttpResponse{Status: &typev3.HttpStatus{Code: typev3.StatusCode_Forbidden}, Headers: []*corev3.HeaderValueOption{set(DeniedByHeader, "RegoPolicy "+policy)}}
+	out := &authv3.DeniedHttpResponse{Status: &typev3.HttpStatus{Code: status}, Headers: []*corev3.HeaderValueOption{set(DeniedByHeader, "RegoPolicy "+policy)}}
 	form := refusal.Sentence
 	if refusal.IsGRPC(h["content-type"]) {
-		out.Headers = append(out.Headers, set(refusal.DetailsHeader, refusal.Details(codes.PermissionDenied, "Forbidden", decisionID)))
+		out.Headers = append(out.Headers, set(refusal.DetailsHeader, refusal.Details(code, refusal.Body(refusal.Sentence, int(status), public, ""), decisionID)))
 	} else {
 		form = refusal.Preferred(h["accept"])
 		out.Headers = append(out.Headers, set("content-type", form))
 	}
-	out.Body = refusal.Body(form, http.StatusForbidden, "", decisionID)
+	out.Body = refusal.Body(form, int(status), public, decisionID)
 	return out
 }
 
@@ -95,6 +100,17 @@ func TestRegoRefusalsAlike(t *testing.T) {
 			}
 		}
 		compare(request{method: http.MethodHead})
+		for _, accept := range []string{"*/*", "application/json", "text/html", "text/plain"} {
+			for _, path := range []string{"/a?b=%zz", "/a?b=%", "/a?b;c"} {
+				got := compare(request{path: path, method: "PUT", header: map[string]string{"Accept": accept}})
+				if want := refusal.Body(refusal.Preferred(accept), 400, refusal.Malformed, "ID"); got.status != 400 || got.body != want {
+					t.Errorf("%s, accept %q: %d %q, want %q", path, accept, got.status, got.body, want)
+				}
+			}
+		}
+		if got := compare(request{path: "/a?b=%", method: "POST", header: map[string]string{"Content-Type": "application/grpc", "Te": "trailers"}}); got.header.Get("Grpc-Status") != "13" || got.header.Get("Grpc-Message") != "Bad Request: "+refusal.Malformed {
+			t.Errorf("malformed, gRPC: %d %v", got.status, got.header)
+		}
 		for _, kind := range []string{"application/grpc", "application/grpc+proto"} {
 			got := compare(request{method: "POST", header: map[string]string{"Content-Type": kind, "Te": "trailers"}})
 			if got.status != 200 || got.header.Get("Grpc-Status") != "7" || got.header.Get("Grpc-Message") != "Forbidden" || got.header.Get(refusal.DetailsHeader) == "" {

@@ -50,14 +50,16 @@ func (a *regoAuthz) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.
 		if a.observed[name] {
 			continue
 		}
-		if in, err := rego.NewInput(r, rego.InputOptions{Token: token}); err == nil {
+		in, err := rego.NewInput(r, rego.InputOptions{Token: token})
+		malformed := err != nil
+		if !malformed {
 			if d, err := a.programs[name].Eval(ctx, in, 0); err == nil && d.Allowed {
 				continue
 			}
 		}
 		return &authv3.CheckResponse{
 			Status:       &rpcstatus.Status{Code: int32(codes.PermissionDenied)},
-			HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: refusedByRego(r, name)},
+			HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: refusedByRego(r, name, malformed)},
 		}, nil
 	}
 	return &authv3.CheckResponse{Status: &rpcstatus.Status{Code: int32(codes.OK)}}, nil
@@ -134,7 +136,7 @@ allow if { startswith(http.path, "/never"); time.now_ns() < 0 }`
 			{"whole", request{method: "POST", identity: sleep, header: groups}, 200, "", false},
 			{"whole", request{method: "POST", header: groups}, 403, "RegoPolicy default/w", false},
 			{"whole", request{path: "/%61dmin/x"}, 403, "RegoPolicy default/w", false},
-			{"whole", request{path: "/a?b;c"}, 403, "RegoPolicy default/w", false},
+			{"whole", request{path: "/a?b;c"}, 400, "RegoPolicy default/w", false},
 			{"whole", request{header: map[string]string{"x-a": "xy"}}, 403, "RegoPolicy default/w", false},
 			{"split", request{path: "/health"}, 200, "", false},
 			{"split", request{path: "/other"}, 403, "RegoPolicy default/s", false},

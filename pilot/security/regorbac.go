@@ -2,6 +2,7 @@ package security
 
 import (
 	"strconv"
+	"strings"
 
 	xdscorev3 "github.com/cncf/xds/go/xds/core/v3"
 	xdsmatcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
@@ -37,7 +38,7 @@ func (c *Compiler) addRegoRules(b *httpBuilder, placed []*placedRego) (asked []*
 	gate := true
 	for _, p := range placed {
 		if p.form != nil {
-			refused = append(refused, regoRule{p.policy.ID(), p.form.Refuse()})
+			refused = append(refused, refusals(p)...)
 		}
 		if p.whole() {
 			continue
@@ -96,6 +97,18 @@ func regoTree(action rbacv3.RBAC_Action, rules []regoRule) *xdsmatcherv3.Matcher
 		}},
 		OnNoMatch: nested(regoList(b, rules, false)),
 	}
+}
+
+// refusals are what a policy refuses for certain, what is malformed first: as authz does,
+// with another status than the policy's.
+func refusals(p *placedRego) (rules []regoRule) {
+	if p.form.Malformed.Op() != regoform.OpFalse {
+		rules = append(rules, regoRule{p.policy.ID() + strings.ReplaceAll(malformedEnd, "_", " "), p.form.Malformed})
+	}
+	if refuse := regoform.Not(p.form.Perhaps); refuse.Op() != regoform.OpFalse {
+		rules = append(rules, regoRule{p.policy.ID(), refuse})
+	}
+	return rules
 }
 
 func regoList(b treeBuilder, rules []regoRule, mtls bool) *xdsmatcherv3.Matcher {

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"time"
@@ -111,7 +112,7 @@ func (all regoPrograms) decide(ctx context.Context, p *model.RegoPolicy, check *
 	}
 	in, err := rego.NewInput(check, o)
 	if err != nil {
-		return false, "", err
+		return false, "", fmt.Errorf("%w, %w", err, explain.ErrMalformed)
 	}
 	d, err := program.Eval(ctx, in, regoLimit)
 	return d.Allowed, d.Reason, err
