@@ -82,7 +82,7 @@ tidy-check: ## fail if go.mod is not tidy
 	go mod tidy -diff
 
 .PHONY: failovers
-failovers: ## twenty forced changes of Redis's master under load, each over within two seconds
+failovers: ## twenty orders to change Redis's master and twenty deaths of it under load, each over within two seconds
 	WRIT_FAILOVERS=20 go test -count=1 -timeout 20m -run 'TestSentinel|TestCluster' -v ./ratelimit/redisstore
 
 .PHONY: bench

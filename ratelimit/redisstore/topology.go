@@ -15,7 +15,7 @@ import (
 const (
 	// reloadEvery is how old the picture of a cluster may be before it is asked for
 	// again: a master that is gone says nothing of who took its place.
-	reloadEvery = 500 * time.Millisecond
+	reloadEvery = 250 * time.Millisecond
 	// redirects is how often a command follows a slot that has moved.
 	redirects = 3
 	// maxBackoff is how long it waits before it does.
