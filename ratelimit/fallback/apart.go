@@ -71,24 +71,15 @@ func (g *Guard) apart(ctx context.Context, now time.Time, uses []limit.Use, outc
 // process. One that is held without a name stays until its time is over.
 func (g *Guard) giveBack(ctx context.Context, now time.Time, h *half, outcomes []limit.Outcome) error {
 	var back half
-	for k, u := range h.uses {
-		out := h.outcomes[k]
-		if u.Op != limit.Take || u.Limit.CountsRefused() || out.Taken == 0 {
-			continue
-		}
-		u.Op, u.Hits, u.Want, u.At = limit.Refund, out.Taken, 0, out.At
-		if u.HeldFor() > 0 {
-			u.Op, u.Hits = limit.Settle, 0
-		}
-		back.add(h.at[k], u)
-	}
+	back.takenBy(h.uses, h.outcomes)
 	if len(back.uses) == 0 {
 		return nil
 	}
 	if err := g.alone(ctx, now, back.uses, back.outcomes); err != nil {
 		return err
 	}
-	for k, i := range back.at {
+	for k, of := range back.at {
+		i := h.at[of]
 		outcomes[i].Taken, outcomes[i].Remaining, outcomes[i].Reset = 0, back.outcomes[k].Remaining, back.outcomes[k].Reset
 	}
 	return nil

@@ -109,7 +109,8 @@ func New(shared Shared, local Local, log *slog.Logger, reg prometheus.Registerer
 func (g *Guard) Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
 	// What this replica admitted alone is over the limit: so is the sum of all. But
 	// what is settled or given back along with it may make room.
-	if !anyCountsRefused(uses) && !anyGivesBack(uses) && g.local.Peek(now, uses, outcomes) {
+	over := !anyCountsRefused(uses) && !anyGivesBack(uses) && g.local.Peek(now, uses, outcomes)
+	if over && !anyPart(uses) {
 		return nil
 	}
 	far := g.far(now, uses)
@@ -118,6 +119,10 @@ func (g *Guard) Decide(ctx context.Context, now time.Time, uses []limit.Use, out
 		err := g.shared.Decide(ctx, now, uses, outcomes)
 		if err == nil {
 			g.succeeded(now, uses)
+			if over {
+				g.refuse(ctx, now, uses, outcomes)
+				return nil
+			}
 			g.record(now, uses, outcomes)
 			return nil
 		}
@@ -125,6 +130,7 @@ func (g *Guard) Decide(ctx context.Context, now time.Time, uses []limit.Use, out
 			return ctx.Err()
 		}
 		g.failed(now, uses, err)
+	case over:
 	case far < len(uses):
 		return g.apart(ctx, now, uses, outcomes)
 	}

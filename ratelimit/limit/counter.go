@@ -12,6 +12,8 @@ type Counter struct {
 	holds holds
 	named uint64 // names given to holds that came without
 	reset int64  // when it was reset, in microseconds: what was taken before is gone
+	// demands are of those who share the limit.
+	demands demands
 }
 
 // state is what an algorithm remembers beside holds. Times are microseconds since

@@ -57,6 +57,12 @@ type Use struct {
 	// A limit that counts refused uses holds nothing.
 	Hold    string
 	HoldFor time.Duration
+	// Share makes the use a part of the use before it in the same decision, whose key is
+	// Of, by which all share one limit fairly: it is over if that one is, and if Key has
+	// its share of the limit. Share is the weight; 0 is none. That one is of a Sliding
+	// limit, this one of the Share of that limit.
+	Share uint32
+	Of    string
 	// At is when what a Refund gives back was taken, by Outcome.At. The zero value
 	// gives the newest uses back.
 	At time.Time

@@ -92,7 +92,7 @@ func (s *Store) Decide(_ context.Context, now time.Time, uses []limit.Use, outco
 	}
 	for i := range uses {
 		if uses[i].Op != limit.Take || !uses[i].Limit.CountsRefused() {
-			l.cells[i].counter.After(&uses[i], now, &outcomes[i])
+			l.after(i, now, uses, outcomes)
 		}
 	}
 	return nil
@@ -122,6 +122,8 @@ func (s *Store) Peek(now time.Time, uses []limit.Use, outcomes []limit.Outcome) 
 			c = &cell{counter: counter}
 			l.cells[i] = c
 		}
+		// What others ask for is not known here, so that it cannot be told whether a part
+		// is over.
 		outcomes[i] = c.counter.Check(u, now, 0)
 		refused = refused || outcomes[i].Over && !u.Observe
 	}
@@ -234,7 +236,12 @@ func (l locked) check(now time.Time, uses []limit.Use, outcomes []limit.Outcome)
 			outcomes[i] = limit.Outcome{}
 			continue
 		}
-		outcomes[i] = c.counter.Check(u, now, c.pending)
+		part := limit.Part(uses, i)
+		if part {
+			outcomes[i] = c.counter.CheckPart(u, now, c.pending, l.whole(i, uses, outcomes))
+		} else {
+			outcomes[i] = c.counter.Check(u, now, c.pending)
+		}
 		switch {
 		case u.Limit.CountsRefused():
 			outcomes[i].Taken = max(outcomes[i].Taken, u.Bounded())
@@ -244,9 +251,26 @@ func (l locked) check(now time.Time, uses []limit.Use, outcomes []limit.Outcome)
 			c.pending += outcomes[i].Taken
 		case !u.Observe:
 			refused = true
+		case part: // who is only watched takes nothing of the whole either
+			l.cells[i-1].pending -= outcomes[i-1].Taken
+			outcomes[i-1].Taken = 0
 		}
 	}
 	return refused
+}
+
+// after puts into an outcome how the limit stands.
+func (l locked) after(i int, now time.Time, uses []limit.Use, outcomes []limit.Outcome) {
+	if limit.Part(uses, i) {
+		l.cells[i].counter.AfterPart(&uses[i], now, &outcomes[i], l.whole(i, uses, outcomes))
+		return
+	}
+	l.cells[i].counter.After(&uses[i], now, &outcomes[i])
+}
+
+// whole is what the use at i is a part of.
+func (l locked) whole(i int, uses []limit.Use, outcomes []limit.Outcome) limit.Whole {
+	return limit.Whole{Use: &uses[i-1], Counter: l.cells[i-1].counter, Outcome: &outcomes[i-1]}
 }
 
 func (s *Store) index(key string) uint8 {

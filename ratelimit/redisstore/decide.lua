@@ -4,7 +4,7 @@
 --
 -- KEYS  one counter per use, then for each use with the flag h one of holds and one
 --       of their order, then for each that resets or gives back what was taken then
---       when the counter was reset
+--       when the counter was reset, then for each with the flag p two of the demands
 -- ARGV  now in microseconds for what is counted by one clock, 0 for this server's;
 --       now in microseconds by the caller's clock; then for each use:
 --       the algorithm's code, requests, window in microseconds, hits, flags, and
@@ -12,6 +12,7 @@
 --         burst                     if the code is g
 --         hits that are wanted      if the flags have w
 --         name, microseconds        if the flags have h: the hits are held, if there are microseconds
+--         name, weight              if the flags have p: a part of the use before it
 --         when, in microseconds     if the flags have R
 --       Other flags: o only observed; C charge, S settle, R refund, X reset instead of taking.
 -- Returns five numbers for each use: over (0 or 1), what is left, microseconds
@@ -392,6 +393,80 @@ local function retry_holds(h, excess)
   return reset_holds(h)
 end
 
+-- Demands: what those who share a limit asked for, as limit.demands has it. A hash for
+-- each other window, with a field for each of them, '=' before its name: hits and
+-- weight; and the field '#': which window it is of, how many they are, when the level
+-- was found, and the level.
+local SPARE, STEPS, MAX_TENANTS = 16, 32, 512
+
+local function load_demands(key, window)
+  local raw = redis.call('HGET', key, '#')
+  if raw then
+    local of, size, step, level = struct.unpack('<dddd', raw)
+    if of == window then return {key = key, size = size, step = step, level = level} end
+  end
+  return nil
+end
+
+local function each_demand(d, visit)
+  local all = redis.call('HGETALL', d.key)
+  for i = 1, #all, 2 do
+    if all[i] ~= '#' then visit(all[i], struct.unpack('<dd', all[i + 1])) end
+  end
+end
+
+local function find_level(l, now_window, before, part)
+  local all, list, weights, most = {}, {}, 0, 0
+  local function join(name, hits, weight)
+    if all[name] then hits = hits + all[name][1] end
+    all[name] = {hits, weight}
+  end
+  if before then each_demand(before, function(name, hits, weight) join(name, math.floor(hits * part), weight) end) end
+  each_demand(now_window, join)
+  for _, x in pairs(all) do
+    list[#list + 1], weights = x, weights + x[2]
+  end
+  table.sort(list, function(a, b) return a[1] / a[2] < b[1] / b[2] end)
+  local rest = l.requests
+  if rest >= 2 then rest = rest - math.max(math.floor(rest / SPARE), 1) end
+  for _, x in ipairs(list) do
+    if x[1] * weights > x[2] * rest then return rest / weights end
+    rest, weights, most = rest - x[1], weights - x[2], x[1] / x[2]
+  end
+  return rest + most
+end
+
+-- Takes in what u asks for and says how much of the limit it may use.
+local function ask(u)
+  local l = u.whole
+  local window, step = math.floor(now / l.window), math.floor(now / math.floor(l.window / STEPS))
+  local key, other = u.demands[window % 2 + 1], u.demands[(window + 1) % 2 + 1]
+  local d, before = load_demands(key, window), nil
+  local fresh = not d or d.step ~= step
+  if not d then
+    redis.call('DEL', key)
+    d = {key = key, size = 0}
+  end
+  if u.hits > 0 then
+    local name = '=' .. u.name
+    local raw = redis.call('HGET', key, name)
+    if not raw and d.size >= MAX_TENANTS then
+      name = '='
+      raw = redis.call('HGET', key, name)
+    end
+    local hits = 0
+    if raw then hits = struct.unpack('<d', raw) else d.size = d.size + 1 end
+    redis.call('HSET', key, name, struct.pack('<dd', math.min(hits + u.hits, 4503599627370496), u.weight))
+  end
+  if fresh then
+    before = load_demands(other, window - 1)
+    d.step, d.level = step, find_level(l, d, before, (l.window - now % l.window) / l.window)
+  end
+  redis.call('HSET', key, '#', struct.pack('<dddd', window, d.size, d.step, d.level))
+  redis.call('PEXPIRE', key, math.ceil(l.window / 500) + 1000)
+  return math.min(math.max(math.floor(d.level * u.weight), 1), u.requests)
+end
+
 -- What is asked.
 local uses, counters, holdings = {}, {}, {}
 do
@@ -418,6 +493,9 @@ do
       end
       u.observed = string.find(u.flags, 'o', 1, true)
       u.op = string.match(u.flags, '%u') or 'T'
+      if string.find(u.flags, 'p', 1, true) then
+        u.name, u.weight, u.whole = argument(), tonumber(argument()), uses[n]
+      end
       if u.op == 'R' then u.when = tonumber(argument()) end
     end
     n = n + 1
@@ -437,6 +515,12 @@ do
     if u.op == 'X' or u.op == 'R' and u.when > 0 then
       k = k + 1
       u.was_reset = KEYS[k]
+    end
+  end
+  for i = 1, n do
+    if uses[i].whole then
+      k = k + 2
+      uses[i].demands = {KEYS[k - 1], KEYS[k]}
     end
   end
 end
@@ -464,17 +548,26 @@ for _, u in ipairs(uses) do
       if u.op == 'T' then
         local held = c.pending
         if u.h then held = held + u.h.sum end
+        local requests, whole = u.requests, u.whole
+        if whole then
+          u.most = ask(u)
+          u.requests = u.most
+        end
         u.over, u.left, u.retry = algorithm.check(c, u, u.hits, held)
         if u.h and u.length > 0 and u.hits > 0 and u.h.size >= MAX_HOLDS then
           u.over, u.retry = 1, reset_holds(u.h)
         elseif u.over == 1 and u.code == 'c' and math.max(u.hits, 1) <= u.requests then
           u.retry = retry_holds(u.h, held + math.max(u.hits, 1) - u.requests)
         end
+        u.requests = requests
+        if whole and whole.over == 1 then u.over, u.retry = 1, whole.retry end
         if u.over == 0 then
           u.taken = share(u, u.left)
           c.pending = c.pending + u.taken
         elseif not u.observed then
           refused = true
+        elseif whole then
+          whole.c.pending, whole.taken = whole.c.pending - whole.taken, 0
         end
       end
     end
@@ -537,6 +630,7 @@ if later then
       if u.h then
         u.left, u.reset = left(u.left, u.h.sum), math.max(u.reset, reset_holds(u.h))
       end
+      if u.whole then u.left = math.min(left(u.left, u.requests - u.most), u.whole.left) end
     elseif u.op ~= 'T' then
       u.left, u.reset = u.algorithm.after(u.key, u)
     end

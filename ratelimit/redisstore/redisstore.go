@@ -327,11 +327,15 @@ func (s *Store) arguments(j *job) (keys []string, args []any) {
 		now = callers
 	}
 	args = append(args, now, callers)
-	var holds, resets []string
+	var holds, resets, demands []string
 	for i := range j.uses {
 		u := &j.uses[i]
 		keys = append(keys, u.Limit.CounterKey(u.Key, j.now))
 		hits, flags := u.Bounded(), opFlags(u)
+		part := limit.Part(j.uses, i)
+		if part {
+			flags += "p"
+		}
 		if u.Op == limit.Refund && !u.At.IsZero() && u.Limit.CounterKey(u.Key, u.At) != keys[i] {
 			hits = 0 // it was taken from another counter, which is over
 		}
@@ -346,6 +350,10 @@ func (s *Store) arguments(j *job) (keys []string, args []any) {
 			args = append(args, holdName(u), u.HeldFor().Microseconds())
 			holds = append(holds, u.Key+":h", u.Key+":o")
 		}
+		if part {
+			args = append(args, u.Key, u.Share)
+			demands = append(demands, u.Of+":d0", u.Of+":d1")
+		}
 		if u.Op == limit.Refund {
 			when := int64(0)
 			if !u.At.IsZero() {
@@ -357,7 +365,7 @@ func (s *Store) arguments(j *job) (keys []string, args []any) {
 			resets = append(resets, u.Key+":r")
 		}
 	}
-	return slices.Concat(keys, holds, resets), args
+	return slices.Concat(keys, holds, resets, demands), args
 }
 
 // opFlags are the flags of a use in decide.lua.

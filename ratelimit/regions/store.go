@@ -109,7 +109,7 @@ func (s *Store) try(ctx context.Context, now time.Time, uses []limit.Use, outcom
 	for i := range uses {
 		u := uses[i]
 		if u.Mode != limit.Local {
-			if s.take(&u, now, &outcomes[i], anyway) {
+			if !fair(uses, i) && s.take(&u, now, &outcomes[i], anyway) {
 				w.lent = append(w.lent, i)
 				continue
 			}
@@ -127,7 +127,7 @@ func (s *Store) try(ctx context.Context, now time.Time, uses []limit.Use, outcom
 	}
 	for k, i := range w.at {
 		outcomes[i] = w.outcomes[k]
-		if err == nil {
+		if err == nil && !fair(uses, i) {
 			s.note(&uses[i], &outcomes[i], now)
 		}
 	}
@@ -135,6 +135,19 @@ func (s *Store) try(ctx context.Context, now time.Time, uses []limit.Use, outcom
 		s.putBack(uses, outcomes, w)
 	}
 	return err
+}
+
+// fair says that a use is of a limit that is shared fairly. Who may have how much of it
+// is known where all of it is counted, so that it is divided only.
+func fair(uses []limit.Use, i int) bool {
+	return limit.Part(uses, i) || i+1 < len(uses) && limit.Part(uses, i+1)
+}
+
+// sharedFairly says whether a use is of a limit that is shared fairly among callers, or
+// one caller's part of it. Who may have how much is known where all of it is counted, so
+// nothing is borrowed.
+func sharedFairly(uses []limit.Use, i int) bool {
+	return limit.Part(uses, i) || i+1 < len(uses) && limit.Part(uses, i+1)
 }
 
 // putBack puts what was taken from loans back into them.
@@ -234,7 +247,7 @@ func (s *Store) await(ctx context.Context, uses []limit.Use, outcomes []limit.Ou
 		if !outcomes[i].Over || u.Observe {
 			continue
 		}
-		if u.Mode == limit.Local || !lendable(u) {
+		if u.Mode == limit.Local || !lendable(u) || sharedFairly(uses, i) {
 			return false
 		}
 		for !s.inHand(u) {

@@ -46,6 +46,9 @@ func Run(t *testing.T, fresh func(t *testing.T) Store) {
 			"held together":              heldTogether,
 			"settled once":               settledOnce,
 			"operations":                 operations,
+			"parts":                      parts,
+			"watched parts":              watchedParts,
+			"parts as arithmetic says":   partsAsTheArithmeticSays,
 		} {
 			t.Run(a.String()+"/"+name, func(t *testing.T) { test(t, fresh(t), a) })
 		}
