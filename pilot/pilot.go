@@ -21,6 +21,7 @@ import (
 	"github.com/writ-mesh/writ/pilot/meshdir"
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/revision"
+	"github.com/writ-mesh/writ/pilot/security"
 	"github.com/writ-mesh/writ/pilot/translate"
 	"github.com/writ-mesh/writ/pilot/xds"
 )
@@ -129,7 +130,7 @@ func newPilot(o Options) (*Pilot, error) {
 	p.tracker = revision.New(p.saved)
 	o.XDS.Identify, o.XDS.Log, o.XDS.Observer = identify, o.Log, p.metrics
 	o.XDS.Old = func(c xds.Client) bool { return c.Envoy && translate.OlderEnvoy(c.Version) }
-	o.XDS.Older = translate.ForOlderEnvoys
+	o.XDS.Older, o.XDS.Between = translate.ForOlderEnvoys, security.BothFilters
 	p.xds = xds.New(o.XDS)
 	p.health.Register("configuration")
 	return p, nil

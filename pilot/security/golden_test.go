@@ -83,7 +83,9 @@ func TestAuthorizationGolden(t *testing.T) {
 	for _, c := range authorizationCases(newSigner(t), t) {
 		m := newMesh(t, c.policies)
 		m.TrustDomainAliases = []string{"old-td"}
-		got[c.name] = perFilter(t, compileHTTP(t, m, workload()))
+		filters := perFilter(t, compileHTTP(t, m, workload()))
+		delete(filters, filterJWT) // names a requirement by its keys, which are new each time
+		got[c.name] = filters
 	}
 	golden(t, "authorization", got)
 }

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -65,14 +64,7 @@ func (c *Compiler) addJWT(b *httpBuilder, p *model.Proxy, s selection) error {
 		return nil
 	}
 	sort.SliceStable(rules, func(i, j int) bool { return rules[i].rule.GetIssuer() < rules[j].rule.GetIssuer() })
-	filter := &jwtv3.JwtAuthentication{
-		Providers:           map[string]*jwtv3.JwtProvider{},
-		BypassCorsPreflight: true,
-		Rules: []*jwtv3.RequirementRule{{
-			Match:           &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
-			RequirementType: &jwtv3.RequirementRule_Requires{Requires: requirements(rules)},
-		}},
-	}
+	filter := &jwtv3.JwtAuthentication{Providers: map[string]*jwtv3.JwtProvider{}, BypassCorsPreflight: true}
 	var keys, headers []string
 	for _, r := range rules {
 		provider, err := c.jwtProvider(b, p, r)
@@ -89,7 +81,9 @@ func (c *Compiler) addJWT(b *httpBuilder, p *model.Proxy, s selection) error {
 			provider.Forward = true
 		}
 	}
+	name := c.requireByName(filter, rules)
 	b.addExtension(filterJWT, filter, refs)
+	b.enable(filterJWT, &jwtv3.PerRouteConfig{RequirementSpecifier: &jwtv3.PerRouteConfig_RequirementName{RequirementName: name}})
 	b.name(nameJWT, "RequestAuthentication "+nameList(refs))
 	return c.addTokens(b, keys, headers)
 }
@@ -141,8 +135,8 @@ func (c *Compiler) jwtProvider(b *httpBuilder, p *model.Proxy, r namedRule) (*jw
 	for _, h := range rule.GetOutputClaimToHeaders() {
 		out.ClaimToHeaders = append(out.ClaimToHeaders, &jwtv3.JwtClaimToHeader{HeaderName: h.GetHeader(), ClaimName: h.GetClaim()})
 	}
-	if place, ok := c.mesh.KeyPlace(r.namespace, rule); ok && c.mesh.KeySets[place.Key()] != "" {
-		out.JwksSourceSpecifier = inlineJWKS(c.mesh.KeySets[place.Key()])
+	if keys := c.fetchedKeys(r); keys != "" {
+		out.JwksSourceSpecifier = inlineJWKS(keys)
 		return out, nil
 	}
 	if rule.GetJwksUri() == "" || rule.GetJwks() != "" {
@@ -160,6 +154,14 @@ func (c *Compiler) jwtProvider(b *httpBuilder, p *model.Proxy, r namedRule) (*jw
 	out.JwksSourceSpecifier = &jwtv3.JwtProvider_RemoteJwks{RemoteJwks: remote}
 	out.HeaderInMetadata = r.provider + " header"
 	return out, nil
+}
+
+// fetchedKeys are those that pilot fetched for a rule, empty for none.
+func (c *Compiler) fetchedKeys(r namedRule) string {
+	if place, ok := c.mesh.KeyPlace(r.namespace, r.rule); ok {
+		return c.mesh.KeySets[place.Key()]
+	}
+	return ""
 }
 
 // nobodysKey is a key set that verifies nothing: its one P-256 point has SHA-256

@@ -440,15 +440,7 @@ func (e *envoy) check() {
 	}
 }
 
-func (e *envoy) releaseAcks() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.hold = false
-	for _, a := range e.held {
-		e.send(a)
-	}
-	e.held = nil
-}
+func (e *envoy) releaseAcks() { e.release(false) }
 
 func (e *envoy) disconnect() {
 	e.end()

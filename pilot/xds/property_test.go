@@ -47,7 +47,7 @@ func TestAnySequenceEndsInTheNewestState(t *testing.T) {
 }
 
 func sequence(t *testing.T, r *rand.Rand, made parts) {
-	b := newBench(t, Options{})
+	b := newBench(t, Options{Between: joined})
 	b.made = made
 	ids := []string{"sidecar~a", "sidecar~b", "sidecar~c"}
 	good := map[string]world{}

@@ -48,6 +48,8 @@ type Resource struct {
 	needs []string
 	// resolves says that Envoy looks a name up before the cluster is usable.
 	resolves bool
+	// standsFor is what the resource is the way to, nil for a resource of a snapshot.
+	standsFor *Resource
 
 	older older[Resource]
 }

@@ -114,6 +114,9 @@ type Options struct {
 	// resource what such clients get, the resource itself if that will do.
 	Old      func(Client) bool
 	Older    func(resource *anypb.Any) (*anypb.Any, error)
+	// Between gives a filter that stands in for the one before and the one after while
+	// routes change, nil if that after will do; nil: it always will.
+	Between  func(before, after *anypb.Any) (*anypb.Any, error)
 	Log      *slog.Logger
 	Observer Observer
 	// RemoveDelay is how long clusters and policies that nothing refers to any

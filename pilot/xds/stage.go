@@ -43,13 +43,30 @@ func (s *session) advanceProxy(now time.Time) time.Time {
 	s.push(cds, opened, false)
 	s.push(s.types[EndpointType], opened, false)
 	g, wake := s.gate(now)
-	for _, url := range []string{ListenerType, RouteType, ExtensionType} {
-		s.push(s.types[url], g, removalOf(url) == atOnce)
-	}
+	s.push(s.types[ListenerType], g, removalOf(ListenerType) == atOnce)
+	s.pushFilters(g)
 	if g != opened || !s.settled(ListenerType) || !s.settled(RouteType) || !s.settled(ExtensionType) {
 		return wake
 	}
 	return s.removeLast(now, ClusterType)
+}
+
+// pushFilters gives filters and routes: first filters that do for the routes of before
+// as for those of after, then the routes, then the filters of the target.
+func (s *session) pushFilters(g gate) {
+	filters, routes := s.types[ExtensionType], s.types[RouteType]
+	now := s.filters()
+	s.pushTo(filters, now, g, false)
+	ofRoutes := g
+	if g == opened && s.returning && filters != nil {
+		switch {
+		case filters.failed():
+			ofRoutes = broken
+		case !filters.fresh && !filters.settled(now):
+			ofRoutes = waiting
+		}
+	}
+	s.push(routes, ofRoutes, false)
 }
 
 // advanceService gives a service of Writ its resources: at once what is new, later
@@ -115,10 +132,17 @@ func (s *session) settled(url string) bool {
 
 // push answers the client's open question if there is something to say.
 func (s *session) push(c *conversation, g gate, removals bool) {
+	if c == nil {
+		return
+	}
+	s.pushTo(c, s.target.Set(c.url).Resources(), g, removals)
+}
+
+// pushTo is push with another target than that of the snapshot.
+func (s *session) pushTo(c *conversation, target []*Resource, g gate, removals bool) {
 	if c == nil || c.watch == nil {
 		return
 	}
-	target := s.target.Set(c.url).Resources()
 	sel := c.selection(removals)
 	first := c.fresh
 	if !first || s.returning {

@@ -1,0 +1,125 @@
+package security
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/writ-mesh/writ/pilot/envoy"
+)
+
+// tokensOf gives the resource of the filter, and the requirement that its virtual hosts
+// name.
+func tokensOf(t *testing.T, h *HTTP) (filter *anypb.Any, requirement string) {
+	t.Helper()
+	var at jwtv3.PerRouteConfig
+	if len(h.Extensions) != 1 || h.PerFilterConfig[filterJWT].UnmarshalTo(&at) != nil {
+		t.Fatalf("%d filters, %v", len(h.Extensions), h.PerFilterConfig[filterJWT])
+	}
+	return envoy.Any(h.Extensions[0].Config), at.GetRequirementName()
+}
+
+// complete checks that a filter has the requirements and all that these name, and gives
+// the names of its providers.
+func complete(t *testing.T, filter *anypb.Any, want ...string) (providers []string) {
+	t.Helper()
+	_, jwt, err := jwtFilter(filter)
+	if err != nil || jwt == nil {
+		t.Fatal(err)
+	}
+	slices.Sort(want)
+	if got := slices.Sorted(maps.Keys(jwt.GetRequirementMap())); !slices.Equal(got, want) {
+		t.Errorf("requirements %q, want %q", got, want)
+	}
+	var check func(r *jwtv3.JwtRequirement)
+	check = func(r *jwtv3.JwtRequirement) {
+		if name := r.GetProviderName(); name != "" && jwt.GetProviders()[name] == nil {
+			t.Errorf("there is no provider %q", name)
+		}
+		for _, one := range slices.Concat(r.GetRequiresAny().GetRequirements(), r.GetRequiresAll().GetRequirements()) {
+			check(one)
+		}
+	}
+	for _, r := range jwt.GetRequirementMap() {
+		check(r)
+	}
+	return slices.Sorted(maps.Keys(jwt.GetProviders()))
+}
+
+func TestBothFilters(t *testing.T) {
+	s, other := newSigner(t), newSigner(t)
+	compile := func(documents ...string) (*anypb.Any, string) {
+		return tokensOf(t, compileHTTP(t, newMesh(t, strings.Join(documents, "\n---\n")), workload()))
+	}
+	one, nameOne := compile(s.document("a", "https://one", ""))
+	two, nameTwo := compile(s.document("a", "https://two", ""), s.document("b", "https://three", ""))
+	three, nameThree := compile(other.document("a", "https://one", ""))
+	if nameOne == nameTwo || nameOne == nameThree {
+		t.Fatal("other issuers, or keys that their author wrote, have the same requirement")
+	}
+	both, err := BothFilters(one, two)
+	if err != nil || both == nil {
+		t.Fatal(err)
+	}
+	if got := complete(t, both, nameOne, nameTwo); !slices.Equal(got, []string{"before default/a[0]", "default/a[0]", "default/b[0]"}) {
+		t.Errorf("providers %q", got)
+	}
+	all, err := BothFilters(both, three)
+	if err != nil || all == nil {
+		t.Fatal(err)
+	}
+	if got := complete(t, all, nameOne, nameTwo, nameThree); len(got) != 4 {
+		t.Errorf("providers %q", got)
+	}
+	// Back to what was before, while there is still the way to it.
+	back, err := BothFilters(both, one)
+	if err != nil || back == nil {
+		t.Fatal(err)
+	}
+	complete(t, back, nameOne, nameTwo)
+	for _, same := range [][2]*anypb.Any{{one, one}, {one, both}, {envoy.Any(&jwtv3.PerRouteConfig{}), one}, {one, envoy.Any(&jwtv3.PerRouteConfig{})}} {
+		if got, err := BothFilters(same[0], same[1]); got != nil || err != nil {
+			t.Errorf("%v %v, want nothing", got, err)
+		}
+	}
+	// Routes that never keep up do not make a filter grow without end.
+	growing, steps := one, 0
+	for ; steps < 2*maxRequirements; steps++ {
+		next, _ := compile(s.document("a", "https://"+string(rune('a'+steps)), ""))
+		joined, err := BothFilters(growing, next)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if joined == nil {
+			break
+		}
+		growing = joined
+	}
+	if steps != maxRequirements-1 {
+		t.Errorf("%d filters in one", steps)
+	}
+}
+
+// TestFetchedKeysAreNoOtherRequirement: an issuer that takes new keys does not have the
+// rules sent again.
+func TestFetchedKeysAreNoOtherRequirement(t *testing.T) {
+	const document = "kind: RequestAuthentication\nmetadata: {name: a, annotations: {policy.writ.mesh/require: any}}\nspec: {jwtRules: [{issuer: 'https://one', jwksUri: 'https://keys.example/jwks'}]}"
+	m := newMesh(t, document)
+	var names, filters []string
+	for _, keys := range []string{newSigner(t).jwks(), newSigner(t).jwks()} {
+		place, ok := m.KeyPlace("default", m.RequestAuthentications[0].Spec.GetJwtRules()[0])
+		if !ok {
+			t.Fatal("no place of keys")
+		}
+		m.KeySets = map[string]string{place.Key(): keys}
+		filter, name := tokensOf(t, compileHTTP(t, m, workload()))
+		names, filters = append(names, name), append(filters, string(filter.GetValue()))
+	}
+	if names[0] != names[1] || filters[0] == filters[1] {
+		t.Errorf("requirements %q, of filters that are the same: %v", names, filters[0] == filters[1])
+	}
+}

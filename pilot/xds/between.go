@@ -1,0 +1,52 @@
+package xds
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"log/slog"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+)
+
+// filters are what the client shall have of them now. While its routes are still to
+// change, they are such that those of before and those of after find theirs in them.
+func (s *session) filters() []*Resource {
+	target := s.target.Set(ExtensionType).Resources()
+	c := s.types[ExtensionType]
+	if c == nil || !s.returning || s.srv.opt.Between == nil || s.settled(RouteType) {
+		return target
+	}
+	out, changed := make([]*Resource, len(target)), false
+	for i, r := range target {
+		out[i] = s.between(find(c.told, r.Name), r)
+		changed = changed || out[i] != r
+	}
+	if !changed {
+		return target
+	}
+	return out
+}
+
+// between is what stands in for both, or after itself.
+func (s *session) between(before, after *Resource) *Resource {
+	if before == nil || before.wire == nil || before.same(after) {
+		return after
+	}
+	if _, refused := s.types[ExtensionType].refused[after]; refused {
+		return after
+	}
+	if before.standsFor == after {
+		return before
+	}
+	body, err := s.srv.opt.Between(before.wire.GetResource(), after.wire.GetResource())
+	if err != nil {
+		s.srv.opt.Log.Error("a filter changes at once", slog.String("filter", after.Name), slog.Any("error", err))
+	}
+	if err != nil || body == nil {
+		return after
+	}
+	sum := sha256.Sum256(body.GetValue())
+	out := &Resource{Name: after.Name, Version: hex.EncodeToString(sum[:12]), Sources: after.Sources, needs: after.needs, standsFor: after}
+	out.wire = &discoveryv3.Resource{Name: out.Name, Version: out.Version, Resource: body}
+	return out
+}
