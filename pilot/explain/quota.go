@@ -48,9 +48,11 @@ type EffectiveLimit struct {
 	Algorithm string           `json:"algorithm"`
 	Burst     uint32           `json:"burst,omitempty"`
 	Plan      *model.QuotaPlan `json:"plan,omitempty"`
-	Per       []string         `json:"per,omitempty"`
-	Mode      string           `json:"mode"`
-	Observe   bool             `json:"observe,omitempty"`
+	// PlanCaller is whom the table is asked about.
+	PlanCaller string   `json:"planCaller,omitempty"`
+	Per        []string `json:"per,omitempty"`
+	Mode       string   `json:"mode"`
+	Observe    bool     `json:"observe,omitempty"`
 	// Unavailable is what happens if ratelimit does not answer.
 	Unavailable string `json:"whenUnavailable"`
 	// Counter is the name of the caller's counter, as `writ limits get` takes it.
@@ -135,6 +137,11 @@ func (l *life) limit(counted *eval.CountedLimit) EffectiveLimit {
 	switch {
 	case counts:
 		out.Counts, out.Counter = true, l.counter(pol, counted.Index)
+		for _, d := range limit.Per {
+			if limit.Plan != nil && d.Text == limit.Plan.By {
+				out.PlanCaller = l.dimension(d)
+			}
+		}
 	case taker == nil:
 		out.Why = "the policy's match does not fit the request"
 	case taker.Index < 0:

@@ -35,9 +35,9 @@ type quotaMatch struct {
 // checkLayers checks what a policy says of requests and of other layers.
 func (c *checker) checkLayers(s *quotaSpec) {
 	ways := []string{quotaInherit, model.QuotaOverride, model.QuotaExempt}
-	for at, way := range map[string]string{"spec.upper": s.Upper, "spec.lower": s.Lower} {
-		if way != "" && !slices.Contains(ways, way) {
-			c.errorf(at, "unknown value %q: write inherit, override or exempt", shorten(way))
+	for _, said := range []struct{ at, way string }{{"spec.upper", s.Upper}, {"spec.lower", s.Lower}} {
+		if said.way != "" && !slices.Contains(ways, said.way) {
+			c.errorf(said.at, "unknown value %q: write inherit, override or exempt", shorten(said.way))
 		}
 	}
 	if n := len(s.Match); n > maxQuotaMatches {
@@ -57,49 +57,63 @@ func (c *checker) checkLayers(s *quotaSpec) {
 
 func (c *checker) checkQuotaMatch(at string, m *quotaMatch) {
 	total := 0
-	for name, values := range map[string][]string{"principals": m.Principals, "namespaces": m.Namespaces, "hosts": m.Hosts, "methods": m.Methods, "paths": m.Paths} {
-		total += len(values)
-		c.noEmpty(at+"."+name, values)
-		if n := len(values); n > maxQuotaValues {
-			c.errorf(at+"."+name, "%d are too many: at most %d", n, maxQuotaValues)
+	for _, list := range []struct {
+		name   string
+		values []string
+	}{{"principals", m.Principals}, {"namespaces", m.Namespaces}, {"hosts", m.Hosts}, {"methods", m.Methods}, {"paths", m.Paths}} {
+		place := at + "." + list.name
+		total += len(list.values)
+		c.noEmpty(place, list.values)
+		if n := len(list.values); n > maxQuotaValues {
+			c.errorf(place, "%d are too many: at most %d", n, maxQuotaValues)
 		}
-		if name != "paths" {
-			c.wildcards(at+"."+name, values)
-		}
-		for i, v := range values {
-			if strings.ContainsFunc(v, unicode.IsControl) {
-				c.errorf(index(at+"."+name, i), "%q has a sign that no request has", shorten(v))
-			}
+		for i, v := range list.values {
+			c.quotaValue(list.name, index(place, i), v)
 		}
 	}
 	if total == 0 {
 		c.errorf(at, "is empty: it would fit every request; remove it, or name what it is about")
 	}
-	for i, v := range m.Namespaces {
+}
+
+// quotaValue checks one value of a list of a match.
+func (c *checker) quotaValue(list, at, v string) {
+	if strings.ContainsFunc(v, unicode.IsControl) {
+		c.errorf(at, "%q has a sign that no request has", shorten(v))
+		return
+	}
+	switch list {
+	case "principals":
+		c.wildcard(at, v)
+	case "namespaces":
 		if strings.ContainsAny(v, "*/") {
-			c.errorf(index(at+".namespaces", i), "%q is not the name of a namespace", shorten(v))
+			c.errorf(at, "%q is not the name of a namespace", shorten(v))
 		}
-	}
-	for i, v := range m.Methods {
+	case "methods":
 		if strings.Contains(v, "*") {
-			c.errorf(index(at+".methods", i), "%q is not a method", shorten(v))
+			c.errorf(at, "%q is not a method", shorten(v))
 		}
-	}
-	for i, v := range m.Hosts {
+	case "hosts":
+		c.wildcard(at, v)
 		if len(v) > maxQuotaHost || strings.ContainsFunc(v, func(r rune) bool { return r <= ' ' || r > '~' }) {
-			c.errorf(index(at+".hosts", i), "%q is not a host of at most %d characters; write * and the end of a longer one", shorten(v), maxQuotaHost)
+			c.errorf(at, "%q is not a host of at most %d characters; write * and the end of a longer one", shorten(v), maxQuotaHost)
 		}
+	case "paths":
+		c.quotaPath(at, v)
 	}
-	c.pathTemplates(at+".paths", m.Paths)
-	for i, v := range m.Paths {
-		parts := strings.Count(v, "{")
-		text := strings.NewReplacer("{*}", "", "{**}", "").Replace(v)
-		switch {
-		case parts == 0:
-			c.wildcard(index(at+".paths", i), v)
-		case len(text)+parts*templateSize > maxQuotaTemplate:
-			c.errorf(index(at+".paths", i), "the template is too large for Envoy: its text has %d characters of at most %d, less %d for each {*} and {**}", len(text), maxQuotaTemplate, templateSize)
-		}
+}
+
+func (c *checker) quotaPath(at, v string) {
+	parts := strings.Count(v, "{")
+	if parts == 0 {
+		c.wildcard(at, v)
+		return
+	}
+	text := strings.NewReplacer("{*}", "", "{**}", "").Replace(v)
+	if problem := templateProblem(v); problem != "" {
+		c.errorf(at, "%q: %s", shorten(v), problem)
+	} else if size := len(text) + parts*templateSize; size > maxQuotaTemplate {
+		c.errorf(at, "the template is too large for Envoy: %d for each {*} and {**}, and one for each other character, come to %d of at most %d", templateSize, size, maxQuotaTemplate)
 	}
 }
 

@@ -27,13 +27,14 @@ type quotaCounter struct {
 	Remaining  uint32 `json:"remaining"`
 	ResetAfter string `json:"resetAfter,omitempty"`
 	Counted    string `json:"counted"`
+	Plan       string `json:"plan,omitempty"`
 	Over       bool   `json:"over"`
 }
 
 func quotaCounterOf(c *ratelimitpb.Counter) quotaCounter {
 	row := quotaCounter{
 		Key: c.GetKey(), Limit: c.GetLimit(), Requests: c.GetRequests(), Every: c.GetEvery().AsDuration().String(),
-		Remaining: c.GetRemaining(), Over: c.GetOver(), Counted: c.GetCounted(),
+		Remaining: c.GetRemaining(), Over: c.GetOver(), Counted: c.GetCounted(), Plan: c.GetPlan(),
 	}
 	if after := c.GetResetAfter(); after != nil {
 		row.ResetAfter = after.AsDuration().Round(time.Millisecond).String()
@@ -50,6 +51,9 @@ func (c quotaCounter) print(w io.Writer) error {
 	if c.Counted != "" {
 		counted = "\n  counted " + c.Counted
 	}
+	if c.Plan != "" {
+		counted += "\n  by " + c.Plan
+	}
 	_, err := fmt.Fprintf(w, "%s: %d of %d in %s are left, %s (%s)%s\n", c.Key, c.Remaining, c.Requests, c.Every, state, c.Limit, counted)
 	return err
 }
@@ -65,7 +69,7 @@ func limitsCommand() *cobra.Command {
 			if len(args) == 0 {
 				return cmd.Help()
 			}
-			return fmt.Errorf("unknown command %q of writ limits: it has get, top, reset, grant, refund and changes", args[0])
+			return fmt.Errorf("unknown command %q of writ limits: it has get, top, effective, reset, grant, refund and changes", args[0])
 		},
 	}
 	c.AddCommand(limitsGetCommand(), limitsTopCommand(), limitsChangeCommand(limitChange{
@@ -83,7 +87,7 @@ func limitsCommand() *cobra.Command {
 		call: func(ctx context.Context, l ratelimitpb.LimitsClient, r *ratelimitpb.ChangeCounterRequest) (*ratelimitpb.Counter, error) {
 			return l.Refund(ctx, r)
 		},
-	}), limitsChangesCommand())
+	}), limitsChangesCommand(), limitsEffectiveCommand())
 	return c
 }
 
