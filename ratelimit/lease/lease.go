@@ -131,6 +131,13 @@ func (s *Store) release(a *ask) {
 // Decide makes one decision over all uses, of any mode, and puts what became of
 // each into outcomes, which is as long as uses.
 func (s *Store) Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
+	if slices.ContainsFunc(uses, ends) {
+		return s.decideEnds(ctx, now, uses, outcomes)
+	}
+	return s.decide(ctx, now, uses, outcomes)
+}
+
+func (s *Store) decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
 	exact, local := true, false
 	for i := range uses {
 		exact = exact && uses[i].Mode == limit.Exact
@@ -216,7 +223,7 @@ func (s *Store) decideLocal(ctx context.Context, now time.Time, uses []limit.Use
 	defer s.release(l)
 	for i := range uses {
 		if uses[i].Mode == limit.Local {
-			l.add(i, uses[i], false)
+			l.add(i, localUse(uses[i]), false)
 		}
 	}
 	if err := s.local.Decide(ctx, now, l.uses, l.outcomes); err != nil {
@@ -278,7 +285,7 @@ func (s *Store) putBack(ctx context.Context, now time.Time, uses []limit.Use, ou
 			continue
 		}
 		if u.Mode == limit.Local {
-			back := *u
+			back := localUse(*u)
 			back.Op, back.Hits, back.At = limit.Refund, out.Taken, out.At
 			if u.HeldFor() > 0 {
 				back.Op, back.Hits = limit.Settle, 0
