@@ -69,6 +69,7 @@ func (b *Book) Run(ctx context.Context) error {
 		f := &follower{book: b, handle: b.Handle(name), from: b.options.Redis}
 		g.Go(func() error { return every(ctx, b.lookEvery, func() { f.look(ctx) }) })
 	}
+	g.Go(func() error { <-ctx.Done(); return ctx.Err() }) // with no tables at all, too
 	err := g.Wait()
 	if b.options.Redis != nil {
 		err = errors.Join(err, b.options.Redis.Close())
