@@ -58,7 +58,7 @@ type Service struct {
 	server *Server
 	local  *memory.Store
 	alone  func(time.Time, []limit.Use) bool // nil if counters are in this process only
-	plans  *plans.Book // nil without policies
+	plans  *plans.Book                       // nil without policies
 	tasks  []func(context.Context) error
 
 	regions    *regions.Store // nil if there is this one alone
