@@ -37,6 +37,8 @@ type soakLimit struct {
 	part int
 	// holds is how long a place is held at most.
 	holds time.Duration
+	// tenants share each of the callers' limits: the first asks for half of it.
+	tenants int
 }
 
 // limits are what the replicas enforce and what the accounts and picks are made from.
@@ -48,13 +50,14 @@ func (s *soaking) limits() *configpb.QuotaPolicy {
 		return max(int(each(part, callers)*window.Seconds()*times), 2)
 	}
 	all := []soakLimit{
-		{soakRule{name: "sliding, small", counts: slides, most: min(most(25, 20, time.Second, 0.5), 32), window: time.Second}, 20, 25, 0},
-		{soakRule{name: "sliding", counts: slides, most: most(20, 4, 2*time.Second, 0.7), window: 2 * time.Second}, 4, 20, 0},
-		{soakRule{name: "leased", counts: slides, leased: true, most: most(20, 2, 4*time.Second, 0.8), window: 4 * time.Second}, 2, 20, 0},
-		{soakRule{name: "gcra", counts: bucket, most: most(10, 4, time.Second, 0.6), burst: most(10, 4, time.Second, 0.15), window: time.Second}, 4, 10, 0},
-		{soakRule{name: "never reached", counts: slides, most: most(15, 5, time.Second, 8), window: time.Second}, 5, 15, 0},
-		{soakRule{name: "places", counts: places, most: most(5, 4, 300*time.Millisecond, 0.6), window: 5 * time.Second}, 4, 5, 600 * time.Millisecond},
-		{soakRule{name: "all", counts: forever, most: ledgerLimit, window: time.Hour}, 1, 5, 0},
+		{soakRule{name: "sliding, small", counts: slides, most: min(most(20, 20, time.Second, 0.5), 32), window: time.Second}, 20, 20, 0, 0},
+		{soakRule{name: "sliding", counts: slides, most: most(20, 4, 2*time.Second, 0.7), window: 2 * time.Second}, 4, 20, 0, 0},
+		{soakRule{name: "leased", counts: slides, leased: true, most: most(20, 2, 4*time.Second, 0.8), window: 4 * time.Second}, 2, 20, 0, 0},
+		{soakRule{name: "gcra", counts: bucket, most: most(10, 4, time.Second, 0.6), burst: most(10, 4, time.Second, 0.15), window: time.Second}, 4, 10, 0, 0},
+		{soakRule{name: "shared", counts: fairly, most: most(5, 1, 2*time.Second, 0.6), window: 2 * time.Second}, 1, 5, 0, 8},
+		{soakRule{name: "never reached", counts: slides, most: most(15, 5, time.Second, 8), window: time.Second}, 5, 15, 0, 0},
+		{soakRule{name: "places", counts: places, most: most(5, 4, 300*time.Millisecond, 0.6), window: 5 * time.Second}, 4, 5, 600 * time.Millisecond, 0},
+		{soakRule{name: "all", counts: forever, most: ledgerLimit, window: time.Hour}, 1, 5, 0, 0},
 	}
 	p := &configpb.QuotaPolicy{Namespace: "default", Name: "soak"}
 	for i, l := range all {
@@ -65,6 +68,8 @@ func (s *soaking) limits() *configpb.QuotaPolicy {
 			c.Algorithm, c.Burst = configpb.QuotaGCRA, uint32(l.rule.burst) //nolint:gosec // far below
 		case places:
 			c.Algorithm = configpb.QuotaConcurrency
+		case fairly:
+			c.Fair = &configpb.QuotaFair{}
 		case slides, forever:
 		}
 		if l.rule.leased {
@@ -77,7 +82,7 @@ func (s *soaking) limits() *configpb.QuotaPolicy {
 		}
 		s.accounts = append(s.accounts, accounts...)
 		for range l.part {
-			s.picks = append(s.picks, pick{limit: i, holds: l.holds, accounts: accounts})
+			s.picks = append(s.picks, pick{limit: i, holds: l.holds, tenants: l.tenants, accounts: accounts})
 		}
 	}
 	return p
@@ -87,6 +92,7 @@ func (s *soaking) limits() *configpb.QuotaPolicy {
 type pick struct {
 	limit    int
 	holds    time.Duration
+	tenants  int
 	accounts []*account
 }
 
@@ -145,6 +151,9 @@ func (s *soaking) ask(ctx context.Context, n uint64) {
 	p := s.picks[rng.IntN(len(s.picks))]
 	caller, r := rng.IntN(len(p.accounts)), s.replicas[rng.IntN(len(s.replicas))]
 	a, hold := p.accounts[caller], ""
+	if p.tenants > 0 { // the second half of the chances is the first one's
+		caller = max(rng.IntN(2*p.tenants)-p.tenants, 0)
+	}
 	if p.holds > 0 {
 		hold = fmt.Sprintf("hold-%d", n)
 	}

@@ -15,6 +15,7 @@ const (
 	bucket                  // GCRA
 	places                  // what is under way
 	forever                 // never used up: whoever is refused is refused wrongly
+	fairly                  // a sliding window that tenants share: refusals follow what all of them ask for
 )
 
 // soakRule is a limit as the oracle knows it.
@@ -103,7 +104,7 @@ func (a *account) pass(id uint64, sent time.Duration, now func() time.Duration) 
 	case bucket:
 		most += a.rule.burst - 1
 		surely = a.within(answered)
-	case slides:
+	case slides, fairly:
 		surely = a.within(answered)
 	}
 	return verdict{
@@ -148,6 +149,8 @@ func (a *account) refuse(sent time.Duration, now func() time.Duration) verdict {
 	switch a.rule.counts {
 	case forever:
 		v.wrong, v.lenient = true, true
+	case fairly:
+		v.wrong = counted == 0
 	case bucket:
 		v.wrong, v.lenient = a.level(sent)+a.under+1 <= a.rule.burst, ever == 0
 	default:

@@ -246,6 +246,29 @@ func TestRemainingIsTrue(t *testing.T) {
 	}
 }
 
+// TestManyTenants: however many names are asked for, few are remembered, and a tenant
+// that was there gets its part.
+func TestManyTenants(t *testing.T) {
+	const requests, window = 1000, 10 * time.Second
+	s := newSharing(t, requests, window)
+	now := noon
+	for i := range 4 * maxTenants {
+		s.ask(1000+i, 1, 1, now)
+		now = now.Add(window / maxTenants / 4).Truncate(time.Microsecond)
+		if n := len(s.whole.demands.now); n > maxTenants+1 {
+			t.Fatalf("%d demands are remembered", n)
+		}
+	}
+	s.neverMore(requests)
+	for range 100 {
+		s.ask(0, 1, 1, now)
+		now = now.Add(time.Millisecond)
+	}
+	if d, known := s.whole.demands.now["0"]; !known || d.hits != 100 {
+		t.Errorf("one that asks in the next window: %+v, %v", d, known)
+	}
+}
+
 // TestFairExamplesOfThePage plays those of docs/quotas.md.
 func TestFairExamplesOfThePage(t *testing.T) {
 	page, err := os.ReadFile("../../docs/quotas.md")
