@@ -15,6 +15,8 @@
 //     listeners and routes follow when those are acknowledged and every new
 //     cluster has its endpoints, and what is no longer used is removed last.
 //     Endpoints alone go out at once.
+//   - Filters before routes: while routes change, an Envoy has filters that do for
+//     those of before and of after (Options.Between).
 //   - A client that has nothing yet (no initial_resource_versions) is answered
 //     directly and completely.
 //   - A newer snapshot replaces an older one at any stage; no client is walked
