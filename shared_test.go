@@ -31,8 +31,13 @@ var ownByRight = map[string]string{
 	"internal/credential.Consumer":       "hears of the one stream of the bundle that a process has, which is the source's",
 	"internal/credential.Standing":       "is what a Consumer adds to the acknowledgements on that stream",
 	"internal/credential.Source.Attach":  "puts a Consumer there",
-	"internal/pemroots.Parse":            "is what Load reads; pilot reads its files by rules of its own",
-	"internal/service.Health.Ready":      "is asked over HTTP, and by the tests of the services",
+	"internal/credential.Foreign":        "are roots beside the bundle that the source follows",
+
+	"internal/credential.Source.DialFor":              "is Dial with those, and ends with a revocation as that does",
+	"internal/credential.Source.ServerCredentialsFor": "are ServerCredentials with those, and end so too",
+
+	"internal/pemroots.Parse":       "is what Load reads; pilot reads its files by rules of its own",
+	"internal/service.Health.Ready": "is asked over HTTP, and by the tests of the services",
 }
 
 // agreedOn are packages below internal that two services agree on, one of which makes

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/writ-mesh/writ/internal/credential"
 	"github.com/writ-mesh/writ/internal/identity"
@@ -126,7 +129,12 @@ func (s *Service) meetRegions(ctx context.Context, source *credential.Source, le
 
 // regionMethods says who may call what for another region: exactly its ratelimit.
 func regionMethods(peers []spiffeid.ID) rpc.Methods {
-	allow := rpc.AnyOf(peers...)
+	allow := func(c rpc.Caller) error {
+		if !c.ID.IsZero() && slices.Contains(peers, c.ID) {
+			return nil
+		}
+		return status.Errorf(codes.PermissionDenied, "%s is not the ratelimit of another region", c)
+	}
 	return rpc.Methods{
 		ratelimitpb.Regions_Borrow_FullMethodName: allow,
 		ratelimitpb.Regions_Return_FullMethodName: allow,

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"runtime/debug"
-	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -98,16 +97,6 @@ func AnyService(names ...string) Allow {
 			}
 		}
 		return denied(c, "service "+strings.Join(names, ", "))
-	}
-}
-
-// AnyOf lets exactly these identities in, of whatever trust domain.
-func AnyOf(ids ...spiffeid.ID) Allow {
-	return func(c Caller) error {
-		if !c.ID.IsZero() && slices.Contains(ids, c.ID) {
-			return nil
-		}
-		return denied(c, fmt.Sprint(ids))
 	}
 }
 

@@ -18,7 +18,7 @@ func (s *Store) Declare(l limit.Limit, m limit.Mode, here string) string {
 		return here
 	}
 	text := fmt.Sprintf("%s; region %s has %d of %d", here, s.division.own, part.Requests(), l.Requests())
-	if valid, ok := Valid(l); ok {
+	if valid, ok := validFor(l); ok {
 		text += fmt.Sprintf(" and borrows for %s at a time: in all regions no more than the limit passes, %d here if cut off", valid, part.Requests())
 	} else {
 		text += " and borrows nothing of this kind of limit: in all regions no more than it passes"

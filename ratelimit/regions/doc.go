@@ -14,7 +14,7 @@
 // long the way between regions takes, while it is cut, and whatever their clocks say,
 // for only lengths of time are compared. A region that is cut off has its part, and
 // what it had borrowed until a few seconds later. What one region knows of what
-// another has left is at most a quarter of [Valid] old.
+// another has left is at most a quarter of that time old.
 //
 // Sliding limits are lent. Buckets (GCRA), places under way and what is held for a cost
 // are divided and stay so: a hit of them cannot be used elsewhere later. What is counted

@@ -16,7 +16,7 @@ type Holding struct{ To Decider }
 func (h Holding) Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
 	looking := make([]limit.Use, len(uses))
 	for i, u := range uses {
-		if _, lent := Valid(u.Limit); lent && u.Hold == "" && u.HoldFor == 0 && (u.Op == limit.Take || u.Op == limit.Charge) {
+		if _, lent := validFor(u.Limit); lent && u.Hold == "" && u.HoldFor == 0 && (u.Op == limit.Take || u.Op == limit.Charge) {
 			u.HoldFor = time.Second // without a name nothing is held
 		}
 		looking[i] = u

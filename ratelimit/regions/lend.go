@@ -67,7 +67,7 @@ func (l *Lender) account(name string, to spiffeid.ID) (a account, ok bool) {
 	if err != nil || u.Mode == limit.Local {
 		return a, false
 	}
-	if a.valid, ok = Valid(u.Limit); !ok {
+	if a.valid, ok = validFor(u.Limit); !ok {
 		return a, false
 	}
 	part, err := l.Division.Of(u.Limit)

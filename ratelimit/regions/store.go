@@ -143,13 +143,6 @@ func fair(uses []limit.Use, i int) bool {
 	return limit.Part(uses, i) || i+1 < len(uses) && limit.Part(uses, i+1)
 }
 
-// sharedFairly says whether a use is of a limit that is shared fairly among callers, or
-// one caller's part of it. Who may have how much is known where all of it is counted, so
-// nothing is borrowed.
-func sharedFairly(uses []limit.Use, i int) bool {
-	return limit.Part(uses, i) || i+1 < len(uses) && limit.Part(uses, i+1)
-}
-
 // putBack puts what was taken from loans back into them.
 func (s *Store) putBack(uses []limit.Use, outcomes []limit.Outcome, w *work) {
 	for _, i := range w.lent {
@@ -188,7 +181,7 @@ func (s *Store) note(u *limit.Use, out *limit.Outcome, now time.Time) {
 	if u.Mode == limit.Local || !lendable(u) {
 		return
 	}
-	valid, ok := Valid(u.Limit)
+	valid, ok := validFor(u.Limit)
 	if !ok {
 		return
 	}
@@ -247,7 +240,7 @@ func (s *Store) await(ctx context.Context, uses []limit.Use, outcomes []limit.Ou
 		if !outcomes[i].Over || u.Observe {
 			continue
 		}
-		if u.Mode == limit.Local || !lendable(u) || sharedFairly(uses, i) {
+		if u.Mode == limit.Local || !lendable(u) || fair(uses, i) {
 			return false
 		}
 		for !s.inHand(u) {

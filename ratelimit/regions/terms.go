@@ -17,8 +17,8 @@ const (
 	shortest = 100 * time.Millisecond
 )
 
-// Valid is how long borrowed hits of a limit may be used; ok is false if none are lent.
-func Valid(l limit.Limit) (v time.Duration, ok bool) {
+// validFor is how long borrowed hits of a limit may be used; ok is false if none are lent.
+func validFor(l limit.Limit) (v time.Duration, ok bool) {
 	if l.Algorithm() != limit.Sliding {
 		return 0, false
 	}
