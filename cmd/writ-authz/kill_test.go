@@ -42,8 +42,9 @@ const (
 )
 
 // TestDecisionsOutliveTheirProcess kills the authz that is shipped before each step by
-// which it brings decisions to disk, from there to the sink, and away: what was on disk
-// is in the sink after a restart, whole and at least once, and nothing is left behind.
+// which it brings decisions to disk, from there to the sink, and away: a refusal that a
+// caller has seen is on disk, what was on disk is in the sink after a restart, whole and
+// at least once, and nothing is left behind.
 func TestDecisionsOutliveTheirProcess(t *testing.T) {
 	t.Parallel()
 	w := &logWalk{program: stoptest.Shipped(t, "writ-authz"), base: t.TempDir()}
@@ -82,7 +83,7 @@ func (h authzHome) sink() string   { return filepath.Join(h.dir, "sink.jsonl") }
 
 func (w *logWalk) home(t *testing.T) authzHome {
 	t.Helper()
-	return newHome(t, filepath.Join(w.base, fmt.Sprint(w.lives.Add(1))), "flush: 20ms")
+	return newHome(t, filepath.Join(w.base, fmt.Sprint(w.lives.Add(1))), "flush: 20ms, refusal_wait: 1m")
 }
 
 // newHome makes dir one, with more settings of the decision log.
@@ -141,13 +142,13 @@ func (w *logWalk) live(t *testing.T, at *stoptest.Stop) []stoptest.Stop {
 	c := connect(t, h, p)
 	c.waits(t)
 	s.CountTo(at)
-	var known []string // on disk, as far as anybody was told
+	var known []string // on disk before anybody was told
 	for range groups {
 		ids := c.refusals()
+		known = append(known, ids...)
 		if len(ids) < groupSize || !c.kept(h, ids) {
 			break // it died
 		}
-		known = append(known, ids...)
 	}
 	if at == nil {
 		proctest.Eventually(t, killBudget, func() error { return h.delivered(known) })
@@ -160,7 +161,7 @@ func (w *logWalk) live(t *testing.T, at *stoptest.Stop) []stoptest.Stop {
 	left := h.onDisk(t)
 	for _, id := range known {
 		if !left[id] {
-			t.Errorf("the refusal %s was on disk and is not any more", id)
+			t.Errorf("the refusal %s was seen and is not on disk", id)
 		}
 	}
 	again := proctest.Start(t, program[0], program[1:]...)
