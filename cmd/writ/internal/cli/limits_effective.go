@@ -128,7 +128,7 @@ func (e *effectiveLimits) readPlans(dir string) {
 			return
 		}
 		found := table.Find(l.PlanCaller, l.Plan.Numbers)
-		if found.By == plans.ByNothing {
+		if found.Nothing() {
 			e.Plans[l.Counter] = "table " + l.Plan.Table + " does not tell of " + l.PlanCaller + ": the limit's own numbers"
 			return
 		}
