@@ -7,7 +7,8 @@
 // policies of a proxy, [Rules] takes a policy apart into rules and clauses, each of
 // which can be asked about a request, and [Authorize] decides.
 //
-// What a CUSTOM provider says it cannot know.
+// What a CUSTOM provider says it cannot know. Of QuotaPolicies it says which limits count
+// a request ([Layers], [Speaks]).
 package eval
 
 import (

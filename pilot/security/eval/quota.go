@@ -14,27 +14,27 @@ type Layer uint8
 
 // The layers, upper ones first.
 const (
-	MeshLayer      Layer = iota // of the root namespace, for all that it has
-	NamespaceLayer              // of another namespace, for all that it has
-	WorkloadLayer               // for some workloads, hosts, methods or paths
-	CallerLayer                 // for some callers
+	meshLayer      Layer = iota // of the root namespace, for all that it has
+	namespaceLayer              // of another namespace, for all that it has
+	workloadLayer               // for some workloads, hosts, methods or paths
+	callerLayer                 // for some callers
 )
 
 func (l Layer) String() string {
 	return []string{"mesh", "namespace", "workload", "caller"}[l]
 }
 
-// LayerOf gives the layer of a policy.
-func LayerOf(root string, pol *model.QuotaPolicy) Layer {
+// layerOf gives the layer of a policy.
+func layerOf(root string, pol *model.QuotaPolicy) Layer {
 	switch {
 	case slices.ContainsFunc(pol.Match, func(m model.QuotaMatch) bool { return m.Callers() }):
-		return CallerLayer
+		return callerLayer
 	case len(pol.Selector) > 0 || len(pol.Match) > 0:
-		return WorkloadLayer
+		return workloadLayer
 	case pol.Namespace == root:
-		return MeshLayer
+		return meshLayer
 	}
-	return NamespaceLayer
+	return namespaceLayer
 }
 
 // maxTakers bounds what is asked before a limit counts a request. Of more policies that
@@ -67,7 +67,7 @@ func Layers(root string, policies []*model.QuotaPolicy) []CountedLimit {
 	var out []CountedLimit
 	for _, pol := range policies {
 		for i := range pol.Limits {
-			out = append(out, CountedLimit{Policy: pol, Index: i, Layer: LayerOf(root, pol), Takers: l.takers(pol, &pol.Limits[i])})
+			out = append(out, CountedLimit{Policy: pol, Index: i, Layer: layerOf(root, pol), Takers: l.takers(pol, &pol.Limits[i])})
 		}
 	}
 	return out
@@ -157,7 +157,7 @@ func (l *layers) compare(a, b *model.QuotaPolicy) int {
 		}
 		return 1
 	}
-	return cmp.Or(cmp.Compare(LayerOf(l.root, a), LayerOf(l.root, b)), cmp.Compare(own(a), own(b)))
+	return cmp.Or(cmp.Compare(layerOf(l.root, a), layerOf(l.root, b)), cmp.Compare(own(a), own(b)))
 }
 
 // Speaks says whether a QuotaPolicy speaks of a request.
