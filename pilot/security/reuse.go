@@ -135,6 +135,8 @@ func (r *reuse) earlierPart(key partKey) *part {
 	if r.earlier == nil {
 		return nil
 	}
+	r.earlier.mu.Lock() // who asks for the status may still compile with it
+	defer r.earlier.mu.Unlock()
 	return r.earlier.parts[key]
 }
 

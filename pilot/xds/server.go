@@ -112,8 +112,8 @@ type Options struct {
 	Identify func(ctx context.Context, node *corev3.Node) (Client, error)
 	// Old tells whether a client is of an earlier version, nil: none is. Older makes of a
 	// resource what such clients get, the resource itself if that will do.
-	Old      func(Client) bool
-	Older    func(resource *anypb.Any) (*anypb.Any, error)
+	Old   func(Client) bool
+	Older func(resource *anypb.Any) (*anypb.Any, error)
 	// Between gives a filter that stands in for the one before and the one after while
 	// routes change, nil if that after will do; nil: it always will.
 	Between  func(before, after *anypb.Any) (*anypb.Any, error)
