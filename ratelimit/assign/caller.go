@@ -14,7 +14,7 @@ const (
 	maxCallerBuckets = 10 * MaxBuckets
 )
 
-// ErrStreams: a caller has as many streams open as it may.
+// ErrStreams says that a caller has as many streams open as it may.
 var ErrStreams = errors.New("too many streams of assigned quotas are open")
 
 // caller is what one identity has, over all of its proxies.

@@ -51,7 +51,7 @@ func (c *bounded) Read(p []byte) (int, error) {
 	}
 	n, err := c.Conn.Read(p)
 	if c.bad = c.answers.follow(p[:n]); c.bad != nil {
-		_ = c.Conn.Close() // the error says why
+		_ = c.Close() // the error says why
 		return 0, c.bad
 	}
 	return n, err

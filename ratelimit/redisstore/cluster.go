@@ -64,7 +64,7 @@ func (s *Store) follow(ctx context.Context, client *redis.ClusterClient) error {
 	tick := time.NewTicker(reloadEvery)
 	defer tick.Stop()
 	for {
-		if ranges, err := client.ClusterSlots(ctx).Result(); err == nil {
+		if ranges, err := client.ClusterSlots(ctx).Result(); err == nil { //nolint:staticcheck // CLUSTER SHARDS needs Redis 7, and the client asks this too
 			s.owners.Store(newOwners(lanes, ranges))
 		} // else the client goes on with what it knows, and so do we
 		select {

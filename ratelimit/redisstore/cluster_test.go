@@ -29,11 +29,11 @@ func TestOwners(t *testing.T) {
 		t.Fatalf("%v", lanes)
 	}
 	was := lanes["b"]
-	o := newOwners(lanes, ranges("a", "d", "c"))
+	newOwners(lanes, ranges("a", "d", "c"))
 	if lanes["d"] == lanes["a"] || lanes["d"] == lanes["c"] || len(lanes) != 3 {
 		t.Errorf("after another has taken b's place: %v", lanes)
 	}
-	o = newOwners(lanes, append(ranges("a", "d", "c", "b"), redis.ClusterSlot{}, redis.ClusterSlot{Start: -5, End: 1 << 20}))
+	o := newOwners(lanes, append(ranges("a", "d", "c", "b"), redis.ClusterSlot{}, redis.ClusterSlot{Start: -5, End: 1 << 20}))
 	if lanes["b"] == lanes["d"] {
 		t.Errorf("b is back, and was %d: %v", was, lanes)
 	}
