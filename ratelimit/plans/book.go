@@ -99,7 +99,7 @@ type Handle struct {
 	// since the epoch; 0 before it was read.
 	current  atomic.Int64
 	failures atomic.Uint64
-	lookups  [ByRefusal + 1]atomic.Uint64
+	lookups  [byRefusal + 1]atomic.Uint64
 
 	// problem is what was logged last; only who follows the table uses it.
 	problem string
@@ -127,7 +127,7 @@ func (h *Handle) Find(caller, column string) Found {
 	if t := h.table.Load(); t != nil {
 		f = t.Find(caller, column)
 	}
-	h.lookups[f.By].Add(1)
+	h.lookups[f.by].Add(1)
 	return f
 }
 

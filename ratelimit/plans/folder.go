@@ -131,7 +131,7 @@ func readFile(root *os.Root, file string, maxCallers int) (*Table, os.FileInfo, 
 	case info.Size() > maxFile:
 		return nil, info, &LineError{file, 0, fmt.Errorf("has more than %d MiB", maxFile>>20)}
 	}
-	table, err := Parse(io.LimitReader(r, maxFile), file, maxCallers)
+	table, err := parse(io.LimitReader(r, maxFile), file, maxCallers)
 	if err != nil {
 		return nil, info, err
 	}

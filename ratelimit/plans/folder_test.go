@@ -38,47 +38,47 @@ func TestFolder(t *testing.T) {
 	want := func(when string, requests uint32, by int) {
 		t.Helper()
 		b.folder.look()
-		if f := h.Find("alice", ""); f.Number.Requests != requests || f.By != by {
+		if f := h.Find("alice", ""); f.Number.Requests != requests || f.by != by {
 			t.Errorf("%s: %+v", when, f)
 		}
 	}
-	want("no folder", 0, ByNothing)
+	want("no folder", 0, byNothing)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	want("no file", 0, ByNothing)
+	want("no file", 0, byNothing)
 	replace(t, file, "numbers n\ncaller alice 1\n")
-	want("a file", 1, ByItself)
+	want("a file", 1, byItself)
 	first := h.table.Load()
-	want("the same file", 1, ByItself)
+	want("the same file", 1, byItself)
 	if h.table.Load() != first {
 		t.Error("a file that did not change was read again")
 	}
 	replace(t, file, "numbers n\ncaller alice 2\n")
-	want("another one", 2, ByItself)
+	want("another one", 2, byItself)
 	if h.failures.Load() != 0 || log.Len() != 0 {
 		t.Errorf("%d failures, %s", h.failures.Load(), log)
 	}
 	replace(t, file, "numbers n\ncaller alice -2\n")
-	want("a broken one", 2, ByItself)
-	want("a broken one again", 2, ByItself)
+	want("a broken one", 2, byItself)
+	want("a broken one again", 2, byItself)
 	if h.failures.Load() != 1 || !strings.Contains(log.String(), `plans refused, the last good ones stay" table=customers error="customers.plans:2: n: \"-2\" is below 0"`) {
 		t.Errorf("%d failures, %s", h.failures.Load(), log)
 	}
 	current := h.current.Load()
-	want("still broken", 2, ByItself)
+	want("still broken", 2, byItself)
 	if h.current.Load() != current {
 		t.Error("the age of a table begins anew though its file is broken")
 	}
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
-	want("gone", 2, ByItself)
+	want("gone", 2, byItself)
 	if !strings.Contains(log.String(), "customers.plans is gone") {
 		t.Errorf("%s", log)
 	}
 	replace(t, file, "numbers n\ndefault refuse\n")
-	want("well again", 0, ByRefusal)
+	want("well again", 0, byRefusal)
 	if h.current.Load() == current {
 		t.Error("the age of a table does not begin anew")
 	}

@@ -7,7 +7,7 @@ import (
 )
 
 // results names the ways to numbers in metrics.
-var results = [...]string{ByNothing: "none", ByPlan: "plan", ByItself: "own", ByDefault: "default", ByRefusal: "refused"}
+var results = [...]string{byNothing: "none", byPlan: "plan", byItself: "own", byDefault: "default", byRefusal: "refused"}
 
 // collector tells how the tables stand when it is asked.
 type collector struct {

@@ -85,9 +85,9 @@ func (e *LineError) Error() string {
 // Unwrap gives what is wrong.
 func (e *LineError) Unwrap() error { return e.Err }
 
-// Parse reads a table with at most so many callers. The error names the lines that
+// parse reads a table with at most so many callers. The error names the lines that
 // are wrong, five at most, after name; there is no table then.
-func Parse(r io.Reader, name string, maxCallers int) (*Table, error) {
+func parse(r io.Reader, name string, maxCallers int) (*Table, error) {
 	b := newBuilder(maxCallers)
 	in := bufio.NewReaderSize(r, max(maxLine, 64<<10))
 	var problems []error

@@ -18,9 +18,9 @@ caller spiffe://x/ns/a/sa/b 5 0
 caller a%20b%25 gold
 `
 
-func parse(t testing.TB, text string) *Table {
+func parsed(t testing.TB, text string) *Table {
 	t.Helper()
-	table, err := Parse(strings.NewReader(text), "t.plans", 1000)
+	table, err := parse(strings.NewReader(text), "t.plans", 1000)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,7 +28,7 @@ func parse(t testing.TB, text string) *Table {
 }
 
 func TestParse(t *testing.T) {
-	table := parse(t, small)
+	table := parsed(t, small)
 	if table.Callers() != 3 {
 		t.Errorf("%d callers", table.Callers())
 	}
@@ -36,13 +36,13 @@ func TestParse(t *testing.T) {
 		caller, column string
 		want           Found
 	}{
-		{"alice", "minute", Found{Number{600, 50}, ByPlan, "gold"}},
-		{"alice", "month", Found{Number{1000000, 0}, ByPlan, "gold"}},
-		{"spiffe://x/ns/a/sa/b", "minute", Found{Number{5, 0}, ByItself, ""}},
-		{"spiffe://x/ns/a/sa/b", "month", Found{Number{0, 0}, ByItself, ""}},
-		{"a b%", "minute", Found{Number{600, 50}, ByPlan, "gold"}},
-		{"a%20b%25", "minute", Found{Number{60, 0}, ByDefault, "free"}},
-		{"", "month", Found{Number{10000, 0}, ByDefault, "free"}},
+		{"alice", "minute", Found{Number{600, 50}, "gold", byPlan}},
+		{"alice", "month", Found{Number{1000000, 0}, "gold", byPlan}},
+		{"spiffe://x/ns/a/sa/b", "minute", Found{Number{5, 0}, "", byItself}},
+		{"spiffe://x/ns/a/sa/b", "month", Found{Number{0, 0}, "", byItself}},
+		{"a b%", "minute", Found{Number{600, 50}, "gold", byPlan}},
+		{"a%20b%25", "minute", Found{Number{60, 0}, "free", byDefault}},
+		{"", "month", Found{Number{10000, 0}, "free", byDefault}},
 		{"alice", "year", Found{}},
 		{"alice", "", Found{}}, // which of two?
 	} {
@@ -50,10 +50,10 @@ func TestParse(t *testing.T) {
 			t.Errorf("%q, %q: %+v, want %+v", c.caller, c.column, got, c.want)
 		}
 	}
-	if got := parse(t, "numbers n\ndefault refuse\n").Find("x", ""); got != (Found{By: ByRefusal}) {
+	if got := parsed(t, "numbers n\ndefault refuse\n").Find("x", ""); got != (Found{by: byRefusal}) {
 		t.Errorf("refused: %+v", got)
 	}
-	if got := parse(t, "numbers n\n").Find("x", ""); got != (Found{}) {
+	if got := parsed(t, "numbers n\n").Find("x", ""); got != (Found{}) {
 		t.Errorf("no default: %+v", got)
 	}
 }
@@ -94,7 +94,7 @@ func TestBadTables(t *testing.T) {
 		head + "caller " + strings.Repeat("x", 513) + " p\n": "a caller's name has at most 512 bytes",
 		head + "# " + strings.Repeat("x", 5000) + "\n":       "t.plans:3: the line has more than 4096 bytes",
 	} {
-		table, err := Parse(strings.NewReader(text), "t.plans", 1000)
+		table, err := parse(strings.NewReader(text), "t.plans", 1000)
 		if table != nil || err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.60q: %v, want %q", text, err, want)
 		}
@@ -104,10 +104,10 @@ func TestBadTables(t *testing.T) {
 	for i := range 11 {
 		fmt.Fprintf(&many, "caller c%d p\n", i)
 	}
-	if _, err := Parse(strings.NewReader(many.String()), "t.plans", 10); err == nil || !strings.Contains(err.Error(), "t.plans:13: too many callers: a table has at most 10") {
+	if _, err := parse(strings.NewReader(many.String()), "t.plans", 10); err == nil || !strings.Contains(err.Error(), "t.plans:13: too many callers: a table has at most 10") {
 		t.Errorf("too many callers: %v", err)
 	}
-	if _, err := Parse(strings.NewReader(strings.Repeat("x\n", 1000)), "t.plans", 10); err == nil || strings.Count(err.Error(), "\n") != maxProblems-1 {
+	if _, err := parse(strings.NewReader(strings.Repeat("x\n", 1000)), "t.plans", 10); err == nil || strings.Count(err.Error(), "\n") != maxProblems-1 {
 		t.Errorf("not %d problems: %v", maxProblems, err)
 	}
 }
@@ -121,7 +121,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("numbers a\ncaller \xff 1\n"))
 	f.Add([]byte("numbers a\ncaller a 1:2:3\ncaller %"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		table, err := Parse(strings.NewReader(string(text)), "t", 100)
+		table, err := parse(strings.NewReader(string(text)), "t", 100)
 		if (table == nil) == (err == nil) {
 			t.Fatalf("%v and %v", table, err)
 		}
@@ -136,7 +136,7 @@ func FuzzParse(f *testing.F) {
 			n++
 			for _, column := range table.Columns() {
 				f := table.Find(string(caller), column)
-				if f.By != ByPlan && f.By != ByItself || f.Number.Burst > f.Number.Requests {
+				if f.by != byPlan && f.by != byItself || f.Number.Burst > f.Number.Requests {
 					t.Errorf("%q has %+v", caller, f)
 				}
 			}

@@ -32,7 +32,7 @@ func becomes(t *testing.T, h *Handle, caller string, requests uint32, by int) {
 	t.Helper()
 	var f Found
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if f = h.Find(caller, ""); f.Number.Requests == requests && f.By == by {
+		if f = h.Find(caller, ""); f.Number.Requests == requests && f.by == by {
 			return
 		}
 	}
@@ -52,45 +52,45 @@ func TestRedisTable(t *testing.T) {
 	server.Command(t, "HSET", key, "alice", "gold", "bob", "5")
 	server.Command(t, "SET", key+":head", "numbers n\nplan free 60\nplan gold 600\ndefault free\n")
 	h := inRedis(t, server, 100_000)
-	becomes(t, h, "alice", 600, ByPlan)
-	becomes(t, h, "bob", 5, ByItself)
-	becomes(t, h, "carol", 60, ByDefault)
+	becomes(t, h, "alice", 600, byPlan)
+	becomes(t, h, "bob", 5, byItself)
+	becomes(t, h, "carol", 60, byDefault)
 
 	change("alice", "7:3")
-	becomes(t, h, "alice", 7, ByItself)
+	becomes(t, h, "alice", 7, byItself)
 	change("carol", "gold")
-	becomes(t, h, "carol", 600, ByPlan)
+	becomes(t, h, "carol", 600, byPlan)
 	server.Command(t, "HDEL", key, "carol")
 	server.Command(t, "XADD", key+":changes", "*", "caller", "carol")
-	becomes(t, h, "carol", 60, ByDefault)
+	becomes(t, h, "carol", 60, byDefault)
 
 	// What a plan comes to needs no entry among the changes, nor does its first caller.
 	server.Command(t, "SET", key+":head", "numbers n\nplan silver 100\nplan free 50\nplan gold 600\ndefault free\n")
-	becomes(t, h, "carol", 50, ByDefault)
+	becomes(t, h, "carol", 50, byDefault)
 	change("alice", "silver")
-	becomes(t, h, "alice", 100, ByPlan)
+	becomes(t, h, "alice", 100, byPlan)
 	change("dave", "platinum") // before there is such a plan
 	failsUntil(t, h)
-	becomes(t, h, "alice", 100, ByPlan)
+	becomes(t, h, "alice", 100, byPlan)
 	server.Command(t, "SET", key+":head", "numbers n\nplan silver 101\nplan free 50\nplan gold 600\nplan platinum 9000\ndefault free\n")
-	becomes(t, h, "dave", 9000, ByPlan)
+	becomes(t, h, "dave", 9000, byPlan)
 
 	// A plan that is still had does not go.
 	server.Command(t, "SET", key+":head", "numbers n\nplan free 51\ndefault free\n")
 	failsUntil(t, h)
-	becomes(t, h, "alice", 101, ByPlan)
-	becomes(t, h, "carol", 50, ByDefault)
+	becomes(t, h, "alice", 101, byPlan)
+	becomes(t, h, "carol", 50, byDefault)
 	server.Command(t, "SET", key+":head", "numbers n\nplan silver 102\nplan free 52\nplan platinum 9000\ndefault refuse\n")
-	becomes(t, h, "alice", 102, ByPlan)
-	becomes(t, h, "carol", 0, ByRefusal)
+	becomes(t, h, "alice", 102, byPlan)
+	becomes(t, h, "carol", 0, byRefusal)
 
 	// A writer that does not say what it changed is found out by the number of callers.
 	server.Command(t, "HSET", key, "eve", "silver")
-	becomes(t, h, "eve", 102, ByPlan)
+	becomes(t, h, "eve", 102, byPlan)
 	// One that says that everything may have changed is believed.
 	server.Command(t, "HSET", key, "eve", "3")
 	server.Command(t, "XADD", key+":changes", "*", "all", "1")
-	becomes(t, h, "eve", 3, ByItself)
+	becomes(t, h, "eve", 3, byItself)
 	// Other columns: everything is read anew.
 	server.Command(t, "HSET", key, "alice", "1 2", "bob", "1 2", "dave", "1 2", "eve", "8 9")
 	server.Command(t, "SET", key+":head", "numbers a b\n")
@@ -147,16 +147,16 @@ func TestStrangeRedis(t *testing.T) {
 	}
 	server.Command(t, "HSET", key, "bad\x01name", "gold", "x", "-5", "y", "99999999999", "z", "gold gold", "long"+strings.Repeat("x", 600), "gold")
 	h := inRedis(t, server, 4005)
-	becomes(t, h, "caller-3999", 600, ByPlan)
+	becomes(t, h, "caller-3999", 600, byPlan)
 	failsUntil(t, h)
-	if f := h.Find("x", ""); f.By != ByNothing {
+	if f := h.Find("x", ""); f.by != byNothing {
 		t.Errorf("a caller with a number below 0: %+v", f)
 	}
 	if n := h.table.Load().Callers(); n != 4000 {
 		t.Errorf("%d callers", n)
 	}
 	server.Command(t, "HSET", key, "x", "5")
-	becomes(t, h, "x", 5, ByItself) // looked at again though nobody says so
+	becomes(t, h, "x", 5, byItself) // looked at again though nobody says so
 
 	small := inRedis(t, server, 1000)
 	failsUntil(t, small)

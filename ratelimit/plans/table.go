@@ -51,38 +51,41 @@ func (t *Table) Callers() int { return t.callers }
 
 // The ways to numbers.
 const (
-	// ByNothing: the table says nothing of the caller and has no default, or has no such
+	// byNothing: the table says nothing of the caller and has no default, or has no such
 	// column, or there is no table: the limit's own numbers hold.
-	ByNothing = iota
-	// ByPlan: the caller has a plan.
-	ByPlan
-	// ByItself: the caller has numbers of its own.
-	ByItself
-	// ByDefault: the caller is not in the table and has its default plan.
-	ByDefault
-	// ByRefusal: the caller is not in the table, which refuses such callers.
-	ByRefusal
+	byNothing = iota
+	// byPlan: the caller has a plan.
+	byPlan
+	// byItself: the caller has numbers of its own.
+	byItself
+	// byDefault: the caller is not in the table and has its default plan.
+	byDefault
+	// byRefusal: the caller is not in the table, which refuses such callers.
+	byRefusal
 )
 
 // Found is what was found for a caller.
 type Found struct {
 	Number Number
-	// By is how: ByNothing, ByPlan and so on. Number says nothing with ByNothing.
-	By int
-	// Plan is the name of the plan, with ByPlan and ByDefault.
+	// Plan is the name of the plan that it comes from, if it comes from one.
 	Plan string
+
+	by int // how it was found: byNothing, byPlan and so on
 }
+
+// Nothing says that nothing was found: the limit's own numbers hold.
+func (f Found) Nothing() bool { return f.by == byNothing }
 
 // String says where a number comes from.
 func (f Found) String() string {
-	switch f.By {
-	case ByPlan:
+	switch f.by {
+	case byPlan:
 		return "plan " + f.Plan
-	case ByItself:
+	case byItself:
 		return "the caller's own numbers"
-	case ByDefault:
+	case byDefault:
 		return "plan " + f.Plan + ", the default"
-	case ByRefusal:
+	case byRefusal:
 		return "refused, unknown to the callers"
 	}
 	return "nothing"
@@ -94,19 +97,19 @@ func (t *Table) Find(caller, column string) Found {
 	if col < 0 {
 		return Found{}
 	}
-	e, by := t.entry(caller), ByPlan
+	e, by := t.entry(caller), byPlan
 	if e == nobody {
-		e, by = t.fallback, ByDefault
+		e, by = t.fallback, byDefault
 	}
 	switch {
 	case e == nobody:
 		return Found{}
 	case e == refused:
-		return Found{By: ByRefusal}
+		return Found{by: byRefusal}
 	case e&ownRow != 0:
-		return Found{Number: t.own[int(e&^ownRow)*len(t.columns)+col], By: ByItself}
+		return Found{Number: t.own[int(e&^ownRow)*len(t.columns)+col], by: byItself}
 	default:
-		return Found{Number: t.planned[int(e)*len(t.columns)+col], By: by, Plan: t.plans[e]}
+		return Found{Number: t.planned[int(e)*len(t.columns)+col], by: by, Plan: t.plans[e]}
 	}
 }
 

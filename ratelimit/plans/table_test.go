@@ -13,7 +13,7 @@ import (
 // before say what they said.
 func TestChangesAreAMap(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
-	table := parse(t, "numbers n\nplan p 7\nplan q 8\n")
+	table := parsed(t, "numbers n\nplan p 7\nplan q 8\n")
 	want := map[string]Number{}
 	type past struct {
 		table *Table
@@ -72,7 +72,7 @@ func same(t *testing.T, table *Table, want map[string]Number) {
 	for i := range 3000 {
 		caller := fmt.Sprint("caller-", i)
 		n, known := want[caller]
-		if f := table.Find(caller, ""); f.Number != n || (f.By != ByNothing) != known {
+		if f := table.Find(caller, ""); f.Number != n || (f.by != byNothing) != known {
 			t.Fatalf("%s: %+v, want %v %v", caller, f, n, known)
 		}
 	}
@@ -114,7 +114,7 @@ func held(t testing.TB, n uint64) (bytes uint64, took time.Duration) {
 		return m.HeapAlloc
 	}
 	before, start := heap(), time.Now()
-	table, err := Parse(strings.NewReader(text), "m", int(n)) //nolint:gosec // a small number
+	table, err := parse(strings.NewReader(text), "m", int(n)) //nolint:gosec // a small number
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,14 +138,14 @@ func BenchmarkMillion(b *testing.B) {
 
 // TestLookUpsAllocateNothing: a request costs no memory here.
 func TestLookUpsAllocateNothing(t *testing.T) {
-	table := parse(t, small)
+	table := parsed(t, small)
 	if n := testing.AllocsPerRun(100, func() { table.Find("alice", "minute"); table.Find("nobody", "month") }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
 
 func BenchmarkFind(b *testing.B) {
-	table, err := Parse(strings.NewReader(million(100_000)), "m", 100_000)
+	table, err := parse(strings.NewReader(million(100_000)), "m", 100_000)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -62,7 +62,7 @@ func (l *Limit) numbers(entries []*commonv3.RateLimitDescriptor_Entry) Numbers {
 // found are the numbers that a table gives.
 func (l *Limit) found(f plans.Found) Numbers {
 	n := Numbers{Rule: l.Rule, Described: l.Described}
-	if f.By == plans.ByNothing {
+	if f.Nothing() {
 		n.Plan = "the policy's own numbers: nothing of this caller in table " + l.plan.table.Name()
 		return n
 	}
