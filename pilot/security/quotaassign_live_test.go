@@ -113,8 +113,9 @@ func TestAssignedQuotaLive(t *testing.T) {
 						return fmt.Errorf("%s is not among %q", name, server.heard())
 					}
 				}
-				if got.status != 429 {
-					return fmt.Errorf("status %d", got.status)
+				// The caller's own limit refuses as soon as its assignment is there, before that the other.
+				if got.status != 429 || got.deniedBy != "QuotaPolicy default/q limit 0" {
+					return fmt.Errorf("status %d by %q", got.status, got.deniedBy)
 				}
 				return nil
 			})
