@@ -3,7 +3,6 @@ package plans
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -153,11 +152,11 @@ func (b *Book) fail(h *Handle, err error) {
 		return // said before
 	}
 	h.problem = err.Error()
-	holds := "the last good ones stay"
 	if h.table.Load() == nil {
-		holds = "the numbers of the policies hold"
+		b.options.Log.Error("plans refused, the numbers of the policies hold", slog.String("table", h.name), slog.Any("error", err))
+		return
 	}
-	b.options.Log.Error(fmt.Sprintf("plans refused, %s", holds), slog.String("table", h.name), slog.Any("error", err))
+	b.options.Log.Error("plans refused, the last good ones stay", slog.String("table", h.name), slog.Any("error", err))
 }
 
 // all gives the handles by name.

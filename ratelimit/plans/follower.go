@@ -240,7 +240,7 @@ func (f *follower) readAll(ctx context.Context) error {
 	}
 	f.head, f.last, f.stale = s.Head, last, false
 	f.handle.table.Store(t)
-	f.book.options.Log.Info("plans in force", slog.String("table", f.handle.name), slog.Int("callers", t.callers))
+	f.book.options.Log.InfoContext(ctx, "plans in force", slog.String("table", f.handle.name), slog.Int("callers", t.callers))
 	return f.strangers()
 }
 

@@ -1,6 +1,7 @@
 package plans
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -30,13 +31,18 @@ func inRedis(t *testing.T, server *redistest.Server, maxCallers int) *Handle {
 // becomes waits until a caller has so many requests.
 func becomes(t *testing.T, h *Handle, caller string, requests uint32, by int) {
 	t.Helper()
-	var f Found
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if f = h.Find(caller, ""); f.Number.Requests == requests && f.by == by {
-			return
+	isSoon(t, h, caller, "", Found{Number: Number{Requests: requests}, by: by})
+}
+
+// isSoon waits until this is found, whatever the plan and the burst.
+func isSoon(t *testing.T, h *Handle, caller, column string, want Found) {
+	t.Helper()
+	proctest.Eventually(t, 20*time.Second, func() error {
+		if f := h.Find(caller, column); f.Number.Requests != want.Number.Requests || f.by != want.by {
+			return fmt.Errorf("%s has %+v, want %+v", caller, f, want)
 		}
-	}
-	t.Fatalf("%s has %+v, want %d", caller, f, requests)
+		return nil
+	})
 }
 
 // TestRedisTable follows a table through all that its writers and its Redis do.
@@ -94,11 +100,7 @@ func TestRedisTable(t *testing.T) {
 	// Other columns: everything is read anew.
 	server.Command(t, "HSET", key, "alice", "1 2", "bob", "1 2", "dave", "1 2", "eve", "8 9")
 	server.Command(t, "SET", key+":head", "numbers a b\n")
-	for deadline := time.Now().Add(20 * time.Second); h.Find("eve", "b").Number.Requests != 9; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("other columns: %+v", h.Find("eve", "b"))
-		}
-	}
+	isSoon(t, h, "eve", "b", Found{Number: Number{Requests: 9}, by: byItself})
 
 	// Flushed, away, back empty: the last good table stays.
 	server.Command(t, "FLUSHALL")
@@ -113,22 +115,19 @@ func TestRedisTable(t *testing.T) {
 	}
 	server.Command(t, "HSET", key, "eve", "8 10")
 	server.Command(t, "SET", key+":head", "numbers a b\n")
-	for deadline := time.Now().Add(20 * time.Second); h.Find("eve", "b").Number.Requests != 10; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("written anew: %+v", h.Find("eve", "b"))
-		}
-	}
+	isSoon(t, h, "eve", "b", Found{Number: Number{Requests: 10}, by: byItself})
 }
 
 // failsUntil waits for another failure.
 func failsUntil(t *testing.T, h *Handle) {
 	t.Helper()
 	before := h.failures.Load()
-	for deadline := time.Now().Add(20 * time.Second); h.failures.Load() < before+2; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("nothing fails")
+	proctest.Eventually(t, 20*time.Second, func() error {
+		if h.failures.Load() < before+2 {
+			return errors.New("nothing fails")
 		}
-	}
+		return nil
+	})
 }
 
 // TestStrangeRedis: a Redis with too many callers, or too many that have no plan, gets

@@ -84,12 +84,11 @@ func million(n int) string {
 	var b strings.Builder
 	b.WriteString("numbers minute month\nplan free 60 10000\nplan gold 600:50 1000000\ndefault free\n")
 	for i := range n {
-		switch {
-		case i%16 == 0:
-			fmt.Fprintf(&b, "caller cluster.local/ns/customers/sa/customer-%07d %d %d\n", i, i%1000, i)
-		default:
-			fmt.Fprintf(&b, "caller cluster.local/ns/customers/sa/customer-%07d gold\n", i)
+		has := "gold"
+		if i%16 == 0 {
+			has = fmt.Sprint(i%1000, " ", i)
 		}
+		fmt.Fprintf(&b, "caller cluster.local/ns/customers/sa/customer-%07d %s\n", i, has)
 	}
 	return b.String()
 }
