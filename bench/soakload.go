@@ -294,6 +294,9 @@ func (s *soaking) print(w io.Writer) {
 	p("judged by the strict bound %d of %d, the others by that of a disturbed service", s.judge.strictly, s.judge.answers)
 	p("refused wrongly %d, passed beyond the bound %d (at most %d above a limit while disturbed), passed and not counted %d in %d audits, counted twice %d",
 		s.judge.refusedWrongly, s.judge.overshot, s.judge.worst, s.lost, s.audits, s.ledger.all)
+	if s.away > 0 {
+		p("%d times a replica did not come back within %s", s.away, comesBack)
+	}
 	for _, e := range s.judge.examples {
 		p("  %s", e)
 	}
@@ -302,6 +305,8 @@ func (s *soaking) print(w io.Writer) {
 // failure says what of the goal was missed.
 func (s *soaking) failure() error {
 	switch grown, goroutines := s.growth(); {
+	case s.away > 0:
+		return fmt.Errorf("seed %d: %d times a replica did not come back within %s of the end of a fault", s.o.seed, s.away, comesBack)
 	case s.judge.refusedWrongly+s.judge.overshot > 0 || s.lost > 0 || s.failed.Load() > 0:
 		return fmt.Errorf("seed %d: answers were wrong: %d refused, %d passed, %d lost, %d none", s.o.seed, s.judge.refusedWrongly, s.judge.overshot, s.lost, s.failed.Load())
 	case s.o.length >= 3*time.Minute && grown > 0:
