@@ -91,7 +91,7 @@ type fixture struct {
 	stop    func()
 }
 
-func open(t *testing.T, o decisionlog.Options) *fixture {
+func open(t testing.TB, o decisionlog.Options) *fixture {
 	t.Helper()
 	f := &fixture{sink: &sink{got: map[string]int{}}, metrics: prometheus.NewRegistry()}
 	o.Metrics, o.Log = f.metrics, slog.New(slog.DiscardHandler)
@@ -515,7 +515,7 @@ func TestRefusalsAreNotHeldUp(t *testing.T) {
 }
 
 // gathered is the value of a metric without labels.
-func gathered(t *testing.T, from prometheus.Gatherer, name string) float64 {
+func gathered(t testing.TB, from prometheus.Gatherer, name string) float64 {
 	t.Helper()
 	families, err := from.Gather()
 	if err != nil {

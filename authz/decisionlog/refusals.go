@@ -176,16 +176,15 @@ func (l *Log) recover() error {
 // last line without an end is one whose answer never left, and no damage.
 func journalRecords(r io.Reader, add func(text []byte) error) (damaged int, err error) {
 	lines := bufio.NewReaderSize(r, maxLine)
-	for {
+	for last := false; !last; {
 		line, err := lines.ReadSlice('\n')
 		for errors.Is(err, bufio.ErrBufferFull) {
 			line = []byte("too long")
 			_, err = lines.ReadSlice('\n')
 		}
-		if err != nil && !errors.Is(err, io.EOF) {
+		if last = errors.Is(err, io.EOF); err != nil && !last {
 			return damaged, err
 		}
-		last := err != nil
 		switch text := bytes.TrimSpace(line); {
 		case len(text) == 0:
 		case text[0] == '{' && json.Valid(text):
@@ -195,8 +194,6 @@ func journalRecords(r io.Reader, add func(text []byte) error) (damaged int, err 
 		case !last:
 			damaged++
 		}
-		if last {
-			return damaged, nil
-		}
 	}
+	return damaged, nil
 }

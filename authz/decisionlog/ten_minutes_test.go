@@ -20,7 +20,7 @@ import (
 	"github.com/writ-mesh/writ/internal/proctest"
 )
 
-var refusals = flag.Int("refusals", 12_000, "how many refusals TestTenMinutes keeps while the sink is away; ten minutes at 5,000 a second are 3000000")
+var refusals = flag.Int("refusals", 6_000, "how many refusals TestTenMinutes keeps while the sink is away; ten minutes at 5,000 a second are 3000000")
 
 // spoolPerRefusal bounds the spool, in bytes: the refusals have room and some of the
 // allowed decisions.

@@ -20,7 +20,8 @@ func FuzzResponse(f *testing.F) {
 		deep = &ratelimitpb.DomainDescriptor{Key: "k", Descriptors: []*ratelimitpb.DomainDescriptor{deep}}
 	}
 	for _, d := range []*ratelimitpb.DomainConfig{
-		{}, {Name: "a", Domain: "a", Descriptors: []*ratelimitpb.DomainDescriptor{deep}},
+		{},
+		{Name: "a", Domain: "a", Descriptors: []*ratelimitpb.DomainDescriptor{deep}},
 		{Domain: "b", Descriptors: []*ratelimitpb.DomainDescriptor{{Key: "k", Value: "v*", RateLimit: &ratelimitpb.DomainLimit{}, ShadowMode: true, Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{"x": nil}}}}},
 	} {
 		value, err := proto.Marshal(d)
