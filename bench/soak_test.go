@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -200,7 +201,7 @@ func TestTellTime(t *testing.T) {
 	w := bufio.NewWriter(&out)
 	for {
 		args, err := readCommand(r)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
 			t.Fatal(err)

@@ -227,7 +227,7 @@ func (s *soaking) watch(ctx context.Context) error {
 		for i, r := range s.replicas {
 			values, err := metrics(ctx, r.monitoring, failed, degraded, running)
 			if ctx.Err() != nil {
-				return nil
+				return nil //nolint:nilerr // the end of the soak
 			}
 			if err != nil {
 				return fmt.Errorf("replica %d: %w", i, err)

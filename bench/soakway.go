@@ -97,7 +97,7 @@ func (w *redisWay) carry(from net.Conn) {
 			return
 		}
 		if d := time.Duration(w.delay.Load()); d > 0 {
-			time.Sleep(d)
+			<-time.After(d)
 		}
 		if _, err := from.Write(answer[:n]); err != nil {
 			return

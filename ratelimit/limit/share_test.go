@@ -260,6 +260,7 @@ func TestManyTenants(t *testing.T) {
 		}
 	}
 	s.neverMore(requests)
+	now = noon.Add(window)
 	for range 100 {
 		s.ask(0, 1, 1, now)
 		now = now.Add(time.Millisecond)
