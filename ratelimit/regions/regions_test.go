@@ -68,7 +68,7 @@ func TestNeverMoreThanTheLimit(t *testing.T) {
 	}{
 		{"4 in two", 4, twoShares},
 		{"100 in two", 100, map[string]int{"east": 3, "west": 1}},
-		{"2000 in three", 2000, map[string]int{"east": 2, "west": 1, "north": 1}},
+		{"700 in three", 700, map[string]int{"east": 2, "west": 1, "north": 1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -80,7 +80,7 @@ func TestNeverMoreThanTheLimit(t *testing.T) {
 					w.start(name, 100, skew[name])
 				}
 				borrowed := false
-				for range 40 {
+				for range 30 {
 					for _, name := range slices.Sorted(maps.Keys(c.shares)) {
 						// From nothing to four times the whole limit.
 						load := random.IntN(int(c.limit)/5*4 + 8)
