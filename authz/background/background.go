@@ -45,14 +45,14 @@ func widen() (narrow func()) {
 	}
 }
 
-// ErrPanic is in the error of work that panicked.
-var ErrPanic = errors.New("panic")
+// errPanic is in the error of work that panicked.
+var errPanic = errors.New("panic")
 
 // Try runs f at once, where it is called; what it panics with is its error.
 func Try(f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: %v\n%s", ErrPanic, p, debug.Stack())
+			err = fmt.Errorf("%w: %v\n%s", errPanic, p, debug.Stack())
 		}
 	}()
 	return f()

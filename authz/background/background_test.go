@@ -16,7 +16,7 @@ func TestRun(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	err := Run(func() error { panic("at the disco") })
-	if !errors.Is(err, ErrPanic) || !strings.Contains(err.Error(), "at the disco") {
+	if !errors.Is(err, errPanic) || !strings.Contains(err.Error(), "at the disco") {
 		t.Errorf("a panic gives %v", err)
 	}
 	busy := 0
