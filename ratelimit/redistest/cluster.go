@@ -15,7 +15,12 @@ import (
 type ClusterSet struct {
 	Nodes [4]*Server
 	auth  []string
+	voted time.Time // when a master was last changed
 }
+
+// nodeTimeout is how long a node is waited for. Masters vote for another master of the
+// same slots only twice as long after they did so before.
+const nodeTimeout = time.Second
 
 // StartCluster starts a cluster; auth are the arguments of redis-cli, args those of
 // each server.
@@ -23,7 +28,7 @@ func StartCluster(t testing.TB, auth []string, args ...string) *ClusterSet {
 	t.Helper()
 	c := &ClusterSet{auth: auth}
 	for i := range c.Nodes {
-		c.Nodes[i] = Start(t, append(args, "--cluster-enabled", "yes", "--cluster-node-timeout", "500", "--repl-diskless-sync-delay", "0")...)
+		c.Nodes[i] = Start(t, append(args, "--cluster-enabled", "yes", "--cluster-node-timeout", fmt.Sprint(nodeTimeout.Milliseconds()), "--repl-diskless-sync-delay", "0")...)
 	}
 	const slots, masters = 16384, 3
 	for i, node := range c.Nodes {
@@ -64,6 +69,7 @@ func (c *ClusterSet) Addresses() (all []string) {
 // Failover makes the replica of the first slots their master.
 func (c *ClusterSet) Failover(t testing.TB) {
 	t.Helper()
+	c.vote(t)
 	proctest.Eventually(t, 30*time.Second, func() error {
 		for _, node := range []*Server{c.Nodes[0], c.Nodes[3]} {
 			if !strings.Contains(c.command(t, node, "INFO", "replication"), "role:slave") {
@@ -96,6 +102,7 @@ func (c *ClusterSet) Crash(t testing.TB) {
 		}
 		return strings.Contains(role(pair[0]), "role:master") && strings.Contains(role(pair[1]), "master_link_status:up")
 	})
+	c.vote(t)
 	pair[0].Kill()
 	proctest.Until(t, 30*time.Second, "the replica to be the master", func() bool { return strings.Contains(role(pair[1]), "role:master") })
 	pair[0].Restart(t)
@@ -117,6 +124,13 @@ func (c *ClusterSet) Key(t testing.TB, node int) string {
 	}
 	t.Fatalf("no key of 100 is with node %d", node)
 	return ""
+}
+
+// vote waits until the masters would vote again.
+func (c *ClusterSet) vote(t testing.TB) {
+	t.Helper()
+	proctest.Until(t, 10*time.Second, "votes", func() bool { return time.Since(c.voted) > 2*nodeTimeout+nodeTimeout/4 })
+	c.voted = time.Now()
 }
 
 func (c *ClusterSet) command(t testing.TB, to *Server, args ...string) string {

@@ -42,7 +42,7 @@ func StartSentinel(t testing.TB, password string, args ...string) *SentinelSet {
 	conf := []string{
 		port, "bind 127.0.0.1", "dir " + s.sentinel.dir,
 		fmt.Sprintf("sentinel monitor %s 127.0.0.1 %d 1", MasterName, s.Servers[0].port),
-		"sentinel down-after-milliseconds " + MasterName + " 500",
+		"sentinel down-after-milliseconds " + MasterName + " 1000",
 		"sentinel failover-timeout " + MasterName + " 3000",
 		"requirepass " + password, "sentinel auth-pass " + MasterName + " " + password,
 	}
@@ -55,8 +55,10 @@ func StartSentinel(t testing.TB, password string, args ...string) *SentinelSet {
 	}
 	s.sentinel.Process = proctest.Start(t, s.sentinel.bin, file, "--sentinel")
 	s.sentinel.listens(t)
-	// It asks and tells as often as in a set that is an hour old and in trouble.
-	s.command(t, s.sentinel, "SENTINEL", "DEBUG", "info-period", "100", "ping-period", "100", "publish-period", "100")
+	// It asks and tells as often as in a set that is an hour old and in trouble. What it
+	// knows of a replica is good for five pings once the master is down, and it asks each
+	// second then.
+	s.command(t, s.sentinel, "SENTINEL", "DEBUG", "info-period", "100", "ping-period", "250", "publish-period", "100")
 	return s
 }
 
