@@ -27,7 +27,7 @@ import (
 
 var (
 	quotaSeed    = flag.Uint64("quota-seed", 0, "repeat a run of TestEffectiveIsWhatIsEnforced; 0 is a new one")
-	quotaConfigs = flag.Int("quota-configs", 1000, "how many random meshes TestEffectiveIsWhatIsEnforced tries")
+	quotaConfigs = flag.Int("quota-configs", 200, "how many random meshes TestEffectiveIsWhatIsEnforced tries")
 )
 
 // quotaMesh is a mesh of one service with these policies.
@@ -84,8 +84,12 @@ func (g generator) quotaPolicy(i int) *model.QuotaPolicy {
 func (g generator) quotaLimit() model.QuotaLimit {
 	l := model.QuotaLimit{Requests: 5, Every: time.Minute, Name: []string{"", "", "a", "b"}[g.IntN(4)]}
 	dims := []model.Dimension{
-		{Text: "source.principal", Kind: "source.principal"}, {Text: "50%&/a=b", Kind: "constant", Arg: "50%&/a=b"}, {Text: "source.namespace", Kind: "source.namespace"},
-		{Text: "request.method", Kind: "request.method"}, {Text: "request.headers[X-Who]", Kind: "request.headers", Arg: "X-Who"}, {Text: "destination.service", Kind: "destination.service"},
+		{Text: "source.principal", Kind: "source.principal"},
+		{Text: "50%&/a=b", Kind: "constant", Arg: "50%&/a=b"},
+		{Text: "source.namespace", Kind: "source.namespace"},
+		{Text: "request.method", Kind: "request.method"},
+		{Text: "request.headers[X-Who]", Kind: "request.headers", Arg: "X-Who"},
+		{Text: "destination.service", Kind: "destination.service"},
 	}
 	switch g.IntN(5) {
 	case 0:
@@ -371,7 +375,8 @@ func TestNobodyExemptsHimself(t *testing.T) {
 		{
 			"nor in two steps",
 			[]*model.QuotaPolicy{policy("root", "", model.QuotaOverride, limits), policy("app", model.QuotaOverride, "", limits), policy("app", model.QuotaExempt, "", nil, caller)},
-			[]string{"root/root/0"}, 1,
+			[]string{"root/root/0"},
+			1,
 		},
 		{"allowed: override", []*model.QuotaPolicy{policy("root", "", model.QuotaOverride, limits), policy("app", model.QuotaOverride, "", limits)}, []string{"app/appoverride/0"}, 0},
 		{"allowed: exempt", []*model.QuotaPolicy{policy("root", "", model.QuotaExempt, limits), policy("app", model.QuotaExempt, "", nil)}, nil, 0},

@@ -128,9 +128,9 @@ func speaksKey(pol *model.QuotaPolicy) string { return quotaSpeaks + pol.Namespa
 // speaksValue is in the filter state of the requests that a policy speaks of, and of no
 // others.
 func (c *Compiler) speaksValue(pol *model.QuotaPolicy) *setcommonv3.FilterStateValue {
-	var any []string
+	var matches []string
 	for i := range pol.Match {
-		any = append(any, "("+c.quotaMatch(&pol.Match[i])+")")
+		matches = append(matches, "("+c.quotaMatch(&pol.Match[i])+")")
 	}
 	return &setcommonv3.FilterStateValue{
 		Key:         &setcommonv3.FilterStateValue_ObjectKey{ObjectKey: speaksKey(pol)},
@@ -138,7 +138,7 @@ func (c *Compiler) speaksValue(pol *model.QuotaPolicy) *setcommonv3.FilterStateV
 		SkipIfEmpty: true,
 		Value: &setcommonv3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
 			Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{
-				Specifier: &corev3.DataSource_InlineString{InlineString: formatted(strings.Join(any, " || ") + " ? '1' : ''")},
+				Specifier: &corev3.DataSource_InlineString{InlineString: formatted(strings.Join(matches, " || ") + " ? '1' : ''")},
 			}},
 			OmitEmptyValues: true,
 		}},
@@ -155,12 +155,12 @@ func formatted(expression string) string {
 func (c *Compiler) quotaMatch(m *model.QuotaMatch) string {
 	var all []string
 	add := func(values []string, compare func(string) []string) {
-		var any []string
+		var terms []string
 		for _, v := range values {
-			any = append(any, compare(v)...)
+			terms = append(terms, compare(v)...)
 		}
-		if len(any) > 0 {
-			all = append(all, "("+strings.Join(any, " || ")+")")
+		if len(terms) > 0 {
+			all = append(all, "("+strings.Join(terms, " || ")+")")
 		}
 	}
 	if m.Callers() {

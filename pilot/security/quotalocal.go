@@ -88,7 +88,7 @@ func localBucket(l model.QuotaLimit) (bucket *typev3.TokenBucket, each time.Dura
 	}
 	each = l.Every / time.Duration(more)
 	// A window is rounded up to what Envoy can measure, and one below that has less of it.
-	window := (l.Every + localFill - 1) / localFill * localFill
+	window := (l.Every + localFill - 1).Truncate(localFill)
 	if l.Every < localFill {
 		more = uint32(min(uint64(more)*uint64(localFill/l.Every), math.MaxUint32)) //nolint:gosec // bounded
 	}

@@ -57,16 +57,12 @@ func TestQuotaLocalLive(t *testing.T) {
 		} {
 			for i := range c.of {
 				got := away.do(c.in, request{method: c.method, header: map[string]string{"who": c.who}})
-				want := answer{status: 200, header: http.Header{}}
+				status, says := http.StatusOK, c.says
 				if i >= c.pass {
-					want.status = 429
+					status, says = http.StatusTooManyRequests, "proxy"
 				}
-				says := c.says
-				if want.status == 429 {
-					says = "proxy"
-				}
-				if got.status != want.status || got.header.Get(openHeader) != says {
-					t.Errorf("%s: request %d of %s: %d, %s %q, want %d, %q", c.in, i, c.who, got.status, openHeader, got.header.Get(openHeader), want.status, says)
+				if got.status != status || got.header.Get(openHeader) != says {
+					t.Errorf("%s: request %d of %s: %d, %s %q, want %d, %q", c.in, i, c.who, got.status, openHeader, got.header.Get(openHeader), status, says)
 				}
 				if got.status == 429 && (!strings.HasPrefix(got.deniedBy, "QuotaPolicy default/q") || !strings.HasSuffix(got.deniedBy, " (ratelimit does not answer)") || got.header.Get("retry-after") == "") {
 					t.Errorf("%s: refused by %q, retry-after %q", c.in, got.deniedBy, got.header.Get("retry-after"))
