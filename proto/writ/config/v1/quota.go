@@ -68,9 +68,10 @@ const (
 )
 
 const (
-	// MaxQuotaWeights and MaxQuotaWeight bound the weights of those who share a limit.
+	// MaxQuotaWeights is how many of those who share a limit may have a weight.
 	MaxQuotaWeights = 256
-	MaxQuotaWeight  = 1000
+	// MaxQuotaWeight is the largest weight.
+	MaxQuotaWeight = 1000
 	// MinFairEvery is the shortest window of a limit that is shared fairly: who may use how
 	// much of it is found anew 32 times in a window.
 	MinFairEvery = time.Second
