@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"regexp"
 	"slices"
@@ -28,6 +29,7 @@ type folder struct {
 	book *Book
 	dir  string
 	seen map[string]seen // by table
+	full bool            // it was told that there were too many tables
 }
 
 // seen is the file that a table was read from last, wrong or not.
@@ -61,10 +63,24 @@ func (f *folder) look() {
 		}
 	}
 	for _, name := range names {
-		if !slices.Contains(f.book.options.Tables, name) { // which Redis has
+		if !slices.Contains(f.book.options.Tables, name) && f.room(name) { // else Redis has it
 			f.read(root, name)
 		}
 	}
+}
+
+// room says whether a table may be read. Those that are gone stay in memory, so that
+// they count too: whoever may write tables could else have any number kept.
+func (f *folder) room(name string) bool {
+	if _, known := f.seen[name]; known || len(f.seen) < maxTables {
+		return true
+	}
+	if !f.full {
+		f.full = true
+		f.book.options.Log.Error("plans are not read: with those that are gone since the start there are too many tables",
+			slog.String("table", name), slog.Int("most", maxTables))
+	}
+	return false
 }
 
 // read reads a table if its file has changed.

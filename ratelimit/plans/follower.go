@@ -18,6 +18,12 @@ const (
 	// maxStrange is how many callers may have something in Redis that is no plan; with
 	// more the table is refused.
 	maxStrange = 500
+	// maxGone is how many times maxPlans there may be plans, those that are gone included,
+	// before the table is read anew without them.
+	maxGone = 4
+	// maxTold is how many times as many callers as a table has may be read of it: Redis
+	// tells some twice while a hash grows, and a malicious one would go on for ever.
+	maxTold = 4
 	// maxOdd is after how many looks in a row that find another number of callers than
 	// the changes explain the table is read anew.
 	maxOdd = 5
@@ -97,7 +103,7 @@ func (f *follower) takeHead(head string) (again bool, err error) {
 	}
 	t, err := f.handle.table.Load().withHead(b.table)
 	switch {
-	case errors.Is(err, errOtherColumns):
+	case errors.Is(err, errReadAnew):
 		return true, nil
 	case err != nil:
 		return false, err
@@ -266,6 +272,9 @@ func (f *follower) scan(ctx context.Context, b *builder) error {
 // scanned takes a caller that was read. One that has no plan keeps what it had in the
 // old table, if that can be said in the new one.
 func (f *follower) scanned(b *builder, old *Table, caller, value string) error {
+	if b.told++; b.told > maxTold*(b.max+maxStrange) {
+		return fmt.Errorf("redis: %w: the same ones are told again and again", errTooMany)
+	}
 	err := checkCaller([]byte(caller))
 	var e entry
 	if err == nil {
@@ -294,8 +303,8 @@ func (f *follower) scanned(b *builder, old *Table, caller, value string) error {
 	return nil
 }
 
-// errOtherColumns: callers have to be read anew.
-var errOtherColumns = errors.New("the table has other columns")
+// errReadAnew: with another head callers have to be read anew.
+var errReadAnew = errors.New("the table has other columns, or had too many plans")
 
 // parseHead reads what is not about callers. The error names the line of the text.
 func parseHead(text, name string) (*builder, error) {
@@ -324,7 +333,7 @@ func parseHead(text, name string) (*builder, error) {
 // callers have cannot go.
 func (t *Table) withHead(head *Table) (*Table, error) {
 	if !slices.Equal(t.columns, head.columns) {
-		return nil, errOtherColumns
+		return nil, errReadAnew
 	}
 	out := *t
 	out.plans, out.planned, out.byName = slices.Clone(t.plans), slices.Clone(t.planned), make(map[string]entry, len(head.plans))
@@ -346,6 +355,9 @@ func (t *Table) withHead(head *Table) (*Table, error) {
 		if users := t.users(e); users > 0 {
 			return nil, fmt.Errorf("redis: %d callers have the plan %s, which is not there any more", users, name)
 		}
+	}
+	if len(out.plans) > maxGone*maxPlans {
+		return nil, errReadAnew
 	}
 	if out.fallback = head.fallback; head.fallback != nobody && head.fallback != refused {
 		out.fallback = out.byName[head.plans[head.fallback]]

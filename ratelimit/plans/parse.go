@@ -58,6 +58,7 @@ type builder struct {
 	name   []byte                       // of the caller at hand
 	// again lets a caller be said twice: the later one holds.
 	again bool
+	told  int // callers that Redis told, the same ones too
 }
 
 func newBuilder(maxCallers int) *builder {

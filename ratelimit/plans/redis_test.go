@@ -118,6 +118,36 @@ func TestRedisTable(t *testing.T) {
 	isSoon(t, h, "eve", "b", Found{Number: Number{Requests: 10}, by: byItself})
 }
 
+// TestFirstChanges: nothing tells whether the first changes of a stream that are there
+// were the first, so that all callers are read.
+func TestFirstChanges(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	from, err := redisstore.OpenPlans(redisstore.Options{Address: server.Address()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = from.Close() }()
+	begin, err := from.End(t.Context(), "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := from.State(t.Context(), "t", begin); err != nil || s.Gap {
+		t.Errorf("before any change: %+v, %v", s, err)
+	}
+	for _, caller := range []string{"alice", "bob"} {
+		server.Command(t, "XADD", redisstore.PlansKey("t")+":changes", "MAXLEN", "1", "*", "caller", caller)
+	}
+	s, err := from.State(t.Context(), "t", begin)
+	if err != nil || !s.Gap {
+		t.Fatalf("alice's change is lost: %+v, %v", s, err)
+	}
+	server.Command(t, "XADD", redisstore.PlansKey("t")+":changes", "*", "caller", "carol")
+	if s, err = from.State(t.Context(), "t", s.Last); err != nil || s.Gap || len(s.Changed) != 1 {
+		t.Errorf("after that: %+v, %v", s, err)
+	}
+}
+
 // failsUntil waits for another failure.
 func failsUntil(t *testing.T, h *Handle) {
 	t.Helper()

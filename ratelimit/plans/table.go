@@ -151,7 +151,8 @@ func (t *Table) set(changes map[string]entry, own []Number) *Table {
 		}
 		out.changed[caller] = e
 	}
-	if len(out.changed) > out.overlay() {
+	// A caller that is changed again and again leaves a row behind each time.
+	if rows := len(own) / len(t.columns); len(out.changed) > out.overlay() || rows > out.callers+out.overlay() {
 		out.compact()
 	}
 	return &out

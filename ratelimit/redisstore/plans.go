@@ -70,10 +70,13 @@ func (p *Plans) State(ctx context.Context, table, since string) (PlansState, err
 	}
 	list := changes.Val()
 	s := PlansState{Head: head.Val(), Callers: callers.Val(), Last: since, More: len(list) == plansChanges}
-	if since != beginning {
-		if s.Gap = len(list) == 0 || list[0].ID != since; !s.Gap {
-			list = list[1:]
-		}
+	switch {
+	case since == beginning:
+		s.Gap = len(list) > 0 // nothing tells whether these are the first ones
+	case len(list) == 0 || list[0].ID != since:
+		s.Gap = true
+	default:
+		list = list[1:]
 	}
 	for _, change := range list {
 		s.Last = change.ID
