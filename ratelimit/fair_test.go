@@ -30,6 +30,19 @@ func askFor(t *testing.T, s *Server, namespace string, times int) (passed int, l
 	return passed, last
 }
 
+// TestFairIsNotLent: a region that asks for hits of a limit that is shared fairly gets
+// none, and of others some.
+func TestFairIsNotLent(t *testing.T) {
+	s, _, _ := newServer(t)
+	withQuotas(t, s, sharedPolicy(), policy("q", false, per(4, time.Hour)))
+	if u, err := s.toLend("default/shared/0?source.namespace=a"); err == nil {
+		t.Errorf("%+v is lent", u)
+	}
+	if _, err := s.toLend("default/q/0?source.principal=a"); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestTenantsShareALimit: one that floods leaves something to others, and when the
 // window is over they have parts by their weights; answers, metrics and the list of who
 // asks most speak of the tenant.

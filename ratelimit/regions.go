@@ -50,13 +50,7 @@ func (s *Service) across(below Store) (Store, error) {
 	}, s.rt.Metrics)
 	lender := &regions.Lender{
 		Store: below, Division: division, Percent: c.Lend, Now: time.Now, Borrower: s.regions, Log: s.log,
-		Find: func(name string) (limit.Use, error) {
-			found, err := s.server.find(name)
-			if err != nil {
-				return limit.Use{}, err
-			}
-			return found.use, nil
-		},
+		Find:    func(name string) (limit.Use, error) { return s.server.toLend(name) },
 		Counted: s.counted,
 	}
 	s.withSource = append(s.withSource, func(ctx context.Context, source *credential.Source) error {
@@ -64,6 +58,18 @@ func (s *Service) across(below Store) (Store, error) {
 	})
 	s.tasks = append(s.tasks, s.regions.Run)
 	return s.regions, nil
+}
+
+// toLend finds the counter of a name of which hits may be lent.
+func (s *Server) toLend(name string) (limit.Use, error) {
+	found, err := s.find(name)
+	if err != nil {
+		return limit.Use{}, err
+	}
+	if found.shared.Key != "" { // a region that asks for one all the same takes it from one tenant
+		return limit.Use{}, errors.New("a limit that is shared fairly is divided and not lent")
+	}
+	return found.use, nil
 }
 
 // lookingAtLoans makes the replicas' store look at what is lent, if anything can be.

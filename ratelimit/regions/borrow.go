@@ -116,19 +116,19 @@ func (s *Store) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
-			s.sweep(s.now(), nil)
+			s.sweep(s.now(), false)
 		}
 	}
 }
 
-// sweep gives back what is over or idle; with a peer, all that it lent.
-func (s *Store) sweep(now time.Time, of *peer) {
+// sweep gives back what is over or idle, or all.
+func (s *Store) sweep(now time.Time, all bool) {
 	for i := range s.shards {
 		sh := &s.shards[i]
 		sh.mu.Lock()
 		for key, c := range sh.cells {
 			unused := now.Sub(c.last) > max(idle, c.valid/2)
-			s.back(c, c.ended(now, unused || of != nil))
+			s.back(c, c.ended(now, unused || all))
 			if unused && c.asking == nil {
 				delete(sh.cells, key)
 			}
@@ -186,7 +186,7 @@ func (s *Store) Connect(ctx context.Context, name string, client ratelimitpb.Reg
 func (s *Store) leave(ctx context.Context, p *peer, client ratelimitpb.RegionsClient) {
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastReturns)
 	defer cancel()
-	s.sweep(s.now(), p)
+	s.sweep(s.now(), true)
 	for len(p.returns) > 0 && last.Err() == nil {
 		s.giveBack(last, client, gather(p.returns, <-p.returns))
 	}
