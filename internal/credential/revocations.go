@@ -172,19 +172,24 @@ func (s *Source) admit(chain []*x509.Certificate) error {
 // on: over it a new certificate comes.
 func (s *Source) cutOff() {
 	revoked := func(chain []*x509.Certificate) bool { return s.admit(chain) != nil }
-	untrusted := func([]*x509.Certificate) bool { return false }
-	if s.revokedNow().authorities {
-		bundle := s.currentBundle()
-		untrusted = func(chain []*x509.Certificate) bool {
-			// Whether it has expired is no matter here.
-			_, _, err := x509svid.Verify(chain, bundle, x509svid.WithTime(chain[0].NotBefore))
-			return err != nil
-		}
-	}
-	n := s.dialed.Close(revoked) + s.served.Close(func(chain []*x509.Certificate) bool { return len(chain) > 0 && (revoked(chain) || untrusted(chain)) })
+	n := s.dialed.Close(revoked) + s.served.Close(func(chain []*x509.Certificate) bool { return len(chain) > 0 && (revoked(chain) || s.untrusted(chain)) })
 	if n > 0 {
 		s.log.Warn("connections of revoked certificates are closed", slog.Int("connections", n))
 	}
+}
+
+// untrusted says, once an authority is revoked, that the root of a chain of this trust
+// domain is not trusted any more. For others files vouch (Foreign).
+func (s *Source) untrusted(chain []*x509.Certificate) bool {
+	if !s.revokedNow().authorities {
+		return false
+	}
+	if id, err := x509svid.IDFromCert(chain[0]); err == nil && id.TrustDomain() != s.td {
+		return false
+	}
+	// Whether it has expired is no matter here.
+	_, _, err := x509svid.Verify(chain, s.currentBundle(), x509svid.WithTime(chain[0].NotBefore))
+	return err != nil
 }
 
 // condemned tells whether the certificate of this source itself is revoked.

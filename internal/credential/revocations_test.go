@@ -3,6 +3,7 @@ package credential
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"os"
@@ -285,6 +286,31 @@ func TestCallersOfARevokedAuthority(t *testing.T) {
 	proctest.Until(t, time.Second, "the connection of the old root has ended", func() bool { return isClosed(old) })
 	if isClosed(fresh) {
 		t.Error("a connection of the new root has ended")
+	}
+}
+
+// TestUntrusted: once an authority is revoked, the roots of this trust domain decide
+// about its callers, and not about those of others.
+func TestUntrusted(t *testing.T) {
+	a := newAuthority(t, newRoot(t))
+	s := newSource(t, setup(t, a))
+	const here, there = "spiffe://cluster.local/ns/a/sa/b", "spiffe://other.example/writ/ratelimit"
+	dropped := newRoot(t).Pair(t, pkitest.Leaf(here, time.Hour)).Leaf
+	if s.untrusted([]*x509.Certificate{dropped}) {
+		t.Error("no authority is revoked, and callers are cut off")
+	}
+	s.takeRevocations(t.Context(), &capb.RevocationList{Revocations: []*capb.Revocation{{Authority: keyID(newRoot(t))}}})
+	for name, c := range map[string]struct {
+		leaf *x509.Certificate
+		want bool
+	}{
+		"of the root that is trusted": {a.root.Pair(t, pkitest.Leaf(here, time.Hour)).Leaf, false},
+		"of a root that is dropped":   {dropped, true},
+		"of another trust domain":     {pkitest.NewRoot(t, "other.example").Pair(t, pkitest.Leaf(there, time.Hour)).Leaf, false},
+	} {
+		if got := s.untrusted([]*x509.Certificate{c.leaf}); got != c.want {
+			t.Errorf("a caller %s: untrusted %v", name, got)
+		}
 	}
 }
 
