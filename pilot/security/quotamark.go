@@ -2,6 +2,7 @@ package security
 
 import (
 	"cmp"
+	"slices"
 
 	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -31,8 +32,27 @@ func markOpen(b *httpBuilder, limits []quotaLimit) {
 		}
 	}
 	if len(open)+len(local) > 0 {
-		b.enable(filterQuotaMark, &headermutationv3.HeaderMutationPerRoute{Mutations: openMark(celAny(open), celAny(local))})
+		b.enable(filterQuotaMark, &headermutationv3.HeaderMutationPerRoute{Mutations: openMark(anyLimit(open), anyLimit(local))})
 	}
+}
+
+// maxAnyLimit bounds what a mark asks about limits, in characters: it stands in the mark's
+// expression up to three times, and Envoy refuses one of more than 100,000.
+const maxAnyLimit = 30_000
+
+// anyLimit is celAny of the conditions of limits, many of which have the same. Where it
+// is too long for Envoy, requests that no limit counts are marked as well.
+func anyLimit(conditions []string) string {
+	var different []string
+	for _, condition := range conditions {
+		if !slices.Contains(different, condition) {
+			different = append(different, condition)
+		}
+	}
+	if text := celAny(different); len(text) <= maxAnyLimit {
+		return text
+	}
+	return always
 }
 
 // openMark marks answers of the program that lack what ratelimit gives to all for which

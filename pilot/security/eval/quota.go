@@ -37,9 +37,16 @@ func layerOf(root string, pol *model.QuotaPolicy) Layer {
 	return namespaceLayer
 }
 
-// maxTakers bounds what is asked before a limit counts a request. Of more policies that
-// take requests out of one limit the later ones take out nothing.
-const maxTakers = 512
+// maxTakers and maxTakersText bound what is asked before a limit counts a request: how
+// many policies, and how long the expression about them may be, which Envoy refuses
+// beyond 100,000 characters. Of more policies that take requests out of one limit the
+// later ones take out nothing.
+const (
+	maxTakers     = 512
+	maxTakersText = 80_000
+	// termText is the text about a policy beside its name, with some to spare.
+	termText = 64
+)
 
 // CountedLimit is one limit in front of a workload. It counts the requests that its
 // policy speaks of, except those that a taker takes out.
@@ -63,7 +70,7 @@ type Taker struct {
 // Layers says of the limits in front of a workload, those of all its policies in their
 // order, who takes requests out of them.
 func Layers(root string, policies []*model.QuotaPolicy) []CountedLimit {
-	l := layers{root: root, policies: policies}
+	l := newLayers(root, policies)
 	var out []CountedLimit
 	for _, pol := range policies {
 		for i := range pol.Limits {
@@ -89,41 +96,73 @@ func (l *CountedLimit) Counts(speaks func(*model.QuotaPolicy) bool) (bool, *Take
 }
 
 type layers struct {
-	root     string
-	policies []*model.QuotaPolicy
+	root string
+	// exempting and overriding are the policies that do so to others, if these let them.
+	exempting, overriding []*model.QuotaPolicy
+}
+
+func newLayers(root string, policies []*model.QuotaPolicy) *layers {
+	l := &layers{root: root}
+	for _, pol := range policies {
+		switch pol.Upper {
+		case model.QuotaExempt:
+			l.exempting = append(l.exempting, pol)
+		case model.QuotaOverride:
+			l.overriding = append(l.overriding, pol)
+		}
+	}
+	return l
 }
 
 // takers gives those of one limit, who exempt first.
 func (l *layers) takers(of *model.QuotaPolicy, limit *model.QuotaLimit) []Taker {
 	var out []Taker
-	n := 0
-	add := func(t Taker) {
-		if n += 1 + len(t.Unless); n <= maxTakers {
-			out = append(out, t)
+	var asked room
+	for _, pol := range l.exempting {
+		if !l.may(pol, of, model.QuotaExempt) {
+			continue
 		}
-	}
-	for _, pol := range l.policies {
-		if l.may(pol, of, model.QuotaExempt) {
-			add(Taker{Policy: pol, Index: -1})
+		t := Taker{Policy: pol, Index: -1}
+		if !asked.take(&t) {
+			return out
 		}
+		out = append(out, t)
 	}
-	for _, pol := range l.policies {
+	key := limit.Key()
+	for _, pol := range l.overriding {
 		if !l.may(pol, of, model.QuotaOverride) {
 			continue
 		}
 		for i := range pol.Limits {
-			if pol.Limits[i].Key() == limit.Key() {
-				add(Taker{Policy: pol, Index: i, Unless: l.unless(pol, of)})
+			if pol.Limits[i].Key() != key {
+				continue
 			}
+			t := Taker{Policy: pol, Index: i, Unless: l.unless(pol, of)}
+			if !asked.take(&t) {
+				return out
+			}
+			out = append(out, t)
 		}
 	}
 	return out
 }
 
+// room is what was taken of maxTakers and of maxTakersText.
+type room struct{ policies, text int }
+
+// take says whether there is room for a taker.
+func (r *room) take(t *Taker) bool {
+	for _, pol := range append([]*model.QuotaPolicy{t.Policy}, t.Unless...) {
+		r.policies++
+		r.text += termText + len(pol.Namespace) + len(pol.Name)
+	}
+	return r.policies <= maxTakers && r.text <= maxTakersText
+}
+
 // unless gives the policies that exempt from one and may not from the other.
 func (l *layers) unless(from, other *model.QuotaPolicy) []*model.QuotaPolicy {
 	var out []*model.QuotaPolicy
-	for _, pol := range l.policies {
+	for _, pol := range l.exempting {
 		if l.may(pol, from, model.QuotaExempt) && !l.may(pol, other, model.QuotaExempt) {
 			out = append(out, pol)
 		}
