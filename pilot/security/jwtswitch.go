@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -47,7 +48,8 @@ func (c *Compiler) requireByName(filter *jwtv3.JwtAuthentication, rules []namedR
 }
 
 const (
-	// ofBefore is before the names of providers that only earlier requirements have.
+	// ofBefore is before the names of providers that only earlier requirements have, and
+	// the requirement's own name behind it.
 	ofBefore = "before "
 	// maxRequirements bounds those of one filter, where routes never keep up.
 	maxRequirements = 8
@@ -74,12 +76,9 @@ func BothFilters(before, after *anypb.Any) (*anypb.Any, error) {
 	if !missing || len(oldJWT.GetRequirementMap()) >= maxRequirements {
 		return nil, nil
 	}
-	for name, provider := range oldJWT.GetProviders() {
-		jwt.Providers[ofBefore+name] = provider
-	}
 	for name, requirement := range oldJWT.GetRequirementMap() {
 		if _, there := jwt.GetRequirementMap()[name]; !there {
-			renameProviders(requirement)
+			takeProviders(requirement, ofBefore+name+" ", oldJWT.GetProviders(), jwt.GetProviders())
 			jwt.RequirementMap[name] = requirement
 		}
 	}
@@ -111,18 +110,26 @@ func jwtFilter(resource *anypb.Any) (*corev3.TypedExtensionConfig, *jwtv3.JwtAut
 	return outer, jwt, nil
 }
 
-// renameProviders makes a requirement one of providers of before.
-func renameProviders(r *jwtv3.JwtRequirement) {
+// takeProviders takes the providers of an earlier requirement over, and no others, with
+// this before their names unless they have it already. So keys that are fetched anew while
+// routes do not keep up leave no more providers than there are requirements for.
+func takeProviders(r *jwtv3.JwtRequirement, before string, from, to map[string]*jwtv3.JwtProvider) {
 	switch of := r.GetRequiresType().(type) {
 	case *jwtv3.JwtRequirement_ProviderName:
-		of.ProviderName = ofBefore + of.ProviderName
+		provider := from[of.ProviderName]
+		if !strings.HasPrefix(of.ProviderName, ofBefore) {
+			of.ProviderName = before + of.ProviderName
+		}
+		if provider != nil {
+			to[of.ProviderName] = provider
+		}
 	case *jwtv3.JwtRequirement_RequiresAny:
 		for _, one := range of.RequiresAny.GetRequirements() {
-			renameProviders(one)
+			takeProviders(one, before, from, to)
 		}
 	case *jwtv3.JwtRequirement_RequiresAll:
 		for _, one := range of.RequiresAll.GetRequirements() {
-			renameProviders(one)
+			takeProviders(one, before, from, to)
 		}
 	}
 }

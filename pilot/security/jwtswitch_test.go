@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/writ-mesh/writ/pilot/envoy"
@@ -65,7 +66,7 @@ func TestBothFilters(t *testing.T) {
 	if err != nil || both == nil {
 		t.Fatal(err)
 	}
-	if got := complete(t, both, nameOne, nameTwo); !slices.Equal(got, []string{"before default/a[0]", "default/a[0]", "default/b[0]"}) {
+	if got := complete(t, both, nameOne, nameTwo); !slices.Equal(got, []string{"before " + nameOne + " default/a[0]", "default/a[0]", "default/b[0]"}) {
 		t.Errorf("providers %q", got)
 	}
 	all, err := BothFilters(both, three)
@@ -109,7 +110,8 @@ func TestBothFilters(t *testing.T) {
 func TestFetchedKeysAreNoOtherRequirement(t *testing.T) {
 	const document = "kind: RequestAuthentication\nmetadata: {name: a, annotations: {policy.writ.mesh/require: any}}\nspec: {jwtRules: [{issuer: 'https://one', jwksUri: 'https://keys.example/jwks'}]}"
 	m := newMesh(t, document)
-	var names, filters []string
+	var names []string
+	var filters []*anypb.Any
 	for _, keys := range []string{newSigner(t).jwks(), newSigner(t).jwks()} {
 		place, ok := m.KeyPlace("default", m.RequestAuthentications[0].Spec.GetJwtRules()[0])
 		if !ok {
@@ -117,9 +119,25 @@ func TestFetchedKeysAreNoOtherRequirement(t *testing.T) {
 		}
 		m.KeySets = map[string]string{place.Key(): keys}
 		filter, name := tokensOf(t, compileHTTP(t, m, workload()))
-		names, filters = append(names, name), append(filters, string(filter.GetValue()))
+		names, filters = append(names, name), append(filters, filter)
 	}
-	if names[0] != names[1] || filters[0] == filters[1] {
-		t.Errorf("requirements %q, of filters that are the same: %v", names, filters[0] == filters[1])
+	if same := proto.Equal(filters[0], filters[1]); names[0] != names[1] || same {
+		t.Errorf("requirements %q, of filters that are the same: %v", names, same)
+	}
+	// Nor does the filter grow with each of them while routes do not keep up.
+	growing, old := tokensOf(t, compileHTTP(t, newMesh(t, newSigner(t).document("a", "https://old", "")), workload()))
+	var first []string
+	for range 3 {
+		for _, filter := range filters {
+			var err error
+			if growing, err = BothFilters(growing, filter); err != nil || growing == nil {
+				t.Fatal(err)
+			}
+			if got := complete(t, growing, old, names[0]); first == nil {
+				first = got
+			} else if !slices.Equal(got, first) {
+				t.Fatalf("providers %q, at first %q", got, first)
+			}
+		}
 	}
 }
