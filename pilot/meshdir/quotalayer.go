@@ -22,6 +22,9 @@ const (
 	maxQuotaHost     = 40
 	maxQuotaTemplate = 80
 	templateSize     = 20
+	// maxQuotaText bounds the expression that all matches of a policy come to, in
+	// characters: of one of more than 100,000 Envoy refuses all that comes with it.
+	maxQuotaText = 95_000
 )
 
 type quotaMatch struct {
@@ -136,9 +139,35 @@ func (c *checker) checkLocal(at string, limit *quotaLimit) {
 func (a *assembler) checkQuotaReferences(c *checker) {
 	a.checkPolicySelector(c)
 	s := c.object.spec.(*quotaSpec)
+	size := 0
+	for i := range s.Match {
+		size += s.Match[i].textSize(append([]string{a.mesh.TrustDomain}, a.mesh.TrustDomainAliases...))
+	}
+	if size > maxQuotaText {
+		c.errorf("spec.match", "its values are too long for Envoy: with what compares them they come to %d characters of at most %d; write several policies", size, maxQuotaText)
+	}
 	if s.Lower != "" && c.object.meta.Namespace != a.mesh.RootNamespace {
 		c.errorf("spec.lower", "is for policies of the root namespace %s: in a namespace of its own nothing is needed, and nobody else can change what holds there but the mesh's", a.mesh.RootNamespace)
 	}
+}
+
+// textSize is how many characters a match comes to in Envoy's expression, at most. What
+// compares a value takes the most by far, and is there for each trust domain of the mesh.
+func (m *quotaMatch) textSize(trustDomains []string) int {
+	size := 64
+	add := func(values []string, compare, each int) {
+		for _, v := range values {
+			size += compare + each*len(v) + 2*strings.Count(v, "%")
+		}
+	}
+	for _, td := range trustDomains {
+		add(m.Principals, 128+len(td), 2)
+		add(m.Namespaces, 96+len(td), 2)
+	}
+	add(m.Hosts, 64, 4)
+	add(m.Methods, 32, 2)
+	add(m.Paths, 64, 4)
+	return size
 }
 
 // matches gives the matches of a checked policy.
