@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -117,9 +118,17 @@ func (e *effectiveLimits) each(call func(*explain.EffectiveLimit)) {
 
 // readPlans takes the numbers of the caller's plan from the files of a mesh directory.
 func (e *effectiveLimits) readPlans(dir string) {
-	tables, _ := plans.Check(filepath.Join(dir, stack.PlansFolder), plans.DefaultMaxCallers)
+	tables, problems := plans.Check(filepath.Join(dir, stack.PlansFolder), plans.DefaultMaxCallers)
+	broken := map[string]error{}
+	for _, p := range problems {
+		broken[strings.TrimSuffix(p.File, plans.Suffix)] = p
+	}
 	e.each(func(l *explain.EffectiveLimit) {
 		if l.Plan == nil {
+			return
+		}
+		if why := cmp.Or(broken[l.Plan.Table], broken["."]); why != nil {
+			e.Plans[l.Counter] = "table " + l.Plan.Table + " cannot be read, " + why.Error() + ": the limit's own numbers"
 			return
 		}
 		table := tables[l.Plan.Table]

@@ -146,6 +146,12 @@ spec:
 			t.Errorf("%s: exit code %d\n%s\nwant %s", customer, code, got, want)
 		}
 	}
+	if err := os.WriteFile(filepath.Join(dir, "plans", "customers.plans"), []byte("numbers minute\nplan gold many\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := tellEffective(t, dir, "writ limits effective --route ratings --caller default/web --header x-customer=alice DIR"); !strings.Contains(got, "by plan: table customers cannot be read, customers.plans:2: ") {
+		t.Errorf("of a table with a mistake:\n%s", got)
+	}
 }
 
 // TestEffectiveOfWhatRuns: ratelimit tells what is left of each limit that counts.
