@@ -77,8 +77,8 @@ func Open(o Options) (*Log, error) {
 		queue: make(chan entry, queueRecords), pending: make(chan packed, pendingBatches),
 		stored: make(chan struct{}, 1), taken: make(chan struct{}, 1),
 	}
-	if err := l.recover(); err != nil {
-		return nil, err
+	if err := l.recover(); err != nil { // such as a full disk, which must not keep anybody from deciding
+		l.o.Log.ErrorContext(context.Background(), "refusals of an earlier process stay in its journal until the next start", slog.Any("error", err))
 	}
 	l.journal = s.Journal(l.unwritten())
 	l.metrics.spooled.Set(float64(s.Bytes()))
@@ -245,8 +245,12 @@ func (l *Log) store(ctx context.Context) {
 				poke(l.stored)
 				break
 			}
-			if p.class != classRefusal || ctx.Err() != nil {
+			if p.class != classRefusal {
 				l.metrics.drop(p.class, p.records, reasonSpool)
+				break
+			}
+			if ctx.Err() != nil {
+				l.leave(&p)
 				break
 			}
 			if !told {

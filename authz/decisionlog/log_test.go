@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/writ-mesh/writ/authz/decisionlog"
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // sink remembers the ids that it took, and is away while away says so.
@@ -483,6 +484,81 @@ func TestJournalOutlivesProcess(t *testing.T) {
 		t.Errorf("%d refusals and %d allowed decisions outlived the process, want 3 and 0", r, a)
 	}
 	if entries, err := os.ReadDir(killed); err != nil || len(entries) != 0 {
+		t.Errorf("%d files are left, %v", len(entries), err)
+	}
+}
+
+// TestJournalThatCannotBeTaken: a journal for whose batch there is no place keeps nobody
+// from deciding, and is sent by the next process that finds one.
+func TestJournalThatCannotBeTaken(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	inItsPlace := filepath.Join(dir, "0-0000000000000001-1.json.gz") // a folder, which no file replaces
+	if err := os.MkdirAll(inItsPlace, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	line, err := json.Marshal(refusal(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	journal := filepath.Join(dir, "journal-0000000000000001.jsonl")
+	if err := os.WriteFile(journal, append(line, '\n'), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f := open(t, decisionlog.Options{Spool: dir, RefusalWait: time.Minute})
+	f.Add(refusal(1))
+	f.stop()
+	if got := f.sink.count(t, "r"); got != 1 {
+		t.Errorf("%d refusals arrived, want the new one", got)
+	}
+	if err := os.Remove(inItsPlace); err != nil {
+		t.Fatal(err)
+	}
+	next := open(t, decisionlog.Options{Spool: dir})
+	next.stop()
+	if got := next.sink.count(t, "r"); got != 1 {
+		t.Errorf("%d refusals arrived, want the one that was left", got)
+	}
+	if _, err := os.Stat(journal); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the journal: %v", err)
+	}
+}
+
+// TestStopsWhileFull: refusals that find no room when the log stops are in the journal
+// for the next process.
+func TestStopsWhileFull(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	const n = 20
+	f := open(t, decisionlog.Options{Spool: dir, SpoolBytes: 1, Flush: time.Millisecond, RefusalWait: time.Minute})
+	f.sink.set(errors.New("away"))
+	for i := range n {
+		f.Add(refusal(i))
+		if i == 0 { // one batch always has room, and is all that has
+			proctest.Eventually(t, time.Minute, func() error {
+				if gathered(t, f.metrics, "writ_authz_log_spool_bytes") == 0 {
+					return errors.New("nothing is kept yet")
+				}
+				return nil
+			})
+		}
+	}
+	f.stop()
+	if lost := f.dropped(t, "refusal"); lost != 0 {
+		t.Errorf("%d refusals that the journal has were dropped", lost)
+	}
+	next := open(t, decisionlog.Options{Spool: dir})
+	proctest.Eventually(t, time.Minute, func() error {
+		if left := gathered(t, next.metrics, "writ_authz_log_spool_bytes"); left > 0 {
+			return fmt.Errorf("%.0f bytes are left", left)
+		}
+		return nil
+	})
+	next.stop()
+	next.sink.mu.Lock()
+	defer next.sink.mu.Unlock()
+	if got := len(next.sink.got); got != n { // one that shares a file of the journal comes twice
+		t.Errorf("%d refusals of %d arrived", got, n)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
 		t.Errorf("%d files are left, %v", len(entries), err)
 	}
 }

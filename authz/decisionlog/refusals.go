@@ -98,6 +98,21 @@ func (l *Log) release(written []*spool.Written) {
 	}
 }
 
+// leave leaves a batch of refusals that finds no room when the log stops to the next
+// process, which finds them in the journal. Those that are not there are dropped.
+func (l *Log) leave(p *packed) {
+	lost := p.records
+	for _, w := range p.written {
+		if w.Wait(0) == nil {
+			lost--
+		}
+	}
+	if lost > 0 {
+		l.metrics.drop(p.class, lost, reasonSpool)
+	}
+	p.written = nil // never released
+}
+
 // runJournal runs the journal until what it gives is called, when there are no more
 // batches to wait for.
 func (l *Log) runJournal(ctx context.Context) (stop func()) {

@@ -138,20 +138,27 @@ func (j *Journal) Turn() {
 
 // Release says that one line of each is in a batch, or needed no more.
 func (j *Journal) Release(lines []*Written) {
+	var gone []*journalFile
 	j.mu.Lock()
-	defer j.mu.Unlock()
 	for _, w := range lines {
-		w.file.lines--
-		j.tidy(w.file)
+		if w.file.lines--; w.file.done() {
+			gone = append(gone, w.file)
+		}
+	}
+	j.mu.Unlock()
+	for _, f := range gone {
+		j.remove(f)
 	}
 }
 
-// tidy removes a file that nobody needs. It is called with the lock.
-func (j *Journal) tidy(f *journalFile) {
-	if f.sealed && f.lines == 0 {
-		if err := os.Remove(f.path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			j.failed(fmt.Errorf("journal: %w", err))
-		}
+// done says that nobody needs the file. It is called with the lock, and true once.
+func (f *journalFile) done() bool { return f.sealed && f.lines == 0 }
+
+// remove is called without the lock: a disk may take its time, and who appends has not
+// to wait for it.
+func (j *Journal) remove(f *journalFile) {
+	if err := os.Remove(f.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		j.failed(fmt.Errorf("journal: %w", err))
 	}
 }
 
@@ -195,9 +202,12 @@ func (j *Journal) step() {
 		_ = f.open.Close() // what was written is the kernel's already
 	}
 	j.mu.Lock()
-	defer j.mu.Unlock()
 	f.sealed = true
-	j.tidy(f)
+	done := f.done()
+	j.mu.Unlock()
+	if done {
+		j.remove(f)
+	}
 }
 
 func (f *journalFile) write(text []byte) (err error) {
@@ -216,7 +226,8 @@ func (f *journalFile) write(text []byte) (err error) {
 }
 
 // Left gives take the journals that earlier processes left, the oldest first. Each is
-// removed when take has returned nil, and kept for the next process if not.
+// removed when take has returned nil; that one and those after it are kept for the next
+// process if not.
 func (s *Spool) Left(take func(io.Reader) error) error {
 	if s.dir == "" {
 		return nil
@@ -225,13 +236,17 @@ func (s *Spool) Left(take func(io.Reader) error) error {
 	if err != nil {
 		return fmt.Errorf("spool: %w", err)
 	}
+	var left []string
 	for _, e := range entries { // sorted by name
-		number, ok := journalNumber(e.Name())
-		if !ok || !e.Type().IsRegular() {
-			continue // a pipe would hold up who reads it
+		if number, ok := journalNumber(e.Name()); ok {
+			s.journals = max(s.journals, number) // whatever it is, the name is taken
+			if e.Type().IsRegular() {            // a pipe would hold up who reads it
+				left = append(left, e.Name())
+			}
 		}
-		s.journals = max(s.journals, number)
-		if err := takeFile(filepath.Join(s.dir, e.Name()), take); err != nil {
+	}
+	for _, name := range left {
+		if err := takeFile(filepath.Join(s.dir, name), take); err != nil {
 			return fmt.Errorf("spool: %w", err)
 		}
 	}

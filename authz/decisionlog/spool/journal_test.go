@@ -138,11 +138,12 @@ func TestJournalRuns(t *testing.T) {
 	runs.Wait()
 }
 
-// TestJournalKept: a journal that nobody could take stays, and is in nobody's way.
+// TestJournalKept: journals that nobody could take stay, and are in nobody's way.
 func TestJournalKept(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "spool")
 	j, _ := journals(t, dir)
 	written(t, j, "a")
+	written(t, j, "b")
 	s, err := spool.Open(dir, 1<<20)
 	if err != nil {
 		t.Fatal(err)
@@ -151,9 +152,51 @@ func TestJournalKept(t *testing.T) {
 	if err := s.Left(func(io.Reader) error { return full }); !errors.Is(err, full) {
 		t.Errorf("the error is %v", err)
 	}
-	written(t, s.Journal(func(err error) { t.Error(err) }), "b")
-	if got := onDisk(t, dir); !slices.Equal(got, []string{"a", "b"}) {
+	written(t, s.Journal(func(err error) { t.Error(err) }), "c")
+	if got := onDisk(t, dir); !slices.Equal(got, []string{"a", "b", "c"}) {
 		t.Errorf("on disk are %q", got)
+	}
+}
+
+// TestJournalNotHeldUp: who appends does not wait while a file is removed.
+func TestJournalNotHeldUp(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	s, err := spool.Open(dir, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	removing := 0
+	var j *spool.Journal
+	j = s.Journal(func(error) { // while it is being removed
+		removing++
+		appended := make(chan error, 1)
+		go func() {
+			_, err := j.Append([]byte("b"))
+			appended <- err
+		}()
+		select {
+		case err := <-appended:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(30 * time.Second):
+			t.Error("a line waits for a file that is removed")
+		}
+	})
+	lines := written(t, j, "a")
+	files, err := filepath.Glob(filepath.Join(dir, "journal-*"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	if err := os.Remove(files[0]); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(files[0], "x"), 0o700); err != nil { // which cannot be removed
+		t.Fatal(err)
+	}
+	j.Release(lines)
+	if removing != 1 {
+		t.Errorf("told %d times of a file that cannot be removed", removing)
 	}
 }
 
