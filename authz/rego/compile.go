@@ -205,6 +205,9 @@ func readBundle(path string, o Options) (*bundle.Bundle, error) {
 		how.Folder = path
 		return new(unpack.Modules).Read(bundle.NewDirectoryLoader(path), how)
 	}
+	if !info.Mode().IsRegular() {
+		return nil, errors.New("neither a folder nor a file") // a pipe would hold up who reads it, and all other work of this kind
+	}
 	f, err := os.Open(path) //nolint:gosec // the caller's
 	if err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -407,7 +408,11 @@ func TestBundleFromDisk(t *testing.T) {
 	if err != nil || !d.Allowed {
 		t.Errorf("decision %v, %v", d, err)
 	}
-	for folder, want := range map[string]string{"none": "none", "broken": "broken.rego:2"} {
+	if err := syscall.Mkfifo(filepath.Join(dir, "pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// Who reads the pipe waits for ever.
+	for folder, want := range map[string]string{"none": "none", "broken": "broken.rego:2", "pipe": "neither a folder nor a file"} {
 		if _, err := compile(folder, "x/allow"); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: error %q, want one with %q", folder, err, want)
 		}
