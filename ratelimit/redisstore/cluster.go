@@ -199,6 +199,7 @@ func (s *Store) across(ctx context.Context, now time.Time, groups [][]int, uses 
 		}
 	}
 	decided := make([]limit.Outcome, len(uses))
+	var took []limit.Use // what gives it back
 	for k, group := range groups {
 		if jobs[k] == nil {
 			continue
@@ -209,9 +210,13 @@ func (s *Store) across(ctx context.Context, now time.Time, groups [][]int, uses 
 		}
 		for n, i := range group {
 			outcomes[i] = decided[n]
+			if back, ok := inverse(uses[i], outcomes[i]); ok {
+				took = append(took, back)
+			}
 		}
 	}
-	if failed.error != nil {
+	if failed.error != nil { // who decides it without us tells us of all of it
+		s.giveBack(now, took)
 		return &failed
 	}
 	s.compensate(now, uses, outcomes)
@@ -224,24 +229,38 @@ func (s *Store) compensate(now time.Time, uses []limit.Use, outcomes []limit.Out
 	if !refuses(uses, outcomes) {
 		return
 	}
-	var back []limit.Use
+	var took []limit.Use
 	for i, u := range uses {
 		out := &outcomes[i]
-		if u.Op != limit.Take || u.Limit.CountsRefused() || out.Taken == 0 {
+		back, ok := inverse(u, *out)
+		if !ok || u.Limit.CountsRefused() {
 			continue
 		}
-		u.Op, u.Hits, u.Want, u.At = limit.Refund, out.Taken, 0, out.At
-		if u.HeldFor() > 0 {
-			u.Op, u.Hits = limit.Settle, 0
-		}
-		back = append(back, u)
+		took = append(took, back)
 		out.Remaining += uint32(out.Taken) //nolint:gosec // at most what was there before
 		out.Taken = 0
 	}
-	for _, group := range bySlot(now, back) {
+	s.giveBack(now, took)
+}
+
+// inverse gives back what a use took, if it took something.
+func inverse(u limit.Use, out limit.Outcome) (back limit.Use, ok bool) {
+	if u.Op != limit.Take || out.Taken == 0 {
+		return u, false
+	}
+	u.Op, u.Hits, u.Want, u.At = limit.Refund, out.Taken, 0, out.At
+	if u.HeldFor() > 0 {
+		u.Op, u.Hits = limit.Settle, 0
+	}
+	return u, true
+}
+
+// giveBack gives back in the background.
+func (s *Store) giveBack(now time.Time, took []limit.Use) {
+	for _, group := range bySlot(now, took) {
 		some := make([]limit.Use, 0, len(group))
 		for _, i := range group {
-			some = append(some, back[i])
+			some = append(some, took[i])
 		}
 		_, _ = s.start(now, some) // else it counts for its window: nobody passes for that
 	}

@@ -2,6 +2,7 @@ package redisstore
 
 import (
 	"errors"
+	"strconv"
 	"testing"
 	"time"
 
@@ -78,6 +79,45 @@ func TestErrorsSayWhere(t *testing.T) {
 	for i, node := range of.Nodes() {
 		if node != s.Node(time.Now(), &uses[i]) {
 			t.Errorf("use %d: node %d", i, node)
+		}
+	}
+}
+
+// TestOneOfTwoFails: what the master took that is well is given back, for the decision
+// failed as a whole and is made anew without it.
+func TestOneOfTwoFails(t *testing.T) {
+	s, err := New(Options{Cluster: []string{"127.0.0.1:1"}, Timeout: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.owners.Store(newOwners(make(map[string]int), ranges("a", "b")))
+	for _, l := range []limit.Limit{storetest.Sliding(t, 10, time.Hour), storetest.Fixed(t, 10, 24*time.Hour)} {
+		now := time.Now()
+		uses := []limit.Use{{Key: "{1}", Limit: l, Hits: 3}}
+		for i := 2; len(uses) < 2; i++ {
+			u := limit.Use{Key: "{" + strconv.Itoa(i) + "}", Limit: l, Hits: 1}
+			if s.Node(now, &u) != s.Node(now, &uses[0]) {
+				uses = append(uses, u)
+			}
+		}
+		well, away := s.lanes[s.Node(now, &uses[0])], s.lanes[s.Node(now, &uses[1])]
+		go func() {
+			j := <-well.queue
+			j.outcomes[0] = limit.Outcome{Taken: 3, Remaining: 7, At: now}
+			j.done <- nil
+			j = <-away.queue
+			j.done <- errors.New("away")
+		}()
+		if err := s.Decide(t.Context(), now, uses, make([]limit.Outcome, 2)); err == nil {
+			t.Fatal("no error")
+		}
+		select {
+		case j := <-well.queue:
+			if u := j.uses[0]; len(j.uses) != 1 || u.Key != "{1}" || u.Op != limit.Refund || u.Hits != 3 {
+				t.Errorf("%s: %+v", l.Algorithm(), j.uses)
+			}
+		default:
+			t.Errorf("%s: nothing is given back", l.Algorithm())
 		}
 	}
 }
