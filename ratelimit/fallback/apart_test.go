@@ -186,3 +186,49 @@ func TestOneBadCounter(t *testing.T) {
 		<-done
 	})
 }
+
+// late does what it is asked for the counter k, says that it did not, and does not answer
+// the probe after that.
+type late struct {
+	shared
+
+	busy bool
+}
+
+func (s *late) Decide(ctx context.Context, now time.Time, uses []limit.Use, out []limit.Outcome) error {
+	if err := s.shared.Decide(ctx, now, uses, out); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	told := slices.ContainsFunc(uses, func(u limit.Use) bool { return u.Key == "k" })
+	defer func() { s.busy = told }()
+	if told || s.busy {
+		return errors.New("too late")
+	}
+	return nil
+}
+
+// TestAlwaysTooLate: what a store does that is too late each time is not told to it for
+// ever.
+func TestAlwaysTooLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &late{shared: shared{store: memory.New(0)}}
+		g := fallback.New(store, memory.New(0), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- g.Run(ctx) }()
+		synctest.Wait()
+		u := limit.Use{Key: "k", Limit: storetest.Sliding(t, 1000, time.Hour), Hits: 1}
+		if err := g.Decide(ctx, time.Now(), []limit.Use{u}, make([]limit.Outcome, 1)); err != nil {
+			t.Fatal(err)
+		}
+		sleep(time.Minute)
+		u.Hits = 0
+		if used := 1000 - storeDecide(t, store.store, u).Remaining; used < 2 || used > 11 {
+			t.Errorf("one hit counts %d times, want at most 11", used)
+		}
+		cancel()
+		<-done
+	})
+}

@@ -53,7 +53,10 @@ func (c *circuit) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
-			_ = c.settle(ctx) // the next one tries again
+			// A store that is away is told nothing: it may do it once it is back.
+			if c.debts.len() > 0 && c.probe(ctx) == nil {
+				_ = c.settle(ctx) // the next one tries again
+			}
 			continue
 		case <-c.tripped:
 		}
@@ -89,17 +92,14 @@ func (c *circuit) recover(ctx context.Context) error {
 }
 
 // settle tells the shared store what is owed to it. What it cannot be told stays
-// owed. An error says that the store is away; that it does not take a counter is none,
-// for the others are told all the same.
+// owed, for maxTries: it may have counted what it answered too late, and each time that
+// it is told counts once more. An error says that the store is away; that it does not
+// take a counter is none, for the others are told all the same.
 func (c *circuit) settle(ctx context.Context) error {
 	var bad []limit.Use
-	defer func() { c.debts.spoil(bad) }()
 	for range c.debts.len()/atOnce + 1 { // more are made meanwhile
 		uses := c.debts.take(time.Now(), c.guard.local)
-		if len(uses) == 0 {
-			return nil
-		}
-		if c.pay(ctx, uses) == nil {
+		if len(uses) == 0 || c.pay(ctx, uses) == nil {
 			continue
 		}
 		for i := range uses { // which of them is it?
@@ -107,12 +107,13 @@ func (c *circuit) settle(ctx context.Context) error {
 				continue
 			}
 			if err := c.probe(ctx); err != nil {
-				c.debts.again(uses[i:])
+				c.debts.spoil(append(bad, uses[i:]...))
 				return err
 			}
 			bad = append(bad, uses[i])
 		}
 	}
+	c.debts.spoil(bad)
 	return nil
 }
 

@@ -13,7 +13,8 @@ const (
 	maxDebts = 1 << 16
 	// atOnce is how many debts are paid by one decision.
 	atOnce = 32
-	// maxTries is how often a debt is told that the store does not take.
+	// maxTries is how often a debt is told that the store does not take, or not in time,
+	// each time with others and then by itself.
 	maxTries = 5
 )
 
@@ -21,7 +22,7 @@ const (
 type debts struct {
 	mu  sync.Mutex
 	all map[debt]owing
-	// tried is how often the store did not take a debt though it was well.
+	// tried is how often the store did not take a debt.
 	tried map[debt]int
 }
 
@@ -62,7 +63,9 @@ func (d *debts) add(uses []limit.Use, outcomes []limit.Outcome) {
 		case limit.Take, limit.Charge:
 			d.charge(key, u, hits, now)
 		case limit.Settle:
-			d.settle(key, u, hits, now)
+			if u.Hold != "" { // what has no name cannot be settled, and is owed with others
+				d.settle(key, u, hits, now)
+			}
 		case limit.Refund:
 			if owed, ok := d.all[key]; ok {
 				owed.Hits -= min(owed.Hits, hits)
@@ -187,9 +190,9 @@ func (d *debts) again(uses []limit.Use) {
 	}
 }
 
-// spoil takes debts back that the store does not take though it is well, as of a
-// counter that somebody else has written over. After some tries nobody is told of them
-// any more.
+// spoil takes debts back that the store did not take, as of a counter that somebody
+// else has written over, or did not answer in time. After some tries nobody is told of
+// them any more. None says that it took all.
 func (d *debts) spoil(uses []limit.Use) {
 	if len(uses) == 0 {
 		d.mu.Lock()
@@ -201,7 +204,7 @@ func (d *debts) spoil(uses []limit.Use) {
 		d.mu.Lock()
 		tries := d.tried[key] + 1
 		if tries < maxTries {
-			if d.tried == nil {
+			if d.tried == nil || len(d.tried) >= maxDebts { // most are of windows that are over
 				d.tried = make(map[debt]int)
 			}
 			d.tried[key] = tries

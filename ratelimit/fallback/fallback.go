@@ -11,7 +11,10 @@
 //
 // When the shared store comes back it is told what was admitted meanwhile and still
 // counts, before it is asked again: so the replicas count as one from then on. It
-// counts as of that moment, up to a window longer than it had to.
+// counts as of that moment, up to a window longer than it had to. What the shared store
+// did too late to be waited for it is told as well, so that it counts twice, and at most
+// eleven times if it is as late each time that it is told: more is refused then, and
+// never more let pass.
 package fallback
 
 import (
