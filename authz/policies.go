@@ -233,7 +233,7 @@ func (p *policies) compile(ctx context.Context, r *configpb.RegoPolicy) (*rego.P
 		return rego.Compile(ctx, src, r.GetQuery(), p.options)
 	}
 	var program *rego.Program
-	err = background.Run(func() (err error) {
+	err = background.Run(ctx, func() (err error) {
 		program, err = rego.Compile(ctx, src, r.GetQuery(), p.options)
 		return err
 	})

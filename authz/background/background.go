@@ -1,22 +1,31 @@
 package background
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"runtime"
 	"runtime/debug"
-	"sync"
 )
 
-// turn is held by whoever works: how many threads Go runs is one number in the process.
-var turn sync.Mutex
+// turn has a token while somebody works: how many threads Go runs is one number in the process.
+var turn = make(chan struct{}, 1)
 
-// Run runs f and gives its error, or what it panicked with.
-func Run(f func() error) error {
-	turn.Lock()
-	defer turn.Unlock()
+// Run runs f and gives its error, or what it panicked with. It waits for its turn until
+// ctx ends, and does not begin then; f that has begun has to look at ctx itself.
+func Run(ctx context.Context, f func() error) error {
+	select {
+	case turn <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-turn }()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	defer widen()()
+	defer gather(room)()
 	done := make(chan error, 1)
 	go func() {
 		// Never unlocked: the thread, whose priority cannot be raised again, ends with

@@ -12,10 +12,10 @@ import (
 func TestRun(t *testing.T) {
 	before := runtime.GOMAXPROCS(0)
 	oops := errors.New("oops")
-	if err := Run(func() error { return oops }); !errors.Is(err, oops) {
+	if err := Run(t.Context(), func() error { return oops }); !errors.Is(err, oops) {
 		t.Errorf("error %v", err)
 	}
-	err := Run(func() error { panic("at the disco") })
+	err := Run(t.Context(), func() error { panic("at the disco") })
 	if !errors.Is(err, errPanic) || !strings.Contains(err.Error(), "at the disco") {
 		t.Errorf("a panic gives %v", err)
 	}
@@ -23,7 +23,7 @@ func TestRun(t *testing.T) {
 	results := make(chan error)
 	for range 8 {
 		go func() {
-			results <- Run(func() error {
+			results <- Run(t.Context(), func() error {
 				busy++ // -race sees two at once
 				defer func() { busy-- }()
 				if busy != 1 {

@@ -13,7 +13,7 @@ func TestPriority(t *testing.T) {
 		t.Fatal(err)
 	}
 	var within, beside int
-	err = Run(func() error {
+	err = Run(t.Context(), func() error {
 		started := make(chan error)
 		go func() {
 			var err error

@@ -91,6 +91,8 @@ type transaction struct {
 	event   storage.TriggerEvent
 	// staged are data of bundles that were read already, by what stands for them.
 	staged map[*byte]*document
+	// keeps hides the modules from OPA, which would delete them.
+	keeps bool
 }
 
 // ID implements storage.Transaction.
@@ -320,11 +322,35 @@ func (s *Store) place(ctx context.Context, t *transaction, params storage.Transa
 	return nil
 }
 
+// Policies gives the texts of all modules that a transaction sees, by their names.
+func (s *Store) Policies(txn storage.Transaction) (map[string][]byte, error) {
+	t, err := s.own(txn)
+	if err != nil {
+		return nil, err
+	}
+	return maps.Clone(t.policies), nil
+}
+
+// KeepPolicies calls f, in which OPA activates a bundle that came without its modules,
+// and finds none that it would delete or compile: they stay.
+func (s *Store) KeepPolicies(txn storage.Transaction, f func() error) error {
+	t, err := s.writer(txn)
+	if err != nil {
+		return err
+	}
+	t.keeps = true
+	defer func() { t.keeps = false }()
+	return f()
+}
+
 // ListPolicies implements storage.Policy.
 func (s *Store) ListPolicies(_ context.Context, txn storage.Transaction) ([]string, error) {
 	t, err := s.own(txn)
 	if err != nil {
 		return nil, err
+	}
+	if t.keeps {
+		return nil, nil
 	}
 	return slices.Collect(maps.Keys(t.policies)), nil
 }

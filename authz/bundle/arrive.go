@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,7 +29,6 @@ type arrival struct {
 	verify    *opabundle.VerificationConfig
 	sizeLimit int64
 	persist   bool
-	modules   unpack.Modules
 }
 
 // arrivals finds the bundles of a configuration that come by HTTP, has their guards wrap
@@ -100,57 +100,98 @@ const (
 // activate is around OPA's activation: it reads the bundles that are wrapped. While
 // requests are decided both have a thread of their own, unless there is little to do.
 func (m *Manager) activate(o *opabundle.ActivateOpts, activate func() error) error {
-	work := func() error {
-		for name, b := range o.Bundles {
-			if err := m.arrived(o, name, b); err != nil {
-				return err
-			}
-		}
-		return activate()
-	}
 	bytes := 0
 	for _, b := range o.Bundles {
 		for _, file := range b.Raw {
 			bytes += len(file.Value)
 		}
 	}
-	return m.beside(bytes <= smallBytes, work)
+	return m.beside(o.Ctx, bytes <= smallBytes, func() error {
+		known := func(name string, d unpack.Digest) bool { return m.unchanged(o, name, d) }
+		digests, same, restore, err := m.arrived(o, known)
+		defer restore()
+		if err != nil {
+			return err
+		}
+		if same {
+			done, err := m.again(o, activate)
+			if err != nil || done {
+				return err
+			}
+			restore()
+			if digests, _, restore, err = m.arrived(o, nil); err != nil {
+				return err
+			}
+			defer restore()
+		}
+		return m.compile(o, digests, activate)
+	})
 }
 
 // beside does work on a thread of its own if requests are decided meanwhile, but what is
 // small.
-func (m *Manager) beside(small bool, work func() error) error {
+func (m *Manager) beside(ctx context.Context, small bool, work func() error) error {
 	if small || m.current.Load() == nil {
 		return background.Try(work)
 	}
-	return background.Run(work)
+	return background.Run(ctx, work)
 }
 
-// arrived puts what is in a wrapped bundle in its place.
-func (m *Manager) arrived(o *opabundle.ActivateOpts, name string, b *opabundle.Bundle) error {
+// arrived puts what is in wrapped bundles in their places, until restore: OPA may
+// activate them again, and holds them a while. A bundle whose modules are known comes
+// without them: all of them are the same then.
+func (m *Manager) arrived(o *opabundle.ActivateOpts, known func(string, unpack.Digest) bool) (digests map[string]unpack.Digest, same bool, restore func(), err error) {
+	digests = make(map[string]unpack.Digest)
+	var undo []func()
+	restore = func() {
+		for _, f := range undo {
+			f()
+		}
+		undo = nil
+	}
+	for name, b := range o.Bundles {
+		wrapped := b.Raw
+		is, err := m.unwrap(o, name, b, func(d unpack.Digest) bool {
+			digests[name] = d
+			same = known != nil && known(name, d)
+			return same
+		})
+		if err != nil {
+			return nil, false, restore, err
+		}
+		if is {
+			undo = append(undo, func() { b.Raw, b.Modules, b.Data = wrapped, nil, nil })
+		}
+	}
+	return digests, same, restore, nil
+}
+
+// unwrap puts what is in a wrapped bundle in its place. It is false for one that is not
+// wrapped.
+func (m *Manager) unwrap(o *opabundle.ActivateOpts, name string, b *opabundle.Bundle, known func(unpack.Digest) bool) (bool, error) {
 	a := m.arriving[name]
 	if a == nil {
-		return nil
+		return false, nil
 	}
 	archive, ok := unwrap(b)
 	switch {
 	case !ok && a.verify.SignatureRequired():
-		return errUnwrapped
+		return false, errUnwrapped
 	case !ok:
-		return nil
+		return false, nil
 	}
-	read, err := a.modules.Read(opabundle.NewTarballLoaderWithBaseURL(bytes.NewReader(archive), ""), unpack.Options{
-		Name: name, ETag: b.Etag, Verify: a.verify, SizeLimit: a.sizeLimit, Parser: o.ParserOptions, Metrics: o.Metrics,
+	read, err := unpack.Read(o.Ctx, opabundle.NewTarballLoaderWithBaseURL(bytes.NewReader(archive), ""), unpack.Options{
+		Name: name, ETag: b.Etag, Verify: a.verify, SizeLimit: a.sizeLimit, Parser: o.ParserOptions, Metrics: o.Metrics, Known: known,
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	if read.Type() == opabundle.DeltaBundleType {
-		return errDelta
+		return false, errDelta
 	}
 	*b = *read // OPA reports the revision that it finds there
 	o.Compiler.WithPathConflictsCheckRoots(*b.Manifest.Roots)
-	return nil
+	return true, nil
 }
 
 // wrapKept wraps the bundles that a version before this one has kept on disk.

@@ -106,6 +106,10 @@ type Manager struct {
 	watched *bundleplugin.Plugin
 	// arriving are the bundles that come wrapped, by name.
 	arriving map[string]*arrival
+	// discovers: the configuration is discovered, and changes.
+	discovers bool
+	// compiled is what was compiled last; nil for nothing. Who writes to the store has it.
+	compiled *compiled
 }
 
 // NewManager checks a configuration and loads what is local. Nothing is asked
@@ -120,7 +124,8 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	if boot["discovery"] == nil {
+	m.discovers = boot["discovery"] != nil
+	if !m.discovers {
 		basedoc.Everywhere()
 	}
 	section, err := json.Marshal(boot["services"])

@@ -26,7 +26,7 @@ func (m *Manager) take(ctx context.Context) error {
 		return nil
 	}
 	var program *rego.Program
-	err = m.beside(len(compiler.Modules) <= smallModules, func() (err error) {
+	err = m.beside(ctx, len(compiler.Modules) <= smallModules, func() (err error) {
 		program, err = rego.Adopt(ctx, compiler, data, *m.query.Load(), m.options.Rego)
 		return err
 	})

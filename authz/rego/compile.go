@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -81,7 +82,7 @@ func Compile(ctx context.Context, src Source, query string, o Options) (*Program
 	if err != nil {
 		return nil, fmt.Errorf("query %q: %w", query, oneLine(err))
 	}
-	bundles, err := readBundles(src.Bundles, o)
+	bundles, err := readBundles(ctx, src.Bundles, o)
 	if err != nil {
 		return nil, oneLine(err)
 	}
@@ -104,8 +105,15 @@ func Compile(ctx context.Context, src Source, query string, o Options) (*Program
 	if err := store.Commit(ctx, load); err != nil {
 		return nil, fmt.Errorf("load the policy's data: %w", err)
 	}
+	parsed := make(map[string]*ast.Module)
+	for path, b := range bundles {
+		maps.Copy(parsed, b.ParsedModules(path))
+	}
+	if slim := Slim(compiler, parsed, false, body); slim != compiler {
+		return Adopt(ctx, slim, store, query, o)
+	}
 	for _, b := range bundles {
-		b.Raw = nil // prepared holds them
+		b.Raw, b.Modules = nil, nil // prepared holds them
 	}
 	return newProgram(ctx, prepared, compiler, store, body, o)
 }
@@ -177,13 +185,13 @@ func sourceOptions(src Source, bundles map[string]*bundle.Bundle, o Options) []f
 }
 
 // readBundles reads bundles, the text of all data too.
-func readBundles(paths []string, o Options) (map[string]*bundle.Bundle, error) {
+func readBundles(ctx context.Context, paths []string, o Options) (map[string]*bundle.Bundle, error) {
 	if len(paths) > 0 {
 		basedoc.Everywhere()
 	}
 	bundles := make(map[string]*bundle.Bundle, len(paths))
 	for _, path := range paths {
-		b, err := readBundle(path, o)
+		b, err := readBundle(ctx, path, o)
 		if err != nil {
 			return nil, fmt.Errorf("bundle %s: %w", path, err)
 		}
@@ -193,7 +201,7 @@ func readBundles(paths []string, o Options) (map[string]*bundle.Bundle, error) {
 }
 
 // readBundle reads a folder or a gzipped tarball.
-func readBundle(path string, o Options) (*bundle.Bundle, error) {
+func readBundle(ctx context.Context, path string, o Options) (*bundle.Bundle, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
@@ -203,7 +211,7 @@ func readBundle(path string, o Options) (*bundle.Bundle, error) {
 	}}
 	if info.IsDir() {
 		how.Folder = path
-		return new(unpack.Modules).Read(bundle.NewDirectoryLoader(path), how)
+		return unpack.Read(ctx, bundle.NewDirectoryLoader(path), how)
 	}
 	if !info.Mode().IsRegular() {
 		return nil, errors.New("neither a folder nor a file") // a pipe would hold up who reads it, and all other work of this kind
@@ -213,7 +221,7 @@ func readBundle(path string, o Options) (*bundle.Bundle, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return new(unpack.Modules).Read(bundle.NewTarballLoaderWithBaseURL(f, path), how)
+	return unpack.Read(ctx, bundle.NewTarballLoaderWithBaseURL(f, path), how)
 }
 
 func (o Options) version() ast.RegoVersion {

@@ -1,8 +1,8 @@
 // Package unpack reads bundles of OPA as OPA's own reader does, without its starting to
 // parse all modules at the same moment, which leaves no processor to anybody else in the
-// process, and without parsing again what has not changed.
+// process, and without parsing again modules none of which has changed.
 //
-// The main entry is [Modules.Read]. It goes through the modules one after the other, on
+// The main entry is [Read]. It goes through the modules one after the other, on
 // the goroutine of its caller, puts a line with the module's package in the place of each
 // and has OPA's reader read that; then it puts modules and texts back.
 //

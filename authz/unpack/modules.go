@@ -1,21 +1,44 @@
 package unpack
 
 import (
+	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	opabundle "github.com/open-policy-agent/opa/v1/bundle"
 	"github.com/open-policy-agent/opa/v1/metrics"
 )
 
-// keptText bounds the modules that are remembered, in bytes of their text; what is made
-// of it takes about twenty times as much.
-const keptText = 4 << 20
+// Digest stands for a bundle's modules, their names and texts, what they are parsed as,
+// and all that its manifest says but the revision and what is for others.
+type Digest [sha256.Size]byte
 
-// key is a module's name and text and how it was parsed.
-type key [sha256.Size]byte
+// digest is false if a module is not in the Rego of the options.
+func (l *listing) digest(m opabundle.Manifest, versions []ast.RegoVersion, o Options) (Digest, bool) {
+	m.Revision, m.Metadata = "", nil
+	manifest, err := json.Marshal(m)
+	if err != nil {
+		return Digest{}, false
+	}
+	h := sha256.New()
+	_, _ = fmt.Fprintf(h, "%q %v %q\n", o.Name, o.Parser.ProcessAnnotation, manifest)
+	for _, v := range versions {
+		if v != o.Parser.RegoVersion {
+			return Digest{}, false
+		}
+	}
+	for _, f := range l.files {
+		if f.isModule() {
+			_, _ = fmt.Fprintf(h, "%q %d\n", f.nameIn(o.Folder), len(f.text))
+			_, _ = h.Write(f.text)
+		}
+	}
+	return Digest(h.Sum(nil)), true
+}
 
-// module is one that was parsed. OPA's compiler changes a copy.
+// module is one that was parsed.
 type module struct {
 	name string
 	text []byte
@@ -25,49 +48,31 @@ type module struct {
 // stub is a text with the same package and nothing else.
 func (m module) stub() string { return m.tree.Package.String() }
 
-// parse parses the modules of a bundle, in their order. It is false if one is wrong.
-func (m *Modules) parse(l *listing, versions []ast.RegoVersion, o Options) ([]module, bool) {
-	m.mu.Lock()
-	known := m.parsed
-	m.mu.Unlock()
+// parse parses the modules of a bundle, in their order. It is false if one is wrong. The
+// error is that ctx has ended.
+func (l *listing) parse(ctx context.Context, versions []ast.RegoVersion, o Options) ([]module, bool, error) {
 	o.Metrics.Timer(metrics.RegoModuleParse).Start()
 	defer o.Metrics.Timer(metrics.RegoModuleParse).Stop()
 
 	parsed := make([]module, 0, len(versions))
-	next := make(map[key]*ast.Module, len(versions))
-	size := 0
 	for _, f := range l.files {
 		if !f.isModule() {
 			continue
 		}
+		if ctx.Err() != nil {
+			return nil, false, context.Cause(ctx)
+		}
 		if int64(len(f.text)) > o.SizeLimit {
-			return nil, false
+			return nil, false, nil
 		}
 		how := o.Parser
 		how.RegoVersion = versions[len(parsed)]
 		name := f.nameIn(o.Folder)
-		k := keyOf(name, f.text, how)
-		tree := known[k]
-		if tree == nil {
-			var err error
-			if tree, err = ast.ParseModuleWithOpts(name, string(f.text), how); err != nil {
-				return nil, false
-			}
-		}
-		if size += len(f.text); size <= keptText {
-			next[k] = tree
+		tree, err := ast.ParseModuleWithOpts(name, string(f.text), how)
+		if err != nil {
+			return nil, false, nil //nolint:nilerr // OPA's reader reports it
 		}
 		parsed = append(parsed, module{name, f.text, tree})
 	}
-	m.mu.Lock()
-	m.parsed = next
-	m.mu.Unlock()
-	return parsed, true
-}
-
-func keyOf(name string, text []byte, how ast.ParserOptions) key {
-	h := sha256.New()
-	_, _ = fmt.Fprintf(h, "%d %v %q\n", how.RegoVersion, how.ProcessAnnotation, name)
-	_, _ = h.Write(text)
-	return key(h.Sum(nil))
+	return parsed, true, nil
 }

@@ -3,11 +3,12 @@ package unpack
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
-	"sync"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	opabundle "github.com/open-policy-agent/opa/v1/bundle"
@@ -32,19 +33,15 @@ type Options struct {
 	// Parser are the options that modules are parsed with.
 	Parser  ast.ParserOptions
 	Metrics metrics.Metrics
-}
-
-// Modules reads the revisions of one bundle, with the same capabilities each time, and
-// remembers the modules of the last one. The zero value is ready. It may be used by
-// several goroutines.
-type Modules struct {
-	mu     sync.Mutex
-	parsed map[key]*ast.Module
+	// Known is told what the modules are before they are parsed; if it says yes the
+	// bundle comes without them. It is not asked about what is left to OPA's reader, nor
+	// about modules in another Rego than Parser's. nil for no.
+	Known func(Digest) bool
 }
 
 // Read reads a bundle with the texts of its data left as they are, as OPA's reader does
 // when it is told to be lazy.
-func (m *Modules) Read(files opabundle.DirectoryLoader, o Options) (*opabundle.Bundle, error) {
+func Read(ctx context.Context, files opabundle.DirectoryLoader, o Options) (*opabundle.Bundle, error) {
 	o.SizeLimit = cmp.Or(o.SizeLimit, opabundle.DefaultSizeLimitBytes)
 	if o.Metrics == nil {
 		o.Metrics = metrics.NoOp()
@@ -68,8 +65,16 @@ func (m *Modules) Read(files opabundle.DirectoryLoader, o Options) (*opabundle.B
 	if !ok {
 		return list.asItIs(o)
 	}
-	parsed, ok := m.parse(list, versions, o)
-	if !ok {
+	if o.Known != nil {
+		if d, ok := list.digest(manifest, versions, o); ok && o.Known(d) {
+			return list.withoutModules(o, signatures)
+		}
+	}
+	parsed, ok, err := list.parse(ctx, versions, o)
+	switch {
+	case err != nil:
+		return nil, err
+	case !ok:
 		return list.asItIs(o)
 	}
 	b, err := list.reader(o, parsed).WithSkipBundleVerification(true).Read()
@@ -78,6 +83,17 @@ func (m *Modules) Read(files opabundle.DirectoryLoader, o Options) (*opabundle.B
 	}
 	if !putBack(&b, parsed) {
 		return nil, errors.New("the bundle's modules are not those that were parsed")
+	}
+	b.Signatures = signatures
+	return &b, nil
+}
+
+// withoutModules gives everything else.
+func (l *listing) withoutModules(o Options, signatures opabundle.SignaturesConfig) (*opabundle.Bundle, error) {
+	others := &listing{limit: l.limit, files: slices.DeleteFunc(slices.Clone(l.files), file.isModule)}
+	b, err := others.reader(o, nil).WithSkipBundleVerification(true).Read()
+	if err != nil {
+		return nil, err
 	}
 	b.Signatures = signatures
 	return &b, nil

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"cmp"
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -33,21 +34,18 @@ func byOPA(archive []byte, o Options) (*opabundle.Bundle, error) {
 	return &b, err
 }
 
-// compare reads an archive in both ways, ours twice, and gives what OPA makes of it.
+// compare reads an archive in both ways, and gives what OPA makes of it.
 func compare(t *testing.T, archive []byte, o Options) (*opabundle.Bundle, error) {
 	t.Helper()
 	want, wantErr := byOPA(archive, o)
-	var m Modules
-	for range 2 { // the second one knows the modules
-		got, err := m.Read(opabundle.NewTarballLoaderWithBaseURL(bytes.NewReader(archive), ""), o)
-		switch {
-		case (err == nil) != (wantErr == nil):
-			t.Fatalf("error %v, OPA's is %v", err, wantErr)
-		case err == nil:
-			same(t, got, want)
-		case err.Error() != wantErr.Error() && !oneOfMany(wantErr):
-			t.Fatalf("error %q, OPA's is %q", err, wantErr)
-		}
+	got, err := Read(t.Context(), opabundle.NewTarballLoaderWithBaseURL(bytes.NewReader(archive), ""), o)
+	switch {
+	case (err == nil) != (wantErr == nil):
+		t.Fatalf("error %v, OPA's is %v", err, wantErr)
+	case err == nil:
+		same(t, got, want)
+	case err.Error() != wantErr.Error() && !oneOfMany(wantErr):
+		t.Fatalf("error %q, OPA's is %q", err, wantErr)
 	}
 	return want, wantErr
 }
@@ -223,9 +221,8 @@ func TestRootsAreBounded(t *testing.T) {
 		for i := range roots {
 			roots[i] = fmt.Sprintf("%q", fmt.Sprint("r", i))
 		}
-		var m Modules
 		archive := bundletest.Tarball(t, map[string]string{".manifest": `{"roots": [` + strings.Join(roots, ",") + `]}`})
-		_, err := m.Read(opabundle.NewTarballLoaderWithBaseURL(bytes.NewReader(archive), ""), Options{})
+		_, err := Read(t.Context(), opabundle.NewTarballLoaderWithBaseURL(bytes.NewReader(archive), ""), Options{})
 		if (err != nil) != (n > maxRoots) {
 			t.Errorf("%d roots: error %v", n, err)
 		}
@@ -236,7 +233,6 @@ func TestRootsAreBounded(t *testing.T) {
 func TestRevisionsAsOPA(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // a test's
 	pick := func(all ...string) string { return all[r.IntN(len(all))] }
-	var m Modules
 	failed := 0
 	for round := range 300 {
 		files := map[string]string{}
@@ -255,7 +251,7 @@ func TestRevisionsAsOPA(t *testing.T) {
 		o := Options{Name: pick("", "n", "file:///x/y"), SizeLimit: 1 << 20, Parser: ast.ParserOptions{RegoVersion: ast.RegoV1, ProcessAnnotation: r.IntN(2) == 0}}
 		archive := bundletest.Tarball(t, files)
 		want, wantErr := byOPA(archive, o)
-		got, err := m.Read(opabundle.NewTarballLoaderWithBaseURL(bytes.NewReader(archive), ""), o)
+		got, err := Read(t.Context(), opabundle.NewTarballLoaderWithBaseURL(bytes.NewReader(archive), ""), o)
 		if (err == nil) != (wantErr == nil) {
 			t.Fatalf("round %d: error %v, OPA's is %v, of %q", round, err, wantErr, files)
 		}
@@ -270,45 +266,71 @@ func TestRevisionsAsOPA(t *testing.T) {
 	}
 }
 
-// What has not changed is not parsed again, and compiling does not change it.
-func TestRemembered(t *testing.T) {
-	files := map[string]string{"a.rego": "package a\nallow if { some x in data.b.list; x == input.y; not f(x) }\nf(z) if z > {1, 2}[_]", "b.rego": "package b\nlist := [y | y := data.n[_]]"}
-	read := func(m *Modules) *opabundle.Bundle {
-		b, err := m.Read(opabundle.NewTarballLoaderWithBaseURL(bytes.NewReader(bundletest.Tarball(t, files)), ""), Options{Parser: ast.ParserOptions{RegoVersion: ast.RegoV1}})
+// A digest is another one for each change of a module, of how it is read and of what the
+// manifest says of it, and the same for other data and revisions; a bundle whose modules
+// are known has everything else.
+func TestDigest(t *testing.T) {
+	files := map[string]string{
+		".manifest": `{"revision": "r1", "roots": ["a", "b", "x"]}`, "a.rego": "package a\nallow if data.b.list[_] == input.y", "b.rego": "package b\nlist := [1]",
+		"x/data.json": `{"z": 1}`,
+	}
+	read := func(files map[string]string, o Options, known bool) (*opabundle.Bundle, Digest) {
+		t.Helper()
+		var d Digest
+		o.Parser.RegoVersion = ast.RegoV1
+		o.Known = func(is Digest) bool { d = is; return known }
+		b, err := Read(t.Context(), opabundle.NewTarballLoaderWithBaseURL(bytes.NewReader(bundletest.Tarball(t, files)), ""), o)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return b
+		return b, d
 	}
-	var m Modules
-	for range 3 {
-		b := read(&m)
-		if c := ast.NewCompiler(); true {
-			if c.Compile(b.ParsedModules("")); c.Failed() {
-				t.Fatal(c.Errors)
-			}
+	changed := func(name, text string) map[string]string {
+		out := maps.Clone(files)
+		out[name] = text
+		return out
+	}
+	full, first := read(files, Options{}, false)
+	for name, other := range map[string]map[string]string{
+		"nothing": files, "data": changed("x/data.json", `{"z": 2}`), "revision": changed(".manifest", `{"revision": "r2", "roots": ["a", "b", "x"], "metadata": {"by": "me"}}`),
+	} {
+		b, d := read(other, Options{}, true)
+		if d != first || len(b.Modules) != 0 || len(b.Raw) != 1 || string(b.Raw[0].Value) != other["x/data.json"] || (name == "revision") != (b.Manifest.Revision == "r2") {
+			t.Errorf("%s: %+v", name, b)
 		}
-		again, fresh := read(&m), read(new(Modules))
-		if again.Modules[0].Parsed != b.Modules[0].Parsed {
-			t.Error("a module was parsed again")
-		}
-		same(t, again, fresh)
-		before := again.Modules[1].Parsed
-		files["a.rego"] += "\n# another"
-		if next := read(&m); next.Modules[0].Parsed == again.Modules[0].Parsed || next.Modules[1].Parsed != before {
-			t.Error("not the module that changed was parsed again")
-		}
-		if len(m.parsed) != 2 {
-			t.Errorf("%d modules are remembered", len(m.parsed))
+		if name == "nothing" && !reflect.DeepEqual(b.Manifest, full.Manifest) {
+			t.Errorf("manifest %+v, want %+v", b.Manifest, full.Manifest)
 		}
 	}
-	files = map[string]string{}
-	for i := range 8 {
-		files[fmt.Sprintf("m%d.rego", i)] = "package x\n#" + strings.Repeat("x", keptText/4)
+	seen := map[Digest]string{first: "the first"}
+	for name, c := range map[string]struct {
+		files map[string]string
+		o     Options
+	}{
+		"a text": {files: changed("b.rego", "package b\nlist := [2]")}, "a comment": {files: changed("b.rego", "package b\nlist := [1] # one")},
+		"a module": {files: changed("c.rego", "package x")}, "roots": {files: changed(".manifest", `{"revision": "r1", "roots": ["a", "b", "x", "y"]}`)},
+		"versions":    {files: changed(".manifest", `{"revision": "r1", "roots": ["a", "b", "x"], "file_rego_versions": {"/b.rego": 1}}`)},
+		"annotations": {files: files, o: Options{Parser: ast.ParserOptions{ProcessAnnotation: true}}}, "the name": {files: files, o: Options{Name: "n"}},
+	} {
+		_, d := read(c.files, c.o, false)
+		if seen[d] != "" {
+			t.Errorf("%s: as %s", name, seen[d])
+		}
+		seen[d] = name
 	}
-	read(&m)
-	if n := len(m.parsed); n != 3 {
-		t.Errorf("%d modules of a quarter of the bound are remembered", n)
+	if _, d := read(map[string]string{".manifest": `{"rego_version": 0}`, "b.rego": "package b\nlist = [1]"}, Options{}, true); d != (Digest{}) {
+		t.Error("modules in another Rego are compared")
+	}
+}
+
+// A bundle is not parsed further when nobody waits for it any more.
+func TestEnds(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	over := errors.New("over")
+	cancel(over)
+	_, err := Read(ctx, opabundle.NewTarballLoaderWithBaseURL(bytes.NewReader(bundletest.Tarball(t, map[string]string{"a.rego": "package a"})), ""), Options{Parser: ast.ParserOptions{RegoVersion: ast.RegoV1}})
+	if !errors.Is(err, over) {
+		t.Errorf("error %v", err)
 	}
 }
 

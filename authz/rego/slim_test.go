@@ -1,0 +1,155 @@
+package rego
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	oparego "github.com/open-policy-agent/opa/v1/rego"
+
+	"github.com/writ-mesh/writ/authz/basedoc"
+)
+
+// teams is a bundle of modules of which some refer to others in every way that Rego has.
+func teams(r *rand.Rand, n int) map[string]string {
+	pick := func(all ...string) string { return all[r.IntN(len(all))] }
+	out := map[string]string{}
+	for i := range n {
+		of := func() string { return fmt.Sprint("t", r.IntN(n)) }
+		var b strings.Builder
+		// A package has several modules now and then, and packages below it.
+		fmt.Fprintf(&b, "package %s%s\n", pick(fmt.Sprint("t", i), fmt.Sprint("t", i), of()), pick("", "", ".below"))
+		for k := range 3 {
+			switch name := fmt.Sprintf("%s%d_%d", pick("p", "q"), i, k); r.IntN(14) {
+			case 0:
+				fmt.Fprintf(&b, "%s := data.%s\n", name, "base")
+			case 1:
+				fmt.Fprintf(&b, "%s if input.x == %d\n", name, r.IntN(3))
+			case 2:
+				fmt.Fprintf(&b, "f%s(x) := x + %d\n", name, r.IntN(3))
+			case 3:
+				fmt.Fprintf(&b, "s contains %d\n", i)
+			case 4:
+				fmt.Fprintf(&b, "%s := y if { y := [x | x := data.%s.s[_]] }\n", name, of())
+			case 5:
+				fmt.Fprintf(&b, "%s if count(object.get(data.known, input.team, {})) == 0\n", name)
+			case 6:
+				fmt.Fprintf(&b, "o[%q] := %d\n", name, i)
+			case 7:
+				fmt.Fprintf(&b, "o.deep[k] := %d if k := %q\n", i, name)
+			case 8:
+				fmt.Fprintf(&b, "%s := 1 if input.x == 0\nelse := z if { z := data.%s.o }\n", name, of())
+			case 9:
+				fmt.Fprintf(&b, "%s := v if { v := data.base.n with data.base as {\"n\": %d} }\n", name, i)
+			default:
+				fmt.Fprintf(&b, "%s := %d\n", name, i)
+			}
+		}
+		out[fmt.Sprintf("m%d.rego", i)] = b.String()
+	}
+	return out
+}
+
+func parseAll(t testing.TB, texts map[string]string) map[string]*ast.Module {
+	t.Helper()
+	out := make(map[string]*ast.Module, len(texts))
+	for name, text := range texts {
+		m, err := ast.ParseModuleWithOpts(name, text, ast.ParserOptions{RegoVersion: ast.RegoV1})
+		if err != nil {
+			t.Fatalf("%v in\n%s", err, text)
+		}
+		out[name] = m
+	}
+	return out
+}
+
+// What slim compilers decide is what the full ones do, of random modules, queries and
+// inputs.
+func TestSlim(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4)) //nolint:gosec // a test's
+	ctx := t.Context()
+	left, compared, defined := 0, 0, 0
+	for round := range 150 {
+		const n = 24
+		parsed := parseAll(t, teams(r, n))
+		full := ast.NewCompiler()
+		if full.Compile(parsed); full.Failed() {
+			continue // two rules that do not go together, or a recursion
+		}
+		store := basedoc.New()
+		for range 6 {
+			of := r.IntN(n)
+			query := []string{
+				fmt.Sprintf("x := data.t%d", of), fmt.Sprintf("x := data.t%d.o", of), fmt.Sprintf("x := data.t%d[y]", of), fmt.Sprintf("x := data[input.team].s; y := data.t%d.s", of),
+				fmt.Sprintf("data.t%d.s[x]", of), fmt.Sprintf("x := [v | v := data.t%d.below[_]]", of), fmt.Sprintf("x := data.t%d.o.deep[_]", of),
+			}[r.IntN(7)]
+			body := ast.MustParseBody(query)
+			slim := Slim(full, parsed, false, body)
+			if slim == full {
+				continue
+			}
+			left += len(full.Modules) - len(slim.Modules)
+			for _, in := range []map[string]any{{}, {"x": 0, "team": fmt.Sprint("t", of)}, {"x": 1, "team": "t1"}, {"x": 2}} {
+				want, got := ask(ctx, t, full, store, query, in), ask(ctx, t, slim, store, query, in)
+				if !reflect.DeepEqual(got, want) {
+					t.Fatalf("round %d: %s of %v is %v, want %v", round, query, in, got, want)
+				}
+				compared++
+				if len(want) > 0 {
+					defined++
+				}
+			}
+		}
+	}
+	if left < 1000 || compared < 500 || defined < 200 {
+		t.Errorf("%d modules left out, %d answers compared, %d of them something", left, compared, defined)
+	}
+}
+
+// ask gives the results of a query in some order that does not depend on modules' names.
+func ask(ctx context.Context, t *testing.T, c *ast.Compiler, store *basedoc.Store, query string, in map[string]any) map[string]int {
+	t.Helper()
+	rs, err := oparego.New(oparego.Query(query), oparego.Compiler(c), oparego.Store(store), oparego.Input(in)).Eval(ctx)
+	out := map[string]int{}
+	if err != nil {
+		out[err.Error()]++
+	}
+	for _, result := range rs {
+		out[fmt.Sprint(result.Bindings, len(result.Expressions))]++
+	}
+	return out
+}
+
+// All is kept where a query may reach all, where it asks what other modules are annotated
+// with, and where what was parsed is not there; what is left out is compiled nevertheless.
+func TestSlimKeeps(t *testing.T) {
+	texts := map[string]string{"main.rego": "package main\nallow if data.t1.p\nwhich if data[input.team].p", "meta.rego": "package meta\nx := rego.metadata.chain()"}
+	for i := range 40 {
+		texts[fmt.Sprintf("t%d.rego", i)] = fmt.Sprintf("package t%d\np if input.x == %d\nsent := http.send({\"url\": \"http://localhost\", \"method\": \"GET\"})", i, i)
+	}
+	parsed := parseAll(t, texts)
+	full := ast.NewCompiler()
+	if full.Compile(parsed); full.Failed() {
+		t.Fatal(full.Errors)
+	}
+	for query, want := range map[string]int{
+		"data.t7.p": 1, "data.t7.nothing": 0, "data.t7.p; data.t8.p": 2, "data": 42, "x = data": 42, "data[input.x]": 42, "data.main.allow": 42,
+		"data.meta.x": 42, "walk(data, x)": 42,
+	} {
+		slim := Slim(full, parsed, false, ast.MustParseBody(query))
+		if len(slim.Modules) != want {
+			t.Errorf("%s: %d modules, want %d", query, len(slim.Modules), want)
+		}
+		if _, err := Adopt(t.Context(), slim, basedoc.New(), query, Options{Undefined: true}); err == nil || !strings.Contains(err.Error(), "http.send is not allowed") {
+			t.Errorf("%s: error %v", query, err)
+		}
+	}
+	delete(parsed, "t7.rego")
+	if slim := Slim(full, parsed, false, ast.MustParseBody("data.t7.p")); slim != full {
+		t.Error("a module is missing")
+	}
+}
