@@ -62,21 +62,13 @@ type EffectiveLimit struct {
 // EffectiveLimits tells which limits count one request, and why the others do not. The
 // error says what in the question is not of this mesh.
 func EffectiveLimits(m *model.Mesh, q Question, d Deciders) (*Limits, error) {
-	from, err := findCaller(m, q.From)
+	lives, from, err := lives(m, &q, d)
 	if err != nil {
 		return nil, err
 	}
-	targets, err := findTargets(m, &q, from.namespace)
-	if err != nil {
-		return nil, err
-	}
-	out := &Limits{Question: q, From: from.principal}
-	for _, t := range targets {
-		l := &life{m: m, d: d, q: q, from: from, to: t, policies: eval.Select(m, t.proxy)}
-		if err := l.run(); err != nil {
-			return nil, err
-		}
-		limited := LimitedTarget{Workload: t.proxy.Namespace + "/" + workloadOf(t.proxy), Port: t.port.Port}
+	out := &Limits{Question: q, From: from}
+	for _, l := range lives {
+		limited := LimitedTarget{Workload: l.to.proxy.Namespace + "/" + workloadOf(l.to.proxy), Port: l.to.port.Port}
 		if l.decided != nil {
 			limited.RefusedBy = l.decided.By
 		} else {

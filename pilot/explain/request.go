@@ -26,23 +26,36 @@ const (
 // Request tells what becomes of one request. The error says what in the question is
 // not of this mesh.
 func Request(m *model.Mesh, q Question, d Deciders) (*Answer, error) {
-	from, err := findCaller(m, q.From)
+	lives, from, err := lives(m, &q, d)
 	if err != nil {
 		return nil, err
 	}
-	targets, err := findTargets(m, &q, from.namespace)
-	if err != nil {
-		return nil, err
-	}
-	out := &Answer{Question: q, From: from.principal}
-	for _, t := range targets {
-		l := &life{m: m, d: d, q: q, from: from, to: t, policies: d.Compiled.Select(m, t.proxy)}
-		if err := l.run(); err != nil {
-			return nil, err
-		}
+	out := &Answer{Question: q, From: from}
+	for _, l := range lives {
 		out.Targets = append(out.Targets, l.target())
 	}
 	return out, nil
+}
+
+// lives follows a request through the Envoy of each workload that it may go to, and
+// gives the caller's principal too. What q leaves open is filled in.
+func lives(m *model.Mesh, q *Question, d Deciders) (out []*life, principal string, err error) {
+	from, err := findCaller(m, q.From)
+	if err != nil {
+		return nil, "", err
+	}
+	targets, err := findTargets(m, q, from.namespace)
+	if err != nil {
+		return nil, "", err
+	}
+	for _, t := range targets {
+		l := &life{m: m, d: d, q: *q, from: from, to: t, policies: d.Compiled.Select(m, t.proxy)}
+		if err := l.run(); err != nil {
+			return nil, "", err
+		}
+		out = append(out, l)
+	}
+	return out, from.principal, nil
 }
 
 // life is a request on its way through the Envoy of one workload.

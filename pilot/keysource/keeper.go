@@ -23,9 +23,14 @@ const (
 	minBackoff, maxBackoff = time.Second, time.Minute
 	// minInterval is between two looks for the sake of an unknown key.
 	minInterval = time.Second
-	// A place whose keys changed so often within restlessFor is looked at in its turn only:
-	// each change is a revision for many proxies.
+	// Each change is a revision for many proxies. A place whose keys changed so often
+	// within restlessFor for the sake of unknown keys is looked at in its turn only; and of
+	// what is found in its turn so many changes come into force at once, then one every
+	// restlessFor.
 	restlessChanges, restlessFor = 4, time.Minute
+	// settle is between two changes that are told of: what several places say in the same
+	// moment is one revision.
+	settle = 200 * time.Millisecond
 	// maxLooks is how many places are looked at at once, each for mostTimeout at most.
 	maxLooks = 128
 )
@@ -77,6 +82,8 @@ type Keeper struct {
 
 	mu      sync.Mutex
 	sources map[string]*source
+	// told is when changed had a value last, or will.
+	told time.Time
 	// running has the loops; nil before Run and after its end.
 	running context.Context //nolint:containedctx // the life of the loops that Set starts
 	loops   sync.WaitGroup
@@ -89,8 +96,13 @@ type source struct {
 	failed  error
 	failing time.Time
 	next    time.Time
-	// changes are when the set changed, the newest last.
-	changes []time.Time
+	// asked are when the set changed for the sake of unknown keys, the newest last.
+	asked []time.Time
+	// later came too soon after earlier changes; empty if nothing did.
+	later good
+	// due is when all changes that were found in turn would have come into force, at one
+	// every restlessFor.
+	due time.Time
 	// ask has a value when somebody met an unknown key.
 	ask  chan struct{}
 	stop context.CancelFunc
@@ -134,6 +146,20 @@ func (k *Keeper) Changed() <-chan struct{} { return k.changed }
 // tell is called with mu held, or before anybody else has k.
 func (k *Keeper) tell() {
 	k.count()
+	now := time.Now()
+	wait := k.told.Add(settle).Sub(now)
+	switch {
+	case wait > settle: // it is about to be told
+	case wait > 0:
+		k.told = now.Add(wait)
+		time.AfterFunc(wait, k.signal)
+	default:
+		k.told = now
+		k.signal()
+	}
+}
+
+func (k *Keeper) signal() {
 	select {
 	case k.changed <- struct{}{}:
 	default:
@@ -226,8 +252,7 @@ func (k *Keeper) Refetch(keys []string) {
 }
 
 func (s *source) restless(now time.Time) bool {
-	n := len(s.changes)
-	return n >= restlessChanges && now.Sub(s.changes[n-restlessChanges]) < restlessFor
+	return len(s.asked) >= restlessChanges && now.Sub(s.asked[0]) < restlessFor
 }
 
 // start begins to look at a place.
@@ -242,10 +267,10 @@ func (k *Keeper) start(s *source) {
 
 // follow looks at a place again and again.
 func (k *Keeper) follow(ctx context.Context, s *source) {
-	backoff := minBackoff
+	backoff, asked := minBackoff, false
 	for {
 		began := time.Now()
-		wait, err := k.once(ctx, s)
+		wait, err := k.once(ctx, s, asked)
 		if ctx.Err() != nil {
 			return
 		}
@@ -257,36 +282,41 @@ func (k *Keeper) follow(ctx context.Context, s *source) {
 			backoff = minBackoff
 		}
 		k.mu.Lock()
+		if s.later.Keys != "" { // which is not to wait longer than it has to
+			wait = min(wait, max(time.Until(s.takes()), minInterval))
+		}
 		s.next = time.Now().Add(wait)
 		k.mu.Unlock()
-		if !sleep(ctx, s.ask, began, wait) {
+		var on bool
+		if asked, on = sleep(ctx, s.ask, began, wait); !on {
 			return
 		}
 	}
 }
 
-// sleep waits, shorter if somebody asks; false if ctx ended.
-func sleep(ctx context.Context, ask <-chan struct{}, began time.Time, wait time.Duration) bool {
+// sleep waits, shorter if somebody asks; on is false if ctx ended.
+func sleep(ctx context.Context, ask <-chan struct{}, began time.Time, wait time.Duration) (asked, on bool) {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
-		return false
+		return false, false
 	case <-timer.C:
-		return true
+		return false, true
 	case <-ask:
 	}
 	timer.Reset(time.Until(began.Add(minInterval)))
 	select {
 	case <-ctx.Done():
-		return false
+		return false, false
 	case <-timer.C:
-		return true
+		return true, true
 	}
 }
 
-// once looks at a place once, and says after how long to look again.
-func (k *Keeper) once(ctx context.Context, s *source) (time.Duration, error) {
+// once looks at a place once, because of an unknown key if asked, and says after how long
+// to look again.
+func (k *Keeper) once(ctx context.Context, s *source, asked bool) (time.Duration, error) {
 	select {
 	case k.slots <- struct{}{}:
 	case <-ctx.Done():
@@ -306,7 +336,7 @@ func (k *Keeper) once(ctx context.Context, s *source) (time.Duration, error) {
 		k.fail(ctx, s, err)
 		return 0, err
 	}
-	k.take(ctx, s, a)
+	k.take(ctx, s, a, asked)
 	return a.next, nil
 }
 
@@ -320,15 +350,18 @@ func (k *Keeper) fail(ctx context.Context, s *source, err error) {
 		s.failed = err
 		k.tell()
 	}
+	if now := time.Now(); s.later.Keys != "" && !now.Before(s.takes()) {
+		k.inTurn(s, s.later, now)
+	}
 }
 
-func (k *Keeper) take(ctx context.Context, s *source, a answer) {
+func (k *Keeper) take(ctx context.Context, s *source, a answer, asked bool) {
 	now := time.Now()
 	recovered := s.failed != nil
 	s.failed, s.failing = nil, time.Time{}
-	first := s.good.Keys == ""
 	s.good.Fetched = now
 	if a.unchanged || a.text == s.good.Keys {
+		s.later = good{}
 		k.looks.WithLabelValues("unchanged").Inc()
 		if !a.unchanged {
 			s.good.Tag = a.tag
@@ -339,11 +372,41 @@ func (k *Keeper) take(ctx context.Context, s *source, a answer) {
 		return
 	}
 	k.looks.WithLabelValues("new").Inc()
-	s.good = good{Place: s.place.Key(), Keys: a.text, Count: len(a.set.Keys), Tag: a.tag, Fetched: now, Changed: now}
-	if !first {
-		s.changes = append(s.changes[max(0, len(s.changes)-restlessChanges+1):], now)
+	found := good{Place: s.place.Key(), Keys: a.text, Count: len(a.set.Keys), Tag: a.tag, Fetched: now, Changed: now}
+	k.log.InfoContext(ctx, "new keys of a token issuer", slog.String("uri", s.place.URI), slog.Int("keys", found.Count), slog.Int("left_out", len(a.set.Skipped)))
+	switch {
+	case s.good.Keys == "":
+		k.inForce(s, found)
+	case asked:
+		s.asked = append(s.asked[max(0, len(s.asked)-restlessChanges+1):], now)
+		k.inForce(s, found)
+	case now.Before(s.takes()):
+		if s.later.Keys == "" {
+			k.log.WarnContext(ctx, "the keys of a token issuer change all the time; the new ones come into force later", slog.String("uri", s.place.URI), slog.Duration("in", s.takes().Sub(now)))
+		}
+		s.later = found
+		if recovered {
+			k.tell()
+		}
+	default:
+		k.inTurn(s, found, now)
 	}
-	k.log.InfoContext(ctx, "new keys of a token issuer", slog.String("uri", s.place.URI), slog.Int("keys", len(a.set.Keys)), slog.Int("left_out", len(a.set.Skipped)))
+}
+
+// takes is from when on a change that is found in turn comes into force: the first few do
+// at once.
+func (s *source) takes() time.Time { return s.due.Add(-(restlessChanges - 1) * restlessFor) }
+
+func (k *Keeper) inTurn(s *source, found good, now time.Time) {
+	if s.due.Before(now) {
+		s.due = now
+	}
+	s.due = s.due.Add(restlessFor)
+	k.inForce(s, found)
+}
+
+func (k *Keeper) inForce(s *source, found good) {
+	s.good, s.later = found, good{}
 	k.store.save(s.good)
 	k.tell()
 }

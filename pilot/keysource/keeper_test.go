@@ -309,6 +309,125 @@ func TestUnknownKey(t *testing.T) {
 	})
 }
 
+// TestRestlessKeys: of a set that changes at each look a few changes count at once, then
+// one a minute, and what was held back counts although its server is away; an unknown key
+// is looked for and counts at once. A set that is only written in another way is the same.
+func TestRestlessKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, w := keeper("")
+		n := 0
+		changing := func(ctx context.Context) (fetch.Answer, error) {
+			n++
+			return says(keySet(ecKey(t, fmt.Sprint(n))), "max-age=0")(ctx)
+		}
+		w.set(one, changing)
+		k.Set([]Place{place(one)})
+		defer running(t, k)()
+		var changes []time.Time
+		last, began := k.Sets()[one], time.Now()
+		look := func() {
+			if now := k.Sets()[one]; now != last {
+				last = now
+				changes = append(changes, time.Now())
+			}
+		}
+		for time.Since(began) < 10*time.Minute {
+			pass(100 * time.Millisecond)
+			look()
+		}
+		if len(changes) < 12 || len(changes) > 14 || n < 50 {
+			t.Errorf("%d changes by %d looks in ten minutes: %v", len(changes), n, changes)
+		}
+		for i, at := range changes[:restlessChanges] {
+			if late := at.Sub(began); late > time.Duration(i+1)*leastRefresh+time.Second {
+				t.Errorf("change %d counts after %s", i, late)
+			}
+		}
+		for i, at := range changes[restlessChanges+1:] {
+			if apart := at.Sub(changes[restlessChanges+i]); apart < restlessFor-time.Second || apart > restlessFor+time.Second {
+				t.Errorf("a change comes %s after the one before", apart)
+			}
+		}
+		pass(restlessFor / 2)
+		before := k.Sets()[one]
+		k.Refetch([]string{one})
+		pass(minInterval)
+		look()
+		if k.Sets()[one] == before {
+			t.Error("a key that somebody misses does not count within a second")
+		}
+		pass(30 * time.Second)
+		w.set(one, fails)
+		before = k.Sets()[one]
+		pass(2 * time.Minute)
+		if k.Sets()[one] == before {
+			t.Error("what was held back does not count while the server is away")
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		k, w := keeper("")
+		a, b := ecKey(t, "a"), ecKey(t, "b")
+		w.set(one, says(keySet(a, b), "max-age=0"))
+		k.Set([]Place{place(one)})
+		defer running(t, k)()
+		<-k.Changed()
+		for name, body := range map[string]string{
+			"in another order": keySet(b, a), "twice": keySet(a, b, a),
+			"spaced":      strings.ReplaceAll(keySet(a, b), ",", " ,\n\t"),
+			"more in it":  strings.ReplaceAll(keySet(b, a), `"kty"`, `"x5t":"abc","use":"sig","alg":"ES256","kty"`),
+			"of a secret": keySet(`{"kty":"oct","k":"c2VjcmV0","kid":"s"}`, a, b),
+		} {
+			w.set(one, says(body, "max-age=0"))
+			pass(5 * leastRefresh)
+			select {
+			case <-k.Changed():
+				t.Errorf("%s: it is another set: %s", name, k.Sets()[one])
+			default:
+			}
+		}
+	})
+}
+
+// TestChangesTogether: what several places say in the same moment is told once, and what
+// comes alone at once.
+func TestChangesTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, w := keeper("")
+		var places []Place
+		for i := range 20 {
+			uri := fmt.Sprintf("https://%d.example/jwks", i)
+			body := keySet(ecKey(t, "a"))
+			w.set(uri, func(ctx context.Context) (fetch.Answer, error) {
+				time.Sleep(time.Duration(i) * settle / 40) //nolint:forbidigo // of a synctest bubble
+				return says(body, "")(ctx)
+			})
+			places = append(places, place(uri))
+		}
+		k.Set(places)
+		defer running(t, k)()
+		told := 0
+		for range 100 {
+			pass(settle / 20)
+			select {
+			case <-k.Changed():
+				told++
+			default:
+			}
+		}
+		if told != 2 || len(k.Sets()) != 20 {
+			t.Errorf("%d sets are told of %d times, want twice: the first at once", len(k.Sets()), told)
+		}
+		w.set(one, says(keySet(ecKey(t, "a")), ""))
+		k.Set(append(places, place(one)))
+		synctest.Wait()
+		select {
+		case <-k.Changed():
+		default:
+			t.Error("what comes alone is not told at once")
+		}
+	})
+}
+
 // TestDeadOneDelaysNoOther: each place has its own rhythm.
 func TestDeadOneDelaysNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

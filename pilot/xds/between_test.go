@@ -1,14 +1,19 @@
 package xds
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
@@ -105,40 +110,74 @@ func TestFilterOfBothWhileRoutesChange(t *testing.T) {
 	})
 }
 
-// TestRefusedFilterHoldsRoutesBack: where a client does not take the filter, the routes
-// that go with it stay away.
-func TestRefusedFilterHoldsRoutesBack(t *testing.T) {
+// TestRefusedFilterHoldsItsRoutesBack: where a client does not take a filter, the routes
+// that want it stay as they are, and all else goes on: routes that are not behind it, and
+// those that find what they want in the filter that the client has.
+func TestRefusedFilterHoldsItsRoutesBack(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		b := newBench(t, Options{Between: joined})
-		w := simple(1, 1)
+		var asked int
+		b := newBench(t, Options{Between: joined, Served: func(routes, filter *anypb.Any) (bool, error) {
+			var r routev3.RouteConfiguration
+			var f corev3.TypedExtensionConfig
+			if err := errors.Join(routes.UnmarshalTo(&r), filter.UnmarshalTo(&f)); err != nil {
+				return false, err
+			}
+			asked++
+			return r.GetVirtualHosts()[0].GetName() == "3" && bytes.Equal(f.GetTypedConfig().GetValue(), mustAny(durationpb.New(1)).GetValue()), nil
+		}})
+		w := simple(2, 1)
 		w.filters[0] = 1
 		b.publish(map[string]world{"sidecar~1": w})
 		e := b.envoy("sidecar~1")
 		defer e.disconnect()
 		synctest.Wait()
 		e.responses()
-		e.mu.Lock()
-		e.refuse = func(resp *discoveryv3.DeltaDiscoveryResponse) string {
-			if resp.TypeUrl == ExtensionType {
-				return "bad"
-			}
-			return ""
-		}
-		e.mu.Unlock()
-		w.filters[0], w.routes[0] = 2, 2
-		b.publish(map[string]world{"sidecar~1": w})
-		synctest.Wait()
-		for _, r := range e.responses() {
-			if r == "RouteConfiguration +r0" {
-				t.Error("the routes came")
+		refuse := func(yes bool) {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			e.refuse = nil
+			if yes {
+				e.refuse = func(resp *discoveryv3.DeltaDiscoveryResponse) string {
+					if resp.TypeUrl == ExtensionType {
+						return "bad"
+					}
+					return ""
+				}
 			}
 		}
-		e.mu.Lock()
-		e.refuse = nil
-		e.mu.Unlock()
-		w.filters[0], w.routes[0] = 3, 3
-		snap := b.publish(map[string]world{"sidecar~1": w})
+		step := func(filter, routes int, want ...string) *Snapshot {
+			t.Helper()
+			w.filters[0], w.routes[0], w.routes[1], w.listeners[1] = filter, routes, routes, routes
+			snap := b.publish(map[string]world{"sidecar~1": w})
+			time.Sleep(time.Minute) // of a bubble
+			synctest.Wait()
+			got := e.responses()
+			slices.Sort(got)
+			equal(t, "responses", got, want)
+			return snap
+		}
+		refuse(true)
+		// What stands in for both is refused, and the filter itself.
+		step(2, 2, "Listener +l1", "RouteConfiguration +r1", "TypedExtensionConfig +f0", "TypedExtensionConfig +f0")
+		if c := b.srv.Clients()[0]; c.Acked != 1 || c.LastError != "filter f0: bad" {
+			t.Errorf("after a refusal: %+v", c)
+		}
+		// The third routes want what the first filter has.
+		step(3, 3, "Listener +l1", "RouteConfiguration +r0 +r1", "TypedExtensionConfig +f0")
+		if asked != 2 {
+			t.Errorf("%d questions, want one for each version", asked)
+		}
+		// A client that comes back has a filter that nobody knows.
+		e.disconnect()
+		e.connect(b)
 		synctest.Wait()
+		e.responses()
+		step(4, 4, "Listener +l1", "RouteConfiguration +r1", "TypedExtensionConfig +f0")
+		refuse(false)
+		snap := step(5, 5, "Listener +l1", "RouteConfiguration +r0 +r1", "TypedExtensionConfig +f0")
 		e.wantState(snap.Proxies["sidecar~1"])
+		if c := b.srv.Clients()[0]; c.Acked != snap.Revision || c.LastError != "" {
+			t.Errorf("after all is well: %+v", c)
+		}
 	})
 }

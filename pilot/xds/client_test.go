@@ -137,7 +137,7 @@ func (made parts) resource(t testing.TB, b *Builder, p part, build func() proto.
 	defer b.mu.Unlock()
 	key := resourceKey(p.url, first.Name, first.Version)
 	if b.resources[key] == nil {
-		b.resources[key] = &Resource{Name: first.Name, Version: first.Version, Sources: first.Sources, wire: first.wire, needs: first.needs, resolves: first.resolves}
+		b.resources[key] = &Resource{Name: first.Name, Version: first.Version, Sources: first.Sources, wire: first.wire, needs: first.needs, filtered: first.filtered, resolves: first.resolves}
 	}
 	return b.resources[key]
 }

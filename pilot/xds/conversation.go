@@ -25,6 +25,14 @@ type conversation struct {
 	pushes []*push
 	// refused are resources of the present target that the client did not accept.
 	refused map[*Resource]struct{}
+	// kept is what the client acknowledged last of each filter, which it keeps when it
+	// refuses another one.
+	kept map[string]*Resource
+	// served says for the present target whether routes find what they ask for in what
+	// the client keeps.
+	served map[pair]bool
+	// held are the routes that have to stay as they are, for want of their filter.
+	held map[string]bool
 	// fresh: nothing was sent on this stream, and the client brought nothing along.
 	fresh bool
 }
@@ -146,10 +154,12 @@ func (c *conversation) failed() bool { return c != nil && len(c.refused) > 0 }
 // settled says that the client has acknowledged all that the target gives it;
 // removals that come last do not count.
 func (c *conversation) settled(target []*Resource) bool {
-	if c == nil {
-		return true
-	}
-	if len(c.pushes) > 0 || c.fresh || c.failed() {
+	return c == nil || !c.failed() && c.quiet(target)
+}
+
+// quiet is settled, but for what the client refused.
+func (c *conversation) quiet(target []*Resource) bool {
+	if len(c.pushes) > 0 || c.fresh {
 		return false
 	}
 	return diff(c.told, target, c.selection(removalOf(c.url) == atOnce)).empty()

@@ -24,6 +24,8 @@ type selection struct {
 	removals bool
 	// newOnly leaves what the client already has as it is.
 	newOnly bool
+	// held are names of which the client keeps what it has.
+	held map[string]bool
 	// refused resources are left out.
 	refused map[*Resource]struct{}
 }
@@ -54,7 +56,7 @@ func diff(told, target []*Resource, sel selection) change {
 			c.add(target[j], &sel)
 			j++
 		default:
-			if !sel.newOnly && !told[i].same(target[j]) {
+			if !sel.newOnly && !sel.held[told[i].Name] && !told[i].same(target[j]) {
 				c.add(target[j], &sel)
 			}
 			i++

@@ -13,15 +13,15 @@ import (
 
 // needs names the resources that Envoy subscribes to because of m and over the
 // same stream: for a cluster its endpoints, for a listener its routes and those of
-// its filters that are not in it.
-func needs(m proto.Message) []string {
+// its filters that are not in it. filtered are the routes behind each such filter.
+func needs(m proto.Message) (names []string, filtered map[string][]string) {
 	switch m := m.(type) {
 	case *clusterv3.Cluster:
-		return clusterNeeds(m)
+		return clusterNeeds(m), nil
 	case *listenerv3.Listener:
 		return listenerNeeds(m)
 	}
-	return nil
+	return nil, nil
 }
 
 func clusterNeeds(c *clusterv3.Cluster) []string {
@@ -34,19 +34,27 @@ func clusterNeeds(c *clusterv3.Cluster) []string {
 	return []string{c.GetName()}
 }
 
-func listenerNeeds(l *listenerv3.Listener) []string {
-	var names []string
+func listenerNeeds(l *listenerv3.Listener) (names []string, filtered map[string][]string) {
 	add := func(config *anypb.Any) {
 		var hcm hcmv3.HttpConnectionManager
 		if !config.MessageIs(&hcm) || config.UnmarshalTo(&hcm) != nil {
 			return
 		}
+		routes := ""
 		if rds := hcm.GetRds(); rds != nil && overADS(rds.GetConfigSource()) {
-			names = append(names, rds.GetRouteConfigName())
+			routes = rds.GetRouteConfigName()
+			names = append(names, routes)
 		}
 		for _, f := range hcm.GetHttpFilters() {
-			if overADS(f.GetConfigDiscovery().GetConfigSource()) {
-				names = append(names, f.GetName())
+			if !overADS(f.GetConfigDiscovery().GetConfigSource()) {
+				continue
+			}
+			names = append(names, f.GetName())
+			if routes != "" {
+				if filtered == nil {
+					filtered = map[string][]string{}
+				}
+				filtered[f.GetName()] = append(filtered[f.GetName()], routes)
 			}
 		}
 	}
@@ -56,7 +64,7 @@ func listenerNeeds(l *listenerv3.Listener) []string {
 		}
 	}
 	add(l.GetApiListener().GetApiListener())
-	return names
+	return names, filtered
 }
 
 func overADS(c *corev3.ConfigSource) bool { return c.GetAds() != nil || c.GetSelf() != nil }

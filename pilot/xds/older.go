@@ -64,7 +64,7 @@ func (s *Server) olderResource(r *Resource) *Resource {
 		return r
 	}
 	sum := sha256.Sum256(body.GetValue())
-	o := &Resource{Name: r.Name, Version: hex.EncodeToString(sum[:12]), Sources: r.Sources, needs: r.needs, resolves: r.resolves}
+	o := &Resource{Name: r.Name, Version: hex.EncodeToString(sum[:12]), Sources: r.Sources, needs: r.needs, filtered: r.filtered, resolves: r.resolves}
 	o.wire = &discoveryv3.Resource{Name: o.Name, Version: o.Version, Resource: body}
 	return o
 }

@@ -46,6 +46,8 @@ type Resource struct {
 	// needs names what Envoy asks for before this resource works: the endpoints
 	// of a cluster, the route configurations and filters of a listener.
 	needs []string
+	// filtered are the route configurations behind each filter that a listener needs.
+	filtered map[string][]string
 	// resolves says that Envoy looks a name up before the cluster is usable.
 	resolves bool
 	// standsFor is what the resource is the way to, nil for a resource of a snapshot.
@@ -219,7 +221,7 @@ func newResource(url, name, version string, value []byte, m proto.Message, sourc
 		Name: name, Version: version, Sources: sources,
 		wire: &discoveryv3.Resource{Name: name, Version: version, Resource: &anypb.Any{TypeUrl: url, Value: value}},
 	}
-	r.needs = needs(m)
+	r.needs, r.filtered = needs(m)
 	if c, ok := m.(*clusterv3.Cluster); ok {
 		r.resolves = c.GetType() == clusterv3.Cluster_STRICT_DNS || c.GetType() == clusterv3.Cluster_LOGICAL_DNS
 	}

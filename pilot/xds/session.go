@@ -86,7 +86,7 @@ func (s *session) setTarget(c *Config, revision uint64) {
 	s.target, s.revision = c, revision
 	s.warmAfter, s.needsUntil, s.removeAfter = time.Time{}, time.Time{}, time.Time{}
 	for _, t := range s.types {
-		t.refused = nil
+		t.refused, t.served = nil, nil
 	}
 	s.advance()
 }
@@ -115,6 +115,7 @@ func (s *session) answered(url, nonce string, failure *status.Status) {
 	}
 	if failure == nil {
 		s.srv.opt.Observer.Acked(url)
+		c.keep(p)
 		return
 	}
 	s.refuse(c, p, failure.GetMessage())
@@ -128,7 +129,7 @@ func (s *session) refuse(c *conversation, p *push, detail string) {
 		target = s.target.Set(c.url).Resources()
 	}
 	c.refuse(p, target)
-	s.lastError = detail
+	s.lastError = said(p, c.url, detail)
 	s.srv.opt.Observer.Refused(c.url)
 	s.srv.emit(Event{Kind: Refused, Client: s.client, Session: s, Revision: p.revision, TypeURL: c.url, Detail: detail, Resources: p.set})
 }

@@ -52,19 +52,18 @@ func (s *session) advanceProxy(now time.Time) time.Time {
 }
 
 // pushFilters gives filters and routes: first filters that do for the routes of before
-// as for those of after, then the routes, then the filters of the target.
+// as for those of after, then the routes, then the filters of the target. A filter that
+// the client refuses holds back the routes that want it, and no others.
 func (s *session) pushFilters(g gate) {
 	filters, routes := s.types[ExtensionType], s.types[RouteType]
 	now := s.filters()
 	s.pushTo(filters, now, g, false)
 	ofRoutes := g
-	if g == opened && s.returning && filters != nil {
-		switch {
-		case filters.failed():
-			ofRoutes = broken
-		case !filters.fresh && !filters.settled(now):
-			ofRoutes = waiting
-		}
+	if g == opened && s.returning && filters != nil && !filters.fresh && !filters.quiet(now) {
+		ofRoutes = waiting
+	}
+	if routes != nil {
+		routes.held = s.heldRoutes()
 	}
 	s.push(routes, ofRoutes, false)
 }
@@ -144,6 +143,7 @@ func (s *session) pushTo(c *conversation, target []*Resource, g gate, removals b
 		return
 	}
 	sel := c.selection(removals)
+	sel.held = c.held
 	first := c.fresh
 	if !first || s.returning {
 		switch g {
