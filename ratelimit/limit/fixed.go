@@ -29,6 +29,16 @@ func (f *fixed) add(l Limit, now int64, hits uint64) {
 	f.count = min(f.count+hits, maxCount)
 }
 
+// Counted is the outcome of a use of a limit that counts refused ones too, when in its
+// window so many hits are used with those of the use.
+func (l Limit) Counted(now time.Time, used, hits uint64) Outcome {
+	out := Outcome{Over: used > uint64(l.requests), Remaining: left(l.requests, used), Reset: l.UntilNext(now), Taken: hits, At: now.Truncate(time.Microsecond)}
+	if out.Over {
+		out.RetryAfter = out.Reset
+	}
+	return out
+}
+
 // refund gives nothing back that was taken in another window.
 func (f *fixed) refund(l Limit, now int64, hits uint64, at int64) uint64 {
 	f.turn(l, now)

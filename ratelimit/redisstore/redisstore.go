@@ -240,7 +240,8 @@ type job struct {
 	done      chan error
 	timer     *time.Timer
 	sent      atomic.Int64 // when, by Store.elapsed; 0 while it waits for a worker
-	cmd       *redis.Cmd
+	script    *redis.Cmd   // on its way, or counts are
+	counts    []count
 }
 
 func (s *Store) work(ctx context.Context, l *lane) error {
@@ -287,8 +288,12 @@ func (s *Store) send(ctx context.Context, l *lane, jobs []*job, last bool) (agai
 	}
 	pipe := s.client.Pipeline()
 	for _, j := range jobs {
+		if j.countsOnly() {
+			j.count(ctx, pipe)
+			continue
+		}
 		keys, args := s.arguments(j)
-		j.cmd = pipe.EvalSha(ctx, s.sha, keys, args...)
+		j.script = pipe.EvalSha(ctx, s.sha, keys, args...)
 	}
 	sent := int64(s.elapsed())
 	for _, j := range jobs {
@@ -299,11 +304,15 @@ func (s *Store) send(ctx context.Context, l *lane, jobs []*job, last bool) (agai
 		l.answered.Store(int64(s.elapsed()))
 	}
 	for _, j := range jobs {
-		values, err := j.cmd.Int64Slice()
-		if j.cmd.Err() == nil && j.cmd.Val() == nil && failed != nil {
+		if j.script == nil {
+			j.done <- j.fillCounts(failed)
+			continue
+		}
+		values, err := j.script.Int64Slice()
+		if j.script.Err() == nil && j.script.Val() == nil && failed != nil {
 			err = failed // it was not sent: Redis did not let us in
 		}
-		j.cmd = nil
+		j.script = nil
 		if !last && err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
 			again = append(again, j)
 			continue
