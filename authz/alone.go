@@ -48,7 +48,7 @@ func runAlone(ctx context.Context, c Config, rt *service.Runtime) error {
 		return err
 	}
 	state := func(err error) { rt.Health.Set(healthPolicies, err) }
-	return service.RunTasks(ctx, paceGC, a.asks.workers.Run,
+	return service.RunTasks(ctx, service.PaceGarbage(garbage), a.asks.workers.Run,
 		func(ctx context.Context) error { return a.manager.Run(ctx, state) },
 		func(ctx context.Context) error { return a.serve(ctx, s, rt) })
 }

@@ -26,6 +26,9 @@ const (
 	healthListener = "listener"
 )
 
+// garbage is how much of it may gather before it is collected, in bytes.
+const garbage = 64 << 20
+
 // messageOverhead is what a gRPC message has beyond the parts of a request that
 // DecisionConfig.MaxRequestBytes counts: certificates, metadata, extensions. What
 // is larger altogether is refused by gRPC, before a decision.
@@ -88,7 +91,7 @@ func (s *server) serve(ctx context.Context, c Config, r *reports, ready func(), 
 		Options:       serverOptions(c.Decision.MaxRequestBytes + messageOverhead),
 		Subscriptions: s.policies.subscriptions(ctx, s.metrics, ready),
 		FollowPilot:   []func(context.Context, grpc.ClientConnInterface) error{s.revoked.follow, r.unknown.follow},
-		Tasks:         []func(context.Context) error{s.revoked.expire, s.asks.workers.Run, paceGC},
+		Tasks:         []func(context.Context) error{s.revoked.expire, s.asks.workers.Run, service.PaceGarbage(garbage)},
 	}, rt)
 }
 

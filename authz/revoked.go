@@ -13,6 +13,7 @@ import (
 
 	"github.com/writ-mesh/writ/internal/revoked"
 	"github.com/writ-mesh/writ/internal/rpc"
+	"github.com/writ-mesh/writ/internal/service"
 	pilotpb "github.com/writ-mesh/writ/proto/writ/pilot/v1"
 )
 
@@ -108,18 +109,11 @@ func keyOf(b []byte) (k revoked.Key, err error) {
 
 // expire throws away what concerns no token any more, until ctx ends.
 func (r *revokedTokens) expire(ctx context.Context) error {
-	tick := time.NewTicker(revokedExpire)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case now := <-tick.C:
-			if t := r.table.Load(); t != nil && t.Expire(now) > 0 {
-				r.metrics.revokedTokens.Set(float64(t.Len()))
-			}
+	return service.Every(ctx, revokedExpire, func(now time.Time) {
+		if t := r.table.Load(); t != nil && t.Expire(now) > 0 {
+			r.metrics.revokedTokens.Set(float64(t.Len()))
 		}
-	}
+	})
 }
 
 func (r *revokedTokens) len() int {

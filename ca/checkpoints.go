@@ -13,6 +13,7 @@ import (
 	"github.com/writ-mesh/writ/ca/ledger"
 	"github.com/writ-mesh/writ/ca/ledger/checkpoint"
 	"github.com/writ-mesh/writ/internal/atomicfile"
+	"github.com/writ-mesh/writ/internal/service"
 )
 
 // The files in the state directory that show that the ledger is the same as ever.
@@ -72,16 +73,7 @@ func openCheckpoints(ctx context.Context, c Config, log ledger.Log) (*checkpoint
 
 // run keeps the file up to date until ctx ends.
 func (k *checkpoints) run(ctx context.Context, log *slog.Logger) error {
-	tick := time.NewTicker(checkpointEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-		k.tryKeep(ctx, log)
-	}
+	return service.Every(ctx, checkpointEvery, func(time.Time) { k.tryKeep(ctx, log) })
 }
 
 // tryKeep says so if no checkpoint can be kept: an older one serves as well, for less.

@@ -38,6 +38,9 @@ const (
 	sweepEvery = 30 * time.Second
 	// stateFile is the last good policies, in Config.State.
 	stateFile = "quota-policies.json"
+	// garbage is how much of it may gather before it is collected, in bytes: a second
+	// of it at 20,000 decisions.
+	garbage = 64 << 20
 	// streamWorkers handle calls on stacks that have grown already; more calls at
 	// a time than that get goroutines of their own.
 	streamWorkers = 16
@@ -80,7 +83,7 @@ func New(c Config, rt *service.Runtime) (*Service, error) {
 	}
 	s.server = &Server{store: store, now: time.Now, metrics: newMetrics(rt.Metrics, s.local), dropIn: c.DropIn, mode: c.mode(), alone: s.alone, inMemory: !c.Redis.shared(), regions: s.regions}
 	rt.Metrics.MustRegister(topCollector{&s.server.top, time.Now})
-	s.tasks = append(s.tasks, s.sweep)
+	s.tasks = append(s.tasks, s.sweep, service.PaceGarbage(garbage))
 	if c.Admin != "" {
 		if err := s.openAdmin(); err != nil {
 			return nil, err
@@ -219,16 +222,7 @@ func (s *Service) apply(resources map[string]proto.Message) error {
 }
 
 func (s *Service) sweep(ctx context.Context) error {
-	tick := time.NewTicker(sweepEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case now := <-tick.C:
-			s.local.Sweep(now)
-		}
-	}
+	return service.Every(ctx, sweepEvery, s.local.Sweep)
 }
 
 // Run serves until ctx ends and drains then.

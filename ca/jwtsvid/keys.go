@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+
+	"github.com/writ-mesh/writ/internal/service"
 )
 
 const (
@@ -160,18 +162,11 @@ func (k *Keys) Current() (Set, <-chan struct{}) {
 // at hand goes on signing.
 func (k *Keys) Run(ctx context.Context) error {
 	every := min(checkEvery, max(k.cfg.Life/20, time.Second))
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
+	return service.Every(ctx, every, func(time.Time) {
 		if err := k.Step(ctx, time.Now()); err != nil {
 			k.cfg.Log.ErrorContext(ctx, "the keys of JWT-SVIDs are not rotated, the old ones go on", slog.Any("error", err))
 		}
-	}
+	})
 }
 
 // Step does what the schedule asks for at a time. What it changes is durable

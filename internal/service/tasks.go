@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"sync"
+	"time"
 )
 
 // RunTasks runs the tasks together. When one returns, with or without an error,
@@ -31,6 +32,21 @@ func RunTasks(ctx context.Context, tasks ...func(context.Context) error) error {
 		}
 	}
 	return nil
+}
+
+// Every calls do with the time after each pause until ctx ends, never two at once: what
+// takes longer than a pause leaves calls out. It returns the error of ctx.
+func Every(ctx context.Context, pause time.Duration, do func(now time.Time)) error {
+	tick := time.NewTicker(pause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case now := <-tick.C:
+			do(now)
+		}
+	}
 }
 
 func protect(ctx context.Context, task func(context.Context) error) (err error) {

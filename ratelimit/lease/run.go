@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 )
 
@@ -122,16 +123,7 @@ func (s *Store) returnOnce(ctx context.Context, u limit.Use) {
 }
 
 func (s *Store) sweepShares(ctx context.Context) error {
-	tick := time.NewTicker(sweepEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-			s.sweep(s.now(), false)
-		}
-	}
+	return service.Every(ctx, sweepEvery, func(time.Time) { s.sweep(s.now(), false) })
 }
 
 // sweep gives back what is over, and all that is in hand of counters that are idle,

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/ratelimit/redisstore"
 )
 
@@ -78,16 +79,8 @@ func (b *Book) Run(ctx context.Context) error {
 
 // every calls look at once, and again after each pause until ctx ends.
 func every(ctx context.Context, pause time.Duration, look func()) error {
-	tick := time.NewTicker(pause)
-	defer tick.Stop()
-	for {
-		look()
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-	}
+	look()
+	return service.Every(ctx, pause, func(time.Time) { look() })
 }
 
 // Handle is a table by its name, whether it is there or not.

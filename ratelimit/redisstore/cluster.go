@@ -9,6 +9,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 )
 
@@ -61,18 +62,13 @@ func (s *Store) ProbeKey(node int) string {
 // follow keeps in mind who is the master of which slots, until ctx ends.
 func (s *Store) follow(ctx context.Context, client *redis.ClusterClient) error {
 	lanes := make(map[string]int) // by the master's name
-	tick := time.NewTicker(reloadEvery)
-	defer tick.Stop()
-	for {
+	look := func() {
 		if ranges, err := client.ClusterSlots(ctx).Result(); err == nil { //nolint:staticcheck // CLUSTER SHARDS needs Redis 7, and the client asks this too
 			s.owners.Store(newOwners(lanes, ranges))
 		} // else the client goes on with what it knows, and so do we
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
 	}
+	look()
+	return service.Every(ctx, reloadEvery, func(time.Time) { look() })
 }
 
 // newOwners makes owners of what a cluster says. A master keeps its lane in lanes as

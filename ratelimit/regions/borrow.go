@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/writ-mesh/writ/internal/service"
 	ratelimitpb "github.com/writ-mesh/writ/proto/writ/ratelimit/v1"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 )
@@ -109,16 +110,7 @@ func (c *cell) end() {
 
 // Run gives back what is not used until ctx ends.
 func (s *Store) Run(ctx context.Context) error {
-	tick := time.NewTicker(sweepEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-			s.sweep(s.now(), false)
-		}
-	}
+	return service.Every(ctx, sweepEvery, func(time.Time) { s.sweep(s.now(), false) })
 }
 
 // sweep gives back what is over or idle, or all.
