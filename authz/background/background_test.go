@@ -1,6 +1,7 @@
 package background
 
 import (
+	"context"
 	"errors"
 	"runtime"
 	"strings"
@@ -43,5 +44,38 @@ func TestRun(t *testing.T) {
 	}
 	if got := runtime.GOMAXPROCS(0); got != before {
 		t.Errorf("%d threads afterwards, %d before", got, before)
+	}
+}
+
+// Work whose context ends before its turn is not begun.
+func TestEnded(t *testing.T) {
+	begun, end := make(chan struct{}), make(chan struct{})
+	first := make(chan error)
+	go func() {
+		first <- Run(t.Context(), func() error {
+			close(begun)
+			<-end
+			return nil
+		})
+	}()
+	<-begun
+	over := errors.New("over")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	second := make(chan error)
+	f := func() error {
+		t.Error("it was begun")
+		return nil
+	}
+	go func() { second <- Run(ctx, f) }()
+	cancel(over)
+	if err := <-second; !errors.Is(err, over) {
+		t.Errorf("error %v", err)
+	}
+	close(end)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	if err := Run(ctx, f); !errors.Is(err, over) {
+		t.Errorf("error %v", err)
 	}
 }

@@ -4,15 +4,18 @@ import (
 	"os"
 	"runtime/debug"
 	"runtime/metrics"
+	"time"
 )
 
 const (
 	// room is how many bytes of garbage gather while work is done: what compiling some
 	// ten thousand rules makes. Most of what is live meanwhile is garbage when the work
 	// is done, and to look through it before takes processors from who serves.
-	room = 256 << 20
+	room = 320 << 20
 	// least is what Go takes for live at least.
 	least = 4 << 20
+	// lookEvery is how often the rule is made to fit what is live: Go's is a part of that.
+	lookEvery = 50 * time.Millisecond
 
 	liveMetric    = "/gc/heap/live:bytes"
 	percentMetric = "/gc/gogc:percent"
@@ -24,16 +27,52 @@ func gather(room uint64) (back func()) {
 	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
 		return func() {}
 	}
-	was := read(percentMetric)
-	next := room * 100 / max(read(liveMetric), least)
-	if next <= was {
-		return func() {}
-	}
-	debug.SetGCPercent(int(next)) //nolint:gosec // at most 100 times room by least
-	return func() {
-		if read(percentMetric) == next { // nobody else has changed it
-			debug.SetGCPercent(int(was)) //nolint:gosec // what it was
+	g := gathering{room: room}
+	g.look()
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		t := time.NewTicker(lookEvery)
+		defer t.Stop()
+		for {
+			select {
+			case <-t.C:
+				g.look()
+			case <-stop:
+				return
+			}
 		}
+	}()
+	return func() {
+		close(stop)
+		<-stopped
+		g.back()
+	}
+}
+
+// gathering is a change of GOGC for a while.
+type gathering struct {
+	room uint64
+	// is what it was set to, was what somebody else has set it to.
+	is, was uint64
+}
+
+// look makes GOGC such that there is room over what was live last.
+func (g *gathering) look() {
+	now := read(percentMetric)
+	if now != g.is {
+		g.was = now
+	}
+	g.is = max(g.was, g.room*100/max(read(liveMetric), least))
+	if g.is != now {
+		debug.SetGCPercent(int(g.is)) //nolint:gosec // at most 100 times room by least, or what it was
+	}
+}
+
+// back undoes it, unless somebody else has set it since.
+func (g *gathering) back() {
+	if g.is != g.was && read(percentMetric) == g.is {
+		debug.SetGCPercent(int(g.was)) //nolint:gosec // what it was
 	}
 }
 

@@ -105,6 +105,9 @@ func (m *Manager) activate(o *opabundle.ActivateOpts, activate func() error) err
 		for _, file := range b.Raw {
 			bytes += len(file.Value)
 		}
+		for _, module := range b.Modules {
+			bytes += len(module.Raw)
+		}
 	}
 	return m.beside(o.Ctx, bytes <= smallBytes, func() error {
 		known := func(name string, d unpack.Digest) bool { return m.unchanged(o, name, d) }

@@ -97,6 +97,7 @@ func (m *Manager) compile(o *opabundle.ActivateOpts, digests map[string]unpack.D
 			*o.Compiler = *slim
 		}
 	}
+	rego.Trim(o.Compiler)
 	o.Compiler.WithPathConflictsCheck(nil) // which holds the data of this revision
 	next.parsed = make(map[string]*ast.Module)
 	if len(o.Compiler.Modules) <= smallModules {

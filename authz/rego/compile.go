@@ -110,10 +110,14 @@ func Compile(ctx context.Context, src Source, query string, o Options) (*Program
 		maps.Copy(parsed, b.ParsedModules(path))
 	}
 	if slim := Slim(compiler, parsed, false, body); slim != compiler {
+		Trim(slim)
 		return Adopt(ctx, slim, store, query, o)
 	}
 	for _, b := range bundles {
 		b.Raw, b.Modules = nil, nil // prepared holds them
+	}
+	if len(bundles) > 0 {
+		Trim(compiler)
 	}
 	return newProgram(ctx, prepared, compiler, store, body, o)
 }
