@@ -130,7 +130,7 @@ func newPilot(o Options) (*Pilot, error) {
 	p.tracker = revision.New(p.saved)
 	o.XDS.Identify, o.XDS.Log, o.XDS.Observer = identify, o.Log, p.metrics
 	o.XDS.Old = func(c xds.Client) bool { return c.Envoy && translate.OlderEnvoy(c.Version) }
-	o.XDS.Older, o.XDS.Between = translate.ForOlderEnvoys, security.BothFilters
+	o.XDS.Older, o.XDS.Between, o.XDS.Served = translate.ForOlderEnvoys, security.BothFilters, security.RoutesServed
 	p.xds = xds.New(o.XDS)
 	p.health.Register("configuration")
 	return p, nil

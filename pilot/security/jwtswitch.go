@@ -133,3 +133,30 @@ func takeProviders(r *jwtv3.JwtRequirement, before string, from, to map[string]*
 		}
 	}
 }
+
+// RoutesServed tells whether each virtual host of a route configuration names a
+// requirement that is in a filter, which is a resource of extension configuration.
+func RoutesServed(routes, filter *anypb.Any) (bool, error) {
+	outer, jwt, err := jwtFilter(filter)
+	if err != nil || outer == nil {
+		return false, err
+	}
+	var config routev3.RouteConfiguration
+	if err := routes.UnmarshalTo(&config); err != nil {
+		return false, fmt.Errorf("routes: %w", err)
+	}
+	for _, host := range config.GetVirtualHosts() {
+		named, there := host.GetTypedPerFilterConfig()[outer.GetName()]
+		if !there { // what the filter then requires is another version's own affair
+			return false, nil
+		}
+		var its jwtv3.PerRouteConfig
+		if err := named.UnmarshalTo(&its); err != nil {
+			return false, fmt.Errorf("virtual host %s: %w", host.GetName(), err)
+		}
+		if _, there := jwt.GetRequirementMap()[its.GetRequirementName()]; !there {
+			return false, nil
+		}
+	}
+	return true, nil
+}

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -139,5 +141,50 @@ func TestFetchedKeysAreNoOtherRequirement(t *testing.T) {
 				t.Fatalf("providers %q, at first %q", got, first)
 			}
 		}
+	}
+}
+
+// TestRoutesServed: routes are served by a filter that has what each of their virtual
+// hosts names, and by no other.
+func TestRoutesServed(t *testing.T) {
+	s := newSigner(t)
+	compile := func(issuer string) (*anypb.Any, *anypb.Any) {
+		h := compileHTTP(t, newMesh(t, s.document("a", issuer, "")), workload())
+		filter, _ := tokensOf(t, h)
+		return filter, h.PerFilterConfig[filterJWT]
+	}
+	one, ofOne := compile("https://one")
+	two, ofTwo := compile("https://two")
+	both, err := BothFilters(one, two)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		filter *anypb.Any
+		hosts  []*anypb.Any
+		want   bool
+	}{
+		"its own":         {one, []*anypb.Any{ofOne, ofOne}, true},
+		"another's":       {one, []*anypb.Any{ofTwo}, false},
+		"one of them":     {one, []*anypb.Any{ofOne, ofTwo}, false},
+		"of both":         {both, []*anypb.Any{ofOne, ofTwo}, true},
+		"names none":      {two, []*anypb.Any{ofTwo, nil}, false},
+		"another filter":  {envoy.Any(&corev3.TypedExtensionConfig{Name: filterJWT}), []*anypb.Any{ofOne}, false},
+		"not of the type": {ofOne, []*anypb.Any{ofOne}, false},
+	} {
+		routes := &routev3.RouteConfiguration{}
+		for _, named := range c.hosts {
+			host := &routev3.VirtualHost{}
+			if named != nil {
+				host.TypedPerFilterConfig = map[string]*anypb.Any{filterJWT: named}
+			}
+			routes.VirtualHosts = append(routes.VirtualHosts, host)
+		}
+		if got, err := RoutesServed(envoy.Any(routes), c.filter); got != c.want || err != nil {
+			t.Errorf("%s: %t %v, want %t", name, got, err, c.want)
+		}
+	}
+	if ok, err := RoutesServed(&anypb.Any{TypeUrl: one.GetTypeUrl()}, one); ok || err == nil {
+		t.Errorf("no routes: %t %v", ok, err)
 	}
 }
