@@ -243,10 +243,12 @@ func (a *assembler) usesTokens(w workload) bool {
 		}
 	}
 	for _, p := range a.mesh.QuotaPolicies {
+		asks := slices.ContainsFunc(p.Match, func(m model.QuotaMatch) bool { return len(m.Claims) > 0 })
 		for _, l := range p.Limits {
-			if slices.ContainsFunc(l.Per, func(d model.Dimension) bool { return d.Kind == condition.Claims }) && a.selects(p.Namespace, p.Selector, w) {
-				return true
-			}
+			asks = asks || slices.ContainsFunc(l.Per, func(d model.Dimension) bool { return d.Kind == condition.Claims })
+		}
+		if asks && a.selects(p.Namespace, p.Selector, w) {
+			return true
 		}
 	}
 	return slices.ContainsFunc(a.mesh.VirtualServices, func(vs *model.VirtualService) bool { return routesByClaims(vs.Spec) })

@@ -41,6 +41,7 @@ func checkQuotaPolicy(c *checker) {
 	local := s.WhenUnavailable == whenLocal
 	c.policyMode(s.Selector, s.Mode, s.WhenUnavailable, whenLocal)
 	c.checkLayers(s)
+	c.checkTemplates(s)
 	if len(s.Limits) == 0 && s.Upper != model.QuotaExempt {
 		c.errorf("spec.limits", "a QuotaPolicy needs at least one limit")
 	}
@@ -76,6 +77,8 @@ func parseDimension(text string) (model.Dimension, string) {
 	switch {
 	case text == "":
 		return model.Dimension{}, "an empty entry: remove it"
+	case strings.HasPrefix(text, templateDimension):
+		return parseTemplate(text)
 	case name == "request.headers" || name == "request.auth.claims":
 		args := strings.Split(strings.TrimSuffix(rest, "]"), "][")
 		nested := name == "request.auth.claims"
@@ -87,7 +90,7 @@ func parseDimension(text string) (model.Dimension, string) {
 	}
 	for _, prefix := range []string{"source.", "request.", "destination.", "connection."} {
 		if strings.HasPrefix(text, prefix) {
-			known := append(plain, "request.headers[name]", "request.auth.claims[name]")
+			known := append(plain, "request.headers[name]", "request.auth.claims[name]", "request.path[/users/{id}]")
 			return model.Dimension{}, "unknown dimension " + strconv.Quote(shorten(text)) + didYouMean(text, known)
 		}
 	}

@@ -86,8 +86,9 @@ func (c *checker) checkAssigned(at string, limit *quotaLimit) {
 	}
 	for j, text := range limit.Per {
 		d, problem := parseDimension(text)
-		if problem == "" && !slices.Contains([]string{"source.principal", "source.namespace", "constant"}, d.Kind) {
-			c.errorf(index(at+".per", j), "a limit that proxies keep themselves (mode: assigned) tells callers apart by source.principal, source.namespace and constants: "+
+		plain := d.Template() != "" && len(d.TemplateNames()) == 0
+		if problem == "" && !plain && !slices.Contains([]string{"source.principal", "source.namespace", "constant"}, d.Kind) {
+			c.errorf(index(at+".per", j), "a limit that proxies keep themselves (mode: assigned) tells callers apart by source.principal, source.namespace, constants and templates of paths without names: "+
 				"what a caller may choose at will would fill the proxies' memory; write another mode")
 		}
 		if problem == "" && d.Kind == "constant" && strings.ContainsFunc(d.Arg, func(r rune) bool { return r < ' ' || r > '~' }) {

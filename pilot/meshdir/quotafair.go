@@ -54,6 +54,14 @@ func (c *checker) checkFair(at string, limit *quotaLimit, local bool) {
 	}
 }
 
+// fairBy is the dimension by which a limit is shared, if it is.
+func (l *quotaLimit) fairBy() string {
+	if l.Fair == nil {
+		return ""
+	}
+	return l.Fair.By
+}
+
 // value gives the sharing of a checked limit.
 func (q *quotaFair) value() *model.QuotaFair {
 	if q == nil {

@@ -28,11 +28,12 @@ const (
 )
 
 type quotaMatch struct {
-	Principals []string `json:"principals"`
-	Namespaces []string `json:"namespaces"`
-	Hosts      []string `json:"hosts"`
-	Methods    []string `json:"methods"`
-	Paths      []string `json:"paths"`
+	Principals []string    `json:"principals"`
+	Namespaces []string    `json:"namespaces"`
+	Hosts      []string    `json:"hosts"`
+	Methods    []string    `json:"methods"`
+	Paths      []string    `json:"paths"`
+	When       []quotaWhen `json:"when"`
 }
 
 // checkLayers checks what a policy says of requests and of other layers.
@@ -73,6 +74,10 @@ func (c *checker) checkQuotaMatch(at string, m *quotaMatch) {
 		for i, v := range list.values {
 			c.quotaValue(list.name, index(place, i), v)
 		}
+	}
+	for i := range m.When {
+		total++
+		c.checkQuotaWhen(index(at+".when", i), &m.When[i])
 	}
 	if total == 0 {
 		c.errorf(at, "is empty: it would fit every request; remove it, or name what it is about")
@@ -167,6 +172,11 @@ func (m *quotaMatch) textSize(trustDomains []string) int {
 	add(m.Hosts, 64, 4)
 	add(m.Methods, 32, 2)
 	add(m.Paths, 64, 4)
+	for _, w := range m.When {
+		value := 96 + 4*len(w.Key)
+		size += (maxClaimSteps + 4) * value
+		add(w.Values, value, 4)
+	}
 	return size
 }
 
@@ -174,7 +184,11 @@ func (m *quotaMatch) textSize(trustDomains []string) int {
 func (s *quotaSpec) matches() []model.QuotaMatch {
 	var out []model.QuotaMatch
 	for _, m := range s.Match {
-		out = append(out, model.QuotaMatch(m))
+		one := model.QuotaMatch{Principals: m.Principals, Namespaces: m.Namespaces, Hosts: m.Hosts, Methods: m.Methods, Paths: m.Paths}
+		for _, w := range m.When {
+			one.Claims = append(one.Claims, w.claim())
+		}
+		out = append(out, one)
 	}
 	return out
 }

@@ -416,6 +416,16 @@ const (
 // compare them, hosts with any port and in any case; an empty list fits all.
 type QuotaMatch struct {
 	Principals, Namespaces, Hosts, Methods, Paths []string
+	// Claims are of the verified token; each has to fit.
+	Claims []QuotaClaim
+}
+
+// QuotaClaim fits a token whose claim is one of Values, or a list that has one of them.
+type QuotaClaim struct {
+	// Name is the part in brackets of request.auth.claims[NAME]; nested claims as
+	// [a][b] give "a][b".
+	Name   string
+	Values []string
 }
 
 // QuotaLimit allows Requests per Every for each combination of the values of Per, or
@@ -481,7 +491,7 @@ const (
 )
 
 // Dimension is one entry of a quota limit's per: source.principal,
-// source.namespace, source.ip, request.method, request.path,
+// source.namespace, source.ip, request.method, request.path, request.path[TEMPLATE],
 // request.headers[NAME], request.auth.claims[NAME], destination.service, or a
 // constant.
 type Dimension struct {
@@ -490,7 +500,7 @@ type Dimension struct {
 	// Kind is Text without the part in brackets; "constant" for a constant.
 	Kind string
 	// Arg is the part in brackets: a header or claim name (nested claims as
-	// [a][b] give "a.b"), or the constant's text.
+	// [a][b] give "a.b"), the template of a path, or the constant's text.
 	Arg string
 }
 

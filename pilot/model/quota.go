@@ -29,4 +29,40 @@ func (l *QuotaLimit) Key() string {
 }
 
 // Callers says that the match depends on who calls.
-func (m *QuotaMatch) Callers() bool { return len(m.Principals)+len(m.Namespaces) > 0 }
+func (m *QuotaMatch) Callers() bool { return len(m.Principals)+len(m.Namespaces)+len(m.Claims) > 0 }
+
+// MaxTemplatePath is how long a path may be, in bytes, to fit the template of a
+// Dimension: proxies keep what they count by.
+const MaxTemplatePath = 2048
+
+// TemplateName is the name of a template's segment whose value tells requests apart:
+// "id" of "{id}", "" of any other segment.
+func TemplateName(segment string) string {
+	name, opened := strings.CutPrefix(segment, "{")
+	name, closed := strings.CutSuffix(name, "}")
+	if !opened || !closed || strings.Contains(name, "*") {
+		return ""
+	}
+	return name
+}
+
+// Template is the template of a path by which a dimension tells requests apart, "" if it
+// is another dimension. The value is what the named segments of the template hold, with
+// "/" between them, or the template itself without such segments.
+func (d Dimension) Template() string {
+	if d.Kind != "request.path" {
+		return ""
+	}
+	return d.Arg
+}
+
+// TemplateNames are the names of its template's segments.
+func (d Dimension) TemplateNames() []string {
+	var out []string
+	for segment := range strings.SplitSeq(d.Template(), "/") {
+		if name := TemplateName(segment); name != "" {
+			out = append(out, name)
+		}
+	}
+	return out
+}

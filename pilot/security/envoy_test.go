@@ -67,6 +67,8 @@ type inbound struct {
 	tcp    *TCP
 	// port is that of the listener "plain", for rules that name it; 0 is any.
 	port uint32
+	// alter changes the HTTP connection manager, nil does not.
+	alter func(*hcmv3.HttpConnectionManager, *routev3.Route)
 }
 
 // start runs Envoy with the listeners "plain" and "mtls" for each of the given
@@ -274,6 +276,9 @@ func (p *proxy) httpManager(in inbound) *listenerv3.Filter {
 	manager.HttpFilters = append(append(manager.HttpFilters, whole(in.http)...), &hcmv3.HttpFilter{
 		Name: "envoy.filters.http.router", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: envoy.Any(&routerv3.Router{})},
 	})
+	if in.alter != nil {
+		in.alter(manager, every)
+	}
 	return &listenerv3.Filter{Name: "hcm", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: envoy.Any(manager)}}
 }
 
@@ -323,6 +328,8 @@ type request struct {
 	identity string
 	// from is the address to call from, 127.0.0.1 if empty.
 	from string
+	// raw says that the path is sent as it stands.
+	raw bool
 }
 
 // answer is what came back.
@@ -345,9 +352,16 @@ func (p *proxy) do(name string, r request) answer {
 	if r.path == "" {
 		r.path = "/"
 	}
-	req, err := http.NewRequestWithContext(p.t.Context(), r.method, scheme+"://"+address+r.path, nil)
+	url := scheme + "://" + address
+	if !r.raw {
+		url += r.path
+	}
+	req, err := http.NewRequestWithContext(p.t.Context(), r.method, url, nil)
 	if err != nil {
 		p.t.Fatal(err)
+	}
+	if r.raw {
+		req.URL.Opaque = r.path
 	}
 	req.Host = r.host
 	if req.Host == "" {

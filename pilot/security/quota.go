@@ -54,7 +54,7 @@ func (c *Compiler) addQuota(b *httpBuilder, p *model.Proxy, port model.WorkloadP
 	}
 	limits, speaks := c.quotaLimits(s.quota)
 	var done quotaDone
-	done.addNames(b, speaks)
+	done.addNames(b, slices.Concat(speaks, c.keptValues(limits, c.serviceOf(p, port))))
 	if err := c.addAssigned(b, limits); err != nil {
 		return err
 	}
@@ -72,7 +72,7 @@ func (c *Compiler) addQuota(b *httpBuilder, p *model.Proxy, port model.WorkloadP
 		if limit.assigned() {
 			continue
 		}
-		caller, err := c.dimensions(p, port, limit.Per)
+		caller, err := c.dimensions(p, port, &limit)
 		if err != nil {
 			return fmt.Errorf("%s: limits[%d]: %w", limit.Policy.Ref, limit.Index, err)
 		}
@@ -162,10 +162,10 @@ func actions(limit quotaLimit, caller []*routev3.RateLimit_Action, done *quotaDo
 }
 
 // dimensions are the entries that tell callers apart.
-func (c *Compiler) dimensions(p *model.Proxy, port model.WorkloadPort, per []model.Dimension) ([]*routev3.RateLimit_Action, error) {
+func (c *Compiler) dimensions(p *model.Proxy, port model.WorkloadPort, limit *quotaLimit) ([]*routev3.RateLimit_Action, error) {
 	var out []*routev3.RateLimit_Action
-	for _, d := range per {
-		a, err := c.dimension(p, port, d)
+	for _, d := range limit.Per {
+		a, err := c.dimension(p, port, d, limit.kept(d))
 		if err != nil {
 			return nil, err
 		}
@@ -181,8 +181,18 @@ func constant(key, value string) *routev3.RateLimit_Action {
 }
 
 // dimension gives the entry for one dimension. The expressions always come to a
-// string that is not empty, since Envoy would leave the whole limit out otherwise.
-func (c *Compiler) dimension(p *model.Proxy, port model.WorkloadPort, d model.Dimension) (*routev3.RateLimit_Action, error) {
+// string that is not empty, since Envoy would leave the whole limit out otherwise. What
+// is kept is in the filter state.
+func (c *Compiler) dimension(p *model.Proxy, port model.WorkloadPort, d model.Dimension, kept bool) (*routev3.RateLimit_Action, error) {
+	if name := c.serviceOf(p, port); d.Kind == "destination.service" && name != "" {
+		return constant(d.Text, name), nil
+	}
+	if kept {
+		return expression(d, keptValue(d)), nil
+	}
+	if value := requestValue(d); value != "" {
+		return expression(d, value), nil
+	}
 	switch d.Kind {
 	case "constant":
 		return constant(d.Text, d.Arg), nil
@@ -197,20 +207,24 @@ func (c *Compiler) dimension(p *model.Proxy, port model.WorkloadPort, d model.Di
 		return expression(d, "filter_state['"+peerAddressKey+"']"), nil
 	case "request.method":
 		return expression(d, "request.method"), nil
-	case "request.path":
-		return expression(d, present("request.url_path")), nil
-	case "request.headers":
-		name := celString(strings.ToLower(d.Arg))
-		return expression(d, name+" in request.headers ? ("+present("request.headers["+name+"]")+") : '"+quotaNoValue+"'"), nil
 	case "request.auth.claims":
 		return expression(d, claimExpression(strings.Split(d.Arg, "."))), nil
-	case "destination.service":
-		if name := c.serviceOf(p, port); name != "" {
-			return constant(d.Text, name), nil
-		}
-		return expression(d, present("request.host")), nil
 	}
 	return nil, fmt.Errorf("per: unknown dimension %q", d.Text)
+}
+
+// requestValue is an expression for a dimension that a route may change, "" for others.
+func requestValue(d model.Dimension) string {
+	switch d.Kind {
+	case "request.path":
+		return present("request.url_path")
+	case "request.headers":
+		name := celString(strings.ToLower(d.Arg))
+		return name + " in request.headers ? (" + present("request.headers["+name+"]") + ") : '" + quotaNoValue + "'"
+	case "destination.service":
+		return present("request.host")
+	}
+	return ""
 }
 
 // peerSAN is the caller's SPIFFE ID in expressions.
@@ -230,15 +244,20 @@ func present(value string) string {
 	return value + " != '' ? " + value + " : '" + quotaNoValue + "'"
 }
 
-// claimExpression walks down the verified token, testing each step.
+// claimExpression is the value of a claim.
 func claimExpression(names []string) string {
-	at := "metadata.filter_metadata"
-	var tests []string
+	tests, value := claimSteps(names)
+	return strings.Join(tests, " && ") + " ? " + value + " : '" + quotaNoValue + "'"
+}
+
+// claimSteps walks down the verified token: tests for each step, and the value.
+func claimSteps(names []string) (tests []string, value string) {
+	value = "metadata.filter_metadata"
 	for _, name := range append([]string{jwtMetadata, jwtPayload}, names...) {
-		tests = append(tests, celString(name)+" in "+at)
-		at += "[" + celString(name) + "]"
+		tests = append(tests, celString(name)+" in "+value)
+		value += "[" + celString(name) + "]"
 	}
-	return strings.Join(tests, " && ") + " ? " + at + " : '" + quotaNoValue + "'"
+	return tests, value
 }
 
 // celString is a string literal of CEL.

@@ -112,6 +112,11 @@ func (c *Compiler) counter(limit quotaLimit) (string, error) {
 			name += literal(counterText(d.Arg))
 		case "source.principal", "source.namespace":
 			name += value(c.caller(d.Kind, counterCharacters))
+		case "request.path":
+			if d.Template() == "" || len(d.TemplateNames()) > 0 {
+				return "", fmt.Errorf("per: a proxy cannot keep limits by %q", d.Text)
+			}
+			name += value(celString(quotaKept+d.Text) + " in filter_state ? " + celString(counterText(d.Template())) + " : '" + quotaNoValue + "'")
 		default:
 			return "", fmt.Errorf("per: a proxy cannot keep limits by %q", d.Text)
 		}

@@ -38,15 +38,15 @@ type quotaDone struct {
 	limits  []*routev3.RateLimit
 	headers []string
 	holds   bool
-	// speaks are values of the filter state that conditions of limits ask for.
-	speaks []*setcommonv3.FilterStateValue
+	// values are those of the filter state that conditions and dimensions ask for.
+	values []*setcommonv3.FilterStateValue
 }
 
-// addNames adds the filter for the request's own name, and for which policies speak of
-// it, which comes before what asks for them. It does nothing where it is not enabled, as
+// addNames adds the filter for the request's own name, and for what limits ask about it,
+// which comes before what asks for them. It does nothing where it is not enabled, as
 // the others, which come after what asks ratelimit.
-func (q *quotaDone) addNames(b *httpBuilder, speaks []*setcommonv3.FilterStateValue) {
-	q.speaks = speaks
+func (q *quotaDone) addNames(b *httpBuilder, values []*setcommonv3.FilterStateValue) {
+	q.values = values
 	b.addGeneric(filterQuotaHold, &setfilterstatev3.Config{OnRequestHeaders: []*setcommonv3.FilterStateValue{holdName()}})
 }
 
@@ -110,7 +110,7 @@ func (q *quotaDone) cost(cost *model.QuotaCost) *routev3.RateLimit_HitsAddend {
 
 // enable enables the filters as far as they are needed.
 func (q *quotaDone) enable(b *httpBuilder) {
-	names := q.speaks
+	names := q.values
 	if q.holds {
 		names = append(names, holdName())
 	}

@@ -4,7 +4,6 @@ import (
 	"regexp"
 	"strings"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	setcommonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	exprv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/rate_limit_descriptors/expr/v3"
@@ -132,17 +131,7 @@ func (c *Compiler) speaksValue(pol *model.QuotaPolicy) *setcommonv3.FilterStateV
 	for i := range pol.Match {
 		matches = append(matches, "("+c.quotaMatch(&pol.Match[i])+")")
 	}
-	return &setcommonv3.FilterStateValue{
-		Key:         &setcommonv3.FilterStateValue_ObjectKey{ObjectKey: speaksKey(pol)},
-		FactoryKey:  "envoy.string",
-		SkipIfEmpty: true,
-		Value: &setcommonv3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
-			Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{
-				Specifier: &corev3.DataSource_InlineString{InlineString: formatted(strings.Join(matches, " || ") + " ? '1' : ''")},
-			}},
-			OmitEmptyValues: true,
-		}},
-	}
+	return keep(speaksKey(pol), strings.Join(matches, " || ")+" ? '1' : ''")
 }
 
 // formatted is the command of a format for an expression, in whose texts no sign can end
@@ -163,7 +152,7 @@ func (c *Compiler) quotaMatch(m *model.QuotaMatch) string {
 			all = append(all, "("+strings.Join(terms, " || ")+")")
 		}
 	}
-	if m.Callers() {
+	if len(m.Principals)+len(m.Namespaces) > 0 {
 		all = append(all, "connection.mtls")
 	}
 	add(m.Principals, c.celPrincipal)
@@ -177,7 +166,22 @@ func (c *Compiler) quotaMatch(m *model.QuotaMatch) string {
 	add(m.Hosts, func(v string) []string { return []string{"request.host.matches(" + celString(hostExpression(v)) + ")"} })
 	add(m.Methods, func(v string) []string { return []string{"request.method == " + celString(v)} })
 	add(m.Paths, func(v string) []string { return []string{celPath(v)} })
+	for _, claim := range m.Claims {
+		all = append(all, celClaim(claim))
+	}
 	return strings.Join(all, " && ")
+}
+
+// celClaim compares a claim of the verified token: a text, or a list of them. What else
+// it may be makes the expression fail, and the match does not fit.
+func celClaim(claim model.QuotaClaim) string {
+	tests, value := claimSteps(eval.ClaimNames(claim.Name))
+	var texts, has []string
+	for _, v := range claim.Values {
+		texts = append(texts, celString(v))
+		has = append(has, celString(v)+" in "+value)
+	}
+	return strings.Join(append(tests, "("+value+" in ["+strings.Join(texts, ", ")+"] || type("+value+") == list && ("+strings.Join(has, " || ")+"))"), " && ")
 }
 
 // celPrincipal compares the caller with a principal, once for each trust domain that is

@@ -202,13 +202,17 @@ func (l *layers) compare(a, b *model.QuotaPolicy) int {
 // Speaks says whether a QuotaPolicy speaks of a request.
 func Speaks(d Domains, pol *model.QuotaPolicy, r *Request) bool {
 	return len(pol.Match) == 0 || slices.ContainsFunc(pol.Match, func(m model.QuotaMatch) bool {
-		for _, c := range []Clause{
+		clauses := []Clause{
 			{Key: condition.Principal, Values: m.Principals},
 			{Key: condition.Namespace, Values: m.Namespaces},
 			{Key: AnyFormHostKey, Values: m.Hosts},
 			{Key: MethodKey, Values: m.Methods},
 			{Key: PathKey, Values: m.Paths},
-		} {
+		}
+		for _, claim := range m.Claims {
+			clauses = append(clauses, Clause{Key: condition.Claims + "[" + claim.Name + "]", Values: claim.Values})
+		}
+		for _, c := range clauses {
 			c.domains = &d
 			if len(c.Values) > 0 && !c.Holds(r) {
 				return false
