@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -101,7 +102,7 @@ func (e *celExpression) and() celRun {
 
 func (e *celExpression) relation() celRun {
 	left := e.unary()
-	for _, op := range []string{"==", "!=", "in "} {
+	for _, op := range []string{"==", "!=", "<=", "in "} {
 		if !e.take(op) {
 			continue
 		}
@@ -112,9 +113,15 @@ func (e *celExpression) relation() celRun {
 			if err := errors.Join(errX, errY); err != nil {
 				return nil, err
 			}
-			if op == "in " {
+			switch op {
+			case "in ":
+				if list, ok := y.([]any); ok {
+					return slices.Contains(list, x), nil
+				}
 				_, ok := y.(map[string]any)[x.(string)] //nolint:forcetypeassert // a test panics
 				return ok, nil
+			case "<=":
+				return x.(int) <= y.(int), nil //nolint:forcetypeassert // a test panics
 			}
 			return (x == y) == (op == "=="), nil
 		}
@@ -209,6 +216,8 @@ func method(name string, of celRun, args []celRun) celRun {
 		}
 		s, _ := target.(string)
 		switch name {
+		case "size":
+			return len(s), nil
 		case "startsWith":
 			return strings.HasPrefix(s, texts[0]), nil
 		case "endsWith":
@@ -220,7 +229,11 @@ func method(name string, of celRun, args []celRun) celRun {
 			if at == nil {
 				return nil, errCEL
 			}
-			return strings.ReplaceAll(texts[2], `\1`, at[1]), nil
+			out := texts[2]
+			for i, group := range at {
+				out = strings.ReplaceAll(out, `\`+strconv.Itoa(i), group)
+			}
+			return out, nil
 		}
 		return nil, fmt.Errorf("%w: no function %s", errSyntax, name)
 	}
@@ -239,11 +252,29 @@ func (e *celExpression) primary() celRun {
 		text := e.literal()
 		return func() (any, error) { return text, nil }
 	}
+	if e.take("[") {
+		return e.list()
+	}
+	if digits := celNumber.FindString(e.rest); digits != "" {
+		e.rest = e.rest[len(digits):]
+		n, err := strconv.Atoi(digits)
+		return func() (any, error) { return n, err }
+	}
 	name := celName.FindString(e.rest)
 	if name == "" {
 		return failing("nothing at %q", e.rest)
 	}
 	e.rest = e.rest[len(name):]
+	switch {
+	case name == "list":
+		return func() (any, error) { return name, nil }
+	case name == "type" && e.take("("):
+		of := e.choice()
+		if !e.take(")") {
+			return failing("want ) at %q", e.rest)
+		}
+		return typeName(of)
+	}
 	if name == "true" || name == "false" {
 		return func() (any, error) { return name == "true", nil }
 	}
@@ -252,6 +283,44 @@ func (e *celExpression) primary() celRun {
 		return failing("unknown name %s", name)
 	}
 	return func() (any, error) { return v, nil }
+}
+
+var celNumber = regexp.MustCompile(`^[0-9]+`)
+
+// list reads what is between brackets.
+func (e *celExpression) list() celRun {
+	var of []celRun
+	for !e.take("]") {
+		of = append(of, e.choice())
+		if e.take(","); e.rest == "" {
+			return failing("want ] at the end")
+		}
+	}
+	return func() (any, error) {
+		out := []any{}
+		for _, run := range of {
+			v, err := run()
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, v)
+		}
+		return out, nil
+	}
+}
+
+// typeName is the name of a type, as far as expressions ask for it.
+func typeName(of celRun) celRun {
+	return func() (any, error) {
+		v, err := of()
+		if err != nil {
+			return nil, err
+		}
+		if _, ok := v.([]any); ok {
+			return "list", nil
+		}
+		return "another", nil
+	}
 }
 
 // literal reads a text in single quotes.

@@ -210,7 +210,9 @@ func (l *life) dimension(d model.Dimension) string {
 	case "request.method":
 		value = l.r.Method
 	case "request.path":
-		value = l.r.Path
+		if value = l.r.Path; d.Template() != "" {
+			value, _ = eval.TemplateValue(d.Template(), l.r.Path)
+		}
 	case "request.headers":
 		value = strings.Join(l.r.Header(d.Arg), ",")
 	case "request.auth.claims":

@@ -66,6 +66,9 @@ func (g generator) quotaPolicy(i int) *model.QuotaPolicy {
 			g.either(5, &m.Hosts, new([]string), "shop", "*.example", "shop*", "*", "50%)%.example")
 			g.either(5, &m.Methods, new([]string), "GET", "POST")
 			g.either(4, &m.Paths, new([]string), "/a", "/a/*", "*.html", "/{*}/b", "/a/{**}", "*", "/it's")
+			if g.IntN(8) == 0 { // there are no tokens, which TestQuotaClaimsLive of package security has
+				m.Claims = []model.QuotaClaim{{Name: "a][b", Values: []string{"it's"}}}
+			}
 			if m.Callers() || len(m.Hosts)+len(m.Methods)+len(m.Paths) > 0 {
 				break
 			}
@@ -87,13 +90,16 @@ func (g generator) quotaLimit() model.QuotaLimit {
 		{Text: "source.principal", Kind: "source.principal"},
 		{Text: "50%&/a=b", Kind: "constant", Arg: "50%&/a=b"},
 		{Text: "source.namespace", Kind: "source.namespace"},
+		{Text: "request.path[/{*}/50%=/{**}]", Kind: "request.path", Arg: "/{*}/50%=/{**}"},
+		{Text: "request.path", Kind: "request.path"},
+		{Text: "request.path[/{id}/{b_2}]", Kind: "request.path", Arg: "/{id}/{b_2}"},
 		{Text: "request.method", Kind: "request.method"},
 		{Text: "request.headers[X-Who]", Kind: "request.headers", Arg: "X-Who"},
 		{Text: "destination.service", Kind: "destination.service"},
 	}
 	switch g.IntN(5) {
 	case 0:
-		l.Mode, dims = configpb.QuotaAssigned, dims[:3]
+		l.Mode, dims = configpb.QuotaAssigned, dims[:4]
 	case 1:
 		l.Algorithm = configpb.QuotaConcurrency
 	case 2:
@@ -112,7 +118,7 @@ func (g generator) quotaQuestion() Question {
 	q := Question{
 		From: pick(Outside, "app/x", "app/y", "spiffe://old/ns/app/sa/x", "other/z"), To: "shop.app.svc.cluster.local", Port: 80,
 		Host: pick("shop", "SHOP:80", "shop.", "a.example", "A.Example.:8", "none"), Method: pick("GET", "POST", "PUT"),
-		Path: pick("/", "/a", "/a/", "/a/b", "/a/b?x", "/x/b", "/b.html", "/it's"),
+		Path: pick("/", "/a", "/a/", "/a/b", "/a/b?x", "/x/b", "/b.html", "/it's", "/a;x/b%2Fc", "/a;x/b;y", "/x/50%=/y/z", "/a//b"),
 	}
 	if who := pick("", "alice", "a=b&c"); who != "" {
 		q.Headers = map[string]string{"x-who": who}
@@ -194,7 +200,7 @@ func documentedCounters(m *model.Mesh, q Question, told *Limits) []string {
 	rank := func(p *model.QuotaPolicy) int {
 		n := 0
 		for _, match := range p.Match {
-			if len(match.Principals)+len(match.Namespaces) > 0 {
+			if len(match.Principals)+len(match.Namespaces)+len(match.Claims) > 0 {
 				n = 3
 			}
 		}
@@ -255,7 +261,7 @@ func enforcedCounters(t *testing.T, http *security.HTTP, m *model.Mesh, q Questi
 	env := map[string]any{
 		"request":      map[string]any{"method": q.Method, "host": q.Host, "url_path": path, "headers": headers},
 		"connection":   map[string]any{"mtls": false},
-		"filter_state": state, "re": "re",
+		"filter_state": state, "re": "re", "metadata": map[string]any{"filter_metadata": map[string]any{}},
 	}
 	if from.principal != "" {
 		env["connection"] = map[string]any{"mtls": true, "uri_san_peer_certificate": "spiffe://" + from.principal}
@@ -304,6 +310,9 @@ func formatOf(t *testing.T, v *setcommonv3.FilterStateValue, env map[string]any)
 				t.Fatalf("format %q has no end", rest)
 			}
 			value, err := evalCEL(text, env)
+			if errors.Is(err, errCEL) && !errors.Is(err, errSyntax) {
+				value, err = "", nil
+			}
 			if err != nil {
 				t.Fatalf("%s: %v", text, err)
 			}
