@@ -37,9 +37,9 @@ func (g *Guard) apart(ctx context.Context, now time.Time, uses []limit.Use, outc
 		}
 	}
 	if len(near.uses) == 0 || len(far.uses) == 0 { // one has gone, or come back, just now
-		return g.alone(ctx, now, uses, outcomes)
+		return g.alone(ctx, now, uses, outcomes, nil)
 	}
-	if err := g.alone(ctx, now, far.uses, far.outcomes); err != nil {
+	if err := g.alone(ctx, now, far.uses, far.outcomes, nil); err != nil {
 		return err
 	}
 	far.tell(outcomes)
@@ -56,7 +56,7 @@ func (g *Guard) apart(ctx context.Context, now time.Time, uses []limit.Use, outc
 		return ctx.Err()
 	default:
 		g.failed(now, near.uses, err)
-		if err := g.alone(ctx, now, near.uses, near.outcomes); err != nil {
+		if err := g.alone(ctx, now, near.uses, near.outcomes, err); err != nil {
 			return err
 		}
 	}
@@ -75,7 +75,7 @@ func (g *Guard) giveBack(ctx context.Context, now time.Time, h *half, outcomes [
 	if len(back.uses) == 0 {
 		return nil
 	}
-	if err := g.alone(ctx, now, back.uses, back.outcomes); err != nil {
+	if err := g.alone(ctx, now, back.uses, back.outcomes, nil); err != nil {
 		return err
 	}
 	for k, of := range back.at {

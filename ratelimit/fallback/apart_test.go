@@ -59,6 +59,16 @@ func (d *divided) Decide(ctx context.Context, now time.Time, uses []limit.Use, o
 	return nil
 }
 
+func (d *divided) Tell(ctx context.Context, now time.Time, uses []limit.Use, ids []string) error {
+	for i := range uses {
+		node := d.Node(now, &uses[i])
+		if d.servers[node].Tell(ctx, now, uses[i:i+1], ids[i:i+1]) != nil {
+			return gone{node}
+		}
+	}
+	return nil
+}
+
 // TestOneServerAway: what the other one counts goes on being counted there, also along
 // with what is with the one that is away, and each is told what passed without it.
 func TestOneServerAway(t *testing.T) {
@@ -143,6 +153,13 @@ func (s *spoilt) Decide(ctx context.Context, now time.Time, uses []limit.Use, ou
 	return s.shared.Decide(ctx, now, uses, out)
 }
 
+func (s *spoilt) Tell(ctx context.Context, now time.Time, uses []limit.Use, ids []string) error {
+	if slices.ContainsFunc(uses, func(u limit.Use) bool { return u.Key == "bad" }) {
+		return errors.New("WRONGTYPE")
+	}
+	return s.shared.Tell(ctx, now, uses, ids)
+}
+
 // TestOneBadCounter: a counter that the store does not take keeps it from nothing else.
 func TestOneBadCounter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -181,52 +198,6 @@ func TestOneBadCounter(t *testing.T) {
 		sleep(10 * time.Second)
 		if n := store.count() - before; n > 0 {
 			t.Errorf("%d requests in ten idle seconds: what the store does not take is tried for ever", n)
-		}
-		cancel()
-		<-done
-	})
-}
-
-// late does what it is asked for the counter k, says that it did not, and does not answer
-// the probe after that.
-type late struct {
-	shared
-
-	busy bool
-}
-
-func (s *late) Decide(ctx context.Context, now time.Time, uses []limit.Use, out []limit.Outcome) error {
-	if err := s.shared.Decide(ctx, now, uses, out); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	told := slices.ContainsFunc(uses, func(u limit.Use) bool { return u.Key == "k" })
-	defer func() { s.busy = told }()
-	if told || s.busy {
-		return errors.New("too late")
-	}
-	return nil
-}
-
-// TestAlwaysTooLate: what a store does that is too late each time is not told to it for
-// ever.
-func TestAlwaysTooLate(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		store := &late{shared: shared{store: memory.New(0)}}
-		g := fallback.New(store, memory.New(0), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error)
-		go func() { done <- g.Run(ctx) }()
-		synctest.Wait()
-		u := limit.Use{Key: "k", Limit: storetest.Sliding(t, 1000, time.Hour), Hits: 1}
-		if err := g.Decide(ctx, time.Now(), []limit.Use{u}, make([]limit.Outcome, 1)); err != nil {
-			t.Fatal(err)
-		}
-		sleep(time.Minute)
-		u.Hits = 0
-		if used := 1000 - storeDecide(t, store.store, u).Remaining; used < 2 || used > 11 {
-			t.Errorf("one hit counts %d times, want at most 11", used)
 		}
 		cancel()
 		<-done

@@ -91,42 +91,53 @@ func (c *circuit) recover(ctx context.Context) error {
 	return nil
 }
 
-// settle tells the shared store what is owed to it. What it cannot be told stays
-// owed, for maxTries: it may have counted what it answered too late, and each time that
-// it is told counts once more. An error says that the store is away; that it does not
-// take a counter is none, for the others are told all the same.
+// settle tells the shared store what is owed to it. What it cannot be told stays owed, for
+// maxTries; as it is told by the same id each time, it counts once. An error says that the
+// store is away; that it does not take a counter is none, for the others are told all the
+// same.
 func (c *circuit) settle(ctx context.Context) error {
-	var bad []limit.Use
+	var bad []bill
+	defer func() { c.debts.spoil(bad) }()
 	for range c.debts.len()/atOnce + 1 { // more are made meanwhile
-		uses := c.debts.take(time.Now(), c.guard.local)
-		if len(uses) == 0 || c.pay(ctx, uses) == nil {
+		bills := c.debts.take(time.Now(), c.guard.local)
+		if c.pay(ctx, bills) == nil {
 			continue
 		}
-		for i := range uses { // which of them is it?
-			if c.pay(ctx, uses[i:i+1]) == nil {
+		for i := range bills { // which of them is it?
+			if c.pay(ctx, bills[i:i+1]) == nil {
 				continue
 			}
 			if err := c.probe(ctx); err != nil {
-				c.debts.spoil(append(bad, uses[i:]...))
+				bad = append(bad, bills[i:]...)
 				return err
 			}
-			bad = append(bad, uses[i])
+			bad = append(bad, bills[i])
 		}
 	}
-	c.debts.spoil(bad)
 	return nil
 }
 
 // pay tells some of what is owed.
-func (c *circuit) pay(ctx context.Context, uses []limit.Use) error {
+func (c *circuit) pay(ctx context.Context, bills []bill) error {
+	if len(bills) == 0 {
+		return nil
+	}
 	g := c.guard
-	if err := g.shared.Decide(ctx, time.Now(), uses, make([]limit.Outcome, len(uses))); err != nil {
+	var uses []limit.Use
+	var ids []string
+	for i := range bills {
+		for _, u := range bills[i].uses {
+			uses, ids = append(uses, u), append(ids, bills[i].id)
+		}
+	}
+	if err := g.shared.Tell(ctx, time.Now(), uses, ids); err != nil {
 		g.metrics.errors.Inc()
 		return err
 	}
 	for i := range uses {
 		g.metrics.charged.Add(float64(uses[i].Hits))
 	}
+	c.debts.paid(bills)
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package fallback
 
 import (
+	"crypto/rand"
 	"sync"
 	"time"
 
@@ -16,36 +17,107 @@ const (
 	// maxTries is how often a debt is told that the store does not take, or not in time,
 	// each time with others and then by itself.
 	maxTries = 5
+	// maxDoubts bounds what is remembered of answers that may still come, for one counter,
+	// and doubtful the counters: what there is more of may count twice.
+	maxDoubts = 64
+	doubtful  = 256
 )
 
 // debts are what was admitted without the shared store and is to be told to it.
 type debts struct {
 	mu  sync.Mutex
 	all map[debt]owing
-	// tried is how often the store did not take a debt.
-	tried map[debt]int
 }
 
-// owing is what is owed: a use, or with reset that and before it to forget the counter.
+// owing is what is owed for one counter: what is new, and before it what was told and may
+// have been done, for nobody heard.
 type owing struct {
-	limit.Use
-	reset bool
-	since time.Time
+	entry
+
+	told  entry
+	id    string // by which the store knows what it was told; empty if it was not
+	tries int    // how often it was told in vain
+	out   bool   // it is being told
 }
+
+// entry is a use, or with reset that and before it to forget the counter.
+type entry struct {
+	limit.Use
+	reset  bool
+	since  time.Time
+	doubts []doubt
+}
+
+// late is an error of a Shared that had not answered in time and may have done so since:
+// then it says what it did.
+type late interface {
+	Late() (outcomes []limit.Outcome, ok bool)
+}
+
+// doubt is about hits that are owed and may have been taken when the store was asked.
+type doubt struct {
+	answer late
+	at     int // the use's place in what was asked
+	hits   uint64
+}
+
+// clear takes out what the store is known to have taken by now.
+func (e *entry) clear() {
+	for _, d := range e.doubts {
+		if out, ok := d.answer.Late(); ok && d.at < len(out) {
+			e.Hits -= min(e.Hits, d.hits, out[d.at].Taken)
+		}
+	}
+	e.doubts = nil
+}
+
+func (e *entry) empty() bool { return e.Op == limit.Take && !e.reset }
 
 // over says that what is owed is of a past that nobody shall be told of any more: a
 // hold whose time is over, or a reset of what has left its window by itself. The
 // store may have been back all the time, but for one answer.
-func (o *owing) over(now time.Time) bool {
-	age := now.Sub(o.since)
-	if o.Op == limit.Charge && o.Hold != "" {
-		most := o.HeldFor()
-		if o.Limit.Algorithm() != limit.Concurrency {
+func (e *entry) over(now time.Time) bool {
+	age := now.Sub(e.since)
+	if e.Op == limit.Charge && e.Hold != "" {
+		most := e.HeldFor()
+		if e.Limit.Algorithm() != limit.Concurrency {
 			most *= 2 // it may be settled for as long again
 		}
 		return age > most
 	}
-	return o.reset && age > o.Limit.Window()
+	return e.reset && age > e.Limit.Window()
+}
+
+// uses are what is told of an entry: what of it still counts at now by the counters of
+// this process.
+func (e *entry) uses(now time.Time, counter string, local Local) (uses []limit.Use) {
+	u, reset := e.Use, e.reset
+	if e.empty() || u.Limit.CounterKey(u.Key, now) != counter {
+		return nil // its window is over
+	}
+	if e.over(now) {
+		if u.Hold != "" {
+			return nil
+		}
+		reset = false
+	}
+	if reset {
+		uses = append(uses, limit.Use{Key: u.Key, Limit: u.Limit, Op: limit.Reset})
+	}
+	if u.Op == limit.Charge && u.Hold == "" {
+		u.Hits = min(u.Hits, counts(&u, now, local))
+	}
+	if u.Op == limit.Settle || u.Op == limit.Charge && u.Hits > 0 {
+		uses = append(uses, u)
+	}
+	return uses
+}
+
+// bill is what the store is told of one counter, by an id.
+type bill struct {
+	debt debt
+	id   string
+	uses []limit.Use
 }
 
 // debt names what is owed for: a counter in one of its windows, and a hold.
@@ -55,6 +127,25 @@ type debt struct{ counter, hold string }
 func (d *debts) add(uses []limit.Use, outcomes []limit.Outcome) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.remember(uses, outcomes)
+}
+
+// addAsked is add of one use of a decision that the store was asked for first, the one at
+// that place; it may have done it.
+func (d *debts) addAsked(u limit.Use, out limit.Outcome, answer late, at int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.remember([]limit.Use{u}, []limit.Outcome{out})
+	key := debt{u.Limit.CounterKey(u.Key, out.At), u.Hold}
+	owed, ok := d.all[key]
+	plain := u.HeldFor() == 0 && (u.Op == limit.Take || u.Op == limit.Charge)
+	if ok && plain && out.Taken > 0 && len(owed.doubts) < maxDoubts && len(d.all) <= doubtful {
+		owed.doubts = append(owed.doubts, doubt{answer, at, out.Taken})
+		d.all[key] = owed
+	}
+}
+
+func (d *debts) remember(uses []limit.Use, outcomes []limit.Outcome) {
 	now := time.Now()
 	for i := range uses {
 		u, hits := &uses[i], outcomes[i].Taken
@@ -68,11 +159,13 @@ func (d *debts) add(uses []limit.Use, outcomes []limit.Outcome) {
 			}
 		case limit.Refund:
 			if owed, ok := d.all[key]; ok {
-				owed.Hits -= min(owed.Hits, hits)
+				given := min(owed.Hits, hits)
+				owed.Hits -= given
+				owed.told.Hits -= min(owed.told.Hits, hits-given) // if it was done already, that much is refused
 				d.all[key] = owed
 			}
 		case limit.Reset:
-			d.put(key, owing{Use: limit.Use{Key: u.Key, Limit: u.Limit}, reset: true, since: now})
+			d.put(key, entry{Use: limit.Use{Key: u.Key, Limit: u.Limit}, reset: true, since: now})
 		}
 	}
 }
@@ -81,9 +174,9 @@ func (d *debts) charge(key debt, u *limit.Use, hits uint64, now time.Time) {
 	if hits == 0 {
 		return
 	}
-	owed, ok := d.all[key]
-	if !ok {
-		owed = owing{Use: limit.Use{Key: u.Key, Limit: u.Limit, Hold: u.Hold, HoldFor: u.HoldFor}, since: now}
+	owed := d.all[key].entry
+	if owed.empty() {
+		owed = entry{Use: limit.Use{Key: u.Key, Limit: u.Limit, Hold: u.Hold, HoldFor: u.HoldFor}, since: now}
 	}
 	if owed.Op == limit.Take {
 		owed.Op = limit.Charge
@@ -93,13 +186,15 @@ func (d *debts) charge(key debt, u *limit.Use, hits uint64, now time.Time) {
 }
 
 // settle ends a hold: one that is owed becomes what it came to, one that the shared
-// store knows of is ended there.
+// store knows of, or may know of, is ended there.
 func (d *debts) settle(key debt, u *limit.Use, hits uint64, now time.Time) {
-	if owed, ok := d.all[key]; !ok || owed.Op != limit.Charge {
-		d.put(key, owing{Use: *u, since: now})
+	owed := d.all[key]
+	if owed.Op != limit.Charge {
+		d.put(key, entry{Use: *u, since: now})
 		return
 	}
-	delete(d.all, key)
+	owed.entry = entry{}
+	d.keep(key, owed)
 	plain := *u
 	plain.Hold, plain.HoldFor = "", 0
 	if u.Limit.Algorithm() != limit.Concurrency {
@@ -107,47 +202,82 @@ func (d *debts) settle(key debt, u *limit.Use, hits uint64, now time.Time) {
 	}
 }
 
-func (d *debts) put(key debt, o owing) {
+// put makes an entry what is new of a debt.
+func (d *debts) put(key debt, e entry) {
 	if d.all == nil {
 		d.all = make(map[debt]owing)
 	}
-	if _, ok := d.all[key]; ok || len(d.all) < maxDebts {
-		d.all[key] = o
+	owed, ok := d.all[key]
+	if ok || len(d.all) < maxDebts {
+		owed.entry = e
+		d.all[key] = owed
 	}
 }
 
-// take takes some debts out, of which what still counts at now by the counters of
-// this process is to be paid.
-func (d *debts) take(now time.Time, local Local) (uses []limit.Use) {
+// keep keeps a debt as long as something of it is owed.
+func (d *debts) keep(key debt, o owing) {
+	if o.empty() && o.told.empty() && !o.out {
+		delete(d.all, key)
+		return
+	}
+	d.all[key] = o
+}
+
+// take gives some of what is to be told that is not out already. Of each counter that is
+// what was told before, as often as it takes, and only then what is new: so nothing is
+// done twice, nor in another order.
+func (d *debts) take(now time.Time, local Local) (bills []bill) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for key, o := range d.all {
-		if len(uses) >= atOnce {
+		if len(bills) >= atOnce {
 			break
 		}
-		delete(d.all, key)
-		u := o.Use
-		if u.Limit.CounterKey(u.Key, now) != key.counter {
-			continue // its window is over
-		}
-		switch {
-		case !o.over(now):
-		case u.Hold != "":
+		if o.out {
 			continue
-		default:
-			o.reset = false
 		}
-		if o.reset {
-			uses = append(uses, limit.Use{Key: u.Key, Limit: u.Limit, Op: limit.Reset})
+		if o.told.empty() {
+			o.clear()
+			o.told, o.entry, o.id, o.tries = o.entry, entry{}, rand.Text(), 0
 		}
-		if u.Op == limit.Charge && u.Hold == "" {
-			u.Hits = min(u.Hits, counts(&u, now, local))
+		uses := o.told.uses(now, key.counter, local)
+		if len(uses) == 0 {
+			o.told = entry{} // it does not count any more
+			d.keep(key, o)
+			continue
 		}
-		if u.Hits > 0 || u.Op == limit.Settle {
-			uses = append(uses, u)
-		}
+		o.out = true
+		d.all[key] = o
+		bills = append(bills, bill{key, o.id, uses})
 	}
-	return uses
+	return bills
+}
+
+// paid ends what the store did.
+func (d *debts) paid(bills []bill) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i := range bills {
+		o := d.all[bills[i].debt]
+		o.told, o.out = entry{}, false
+		d.keep(bills[i].debt, o)
+	}
+}
+
+// spoil takes back what the store did not do, or did not say that it did: a counter that
+// somebody else has written over, an answer that was too late. After some tries nobody is
+// told of it any more.
+func (d *debts) spoil(bills []bill) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i := range bills {
+		o := d.all[bills[i].debt]
+		o.out = false
+		if o.tries++; o.tries >= maxTries {
+			o.told = entry{}
+		}
+		d.keep(bills[i].debt, o)
+	}
 }
 
 func (d *debts) len() int {
@@ -164,56 +294,4 @@ func counts(u *limit.Use, now time.Time, local Local) uint64 {
 	}
 	local.Peek(now, uses, out)
 	return uint64(u.Limit.Burst()) - min(uint64(u.Limit.Burst()), uint64(out[0].Remaining))
-}
-
-// again takes debts back that could not be paid.
-func (d *debts) again(uses []limit.Use) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	now := time.Now()
-	for i := range uses {
-		u := &uses[i]
-		key := debt{u.Limit.CounterKey(u.Key, now), u.Hold}
-		switch u.Op {
-		case limit.Charge:
-			d.charge(key, u, u.Hits, now)
-		case limit.Reset:
-			o, ok := d.all[key] // made after it
-			if !ok {
-				o = owing{Use: limit.Use{Key: u.Key, Limit: u.Limit}, since: now}
-			}
-			o.reset = true
-			d.put(key, o)
-		case limit.Take, limit.Settle, limit.Refund:
-			d.put(key, owing{Use: *u, since: now})
-		}
-	}
-}
-
-// spoil takes debts back that the store did not take, as of a counter that somebody
-// else has written over, or did not answer in time. After some tries nobody is told of
-// them any more. None says that it took all.
-func (d *debts) spoil(uses []limit.Use) {
-	if len(uses) == 0 {
-		d.mu.Lock()
-		d.tried = nil
-		d.mu.Unlock()
-	}
-	for i := range uses {
-		key := debt{uses[i].Limit.CounterKey(uses[i].Key, time.Now()), uses[i].Hold}
-		d.mu.Lock()
-		tries := d.tried[key] + 1
-		if tries < maxTries {
-			if d.tried == nil || len(d.tried) >= maxDebts { // most are of windows that are over
-				d.tried = make(map[debt]int)
-			}
-			d.tried[key] = tries
-		} else {
-			delete(d.tried, key)
-		}
-		d.mu.Unlock()
-		if tries < maxTries {
-			d.again(uses[i : i+1])
-		}
-	}
 }

@@ -12,9 +12,9 @@
 // When the shared store comes back it is told what was admitted meanwhile and still
 // counts, before it is asked again: so the replicas count as one from then on. It
 // counts as of that moment, up to a window longer than it had to. What the shared store
-// did too late to be waited for it is told as well, so that it counts twice, and at most
-// eleven times if it is as late each time that it is told: more is refused then, and
-// never more let pass.
+// did too late to be waited for it is told as well, unless it has answered by then, so that
+// it can count twice: more is refused then, and never more let pass. How often it is told, and how late it hears of it
+// each time, changes nothing: what is told has an id, and is done once.
 package fallback
 
 import (
@@ -36,11 +36,14 @@ import (
 // milliseconds, with an error if it could not decide.
 type Shared interface {
 	Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error
+	// Tell does what uses say that do not take, each once for all times that it is told by
+	// its id. Uses of one counter are done together. With an error some may be done.
+	Tell(ctx context.Context, now time.Time, uses []limit.Use, ids []string) error
 }
 
 // Local is a store in this process.
 type Local interface {
-	Shared
+	Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error
 	Peek(now time.Time, uses []limit.Use, outcomes []limit.Outcome) (refused bool)
 	Record(now time.Time, uses []limit.Use, outcomes []limit.Outcome)
 }
@@ -117,9 +120,10 @@ func (g *Guard) Decide(ctx context.Context, now time.Time, uses []limit.Use, out
 		return nil
 	}
 	far := g.far(now, uses)
+	var err error
 	switch {
 	case far == 0:
-		err := g.shared.Decide(ctx, now, uses, outcomes)
+		err = g.shared.Decide(ctx, now, uses, outcomes)
 		if err == nil {
 			g.succeeded(now, uses)
 			if over {
@@ -137,7 +141,7 @@ func (g *Guard) Decide(ctx context.Context, now time.Time, uses []limit.Use, out
 	case far < len(uses):
 		return g.apart(ctx, now, uses, outcomes)
 	}
-	return g.alone(ctx, now, uses, outcomes)
+	return g.alone(ctx, now, uses, outcomes, err)
 }
 
 // record notes in the counters of this process what the shared store decided.
@@ -147,14 +151,21 @@ func (g *Guard) record(now time.Time, uses []limit.Use, outcomes []limit.Outcome
 	}
 }
 
-// alone decides by the counters of this process.
-func (g *Guard) alone(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
+// alone decides by the counters of this process. The shared store was asked first if there
+// is an error of it.
+func (g *Guard) alone(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome, asked error) error {
 	g.metrics.local.Inc()
 	if err := g.local.Decide(ctx, now, uses, outcomes); err != nil {
 		return err
 	}
+	var answer late
+	asks := errors.As(asked, &answer)
 	for i := range uses {
-		g.circuit(now, &uses[i]).debts.add(uses[i:i+1], outcomes[i:i+1])
+		if debts := &g.circuit(now, &uses[i]).debts; asks {
+			debts.addAsked(uses[i], outcomes[i], answer, i)
+		} else {
+			debts.add(uses[i:i+1], outcomes[i:i+1])
+		}
 	}
 	return nil
 }

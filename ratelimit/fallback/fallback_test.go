@@ -38,6 +38,7 @@ type shared struct {
 	store *memory.Store
 	err   error
 	asked int
+	done  map[string]bool // ids of what it was told
 }
 
 func (s *shared) Decide(ctx context.Context, now time.Time, uses []limit.Use, out []limit.Outcome) error {
@@ -48,6 +49,30 @@ func (s *shared) Decide(ctx context.Context, now time.Time, uses []limit.Use, ou
 		return s.err
 	}
 	return s.store.Decide(ctx, now, uses, out)
+}
+
+// Tell does what it was not told before by the same ids.
+func (s *shared) Tell(ctx context.Context, now time.Time, uses []limit.Use, ids []string) error {
+	s.mu.Lock()
+	var fresh []limit.Use
+	for i, u := range uses {
+		if !s.done[ids[i]] {
+			fresh = append(fresh, u)
+		}
+	}
+	s.mu.Unlock()
+	if err := s.Decide(ctx, now, fresh, make([]limit.Outcome, len(fresh))); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.done == nil {
+		s.done = make(map[string]bool)
+	}
+	for _, id := range ids {
+		s.done[id] = true
+	}
+	return nil
 }
 
 func (s *shared) set(err error) {
@@ -289,6 +314,10 @@ func TestFlushedRedis(t *testing.T) {
 type clock struct {
 	store *memory.Store
 	off   time.Duration
+}
+
+func (c *clock) Tell(ctx context.Context, now time.Time, uses []limit.Use, _ []string) error {
+	return c.Decide(ctx, now, uses, make([]limit.Outcome, len(uses)))
 }
 
 func (c *clock) Decide(ctx context.Context, now time.Time, uses []limit.Use, out []limit.Outcome) error {

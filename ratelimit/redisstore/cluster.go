@@ -173,6 +173,8 @@ func (e *nodesError) Nodes() []int { return e.nodes }
 
 func (e *nodesError) Unwrap() error { return e.error }
 
+func (e *nodesError) add(node int, err error) { e.error, e.nodes = err, append(e.nodes, node) }
+
 // across decides uses of several slots, a script for each, all of them at once.
 func (s *Store) across(ctx context.Context, now time.Time, groups [][]int, uses []limit.Use, outcomes []limit.Outcome) error {
 	uses = slices.Clone(uses)
@@ -181,9 +183,7 @@ func (s *Store) across(ctx context.Context, now time.Time, groups [][]int, uses 
 	}
 	some := make([]limit.Use, 0, len(uses))
 	jobs, failed := make([]*job, len(groups)), nodesError{}
-	fail := func(k int, err error) {
-		failed.error, failed.nodes = err, append(failed.nodes, s.Node(now, &uses[groups[k][0]]))
-	}
+	fail := func(k int, err error) { failed.add(s.Node(now, &uses[groups[k][0]]), err) }
 	for k, group := range groups {
 		some = some[:0]
 		for _, i := range group {
@@ -200,7 +200,8 @@ func (s *Store) across(ctx context.Context, now time.Time, groups [][]int, uses 
 		if jobs[k] == nil {
 			continue
 		}
-		if err := s.finish(ctx, jobs[k], decided[:len(group)]); err != nil {
+		// All have been on their way for as long: servers that hang are waited for together.
+		if err := s.finish(ctx, jobs[k], s.patience(jobs[k]), decided[:len(group)]); err != nil {
 			fail(k, err)
 			continue
 		}

@@ -4,7 +4,8 @@
 --
 -- KEYS  one counter per use, then for each use with the flag h one of holds and one
 --       of their order, then for each that resets or gives back what was taken then
---       when the counter was reset, then for each with the flag p two of the demands
+--       when the counter was reset, then for each with the flag p two of the demands,
+--       then for each with the flag i its id
 -- ARGV  now in microseconds for what is counted by one clock, 0 for this server's;
 --       now in microseconds by the caller's clock; then for each use:
 --       the algorithm's code, requests, window in microseconds, hits, flags, and
@@ -14,6 +15,8 @@
 --         name, microseconds        if the flags have h: the hits are held, if there are microseconds
 --         name, weight              if the flags have p: a part of the use before it
 --         when, in microseconds     if the flags have R
+--         milliseconds              if the flags have i: it is done if its id is not known,
+--                                   which is known for so long then
 --       Other flags: o only observed; C charge, S settle, R refund, X reset instead of taking.
 -- Returns five numbers for each use: over (0 or 1), what is left, microseconds
 -- until a retry passes, microseconds until all is free, hits taken or given back;
@@ -497,6 +500,7 @@ do
         u.name, u.weight, u.whole = argument(), tonumber(argument()), uses[n]
       end
       if u.op == 'R' then u.when = tonumber(argument()) end
+      if string.find(u.flags, 'i', 1, true) then u.keep = argument() end
     end
     n = n + 1
     uses[n] = u
@@ -523,6 +527,12 @@ do
       uses[i].demands = {KEYS[k - 1], KEYS[k]}
     end
   end
+  for i = 1, n do
+    if uses[i].keep then
+      k = k + 1
+      uses[i].id = KEYS[k]
+    end
+  end
 end
 
 -- What of it fits. Nothing is written here but by what counts even if refused.
@@ -533,6 +543,13 @@ for _, u in ipairs(uses) do
     u.over, u.left, u.retry, u.reset, u.taken = algorithm.count(u.key, u)
   else
     later = true
+    if u.id then
+      u.done = redis.call('GET', u.id)
+      -- What cannot be counted is found before anything is written.
+      if algorithm.count and not tonumber(redis.call('GET', u.key) or '0') then
+        return redis.error_reply('ERR what ' .. u.key .. ' has is no number')
+      end
+    end
     if not algorithm.count then
       local c = counters[u.key]
       if not c then
@@ -613,7 +630,7 @@ end
 if later then
   for _, u in ipairs(uses) do
     if u.op ~= 'T' then
-      if not refused then u.taken = apply(u) end
+      if not refused and not u.done then u.taken = apply(u) end
     elseif u.c then
       if refused or u.over == 1 then u.taken = 0 else take(u, u.taken) end
     end
@@ -623,6 +640,9 @@ if later then
   end
   for _, h in pairs(holdings) do
     if h.dirty then save_holds(h) end
+  end
+  for _, u in ipairs(uses) do
+    if u.id and not refused and not u.done then redis.call('SET', u.id, '', 'PX', u.keep) end
   end
   for _, u in ipairs(uses) do -- once all of them are done
     if u.c then

@@ -125,6 +125,9 @@ func New(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(o.Cluster) > 0 {
+		client.AddHook(unrepeated{})
+	}
 	s := &Store{client: client, sha: redis.NewScript(source).Hash(), options: o, epoch: time.Now()}
 	for range nodes(&o) {
 		s.lanes = append(s.lanes, &lane{queue: make(chan *job, queueLength)})
@@ -161,19 +164,33 @@ func (s *Store) Decide(ctx context.Context, now time.Time, uses []limit.Use, out
 	if err != nil {
 		return err
 	}
-	return s.finish(ctx, j, outcomes)
+	err = s.finish(ctx, j, s.options.Timeout, outcomes)
+	if errors.Is(err, ErrTimeout) {
+		return &unanswered{job: j}
+	}
+	return err
 }
 
 // start puts a decision on its way to the server of its first use.
 func (s *Store) start(now time.Time, uses []limit.Use) (*job, error) {
+	return s.enqueue(s.job(now, uses))
+}
+
+// job makes one for a decision.
+func (s *Store) job(now time.Time, uses []limit.Use) *job {
 	j := s.jobs.Get().(*job) //nolint:forcetypeassert // see New
 	j.now = now
 	j.sent.Store(0)
+	j.ids, j.forget = nil, nil
 	j.uses = append(j.uses[:0], uses...) // the caller may go before the worker does
 	j.outcomes = append(j.outcomes[:0], make([]limit.Outcome, len(uses))...)
+	return j
+}
+
+func (s *Store) enqueue(j *job) (*job, error) {
 	j.lane, j.begin = s.lanes[0], s.elapsed()
-	if len(s.lanes) > 1 && len(uses) > 0 {
-		j.lane = s.lanes[s.Node(now, &uses[0])]
+	if len(s.lanes) > 1 && len(j.uses) > 0 {
+		j.lane = s.lanes[s.Node(j.now, &j.uses[0])]
 	}
 	select {
 	case j.lane.queue <- j:
@@ -183,12 +200,13 @@ func (s *Store) start(now time.Time, uses []limit.Use) (*job, error) {
 	}
 }
 
-// finish waits for a decision. The job is another's then.
-func (s *Store) finish(ctx context.Context, j *job, outcomes []limit.Outcome) error {
+// finish waits for a decision, for so long and then for what its patience still is. The
+// job is another's then.
+func (s *Store) finish(ctx context.Context, j *job, wait time.Duration, outcomes []limit.Outcome) error {
 	if j.timer == nil {
-		j.timer = time.NewTimer(s.options.Timeout)
+		j.timer = time.NewTimer(wait)
 	} else {
-		j.timer.Reset(s.options.Timeout)
+		j.timer.Reset(wait)
 	}
 	for {
 		select {
@@ -199,7 +217,7 @@ func (s *Store) finish(ctx context.Context, j *job, outcomes []limit.Outcome) er
 			return err
 		case <-j.timer.C:
 			left := s.patience(j)
-			if left <= 0 {
+			if left <= 0 && len(j.done) == 0 {
 				j.abandoned.Store(true)
 				return ErrTimeout
 			}
@@ -242,6 +260,8 @@ type job struct {
 	sent      atomic.Int64 // when, by Store.elapsed; 0 while it waits for a worker
 	script    *redis.Cmd   // on its way, or counts are
 	counts    []count
+	ids       []string // of uses that are told, see Tell
+	forget    []string // keys of ids: instead of a decision
 }
 
 func (s *Store) work(ctx context.Context, l *lane) error {
@@ -288,6 +308,10 @@ func (s *Store) send(ctx context.Context, l *lane, jobs []*job, last bool) (agai
 	}
 	pipe := s.client.Pipeline()
 	for _, j := range jobs {
+		if len(j.forget) > 0 {
+			pipe.Del(ctx, j.forget...)
+			continue
+		}
 		if j.countsOnly() {
 			j.count(ctx, pipe)
 			continue
@@ -304,6 +328,10 @@ func (s *Store) send(ctx context.Context, l *lane, jobs []*job, last bool) (agai
 		l.answered.Store(int64(s.elapsed()))
 	}
 	for _, j := range jobs {
+		if len(j.forget) > 0 {
+			j.done <- nil // nobody waits
+			continue
+		}
 		if j.script == nil {
 			j.done <- j.fillCounts(failed)
 			continue
@@ -336,7 +364,7 @@ func (s *Store) arguments(j *job) (keys []string, args []any) {
 		now = callers
 	}
 	args = append(args, now, callers)
-	var holds, resets, demands []string
+	var holds, resets, demands, ids []string
 	for i := range j.uses {
 		u := &j.uses[i]
 		keys = append(keys, u.Limit.CounterKey(u.Key, j.now))
@@ -344,6 +372,9 @@ func (s *Store) arguments(j *job) (keys []string, args []any) {
 		part := limit.Part(j.uses, i)
 		if part {
 			flags += "p"
+		}
+		if len(j.ids) > 0 {
+			flags += "i"
 		}
 		if u.Op == limit.Refund && !u.At.IsZero() && u.Limit.CounterKey(u.Key, u.At) != keys[i] {
 			hits = 0 // it was taken from another counter, which is over
@@ -370,11 +401,15 @@ func (s *Store) arguments(j *job) (keys []string, args []any) {
 			}
 			args = append(args, when)
 		}
+		if len(j.ids) > 0 {
+			args = append(args, remembered(u).Milliseconds())
+			ids = append(ids, idKey(keys[i], j.ids[i]))
+		}
 		if u.Op == limit.Reset || u.Op == limit.Refund && !u.At.IsZero() {
 			resets = append(resets, u.Key+":r")
 		}
 	}
-	return slices.Concat(keys, holds, resets, demands), args
+	return slices.Concat(keys, holds, resets, demands, ids), args
 }
 
 // opFlags are the flags of a use in decide.lua.

@@ -9,10 +9,8 @@ const slots = 16384
 // is something, else by all of it
 // (https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/).
 func slot(key string) uint16 {
-	if _, after, found := strings.Cut(key, "{"); found {
-		if tag, _, closed := strings.Cut(after, "}"); closed && tag != "" {
-			key = tag
-		}
+	if tag, ok := hashTag(key); ok {
+		key = tag
 	}
 	crc := uint16(0) // CRC-16/XMODEM
 	for i := range len(key) {
@@ -26,4 +24,12 @@ func slot(key string) uint16 {
 		}
 	}
 	return crc % slots
+}
+
+// hashTag is what stands in a key's first braces; ok is false if that is nothing.
+func hashTag(key string) (tag string, ok bool) {
+	if _, after, found := strings.Cut(key, "{"); found {
+		tag, _, ok = strings.Cut(after, "}")
+	}
+	return tag, ok && tag != ""
 }
