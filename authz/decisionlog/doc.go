@@ -15,9 +15,11 @@
 // [Log.Wait] waits instead, which is for reports whose sender can wait.
 //
 // A killed process loses no refusal: what its journal has that is in no batch becomes
-// one when it starts again, and so does what found no room when it was stopped. It loses
-// decisions that allowed: the batch that is being gathered, which is at most
+// one when it starts again, and so does what found no room when it was stopped. If the
+// spool is full then, journals wait beside it until it is not; together they are no larger
+// than it may be. The process loses decisions that allowed: the batch that is being gathered, which is at most
 // Options.Flush old, and what is in the queue. Each batch is synced with its folder
 // before it counts, the journal is not, so a machine that loses power loses refusals of
-// that age too. A batch that is damaged is left out and counted.
+// that age too. A batch that is damaged is left out and counted; one that cannot be read is
+// left to the next process; one that a sink finds too large (413) is sent in parts.
 package decisionlog

@@ -91,7 +91,7 @@ func (h *HTTP) Send(ctx context.Context, b Batch) error {
 	}
 	err = errors.New("the answer is " + resp.Status)
 	if slices.Contains([]int{http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity}, resp.StatusCode) {
-		return &RefusedError{err}
+		return &RefusedError{Err: err, TooLarge: resp.StatusCode == http.StatusRequestEntityTooLarge}
 	}
 	if s, convErr := strconv.Atoi(resp.Header.Get("Retry-After")); convErr == nil && s > 0 {
 		return waitError{err, min(time.Duration(min(s, 3600))*time.Second, maxRetry)}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // TestJournalRecords: what is no record is left out and counted, but for the end that
@@ -41,6 +43,27 @@ func TestJournalRecords(t *testing.T) {
 	if _, err := journalRecords(strings.NewReader("{}\n"), func([]byte) error { return full }); !errors.Is(err, full) {
 		t.Errorf("the error of who takes records is %v", err)
 	}
+}
+
+// TestTeller: the first is told at once, those that follow once a minute, together.
+func TestTeller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l teller
+		for i := range 600 {
+			n, now := l.tell()
+			want := int64(0)
+			switch {
+			case i == 0:
+				want = 1
+			case i%60 == 0:
+				want = 60
+			}
+			if n != want || now != (want > 0) {
+				t.Fatalf("number %d: %d are told of, want %d", i, n, want)
+			}
+			time.Sleep(time.Second) //nolint:forbidigo // of a synctest bubble
+		}
+	})
 }
 
 // FuzzJournal: whatever is in a journal, a batch of it is a JSON array of objects.

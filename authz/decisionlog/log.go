@@ -4,6 +4,7 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"math/rand/v2"
@@ -29,6 +30,12 @@ const (
 	minRetry = time.Second
 	maxRetry = 30 * time.Second
 )
+
+// maxUnread is how often a batch in a row may not be readable before it is set aside.
+const maxUnread = 3
+
+// errUnread says that a batch is there and cannot be read.
+var errUnread = errors.New("a batch cannot be read")
 
 // lastTry bounds how long a log that stops goes on sending.
 const lastTry = 2 * time.Second
@@ -59,6 +66,9 @@ type Log struct {
 	spool *spool.Spool
 	// journal is nil if the spool is in memory.
 	journal *spool.Journal
+	// left is Open's, and then one goroutine's of Run.
+	left    leftovers
+	lost    teller
 	metrics *metrics
 	queue   chan entry
 	pending chan packed
@@ -77,8 +87,8 @@ func Open(o Options) (*Log, error) {
 		queue: make(chan entry, queueRecords), pending: make(chan packed, pendingBatches),
 		stored: make(chan struct{}, 1), taken: make(chan struct{}, 1),
 	}
-	if err := l.recover(); err != nil { // such as a full disk, which must not keep anybody from deciding
-		l.o.Log.ErrorContext(context.Background(), "refusals of an earlier process stay in its journal until the next start", slog.Any("error", err))
+	if err := l.findLeft(); err != nil { // such as a full disk, which must not keep anybody from deciding
+		l.o.Log.WarnContext(context.Background(), "refusals of an earlier process stay in its journal until there is room", slog.Int("journals", len(l.left.files)), slog.Any("error", err))
 	}
 	l.journal = s.Journal(l.unwritten())
 	l.metrics.spooled.Set(float64(s.Bytes()))
@@ -98,7 +108,7 @@ func (l *Log) Add(r *Record) {
 		room /= 2
 	}
 	if len(l.queue) >= room {
-		l.metrics.drop(class, 1, reasonQueue)
+		l.noRoom(class)
 		return
 	}
 	e := l.entry(class, r)
@@ -120,7 +130,7 @@ func (l *Log) Wait(ctx context.Context, r *Record) error {
 	for len(l.queue) >= queueRecords*3/4 {
 		select {
 		case <-ctx.Done():
-			l.metrics.drop(class, 1, reasonQueue)
+			l.noRoom(class)
 			return ctx.Err()
 		case <-time.After(10 * time.Millisecond):
 		}
@@ -154,6 +164,7 @@ func (l *Log) Run(ctx context.Context) error {
 		func(ctx context.Context) error { l.gather(ctx); return nil },
 		func(ctx context.Context) error { l.store(ctx); return nil },
 		func(ctx context.Context) error { l.ship(ctx); return nil },
+		func(ctx context.Context) error { l.takeLeftLater(ctx); <-ctx.Done(); return nil },
 	)
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastTry)
 	defer cancel()
@@ -236,10 +247,7 @@ func (l *Log) store(ctx context.Context) {
 	for p := range l.pending {
 		for {
 			evicted, err := l.spool.Put(p.class, p.records, p.data)
-			for _, b := range evicted {
-				l.metrics.drop(b.Class, b.Records, reasonSpool)
-			}
-			l.metrics.spooled.Set(float64(l.spool.Bytes()))
+			l.evicted(evicted)
 			if err == nil {
 				told = false
 				poke(l.stored)
@@ -267,6 +275,14 @@ func (l *Log) store(ctx context.Context) {
 	}
 }
 
+// evicted counts what made room.
+func (l *Log) evicted(batches []spool.Batch) {
+	for _, b := range batches {
+		l.metrics.drop(b.Class, b.Records, reasonSpool)
+	}
+	l.metrics.spooled.Set(float64(l.spool.Bytes()))
+}
+
 func poke(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -276,7 +292,7 @@ func poke(c chan struct{}) {
 
 // ship sends what is in the spool until ctx ends.
 func (l *Log) ship(ctx context.Context) {
-	wait := minRetry
+	wait, unread := minRetry, 0
 	for ctx.Err() == nil {
 		b, ok := l.spool.Next()
 		if !ok {
@@ -289,18 +305,25 @@ func (l *Log) ship(ctx context.Context) {
 		}
 		err := l.send(ctx, b)
 		if err == nil {
-			wait = minRetry
+			wait, unread = minRetry, 0
 			continue
 		}
 		if ctx.Err() != nil {
 			return
+		}
+		if errors.Is(err, errUnread) {
+			if unread++; unread == maxUnread { // it holds up all others
+				l.setAside(ctx, b, err)
+				unread = 0
+				continue
+			}
 		}
 		pause := wait/2 + rand.N(wait)
 		var asked waitError
 		if errors.As(err, &asked) {
 			pause = max(pause, asked.wait)
 		}
-		l.o.Log.WarnContext(ctx, "the sink of the decision log does not take records; they are kept", slog.Any("error", err), slog.Duration("retry_in", pause))
+		l.o.Log.WarnContext(ctx, "records of the decision log are not taken; they are kept", slog.Any("error", err), slog.Duration("retry_in", pause))
 		wait = min(2*wait, maxRetry)
 		select {
 		case <-ctx.Done():
@@ -326,18 +349,26 @@ func (l *Log) send(ctx context.Context, b spool.Batch) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return l.spool.Remove(b) // it made room meanwhile
 	}
-	if err == nil {
-		var text []byte
-		if text, err = lines(data); err != nil {
-			l.forget(ctx, b, reasonDamaged, err)
-			return nil
-		}
-		err = l.o.Sink.Send(ctx, Batch{Packed: data, Lines: text})
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUnread, err)
 	}
-	var refused *RefusedError
-	if errors.As(err, &refused) {
+	text, err := lines(data)
+	if err != nil {
+		l.forget(ctx, b, b.Records, reasonDamaged, err)
+		return nil
+	}
+	err = l.o.Sink.Send(ctx, Batch{Packed: data, Lines: text})
+	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
 		l.metrics.batches.WithLabelValues("refused").Inc()
-		l.forget(ctx, b, reasonRefused, err)
+		lost := b.Records
+		if refused.TooLarge {
+			if lost, err = l.sendParts(ctx, text); err != nil {
+				l.metrics.batches.WithLabelValues("error").Inc()
+				return err
+			}
+			err = refused
+		}
+		l.forget(ctx, b, lost, reasonRefused, err)
 		return nil
 	}
 	if err != nil {
@@ -348,9 +379,12 @@ func (l *Log) send(ctx context.Context, b spool.Batch) error {
 	return l.gone(b)
 }
 
-func (l *Log) forget(ctx context.Context, b spool.Batch, reason string, err error) {
-	l.metrics.drop(b.Class, b.Records, reason)
-	l.o.Log.ErrorContext(ctx, "a batch of the decision log is lost", slog.Int("records", b.Records), slog.String("reason", reason), slog.Any("error", err))
+// forget removes a batch of which so many records are lost.
+func (l *Log) forget(ctx context.Context, b spool.Batch, lost int, reason string, err error) {
+	if lost > 0 {
+		l.metrics.drop(b.Class, lost, reason)
+		l.o.Log.ErrorContext(ctx, "records of the decision log are lost", slog.String("kind", kinds[min(b.Class, classAllow)]), slog.Int("records", lost), slog.String("reason", reason), slog.Any("error", err))
+	}
 	if err := l.gone(b); err != nil {
 		l.o.Log.ErrorContext(ctx, "the decision log cannot remove a batch", slog.Any("error", err))
 	}

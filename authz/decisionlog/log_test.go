@@ -327,6 +327,147 @@ func TestSinkThatNeverTakes(t *testing.T) {
 	})
 }
 
+// tight is a sink that takes so many records at once, and never some of them.
+type tight struct {
+	sink
+
+	most  int
+	never string
+}
+
+func (s *tight) Send(ctx context.Context, b decisionlog.Batch) error {
+	if bytes.Count(b.Lines, []byte("\n")) > s.most || bytes.Contains(b.Lines, []byte(s.never)) {
+		return &decisionlog.RefusedError{Err: errors.New("too large"), TooLarge: true}
+	}
+	return s.sink.Send(ctx, b)
+}
+
+// TestTooLarge: what a sink finds too large comes in parts, and what it finds too large
+// by itself is counted.
+func TestTooLarge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &tight{sink: sink{got: map[string]int{}}, most: 7, never: `"r13"`}
+		f := open(t, decisionlog.Options{Sink: s})
+		for i := range 100 {
+			f.Add(refusal(i))
+		}
+		pass(3 * time.Second)
+		f.Add(refusal(13)) // alone
+		f.stop()
+		if got, lost := s.count(t, "r"), f.dropped(t, "refusal"); got != 99 || lost != 2 {
+			t.Errorf("%d arrived, %d were dropped, want 99 and 2", got, lost)
+		}
+	})
+}
+
+// TestUnreadableBatch: a batch that cannot be read holds up the others for some seconds
+// only, and is left to the next process.
+func TestUnreadableBatch(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	synctest.Test(t, func(t *testing.T) {
+		f := open(t, decisionlog.Options{Spool: dir, RefusalWait: time.Minute})
+		f.sink.set(errors.New("away"))
+		f.Add(refusal(0))
+		pass(3 * time.Second)
+		batches, err := filepath.Glob(filepath.Join(dir, "0-*"))
+		if err != nil || len(batches) != 1 {
+			t.Fatalf("in the spool: %q %v", batches, err)
+		}
+		kept := filepath.Join(filepath.Dir(dir), "kept")
+		if err := errors.Join(os.Rename(batches[0], kept), os.Mkdir(batches[0], 0o700)); err != nil { // a folder cannot be read
+			t.Fatal(err)
+		}
+		f.Add(refusal(1))
+		f.sink.set(nil)
+		pass(2 * time.Minute)
+		f.stop()
+		if got, lost := f.sink.count(t, "r"), f.dropped(t, "refusal"); got != 1 || lost != 1 {
+			t.Errorf("%d arrived and %d are counted, want 1 and 1", got, lost)
+		}
+		if err := errors.Join(os.Remove(batches[0]), os.Rename(kept, batches[0])); err != nil {
+			t.Fatal(err)
+		}
+		next := open(t, decisionlog.Options{Spool: dir})
+		next.stop()
+		if got := next.sink.count(t, "r"); got != 1 {
+			t.Errorf("%d arrived of the next process, want 1", got)
+		}
+	})
+}
+
+// TestLeftWaitsForRoom: refusals that an earlier process left while the spool was full
+// wait in their journals until it is not, and none is dropped.
+func TestLeftWaitsForRoom(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	synctest.Test(t, func(t *testing.T) {
+		const n = 20
+		away := errors.New("away")
+		first := open(t, decisionlog.Options{Spool: dir, SpoolBytes: 1, Flush: time.Millisecond, RefusalWait: time.Minute})
+		first.sink.set(away)
+		for i := range n {
+			first.Add(refusal(i))
+			pass(10 * time.Millisecond) // one batch finds room, the others none
+		}
+		first.stop()
+		f := open(t, decisionlog.Options{Spool: dir, SpoolBytes: 1, RefusalWait: time.Minute})
+		f.sink.set(away)
+		f.Add(refusal(n))
+		pass(time.Hour)
+		if left, err := filepath.Glob(filepath.Join(dir, "journal-*")); err != nil || len(left) < 2 {
+			t.Errorf("waiting: %q %v", left, err)
+		}
+		f.sink.set(nil)
+		pass(time.Hour)
+		f.stop()
+		f.sink.mu.Lock()
+		defer f.sink.mu.Unlock()
+		if got, lost := len(f.sink.got), first.dropped(t, "refusal")+f.dropped(t, "refusal"); got != n+1 || lost != 0 {
+			t.Errorf("%d refusals of %d arrived, %d were dropped", got, n+1, lost)
+		}
+		if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+			t.Errorf("%d files are left, %v", len(entries), err)
+		}
+	})
+}
+
+// TestLeftIsBounded: what waits beside a full spool is no larger than it, and what is
+// dropped of it is counted; with room everything is taken, each record once.
+func TestLeftIsBounded(t *testing.T) {
+	const journals, each = 4, 2000 // some 600 KiB each: one is in the spool at once, and the least bound lets one wait
+	for name, c := range map[string]struct {
+		spool int64
+		lost  int
+	}{"full": {1, (journals - 1) * each}, "room": {64 << 20, 0}} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "spool")
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			for i := range journals {
+				var text bytes.Buffer
+				for j := range each {
+					line, err := json.Marshal(refusal(i*each + j))
+					if err != nil {
+						t.Fatal(err)
+					}
+					text.Write(append(line, '\n'))
+				}
+				if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("journal-%016d.jsonl", i+1)), text.Bytes(), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			synctest.Test(t, func(t *testing.T) {
+				f := open(t, decisionlog.Options{Spool: dir, SpoolBytes: c.spool})
+				pass(time.Minute)
+				f.stop()
+				if got, lost := f.sink.count(t, "r"), f.dropped(t, "refusal"); lost != c.lost || got != journals*each-lost {
+					t.Errorf("%d arrived and %d were dropped, want %d dropped of %d", got, lost, c.lost, journals*each)
+				}
+			})
+		})
+	}
+}
+
 // TestRecordsAreBounded: what a caller sends does not make a record large.
 func TestRecordsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -336,6 +477,8 @@ func TestRecordsAreBounded(t *testing.T) {
 		r.Inputs = map[string]string{}
 		for i := range 1000 {
 			r.Inputs[strconv.Itoa(i)] = huge
+			r.Policies = append(r.Policies, "RegoPolicy default/"+strconv.Itoa(i))
+			r.Observed = append(r.Observed, decisionlog.Observation{Rule: "RegoPolicy default/" + strconv.Itoa(i)})
 		}
 		size := 0
 		l, err := decisionlog.Open(decisionlog.Options{
@@ -504,20 +647,23 @@ func TestJournalThatCannotBeTaken(t *testing.T) {
 	if err := os.WriteFile(journal, append(line, '\n'), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f := open(t, decisionlog.Options{Spool: dir, RefusalWait: time.Minute})
-	f.Add(refusal(1))
-	f.stop()
-	if got := f.sink.count(t, "r"); got != 1 {
-		t.Errorf("%d refusals arrived, want the new one", got)
-	}
-	if err := os.Remove(inItsPlace); err != nil {
-		t.Fatal(err)
-	}
-	next := open(t, decisionlog.Options{Spool: dir})
-	next.stop()
-	if got := next.sink.count(t, "r"); got != 1 {
-		t.Errorf("%d refusals arrived, want the one that was left", got)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f := open(t, decisionlog.Options{Spool: dir, RefusalWait: time.Minute})
+		f.Add(refusal(1))
+		f.stop()
+		if got := f.sink.count(t, "r"); got != 1 {
+			t.Errorf("%d refusals arrived, want the new one", got)
+		}
+		next := open(t, decisionlog.Options{Spool: dir})
+		if err := os.Remove(inItsPlace); err != nil {
+			t.Error(err)
+		}
+		pass(2 * time.Second)
+		next.stop()
+		if got := next.sink.count(t, "r"); got != 1 {
+			t.Errorf("%d refusals arrived, want the one that was left", got)
+		}
+	})
 	if _, err := os.Stat(journal); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the journal: %v", err)
 	}

@@ -95,6 +95,8 @@ const (
 	maxShort  = 128
 	maxInput  = 256
 	maxInputs = 32
+	// maxNames bounds the policies and the observations of a record, in number.
+	maxNames = 64
 )
 
 // bound cuts what is too long.
@@ -108,9 +110,12 @@ func (r *Record) bound() {
 	for _, s := range []*string{&r.From, &r.To, &r.Proxy, &r.Host} {
 		*s = Clip(*s, 2*maxShort)
 	}
+	r.Observed = r.Observed[:min(len(r.Observed), maxNames)]
 	for i := range r.Observed {
-		r.Observed[i].Reason = Clip(r.Observed[i].Reason, maxText)
+		o := &r.Observed[i]
+		o.Rule, o.Reason = Clip(o.Rule, maxText), Clip(o.Reason, maxText)
 	}
+	r.Policies = r.Policies[:min(len(r.Policies), maxNames)]
 	n := 0
 	for k, v := range r.Inputs {
 		if n++; n > maxInputs || len(k) > maxShort {

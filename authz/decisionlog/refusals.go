@@ -1,14 +1,9 @@
 package decisionlog
 
 import (
-	"bufio"
-	"bytes"
-	"compress/gzip"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -79,7 +74,7 @@ func (l *Log) written(e entry) {
 
 // gaveUp is for an entry that found no room in the queue.
 func (l *Log) gaveUp(e entry) {
-	l.metrics.drop(e.class, 1, reasonQueue)
+	l.noRoom(e.class)
 	if e.written != nil {
 		l.journal.Release([]*spool.Written{e.written})
 	}
@@ -128,87 +123,37 @@ func (l *Log) runJournal(ctx context.Context) (stop func()) {
 	}
 }
 
-// unwritten tells once of a journal that cannot be written, until it is told again.
+// noRoom counts a record that the queue does not take, and says so if it is a refusal.
+func (l *Log) noRoom(class int) {
+	l.metrics.drop(class, 1, reasonQueue)
+	if class == classRefusal {
+		if n, now := l.lost.tell(); now {
+			l.o.Log.ErrorContext(context.Background(), "refusals are not in the decision log: more come than the disk takes, or the spool is full of them", slog.Int64("refusals", n))
+		}
+	}
+}
+
+// teller counts what happens and has it told once a minute.
+type teller struct {
+	n, last atomic.Int64 // last in seconds
+}
+
+// tell counts one, and gives how many there were since it was told, if it is time to.
+func (t *teller) tell() (n int64, now bool) {
+	t.n.Add(1)
+	at := time.Now().Unix()
+	if was := t.last.Load(); at-was < 60 || !t.last.CompareAndSwap(was, at) {
+		return 0, false
+	}
+	return t.n.Swap(0), true
+}
+
+// unwritten tells of a journal that cannot be written.
 func (l *Log) unwritten() func(error) {
-	var last atomic.Int64 // seconds
+	var late teller
 	return func(err error) {
-		now := time.Now().Unix()
-		if was := last.Load(); now-was < 60 || !last.CompareAndSwap(was, now) {
-			return
-		}
-		l.o.Log.ErrorContext(context.Background(), "refusals of the last moment would be lost with this process", slog.Any("error", err))
-	}
-}
-
-// maxLine bounds a line of a journal, in bytes; a record has less, however it is
-// escaped.
-const maxLine = 1 << 20
-
-// recover puts what earlier processes left in their journals into batches. What is in
-// a batch already is sent twice.
-func (l *Log) recover() error {
-	z, _ := gzip.NewWriterLevel(nil, gzip.BestSpeed) // the level is one
-	return l.spool.Left(func(r io.Reader) error {
-		var b batch
-		keep := func() error {
-			if b.records == 0 {
-				return nil
-			}
-			n := b.records
-			p, err := b.pack(classRefusal, z)
-			if err != nil {
-				return err
-			}
-			evicted, err := l.spool.Put(p.class, p.records, p.data)
-			for _, b := range evicted {
-				l.metrics.drop(b.Class, b.Records, reasonSpool)
-			}
-			if errors.Is(err, spool.ErrFull) { // the oldest stay
-				l.metrics.drop(classRefusal, n, reasonSpool)
-				return nil
-			}
-			return err
-		}
-		damaged, err := journalRecords(r, func(text []byte) error {
-			b.add(text, nil)
-			if b.text.Len() < batchBytes {
-				return nil
-			}
-			return keep()
-		})
-		if err == nil {
-			err = keep()
-		}
-		if damaged > 0 {
-			l.metrics.drop(classRefusal, damaged, reasonDamaged)
-			l.o.Log.ErrorContext(context.Background(), "lines of the journal of refusals are damaged", slog.Int("lines", damaged))
-		}
-		return err
-	})
-}
-
-// journalRecords gives add each record of a journal, and how many lines were none. A
-// last line without an end is one whose answer never left, and no damage.
-func journalRecords(r io.Reader, add func(text []byte) error) (damaged int, err error) {
-	lines := bufio.NewReaderSize(r, maxLine)
-	for last := false; !last; {
-		line, err := lines.ReadSlice('\n')
-		for errors.Is(err, bufio.ErrBufferFull) {
-			line = []byte("too long")
-			_, err = lines.ReadSlice('\n')
-		}
-		if last = errors.Is(err, io.EOF); err != nil && !last {
-			return damaged, err
-		}
-		switch text := bytes.TrimSpace(line); {
-		case len(text) == 0:
-		case text[0] == '{' && json.Valid(text):
-			if err := add(text); err != nil {
-				return damaged, err
-			}
-		case !last:
-			damaged++
+		if _, now := late.tell(); now {
+			l.o.Log.ErrorContext(context.Background(), "refusals of the last moment would be lost with this process", slog.Any("error", err))
 		}
 	}
-	return damaged, nil
 }

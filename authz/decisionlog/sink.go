@@ -26,7 +26,11 @@ type Sink interface {
 }
 
 // RefusedError says that a sink will never take a batch.
-type RefusedError struct{ Err error }
+type RefusedError struct {
+	Err error
+	// TooLarge says that it may take parts of it.
+	TooLarge bool
+}
 
 func (e *RefusedError) Error() string { return e.Err.Error() }
 
@@ -40,14 +44,14 @@ const maxBatch = 16 << 20
 func lines(batch []byte) ([]byte, error) {
 	z, err := gzip.NewReader(bytes.NewReader(batch))
 	if err != nil {
-		return nil, &RefusedError{fmt.Errorf("a damaged batch: %w", err)}
+		return nil, &RefusedError{Err: fmt.Errorf("a damaged batch: %w", err)}
 	}
 	text, err := io.ReadAll(io.LimitReader(z, maxBatch+1))
 	if err == nil && len(text) > maxBatch {
 		err = errors.New("it is too large")
 	}
 	if err != nil {
-		return nil, &RefusedError{fmt.Errorf("a damaged batch: %w", err)}
+		return nil, &RefusedError{Err: fmt.Errorf("a damaged batch: %w", err)}
 	}
 	var out bytes.Buffer
 	for line := range bytes.Lines(text) {

@@ -225,44 +225,61 @@ func (f *journalFile) write(text []byte) (err error) {
 	return err
 }
 
-// Left gives take the journals that earlier processes left, the oldest first. Each is
-// removed when take has returned nil; that one and those after it are kept for the next
-// process if not.
-func (s *Spool) Left(take func(io.Reader) error) error {
+// Left is a journal that an earlier process left.
+type Left struct {
+	// Size is in bytes.
+	Size int64
+
+	path string
+}
+
+// Left finds the journals that earlier processes left, the oldest first. It is called
+// once, before there is a journal of this process.
+func (s *Spool) Left() ([]Left, error) {
 	if s.dir == "" {
-		return nil
+		return nil, nil
 	}
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
-		return fmt.Errorf("spool: %w", err)
+		return nil, fmt.Errorf("spool: %w", err)
 	}
-	var left []string
+	var left []Left
 	for _, e := range entries { // sorted by name
-		if number, ok := journalNumber(e.Name()); ok {
-			s.journals = max(s.journals, number) // whatever it is, the name is taken
-			if e.Type().IsRegular() {            // a pipe would hold up who reads it
-				left = append(left, e.Name())
-			}
+		number, ok := journalNumber(e.Name())
+		if !ok {
+			continue
 		}
-	}
-	for _, name := range left {
-		if err := takeFile(filepath.Join(s.dir, name), take); err != nil {
-			return fmt.Errorf("spool: %w", err)
+		s.journals = max(s.journals, number) // whatever it is, the name is taken
+		if !e.Type().IsRegular() {           // a pipe would hold up who reads it
+			continue
 		}
+		info, err := e.Info()
+		if err != nil {
+			return nil, fmt.Errorf("spool: %w", err)
+		}
+		left = append(left, Left{info.Size(), filepath.Join(s.dir, e.Name())})
 	}
-	return nil
+	return left, nil
 }
 
-func takeFile(path string, take func(io.Reader) error) error {
-	f, err := os.Open(path)
+// Take gives take a journal, which is removed when take has returned nil, and is kept if
+// not.
+func (s *Spool) Take(l Left, take func(io.Reader) error) error {
+	f, err := os.Open(l.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // somebody removed it
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("spool: %w", err)
 	}
 	defer f.Close()
 	if err := take(f); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return fmt.Errorf("spool: %s: %w", l.path, err)
 	}
-	return os.Remove(path)
+	if err := os.Remove(l.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("spool: %w", err)
+	}
+	return nil
 }
 
 func journalNumber(name string) (uint64, bool) {

@@ -23,12 +23,21 @@ func journals(t *testing.T, dir string) (j *spool.Journal, left []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Left(func(r io.Reader) error {
-		text, err := io.ReadAll(r)
-		left = append(left, strings.Fields(string(text))...)
-		return err
-	}); err != nil {
+	files, err := s.Left()
+	if err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range files {
+		if err := s.Take(f, func(r io.Reader) error {
+			text, err := io.ReadAll(r)
+			if int64(len(text)) != f.Size {
+				t.Errorf("%d bytes, not %d", len(text), f.Size)
+			}
+			left = append(left, strings.Fields(string(text))...)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return s.Journal(func(err error) { t.Error(err) }), left
 }
@@ -149,7 +158,11 @@ func TestJournalKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	full := errors.New("full")
-	if err := s.Left(func(io.Reader) error { return full }); !errors.Is(err, full) {
+	left, err := s.Left()
+	if err != nil || len(left) != 2 {
+		t.Fatalf("%d are left, %v", len(left), err)
+	}
+	if err := s.Take(left[0], func(io.Reader) error { return full }); !errors.Is(err, full) {
 		t.Errorf("the error is %v", err)
 	}
 	written(t, s.Journal(func(err error) { t.Error(err) }), "c")

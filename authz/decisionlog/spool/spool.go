@@ -187,6 +187,14 @@ func (s *Spool) Read(b Batch) ([]byte, error) {
 	return os.ReadFile(filepath.Join(s.dir, b.name()))
 }
 
+// SetAside leaves a batch to the next process, because it cannot be read. It counts among
+// the bytes.
+func (s *Spool) SetAside(b Batch) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.batches = slices.DeleteFunc(s.batches, func(have Batch) bool { return have.sequence == b.sequence })
+}
+
 // Remove forgets a batch. It is no error if it had to make room meanwhile.
 func (s *Spool) Remove(b Batch) error {
 	s.mu.Lock()
