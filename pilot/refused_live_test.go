@@ -73,6 +73,9 @@ func refusedFilter(t *testing.T, bin, api string) {
 		c := f.srv.Clients()[0]
 		return c.Acked == 1 && strings.HasPrefix(c.LastError, "filter writ.jwt: ") && strings.Contains(c.LastError, "nobody")
 	})
+	if got := f.ask(0); got != "1" {
+		t.Errorf("behind the filter that was refused: %s", got)
+	}
 	f.publish("3", "first", bad)
 	f.await("3", "3")
 	f.publish("4", "second", good)
@@ -170,15 +173,21 @@ func answerWith(name, text, requirement string, filtered bool) *routev3.RouteCon
 // await waits until the two listeners answer so.
 func (f *filtered) await(want ...string) {
 	f.t.Helper()
-	for i, port := range f.ports {
-		proctest.Until(f.t, bound, fmt.Sprintf("listener %d answers %s", i, want[i]), func() bool {
-			resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))
-			if err != nil {
-				return false
-			}
-			defer func() { _ = resp.Body.Close() }()
-			text, err := io.ReadAll(resp.Body)
-			return err == nil && resp.StatusCode == http.StatusOK && string(text) == want[i]
-		})
+	for i := range f.ports {
+		proctest.Until(f.t, bound, fmt.Sprintf("listener %d answers %s", i, want[i]), func() bool { return f.ask(i) == want[i] })
 	}
+}
+
+// ask gives what a listener answers, or why it does not.
+func (f *filtered) ask(i int) string {
+	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/", f.ports[i]))
+	if err != nil {
+		return err.Error()
+	}
+	defer func() { _ = resp.Body.Close() }()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		return resp.Status
+	}
+	return string(text)
 }
