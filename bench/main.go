@@ -4,7 +4,7 @@
 // (user + system, /proc/PID/stat), which a busy neighbour does not change much,
 // and the ratio of ours to the floor. It never fails a build by itself.
 //
-//	go run ./bench [-only authz,authz-reload,authz-data,ratelimit,ratelimit-core,issuance,idle,registration,agent,revocation,policies,configuration] [-bin ./bin]
+//	go run ./bench [-only authz,authz-reload,authz-data,ratelimit,ratelimit-core,plans,issuance,idle,registration,agent,revocation,policies,configuration] [-bin ./bin]
 //	go run ./bench -only soak -for 10m
 //
 // It starts the real binaries and, where a row needs them, a real redis-server and
@@ -47,6 +47,8 @@ type options struct {
 	policies int
 	// dataMiB is the size of the document of the row authz-data.
 	dataMiB int
+	// callers are those of the table of the plans row.
+	callers int
 	// incumbent is a binary of envoyproxy/ratelimit, empty for none.
 	incumbent string
 	// Of the soak: how long it takes, requests in a second, and where chance begins.
@@ -71,6 +73,7 @@ func benchmarks() []benchmark {
 		{name: "authz-data", run: authzData},
 		{name: "ratelimit", run: ratelimit},
 		{name: "ratelimit-core", run: ratelimitCore},
+		{name: "plans", run: plans},
 		{name: "issuance", run: issuance},
 		{name: "idle", run: idle},
 		{name: "registration", run: registration},
@@ -95,7 +98,7 @@ func main() {
 func run(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	o := options{log: os.Stderr}
-	only := fs.String("only", "", "comma separated `rows`: authz, authz-reload, authz-data, ratelimit, ratelimit-core, issuance, idle, registration, agent, revocation, policies, configuration, and soak if it is asked for")
+	only := fs.String("only", "", "comma separated `rows`: authz, authz-reload, authz-data, ratelimit, ratelimit-core, plans, issuance, idle, registration, agent, revocation, policies, configuration, and soak if it is asked for")
 	be := fs.String("be", "", "be a floor process, grpc or sign, or a workload (used by bench itself)")
 	listen := fs.String("listen", "", "the floor's `address`, or that of the workload's node agent")
 	fs.StringVar(&o.bin, "bin", "bin", "`folder` with the binaries")
@@ -110,6 +113,7 @@ func run(ctx context.Context, args []string) error {
 	fs.IntVar(&o.registered, "registered", 200, "registrations that the registration row waits for")
 	fs.IntVar(&o.policies, "policies", 10_000, "AuthorizationPolicies of one workload that the policies row compares with 10")
 	fs.IntVar(&o.dataMiB, "data", 500, "MiB of the document that the authz-data row loads")
+	fs.IntVar(&o.callers, "callers", 1_000_000, "callers whose plans the plans row loads")
 	fs.StringVar(&o.incumbent, "incumbent", "", "`binary` of envoyproxy/ratelimit, which the ratelimit row measures in turn with the exact mode")
 	fs.DurationVar(&o.length, "for", 10*time.Minute, "length of the soak")
 	fs.IntVar(&o.rate, "rate", 5000, "requests in a second of the soak")

@@ -59,7 +59,8 @@ func absent(file string) bool {
 // openPlans reads the tables of files; those of Redis follow.
 func (s *Service) openPlans() (*plans.Book, error) {
 	o := plans.Options{
-		Folder: s.config.Plans.Folder, Tables: s.config.Plans.Redis, MaxCallers: s.config.Plans.MaxCallers, Now: time.Now, Log: s.log,
+		Folder: s.config.Plans.Folder, Tables: s.config.Plans.Redis, State: s.config.State,
+		MaxCallers: s.config.Plans.MaxCallers, Now: time.Now, Log: s.log,
 	}
 	if len(o.Tables) > 0 {
 		where, err := s.config.Redis.options()

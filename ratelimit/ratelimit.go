@@ -64,6 +64,7 @@ type Service struct {
 	plans  *plans.Book                       // nil without policies
 	tasks  []func(context.Context) error
 
+	admin      *admin         // nil without Config.Admin
 	regions    *regions.Store // nil if there is this one alone
 	withSource []func(context.Context, *credential.Source) error
 }
@@ -169,14 +170,13 @@ func (s *Service) takeDescriptors(set *descriptors.Set, err error) {
 
 func (s *Service) openQuotas() (err error) {
 	s.server.quotas.Store(&quota.Table{})
-	if s.plans, err = s.openPlans(); err != nil {
+	if s.config.State != "" {
+		if err := os.MkdirAll(s.config.State, 0o700); err != nil {
+			return fmt.Errorf("state: %w", err)
+		}
+	}
+	if s.plans, err = s.openPlans(); err != nil || s.config.State == "" {
 		return err
-	}
-	if s.config.State == "" {
-		return nil
-	}
-	if err := os.MkdirAll(s.config.State, 0o700); err != nil {
-		return fmt.Errorf("state: %w", err)
 	}
 	policies, err := quota.Restore(filepath.Join(s.config.State, stateFile))
 	if err == nil && policies != nil {
@@ -195,6 +195,7 @@ func (s *Service) takeQuotas(policies map[string]*configpb.QuotaPolicy) error {
 		return err
 	}
 	s.server.quotas.Store(table)
+	s.plans.Named(table.Plans())
 	s.server.metrics.keep(table.IDs())
 	s.server.top.Keep(table.IDs())
 	s.rt.Health.Set(subsystemPolicies, nil)

@@ -31,6 +31,9 @@ type Options struct {
 	// Redis has the tables called Tables; nil is none.
 	Redis  *redisstore.Plans
 	Tables []string
+	// State is a folder where the tables of Redis are kept for a start without it; empty
+	// keeps none. It is there, and nobody else writes into it.
+	State string
 	// MaxCallers bounds the callers of each table.
 	MaxCallers int
 	Now        func() time.Time
@@ -42,16 +45,20 @@ type Book struct {
 	options Options
 	folder  *folder
 
-	lookEvery, readPause time.Duration
+	lookEvery, readPause, keepEvery time.Duration
 
 	mu      sync.Mutex
 	handles map[string]*Handle
+	named   map[string]bool // what policies name; nil before any have come
 }
 
-// New makes a book and reads the tables of the folder; those that are wrong are logged
-// and waited for, as are those of Redis.
+// New makes a book and reads the tables of the folder and those that were kept; what is
+// wrong is logged and waited for, as are those of Redis.
 func New(o Options) *Book {
-	b := &Book{options: o, handles: map[string]*Handle{}, lookEvery: defaultLookEvery, readPause: defaultReadPause}
+	b := &Book{options: o, handles: map[string]*Handle{}, lookEvery: defaultLookEvery, readPause: defaultReadPause, keepEvery: defaultKeepEvery}
+	if o.State != "" {
+		b.restore()
+	}
 	if o.Folder != "" {
 		b.folder = &folder{book: b, dir: o.Folder, seen: map[string]seen{}}
 		b.folder.look()
@@ -66,8 +73,11 @@ func (b *Book) Run(ctx context.Context) error {
 		g.Go(func() error { return every(ctx, b.lookEvery, b.folder.look) })
 	}
 	for _, name := range b.options.Tables {
-		f := &follower{book: b, handle: b.Handle(name), from: b.options.Redis}
+		f := &follower{book: b, handle: b.follow(name), from: b.options.Redis}
 		g.Go(func() error { return every(ctx, b.lookEvery, func() { f.look(ctx) }) })
+		if b.options.State != "" {
+			g.Go(func() error { return b.keep(ctx, f.handle) })
+		}
 	}
 	g.Go(func() error { <-ctx.Done(); return ctx.Err() }) // with no tables at all, too
 	err := g.Wait()
@@ -95,18 +105,56 @@ type Handle struct {
 
 	// problem is what was logged last; only who follows the table uses it.
 	problem string
+	// followed says that a file or Redis is looked at for it; the book's mutex guards it.
+	followed bool
 }
 
-// Handle gives the handle of a name, the same each time.
+// Handle gives a policy the handle of a name, the same each time until Named forgets it.
 func (b *Book) Handle(name string) *Handle {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.named != nil {
+		b.named[name] = true
+	}
+	return b.handle(name)
+}
+
+func (b *Book) handle(name string) *Handle {
 	h := b.handles[name]
 	if h == nil {
 		h = &Handle{name: name}
 		b.handles[name] = h
 	}
 	return h
+}
+
+// follow gives whoever looks at a table its handle.
+func (b *Book) follow(name string) *Handle {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	h := b.handle(name)
+	h.followed = true
+	return h
+}
+
+// Named says which tables the policies in force name. Others that are nowhere are
+// forgotten, as are those whose file is gone. Policies must not be compiled meanwhile.
+func (b *Book) Named(tables map[string]bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.named = maps.Clone(tables)
+	maps.DeleteFunc(b.handles, func(name string, h *Handle) bool { return !h.followed && !tables[name] })
+}
+
+// forget drops a table whose file is gone, unless a policy names it.
+func (b *Book) forget(name string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.named == nil || b.named[name] {
+		return false
+	}
+	delete(b.handles, name)
+	return true
 }
 
 // Name is the table's.

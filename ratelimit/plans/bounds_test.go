@@ -7,6 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/writ-mesh/writ/ratelimit/redisstore"
+	"github.com/writ-mesh/writ/ratelimit/redistest"
 )
 
 // TestOneCallerAgainAndAgain: the numbers that a caller had before do not stay.
@@ -65,8 +68,8 @@ func TestEndlessScan(t *testing.T) {
 	t.Errorf("%d numbers are kept of one caller", len(b.table.own))
 }
 
-// TestTablesThatComeAndGo: what is gone stays in memory, so that no more tables are read
-// than a folder may have.
+// TestTablesThatComeAndGo: what is gone stays in memory until it is known that no policy
+// names it, so that no more tables are read than a folder may have.
 func TestTablesThatComeAndGo(t *testing.T) {
 	dir := t.TempDir()
 	b, log := newBook(t, dir)
@@ -83,5 +86,39 @@ func TestTablesThatComeAndGo(t *testing.T) {
 	}
 	if n := strings.Count(log.String(), "too many tables"); n != 1 {
 		t.Errorf("%d times it is told that there are too many", n)
+	}
+}
+
+// TestTornReading: a table of which not all callers were read is not taken, unless the
+// number stays wrong again and again, as with a writer who does not say what he changes.
+func TestTornReading(t *testing.T) {
+	server := redistest.Start(t)
+	key := redisstore.PlansKey("t")
+	server.Command(t, "HSET", key, "alice", "1", "bob", "2", "carol", "3")
+	server.Command(t, "SET", key+":head", "numbers n\n")
+	from, err := redisstore.OpenPlans(redisstore.Options{Address: server.Address()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = from.Close() }()
+	f := &follower{from: from, handle: &Handle{name: "t"}, strange: map[string]error{}}
+	check := func(text, since string) error { return f.checkWhole(t.Context(), parsed(t, text), since) }
+	const part, whole = "numbers n\ncaller alice 1\n", "numbers n\ncaller alice 1\ncaller bob 2\ncaller carol 3\n"
+	for range maxTorn {
+		if err := check(part, "0-0"); !errors.Is(err, errTorn) {
+			t.Errorf("one caller of three: %v", err)
+		}
+	}
+	if err := check(part, "0-0"); err != nil {
+		t.Errorf("again and again: %v", err)
+	}
+	if err := check(whole, "0-0"); err != nil {
+		t.Errorf("all three: %v", err)
+	}
+	for _, caller := range []string{"bob", "carol"} { // changed while the table was read
+		server.Command(t, "XADD", key+":changes", "*", "caller", caller)
+	}
+	if err := check(part, "0-0"); err != nil {
+		t.Errorf("two others were changed meanwhile: %v", err)
 	}
 }

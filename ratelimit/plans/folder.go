@@ -36,6 +36,7 @@ type folder struct {
 type seen struct {
 	info os.FileInfo
 	good bool
+	from *source // the last good one that was read as a whole
 }
 
 // same says that this is the file that was seen, unchanged.
@@ -53,13 +54,17 @@ func (f *folder) look() {
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		for name := range f.seen {
-			f.book.fail(f.book.Handle(name), err)
+			f.book.fail(f.book.follow(name), err)
 		}
 		return
 	}
 	for name := range f.seen {
-		if !slices.Contains(names, name) {
-			f.book.fail(f.book.Handle(name), fmt.Errorf("%s%s is gone", name, Suffix))
+		switch {
+		case slices.Contains(names, name):
+		case f.book.forget(name):
+			delete(f.seen, name)
+		default:
+			f.book.fail(f.book.follow(name), fmt.Errorf("%s%s is gone", name, Suffix))
 		}
 	}
 	for _, name := range names {
@@ -69,15 +74,15 @@ func (f *folder) look() {
 	}
 }
 
-// room says whether a table may be read. Those that are gone stay in memory, so that
-// they count too: whoever may write tables could else have any number kept.
+// room says whether a table may be read. Those that are gone stay in memory while a policy
+// names them, so that they count too: whoever may write tables could else have any number kept.
 func (f *folder) room(name string) bool {
 	if _, known := f.seen[name]; known || len(f.seen) < maxTables {
 		return true
 	}
 	if !f.full {
 		f.full = true
-		f.book.options.Log.Error("plans are not read: with those that are gone since the start there are too many tables",
+		f.book.options.Log.Error("plans are not read: with those that are gone and still named there are too many tables",
 			slog.String("table", name), slog.Int("most", maxTables))
 	}
 	return false
@@ -85,7 +90,7 @@ func (f *folder) room(name string) bool {
 
 // read reads a table if its file has changed.
 func (f *folder) read(root *os.Root, name string) {
-	h, before := f.book.Handle(name), f.seen[name]
+	h, before := f.book.follow(name), f.seen[name]
 	info, err := root.Stat(name + Suffix)
 	if err == nil && before.same(info) {
 		if before.good {
@@ -93,8 +98,8 @@ func (f *folder) read(root *os.Root, name string) {
 		}
 		return
 	}
-	table, info, err := readFile(root, name+Suffix, f.book.options.MaxCallers)
-	f.seen[name] = seen{info: info, good: err == nil}
+	table, from, info, err := readFile(root, name+Suffix, f.book.options.MaxCallers, before.from)
+	f.seen[name] = seen{info: info, good: err == nil, from: from}
 	if err != nil {
 		f.book.fail(h, err)
 		return
@@ -127,34 +132,50 @@ func tables(root *os.Root) ([]string, error) {
 	return names, nil
 }
 
-// readFile reads a table and gives the file that it was read from. Symbolic links are
+// readFile reads a table and gives the file that it was read from. What is known of the
+// file before may be nil; what is to be known of this one comes back. Symbolic links are
 // followed within the folder only: whoever may write a table must not have others
 // files read, and their lines told in the log.
-func readFile(root *os.Root, file string, maxCallers int) (*Table, os.FileInfo, error) {
+func readFile(root *os.Root, file string, maxCallers int, before *source) (*Table, *source, os.FileInfo, error) {
 	r, err := root.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would be waited for
 	if err != nil {
-		return nil, nil, &LineError{file, 0, err}
+		return nil, before, nil, &LineError{file, 0, err}
 	}
 	defer func() { _ = r.Close() }()
 	info, err := r.Stat()
 	switch {
 	case err != nil:
-		return nil, nil, &LineError{file, 0, err}
+		return nil, before, nil, &LineError{file, 0, err}
 	case !info.Mode().IsRegular():
-		return nil, info, &LineError{file, 0, errors.New("is not a file")}
+		return nil, before, info, &LineError{file, 0, errors.New("is not a file")}
 	case info.Mode().Perm()&0o002 != 0:
-		return nil, info, &LineError{file, 0, fmt.Errorf("has mode %#o, so that anybody may change it: chmod o-w", info.Mode().Perm())}
+		return nil, before, info, &LineError{file, 0, fmt.Errorf("has mode %#o, so that anybody may change it: chmod o-w", info.Mode().Perm())}
 	case info.Size() > maxFile:
-		return nil, info, &LineError{file, 0, fmt.Errorf("has more than %d MiB", maxFile>>20)}
+		return nil, before, info, &LineError{file, 0, fmt.Errorf("has more than %d MiB", maxFile>>20)}
 	}
-	table, err := parse(io.LimitReader(r, maxFile), file, maxCallers)
+	table, now, err := readText(r, file, maxCallers, before, info.Size())
 	if err != nil {
-		return nil, info, err
+		return nil, before, info, err
 	}
 	if after, err := r.Stat(); err != nil || !(seen{info: info}).same(after) {
-		return nil, nil, &LineError{file, 0, errors.New("changed while it was read: replace it by a rename, do not write into it")}
+		return nil, before, nil, &LineError{file, 0, errors.New("changed while it was read: replace it by a rename, do not write into it")}
 	}
-	return table, info, nil
+	return table, now, info, nil
+}
+
+// readText reads what has changed, and all if that is not enough.
+func readText(r io.ReadSeeker, file string, maxCallers int, before *source, size int64) (*Table, *source, error) {
+	if table, ok := before.changed(io.LimitReader(r, maxFile), maxCallers); ok {
+		return table, before, nil
+	}
+	if _, err := r.Seek(0, io.SeekStart); err != nil {
+		return nil, before, &LineError{file, 0, err}
+	}
+	now, err := parseSource(io.LimitReader(r, maxFile), file, maxCallers, size)
+	if err != nil {
+		return nil, before, err
+	}
+	return now.table, now, nil
 }
 
 // Check reads all tables of a folder and gives those that are good and what is wrong
@@ -174,7 +195,7 @@ func Check(dir string, maxCallers int) (good map[string]*Table, problems []*Line
 	}
 	good = make(map[string]*Table, len(names))
 	for _, name := range names {
-		if good[name], _, err = readFile(root, name+Suffix, maxCallers); err != nil {
+		if good[name], _, _, err = readFile(root, name+Suffix, maxCallers, nil); err != nil {
 			delete(good, name)
 			problems = append(problems, lines(err)...)
 		}

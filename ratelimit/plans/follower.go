@@ -27,6 +27,9 @@ const (
 	// maxOdd is after how many looks in a row that find another number of callers than
 	// the changes explain the table is read anew.
 	maxOdd = 5
+	// maxTorn is how often in a row a table is not taken that has another number of callers
+	// than Redis says: one whose writer says nothing in the stream could be so for ever.
+	maxTorn = 3
 )
 
 // follower follows a table of Redis. Only its own goroutine uses it.
@@ -44,6 +47,10 @@ type follower struct {
 	// stale: more was changed than is known, all has to be read. It was last at read.
 	stale bool
 	read  time.Time
+	// whole: the table was read since the start. torn is how often in a row it was read
+	// with another number of callers than Redis has.
+	whole bool
+	torn  int
 }
 
 // look takes in what has changed.
@@ -59,7 +66,7 @@ func (f *follower) look(ctx context.Context) {
 }
 
 func (f *follower) follow(ctx context.Context) error {
-	if f.handle.table.Load() == nil {
+	if !f.whole {
 		return f.readAll(ctx)
 	}
 	for {
@@ -194,19 +201,24 @@ func (f *follower) strangers() error {
 // oddly says that for some looks now Redis has another number of callers than the
 // changes explain: somebody changed callers and did not say so.
 func (f *follower) oddly(s redisstore.PlansState) bool {
-	t := f.handle.table.Load()
-	want := int64(t.callers)
-	for caller := range f.strange {
-		if t.entry(caller) == nobody {
-			want++
-		}
-	}
-	if s.Callers == want || len(s.Changed) > 0 {
+	if f.explained(f.handle.table.Load(), s) {
 		f.odd = 0
 		return false
 	}
 	f.odd++
 	return f.odd >= maxOdd
+}
+
+// explained says whether Redis has the callers of a table, as many more or less as were
+// changed while it was asked left aside.
+func (f *follower) explained(t *Table, s redisstore.PlansState) bool {
+	more := s.Callers - int64(t.callers)
+	for caller := range f.strange {
+		if t.entry(caller) == nobody {
+			more--
+		}
+	}
+	return s.More || max(more, -more) <= int64(len(s.Changed))
 }
 
 // errSoon: it is too early to read the whole table again.
@@ -236,6 +248,7 @@ func (f *follower) readAll(ctx context.Context) error {
 		return err
 	}
 	b.again, b.max = true, f.book.options.MaxCallers
+	b.table.base.reserve(int(min(s.Callers, int64(b.max))), 0)
 	f.strange = map[string]error{}
 	if err := f.scan(ctx, b); err != nil {
 		return err
@@ -244,10 +257,32 @@ func (f *follower) readAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f.head, f.last, f.stale = s.Head, last, false
+	if err := f.checkWhole(ctx, t, last); err != nil {
+		return err
+	}
+	f.head, f.last, f.stale, f.whole = s.Head, last, false, true
 	f.handle.table.Store(t)
 	f.book.options.Log.InfoContext(ctx, "plans in force", slog.String("table", f.handle.name), slog.Int("callers", t.callers))
 	return f.strangers()
+}
+
+// errTorn: not all callers were read.
+var errTorn = errors.New("redis has another number of callers than it told, was another server made the master meanwhile?")
+
+// checkWhole refuses a table that was read in part: the place at which to go on reading
+// means something else to a server that has become the master since the last answer. After
+// some times it is taken as it is, and read again when that is odd.
+func (f *follower) checkWhole(ctx context.Context, t *Table, since string) error {
+	s, err := f.from.State(ctx, f.handle.name, since)
+	switch {
+	case err != nil:
+		return fmt.Errorf("redis: %w", err)
+	case f.explained(t, s) || f.torn >= maxTorn:
+		f.torn = 0
+		return nil
+	}
+	f.torn++
+	return errTorn
 }
 
 // scan reads all callers.

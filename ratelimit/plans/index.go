@@ -40,14 +40,21 @@ const indexBits = 24
 func tag(hash uint64) uint32 { return uint32(hash>>(64-8)) << indexBits } //nolint:gosec // eight bits
 
 // find gives a caller's entry, nobody if there is none.
-func (x *index) find(caller string) entry {
-	mask, hash := uint64(len(x.slots)-1), maphash.String(x.seed, caller)
+func (x *index) find(caller string) entry { return findIn(x, maphash.String(x.seed, caller), caller) }
+
+// findBytes is find.
+func (x *index) findBytes(caller []byte) entry {
+	return findIn(x, maphash.Bytes(x.seed, caller), caller)
+}
+
+func findIn[S string | []byte](x *index, hash uint64, caller S) entry {
+	mask := uint64(len(x.slots) - 1)
 	for at := hash & mask; ; at = (at + 1) & mask {
 		slot := x.slots[at]
 		if slot == 0 {
 			return nobody
 		}
-		if i := slot&(1<<indexBits-1) - 1; slot&^(1<<indexBits-1) == tag(hash) && string(x.name(i)) == caller {
+		if i := slot&(1<<indexBits-1) - 1; slot&^(1<<indexBits-1) == tag(hash) && string(x.name(i)) == string(caller) {
 			return x.entries[i]
 		}
 	}
@@ -56,7 +63,7 @@ func (x *index) find(caller string) entry {
 // put sets a caller's entry and says whether there was one.
 func (x *index) put(caller []byte, e entry) (was bool) {
 	if (len(x.entries)+1)*4 > len(x.slots)*3 {
-		x.grow()
+		x.rehash(2 * len(x.slots))
 	}
 	mask, hash := uint64(len(x.slots)-1), maphash.Bytes(x.seed, caller)
 	at := hash & mask
@@ -74,9 +81,22 @@ func (x *index) put(caller []byte, e entry) (was bool) {
 	return false
 }
 
-// grow doubles the slots.
-func (x *index) grow() {
-	x.slots = make([]uint32, 2*len(x.slots))
+// reserve makes room for so many callers, whose names have so many bytes together.
+func (x *index) reserve(callers, names int) {
+	slots := len(x.slots)
+	for slots*3 < callers*4 {
+		slots *= 2
+	}
+	if slots > len(x.slots) {
+		x.rehash(slots)
+	}
+	x.starts, x.entries = slices.Grow(x.starts, max(0, callers-len(x.starts))), slices.Grow(x.entries, max(0, callers-len(x.entries)))
+	x.text = slices.Grow(x.text, max(0, names-len(x.text)))
+}
+
+// rehash makes so many slots, a power of two.
+func (x *index) rehash(slots int) {
+	x.slots = make([]uint32, slots)
 	mask := uint64(len(x.slots) - 1)
 	for i := range x.entries {
 		hash := maphash.Bytes(x.seed, x.name(uint32(i))) //nolint:gosec // at most MaxCallers

@@ -55,6 +55,7 @@ type builder struct {
 	max    int
 	rows   map[[maxColumns]Number]entry // own rows that callers share
 	fields [][]byte                     // of the line at hand
+	about  string                       // the word that it begins with, if it has any
 	name   []byte                       // of the caller at hand
 	// again lets a caller be said twice: the later one holds.
 	again bool
@@ -89,31 +90,84 @@ func (e *LineError) Unwrap() error { return e.Err }
 // parse reads a table with at most so many callers. The error names the lines that
 // are wrong, five at most, after name; there is no table then.
 func parse(r io.Reader, name string, maxCallers int) (*Table, error) {
+	s, err := parseSource(r, name, maxCallers, 0)
+	if err != nil {
+		return nil, err
+	}
+	return s.table, nil
+}
+
+// parseSource is parse, of so many bytes if that is known, and notes what is to be known
+// to read the file again.
+func parseSource(r io.Reader, name string, maxCallers int, size int64) (*source, error) {
 	b := newBuilder(maxCallers)
-	in := bufio.NewReaderSize(r, max(maxLine, 64<<10))
+	in, notes := newLines(r), newRemember(b.table.base)
 	var problems []error
-	for n := 1; len(problems) < maxProblems; n++ {
-		line, err := in.ReadSlice('\n')
-		switch {
-		case errors.Is(err, io.EOF) && len(line) == 0:
-			return b.finish(name, problems)
-		case errors.Is(err, io.EOF):
-			problems = append(problems, &LineError{name, n, errors.New("the last line has no end: was the table written whole?")})
-			return b.finish(name, problems)
-		case errors.Is(err, bufio.ErrBufferFull), err == nil && len(line) > maxLine:
-			problems = append(problems, &LineError{name, n, fmt.Errorf("the line has more than %d bytes", maxLine)})
-			return b.finish(name, problems)
-		case err != nil:
-			return nil, &LineError{name, 0, err}
+	for len(problems) < maxProblems {
+		line, err := in.next()
+		if err != nil {
+			problems = append(problems, &LineError{name, in.n, err})
+			break
 		}
+		if len(line) == 0 {
+			break
+		}
+		notes.before(line)
 		if err := b.line(line); err != nil {
-			problems = append(problems, &LineError{name, n, err})
+			problems = append(problems, &LineError{name, in.n, err})
 			if errors.Is(err, errTooMany) {
 				break
 			}
 		}
+		notes.after(line, b.about != wordCaller && b.about != "")
+		b.expect(in.read, size)
 	}
-	return b.finish(name, problems)
+	t, err := b.finish(name, problems)
+	if err != nil {
+		return nil, err
+	}
+	return notes.finish(t), nil
+}
+
+// expect makes room once some callers are read for those that will come: as many as the
+// others are in as many bytes.
+func (b *builder) expect(read, size int64) {
+	const some = 4096
+	if base := b.table.base; base.len() == some && cap(base.entries) < 4*some && size > 2*read {
+		callers := int(min(some*size/read, int64(b.max)))
+		base.reserve(callers+callers/64, min(maxNames, len(base.text)/some*callers))
+	}
+}
+
+// textLines reads lines.
+type textLines struct {
+	in   *bufio.Reader
+	n    int   // lines so far, the one at hand included
+	read int64 // bytes so far
+}
+
+func newLines(r io.Reader) *textLines {
+	return &textLines{in: bufio.NewReaderSize(r, max(maxLine, 64<<10))}
+}
+
+// next gives the next line with its end, nothing behind the last one. After an error
+// there are no more.
+func (l *textLines) next() ([]byte, error) {
+	line, err := l.in.ReadSlice('\n')
+	if len(line) == 0 && errors.Is(err, io.EOF) {
+		return nil, nil
+	}
+	l.n++
+	l.read += int64(len(line))
+	switch {
+	case len(line) > maxLine:
+		return nil, fmt.Errorf("the line has more than %d bytes", maxLine)
+	case err == nil:
+		return line, nil
+	case errors.Is(err, io.EOF):
+		return nil, errors.New("the last line has no end: was the table written whole?")
+	}
+	return nil, err
 }
 
 func (b *builder) finish(name string, problems []error) (*Table, error) {
@@ -133,6 +187,7 @@ var errTooMany = errors.New("too many callers")
 
 // line takes a line of a file.
 func (b *builder) line(line []byte) error {
+	b.about = ""
 	if !utf8.Valid(line) {
 		return errors.New("this is not UTF-8")
 	}
@@ -140,11 +195,11 @@ func (b *builder) line(line []byte) error {
 	if len(b.fields) == 0 {
 		return nil
 	}
-	word, rest := string(b.fields[0]), b.fields[1:]
-	if len(b.table.columns) == 0 && word != wordNumbers {
+	word, rest := b.fields[0], b.fields[1:]
+	if b.about = known(word); len(b.table.columns) == 0 && b.about != wordNumbers {
 		return fmt.Errorf("a table begins with its columns: %s requests", wordNumbers)
 	}
-	switch word {
+	switch b.about {
 	case wordCaller:
 		if len(rest) == 0 {
 			return errors.New("want caller, its name, and its plan or numbers")
@@ -162,6 +217,16 @@ func (b *builder) line(line []byte) error {
 		return b.fallback(rest)
 	}
 	return fmt.Errorf("a line begins with %s, %s, %s or %s, not with %s", wordNumbers, wordPlan, wordDefault, wordCaller, quoted(b.fields[0]))
+}
+
+// known is the word that a line may begin with, "?" for another one.
+func known(word []byte) string {
+	for _, w := range [...]string{wordCaller, wordNumbers, wordPlan, wordDefault} {
+		if string(word) == w {
+			return w
+		}
+	}
+	return "?"
 }
 
 // split cuts a line into words, without its comment.

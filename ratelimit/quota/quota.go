@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -168,6 +169,14 @@ func describe(l limit.Limit, name string) *rlsv3.RateLimitResponse_RateLimit {
 
 // Len is the number of policies.
 func (t *Table) Len() int { return len(t.limits) }
+
+// Limits are those of all policies, by policy and place in it.
+func (t *Table) Limits() (all []*Limit) {
+	for _, name := range slices.Sorted(maps.Keys(t.limits)) {
+		all = append(all, t.limits[name]...)
+	}
+	return all
+}
 
 // Match is what a descriptor says beside its limit.
 type Match struct {
@@ -327,4 +336,17 @@ func (t *Table) IDs() map[string]bool {
 		}
 	}
 	return ids
+}
+
+// Plans are the tables of plans that limits name.
+func (t *Table) Plans() map[string]bool {
+	names := make(map[string]bool)
+	for _, limits := range t.limits {
+		for _, l := range limits {
+			if l.plan != nil {
+				names[l.plan.table.Name()] = true
+			}
+		}
+	}
+	return names
 }

@@ -90,7 +90,7 @@ func (c *ClusterSet) Crash(t testing.TB) {
 	t.Helper()
 	pair := []*Server{c.Nodes[0], c.Nodes[3]}
 	role := func(s *Server) string {
-		said, err := s.try(append(slices.Clone(c.auth), "INFO", "replication")...)
+		said, err := s.Try(append(slices.Clone(c.auth), "INFO", "replication")...)
 		if err != nil { // it ends connections when it is told whom to follow
 			return err.Error()
 		}

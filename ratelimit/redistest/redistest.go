@@ -102,15 +102,15 @@ func (s *Server) Thaw() { s.Signal(syscall.SIGCONT) }
 // Command runs one command through redis-cli and returns its output.
 func (s *Server) Command(t testing.TB, args ...string) string {
 	t.Helper()
-	out, err := s.try(args...)
+	out, err := s.Try(args...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return out
 }
 
-// try is Command of a server that may not take it just now.
-func (s *Server) try(args ...string) (string, error) {
+// Try is Command of a server that may not take it just now.
+func (s *Server) Try(args ...string) (string, error) {
 	way := []string{"-p", fmt.Sprint(s.port)}
 	if roots := s.roots(); roots != "" {
 		way = append(way, "--tls", "--cacert", roots)

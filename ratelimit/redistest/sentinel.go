@@ -105,7 +105,7 @@ func (s *SentinelSet) Crash(t testing.TB) {
 	}
 	proctest.Until(t, 30*time.Second, "a replica that follows, and that the sentinel knows", func() bool {
 		// It ends connections when it is told whom to follow.
-		said, err := next.try(append(slices.Clone(s.auth), "INFO", "replication")...)
+		said, err := next.Try(append(slices.Clone(s.auth), "INFO", "replication")...)
 		return err == nil && strings.Contains(said, "master_link_status:up") &&
 			strings.Contains(s.command(t, s.sentinel, "SENTINEL", "REPLICAS", MasterName), fmt.Sprint(next.port))
 	})
