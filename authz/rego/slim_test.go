@@ -73,7 +73,7 @@ func TestSlim(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4)) //nolint:gosec // a test's
 	ctx := t.Context()
 	left, compared, defined := 0, 0, 0
-	for round := range 150 {
+	for round := range 60 {
 		const n = 24
 		parsed := parseAll(t, teams(r, n))
 		full := ast.NewCompiler()
@@ -81,7 +81,7 @@ func TestSlim(t *testing.T) {
 			continue // two rules that do not go together, or a recursion
 		}
 		store := basedoc.New()
-		for range 6 {
+		for range 2 {
 			of := r.IntN(n)
 			query := []string{
 				fmt.Sprintf("x := data.t%d", of), fmt.Sprintf("x := data.t%d.o", of), fmt.Sprintf("x := data.t%d[y]", of), fmt.Sprintf("x := data[input.team].s; y := data.t%d.s", of),
@@ -94,7 +94,7 @@ func TestSlim(t *testing.T) {
 			}
 			left += len(full.Modules) - len(slim.Modules)
 			Trim(slim)
-			for _, in := range []map[string]any{{}, {"x": 0, "team": fmt.Sprint("t", of)}, {"x": 1, "team": "t1"}, {"x": 2}} {
+			for _, in := range []map[string]any{{}, {"x": 0, "team": fmt.Sprint("t", of)}, {"x": 1, "team": "t1"}} {
 				want, got := ask(ctx, t, full, store, query, in), ask(ctx, t, slim, store, query, in)
 				if !reflect.DeepEqual(got, want) {
 					t.Fatalf("round %d: %s of %v is %v, want %v", round, query, in, got, want)
@@ -106,7 +106,7 @@ func TestSlim(t *testing.T) {
 			}
 		}
 	}
-	if left < 1000 || compared < 500 || defined < 200 {
+	if left < 500 || compared < 100 || defined < 50 {
 		t.Errorf("%d modules left out, %d answers compared, %d of them something", left, compared, defined)
 	}
 }
