@@ -66,7 +66,8 @@ func (s *Service) openAdmin() error {
 		return err
 	}
 	g := rpc.NewServer(peercred.Credentials(), adminMethods(), s.rt)
-	ratelimitpb.RegisterLimitsServer(g, &admin{server: s.server, audit: audit, log: s.log})
+	s.admin = &admin{server: s.server, audit: audit, log: s.log}
+	ratelimitpb.RegisterLimitsServer(g, s.admin)
 	if err := rpc.CheckMethods(g, adminMethods()); err != nil {
 		return err
 	}
@@ -152,26 +153,26 @@ func (a *admin) state(ctx context.Context, c *counter) (*ratelimitpb.Counter, er
 	return state, nil
 }
 
-// apply makes a change. Whoever shares a limit gives all who share it back what is
-// forgotten.
-func (a *admin) apply(ctx context.Context, c *counter, use limit.Use) error {
+// apply makes a change and says how many hits were given back. Whoever shares a limit
+// gives all who share it back what is forgotten.
+func (a *admin) apply(ctx context.Context, c *counter, use limit.Use) (given uint64, err error) {
 	if use.Op == limit.Reset && c.shared.Key != "" {
 		asks := use
 		asks.Op, asks.Observe = limit.Take, true
 		out, err := a.decide(ctx, quota.Shared{}, asks)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		all := use
 		all.Key, all.Op, all.Hits = c.shared.Key, limit.Refund, uint64(use.Limit.Requests()-min(out.Remaining, use.Limit.Requests()))
 		if _, err := a.decide(ctx, quota.Shared{}, all); err != nil {
-			return err
+			return 0, err
 		}
 		_, err = a.decide(ctx, quota.Shared{}, use)
-		return err
+		return 0, err
 	}
-	_, err := a.decide(ctx, c.shared, use)
-	return err
+	out, err := a.decide(ctx, c.shared, use)
+	return out.Taken, err
 }
 
 // decide gives what becomes of a use, of a limit that is shared together with that of all
@@ -216,7 +217,7 @@ func (a *admin) ResetCounter(ctx context.Context, r *ratelimitpb.ChangeCounterRe
 	if r.GetHits() != 0 {
 		return nil, status.Error(codes.InvalidArgument, "a reset has no number of hits")
 	}
-	return a.change(ctx, r, changeReset, limit.Reset)
+	return a.change(ctx, r, changeReset)
 }
 
 // Grant implements the service.
@@ -233,15 +234,40 @@ func (a *admin) give(ctx context.Context, r *ratelimitpb.ChangeCounterRequest, w
 	if r.GetHits() == 0 {
 		return nil, status.Errorf(codes.InvalidArgument, "a %s needs a number of hits above 0", what)
 	}
-	return a.change(ctx, r, what, limit.Refund)
+	return a.change(ctx, r, what)
 }
 
-// change makes a change once it is in the audit.
-func (a *admin) change(ctx context.Context, r *ratelimitpb.ChangeCounterRequest, what string, op limit.Op) (*ratelimitpb.Counter, error) {
-	if reason := r.GetReason(); reason == "" || len(reason) > maxReason || !utf8.ValidString(reason) {
+// change makes a change here, and in all regions if that is asked for.
+func (a *admin) change(ctx context.Context, r *ratelimitpb.ChangeCounterRequest, what string) (*ratelimitpb.Counter, error) {
+	if r.GetAllRegions() && a.server.regions == nil {
+		return nil, status.Error(codes.FailedPrecondition, "there are no other regions: ratelimit has no regions in its configuration")
+	}
+	record := change{Actor: rpc.CallerFrom(ctx).String(), What: what, Counter: r.GetKey(), Hits: r.GetHits(), Reason: r.GetReason(), AllRegions: r.GetAllRegions()}
+	done, err := a.make(ctx, record)
+	if err != nil {
+		return nil, err
+	}
+	if a.server.regions != nil {
+		done.state.Regions = a.elsewhere(ctx, done)
+	}
+	return done.state, nil
+}
+
+// changed is a change that was made here.
+type changed struct {
+	change
+	counter *counter
+	state   *ratelimitpb.Counter // after it
+	given   uint32
+}
+
+// make makes a change of this region's counter once it is in the audit. Its counter is as
+// the operator calls it.
+func (a *admin) make(ctx context.Context, record change) (*changed, error) {
+	if reason := record.Reason; reason == "" || len(reason) > maxReason || !utf8.ValidString(reason) {
 		return nil, status.Errorf(codes.InvalidArgument, "a change needs a reason of at most %d bytes", maxReason)
 	}
-	c, err := a.find(r.GetKey())
+	c, err := a.find(record.Counter)
 	if err != nil {
 		return nil, err
 	}
@@ -249,26 +275,27 @@ func (a *admin) change(ctx context.Context, r *ratelimitpb.ChangeCounterRequest,
 	if err != nil {
 		return nil, err
 	}
-	record := change{
-		Time: a.server.now().UTC(), Actor: rpc.CallerFrom(ctx).String(), What: what,
-		Counter: c.name, Hits: r.GetHits(), Reason: r.GetReason(), Remaining: before.GetRemaining(),
-	}
+	record.Time, record.Counter, record.Remaining = a.server.now().UTC(), c.name, before.GetRemaining()
 	if err := a.audit.add(record); err != nil {
 		a.log.ErrorContext(ctx, "nothing was changed: the audit cannot be written", slog.Any("error", err))
 		return nil, status.Error(codes.Internal, "nothing was changed: the audit cannot be written, see the log of ratelimit")
 	}
 	use := c.use
-	use.Op, use.Hits = op, uint64(r.GetHits())
-	if err := a.apply(ctx, c, use); err != nil {
+	use.Op, use.Hits = limit.Refund, uint64(record.Hits)
+	if record.What == changeReset {
+		use.Op = limit.Reset
+	}
+	given, err := a.apply(ctx, c, use)
+	if err != nil {
 		return nil, err
 	}
 	after, err := a.state(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	a.log.InfoContext(ctx, "counter changed", slog.String("change", what), slog.String("counter", quota.Masked(c.name)), slog.Uint64("hits", uint64(record.Hits)),
+	a.log.InfoContext(ctx, "counter changed", slog.String("change", record.What), slog.String("counter", quota.Masked(c.name)), slog.Uint64("hits", uint64(record.Hits)),
 		slog.String("actor", record.Actor), slog.String("reason", record.Reason), slog.Uint64("remaining", uint64(after.GetRemaining())))
-	return after, nil
+	return &changed{record, c, after, uint32(min(given, uint64(record.Hits)))}, nil //nolint:gosec // at most what was asked for
 }
 
 // ListChanges implements the service.
@@ -277,6 +304,7 @@ func (a *admin) ListChanges(context.Context, *ratelimitpb.ListChangesRequest) (*
 	for _, c := range a.audit.list() {
 		out.Changes = append(out.Changes, &ratelimitpb.CounterChange{
 			At: timestamppb.New(c.Time), Actor: c.Actor, What: c.What, Key: c.Counter, Hits: c.Hits, Reason: c.Reason, Remaining: c.Remaining,
+			AllRegions: c.AllRegions,
 		})
 	}
 	return out, nil

@@ -35,6 +35,8 @@ type change struct {
 	Reason  string    `json:"reason"`
 	// Remaining is what remained before.
 	Remaining uint32 `json:"remaining"`
+	// AllRegions says that it was made in the other regions from here too.
+	AllRegions bool `json:"all_regions,omitempty"`
 }
 
 // changes is the audit. It is safe for concurrent use.

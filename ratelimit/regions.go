@@ -52,6 +52,7 @@ func (s *Service) across(below Store) (Store, error) {
 		Store: below, Division: division, Percent: c.Lend, Now: time.Now, Borrower: s.regions, Log: s.log,
 		Find:    func(name string) (limit.Use, error) { return s.server.toLend(name) },
 		Counted: s.counted,
+		Apply:   s.changeForRegion,
 	}
 	s.withSource = append(s.withSource, func(ctx context.Context, source *credential.Source) error {
 		return s.meetRegions(ctx, source, lender)
@@ -90,7 +91,7 @@ func (s *Service) counted(part limit.Limit, mode limit.Mode) limit.Limit {
 
 // meetRegions lends to other regions and borrows from them until ctx ends.
 func (s *Service) meetRegions(ctx context.Context, source *credential.Source, lender *regions.Lender) error {
-	files, peers := make(credential.Foreign), make(map[spiffeid.ID]string)
+	files, peers := make(credential.Foreign), make(map[spiffeid.ID][]regions.Peer)
 	ids := make([]spiffeid.ID, 0, len(s.config.Regions.Peers))
 	for _, p := range s.config.Regions.Peers {
 		td := source.ID().TrustDomain()
@@ -105,9 +106,9 @@ func (s *Service) meetRegions(ctx context.Context, source *credential.Source, le
 		if err != nil {
 			return err
 		}
-		ids, peers[id] = append(ids, id), p.Name
+		ids, peers[id] = append(ids, id), append(peers[id], p)
 	}
-	lender.Names = peers
+	lender.Peers = peers
 	methods := regionMethods(ids)
 	g := rpc.NewServer(source.ServerCredentialsFor(files, ids...), methods, s.rt, grpc.MaxRecvMsgSize(maxRegionMessage), grpc.MaxConcurrentStreams(regionStreams))
 	ratelimitpb.RegisterRegionsServer(g, lender)
@@ -144,5 +145,6 @@ func regionMethods(peers []spiffeid.ID) rpc.Methods {
 	return rpc.Methods{
 		ratelimitpb.Regions_Borrow_FullMethodName: allow,
 		ratelimitpb.Regions_Return_FullMethodName: allow,
+		ratelimitpb.Regions_Change_FullMethodName: allow, // and regions.peers has operators: true for it
 	}
 }

@@ -110,6 +110,11 @@ type deployment struct {
 func twoRegions(t *testing.T, policies map[string]proto.Message) (east, west *deployment) {
 	t.Helper()
 	dir := t.TempDir()
+	sockets, err := os.MkdirTemp("", "rl") //nolint:usetesting // t.TempDir is too long a path for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(sockets) })
 	both := map[string]*deployment{}
 	for _, name := range []string{"east", "west"} {
 		d := &deployment{root: pkitest.NewRoot(t, name+".example")}
@@ -126,6 +131,7 @@ func twoRegions(t *testing.T, policies map[string]proto.Message) (east, west *de
 		c.Credential = credential.Config{CA: "127.0.0.1:1", TrustBundle: own + ".pem", TokenFile: "unused", Dir: own, TrustDomain: name + ".example"}
 		// Patient, so that a busy machine does not make a replica decide alone.
 		c.Redis.Address, c.Redis.Timeout = redistest.Start(t).Address(), config.Duration(time.Second)
+		c.Admin = "unix://" + filepath.Join(sockets, name)
 		c.Regions.Name, c.Regions.Listen, c.Regions.Shares = name, proctest.Address(t), map[string]int{"east": 1, "west": 1}
 		d.config = c
 	}

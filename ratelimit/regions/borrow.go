@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,7 +46,10 @@ type peer struct {
 
 	mu   sync.Mutex
 	up   bool
-	last time.Time // it answered then; zero if it never did
+	ever bool          // it answered once
+	last time.Duration // it answered a call that began so long after the machine's start
+	// client reaches it; nil before Connect.
+	client ratelimitpb.RegionsClient
 }
 
 // returned is what is to be given back of a counter.
@@ -60,24 +64,24 @@ func newPeer(index int, name string) *peer {
 
 // answered notes whether a call that began then was answered, and says whether that is
 // a change.
-func (p *peer) answered(began time.Time, ok bool) (changed bool) {
+func (p *peer) answered(began time.Duration, ok bool) (changed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	changed = p.up != ok
 	if p.up = ok; ok {
-		p.last = began
+		p.ever, p.last = true, began
 	}
 	return changed
 }
 
-func (p *peer) state() (up bool, last time.Time) {
+func (p *peer) state() (up, ever bool, last time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.up, p.last
+	return p.up, p.ever, p.last
 }
 
 // ask has hits of a counter borrowed in the background; its shard is locked.
-func (s *Store) ask(c *cell, now time.Time) {
+func (s *Store) ask(c *cell, now moment) {
 	if c.asking != nil {
 		return
 	}
@@ -86,9 +90,9 @@ func (s *Store) ask(c *cell, now time.Time) {
 }
 
 // askNext asks a region that may have something, and ends the asking if there is none.
-func (s *Store) askNext(c *cell, now time.Time) {
+func (s *Store) askNext(c *cell, now moment) {
 	for _, p := range s.peers {
-		if up, _ := p.state(); !up || now.Before(c.quiet[p.index]) {
+		if up, _, _ := p.state(); !up || now.up < c.quiet[p.index] {
 			continue
 		}
 		select {
@@ -110,16 +114,16 @@ func (c *cell) end() {
 
 // Run gives back what is not used until ctx ends.
 func (s *Store) Run(ctx context.Context) error {
-	return service.Every(ctx, sweepEvery, func(time.Time) { s.sweep(s.now(), false) })
+	return service.Every(ctx, sweepEvery, func(time.Time) { s.sweep(s.moment(), false) })
 }
 
 // sweep gives back what is over or idle, or all.
-func (s *Store) sweep(now time.Time, all bool) {
+func (s *Store) sweep(now moment, all bool) {
 	for i := range s.shards {
 		sh := &s.shards[i]
 		sh.mu.Lock()
 		for key, c := range sh.cells {
-			unused := now.Sub(c.last) > max(idle, c.valid/2)
+			unused := now.up-c.last > max(idle, c.valid/2)
 			s.back(c, c.ended(now, unused || all))
 			if unused && c.asking == nil {
 				delete(sh.cells, key)
@@ -129,12 +133,11 @@ func (s *Store) sweep(now time.Time, all bool) {
 	}
 }
 
-// back has loans given back in the background, of which something is left.
+// back has loans given back in the background, also those of which nothing is left: what
+// is settled is one of a few entries of the other region's counter, and what is held has
+// an entry of its own until its time is over.
 func (s *Store) back(c *cell, loans []loan) {
 	for _, l := range loans {
-		if l.left == 0 {
-			continue
-		}
 		select {
 		case l.peer.returns <- returned{c.key, c.name, l}:
 		default: // it ends by itself
@@ -144,15 +147,14 @@ func (s *Store) back(c *cell, loans []loan) {
 
 // Connect borrows from a region, and gives back to it, until ctx ends.
 func (s *Store) Connect(ctx context.Context, name string, client ratelimitpb.RegionsClient, log *slog.Logger) error {
-	var p *peer
-	for _, q := range s.peers {
-		if q.name == name {
-			p = q
-		}
-	}
-	if p == nil {
+	i := slices.IndexFunc(s.peers, func(p *peer) bool { return p.name == name })
+	if i < 0 {
 		return errors.New("there is no region " + name)
 	}
+	p := s.peers[i]
+	p.mu.Lock()
+	p.client = client
+	p.mu.Unlock()
 	log = log.With(slog.String("region", name))
 	tick := time.NewTicker(heartbeat)
 	defer tick.Stop()
@@ -160,14 +162,14 @@ func (s *Store) Connect(ctx context.Context, name string, client ratelimitpb.Reg
 	for {
 		select {
 		case <-ctx.Done():
-			s.leave(ctx, p, client)
+			s.leave(ctx, p, client, log)
 			return ctx.Err()
 		case c := <-p.asks:
 			s.borrow(ctx, p, client, gather(p.asks, c), log)
 		case r := <-p.returns:
-			s.giveBack(ctx, client, gather(p.returns, r))
-		case now := <-tick.C:
-			if _, last := p.state(); now.Sub(last) >= heartbeat/2 {
+			s.giveBack(ctx, p, client, gather(p.returns, r), log)
+		case <-tick.C:
+			if _, ever, last := p.state(); !ever || s.up()-last >= heartbeat/2 {
 				s.borrow(ctx, p, client, nil, log)
 			}
 		}
@@ -175,12 +177,12 @@ func (s *Store) Connect(ctx context.Context, name string, client ratelimitpb.Reg
 }
 
 // leave gives back all that a region lent.
-func (s *Store) leave(ctx context.Context, p *peer, client ratelimitpb.RegionsClient) {
+func (s *Store) leave(ctx context.Context, p *peer, client ratelimitpb.RegionsClient, log *slog.Logger) {
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastReturns)
 	defer cancel()
-	s.sweep(s.now(), true)
+	s.sweep(s.moment(), true)
 	for len(p.returns) > 0 && last.Err() == nil {
-		s.giveBack(last, client, gather(p.returns, <-p.returns))
+		s.giveBack(last, p, client, gather(p.returns, <-p.returns), log)
 	}
 }
 
@@ -201,8 +203,8 @@ func gather[T any](from chan T, first T) []T {
 
 // borrow asks a region for hits of these counters, all at once.
 func (s *Store) borrow(ctx context.Context, p *peer, client ratelimitpb.RegionsClient, cells []*cell, log *slog.Logger) {
-	began := s.now()
-	req := &ratelimitpb.BorrowRequest{Division: s.division.String(), Asks: make([]*ratelimitpb.Ask, len(cells))}
+	began := s.moment()
+	req := &ratelimitpb.BorrowRequest{Region: s.division.own, Division: s.division.String(), Asks: make([]*ratelimitpb.Ask, len(cells))}
 	for i, c := range cells {
 		sh := s.shard(c.key)
 		sh.mu.Lock()
@@ -215,7 +217,7 @@ func (s *Store) borrow(ctx context.Context, p *peer, client ratelimitpb.RegionsC
 	if err == nil && len(resp.GetLoans()) != len(cells) {
 		err = status.Errorf(codes.Internal, "%d loans for %d asks", len(resp.GetLoans()), len(cells))
 	}
-	if changed := p.answered(began, err == nil); changed && err == nil {
+	if changed := p.answered(began.up, err == nil); changed && err == nil {
 		log.InfoContext(ctx, "the other region answers: it lends of its part of limits")
 	} else if changed && ctx.Err() == nil {
 		log.WarnContext(ctx, "the other region is away: only this one's part of limits passes here", slog.Any("error", err))
@@ -231,21 +233,21 @@ func (s *Store) borrow(ctx context.Context, p *peer, client ratelimitpb.RegionsC
 
 // lent takes in what a region said to the ask of one counter; loans is empty if it did
 // not answer.
-func (s *Store) lent(ctx context.Context, p *peer, c *cell, asked uint32, loans []*ratelimitpb.Loan, i int, began time.Time) {
+func (s *Store) lent(ctx context.Context, p *peer, c *cell, asked uint32, loans []*ratelimitpb.Loan, i int, began moment) {
 	var got *ratelimitpb.Loan
 	if i < len(loans) {
 		got = loans[i]
 	}
-	l := loan{peer: p, id: got.GetId(), size: uint64(min(got.GetHits(), asked)), rule: c.rule}
+	l := loan{peer: p, id: got.GetId(), size: uint64(min(got.GetHits(), asked)), rule: c.rule, began: began}
 	l.left = l.size
 	if valid := got.GetValid(); l.size > 0 && valid.IsValid() {
-		l.until = began.Add(min(c.valid, valid.AsDuration()))
+		l.valid = min(c.valid, valid.AsDuration())
 	}
 	if l.size > 0 && (len(l.id) > maxID || !s.record(ctx, c.key, &l)) {
 		s.back(c, []loan{l})
 		l.size = 0
 	}
-	now := s.now()
+	now := s.moment()
 	sh := s.shard(c.key)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -264,7 +266,7 @@ func (s *Store) lent(ctx context.Context, p *peer, c *cell, asked uint32, loans 
 		s.back(c, []loan{l})
 		c.end()
 	default:
-		c.quiet[p.index] = now.Add(pause(got, stale(c.valid)))
+		c.quiet[p.index] = now.up + pause(got, stale(c.valid))
 		s.askNext(c, now)
 	}
 }
@@ -279,7 +281,8 @@ func pause(got *ratelimitpb.Loan, most time.Duration) time.Duration {
 
 // record notes in this region's store what was borrowed, for all its replicas, and says
 // whether it is not more than the other region can have: one that lies about what it has
-// must not let more pass here than the limit.
+// must not let more pass here than the limit. What is borrowed may be used for a while, so
+// it counts for a window and that while: in no window more than the part is used.
 func (s *Store) record(ctx context.Context, key string, l *loan) bool {
 	u, err := s.borrowed(key, l)
 	if err != nil {
@@ -294,24 +297,33 @@ func (s *Store) record(ctx context.Context, key string, l *loan) bool {
 }
 
 func (s *Store) borrowed(key string, l *loan) (limit.Use, error) {
-	rule, err := limit.New(limit.Sliding, s.division.part(l.peer.name, l.rule.Requests()), l.rule.Window())
-	// No value of a dimension has a "%" with anything but two digits behind it.
-	return limit.Use{Key: key + "%borrowed%" + l.peer.name, Limit: rule, Hits: l.size}, err
+	valid, _ := validFor(l.rule)
+	rule, err := limit.New(limit.Sliding, s.division.part(l.peer.name, l.rule.Requests()), l.rule.Window()+valid)
+	return limit.Use{Key: borrowedKey(key, l.peer.name), Limit: rule, Hits: l.size}, err
 }
 
+// borrowedKey is where it is counted what was borrowed of a region, lentKey what was lent
+// to it. No value of a dimension has a "%" with anything but two digits behind it.
+func borrowedKey(key, region string) string { return key + "%borrowed%" + region }
+
+func lentKey(key, region string) string { return key + "%lent%" + region }
+
 // giveBack tells a region what of its loans was used.
-func (s *Store) giveBack(ctx context.Context, client ratelimitpb.RegionsClient, all []returned) {
-	req := &ratelimitpb.ReturnRequest{}
+func (s *Store) giveBack(ctx context.Context, p *peer, client ratelimitpb.RegionsClient, all []returned, log *slog.Logger) {
+	req := &ratelimitpb.ReturnRequest{Region: s.division.own}
 	for _, r := range all {
 		used := uint32(r.loan.size - r.loan.left) //nolint:gosec // at most what was asked for
 		req.Returned = append(req.Returned, &ratelimitpb.Returned{Counter: r.name, Id: r.loan.id, Used: used})
 		s.metrics.returned.WithLabelValues(r.loan.peer.name).Add(float64(r.loan.left))
-		if u, err := s.borrowed(r.key, &r.loan); err == nil && !r.loan.at.IsZero() {
+		if u, err := s.borrowed(r.key, &r.loan); err == nil && r.loan.left > 0 && !r.loan.at.IsZero() {
 			u.Op, u.Hits, u.At = limit.Refund, r.loan.left, r.loan.at
 			_ = s.below.Decide(ctx, s.now(), []limit.Use{u}, make([]limit.Outcome, 1)) // else it leaves the window by itself
 		}
 	}
 	call, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	_, _ = client.Return(call, req) // else they end by themselves
+	if _, err := client.Return(call, req); err != nil && ctx.Err() == nil { // they end by themselves
+		s.metrics.failures.WithLabelValues(p.name).Inc()
+		log.DebugContext(ctx, "the other region does not take back what it lent", slog.Any("error", err))
+	}
 }

@@ -14,13 +14,17 @@ type loan struct {
 	peer       *peer
 	id         string
 	left, size uint64
-	until      time.Time // by this process's clock, from before it was asked for
-	at         time.Time // when it was noted as borrowed, by the store's clock
+	began      moment        // before it was asked for
+	valid      time.Duration // from then
+	at         time.Time     // when it was noted as borrowed, by the store's clock
 	rule       limit.Limit
 }
 
+// good says that a loan may be used still.
+func (l *loan) good(now moment) bool { return now.since(l.began) < l.valid }
+
 // cell is what is known here of a counter of whose part little is left. The lock of
-// its shard guards it.
+// its shard guards it. Its times are those since the machine started.
 type cell struct {
 	key, name string
 	// rule is the whole limit, valid how long loans of it are.
@@ -30,19 +34,19 @@ type cell struct {
 	// asked hits since begin, and before that, tell the demand; need is the largest use
 	// that was refused.
 	asked, before, need uint64
-	begin, last         time.Time
+	begin, last         time.Duration
 	// over: this region's part is used up until then, as far as is known.
-	over time.Time
+	over time.Duration
 	// quiet says until when a region, by its place among the peers, is not asked again.
-	quiet []time.Time
+	quiet []time.Duration
 	// asking is closed when what was asked for is answered; nil if nobody is asked.
 	asking chan struct{}
 }
 
 // count notes that hits were asked for.
-func (c *cell) count(hits uint64, now time.Time) {
+func (c *cell) count(hits uint64, now time.Duration) {
 	c.last = now
-	switch age := now.Sub(c.begin); {
+	switch age := now - c.begin; {
 	case age > c.valid:
 		c.begin, c.before, c.asked = now, 0, 0
 	case age > c.valid/2:
@@ -57,9 +61,9 @@ func (c *cell) demand() uint64 {
 }
 
 // hand is how much is in hand.
-func (c *cell) hand(now time.Time) (n uint64) {
-	for _, l := range c.loans {
-		if now.Before(l.until) {
+func (c *cell) hand(now moment) (n uint64) {
+	for i := range c.loans {
+		if l := &c.loans[i]; l.good(now) {
 			n += l.left
 		}
 	}
@@ -67,16 +71,16 @@ func (c *cell) hand(now time.Time) (n uint64) {
 }
 
 // low says that what is left here, and in hand, will not do for long.
-func (c *cell) low(remaining uint64, now time.Time) bool {
+func (c *cell) low(remaining uint64, now moment) bool {
 	left := remaining + c.hand(now)
 	return left == 0 || left < c.need || left < c.demand()/4
 }
 
 // take takes hits out of a loan in hand.
-func (c *cell) take(hits uint64, now time.Time, out *limit.Outcome) bool {
+func (c *cell) take(hits uint64, now moment, out *limit.Outcome) bool {
 	for i := range c.loans {
 		l := &c.loans[i]
-		if l.left < hits || !now.Before(l.until) {
+		if l.left < hits || !l.good(now) {
 			continue
 		}
 		l.left -= hits
@@ -97,10 +101,10 @@ func (c *cell) put(hits uint64, at time.Time) {
 }
 
 // ended takes out the loans whose time is over, or that have nothing left, or all.
-func (c *cell) ended(now time.Time, all bool) (out []loan) {
+func (c *cell) ended(now moment, all bool) (out []loan) {
 	keep := c.loans[:0]
 	for _, l := range c.loans {
-		if all || l.left == 0 || !now.Before(l.until) {
+		if all || l.left == 0 || !l.good(now) {
 			out = append(out, l)
 		} else {
 			keep = append(keep, l)

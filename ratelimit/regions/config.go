@@ -38,6 +38,9 @@ type Peer struct {
 	// TrustBundle is a PEM file with the roots of another trust domain. It is read anew
 	// for each connection.
 	TrustBundle string `yaml:"trust_bundle"`
+	// Operators lets those of that region change counters here too, as with
+	// "writ limits reset --all-regions" there.
+	Operators bool `yaml:"operators"`
 }
 
 // Enabled says that there are other regions.

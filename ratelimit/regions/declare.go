@@ -25,14 +25,15 @@ func (s *Store) Declare(l limit.Limit, m limit.Mode, here string) string {
 	}
 	var others []string
 	for _, p := range s.peers {
-		up, last := p.state()
+		up, ever, last := p.state()
+		age := (s.up() - last).Round(100 * time.Millisecond)
 		switch {
 		case up:
-			others = append(others, fmt.Sprintf("%s answered %s ago", p.name, s.now().Sub(last).Round(100*time.Millisecond)))
-		case last.IsZero():
+			others = append(others, fmt.Sprintf("%s answered %s ago", p.name, age))
+		case !ever:
 			others = append(others, "nothing was heard of "+p.name+" yet")
 		default:
-			others = append(others, fmt.Sprintf("%s is away for %s", p.name, s.now().Sub(last).Round(100*time.Millisecond)))
+			others = append(others, fmt.Sprintf("%s is away for %s", p.name, age))
 		}
 	}
 	return text + "; " + strings.Join(others, ", ")
@@ -47,8 +48,8 @@ func (a ageCollector) Describe(out chan<- *prometheus.Desc) { out <- a.desc() }
 // Collect implements prometheus.Collector. A region that never answered has none.
 func (a ageCollector) Collect(out chan<- prometheus.Metric) {
 	for _, p := range a.store.peers {
-		if _, last := p.state(); !last.IsZero() {
-			out <- prometheus.MustNewConstMetric(a.desc(), prometheus.GaugeValue, a.store.now().Sub(last).Seconds(), p.name)
+		if _, ever, last := p.state(); ever {
+			out <- prometheus.MustNewConstMetric(a.desc(), prometheus.GaugeValue, (a.store.up() - last).Seconds(), p.name)
 		}
 	}
 }

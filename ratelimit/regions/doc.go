@@ -12,7 +12,11 @@
 // passes or before, and the parts add up to the limit. So never more passes than the
 // limit says in any stretch of time as long as its window: the overshoot is 0, however
 // long the way between regions takes, while it is cut, and whatever their clocks say,
-// for only lengths of time are compared. A region that is cut off has its part, and
+// for only lengths of time are compared, which go on while a machine is suspended. Two
+// things undo it: a store whose clock is set forward by a window forgets its region's
+// part, and a virtual machine that is paused and whose clock is set back by as long does
+// not know that what it has in hand is over. A region that lies makes no other one let
+// pass more than the limit. A region that is cut off has its part, and
 // what it had borrowed until a few seconds later. What one region knows of what
 // another has left is at most a quarter of that time old.
 //

@@ -20,7 +20,7 @@ func FuzzLender(f *testing.F) {
 	f.Add("k", uint32(10), "10.x", uint32(0), uint8(3))
 	f.Add("k", uint32(4_000_000_000), "25.", uint32(4_000_000_000), uint8(9))
 	f.Add("unknown", uint32(0), "", uint32(1), uint8(1))
-	f.Add("k%lent%west.example", uint32(1), "1.1.1", uint32(1), uint8(0))
+	f.Add("k%lent%west", uint32(1), "1.1.1", uint32(1), uint8(0))
 	f.Fuzz(func(t *testing.T, counter string, hits uint32, id string, used uint32, times uint8) {
 		const part, most = 50, 25
 		division, err := NewDivision("east", twoShares)
@@ -29,7 +29,7 @@ func FuzzLender(f *testing.F) {
 		}
 		rule, now, store := sliding(t, 2*part, time.Minute), time.Now(), memory.New(0)
 		lender := &Lender{
-			Store: store, Division: division, Percent: 50, Now: func() time.Time { return now }, Names: map[spiffeid.ID]string{}, Log: slog.New(slog.DiscardHandler),
+			Store: store, Division: division, Percent: 50, Now: func() time.Time { return now }, Peers: map[spiffeid.ID][]Peer{idOf("west"): {{Name: "west"}}}, Log: slog.New(slog.DiscardHandler),
 			Borrower: &Store{metrics: newMetrics(prometheus.NewRegistry())},
 			Find: func(name string) (limit.Use, error) {
 				if name != "k" {

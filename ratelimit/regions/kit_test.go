@@ -31,6 +31,8 @@ type world struct {
 	shares map[string]int
 	all    map[string]*region
 	delay  func() time.Duration // of each way between regions
+	slept  atomic.Int64         // how long all machines slept: no timer went on
+	began  time.Time
 
 	mu     sync.Mutex // of all and passed
 	passed []time.Time
@@ -49,23 +51,28 @@ type region struct {
 
 	lender *Lender
 	below  *memory.Store
-	skew   time.Duration // of its clock
+	skew   *atomic.Int64 // of its store's clock
+	set    *atomic.Int64 // how much the clock of its ratelimit is wrong
 	cut    atomic.Bool   // nobody hears of it, and it hears of nobody
 	stop   func()
 }
 
 func newWorld(t *testing.T, rule limit.Limit, shares map[string]int) *world {
-	return &world{t: t, rule: rule, shares: shares, all: map[string]*region{}, delay: func() time.Duration { return time.Millisecond }}
+	return &world{t: t, rule: rule, shares: shares, all: map[string]*region{}, delay: func() time.Duration { return time.Millisecond }, began: time.Now()}
 }
+
+// now is the true time.
+func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.slept.Load())) }
 
 // skewed is a store with a clock of its own.
 type skewed struct {
 	to   Decider
-	skew time.Duration
+	now  func() time.Time
+	skew *atomic.Int64
 }
 
-func (s skewed) Decide(ctx context.Context, now time.Time, uses []limit.Use, out []limit.Outcome) error {
-	return s.to.Decide(ctx, now.Add(s.skew), uses, out)
+func (s skewed) Decide(ctx context.Context, _ time.Time, uses []limit.Use, out []limit.Outcome) error {
+	return s.to.Decide(ctx, s.now().Add(time.Duration(s.skew.Load())), uses, out)
 }
 
 // start starts a region, or starts it anew.
@@ -75,26 +82,27 @@ func (w *world) start(name string, percent int, skew time.Duration) *region {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	r := &region{below: memory.New(0), skew: skew}
+	r := &region{below: memory.New(0), skew: new(atomic.Int64), set: new(atomic.Int64)}
 	if old := w.at(name); old != nil {
-		r.below = old.below
+		r.below, r.skew, r.set = old.below, old.skew, old.set
 	}
+	r.skew.Store(int64(skew))
 	var peers []Peer
-	names := map[spiffeid.ID]string{}
+	known := map[spiffeid.ID][]Peer{}
 	for other := range w.shares {
 		if other != name {
 			peers = append(peers, Peer{Name: other})
-			names[idOf(other)] = other
+			known[idOf(other)] = []Peer{{Name: other}}
 		}
 	}
 	slices.SortFunc(peers, func(a, b Peer) int { return len(a.Name) - len(b.Name) })
-	store := skewed{r.below, skew}
+	store := skewed{r.below, w.now, r.skew}
 	r.Store = New(Options{
 		Below: store, Division: division, NameOf: func(key string) (string, bool) { return key, key != "nameless" }, MaxKeys: 1000,
-		Now: time.Now, Peers: peers,
+		Now: func() time.Time { return w.now().Add(time.Duration(r.set.Load())) }, Up: func() time.Duration { return w.now().Sub(w.began) }, Peers: peers,
 	}, prometheus.NewRegistry())
 	r.lender = &Lender{
-		Store: store, Division: division, Percent: percent, Now: time.Now, Names: names, Borrower: r.Store, Log: slog.New(slog.DiscardHandler),
+		Store: store, Division: division, Percent: percent, Now: w.now, Peers: known, Borrower: r.Store, Log: slog.New(slog.DiscardHandler),
 		Find: func(name string) (limit.Use, error) {
 			if name == "unknown" {
 				return limit.Use{}, errors.New("unknown")
@@ -143,7 +151,7 @@ func (w *world) uses(name string, uses ...limit.Use) bool {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.passed = append(w.passed, time.Now())
+	w.passed = append(w.passed, w.now())
 	return true
 }
 
@@ -207,6 +215,13 @@ func (l link) Return(ctx context.Context, r *ratelimitpb.ReturnRequest, _ ...grp
 		return nil, err
 	}
 	return l.w.at(l.to).lender.Return(as(ctx, l.from), r)
+}
+
+func (l link) Change(ctx context.Context, r *ratelimitpb.ChangeRequest, _ ...grpc.CallOption) (*ratelimitpb.ChangeResponse, error) {
+	if err := l.pass(ctx); err != nil {
+		return nil, err
+	}
+	return l.w.at(l.to).lender.Change(as(ctx, l.from), r)
 }
 
 // sleep waits in the time of the bubble.

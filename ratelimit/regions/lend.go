@@ -43,8 +43,11 @@ type Lender struct {
 	// Counted is the limit that the store is asked for: with leases another than it is.
 	Counted func(part limit.Limit, mode limit.Mode) limit.Limit
 	Now     func() time.Time
-	// Names are the regions' by the identity of their ratelimit, for metrics.
-	Names map[spiffeid.ID]string
+	// Peers are the other regions by the identity of their ratelimit, which those of one
+	// trust domain have in common.
+	Peers map[spiffeid.ID][]Peer
+	// Apply changes this region's part of a counter for an operator of another region.
+	Apply func(ctx context.Context, r *ratelimitpb.ChangeRequest) (*ratelimitpb.ChangeResponse, error)
 	// Borrower is this region's store, which has the metrics.
 	Borrower *Store
 	Log      *slog.Logger
@@ -59,7 +62,7 @@ type account struct {
 
 // account finds the counter that another region speaks of. ok is false if nothing of it
 // is lent.
-func (l *Lender) account(name string, to spiffeid.ID) (a account, ok bool) {
+func (l *Lender) account(name, to string) (a account, ok bool) {
 	if len(name) > maxCounter {
 		return a, false
 	}
@@ -82,14 +85,30 @@ func (l *Lender) account(name string, to spiffeid.ID) (a account, ok bool) {
 		return a, false
 	}
 	a.part = limit.Use{Key: u.Key, Limit: l.Counted(part, u.Mode)}
-	// By identity: a region cannot ask in another's name.
-	a.gate = limit.Use{Key: u.Key + "%lent%" + to.TrustDomain().Name(), Limit: gate}
+	a.gate = limit.Use{Key: lentKey(u.Key, to), Limit: gate}
 	return a, most > 0
 }
 
 // held names what is lent in the store. A region can end only what it borrowed itself,
 // and say of it only what it came to.
-func held(to spiffeid.ID, id string) string { return "lent:" + to.TrustDomain().Name() + ":" + id }
+func held(to, id string) string { return "lent:" + to + ":" + id }
+
+// caller is the region that asks, by its name and by the identity that it showed: it
+// cannot ask in the name of another trust domain's. One that does not say its name is the
+// one of its trust domain.
+func (l *Lender) caller(ctx context.Context, region string) (Peer, error) {
+	of := rpc.CallerFrom(ctx)
+	peers := l.Peers[of.ID]
+	if region == "" && len(peers) == 1 {
+		return peers[0], nil
+	}
+	for _, p := range peers {
+		if p.Name == region {
+			return p, nil
+		}
+	}
+	return Peer{}, status.Errorf(codes.PermissionDenied, "%s is not the ratelimit of the region %q", of, region)
+}
 
 // Borrow implements the service.
 func (l *Lender) Borrow(ctx context.Context, r *ratelimitpb.BorrowRequest) (*ratelimitpb.BorrowResponse, error) {
@@ -99,15 +118,18 @@ func (l *Lender) Borrow(ctx context.Context, r *ratelimitpb.BorrowRequest) (*rat
 	if len(r.GetAsks()) > batch {
 		return nil, status.Errorf(codes.InvalidArgument, "%d asks are more than %d", len(r.GetAsks()), batch)
 	}
-	to := rpc.CallerFrom(ctx).ID
+	to, err := l.caller(ctx, r.GetRegion())
+	if err != nil {
+		return nil, err
+	}
 	out := &ratelimitpb.BorrowResponse{Loans: make([]*ratelimitpb.Loan, 0, len(r.GetAsks()))}
 	for _, ask := range r.GetAsks() {
-		loan, err := l.lend(ctx, to, ask)
+		loan, err := l.lend(ctx, to.Name, ask)
 		if err != nil {
 			l.Log.WarnContext(ctx, "nothing is lent: the store of counters failed", slog.Any("error", err))
 			return nil, status.Error(codes.Unavailable, "the store of counters failed")
 		}
-		l.Borrower.metrics.lent.WithLabelValues(l.Names[to]).Add(float64(loan.GetHits()))
+		l.Borrower.metrics.lent.WithLabelValues(to.Name).Add(float64(loan.GetHits()))
 		out.Loans = append(out.Loans, loan)
 	}
 	return out, nil
@@ -119,7 +141,7 @@ func nothing(retry time.Duration) *ratelimitpb.Loan {
 
 // lend looks what is left and holds some of it: for a window after the last moment in
 // which it can be used.
-func (l *Lender) lend(ctx context.Context, to spiffeid.ID, ask *ratelimitpb.Ask) (*ratelimitpb.Loan, error) {
+func (l *Lender) lend(ctx context.Context, to string, ask *ratelimitpb.Ask) (*ratelimitpb.Loan, error) {
 	a, ok := l.account(ask.GetCounter(), to)
 	if !ok {
 		return nothing(unknownRetry), nil
@@ -155,19 +177,22 @@ func (l *Lender) Return(ctx context.Context, r *ratelimitpb.ReturnRequest) (*rat
 	if len(r.GetReturned()) > batch {
 		return nil, status.Errorf(codes.InvalidArgument, "%d loans are more than %d", len(r.GetReturned()), batch)
 	}
-	to := rpc.CallerFrom(ctx).ID
+	to, err := l.caller(ctx, r.GetRegion())
+	if err != nil {
+		return nil, err
+	}
 	for _, ret := range r.GetReturned() {
 		size, ok := sizeOf(ret.GetId())
 		if !ok {
 			return nil, status.Error(codes.InvalidArgument, "that is no loan's id")
 		}
-		a, ok := l.account(ret.GetCounter(), to)
+		a, ok := l.account(ret.GetCounter(), to.Name)
 		if !ok {
 			continue // the limit was edited meanwhile: what is held ends by itself
 		}
 		settle := []limit.Use{a.part, a.gate}
 		for i := range settle {
-			settle[i].Op, settle[i].Hold, settle[i].HoldFor = limit.Settle, held(to, ret.GetId()), a.window+a.valid
+			settle[i].Op, settle[i].Hold, settle[i].HoldFor = limit.Settle, held(to.Name, ret.GetId()), a.window+a.valid
 			settle[i].Hits = uint64(min(ret.GetUsed(), size))
 		}
 		if err := l.Store.Decide(ctx, l.Now(), settle, make([]limit.Outcome, len(settle))); err != nil {
@@ -175,6 +200,18 @@ func (l *Lender) Return(ctx context.Context, r *ratelimitpb.ReturnRequest) (*rat
 		}
 	}
 	return &ratelimitpb.ReturnResponse{}, nil
+}
+
+// Change implements the service.
+func (l *Lender) Change(ctx context.Context, r *ratelimitpb.ChangeRequest) (*ratelimitpb.ChangeResponse, error) {
+	of, err := l.caller(ctx, r.GetRegion())
+	if err != nil {
+		return nil, err
+	}
+	if !of.Operators {
+		return nil, status.Errorf(codes.PermissionDenied, "operators of region %s change nothing here: regions.peers has no operators: true for it", of.Name)
+	}
+	return l.Apply(ctx, r)
 }
 
 // sizeOf is how many hits a loan had, by its id. An id that was made up names nothing

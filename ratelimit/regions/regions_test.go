@@ -1,19 +1,13 @@
 package regions
 
 import (
-	"context"
-	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"google.golang.org/grpc"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	ratelimitpb "github.com/writ-mesh/writ/proto/writ/ratelimit/v1"
 	"github.com/writ-mesh/writ/ratelimit/limit"
@@ -354,45 +348,5 @@ func TestRegionThatLies(t *testing.T) {
 			t.Error("an id that is none is taken")
 		}
 		w.stop()
-	})
-}
-
-// liar is a region that says it lends whatever it is asked for.
-type liar struct{ n int }
-
-func (l *liar) Borrow(_ context.Context, r *ratelimitpb.BorrowRequest, _ ...grpc.CallOption) (*ratelimitpb.BorrowResponse, error) {
-	resp := &ratelimitpb.BorrowResponse{}
-	for range r.GetAsks() {
-		l.n++
-		resp.Loans = append(resp.Loans, &ratelimitpb.Loan{Hits: 4_000_000_000, Id: strconv.Itoa(l.n), Valid: durationpb.New(10 * 365 * 24 * time.Hour)})
-	}
-	return resp, nil
-}
-
-func (*liar) Return(context.Context, *ratelimitpb.ReturnRequest, ...grpc.CallOption) (*ratelimitpb.ReturnResponse, error) {
-	return &ratelimitpb.ReturnResponse{}, nil
-}
-
-// TestLenderThatLies: what a region lends beyond what it can have is not used.
-func TestLenderThatLies(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, sliding(t, 100, time.Minute), twoShares)
-		east := w.start("east", 100, 0)
-		east.stop()
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			_ = east.Connect(ctx, "west", new(liar), slog.New(slog.DiscardHandler))
-		}()
-		for range 2000 {
-			w.ask("east")
-			sleep(100 * time.Millisecond)
-		}
-		if most := w.most(); most > 100 || len(w.passed) < 200 {
-			t.Errorf("%d passed in a minute, %d in all", most, len(w.passed))
-		}
-		cancel()
-		<-done
 	})
 }

@@ -30,6 +30,7 @@ type Store struct {
 	division *Division
 	nameOf   func(key string) (string, bool)
 	now      func() time.Time
+	up       func() time.Duration
 	peers    []*peer
 	metrics  *metrics
 	seed     maphash.Seed
@@ -54,15 +55,21 @@ type Options struct {
 	// MaxKeys bounds the counters that something is borrowed for.
 	MaxKeys int
 	Now     func() time.Time
-	Peers   []Peer
+	// Up is how long ago the machine started, as it counts also while it is suspended; nil
+	// asks the kernel.
+	Up    func() time.Duration
+	Peers []Peer
 }
 
 // New makes a store. It borrows once Connect runs for a peer, and Run must be running
 // for loans to be given back.
 func New(o Options, reg prometheus.Registerer) *Store {
 	s := &Store{
-		below: o.Below, division: o.Division, nameOf: o.NameOf, now: o.Now, metrics: newMetrics(reg),
+		below: o.Below, division: o.Division, nameOf: o.NameOf, now: o.Now, up: o.Up, metrics: newMetrics(reg),
 		seed: maphash.MakeSeed(), perShard: (o.MaxKeys + shardCount - 1) / shardCount,
+	}
+	if s.up == nil {
+		s.up = sinceStart
 	}
 	for i, p := range o.Peers {
 		s.peers = append(s.peers, newPeer(i, p.Name))
@@ -93,6 +100,9 @@ func (w *work) reset() {
 func (s *Store) Decide(ctx context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
 	w := s.works.Get().(*work) //nolint:forcetypeassert // see New
 	defer func() { w.reset(); s.works.Put(w) }()
+	if err := s.forget(ctx, now, uses); err != nil {
+		return err
+	}
 	if err := s.try(ctx, now, uses, outcomes, w, false); err != nil || !limit.Refused(uses, outcomes) || !onlyTakes(uses) {
 		return err
 	}
@@ -109,12 +119,13 @@ func (s *Store) try(ctx context.Context, now time.Time, uses []limit.Use, outcom
 	for i := range uses {
 		u := uses[i]
 		if u.Mode != limit.Local {
-			if !fair(uses, i) && s.take(&u, now, &outcomes[i], anyway) {
+			if !fair(uses, i) && s.take(&u, &outcomes[i], anyway) {
 				w.lent = append(w.lent, i)
 				continue
 			}
 			part, err := s.division.Of(u.Limit)
 			if err != nil {
+				s.putBack(uses, outcomes, w)
 				return err
 			}
 			u.Limit = part
@@ -128,7 +139,7 @@ func (s *Store) try(ctx context.Context, now time.Time, uses []limit.Use, outcom
 	for k, i := range w.at {
 		outcomes[i] = w.outcomes[k]
 		if err == nil && !fair(uses, i) {
-			s.note(&uses[i], &outcomes[i], now)
+			s.note(&uses[i], &outcomes[i])
 		}
 	}
 	if err != nil || limit.Refused(uses, outcomes) {
@@ -157,7 +168,7 @@ func (s *Store) putBack(uses []limit.Use, outcomes []limit.Outcome, w *work) {
 }
 
 // take takes a use from loans in hand, if this region's part is used up or anyway.
-func (s *Store) take(u *limit.Use, now time.Time, out *limit.Outcome, anyway bool) bool {
+func (s *Store) take(u *limit.Use, out *limit.Outcome, anyway bool) bool {
 	if !lendable(u) {
 		return false
 	}
@@ -165,10 +176,14 @@ func (s *Store) take(u *limit.Use, now time.Time, out *limit.Outcome, anyway boo
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	c := sh.cells[u.Key]
-	if c == nil || c.rule != u.Limit || !anyway && !now.Before(c.over) || !c.take(u.Bounded(), now, out) {
+	if c == nil || c.rule != u.Limit || len(c.loans) == 0 {
 		return false
 	}
-	c.count(u.Bounded(), now)
+	now := s.moment()
+	if !anyway && now.up >= c.over || !c.take(u.Bounded(), now, out) {
+		return false
+	}
+	c.count(u.Bounded(), now.up)
 	if c.low(0, now) {
 		s.ask(c, now)
 	}
@@ -177,7 +192,7 @@ func (s *Store) take(u *limit.Use, now time.Time, out *limit.Outcome, anyway boo
 
 // note takes in how this region's part stands after a use, and has hits borrowed if
 // little is left.
-func (s *Store) note(u *limit.Use, out *limit.Outcome, now time.Time) {
+func (s *Store) note(u *limit.Use, out *limit.Outcome) {
 	if u.Mode == limit.Local || !lendable(u) {
 		return
 	}
@@ -193,15 +208,16 @@ func (s *Store) note(u *limit.Use, out *limit.Outcome, now time.Time) {
 	if half := s.division.part(s.division.own, u.Limit.Requests()) / 2; c == nil && !out.Over && out.Remaining > half {
 		return
 	}
+	now := s.moment()
 	if c == nil || c.rule != u.Limit {
 		if c = s.cell(sh, u, valid, now); c == nil {
 			return
 		}
 	}
-	c.count(u.Bounded(), now)
+	c.count(u.Bounded(), now.up)
 	if out.Over {
 		// Something may be given back before: look again soon.
-		c.over = now.Add(min(out.RetryAfter, stale(valid)))
+		c.over = now.up + min(out.RetryAfter, stale(valid))
 		c.need = max(min(u.Bounded(), uint64(u.Limit.Requests())), 1)
 	}
 	if out.Over || c.low(uint64(out.Remaining), now) {
@@ -211,7 +227,7 @@ func (s *Store) note(u *limit.Use, out *limit.Outcome, now time.Time) {
 
 // cell makes the cell of a counter; its shard is locked. What there is of another limit
 // of that key goes back. It is nil for a counter without a name.
-func (s *Store) cell(sh *shard, u *limit.Use, valid time.Duration, now time.Time) *cell {
+func (s *Store) cell(sh *shard, u *limit.Use, valid time.Duration, now moment) *cell {
 	name, ok := s.nameOf(u.Key)
 	if !ok {
 		return nil
@@ -225,7 +241,7 @@ func (s *Store) cell(sh *shard, u *limit.Use, valid time.Duration, now time.Time
 			break
 		}
 	}
-	c := &cell{key: u.Key, name: name, rule: u.Limit, valid: valid, begin: now, quiet: make([]time.Time, len(s.peers))}
+	c := &cell{key: u.Key, name: name, rule: u.Limit, valid: valid, begin: now.up, quiet: make([]time.Duration, len(s.peers))}
 	sh.cells[u.Key] = c
 	return c
 }
@@ -264,8 +280,8 @@ func (s *Store) inHand(u *limit.Use) bool {
 	sh := s.shard(u.Key)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	c, now := sh.cells[u.Key], s.now()
-	return c != nil && c.rule == u.Limit && slices.ContainsFunc(c.loans, func(l loan) bool { return l.left >= u.Bounded() && now.Before(l.until) })
+	c, now := sh.cells[u.Key], s.moment()
+	return c != nil && c.rule == u.Limit && slices.ContainsFunc(c.loans, func(l loan) bool { return l.left >= u.Bounded() && l.good(now) })
 }
 
 // asking is closed when an answer is there; nil if nobody is asked.

@@ -29,6 +29,8 @@ type quotaCounter struct {
 	Counted    string `json:"counted"`
 	Plan       string `json:"plan,omitempty"`
 	Over       bool   `json:"over"`
+	// Regions is where a change was made, if there are several regions.
+	Regions []regionPart `json:"regions,omitempty"`
 }
 
 func quotaCounterOf(c *ratelimitpb.Counter) quotaCounter {
@@ -39,6 +41,7 @@ func quotaCounterOf(c *ratelimitpb.Counter) quotaCounter {
 	if after := c.GetResetAfter(); after != nil {
 		row.ResetAfter = after.AsDuration().Round(time.Millisecond).String()
 	}
+	row.Regions = regionPartsOf(c)
 	return row
 }
 
@@ -54,7 +57,7 @@ func (c quotaCounter) print(w io.Writer) error {
 	if c.Plan != "" {
 		counted += "\n  by " + c.Plan
 	}
-	_, err := fmt.Fprintf(w, "%s: %d of %d in %s are left, %s (%s)%s\n", c.Key, c.Remaining, c.Requests, c.Every, state, c.Limit, counted)
+	_, err := fmt.Fprintf(w, "%s: %d of %d in %s are left, %s (%s)%s\n%s", c.Key, c.Remaining, c.Requests, c.Every, state, c.Limit, counted, regionLines(c.Regions))
 	return err
 }
 
@@ -210,6 +213,7 @@ func limitsChangeCommand(change limitChange) *cobra.Command {
 	var o output
 	var at ratelimitAt
 	var reason string
+	var all bool
 	number, what, example, own := "", "a counter", "", 1
 	if change.hits {
 		number, what, example, own = " NUMBER", "a counter and a number", " 100", 2
@@ -217,11 +221,15 @@ func limitsChangeCommand(change limitChange) *cobra.Command {
 	c := &cobra.Command{
 		Use:     change.name + " KEY" + number + " [DIR]",
 		Short:   change.short,
-		Long:    change.short + ". The audit keeps who did it, when and why (writ limits changes).\n" + counterKey,
+		Long: change.short + `. The audit keeps who did it, when and why (writ limits changes).
+Where several regions keep a limit together it changes the part of the one whose
+ratelimit is asked; with --all-regions the parts of all, if they let this one's operators.
+Exit code 2: not changed, or not in all regions that were asked.
+` + counterKey,
 		Example: "  writ limits " + change.name + " 'default/reviews/0?source.principal=cluster.local/ns/default/sa/a'" + example + " --reason 'ticket 7' examples/bookinfo",
 		Args:    arguments(own, own+1, what+", and the mesh directory or none for the current one"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req := &ratelimitpb.ChangeCounterRequest{Key: args[0], Reason: reason}
+			req := &ratelimitpb.ChangeCounterRequest{Key: args[0], Reason: reason, AllRegions: all}
 			if reason == "" {
 				return errors.New("--reason is missing: the audit keeps why")
 			}
@@ -232,14 +240,24 @@ func limitsChangeCommand(change limitChange) *cobra.Command {
 				}
 				req.Hits = uint32(n)
 			}
-			return at.show(cmd, &o, args[own:], func(ctx context.Context, l ratelimitpb.LimitsClient) (*ratelimitpb.Counter, error) {
-				return change.call(ctx, l, req)
+			var done *ratelimitpb.Counter
+			err := at.show(cmd, &o, args[own:], func(ctx context.Context, l ratelimitpb.LimitsClient) (_ *ratelimitpb.Counter, err error) {
+				done, err = change.call(ctx, l, req)
+				return done, err
 			})
+			if err != nil {
+				return err
+			}
+			if parts := done.GetRegions(); !all && len(parts) > 0 {
+				fmt.Fprintf(cmd.ErrOrStderr(), "only the part of region %s was changed; --all-regions changes those of the others too\n", parts[0].GetRegion())
+			}
+			return notEverywhere(done)
 		},
 	}
 	o.register(c)
 	at.register(c)
 	c.Flags().StringVar(&reason, "reason", "", "`why`, for the audit")
+	c.Flags().BoolVar(&all, "all-regions", false, "in the other regions too that keep the limit, if they let this one's operators")
 	return c
 }
 
@@ -252,6 +270,16 @@ type limitChangeRow struct {
 	Hits      uint32    `json:"hits,omitempty"`
 	Reason    string    `json:"reason"`
 	Remaining uint32    `json:"remaining"`
+	// AllRegions says that it was made in the other regions from there too.
+	AllRegions bool `json:"allRegions,omitempty"`
+}
+
+// what was changed, for people.
+func (r limitChangeRow) what() string {
+	if r.AllRegions {
+		return r.What + " in all regions"
+	}
+	return r.What
 }
 
 func limitsChangesCommand() *cobra.Command {
@@ -267,7 +295,7 @@ func limitsChangesCommand() *cobra.Command {
 			err := at.call(cmd.Context(), args, func(ctx context.Context, l ratelimitpb.LimitsClient) error {
 				resp, err := l.ListChanges(ctx, &ratelimitpb.ListChangesRequest{})
 				for _, c := range resp.GetChanges() {
-					rows = append(rows, limitChangeRow{c.GetAt().AsTime(), c.GetActor(), c.GetWhat(), c.GetKey(), c.GetHits(), c.GetReason(), c.GetRemaining()})
+					rows = append(rows, limitChangeRow{c.GetAt().AsTime(), c.GetActor(), c.GetWhat(), c.GetKey(), c.GetHits(), c.GetReason(), c.GetRemaining(), c.GetAllRegions()})
 				}
 				return err
 			})
@@ -290,7 +318,7 @@ func printLimitChanges(out io.Writer, rows []limitChangeRow) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "AT (UTC)\tBY\tWHAT\tHITS\tLEFT BEFORE\tKEY\tWHY")
 	for _, r := range rows {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", utc(r.At), r.Actor, r.What, r.Hits, r.Remaining, r.Key, r.Reason)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", utc(r.At), r.Actor, r.what(), r.Hits, r.Remaining, r.Key, r.Reason)
 	}
 	return w.Flush()
 }

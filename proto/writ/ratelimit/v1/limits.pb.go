@@ -86,7 +86,10 @@ type Counter struct {
 	// Where the limit is counted, and how much more than it may pass at worst.
 	Counted string `protobuf:"bytes,8,opt,name=counted,proto3" json:"counted,omitempty"`
 	// Where the caller's requests come from if a table of plans has them; empty without.
-	Plan          string `protobuf:"bytes,20,opt,name=plan,proto3" json:"plan,omitempty"`
+	Plan string `protobuf:"bytes,20,opt,name=plan,proto3" json:"plan,omitempty"`
+	// After a change, where there are several regions: those that were asked to make it,
+	// this one first.
+	Regions       []*RegionPart `protobuf:"bytes,21,rep,name=regions,proto3" json:"regions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -184,6 +187,93 @@ func (x *Counter) GetPlan() string {
 	return ""
 }
 
+func (x *Counter) GetRegions() []*RegionPart {
+	if x != nil {
+		return x.Regions
+	}
+	return nil
+}
+
+// RegionPart is what became of a change in one region's part of a limit.
+type RegionPart struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Region string                 `protobuf:"bytes,1,opt,name=region,proto3" json:"region,omitempty"`
+	// The part, and what remains of it.
+	Requests  uint32 `protobuf:"varint,2,opt,name=requests,proto3" json:"requests,omitempty"`
+	Remaining uint32 `protobuf:"varint,3,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	// How many hits were given back.
+	Given uint32 `protobuf:"varint,4,opt,name=given,proto3" json:"given,omitempty"`
+	// Why it was not changed, or is not known to be; empty if it was.
+	Problem       string `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegionPart) Reset() {
+	*x = RegionPart{}
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegionPart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegionPart) ProtoMessage() {}
+
+func (x *RegionPart) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegionPart.ProtoReflect.Descriptor instead.
+func (*RegionPart) Descriptor() ([]byte, []int) {
+	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RegionPart) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *RegionPart) GetRequests() uint32 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *RegionPart) GetRemaining() uint32 {
+	if x != nil {
+		return x.Remaining
+	}
+	return 0
+}
+
+func (x *RegionPart) GetGiven() uint32 {
+	if x != nil {
+		return x.Given
+	}
+	return 0
+}
+
+func (x *RegionPart) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 type ListTopRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only limits whose name begins so; all if empty.
@@ -196,7 +286,7 @@ type ListTopRequest struct {
 
 func (x *ListTopRequest) Reset() {
 	*x = ListTopRequest{}
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[2]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -208,7 +298,7 @@ func (x *ListTopRequest) String() string {
 func (*ListTopRequest) ProtoMessage() {}
 
 func (x *ListTopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[2]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -221,7 +311,7 @@ func (x *ListTopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTopRequest.ProtoReflect.Descriptor instead.
 func (*ListTopRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{2}
+	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ListTopRequest) GetLimit() string {
@@ -247,7 +337,7 @@ type ListTopResponse struct {
 
 func (x *ListTopResponse) Reset() {
 	*x = ListTopResponse{}
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[3]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -259,7 +349,7 @@ func (x *ListTopResponse) String() string {
 func (*ListTopResponse) ProtoMessage() {}
 
 func (x *ListTopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[3]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -272,7 +362,7 @@ func (x *ListTopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTopResponse.ProtoReflect.Descriptor instead.
 func (*ListTopResponse) Descriptor() ([]byte, []int) {
-	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{3}
+	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListTopResponse) GetCallers() []*TopCaller {
@@ -298,7 +388,7 @@ type TopCaller struct {
 
 func (x *TopCaller) Reset() {
 	*x = TopCaller{}
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[4]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -310,7 +400,7 @@ func (x *TopCaller) String() string {
 func (*TopCaller) ProtoMessage() {}
 
 func (x *TopCaller) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[4]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -323,7 +413,7 @@ func (x *TopCaller) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopCaller.ProtoReflect.Descriptor instead.
 func (*TopCaller) Descriptor() ([]byte, []int) {
-	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{4}
+	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TopCaller) GetKey() string {
@@ -367,14 +457,17 @@ type ChangeCounterRequest struct {
 	// How many hits; not for ResetCounter.
 	Hits uint32 `protobuf:"varint,2,opt,name=hits,proto3" json:"hits,omitempty"`
 	// Why, for the audit; not empty, at most 500 bytes.
-	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// In all regions that keep the limit together. Hits are given back here first, and of
+	// the rest in the others, one after the other, so that it is no more in all.
+	AllRegions    bool `protobuf:"varint,4,opt,name=all_regions,json=allRegions,proto3" json:"all_regions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ChangeCounterRequest) Reset() {
 	*x = ChangeCounterRequest{}
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[5]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -386,7 +479,7 @@ func (x *ChangeCounterRequest) String() string {
 func (*ChangeCounterRequest) ProtoMessage() {}
 
 func (x *ChangeCounterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[5]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -399,7 +492,7 @@ func (x *ChangeCounterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeCounterRequest.ProtoReflect.Descriptor instead.
 func (*ChangeCounterRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{5}
+	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ChangeCounterRequest) GetKey() string {
@@ -423,6 +516,13 @@ func (x *ChangeCounterRequest) GetReason() string {
 	return ""
 }
 
+func (x *ChangeCounterRequest) GetAllRegions() bool {
+	if x != nil {
+		return x.AllRegions
+	}
+	return false
+}
+
 type ListChangesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -431,7 +531,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[6]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -443,7 +543,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[6]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -456,7 +556,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{6}
+	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{7}
 }
 
 type ListChangesResponse struct {
@@ -469,7 +569,7 @@ type ListChangesResponse struct {
 
 func (x *ListChangesResponse) Reset() {
 	*x = ListChangesResponse{}
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[7]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -481,7 +581,7 @@ func (x *ListChangesResponse) String() string {
 func (*ListChangesResponse) ProtoMessage() {}
 
 func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[7]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -494,7 +594,7 @@ func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesResponse.ProtoReflect.Descriptor instead.
 func (*ListChangesResponse) Descriptor() ([]byte, []int) {
-	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{7}
+	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListChangesResponse) GetChanges() []*CounterChange {
@@ -516,14 +616,16 @@ type CounterChange struct {
 	Hits   uint32 `protobuf:"varint,5,opt,name=hits,proto3" json:"hits,omitempty"`
 	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
 	// What remained before.
-	Remaining     uint32 `protobuf:"varint,7,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	Remaining uint32 `protobuf:"varint,7,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	// It was made in all regions from here.
+	AllRegions    bool `protobuf:"varint,8,opt,name=all_regions,json=allRegions,proto3" json:"all_regions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CounterChange) Reset() {
 	*x = CounterChange{}
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[8]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -535,7 +637,7 @@ func (x *CounterChange) String() string {
 func (*CounterChange) ProtoMessage() {}
 
 func (x *CounterChange) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[8]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -548,7 +650,7 @@ func (x *CounterChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CounterChange.ProtoReflect.Descriptor instead.
 func (*CounterChange) Descriptor() ([]byte, []int) {
-	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{8}
+	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CounterChange) GetAt() *timestamppb.Timestamp {
@@ -600,13 +702,20 @@ func (x *CounterChange) GetRemaining() uint32 {
 	return 0
 }
 
+func (x *CounterChange) GetAllRegions() bool {
+	if x != nil {
+		return x.AllRegions
+	}
+	return false
+}
+
 var File_writ_ratelimit_v1_limits_proto protoreflect.FileDescriptor
 
 const file_writ_ratelimit_v1_limits_proto_rawDesc = "" +
 	"\n" +
 	"\x1ewrit/ratelimit/v1/limits.proto\x12\x11writ.ratelimit.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"%\n" +
 	"\x11GetCounterRequest\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\"\x9a\x02\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\"\xd3\x02\n" +
 	"\aCounter\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\tR\x05limit\x12\x1a\n" +
@@ -617,7 +726,15 @@ const file_writ_ratelimit_v1_limits_proto_rawDesc = "" +
 	"resetAfter\x12\x12\n" +
 	"\x04over\x18\a \x01(\bR\x04over\x12\x18\n" +
 	"\acounted\x18\b \x01(\tR\acounted\x12\x12\n" +
-	"\x04plan\x18\x14 \x01(\tR\x04plan\"@\n" +
+	"\x04plan\x18\x14 \x01(\tR\x04plan\x127\n" +
+	"\aregions\x18\x15 \x03(\v2\x1d.writ.ratelimit.v1.RegionPartR\aregions\"\x8e\x01\n" +
+	"\n" +
+	"RegionPart\x12\x16\n" +
+	"\x06region\x18\x01 \x01(\tR\x06region\x12\x1a\n" +
+	"\brequests\x18\x02 \x01(\rR\brequests\x12\x1c\n" +
+	"\tremaining\x18\x03 \x01(\rR\tremaining\x12\x14\n" +
+	"\x05given\x18\x04 \x01(\rR\x05given\x12\x18\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\"@\n" +
 	"\x0eListTopRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\tR\x05limit\x12\x18\n" +
 	"\acallers\x18\x02 \x01(\rR\acallers\"I\n" +
@@ -628,14 +745,16 @@ const file_writ_ratelimit_v1_limits_proto_rawDesc = "" +
 	"\x05limit\x18\x02 \x01(\tR\x05limit\x12\x12\n" +
 	"\x04hits\x18\x03 \x01(\x04R\x04hits\x12\x18\n" +
 	"\arefused\x18\x04 \x01(\x04R\arefused\x12\x1c\n" +
-	"\tuncertain\x18\x05 \x01(\x04R\tuncertain\"T\n" +
+	"\tuncertain\x18\x05 \x01(\x04R\tuncertain\"u\n" +
 	"\x14ChangeCounterRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
 	"\x04hits\x18\x02 \x01(\rR\x04hits\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x14\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1f\n" +
+	"\vall_regions\x18\x04 \x01(\bR\n" +
+	"allRegions\"\x14\n" +
 	"\x12ListChangesRequest\"Q\n" +
 	"\x13ListChangesResponse\x12:\n" +
-	"\achanges\x18\x01 \x03(\v2 .writ.ratelimit.v1.CounterChangeR\achanges\"\xc1\x01\n" +
+	"\achanges\x18\x01 \x03(\v2 .writ.ratelimit.v1.CounterChangeR\achanges\"\xe2\x01\n" +
 	"\rCounterChange\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
 	"\x05actor\x18\x02 \x01(\tR\x05actor\x12\x12\n" +
@@ -643,7 +762,9 @@ const file_writ_ratelimit_v1_limits_proto_rawDesc = "" +
 	"\x03key\x18\x04 \x01(\tR\x03key\x12\x12\n" +
 	"\x04hits\x18\x05 \x01(\rR\x04hits\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1c\n" +
-	"\tremaining\x18\a \x01(\rR\tremaining2\xfa\x03\n" +
+	"\tremaining\x18\a \x01(\rR\tremaining\x12\x1f\n" +
+	"\vall_regions\x18\b \x01(\bR\n" +
+	"allRegions2\xfa\x03\n" +
 	"\x06Limits\x12N\n" +
 	"\n" +
 	"GetCounter\x12$.writ.ratelimit.v1.GetCounterRequest\x1a\x1a.writ.ratelimit.v1.Counter\x12P\n" +
@@ -665,43 +786,45 @@ func file_writ_ratelimit_v1_limits_proto_rawDescGZIP() []byte {
 	return file_writ_ratelimit_v1_limits_proto_rawDescData
 }
 
-var file_writ_ratelimit_v1_limits_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_writ_ratelimit_v1_limits_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_writ_ratelimit_v1_limits_proto_goTypes = []any{
 	(*GetCounterRequest)(nil),     // 0: writ.ratelimit.v1.GetCounterRequest
 	(*Counter)(nil),               // 1: writ.ratelimit.v1.Counter
-	(*ListTopRequest)(nil),        // 2: writ.ratelimit.v1.ListTopRequest
-	(*ListTopResponse)(nil),       // 3: writ.ratelimit.v1.ListTopResponse
-	(*TopCaller)(nil),             // 4: writ.ratelimit.v1.TopCaller
-	(*ChangeCounterRequest)(nil),  // 5: writ.ratelimit.v1.ChangeCounterRequest
-	(*ListChangesRequest)(nil),    // 6: writ.ratelimit.v1.ListChangesRequest
-	(*ListChangesResponse)(nil),   // 7: writ.ratelimit.v1.ListChangesResponse
-	(*CounterChange)(nil),         // 8: writ.ratelimit.v1.CounterChange
-	(*durationpb.Duration)(nil),   // 9: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*RegionPart)(nil),            // 2: writ.ratelimit.v1.RegionPart
+	(*ListTopRequest)(nil),        // 3: writ.ratelimit.v1.ListTopRequest
+	(*ListTopResponse)(nil),       // 4: writ.ratelimit.v1.ListTopResponse
+	(*TopCaller)(nil),             // 5: writ.ratelimit.v1.TopCaller
+	(*ChangeCounterRequest)(nil),  // 6: writ.ratelimit.v1.ChangeCounterRequest
+	(*ListChangesRequest)(nil),    // 7: writ.ratelimit.v1.ListChangesRequest
+	(*ListChangesResponse)(nil),   // 8: writ.ratelimit.v1.ListChangesResponse
+	(*CounterChange)(nil),         // 9: writ.ratelimit.v1.CounterChange
+	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
 }
 var file_writ_ratelimit_v1_limits_proto_depIdxs = []int32{
-	9,  // 0: writ.ratelimit.v1.Counter.every:type_name -> google.protobuf.Duration
-	9,  // 1: writ.ratelimit.v1.Counter.reset_after:type_name -> google.protobuf.Duration
-	4,  // 2: writ.ratelimit.v1.ListTopResponse.callers:type_name -> writ.ratelimit.v1.TopCaller
-	8,  // 3: writ.ratelimit.v1.ListChangesResponse.changes:type_name -> writ.ratelimit.v1.CounterChange
-	10, // 4: writ.ratelimit.v1.CounterChange.at:type_name -> google.protobuf.Timestamp
-	0,  // 5: writ.ratelimit.v1.Limits.GetCounter:input_type -> writ.ratelimit.v1.GetCounterRequest
-	2,  // 6: writ.ratelimit.v1.Limits.ListTop:input_type -> writ.ratelimit.v1.ListTopRequest
-	5,  // 7: writ.ratelimit.v1.Limits.ResetCounter:input_type -> writ.ratelimit.v1.ChangeCounterRequest
-	5,  // 8: writ.ratelimit.v1.Limits.Grant:input_type -> writ.ratelimit.v1.ChangeCounterRequest
-	5,  // 9: writ.ratelimit.v1.Limits.Refund:input_type -> writ.ratelimit.v1.ChangeCounterRequest
-	6,  // 10: writ.ratelimit.v1.Limits.ListChanges:input_type -> writ.ratelimit.v1.ListChangesRequest
-	1,  // 11: writ.ratelimit.v1.Limits.GetCounter:output_type -> writ.ratelimit.v1.Counter
-	3,  // 12: writ.ratelimit.v1.Limits.ListTop:output_type -> writ.ratelimit.v1.ListTopResponse
-	1,  // 13: writ.ratelimit.v1.Limits.ResetCounter:output_type -> writ.ratelimit.v1.Counter
-	1,  // 14: writ.ratelimit.v1.Limits.Grant:output_type -> writ.ratelimit.v1.Counter
-	1,  // 15: writ.ratelimit.v1.Limits.Refund:output_type -> writ.ratelimit.v1.Counter
-	7,  // 16: writ.ratelimit.v1.Limits.ListChanges:output_type -> writ.ratelimit.v1.ListChangesResponse
-	11, // [11:17] is the sub-list for method output_type
-	5,  // [5:11] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	10, // 0: writ.ratelimit.v1.Counter.every:type_name -> google.protobuf.Duration
+	10, // 1: writ.ratelimit.v1.Counter.reset_after:type_name -> google.protobuf.Duration
+	2,  // 2: writ.ratelimit.v1.Counter.regions:type_name -> writ.ratelimit.v1.RegionPart
+	5,  // 3: writ.ratelimit.v1.ListTopResponse.callers:type_name -> writ.ratelimit.v1.TopCaller
+	9,  // 4: writ.ratelimit.v1.ListChangesResponse.changes:type_name -> writ.ratelimit.v1.CounterChange
+	11, // 5: writ.ratelimit.v1.CounterChange.at:type_name -> google.protobuf.Timestamp
+	0,  // 6: writ.ratelimit.v1.Limits.GetCounter:input_type -> writ.ratelimit.v1.GetCounterRequest
+	3,  // 7: writ.ratelimit.v1.Limits.ListTop:input_type -> writ.ratelimit.v1.ListTopRequest
+	6,  // 8: writ.ratelimit.v1.Limits.ResetCounter:input_type -> writ.ratelimit.v1.ChangeCounterRequest
+	6,  // 9: writ.ratelimit.v1.Limits.Grant:input_type -> writ.ratelimit.v1.ChangeCounterRequest
+	6,  // 10: writ.ratelimit.v1.Limits.Refund:input_type -> writ.ratelimit.v1.ChangeCounterRequest
+	7,  // 11: writ.ratelimit.v1.Limits.ListChanges:input_type -> writ.ratelimit.v1.ListChangesRequest
+	1,  // 12: writ.ratelimit.v1.Limits.GetCounter:output_type -> writ.ratelimit.v1.Counter
+	4,  // 13: writ.ratelimit.v1.Limits.ListTop:output_type -> writ.ratelimit.v1.ListTopResponse
+	1,  // 14: writ.ratelimit.v1.Limits.ResetCounter:output_type -> writ.ratelimit.v1.Counter
+	1,  // 15: writ.ratelimit.v1.Limits.Grant:output_type -> writ.ratelimit.v1.Counter
+	1,  // 16: writ.ratelimit.v1.Limits.Refund:output_type -> writ.ratelimit.v1.Counter
+	8,  // 17: writ.ratelimit.v1.Limits.ListChanges:output_type -> writ.ratelimit.v1.ListChangesResponse
+	12, // [12:18] is the sub-list for method output_type
+	6,  // [6:12] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_writ_ratelimit_v1_limits_proto_init() }
@@ -715,7 +838,7 @@ func file_writ_ratelimit_v1_limits_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_ratelimit_v1_limits_proto_rawDesc), len(file_writ_ratelimit_v1_limits_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -29,7 +29,9 @@ type BorrowRequest struct {
 	// How limits are divided, "<region>=<weight>,..." in the order of the names.
 	Division string `protobuf:"bytes,1,opt,name=division,proto3" json:"division,omitempty"`
 	// At most 64.
-	Asks          []*Ask `protobuf:"bytes,2,rep,name=asks,proto3" json:"asks,omitempty"`
+	Asks []*Ask `protobuf:"bytes,2,rep,name=asks,proto3" json:"asks,omitempty"`
+	// Who asks. Empty is the only region of the caller's trust domain.
+	Region        string `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -76,6 +78,13 @@ func (x *BorrowRequest) GetAsks() []*Ask {
 		return x.Asks
 	}
 	return nil
+}
+
+func (x *BorrowRequest) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
 }
 
 // Ask asks for hits of one counter.
@@ -254,7 +263,9 @@ func (x *Loan) GetValid() *durationpb.Duration {
 type ReturnRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most 64.
-	Returned      []*Returned `protobuf:"bytes,1,rep,name=returned,proto3" json:"returned,omitempty"`
+	Returned []*Returned `protobuf:"bytes,1,rep,name=returned,proto3" json:"returned,omitempty"`
+	// As in BorrowRequest.
+	Region        string `protobuf:"bytes,2,opt,name=region,proto3" json:"region,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -294,6 +305,13 @@ func (x *ReturnRequest) GetReturned() []*Returned {
 		return x.Returned
 	}
 	return nil
+}
+
+func (x *ReturnRequest) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
 }
 
 type Returned struct {
@@ -393,14 +411,167 @@ func (*ReturnResponse) Descriptor() ([]byte, []int) {
 	return file_writ_ratelimit_v1_regions_proto_rawDescGZIP(), []int{6}
 }
 
+type ChangeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in BorrowRequest.
+	Region string `protobuf:"bytes,1,opt,name=region,proto3" json:"region,omitempty"`
+	// As in Ask.
+	Counter string `protobuf:"bytes,2,opt,name=counter,proto3" json:"counter,omitempty"`
+	// "reset", "grant" or "refund".
+	What string `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
+	// How many hits at most; not for a reset.
+	Hits uint32 `protobuf:"varint,4,opt,name=hits,proto3" json:"hits,omitempty"`
+	// Why, for the audit; not empty, at most 500 bytes.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Who, as the other region knows the operator; at most 200 bytes.
+	Actor         string `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeRequest) Reset() {
+	*x = ChangeRequest{}
+	mi := &file_writ_ratelimit_v1_regions_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeRequest) ProtoMessage() {}
+
+func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_ratelimit_v1_regions_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeRequest.ProtoReflect.Descriptor instead.
+func (*ChangeRequest) Descriptor() ([]byte, []int) {
+	return file_writ_ratelimit_v1_regions_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ChangeRequest) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *ChangeRequest) GetCounter() string {
+	if x != nil {
+		return x.Counter
+	}
+	return ""
+}
+
+func (x *ChangeRequest) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *ChangeRequest) GetHits() uint32 {
+	if x != nil {
+		return x.Hits
+	}
+	return 0
+}
+
+func (x *ChangeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ChangeRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+type ChangeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many hits were given back.
+	Given uint32 `protobuf:"varint,1,opt,name=given,proto3" json:"given,omitempty"`
+	// What remains of this region's part, and the part.
+	Remaining     uint32 `protobuf:"varint,2,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	Requests      uint32 `protobuf:"varint,3,opt,name=requests,proto3" json:"requests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeResponse) Reset() {
+	*x = ChangeResponse{}
+	mi := &file_writ_ratelimit_v1_regions_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeResponse) ProtoMessage() {}
+
+func (x *ChangeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_ratelimit_v1_regions_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeResponse.ProtoReflect.Descriptor instead.
+func (*ChangeResponse) Descriptor() ([]byte, []int) {
+	return file_writ_ratelimit_v1_regions_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ChangeResponse) GetGiven() uint32 {
+	if x != nil {
+		return x.Given
+	}
+	return 0
+}
+
+func (x *ChangeResponse) GetRemaining() uint32 {
+	if x != nil {
+		return x.Remaining
+	}
+	return 0
+}
+
+func (x *ChangeResponse) GetRequests() uint32 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
 var File_writ_ratelimit_v1_regions_proto protoreflect.FileDescriptor
 
 const file_writ_ratelimit_v1_regions_proto_rawDesc = "" +
 	"\n" +
-	"\x1fwrit/ratelimit/v1/regions.proto\x12\x11writ.ratelimit.v1\x1a\x1egoogle/protobuf/duration.proto\"W\n" +
+	"\x1fwrit/ratelimit/v1/regions.proto\x12\x11writ.ratelimit.v1\x1a\x1egoogle/protobuf/duration.proto\"o\n" +
 	"\rBorrowRequest\x12\x1a\n" +
 	"\bdivision\x18\x01 \x01(\tR\bdivision\x12*\n" +
-	"\x04asks\x18\x02 \x03(\v2\x16.writ.ratelimit.v1.AskR\x04asks\"3\n" +
+	"\x04asks\x18\x02 \x03(\v2\x16.writ.ratelimit.v1.AskR\x04asks\x12\x16\n" +
+	"\x06region\x18\x03 \x01(\tR\x06region\"3\n" +
 	"\x03Ask\x12\x18\n" +
 	"\acounter\x18\x01 \x01(\tR\acounter\x12\x12\n" +
 	"\x04hits\x18\x02 \x01(\rR\x04hits\"?\n" +
@@ -411,17 +582,30 @@ const file_writ_ratelimit_v1_regions_proto_rawDesc = "" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12:\n" +
 	"\vretry_after\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"retryAfter\x12/\n" +
-	"\x05valid\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05valid\"H\n" +
+	"\x05valid\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05valid\"`\n" +
 	"\rReturnRequest\x127\n" +
-	"\breturned\x18\x01 \x03(\v2\x1b.writ.ratelimit.v1.ReturnedR\breturned\"H\n" +
+	"\breturned\x18\x01 \x03(\v2\x1b.writ.ratelimit.v1.ReturnedR\breturned\x12\x16\n" +
+	"\x06region\x18\x02 \x01(\tR\x06region\"H\n" +
 	"\bReturned\x12\x18\n" +
 	"\acounter\x18\x01 \x01(\tR\acounter\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
 	"\x04used\x18\x03 \x01(\rR\x04used\"\x10\n" +
-	"\x0eReturnResponse2\xa7\x01\n" +
+	"\x0eReturnResponse\"\x97\x01\n" +
+	"\rChangeRequest\x12\x16\n" +
+	"\x06region\x18\x01 \x01(\tR\x06region\x12\x18\n" +
+	"\acounter\x18\x02 \x01(\tR\acounter\x12\x12\n" +
+	"\x04what\x18\x03 \x01(\tR\x04what\x12\x12\n" +
+	"\x04hits\x18\x04 \x01(\rR\x04hits\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x06 \x01(\tR\x05actor\"`\n" +
+	"\x0eChangeResponse\x12\x14\n" +
+	"\x05given\x18\x01 \x01(\rR\x05given\x12\x1c\n" +
+	"\tremaining\x18\x02 \x01(\rR\tremaining\x12\x1a\n" +
+	"\brequests\x18\x03 \x01(\rR\brequests2\xf6\x01\n" +
 	"\aRegions\x12M\n" +
 	"\x06Borrow\x12 .writ.ratelimit.v1.BorrowRequest\x1a!.writ.ratelimit.v1.BorrowResponse\x12M\n" +
-	"\x06Return\x12 .writ.ratelimit.v1.ReturnRequest\x1a!.writ.ratelimit.v1.ReturnResponseB?Z=github.com/writ-mesh/writ/proto/writ/ratelimit/v1;ratelimitpbb\x06proto3"
+	"\x06Return\x12 .writ.ratelimit.v1.ReturnRequest\x1a!.writ.ratelimit.v1.ReturnResponse\x12M\n" +
+	"\x06Change\x12 .writ.ratelimit.v1.ChangeRequest\x1a!.writ.ratelimit.v1.ChangeResponseB?Z=github.com/writ-mesh/writ/proto/writ/ratelimit/v1;ratelimitpbb\x06proto3"
 
 var (
 	file_writ_ratelimit_v1_regions_proto_rawDescOnce sync.Once
@@ -435,7 +619,7 @@ func file_writ_ratelimit_v1_regions_proto_rawDescGZIP() []byte {
 	return file_writ_ratelimit_v1_regions_proto_rawDescData
 }
 
-var file_writ_ratelimit_v1_regions_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_writ_ratelimit_v1_regions_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_writ_ratelimit_v1_regions_proto_goTypes = []any{
 	(*BorrowRequest)(nil),       // 0: writ.ratelimit.v1.BorrowRequest
 	(*Ask)(nil),                 // 1: writ.ratelimit.v1.Ask
@@ -444,20 +628,24 @@ var file_writ_ratelimit_v1_regions_proto_goTypes = []any{
 	(*ReturnRequest)(nil),       // 4: writ.ratelimit.v1.ReturnRequest
 	(*Returned)(nil),            // 5: writ.ratelimit.v1.Returned
 	(*ReturnResponse)(nil),      // 6: writ.ratelimit.v1.ReturnResponse
-	(*durationpb.Duration)(nil), // 7: google.protobuf.Duration
+	(*ChangeRequest)(nil),       // 7: writ.ratelimit.v1.ChangeRequest
+	(*ChangeResponse)(nil),      // 8: writ.ratelimit.v1.ChangeResponse
+	(*durationpb.Duration)(nil), // 9: google.protobuf.Duration
 }
 var file_writ_ratelimit_v1_regions_proto_depIdxs = []int32{
 	1, // 0: writ.ratelimit.v1.BorrowRequest.asks:type_name -> writ.ratelimit.v1.Ask
 	3, // 1: writ.ratelimit.v1.BorrowResponse.loans:type_name -> writ.ratelimit.v1.Loan
-	7, // 2: writ.ratelimit.v1.Loan.retry_after:type_name -> google.protobuf.Duration
-	7, // 3: writ.ratelimit.v1.Loan.valid:type_name -> google.protobuf.Duration
+	9, // 2: writ.ratelimit.v1.Loan.retry_after:type_name -> google.protobuf.Duration
+	9, // 3: writ.ratelimit.v1.Loan.valid:type_name -> google.protobuf.Duration
 	5, // 4: writ.ratelimit.v1.ReturnRequest.returned:type_name -> writ.ratelimit.v1.Returned
 	0, // 5: writ.ratelimit.v1.Regions.Borrow:input_type -> writ.ratelimit.v1.BorrowRequest
 	4, // 6: writ.ratelimit.v1.Regions.Return:input_type -> writ.ratelimit.v1.ReturnRequest
-	2, // 7: writ.ratelimit.v1.Regions.Borrow:output_type -> writ.ratelimit.v1.BorrowResponse
-	6, // 8: writ.ratelimit.v1.Regions.Return:output_type -> writ.ratelimit.v1.ReturnResponse
-	7, // [7:9] is the sub-list for method output_type
-	5, // [5:7] is the sub-list for method input_type
+	7, // 7: writ.ratelimit.v1.Regions.Change:input_type -> writ.ratelimit.v1.ChangeRequest
+	2, // 8: writ.ratelimit.v1.Regions.Borrow:output_type -> writ.ratelimit.v1.BorrowResponse
+	6, // 9: writ.ratelimit.v1.Regions.Return:output_type -> writ.ratelimit.v1.ReturnResponse
+	8, // 10: writ.ratelimit.v1.Regions.Change:output_type -> writ.ratelimit.v1.ChangeResponse
+	8, // [8:11] is the sub-list for method output_type
+	5, // [5:8] is the sub-list for method input_type
 	5, // [5:5] is the sub-list for extension type_name
 	5, // [5:5] is the sub-list for extension extendee
 	0, // [0:5] is the sub-list for field type_name
@@ -474,7 +662,7 @@ func file_writ_ratelimit_v1_regions_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_ratelimit_v1_regions_proto_rawDesc), len(file_writ_ratelimit_v1_regions_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Regions_Borrow_FullMethodName = "/writ.ratelimit.v1.Regions/Borrow"
 	Regions_Return_FullMethodName = "/writ.ratelimit.v1.Regions/Return"
+	Regions_Change_FullMethodName = "/writ.ratelimit.v1.Regions/Change"
 )
 
 // RegionsClient is the client API for Regions service.
@@ -41,6 +42,10 @@ type RegionsClient interface {
 	// Return tells what became of hits that were borrowed, so that what was not used
 	// can be used again.
 	Return(ctx context.Context, in *ReturnRequest, opts ...grpc.CallOption) (*ReturnResponse, error)
+	// Change changes this region's part of a counter for an operator of the other one. It
+	// fails with PERMISSION_DENIED unless the configuration here lets that region's
+	// operators, and is in the audit here before it is made.
+	Change(ctx context.Context, in *ChangeRequest, opts ...grpc.CallOption) (*ChangeResponse, error)
 }
 
 type regionsClient struct {
@@ -71,6 +76,16 @@ func (c *regionsClient) Return(ctx context.Context, in *ReturnRequest, opts ...g
 	return out, nil
 }
 
+func (c *regionsClient) Change(ctx context.Context, in *ChangeRequest, opts ...grpc.CallOption) (*ChangeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ChangeResponse)
+	err := c.cc.Invoke(ctx, Regions_Change_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RegionsServer is the server API for Regions service.
 // All implementations must embed UnimplementedRegionsServer
 // for forward compatibility.
@@ -87,6 +102,10 @@ type RegionsServer interface {
 	// Return tells what became of hits that were borrowed, so that what was not used
 	// can be used again.
 	Return(context.Context, *ReturnRequest) (*ReturnResponse, error)
+	// Change changes this region's part of a counter for an operator of the other one. It
+	// fails with PERMISSION_DENIED unless the configuration here lets that region's
+	// operators, and is in the audit here before it is made.
+	Change(context.Context, *ChangeRequest) (*ChangeResponse, error)
 	mustEmbedUnimplementedRegionsServer()
 }
 
@@ -102,6 +121,9 @@ func (UnimplementedRegionsServer) Borrow(context.Context, *BorrowRequest) (*Borr
 }
 func (UnimplementedRegionsServer) Return(context.Context, *ReturnRequest) (*ReturnResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Return not implemented")
+}
+func (UnimplementedRegionsServer) Change(context.Context, *ChangeRequest) (*ChangeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Change not implemented")
 }
 func (UnimplementedRegionsServer) mustEmbedUnimplementedRegionsServer() {}
 func (UnimplementedRegionsServer) testEmbeddedByValue()                 {}
@@ -160,6 +182,24 @@ func _Regions_Return_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Regions_Change_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ChangeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RegionsServer).Change(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Regions_Change_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RegionsServer).Change(ctx, req.(*ChangeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Regions_ServiceDesc is the grpc.ServiceDesc for Regions service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -174,6 +214,10 @@ var Regions_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Return",
 			Handler:    _Regions_Return_Handler,
+		},
+		{
+			MethodName: "Change",
+			Handler:    _Regions_Change_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
