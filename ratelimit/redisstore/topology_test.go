@@ -180,6 +180,10 @@ func TestCluster(t *testing.T) {
 			t.Errorf("use %d: %+v", i, out)
 		}
 	}
+	told := limit.Use{Key: "writ:{default/told}:0:s", Limit: storetest.Sliding(t, 10, time.Minute), Op: limit.Charge, Hits: 3} // with no other rights
+	proctest.Eventually(t, 20*time.Second, func() error {
+		return s.Tell(t.Context(), time.Now(), []limit.Use{told}, []string{"a"})
+	})
 	none := limit.Use{Key: "writ:{default/none}:0:s", Limit: storetest.Sliding(t, 0, time.Minute), Hits: 1}
 	for range 3 {
 		again := append(uses[:len(uses):len(uses)], none)
