@@ -89,27 +89,10 @@ func readSources(boot map[string]any, guards map[string]*guarded) (map[string]*b
 // so, has not verified: one that an earlier version wrote to disk.
 var errUnwrapped = errors.New("the bundle has to be signed and did not come from its server")
 
-const (
-	// smallBytes and smallModules are up to where a bundle, as it came or unpacked, and a
-	// policy are made ready at once: that takes some milliseconds, and who waits for it
-	// should not wait for processors that others use.
-	smallBytes   = 4 << 10
-	smallModules = 16
-)
-
 // activate is around OPA's activation: it reads the bundles that are wrapped. While
 // requests are decided both have a thread of their own, unless there is little to do.
 func (m *Manager) activate(o *opabundle.ActivateOpts, activate func() error) error {
-	bytes := 0
-	for _, b := range o.Bundles {
-		for _, file := range b.Raw {
-			bytes += len(file.Value)
-		}
-		for _, module := range b.Modules {
-			bytes += len(module.Raw)
-		}
-	}
-	return m.beside(o.Ctx, bytes <= smallBytes, func() error {
+	return m.beside(o.Ctx, small(o.Bundles), func() error {
 		known := func(name string, d unpack.Digest) bool { return m.unchanged(o, name, d) }
 		digests, same, restore, err := m.arrived(o, known)
 		defer restore()
@@ -133,8 +116,8 @@ func (m *Manager) activate(o *opabundle.ActivateOpts, activate func() error) err
 
 // beside does work on a thread of its own if requests are decided meanwhile, but what is
 // small.
-func (m *Manager) beside(ctx context.Context, small bool, work func() error) error {
-	if small || m.current.Load() == nil {
+func (m *Manager) beside(ctx context.Context, little bool, work func() error) error {
+	if little || m.current.Load() == nil {
 		return background.Try(work)
 	}
 	return background.Run(ctx, work)
