@@ -67,6 +67,7 @@ func refusedFilter(t *testing.T, bin, api string) {
 	f.publish("1", "first", good)
 	runEnvoy(t, bin, address, filteredID, "NONE", api)
 	f.await("1", "1")
+	proctest.Until(t, bound, "the first revision is acknowledged", func() bool { return f.srv.Clients()[0].Acked == 1 })
 	f.publish("2", "second", bad)
 	f.await("1", "2")
 	proctest.Until(t, bound, "the refusal is known", func() bool {
