@@ -322,15 +322,6 @@ func (s *Store) place(ctx context.Context, t *transaction, params storage.Transa
 	return nil
 }
 
-// Policies gives the texts of all modules that a transaction sees, by their names.
-func (s *Store) Policies(txn storage.Transaction) (map[string][]byte, error) {
-	t, err := s.own(txn)
-	if err != nil {
-		return nil, err
-	}
-	return maps.Clone(t.policies), nil
-}
-
 // KeepPolicies calls f, in which OPA activates a bundle that came without its modules,
 // and finds none that it would delete or compile: they stay.
 func (s *Store) KeepPolicies(txn storage.Transaction, f func() error) error {

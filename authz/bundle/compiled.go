@@ -1,7 +1,6 @@
 package bundle
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"maps"
@@ -20,8 +19,6 @@ import (
 // has the compiler: the transaction may have failed after all.
 type compiled struct {
 	compiler *ast.Compiler
-	// texts are those of all modules, those of other bundles too.
-	texts map[string][]byte
 	// digests are of the bundles whose modules can be compared, by name.
 	digests map[string]unpack.Digest
 	// parsed are the modules that the compiler has left.
@@ -30,14 +27,10 @@ type compiled struct {
 }
 
 // unchanged says that what is in force was compiled of the same modules as an activation
-// of a bundle would be.
+// of a bundle would be: each activation that changes those of another makes a compiler.
 func (m *Manager) unchanged(o *opabundle.ActivateOpts, name string, d unpack.Digest) bool {
 	was := m.compiled
-	if was == nil || was.rules == "" || len(o.Bundles) != 1 || was.compiler != m.opa.GetCompiler() || was.digests[name] != d {
-		return false
-	}
-	texts, err := m.store.Policies(o.Txn)
-	return err == nil && maps.EqualFunc(was.texts, texts, bytes.Equal)
+	return was != nil && was.rules != "" && len(o.Bundles) == 1 && was.compiler == m.opa.GetCompiler() && was.digests[name] == d
 }
 
 // again activates a bundle, which has come without its modules, with those in force. It
@@ -72,11 +65,7 @@ func (m *Manager) compile(o *opabundle.ActivateOpts, digests map[string]unpack.D
 	if err := activate(); err != nil {
 		return err
 	}
-	texts, err := m.store.Policies(o.Txn)
-	if err != nil {
-		return err
-	}
-	next := &compiled{compiler: o.Compiler, texts: texts, digests: digests, rules: pathsOf(o.Compiler)}
+	next := &compiled{compiler: o.Compiler, digests: digests, rules: pathsOf(o.Compiler)}
 	parsed := maps.Clone(o.ExtraModules)
 	if parsed == nil {
 		parsed = make(map[string]*ast.Module)
