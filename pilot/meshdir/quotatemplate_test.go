@@ -1,6 +1,8 @@
 package meshdir
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -23,5 +25,23 @@ func TestTemplatesInPer(t *testing.T) {
 	}
 	if d, _ := parseDimension("request.path"); d.Template() != "" || d.Kind != "request.path" {
 		t.Errorf("the path itself is %+v", d)
+	}
+}
+
+// TestWhenOfThePage: the match by claims of docs/quotas.md is one.
+func TestWhenOfThePage(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "quotas.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, match, found := strings.Cut(string(page), "```yaml\nmatch:\n")
+	match, _, closed := strings.Cut(match, "```")
+	if !found || !closed {
+		t.Fatal("docs/quotas.md has no match by itself")
+	}
+	text := "kind: QuotaPolicy\nmetadata: {name: q}\nspec:\n limits: [{requests: 1, every: 1s}]\n match:\n" + strings.ReplaceAll(" "+match, "\n", "\n ")
+	mesh, problems := Parse(map[string][]byte{"a.yaml": []byte(text)}, nil, Options{})
+	if len(problems) > 0 || len(mesh.QuotaPolicies) != 1 || len(mesh.QuotaPolicies[0].Match[0].Claims) != 2 || !mesh.QuotaPolicies[0].Match[0].Callers() {
+		t.Errorf("%v", problems)
 	}
 }
