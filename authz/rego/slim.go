@@ -13,9 +13,9 @@ const fewModules = 16
 // Slim gives a compiler of only those modules that queries can reach, for which it decides
 // as the full one, whose modules were parsed as parsed has them. What it leaves out is
 // neither in memory nor looked through by the garbage collector any more. Where little can be left
-// out, or it cannot be told what a query reaches, that is the full one itself. print says
+// out, or it cannot be told what a query reaches, that is the full one itself. prints says
 // whether print statements are compiled.
-func Slim(full *ast.Compiler, parsed map[string]*ast.Module, print bool, queries ...ast.Body) *ast.Compiler {
+func Slim(full *ast.Compiler, parsed map[string]*ast.Module, prints bool, queries ...ast.Body) *ast.Compiler {
 	if len(full.Modules) <= fewModules {
 		return full
 	}
@@ -31,7 +31,7 @@ func Slim(full *ast.Compiler, parsed map[string]*ast.Module, print bool, queries
 		}
 		picked[name] = m
 	}
-	c := ast.NewCompiler().WithCapabilities(full.Capabilities()).WithEnablePrintStatements(print).WithDefaultRegoVersion(full.DefaultRegoVersion())
+	c := ast.NewCompiler().WithCapabilities(full.Capabilities()).WithEnablePrintStatements(prints).WithDefaultRegoVersion(full.DefaultRegoVersion())
 	if c.Compile(picked); c.Failed() {
 		return full
 	}
