@@ -27,7 +27,7 @@ func (s *Store) forget(ctx context.Context, now time.Time, uses []limit.Use) err
 		s.drop(u.Key)
 		rule, err := limit.New(limit.Sliding, u.Limit.Requests(), u.Limit.Window()+valid)
 		if err != nil {
-			return nil // nothing was ever lent of it
+			continue // nothing was ever lent of it
 		}
 		var all []limit.Use
 		for _, p := range s.peers {
