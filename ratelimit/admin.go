@@ -18,7 +18,6 @@ import (
 	"github.com/writ-mesh/writ/internal/peercred"
 	"github.com/writ-mesh/writ/internal/rpc"
 	ratelimitpb "github.com/writ-mesh/writ/proto/writ/ratelimit/v1"
-	"github.com/writ-mesh/writ/ratelimit/lease"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 	"github.com/writ-mesh/writ/ratelimit/quota"
 )
@@ -43,6 +42,7 @@ func adminMethods() rpc.Methods {
 	return rpc.Methods{
 		ratelimitpb.Limits_GetCounter_FullMethodName:   rpc.SameUser(),
 		ratelimitpb.Limits_ListTop_FullMethodName:      rpc.SameUser(),
+		ratelimitpb.Limits_ListLimits_FullMethodName:   rpc.SameUser(),
 		ratelimitpb.Limits_ResetCounter_FullMethodName: rpc.SameUser(),
 		ratelimitpb.Limits_Grant_FullMethodName:        rpc.SameUser(),
 		ratelimitpb.Limits_Refund_FullMethodName:       rpc.SameUser(),
@@ -87,6 +87,7 @@ type counter struct {
 	plan        string // where its numbers come from, if not from the policy alone
 	use         limit.Use
 	shared      quota.Shared
+	proxies     bool // whenUnavailable: Local
 }
 
 // find finds the counter of a name.
@@ -107,7 +108,7 @@ func (s *Server) find(name string) (*counter, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &counter{l.Name(m.Key), l.ID, m.Plan, limit.Use{Key: m.Key, Limit: m.Rule, Mode: l.Mode}, m.Shared}, nil
+		return &counter{l.Name(m.Key), l.ID, m.Plan, limit.Use{Key: m.Key, Limit: m.Rule, Mode: l.Mode}, m.Shared, l.Told}, nil
 	}
 	of, rest, _ := strings.Cut(name, "?")
 	domain := s.domains.Load().Domain(of)
@@ -126,7 +127,7 @@ func (s *Server) find(name string) (*counter, error) {
 	case m.Rule.Unlimited:
 		return nil, errors.New("it is unlimited, nothing is counted")
 	}
-	return &counter{counterName{of, desc}.Name(""), m.Rule.ID, "", limit.Use{Key: s.dropIn.KeyPrefix + m.Key, Limit: m.Rule.Limit, Mode: s.mode}, quota.Shared{}}, nil
+	return &counter{counterName{of, desc}.Name(""), m.Rule.ID, "", limit.Use{Key: s.dropIn.KeyPrefix + m.Key, Limit: m.Rule.Limit, Mode: s.mode}, quota.Shared{}, false}, nil
 }
 
 // state asks how a counter stands and takes nothing.
@@ -139,13 +140,10 @@ func (a *admin) state(ctx context.Context, c *counter) (*ratelimitpb.Counter, er
 	}
 	state := &ratelimitpb.Counter{
 		Key: c.name, Limit: c.limit, Requests: use.Limit.Requests(), Every: durationpb.New(use.Limit.Window()),
-		Remaining: out.Remaining, Over: out.Remaining == 0, Counted: lease.Declare(use.Limit, use.Mode), Plan: c.plan,
+		Remaining: out.Remaining, Over: out.Remaining == 0, Counted: a.server.declare(use.Limit, use.Mode, c.proxies), Plan: c.plan,
 	}
-	if a.server.inMemory {
-		state.Counted = "in the memory of this replica: no more than the limit passes"
-	}
-	if a.server.regions != nil {
-		state.Counted = a.server.regions.Declare(use.Limit, use.Mode, state.Counted)
+	if use.Limit.Algorithm() == limit.GCRA {
+		state.Burst = use.Limit.Burst()
 	}
 	if out.Reset > 0 {
 		state.ResetAfter = durationpb.New(out.Reset)

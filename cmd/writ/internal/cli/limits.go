@@ -24,6 +24,7 @@ type quotaCounter struct {
 	Limit      string `json:"limit"`
 	Requests   uint32 `json:"requests"`
 	Every      string `json:"every"`
+	Burst      uint32 `json:"burst,omitempty"`
 	Remaining  uint32 `json:"remaining"`
 	ResetAfter string `json:"resetAfter,omitempty"`
 	Counted    string `json:"counted"`
@@ -35,7 +36,7 @@ type quotaCounter struct {
 
 func quotaCounterOf(c *ratelimitpb.Counter) quotaCounter {
 	row := quotaCounter{
-		Key: c.GetKey(), Limit: c.GetLimit(), Requests: c.GetRequests(), Every: c.GetEvery().AsDuration().String(),
+		Key: c.GetKey(), Limit: c.GetLimit(), Requests: c.GetRequests(), Every: c.GetEvery().AsDuration().String(), Burst: c.GetBurst(),
 		Remaining: c.GetRemaining(), Over: c.GetOver(), Counted: c.GetCounted(), Plan: c.GetPlan(),
 	}
 	if after := c.GetResetAfter(); after != nil {
@@ -57,7 +58,11 @@ func (c quotaCounter) print(w io.Writer) error {
 	if c.Plan != "" {
 		counted += "\n  by " + c.Plan
 	}
-	_, err := fmt.Fprintf(w, "%s: %d of %d in %s are left, %s (%s)%s\n%s", c.Key, c.Remaining, c.Requests, c.Every, state, c.Limit, counted, regionLines(c.Regions))
+	numbers := fmt.Sprintf("%d in %s", c.Requests, c.Every)
+	if c.Burst > 0 {
+		numbers += fmt.Sprintf(", burst %d,", c.Burst)
+	}
+	_, err := fmt.Fprintf(w, "%s: %d of %s are left, %s (%s)%s\n%s", c.Key, c.Remaining, numbers, state, c.Limit, counted, regionLines(c.Regions))
 	return err
 }
 
@@ -219,8 +224,8 @@ func limitsChangeCommand(change limitChange) *cobra.Command {
 		number, what, example, own = " NUMBER", "a counter and a number", " 100", 2
 	}
 	c := &cobra.Command{
-		Use:     change.name + " KEY" + number + " [DIR]",
-		Short:   change.short,
+		Use:   change.name + " KEY" + number + " [DIR]",
+		Short: change.short,
 		Long: change.short + `. The audit keeps who did it, when and why (writ limits changes).
 Where several regions keep a limit together it changes the part of the one whose
 ratelimit is asked; with --all-regions the parts of all, if they let this one's operators.

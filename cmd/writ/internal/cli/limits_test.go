@@ -22,7 +22,7 @@ type keptLimits struct {
 
 func (k *keptLimits) counter(what string, r *ratelimitpb.ChangeCounterRequest, left uint32) (*ratelimitpb.Counter, error) {
 	k.told = append(k.told, strings.TrimSpace(what+" "+r.String()))
-	return &ratelimitpb.Counter{Key: r.GetKey(), Limit: "QuotaPolicy default/q limit 0", Requests: 10, Every: durationpb.New(time.Minute), Remaining: left, Over: left == 0}, nil
+	return &ratelimitpb.Counter{Key: r.GetKey(), Limit: "QuotaPolicy default/q limit 0", Requests: 10, Every: durationpb.New(time.Minute), Burst: 4, Remaining: left, Over: left == 0}, nil
 }
 
 func (k *keptLimits) GetCounter(_ context.Context, r *ratelimitpb.GetCounterRequest) (*ratelimitpb.Counter, error) {
@@ -61,9 +61,9 @@ func TestLimits(t *testing.T) {
 		want string // in the output, or in the error
 		ok   bool
 	}{
-		{[]string{"get", key}, key + ": 0 of 10 in 1m0s are left, the next request is refused (QuotaPolicy default/q limit 0)", true},
+		{[]string{"get", key}, key + ": 0 of 10 in 1m0s, burst 4, are left, the next request is refused (QuotaPolicy default/q limit 0)", true},
 		{[]string{"get", key, "-o", "json"}, `"remaining": 0`, true},
-		{[]string{"reset", key, "--reason", "ticket 7"}, "10 of 10 in 1m0s are left, the next request passes", true},
+		{[]string{"reset", key, "--reason", "ticket 7"}, "10 of 10 in 1m0s, burst 4, are left, the next request passes", true},
 		{[]string{"grant", key, "3", "--reason", "ticket 7"}, "3 of 10", true},
 		{[]string{"refund", key, "4", "--reason", "ticket 7"}, "4 of 10", true},
 		{[]string{"top", "--callers", "3", "--limit", "QuotaPolicy default"}, "QuotaPolicy default/q limit 0  12    2        0          " + key, true},

@@ -77,6 +77,7 @@ Exit code 0: everything is live and runs; 1: not; 2: cannot tell.`,
 				st.Problems = append(st.Problems, problemOf(p))
 			}
 			st.Problems = append(st.Problems, agentProblems(cmd.Context(), dir, state)...)
+			declareQuotas(cmd.Context(), dir, state, st)
 			if o == "json" {
 				data, err := protojson.MarshalOptions{Multiline: true, Indent: "  ", EmitUnpopulated: true}.Marshal(st)
 				if err != nil {
@@ -144,6 +145,7 @@ func printStatus(out io.Writer, dir string, st *pilotpb.GetStatusResponse) error
 	}
 	printRego(out, st.GetRego())
 	printKeySets(out, st.GetKeySets(), time.Now())
+	printQuotas(out, st.GetQuotas())
 	for _, kind := range []struct{ severity, title string }{
 		{"error", "\nERRORS (what has one is not in force as it stands in the file)"},
 		{"warning", "\nWARNINGS (what has one is in force)"},

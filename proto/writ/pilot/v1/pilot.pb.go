@@ -173,7 +173,10 @@ type GetStatusResponse struct {
 	// the proxies that it selects do it.
 	Rego []*RegoPlacement `protobuf:"bytes,8,rep,name=rego,proto3" json:"rego,omitempty"`
 	// The key sets of token issuers that pilot fetches.
-	KeySets       []*KeySetStatus `protobuf:"bytes,9,rep,name=key_sets,json=keySets,proto3" json:"key_sets,omitempty"`
+	KeySets []*KeySetStatus `protobuf:"bytes,9,rep,name=key_sets,json=keySets,proto3" json:"key_sets,omitempty"`
+	// What the limits of QuotaPolicies are declared to let pass at worst. Pilot does not know
+	// it: writ status asks ratelimit and tells it here.
+	Quotas        []*QuotaDeclaration `protobuf:"bytes,10,rep,name=quotas,proto3" json:"quotas,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -264,6 +267,67 @@ func (x *GetStatusResponse) GetKeySets() []*KeySetStatus {
 	return nil
 }
 
+func (x *GetStatusResponse) GetQuotas() []*QuotaDeclaration {
+	if x != nil {
+		return x.Quotas
+	}
+	return nil
+}
+
+type QuotaDeclaration struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What refusals call the limit.
+	Limit string `protobuf:"bytes,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Where it is counted, and how much more than it may pass at worst.
+	Counted       string `protobuf:"bytes,2,opt,name=counted,proto3" json:"counted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuotaDeclaration) Reset() {
+	*x = QuotaDeclaration{}
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuotaDeclaration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuotaDeclaration) ProtoMessage() {}
+
+func (x *QuotaDeclaration) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuotaDeclaration.ProtoReflect.Descriptor instead.
+func (*QuotaDeclaration) Descriptor() ([]byte, []int) {
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *QuotaDeclaration) GetLimit() string {
+	if x != nil {
+		return x.Limit
+	}
+	return ""
+}
+
+func (x *QuotaDeclaration) GetCounted() string {
+	if x != nil {
+		return x.Counted
+	}
+	return ""
+}
+
 type KeySetStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// That of the key set, or of the issuer's discovery document.
@@ -288,7 +352,7 @@ type KeySetStatus struct {
 
 func (x *KeySetStatus) Reset() {
 	*x = KeySetStatus{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[3]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -300,7 +364,7 @@ func (x *KeySetStatus) String() string {
 func (*KeySetStatus) ProtoMessage() {}
 
 func (x *KeySetStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[3]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -313,7 +377,7 @@ func (x *KeySetStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeySetStatus.ProtoReflect.Descriptor instead.
 func (*KeySetStatus) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{3}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *KeySetStatus) GetUri() string {
@@ -395,7 +459,7 @@ type RegoPlacement struct {
 
 func (x *RegoPlacement) Reset() {
 	*x = RegoPlacement{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[4]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -407,7 +471,7 @@ func (x *RegoPlacement) String() string {
 func (*RegoPlacement) ProtoMessage() {}
 
 func (x *RegoPlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[4]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -420,7 +484,7 @@ func (x *RegoPlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegoPlacement.ProtoReflect.Descriptor instead.
 func (*RegoPlacement) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{4}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RegoPlacement) GetPolicy() string {
@@ -465,7 +529,7 @@ type RegoReason struct {
 
 func (x *RegoReason) Reset() {
 	*x = RegoReason{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[5]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -477,7 +541,7 @@ func (x *RegoReason) String() string {
 func (*RegoReason) ProtoMessage() {}
 
 func (x *RegoReason) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[5]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -490,7 +554,7 @@ func (x *RegoReason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegoReason.ProtoReflect.Descriptor instead.
 func (*RegoReason) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{5}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RegoReason) GetExpression() string {
@@ -533,7 +597,7 @@ type RevocationStatus struct {
 
 func (x *RevocationStatus) Reset() {
 	*x = RevocationStatus{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[6]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -545,7 +609,7 @@ func (x *RevocationStatus) String() string {
 func (*RevocationStatus) ProtoMessage() {}
 
 func (x *RevocationStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[6]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -558,7 +622,7 @@ func (x *RevocationStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationStatus.ProtoReflect.Descriptor instead.
 func (*RevocationStatus) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{6}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RevocationStatus) GetSequence() uint64 {
@@ -597,7 +661,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[7]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +673,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[7]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +686,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{7}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Revision) GetNumber() uint64 {
@@ -675,7 +739,7 @@ type Rejection struct {
 
 func (x *Rejection) Reset() {
 	*x = Rejection{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[8]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -687,7 +751,7 @@ func (x *Rejection) String() string {
 func (*Rejection) ProtoMessage() {}
 
 func (x *Rejection) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[8]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -700,7 +764,7 @@ func (x *Rejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejection.ProtoReflect.Descriptor instead.
 func (*Rejection) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{8}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Rejection) GetClient() string {
@@ -751,7 +815,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[9]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -763,7 +827,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[9]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -776,7 +840,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{9}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Client) GetId() string {
@@ -848,7 +912,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[10]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -860,7 +924,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[10]
+	mi := &file_writ_pilot_v1_pilot_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -873,7 +937,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{10}
+	return file_writ_pilot_v1_pilot_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Problem) GetFile() string {
@@ -931,7 +995,7 @@ const file_writ_pilot_v1_pilot_proto_rawDesc = "" +
 	"\n" +
 	"\x19writ/pilot/v1/pilot.proto\x12\rwrit.pilot.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
 	"\x10GetStatusRequest\"\x14\n" +
-	"\x12WatchStatusRequest\"\x90\x03\n" +
+	"\x12WatchStatusRequest\"\xc9\x03\n" +
 	"\x11GetStatusResponse\x125\n" +
 	"\trevisions\x18\x01 \x03(\v2\x17.writ.pilot.v1.RevisionR\trevisions\x12/\n" +
 	"\aclients\x18\x02 \x03(\v2\x15.writ.pilot.v1.ClientR\aclients\x122\n" +
@@ -940,7 +1004,12 @@ const file_writ_pilot_v1_pilot_proto_rawDesc = "" +
 	"\amissing\x18\x05 \x03(\tR\amissing\x12A\n" +
 	"\vrevocations\x18\x06 \x01(\v2\x1f.writ.pilot.v1.RevocationStatusR\vrevocations\x120\n" +
 	"\x04rego\x18\b \x03(\v2\x1c.writ.pilot.v1.RegoPlacementR\x04rego\x126\n" +
-	"\bkey_sets\x18\t \x03(\v2\x1b.writ.pilot.v1.KeySetStatusR\akeySets\"\xed\x02\n" +
+	"\bkey_sets\x18\t \x03(\v2\x1b.writ.pilot.v1.KeySetStatusR\akeySets\x127\n" +
+	"\x06quotas\x18\n" +
+	" \x03(\v2\x1f.writ.pilot.v1.QuotaDeclarationR\x06quotas\"B\n" +
+	"\x10QuotaDeclaration\x12\x14\n" +
+	"\x05limit\x18\x01 \x01(\tR\x05limit\x12\x18\n" +
+	"\acounted\x18\x02 \x01(\tR\acounted\"\xed\x02\n" +
 	"\fKeySetStatus\x12\x10\n" +
 	"\x03uri\x18\x01 \x01(\tR\x03uri\x12\x14\n" +
 	"\x05entry\x18\x02 \x01(\tR\x05entry\x12\x18\n" +
@@ -1028,51 +1097,53 @@ func file_writ_pilot_v1_pilot_proto_rawDescGZIP() []byte {
 }
 
 var file_writ_pilot_v1_pilot_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_writ_pilot_v1_pilot_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_writ_pilot_v1_pilot_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_writ_pilot_v1_pilot_proto_goTypes = []any{
 	(RevisionState)(0),            // 0: writ.pilot.v1.RevisionState
 	(*GetStatusRequest)(nil),      // 1: writ.pilot.v1.GetStatusRequest
 	(*WatchStatusRequest)(nil),    // 2: writ.pilot.v1.WatchStatusRequest
 	(*GetStatusResponse)(nil),     // 3: writ.pilot.v1.GetStatusResponse
-	(*KeySetStatus)(nil),          // 4: writ.pilot.v1.KeySetStatus
-	(*RegoPlacement)(nil),         // 5: writ.pilot.v1.RegoPlacement
-	(*RegoReason)(nil),            // 6: writ.pilot.v1.RegoReason
-	(*RevocationStatus)(nil),      // 7: writ.pilot.v1.RevocationStatus
-	(*Revision)(nil),              // 8: writ.pilot.v1.Revision
-	(*Rejection)(nil),             // 9: writ.pilot.v1.Rejection
-	(*Client)(nil),                // 10: writ.pilot.v1.Client
-	(*Problem)(nil),               // 11: writ.pilot.v1.Problem
-	nil,                           // 12: writ.pilot.v1.Client.ResourcesEntry
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*QuotaDeclaration)(nil),      // 4: writ.pilot.v1.QuotaDeclaration
+	(*KeySetStatus)(nil),          // 5: writ.pilot.v1.KeySetStatus
+	(*RegoPlacement)(nil),         // 6: writ.pilot.v1.RegoPlacement
+	(*RegoReason)(nil),            // 7: writ.pilot.v1.RegoReason
+	(*RevocationStatus)(nil),      // 8: writ.pilot.v1.RevocationStatus
+	(*Revision)(nil),              // 9: writ.pilot.v1.Revision
+	(*Rejection)(nil),             // 10: writ.pilot.v1.Rejection
+	(*Client)(nil),                // 11: writ.pilot.v1.Client
+	(*Problem)(nil),               // 12: writ.pilot.v1.Problem
+	nil,                           // 13: writ.pilot.v1.Client.ResourcesEntry
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
 }
 var file_writ_pilot_v1_pilot_proto_depIdxs = []int32{
-	8,  // 0: writ.pilot.v1.GetStatusResponse.revisions:type_name -> writ.pilot.v1.Revision
-	10, // 1: writ.pilot.v1.GetStatusResponse.clients:type_name -> writ.pilot.v1.Client
-	11, // 2: writ.pilot.v1.GetStatusResponse.problems:type_name -> writ.pilot.v1.Problem
-	7,  // 3: writ.pilot.v1.GetStatusResponse.revocations:type_name -> writ.pilot.v1.RevocationStatus
-	5,  // 4: writ.pilot.v1.GetStatusResponse.rego:type_name -> writ.pilot.v1.RegoPlacement
-	4,  // 5: writ.pilot.v1.GetStatusResponse.key_sets:type_name -> writ.pilot.v1.KeySetStatus
-	13, // 6: writ.pilot.v1.KeySetStatus.fetched_at:type_name -> google.protobuf.Timestamp
-	13, // 7: writ.pilot.v1.KeySetStatus.changed_at:type_name -> google.protobuf.Timestamp
-	13, // 8: writ.pilot.v1.KeySetStatus.failing_since:type_name -> google.protobuf.Timestamp
-	13, // 9: writ.pilot.v1.KeySetStatus.next_try_at:type_name -> google.protobuf.Timestamp
-	6,  // 10: writ.pilot.v1.RegoPlacement.remote:type_name -> writ.pilot.v1.RegoReason
-	0,  // 11: writ.pilot.v1.Revision.state:type_name -> writ.pilot.v1.RevisionState
-	13, // 12: writ.pilot.v1.Revision.created_at:type_name -> google.protobuf.Timestamp
-	14, // 13: writ.pilot.v1.Revision.time_to_live:type_name -> google.protobuf.Duration
-	9,  // 14: writ.pilot.v1.Revision.rejection:type_name -> writ.pilot.v1.Rejection
-	13, // 15: writ.pilot.v1.Client.connected_at:type_name -> google.protobuf.Timestamp
-	12, // 16: writ.pilot.v1.Client.resources:type_name -> writ.pilot.v1.Client.ResourcesEntry
-	1,  // 17: writ.pilot.v1.Status.GetStatus:input_type -> writ.pilot.v1.GetStatusRequest
-	2,  // 18: writ.pilot.v1.Status.WatchStatus:input_type -> writ.pilot.v1.WatchStatusRequest
-	3,  // 19: writ.pilot.v1.Status.GetStatus:output_type -> writ.pilot.v1.GetStatusResponse
-	3,  // 20: writ.pilot.v1.Status.WatchStatus:output_type -> writ.pilot.v1.GetStatusResponse
-	19, // [19:21] is the sub-list for method output_type
-	17, // [17:19] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	9,  // 0: writ.pilot.v1.GetStatusResponse.revisions:type_name -> writ.pilot.v1.Revision
+	11, // 1: writ.pilot.v1.GetStatusResponse.clients:type_name -> writ.pilot.v1.Client
+	12, // 2: writ.pilot.v1.GetStatusResponse.problems:type_name -> writ.pilot.v1.Problem
+	8,  // 3: writ.pilot.v1.GetStatusResponse.revocations:type_name -> writ.pilot.v1.RevocationStatus
+	6,  // 4: writ.pilot.v1.GetStatusResponse.rego:type_name -> writ.pilot.v1.RegoPlacement
+	5,  // 5: writ.pilot.v1.GetStatusResponse.key_sets:type_name -> writ.pilot.v1.KeySetStatus
+	4,  // 6: writ.pilot.v1.GetStatusResponse.quotas:type_name -> writ.pilot.v1.QuotaDeclaration
+	14, // 7: writ.pilot.v1.KeySetStatus.fetched_at:type_name -> google.protobuf.Timestamp
+	14, // 8: writ.pilot.v1.KeySetStatus.changed_at:type_name -> google.protobuf.Timestamp
+	14, // 9: writ.pilot.v1.KeySetStatus.failing_since:type_name -> google.protobuf.Timestamp
+	14, // 10: writ.pilot.v1.KeySetStatus.next_try_at:type_name -> google.protobuf.Timestamp
+	7,  // 11: writ.pilot.v1.RegoPlacement.remote:type_name -> writ.pilot.v1.RegoReason
+	0,  // 12: writ.pilot.v1.Revision.state:type_name -> writ.pilot.v1.RevisionState
+	14, // 13: writ.pilot.v1.Revision.created_at:type_name -> google.protobuf.Timestamp
+	15, // 14: writ.pilot.v1.Revision.time_to_live:type_name -> google.protobuf.Duration
+	10, // 15: writ.pilot.v1.Revision.rejection:type_name -> writ.pilot.v1.Rejection
+	14, // 16: writ.pilot.v1.Client.connected_at:type_name -> google.protobuf.Timestamp
+	13, // 17: writ.pilot.v1.Client.resources:type_name -> writ.pilot.v1.Client.ResourcesEntry
+	1,  // 18: writ.pilot.v1.Status.GetStatus:input_type -> writ.pilot.v1.GetStatusRequest
+	2,  // 19: writ.pilot.v1.Status.WatchStatus:input_type -> writ.pilot.v1.WatchStatusRequest
+	3,  // 20: writ.pilot.v1.Status.GetStatus:output_type -> writ.pilot.v1.GetStatusResponse
+	3,  // 21: writ.pilot.v1.Status.WatchStatus:output_type -> writ.pilot.v1.GetStatusResponse
+	20, // [20:22] is the sub-list for method output_type
+	18, // [18:20] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_writ_pilot_v1_pilot_proto_init() }
@@ -1086,7 +1157,7 @@ func file_writ_pilot_v1_pilot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_pilot_v1_pilot_proto_rawDesc), len(file_writ_pilot_v1_pilot_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

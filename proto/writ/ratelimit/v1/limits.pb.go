@@ -85,6 +85,8 @@ type Counter struct {
 	Over bool `protobuf:"varint,7,opt,name=over,proto3" json:"over,omitempty"`
 	// Where the limit is counted, and how much more than it may pass at worst.
 	Counted string `protobuf:"bytes,8,opt,name=counted,proto3" json:"counted,omitempty"`
+	// How many may pass at once with the algorithm gcra; 0 with others.
+	Burst uint32 `protobuf:"varint,9,opt,name=burst,proto3" json:"burst,omitempty"`
 	// Where the caller's requests come from if a table of plans has them; empty without.
 	Plan string `protobuf:"bytes,20,opt,name=plan,proto3" json:"plan,omitempty"`
 	// After a change, where there are several regions: those that were asked to make it,
@@ -178,6 +180,13 @@ func (x *Counter) GetCounted() string {
 		return x.Counted
 	}
 	return ""
+}
+
+func (x *Counter) GetBurst() uint32 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
 }
 
 func (x *Counter) GetPlan() string {
@@ -274,6 +283,142 @@ func (x *RegionPart) GetProblem() string {
 	return ""
 }
 
+type ListLimitsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLimitsRequest) Reset() {
+	*x = ListLimitsRequest{}
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLimitsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLimitsRequest) ProtoMessage() {}
+
+func (x *ListLimitsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLimitsRequest.ProtoReflect.Descriptor instead.
+func (*ListLimitsRequest) Descriptor() ([]byte, []int) {
+	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{3}
+}
+
+type ListLimitsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By policy and place in it.
+	Limits        []*DeclaredLimit `protobuf:"bytes,1,rep,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLimitsResponse) Reset() {
+	*x = ListLimitsResponse{}
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLimitsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLimitsResponse) ProtoMessage() {}
+
+func (x *ListLimitsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLimitsResponse.ProtoReflect.Descriptor instead.
+func (*ListLimitsResponse) Descriptor() ([]byte, []int) {
+	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ListLimitsResponse) GetLimits() []*DeclaredLimit {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+// DeclaredLimit is a limit of a QuotaPolicy.
+type DeclaredLimit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What refusals call it.
+	Limit string `protobuf:"bytes,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Where it is counted, and how much more than it may pass at worst, as in Counter.
+	Counted       string `protobuf:"bytes,2,opt,name=counted,proto3" json:"counted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeclaredLimit) Reset() {
+	*x = DeclaredLimit{}
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeclaredLimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeclaredLimit) ProtoMessage() {}
+
+func (x *DeclaredLimit) ProtoReflect() protoreflect.Message {
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeclaredLimit.ProtoReflect.Descriptor instead.
+func (*DeclaredLimit) Descriptor() ([]byte, []int) {
+	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *DeclaredLimit) GetLimit() string {
+	if x != nil {
+		return x.Limit
+	}
+	return ""
+}
+
+func (x *DeclaredLimit) GetCounted() string {
+	if x != nil {
+		return x.Counted
+	}
+	return ""
+}
+
 type ListTopRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only limits whose name begins so; all if empty.
@@ -286,7 +431,7 @@ type ListTopRequest struct {
 
 func (x *ListTopRequest) Reset() {
 	*x = ListTopRequest{}
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[3]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -298,7 +443,7 @@ func (x *ListTopRequest) String() string {
 func (*ListTopRequest) ProtoMessage() {}
 
 func (x *ListTopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[3]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -311,7 +456,7 @@ func (x *ListTopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTopRequest.ProtoReflect.Descriptor instead.
 func (*ListTopRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{3}
+	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListTopRequest) GetLimit() string {
@@ -337,7 +482,7 @@ type ListTopResponse struct {
 
 func (x *ListTopResponse) Reset() {
 	*x = ListTopResponse{}
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[4]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -349,7 +494,7 @@ func (x *ListTopResponse) String() string {
 func (*ListTopResponse) ProtoMessage() {}
 
 func (x *ListTopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[4]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -362,7 +507,7 @@ func (x *ListTopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTopResponse.ProtoReflect.Descriptor instead.
 func (*ListTopResponse) Descriptor() ([]byte, []int) {
-	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{4}
+	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListTopResponse) GetCallers() []*TopCaller {
@@ -388,7 +533,7 @@ type TopCaller struct {
 
 func (x *TopCaller) Reset() {
 	*x = TopCaller{}
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[5]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -400,7 +545,7 @@ func (x *TopCaller) String() string {
 func (*TopCaller) ProtoMessage() {}
 
 func (x *TopCaller) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[5]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -413,7 +558,7 @@ func (x *TopCaller) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopCaller.ProtoReflect.Descriptor instead.
 func (*TopCaller) Descriptor() ([]byte, []int) {
-	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{5}
+	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TopCaller) GetKey() string {
@@ -467,7 +612,7 @@ type ChangeCounterRequest struct {
 
 func (x *ChangeCounterRequest) Reset() {
 	*x = ChangeCounterRequest{}
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[6]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -479,7 +624,7 @@ func (x *ChangeCounterRequest) String() string {
 func (*ChangeCounterRequest) ProtoMessage() {}
 
 func (x *ChangeCounterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[6]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -492,7 +637,7 @@ func (x *ChangeCounterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeCounterRequest.ProtoReflect.Descriptor instead.
 func (*ChangeCounterRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{6}
+	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ChangeCounterRequest) GetKey() string {
@@ -531,7 +676,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[7]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -543,7 +688,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[7]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -556,7 +701,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{7}
+	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{10}
 }
 
 type ListChangesResponse struct {
@@ -569,7 +714,7 @@ type ListChangesResponse struct {
 
 func (x *ListChangesResponse) Reset() {
 	*x = ListChangesResponse{}
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[8]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +726,7 @@ func (x *ListChangesResponse) String() string {
 func (*ListChangesResponse) ProtoMessage() {}
 
 func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[8]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +739,7 @@ func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesResponse.ProtoReflect.Descriptor instead.
 func (*ListChangesResponse) Descriptor() ([]byte, []int) {
-	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{8}
+	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListChangesResponse) GetChanges() []*CounterChange {
@@ -625,7 +770,7 @@ type CounterChange struct {
 
 func (x *CounterChange) Reset() {
 	*x = CounterChange{}
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[9]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -637,7 +782,7 @@ func (x *CounterChange) String() string {
 func (*CounterChange) ProtoMessage() {}
 
 func (x *CounterChange) ProtoReflect() protoreflect.Message {
-	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[9]
+	mi := &file_writ_ratelimit_v1_limits_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -650,7 +795,7 @@ func (x *CounterChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CounterChange.ProtoReflect.Descriptor instead.
 func (*CounterChange) Descriptor() ([]byte, []int) {
-	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{9}
+	return file_writ_ratelimit_v1_limits_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CounterChange) GetAt() *timestamppb.Timestamp {
@@ -715,7 +860,7 @@ const file_writ_ratelimit_v1_limits_proto_rawDesc = "" +
 	"\n" +
 	"\x1ewrit/ratelimit/v1/limits.proto\x12\x11writ.ratelimit.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"%\n" +
 	"\x11GetCounterRequest\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\"\xd3\x02\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\"\xe9\x02\n" +
 	"\aCounter\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\tR\x05limit\x12\x1a\n" +
@@ -725,7 +870,8 @@ const file_writ_ratelimit_v1_limits_proto_rawDesc = "" +
 	"\vreset_after\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"resetAfter\x12\x12\n" +
 	"\x04over\x18\a \x01(\bR\x04over\x12\x18\n" +
-	"\acounted\x18\b \x01(\tR\acounted\x12\x12\n" +
+	"\acounted\x18\b \x01(\tR\acounted\x12\x14\n" +
+	"\x05burst\x18\t \x01(\rR\x05burst\x12\x12\n" +
 	"\x04plan\x18\x14 \x01(\tR\x04plan\x127\n" +
 	"\aregions\x18\x15 \x03(\v2\x1d.writ.ratelimit.v1.RegionPartR\aregions\"\x8e\x01\n" +
 	"\n" +
@@ -734,7 +880,13 @@ const file_writ_ratelimit_v1_limits_proto_rawDesc = "" +
 	"\brequests\x18\x02 \x01(\rR\brequests\x12\x1c\n" +
 	"\tremaining\x18\x03 \x01(\rR\tremaining\x12\x14\n" +
 	"\x05given\x18\x04 \x01(\rR\x05given\x12\x18\n" +
-	"\aproblem\x18\x05 \x01(\tR\aproblem\"@\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\"\x13\n" +
+	"\x11ListLimitsRequest\"N\n" +
+	"\x12ListLimitsResponse\x128\n" +
+	"\x06limits\x18\x01 \x03(\v2 .writ.ratelimit.v1.DeclaredLimitR\x06limits\"?\n" +
+	"\rDeclaredLimit\x12\x14\n" +
+	"\x05limit\x18\x01 \x01(\tR\x05limit\x12\x18\n" +
+	"\acounted\x18\x02 \x01(\tR\acounted\"@\n" +
 	"\x0eListTopRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\tR\x05limit\x12\x18\n" +
 	"\acallers\x18\x02 \x01(\rR\acallers\"I\n" +
@@ -764,11 +916,13 @@ const file_writ_ratelimit_v1_limits_proto_rawDesc = "" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1c\n" +
 	"\tremaining\x18\a \x01(\rR\tremaining\x12\x1f\n" +
 	"\vall_regions\x18\b \x01(\bR\n" +
-	"allRegions2\xfa\x03\n" +
+	"allRegions2\xd5\x04\n" +
 	"\x06Limits\x12N\n" +
 	"\n" +
 	"GetCounter\x12$.writ.ratelimit.v1.GetCounterRequest\x1a\x1a.writ.ratelimit.v1.Counter\x12P\n" +
-	"\aListTop\x12!.writ.ratelimit.v1.ListTopRequest\x1a\".writ.ratelimit.v1.ListTopResponse\x12S\n" +
+	"\aListTop\x12!.writ.ratelimit.v1.ListTopRequest\x1a\".writ.ratelimit.v1.ListTopResponse\x12Y\n" +
+	"\n" +
+	"ListLimits\x12$.writ.ratelimit.v1.ListLimitsRequest\x1a%.writ.ratelimit.v1.ListLimitsResponse\x12S\n" +
 	"\fResetCounter\x12'.writ.ratelimit.v1.ChangeCounterRequest\x1a\x1a.writ.ratelimit.v1.Counter\x12L\n" +
 	"\x05Grant\x12'.writ.ratelimit.v1.ChangeCounterRequest\x1a\x1a.writ.ratelimit.v1.Counter\x12M\n" +
 	"\x06Refund\x12'.writ.ratelimit.v1.ChangeCounterRequest\x1a\x1a.writ.ratelimit.v1.Counter\x12\\\n" +
@@ -786,45 +940,51 @@ func file_writ_ratelimit_v1_limits_proto_rawDescGZIP() []byte {
 	return file_writ_ratelimit_v1_limits_proto_rawDescData
 }
 
-var file_writ_ratelimit_v1_limits_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_writ_ratelimit_v1_limits_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_writ_ratelimit_v1_limits_proto_goTypes = []any{
 	(*GetCounterRequest)(nil),     // 0: writ.ratelimit.v1.GetCounterRequest
 	(*Counter)(nil),               // 1: writ.ratelimit.v1.Counter
 	(*RegionPart)(nil),            // 2: writ.ratelimit.v1.RegionPart
-	(*ListTopRequest)(nil),        // 3: writ.ratelimit.v1.ListTopRequest
-	(*ListTopResponse)(nil),       // 4: writ.ratelimit.v1.ListTopResponse
-	(*TopCaller)(nil),             // 5: writ.ratelimit.v1.TopCaller
-	(*ChangeCounterRequest)(nil),  // 6: writ.ratelimit.v1.ChangeCounterRequest
-	(*ListChangesRequest)(nil),    // 7: writ.ratelimit.v1.ListChangesRequest
-	(*ListChangesResponse)(nil),   // 8: writ.ratelimit.v1.ListChangesResponse
-	(*CounterChange)(nil),         // 9: writ.ratelimit.v1.CounterChange
-	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*ListLimitsRequest)(nil),     // 3: writ.ratelimit.v1.ListLimitsRequest
+	(*ListLimitsResponse)(nil),    // 4: writ.ratelimit.v1.ListLimitsResponse
+	(*DeclaredLimit)(nil),         // 5: writ.ratelimit.v1.DeclaredLimit
+	(*ListTopRequest)(nil),        // 6: writ.ratelimit.v1.ListTopRequest
+	(*ListTopResponse)(nil),       // 7: writ.ratelimit.v1.ListTopResponse
+	(*TopCaller)(nil),             // 8: writ.ratelimit.v1.TopCaller
+	(*ChangeCounterRequest)(nil),  // 9: writ.ratelimit.v1.ChangeCounterRequest
+	(*ListChangesRequest)(nil),    // 10: writ.ratelimit.v1.ListChangesRequest
+	(*ListChangesResponse)(nil),   // 11: writ.ratelimit.v1.ListChangesResponse
+	(*CounterChange)(nil),         // 12: writ.ratelimit.v1.CounterChange
+	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 }
 var file_writ_ratelimit_v1_limits_proto_depIdxs = []int32{
-	10, // 0: writ.ratelimit.v1.Counter.every:type_name -> google.protobuf.Duration
-	10, // 1: writ.ratelimit.v1.Counter.reset_after:type_name -> google.protobuf.Duration
+	13, // 0: writ.ratelimit.v1.Counter.every:type_name -> google.protobuf.Duration
+	13, // 1: writ.ratelimit.v1.Counter.reset_after:type_name -> google.protobuf.Duration
 	2,  // 2: writ.ratelimit.v1.Counter.regions:type_name -> writ.ratelimit.v1.RegionPart
-	5,  // 3: writ.ratelimit.v1.ListTopResponse.callers:type_name -> writ.ratelimit.v1.TopCaller
-	9,  // 4: writ.ratelimit.v1.ListChangesResponse.changes:type_name -> writ.ratelimit.v1.CounterChange
-	11, // 5: writ.ratelimit.v1.CounterChange.at:type_name -> google.protobuf.Timestamp
-	0,  // 6: writ.ratelimit.v1.Limits.GetCounter:input_type -> writ.ratelimit.v1.GetCounterRequest
-	3,  // 7: writ.ratelimit.v1.Limits.ListTop:input_type -> writ.ratelimit.v1.ListTopRequest
-	6,  // 8: writ.ratelimit.v1.Limits.ResetCounter:input_type -> writ.ratelimit.v1.ChangeCounterRequest
-	6,  // 9: writ.ratelimit.v1.Limits.Grant:input_type -> writ.ratelimit.v1.ChangeCounterRequest
-	6,  // 10: writ.ratelimit.v1.Limits.Refund:input_type -> writ.ratelimit.v1.ChangeCounterRequest
-	7,  // 11: writ.ratelimit.v1.Limits.ListChanges:input_type -> writ.ratelimit.v1.ListChangesRequest
-	1,  // 12: writ.ratelimit.v1.Limits.GetCounter:output_type -> writ.ratelimit.v1.Counter
-	4,  // 13: writ.ratelimit.v1.Limits.ListTop:output_type -> writ.ratelimit.v1.ListTopResponse
-	1,  // 14: writ.ratelimit.v1.Limits.ResetCounter:output_type -> writ.ratelimit.v1.Counter
-	1,  // 15: writ.ratelimit.v1.Limits.Grant:output_type -> writ.ratelimit.v1.Counter
-	1,  // 16: writ.ratelimit.v1.Limits.Refund:output_type -> writ.ratelimit.v1.Counter
-	8,  // 17: writ.ratelimit.v1.Limits.ListChanges:output_type -> writ.ratelimit.v1.ListChangesResponse
-	12, // [12:18] is the sub-list for method output_type
-	6,  // [6:12] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	5,  // 3: writ.ratelimit.v1.ListLimitsResponse.limits:type_name -> writ.ratelimit.v1.DeclaredLimit
+	8,  // 4: writ.ratelimit.v1.ListTopResponse.callers:type_name -> writ.ratelimit.v1.TopCaller
+	12, // 5: writ.ratelimit.v1.ListChangesResponse.changes:type_name -> writ.ratelimit.v1.CounterChange
+	14, // 6: writ.ratelimit.v1.CounterChange.at:type_name -> google.protobuf.Timestamp
+	0,  // 7: writ.ratelimit.v1.Limits.GetCounter:input_type -> writ.ratelimit.v1.GetCounterRequest
+	6,  // 8: writ.ratelimit.v1.Limits.ListTop:input_type -> writ.ratelimit.v1.ListTopRequest
+	3,  // 9: writ.ratelimit.v1.Limits.ListLimits:input_type -> writ.ratelimit.v1.ListLimitsRequest
+	9,  // 10: writ.ratelimit.v1.Limits.ResetCounter:input_type -> writ.ratelimit.v1.ChangeCounterRequest
+	9,  // 11: writ.ratelimit.v1.Limits.Grant:input_type -> writ.ratelimit.v1.ChangeCounterRequest
+	9,  // 12: writ.ratelimit.v1.Limits.Refund:input_type -> writ.ratelimit.v1.ChangeCounterRequest
+	10, // 13: writ.ratelimit.v1.Limits.ListChanges:input_type -> writ.ratelimit.v1.ListChangesRequest
+	1,  // 14: writ.ratelimit.v1.Limits.GetCounter:output_type -> writ.ratelimit.v1.Counter
+	7,  // 15: writ.ratelimit.v1.Limits.ListTop:output_type -> writ.ratelimit.v1.ListTopResponse
+	4,  // 16: writ.ratelimit.v1.Limits.ListLimits:output_type -> writ.ratelimit.v1.ListLimitsResponse
+	1,  // 17: writ.ratelimit.v1.Limits.ResetCounter:output_type -> writ.ratelimit.v1.Counter
+	1,  // 18: writ.ratelimit.v1.Limits.Grant:output_type -> writ.ratelimit.v1.Counter
+	1,  // 19: writ.ratelimit.v1.Limits.Refund:output_type -> writ.ratelimit.v1.Counter
+	11, // 20: writ.ratelimit.v1.Limits.ListChanges:output_type -> writ.ratelimit.v1.ListChangesResponse
+	14, // [14:21] is the sub-list for method output_type
+	7,  // [7:14] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_writ_ratelimit_v1_limits_proto_init() }
@@ -838,7 +998,7 @@ func file_writ_ratelimit_v1_limits_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_writ_ratelimit_v1_limits_proto_rawDesc), len(file_writ_ratelimit_v1_limits_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

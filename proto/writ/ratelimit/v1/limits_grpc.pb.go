@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Limits_GetCounter_FullMethodName   = "/writ.ratelimit.v1.Limits/GetCounter"
 	Limits_ListTop_FullMethodName      = "/writ.ratelimit.v1.Limits/ListTop"
+	Limits_ListLimits_FullMethodName   = "/writ.ratelimit.v1.Limits/ListLimits"
 	Limits_ResetCounter_FullMethodName = "/writ.ratelimit.v1.Limits/ResetCounter"
 	Limits_Grant_FullMethodName        = "/writ.ratelimit.v1.Limits/Grant"
 	Limits_Refund_FullMethodName       = "/writ.ratelimit.v1.Limits/Refund"
@@ -46,6 +47,8 @@ type LimitsClient interface {
 	// ListTop gives the callers that asked most of each limit, as this replica saw
 	// them in the last minutes.
 	ListTop(ctx context.Context, in *ListTopRequest, opts ...grpc.CallOption) (*ListTopResponse, error)
+	// ListLimits tells where each limit of the QuotaPolicies is counted.
+	ListLimits(ctx context.Context, in *ListLimitsRequest, opts ...grpc.CallOption) (*ListLimitsResponse, error)
 	// ResetCounter forgets what a caller used and holds.
 	ResetCounter(ctx context.Context, in *ChangeCounterRequest, opts ...grpc.CallOption) (*Counter, error)
 	// Grant lets a caller pass so many more within the limit's window; at most what it
@@ -79,6 +82,16 @@ func (c *limitsClient) ListTop(ctx context.Context, in *ListTopRequest, opts ...
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListTopResponse)
 	err := c.cc.Invoke(ctx, Limits_ListTop_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *limitsClient) ListLimits(ctx context.Context, in *ListLimitsRequest, opts ...grpc.CallOption) (*ListLimitsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListLimitsResponse)
+	err := c.cc.Invoke(ctx, Limits_ListLimits_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -142,6 +155,8 @@ type LimitsServer interface {
 	// ListTop gives the callers that asked most of each limit, as this replica saw
 	// them in the last minutes.
 	ListTop(context.Context, *ListTopRequest) (*ListTopResponse, error)
+	// ListLimits tells where each limit of the QuotaPolicies is counted.
+	ListLimits(context.Context, *ListLimitsRequest) (*ListLimitsResponse, error)
 	// ResetCounter forgets what a caller used and holds.
 	ResetCounter(context.Context, *ChangeCounterRequest) (*Counter, error)
 	// Grant lets a caller pass so many more within the limit's window; at most what it
@@ -166,6 +181,9 @@ func (UnimplementedLimitsServer) GetCounter(context.Context, *GetCounterRequest)
 }
 func (UnimplementedLimitsServer) ListTop(context.Context, *ListTopRequest) (*ListTopResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListTop not implemented")
+}
+func (UnimplementedLimitsServer) ListLimits(context.Context, *ListLimitsRequest) (*ListLimitsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListLimits not implemented")
 }
 func (UnimplementedLimitsServer) ResetCounter(context.Context, *ChangeCounterRequest) (*Counter, error) {
 	return nil, status.Error(codes.Unimplemented, "method ResetCounter not implemented")
@@ -232,6 +250,24 @@ func _Limits_ListTop_Handler(srv interface{}, ctx context.Context, dec func(inte
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(LimitsServer).ListTop(ctx, req.(*ListTopRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Limits_ListLimits_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListLimitsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LimitsServer).ListLimits(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Limits_ListLimits_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LimitsServer).ListLimits(ctx, req.(*ListLimitsRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -322,6 +358,10 @@ var Limits_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListTop",
 			Handler:    _Limits_ListTop_Handler,
+		},
+		{
+			MethodName: "ListLimits",
+			Handler:    _Limits_ListLimits_Handler,
 		},
 		{
 			MethodName: "ResetCounter",
