@@ -18,6 +18,7 @@ import (
 	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/pilot/meshdir"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
+	ratelimitpb "github.com/writ-mesh/writ/proto/writ/ratelimit/v1"
 	"github.com/writ-mesh/writ/ratelimit/lease"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 	"github.com/writ-mesh/writ/ratelimit/plans"
@@ -164,6 +165,12 @@ func TestPlansByAnyCount(t *testing.T) {
 	for caller, want := range map[string]bool{"ann": false, "big": true, "huge": true} {
 		if _, leased := lease.TermsOf(use(1, caller).Limit); leased != want {
 			t.Errorf("%s is leased: %v", caller, leased)
+		}
+	}
+	for name, burst := range map[string]uint32{"3?constant=constant&source.principal=ann": 2, "3?constant=constant&source.principal=nobody": 1, "0?constant=constant&source.principal=ann": 0} {
+		got, err := newAdmin(t, s, "").GetCounter(t.Context(), &ratelimitpb.GetCounterRequest{Key: "default/q/" + name})
+		if err != nil || got.GetBurst() != burst {
+			t.Errorf("%s: operators are told of a burst of %d, want %d, %v", name, got.GetBurst(), burst, err)
 		}
 	}
 	// Whoever names dimensions that the limit has not, or in another order, is nobody.

@@ -106,11 +106,14 @@ func (l *life) limit(counted *eval.CountedLimit) EffectiveLimit {
 	pol, limit := counted.Policy, counted.Policy.Limits[counted.Index]
 	out := EffectiveLimit{
 		Policy: pol.ID(), Limit: counted.Index, Name: limit.Name, At: place(pol.Ref), Layer: counted.Layer.String(),
-		Requests: limit.Requests, Every: limit.Every.String(), Algorithm: limit.Algorithm, Burst: limit.Burst, Plan: limit.Plan,
+		Requests: limit.Requests, Every: limit.Every.String(), Algorithm: limit.Algorithm, Plan: limit.Plan,
 		Mode: limit.Mode, Observe: pol.Observe, Unavailable: "Allow",
 	}
 	if out.Algorithm == "" {
 		out.Algorithm = "sliding"
+	}
+	if out.Algorithm == configpb.QuotaGCRA {
+		out.Burst = max(limit.Burst, min(limit.Requests, 1))
 	}
 	if out.Mode == "" {
 		out.Mode = "exact"

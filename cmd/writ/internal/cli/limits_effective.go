@@ -142,8 +142,8 @@ func (e *effectiveLimits) readPlans(dir string) {
 			return
 		}
 		l.Requests = found.Number.Requests
-		if found.Number.Burst > 0 {
-			l.Burst = found.Number.Burst
+		if l.Burst > 0 { // of the others a table's burst says nothing
+			l.Burst = min(cmp.Or(found.Number.Burst, l.Burst), l.Requests)
 		}
 		e.Plans[l.Counter] = "table " + l.Plan.Table + ", " + found.String()
 	})
@@ -160,7 +160,7 @@ func (e *effectiveLimits) ask(ctx context.Context, client ratelimitpb.LimitsClie
 			return
 		}
 		e.Counters[l.Counter] = quotaCounterOf(c)
-		l.Requests = c.GetRequests()
+		l.Requests, l.Burst = c.GetRequests(), c.GetBurst()
 		if c.GetPlan() != "" {
 			e.Plans[l.Counter] = c.GetPlan()
 		}

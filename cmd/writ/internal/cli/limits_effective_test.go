@@ -13,24 +13,30 @@ import (
 	ratelimitpb "github.com/writ-mesh/writ/proto/writ/ratelimit/v1"
 )
 
-// layeredMesh writes a mesh directory with the policies of docs/quotas.md and gives the
-// section.
+// layeredMesh is pageMesh of the section about layers.
 func layeredMesh(t *testing.T) (dir, section string) {
+	t.Helper()
+	return pageMesh(t, "Layers", "quotas.yaml")
+}
+
+// pageMesh writes a mesh directory with the policies of a section of docs/quotas.md, and
+// gives the section.
+func pageMesh(t *testing.T, heading, file string) (dir, section string) {
 	t.Helper()
 	page, err := os.ReadFile(filepath.Join("..", "..", "..", "..", "docs", "quotas.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, section, found := strings.Cut(string(page), "\n## Layers\n")
+	_, section, found := strings.Cut(string(page), "\n## "+heading+"\n")
 	section, _, ended := strings.Cut(section, "\n## ")
-	_, policies, written := strings.Cut(section, "```yaml\n")
+	_, policies, written := strings.Cut(section, "```yaml\n# "+file+"\n")
 	policies, _, closed := strings.Cut(policies, "```")
 	if !found || !ended || !written || !closed {
-		t.Fatal("docs/quotas.md has no section Layers with policies")
+		t.Fatalf("docs/quotas.md has no section %s with policies", heading)
 	}
 	dir = t.TempDir()
 	for name, text := range map[string]string{
-		"quotas.yaml": policies,
+		file: "# " + file + "\n" + policies,
 		"workloads.yaml": `kind: LocalWorkload
 metadata: {name: reviews, labels: {app: reviews}}
 spec: {command: ["true"], ports: [{name: http, port: 9080}]}
@@ -63,19 +69,32 @@ func tellEffective(t *testing.T, dir, command string) (string, int) {
 // TestLayersOfThePage: the commands of docs/quotas.md print what stands there.
 func TestLayersOfThePage(t *testing.T) {
 	dir, section := layeredMesh(t)
+	if n := playPage(t, dir, section); n < 2 {
+		t.Errorf("%d commands", n)
+	}
+}
+
+// TestPathsOfThePage plays the commands of the section about paths.
+func TestPathsOfThePage(t *testing.T) {
+	dir, section := pageMesh(t, "By path", "orders.yaml")
+	if n := playPage(t, dir, section); n != 1 {
+		t.Errorf("%d commands", n)
+	}
+}
+
+// playPage gives the commands of a section and compares what they print.
+func playPage(t *testing.T, dir, section string) (commands int) {
+	t.Helper()
 	_, console, _ := strings.Cut(section, "```console\n")
 	console, _, _ = strings.Cut(console, "```")
-	n := 0
 	for _, one := range strings.Split(console, "$ ")[1:] {
 		command, want, _ := strings.Cut(one, "\n")
-		n++
+		commands++
 		if got, code := tellEffective(t, dir, command); got != want || code != 0 {
 			t.Errorf("%s\nexit code %d, prints\n%s\nwant\n%s", command, code, got, want)
 		}
 	}
-	if n < 2 {
-		t.Errorf("%d commands", n)
-	}
+	return commands
 }
 
 // TestEffective: which limits count, by the policies of the page.
@@ -127,8 +146,9 @@ spec:
   selector: {matchLabels: {app: ratings}}
   limits:
   - {per: ["request.headers[x-customer]"], requests: 7, every: 1m, plan: {table: customers, by: "request.headers[x-customer]"}}
+  - {per: ["request.headers[x-customer]"], requests: 7, every: 1m, algorithm: gcra, burst: 5, plan: {table: customers, by: "request.headers[x-customer]"}}
 `
-	for name, text := range map[string]string{"paid.yaml": policy, "plans/customers.plans": "numbers minute\nplan gold 600\ncaller alice gold\ncaller bob 50\n"} {
+	for name, text := range map[string]string{"paid.yaml": policy, "plans/customers.plans": "numbers minute\nplan gold 600:60\ncaller alice gold\ncaller bob 50\ncaller dave 3\n"} {
 		path := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 			t.Fatal(err)
@@ -138,11 +158,12 @@ spec:
 		}
 	}
 	for customer, want := range map[string]string{
-		"alice": "600 in 1m0s (sliding) per request.headers[x-customer], counted exact; if ratelimit does not answer: Allow\n    by plan: table customers, plan gold",
-		"bob":   "50 in 1m0s (sliding) per request.headers[x-customer], counted exact; if ratelimit does not answer: Allow\n    by plan: table customers, the caller's own numbers",
+		"alice":  "600 in 1m0s (sliding) per request.headers[x-customer], counted exact; if ratelimit does not answer: Allow\n    by plan: table customers, plan gold",
+		"bob":    "50 in 1m0s (sliding) per request.headers[x-customer], counted exact; if ratelimit does not answer: Allow\n    by plan: table customers, the caller's own numbers",
+		"alice ": "600 in 1m0s (gcra, burst 60)", "bob ": "50 in 1m0s (gcra, burst 5)", "dave": "3 in 1m0s (gcra, burst 3)", "carol ": "7 in 1m0s (gcra, burst 5)",
 		"carol": "7 in 1m0s (sliding) per request.headers[x-customer], counted exact; if ratelimit does not answer: Allow\n    by plan: table customers does not tell of carol: the limit's own numbers",
 	} {
-		if got, code := tellEffective(t, dir, "writ limits effective --route ratings --caller default/web --header x-customer="+customer+" DIR"); code != 0 || !strings.Contains(got, want) {
+		if got, code := tellEffective(t, dir, "writ limits effective --route ratings --caller default/web --header x-customer="+strings.TrimSpace(customer)+" DIR"); code != 0 || !strings.Contains(got, want) {
 			t.Errorf("%s: exit code %d\n%s\nwant %s", customer, code, got, want)
 		}
 	}
@@ -163,13 +184,13 @@ func TestEffectiveOfWhatRuns(t *testing.T) {
 	}
 	defer conn.Close()
 	told := &effectiveLimits{Counters: map[string]quotaCounter{}, Plans: map[string]string{}, Limits: &explain.Limits{Targets: []explain.LimitedTarget{{Limits: []explain.EffectiveLimit{
-		{Policy: "QuotaPolicy default/q", Counts: true, Requests: 3, Every: "1m0s", Counter: "default/q/0?source.principal=a"}, {Policy: "QuotaPolicy default/r", Counter: "default/r/0"},
+		{Policy: "QuotaPolicy default/q", Counts: true, Requests: 3, Every: "1m0s", Algorithm: "gcra", Burst: 2, Counter: "default/q/0?source.principal=a"}, {Policy: "QuotaPolicy default/r", Counter: "default/r/0"},
 	}}}}}
 	if err := told.ask(t.Context(), ratelimitpb.NewLimitsClient(conn)); err != nil {
 		t.Fatal(err)
 	}
 	var out strings.Builder
-	if err := told.print(&out); err != nil || len(kept.told) != 1 || !strings.Contains(out.String(), "10 in 1m0s") || !strings.Contains(out.String(), "default/q/0?source.principal=a: 0 left") {
+	if err := told.print(&out); err != nil || len(kept.told) != 1 || !strings.Contains(out.String(), "10 in 1m0s (gcra, burst 4)") || !strings.Contains(out.String(), "default/q/0?source.principal=a: 0 left") {
 		t.Errorf("%v, asked %q\n%s", err, kept.told, out.String())
 	}
 }
