@@ -109,6 +109,7 @@ func TestQuotaDimensions(t *testing.T) {
 		{"source.ip", ask("a-1", "GET", "/"), ask("a-1", "GET", "/", "x-forwarded-for: 9.9.9.9"), ask("b-1", "GET", "/")},
 		{"request.method", ask("a-1", "GET", "/"), ask("b-1", "GET", "/"), ask("a-1", "PUT", "/")},
 		{"request.path", ask("a-1", "GET", "/p"), ask("a-1", "GET", "/p?q=1"), ask("a-1", "GET", "/o")},
+		{"request.path[/u/{id}/o]", ask("a-1", "GET", "/u/1/o"), ask("b-1", "GET", "/u/x/../%31;v=2/o?q=1"), ask("a-1", "GET", "/u/2/o")},
 		{"request.headers[X-User]", ask("a-1", "GET", "/", "x-user: u"), ask("b-1", "GET", "/", "X-USER: u"), ask("a-1", "GET", "/")},
 		{"request.auth.claims[sub]", ask("a-1", "GET", "/", token("u")), ask("b-1", "GET", "/", token("u")), ask("a-1", "GET", "/", token("v"))},
 		{"request.auth.claims[a][b]", ask("a-1", "GET", "/", token("u")), ask("b-1", "GET", "/", token("u")), ask("a-1", "GET", "/")},
