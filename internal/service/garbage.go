@@ -29,11 +29,20 @@ func PaceGarbage(room uint64) func(context.Context) error {
 			<-ctx.Done()
 			return ctx.Err()
 		}
-		pace := func() int { return gcPercent(room, heapBytes()) }
-		defer debug.SetGCPercent(debug.SetGCPercent(pace()))
-		return Every(ctx, paceEvery, func(time.Time) { debug.SetGCPercent(pace()) })
+		now := gcPercent(room, heapBytes())
+		defer debug.SetGCPercent(debug.SetGCPercent(now))
+		return Every(ctx, paceEvery, func(time.Time) {
+			if next := gcPercent(room, heapBytes()); isOther(next, now) {
+				now = next
+				debug.SetGCPercent(now)
+			}
+		})
 	}
 }
+
+// isOther says that two values of GOGC differ by an eighth: to set it stops the process
+// for a moment, after the collection that is under way.
+func isOther(a, b int) bool { return 8*min(a, b) < 7*max(a, b) }
 
 // heapSize is what is live and what of it can have pointers.
 type heapSize struct{ live, scan uint64 }

@@ -28,6 +28,18 @@ func TestGCPercent(t *testing.T) {
 	}
 }
 
+// What differs by little is not set again.
+func TestOtherGCPercent(t *testing.T) {
+	for _, c := range []struct {
+		a, b int
+		want bool
+	}{{1, 1, false}, {1, 2, true}, {100, 112, false}, {112, 100, false}, {100, 115, true}, {115, 100, true}, {1600, 0, true}} {
+		if got := isOther(c.a, c.b); got != c.want {
+			t.Errorf("%d and %d: %v", c.a, c.b, got)
+		}
+	}
+}
+
 // What PaceGarbage sets it takes back, and an operator's own setting it leaves alone.
 func TestPaceGarbage(t *testing.T) {
 	before := debug.SetGCPercent(123)
