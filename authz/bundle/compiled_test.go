@@ -1,11 +1,15 @@
 package bundle
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/open-policy-agent/opa/v1/ast"
 
 	"github.com/writ-mesh/writ/authz/bundletest"
 	"github.com/writ-mesh/writ/internal/proctest"
@@ -150,4 +154,22 @@ func TestUnchangedBeside(t *testing.T) {
 	})
 	figures(5, "package extra\ny := data.team0.more2.x\n")
 	r.decides(t, "2 5")
+}
+
+// Compiling ends when nobody waits for it any more.
+func TestCompilingEnds(t *testing.T) {
+	parsed := map[string]*ast.Module{"a.rego": ast.MustParseModule("package a\nallow if input.x")}
+	for _, end := range []bool{false, true} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		if end {
+			cancel(errors.New("it is over"))
+		}
+		c := ast.NewCompiler()
+		endWith(ctx, c)
+		c.Compile(parsed)
+		cancel(nil)
+		if c.Failed() != end || end && !strings.Contains(c.Errors.Error(), "it is over") || end == (c.Graph != nil) {
+			t.Errorf("ended %v: %v", end, c.Errors)
+		}
+	}
 }

@@ -302,6 +302,9 @@ func (m *Manager) Run(ctx context.Context, state func(error)) error {
 			continue
 		}
 		if err := m.take(ctx); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
 			m.options.Log.ErrorContext(ctx, "what OPA activated cannot be used; the last good policies stay", slog.Any("error", err))
 			if m.options.Rejected != nil {
 				m.options.Rejected(err)
