@@ -8,7 +8,8 @@
 // looked at when its answer says that it is old (Cache-Control, within 10 s and 20 min), or
 // after 5 min, or 10 s on this machine; after a failure again after a second, twice as
 // late each time up to a minute, with jitter; and for the sake of an unknown key at once,
-// but at most once a second, and in its turn only if its keys change all the time.
+// but at most once a second. Of a place whose keys change all the time the first changes
+// come into force at once, then one a minute, with a few more for unknown keys.
 //
 // A set is taken as a whole or not at all. Taken are the keys by which a signature can
 // be verified safely (package jwks): no symmetric ones, each bound to its algorithm. They

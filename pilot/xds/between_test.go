@@ -149,7 +149,7 @@ func TestRefusedFilterHoldsItsRoutesBack(t *testing.T) {
 			t.Helper()
 			w.filters[0], w.routes[0], w.routes[1], w.listeners[1] = filter, routes, routes, routes
 			snap := b.publish(map[string]world{"sidecar~1": w})
-			time.Sleep(time.Minute) // of a bubble
+			time.Sleep(time.Minute) // fake time
 			synctest.Wait()
 			got := e.responses()
 			slices.Sort(got)

@@ -16,7 +16,8 @@
 //     cluster has its endpoints, and what is no longer used is removed last.
 //     Endpoints alone go out at once.
 //   - Filters before routes: while routes change, an Envoy has filters that do for
-//     those of before and of after (Options.Between).
+//     those of before and of after (Options.Between). A filter that a client refuses
+//     holds back the routes that want it (Options.Served), and nothing else.
 //   - A client that has nothing yet (no initial_resource_versions) is answered
 //     directly and completely.
 //   - A newer snapshot replaces an older one at any stage; no client is walked
