@@ -80,11 +80,12 @@ func TestTwoRegionsExample(t *testing.T) {
 	if out := counter("east"); !strings.Contains(out, "region east has 2 of 4") {
 		t.Errorf("operators are told: %s", out)
 	}
-	out, code := writ(t, "limits", "reset", "default/keys/0?request.headers[x-key]=a", "--all-regions", "--reason", "test", meshes["east"].dir)
-	if code != 0 || !strings.Contains(out, "region west: 2 of its 2 are left") {
-		t.Errorf("a reset in all regions: exit code %d: %s", code, out)
+	out, code := writ(t, "limits", "grant", "default/keys/0?request.headers[x-key]=a", "3", "--all-regions", "--reason", "test", meshes["east"].dir)
+	if want := "\n  region east: 2 of its 2 are left, 2 given back\n  region west: 1 of its 2 are left, 1 given back\n"; code != 0 || !strings.HasSuffix(out, want) {
+		t.Errorf("a grant in all regions: exit code %d: %s", code, out)
 	}
-	exactly("east", "a", 3)
+	exactly("east", "a", 2)
+	exactly("west", "a", 1)
 	meshes["west"].stop()
 	proctest.Until(t, 20*time.Second, "west to be away", func() bool { return strings.Contains(counter("east"), "west is away") })
 	exactly("east", "b", 2)
