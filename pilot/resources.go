@@ -107,6 +107,13 @@ func regoPolicies(m *model.Mesh) []named {
 	return list
 }
 
+func quotaPlan(p *model.QuotaPlan) *configpb.QuotaPlan {
+	if p == nil {
+		return nil
+	}
+	return &configpb.QuotaPlan{Table: p.Table, By: p.By, Numbers: p.Numbers}
+}
+
 func quotaPolicies(m *model.Mesh) []named {
 	var list []named
 	for _, p := range m.QuotaPolicies {
@@ -119,11 +126,9 @@ func quotaPolicies(m *model.Mesh) []named {
 			if c := l.Cost; c != nil {
 				limit.Cost = &configpb.Cost{Reserve: c.Reserve, Expire: durationpb.New(c.Expire)}
 			}
-			if p := l.Plan; p != nil {
-				limit.Plan = &configpb.QuotaPlan{Table: p.Table, By: p.By, Numbers: p.Numbers}
-			}
+			limit.Plan = quotaPlan(l.Plan)
 			if f := l.Fair; f != nil {
-				limit.Fair = &configpb.QuotaFair{Weights: f.Weights}
+				limit.Fair = &configpb.QuotaFair{Weights: f.Weights, Plan: quotaPlan(f.Plan)}
 			}
 			for _, d := range l.Per {
 				limit.Per = append(limit.Per, d.Text)

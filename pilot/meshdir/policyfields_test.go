@@ -16,7 +16,7 @@ func TestNoFieldOfAPolicyIsLost(t *testing.T) {
 	quota := quotaSpec{
 		Selector: &labelSelector{}, Mode: "observe", WhenUnavailable: "Deny", Upper: "override", Lower: "exempt",
 		Match:  []quotaMatch{{Principals: []string{"p"}, When: []quotaWhen{{Key: "request.auth.claims[a]", Values: []string{"b"}}}}},
-		Limits: []quotaLimit{{Name: "n", Per: []string{"source.ip"}, Requests: &requests, Every: &every, Algorithm: "gcra", Burst: &requests, Mode: "leased", Cost: &quotaCost{From: model.CostResponseBytes, Reserve: 1, Expire: &every}, Plan: &quotaPlan{Table: "t", By: "source.ip", Numbers: "n"}, Fair: &quotaFair{By: "source.namespace", Weights: map[string]uint32{"a": 2}}}},
+		Limits: []quotaLimit{{Name: "n", Per: []string{"source.ip"}, Requests: &requests, Every: &every, Algorithm: "gcra", Burst: &requests, Mode: "leased", Cost: &quotaCost{From: model.CostResponseBytes, Reserve: 1, Expire: &every}, Plan: &quotaPlan{Table: "t", By: "source.ip", Numbers: "n"}, Fair: &quotaFair{By: "source.namespace", Weights: map[string]uint32{"a": 2}, Plan: &fairPlan{Table: "t", Numbers: "n"}}}},
 	}
 	lostNothing(t, "QuotaPolicy", &quota, func() any {
 		l := quota.Limits[0]

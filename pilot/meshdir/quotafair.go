@@ -11,6 +11,13 @@ import (
 type quotaFair struct {
 	By      string            `json:"by"`
 	Weights map[string]uint32 `json:"weights"`
+	Plan    *fairPlan         `json:"plan"`
+}
+
+// fairPlan names the table that has the weights of those who have none here.
+type fairPlan struct {
+	Table   string `json:"table"`
+	Numbers string `json:"numbers"`
 }
 
 // checkFair checks who shares a limit; at is the limit's place, local says that proxies
@@ -40,6 +47,9 @@ func (c *checker) checkFair(at string, limit *quotaLimit, local bool) {
 			c.errorf(at+".weights", "%d for %q is not between 1 and %d", weight, shorten(name), configpb.MaxQuotaWeight)
 		}
 	}
+	if p := f.Plan; p != nil {
+		c.checkTable(at+".plan", p.Table, p.Numbers)
+	}
 	switch {
 	case limit.Concurrent != nil || limit.Algorithm != "" && limit.Algorithm != quotaSliding:
 		c.errorf(at, "only a sliding window is shared fairly: remove algorithm, or this")
@@ -67,5 +77,9 @@ func (q *quotaFair) value() *model.QuotaFair {
 	if q == nil {
 		return nil
 	}
-	return &model.QuotaFair{By: q.By, Weights: q.Weights}
+	fair := &model.QuotaFair{By: q.By, Weights: q.Weights}
+	if p := q.Plan; p != nil {
+		fair.Plan = &model.QuotaPlan{Table: p.Table, By: q.By, Numbers: p.Numbers}
+	}
+	return fair
 }

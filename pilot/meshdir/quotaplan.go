@@ -25,15 +25,7 @@ func (c *checker) checkPlan(at string, limit *quotaLimit) {
 		return
 	}
 	at += ".plan"
-	switch {
-	case p.Table == "":
-		c.errorf(at+".table", "it is missing: name the table of callers, which ratelimit reads from plans/<table>.plans or from Redis")
-	case !planNameForm.MatchString(p.Table):
-		c.errorf(at+".table", "%q is no name of a table: write small letters, digits and dashes", shorten(p.Table))
-	}
-	if p.Numbers != "" && !planNameForm.MatchString(p.Numbers) {
-		c.errorf(at+".numbers", "%q is no name of a column: write small letters, digits and dashes", shorten(p.Numbers))
-	}
+	c.checkTable(at, p.Table, p.Numbers)
 	d, problem := parseDimension(p.By)
 	switch {
 	case p.By == "":
@@ -42,6 +34,19 @@ func (c *checker) checkPlan(at string, limit *quotaLimit) {
 		c.errorf(at+".by", "%q is not in per: callers whose plans differ must be counted apart; add it there", shorten(p.By))
 	case problem == "" && d.Kind == "constant":
 		c.errorf(at+".by", "%q is the same for all requests: write what tells callers apart, such as source.principal or request.auth.claims[sub]", shorten(p.By))
+	}
+}
+
+// checkTable checks the names of a table and of its column; at is where they stand.
+func (c *checker) checkTable(at, table, column string) {
+	switch {
+	case table == "":
+		c.errorf(at+".table", "it is missing: name the table of callers, which ratelimit reads from plans/<table>.plans or from Redis")
+	case !planNameForm.MatchString(table):
+		c.errorf(at+".table", "%q is no name of a table: write small letters, digits and dashes", shorten(table))
+	}
+	if column != "" && !planNameForm.MatchString(column) {
+		c.errorf(at+".numbers", "%q is no name of a column: write small letters, digits and dashes", shorten(column))
 	}
 }
 

@@ -456,8 +456,11 @@ type QuotaLimit struct {
 type QuotaFair struct {
 	// By is the dimension by which they are told apart.
 	By string
-	// Weights by the values of By; 1 if it has none.
+	// Weights by the values of By.
 	Weights map[string]uint32
+	// Plan says where the weights of other values are; nil, and of values that the table
+	// does not tell of, is 1.
+	Plan *QuotaPlan
 }
 
 // QuotaPlan names a table of ratelimit's that maps callers to their numbers; those of

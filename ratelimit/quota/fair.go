@@ -8,11 +8,24 @@ import (
 
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 	"github.com/writ-mesh/writ/ratelimit/limit"
+	"github.com/writ-mesh/writ/ratelimit/plans"
 )
 
 // sharing is how a limit is shared by those that differ in the last of its dimensions.
 type sharing struct {
 	weights map[string]uint32
+	plan    *planned // where other weights are, nil if nowhere
+}
+
+// weight is that of one who shares the limit.
+func (s *sharing) weight(who string) uint32 {
+	if w := s.weights[who]; w > 0 {
+		return w
+	}
+	if s.plan != nil {
+		return min(max(s.plan.table.Find(who, s.plan.column).Number.Requests, 1), configpb.MaxQuotaWeight)
+	}
+	return 1
 }
 
 // Shared is the counter of all who share a limit.
@@ -24,7 +37,7 @@ type Shared struct {
 }
 
 // compileFair checks how a limit is shared; nil if it is not.
-func compileFair(l *configpb.Limit, rule limit.Limit, mode limit.Mode) (*sharing, error) {
+func compileFair(l *configpb.Limit, rule limit.Limit, mode limit.Mode, book *plans.Book) (*sharing, error) {
 	f := l.GetFair()
 	if f == nil {
 		return nil, nil
@@ -44,7 +57,14 @@ func compileFair(l *configpb.Limit, rule limit.Limit, mode limit.Mode) (*sharing
 			return nil, fmt.Errorf("weight %d of %q is not between 1 and %d", weight, name, configpb.MaxQuotaWeight)
 		}
 	}
-	return &sharing{weights: f.GetWeights()}, nil
+	plan, err := compilePlan(f.GetPlan(), l.GetPer(), book)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("plan: %w", err)
+	case plan != nil && plan.by != len(l.GetPer())-1:
+		return nil, fmt.Errorf("plan: by %q is not the last of per", f.GetPlan().GetBy())
+	}
+	return &sharing{weights: f.GetWeights(), plan: plan}, nil
 }
 
 // shared is the counter of all who share the limit with the caller that has these
@@ -60,9 +80,7 @@ func (l *Limit) shared(entries []*commonv3.RateLimitDescriptor_Entry) Shared {
 	}
 	s := Shared{Key: l.keyOf(l.prefix+allShare, entries[:max(n-1, 0)]), Weight: 1}
 	if n > 0 {
-		if w := l.fair.weights[entries[n-1].GetValue()]; w > 0 {
-			s.Weight = w
-		}
+		s.Weight = l.fair.weight(entries[n-1].GetValue())
 	}
 	return s
 }

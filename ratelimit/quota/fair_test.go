@@ -1,6 +1,9 @@
 package quota
 
 import (
+	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +12,7 @@ import (
 
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 	"github.com/writ-mesh/writ/ratelimit/limit"
+	"github.com/writ-mesh/writ/ratelimit/plans"
 )
 
 func fairLimit(change func(*configpb.Limit)) map[string]*configpb.QuotaPolicy {
@@ -55,6 +59,43 @@ func TestSharedKeys(t *testing.T) {
 	long := strings.Repeat("x", 600)
 	if m := match("request.path=/x&source.namespace=" + long); m.Shared.Key != a.Shared.Key || len(m.Key) > 200 {
 		t.Errorf("%+v", m.Shared)
+	}
+}
+
+// TestWeightsByPlan: who has no weight in the policy has that of the table, as it is now,
+// within the bounds of a weight.
+func TestWeightsByPlan(t *testing.T) {
+	dir := t.TempDir()
+	text := "numbers minute weight\nplan free 1 1\nplan gold 9 5\ncaller a gold\ncaller b gold\ncaller none 9 0\ncaller much 9 4000000000\n"
+	if err := os.WriteFile(filepath.Join(dir, "t.plans"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	book := plans.New(plans.Options{Folder: dir, MaxCallers: 10, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+	planned := func(table, by, column string) map[string]*configpb.QuotaPolicy {
+		return fairLimit(func(l *configpb.Limit) { l.Fair.Plan = &configpb.QuotaPlan{Table: table, By: by, Numbers: column} })
+	}
+	table, err := New(planned("t", "source.namespace", "weight"), book)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for who, want := range map[string]uint32{"a": 5, "b": 4, "none": 1, "much": configpb.MaxQuotaWeight, "unknown": 1} {
+		_, m, err := table.Find("n/p/0?request.path=/x&source.namespace=" + who)
+		if err != nil || m.Shared.Weight != want || m.Rule.Requests() != 100 {
+			t.Errorf("%s: weight %d of %d, want %d, %v", who, m.Shared.Weight, m.Rule.Requests(), want, err)
+		}
+	}
+	if got := table.Plans(); !got["t"] || len(got) != 1 {
+		t.Errorf("it names %v", got)
+	}
+	for name, policies := range map[string]map[string]*configpb.QuotaPolicy{
+		"another dimension": planned("t", "request.path", "weight"), "none": planned("t", "", "weight"), "no table": planned("", "source.namespace", ""),
+	} {
+		if _, err := New(policies, book); err == nil || !strings.Contains(err.Error(), ".fair: plan: ") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := New(planned("t", "source.namespace", ""), nil); err == nil {
+		t.Error("a service without tables takes it")
 	}
 }
 

@@ -20,16 +20,16 @@ type planned struct {
 	by     int // index of the caller's dimension
 }
 
-// compilePlan checks the plan of a limit; nil if all callers have the same numbers.
-func compilePlan(l *configpb.Limit, book *plans.Book) (*planned, error) {
-	p := l.GetPlan()
+// compilePlan checks a plan of a limit with these dimensions; nil if all callers have the
+// same numbers.
+func compilePlan(p *configpb.QuotaPlan, per []string, book *plans.Book) (*planned, error) {
 	switch {
 	case p == nil:
 		return nil, nil
 	case book == nil:
 		return nil, fmt.Errorf("table %q: this service has no tables", p.GetTable())
 	}
-	by := slices.Index(l.GetPer(), p.GetBy())
+	by := slices.Index(per, p.GetBy())
 	if by < 0 || p.GetTable() == "" {
 		return nil, fmt.Errorf("table %q by %q: want a table, and one of the limit's dimensions", p.GetTable(), p.GetBy())
 	}

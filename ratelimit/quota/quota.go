@@ -115,11 +115,11 @@ func compile(p *configpb.QuotaPolicy, book *plans.Book) ([]*Limit, error) {
 		if err != nil {
 			return nil, fmt.Errorf("limits[%d].cost: %w", i, err)
 		}
-		plan, err := compilePlan(l, book)
+		plan, err := compilePlan(l.GetPlan(), l.GetPer(), book)
 		if err != nil {
 			return nil, fmt.Errorf("limits[%d].plan: %w", i, err)
 		}
-		fair, err := compileFair(l, rule, mode)
+		fair, err := compileFair(l, rule, mode, book)
 		if err != nil {
 			return nil, fmt.Errorf("limits[%d].fair: %w", i, err)
 		}
@@ -345,6 +345,9 @@ func (t *Table) Plans() map[string]bool {
 		for _, l := range limits {
 			if l.plan != nil {
 				names[l.plan.table.Name()] = true
+			}
+			if l.fair != nil && l.fair.plan != nil {
+				names[l.fair.plan.table.Name()] = true
 			}
 		}
 	}

@@ -28,13 +28,19 @@ func planProblems(dir string, mesh *model.Mesh) []meshdir.Problem {
 	}
 	for _, policy := range mesh.QuotaPolicies {
 		for i, limit := range policy.Limits {
-			if limit.Plan == nil || broken[limit.Plan.Table] {
-				continue
+			check := func(plan *model.QuotaPlan, at, without string) {
+				if plan == nil || broken[plan.Table] {
+					return
+				}
+				if p, wrong := planProblem(plan, good[plan.Table], without); wrong {
+					p.File, p.Line, p.Object = policy.File, policy.Line, policy.ID()
+					p.Field = fmt.Sprintf("spec.limits[%d].%s.%s", i, at, p.Field)
+					out = append(out, p)
+				}
 			}
-			if p, wrong := planProblem(limit.Plan, good[limit.Plan.Table]); wrong {
-				p.File, p.Line, p.Object = policy.File, policy.Line, policy.ID()
-				p.Field = fmt.Sprintf("spec.limits[%d].plan.%s", i, p.Field)
-				out = append(out, p)
+			check(limit.Plan, "plan", "all callers have the limit's own numbers")
+			if limit.Fair != nil {
+				check(limit.Fair.Plan, "fair.plan", "all have the weight 1 that have none in the policy")
 			}
 		}
 	}
@@ -42,13 +48,13 @@ func planProblems(dir string, mesh *model.Mesh) []meshdir.Problem {
 }
 
 // planProblem compares what a limit names with the table of this name, nil if there is
-// no such file.
-func planProblem(plan *model.QuotaPlan, table *plans.Table) (p meshdir.Problem, wrong bool) {
+// no such file; without is what holds then.
+func planProblem(plan *model.QuotaPlan, table *plans.Table, without string) (p meshdir.Problem, wrong bool) {
 	switch {
 	case table == nil:
 		return meshdir.Problem{
 			Field: "table", Severity: meshdir.Warning,
-			Message: fmt.Sprintf("there is no %s/%s%s: until ratelimit has this table, from Redis for example, all callers have the limit's own numbers", stack.PlansFolder, plan.Table, plans.Suffix),
+			Message: fmt.Sprintf("there is no %s/%s%s: until ratelimit has this table, from Redis for example, %s", stack.PlansFolder, plan.Table, plans.Suffix, without),
 		}, true
 	case plan.Numbers == "" && len(table.Columns()) > 1:
 		return meshdir.Problem{

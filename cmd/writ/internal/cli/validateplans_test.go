@@ -18,6 +18,8 @@ spec:
   - {per: [source.principal], requests: 1, every: 1h, plan: {table: customers, by: source.principal, numbers: hour}}
   - {per: [source.principal], requests: 1, every: 1h, plan: {table: customers, by: source.principal}}
   - {per: [source.principal], requests: 1, every: 1h, plan: {table: partners, by: source.principal}}
+  - {per: [], requests: 9, every: 1m, fair: {by: source.namespace, plan: {table: customers, numbers: weight}}}
+  - {per: [], requests: 9, every: 1m, fair: {by: source.namespace, plan: {table: weights}}}
 `
 
 // TestValidatePlans: tables of plans are checked with the mesh, and that they have what
@@ -31,11 +33,14 @@ func TestValidatePlans(t *testing.T) {
 			"q.yaml:1: QuotaPolicy default/q: spec.limits[1].plan.numbers: the table customers has no column hour: it has minute, month",
 			"q.yaml:1: QuotaPolicy default/q: spec.limits[2].plan.numbers: the table customers has several columns: say which, minute or month",
 			"q.yaml:1: QuotaPolicy default/q: spec.limits[3].plan.table: warning: there is no plans/partners.plans",
+			"q.yaml:1: QuotaPolicy default/q: spec.limits[4].fair.plan.numbers: the table customers has no column weight: it has minute, month",
+			"q.yaml:1: QuotaPolicy default/q: spec.limits[5].fair.plan.table: warning: there is no plans/weights.plans: until ratelimit has this table, from Redis for example, all have the weight 1",
 		}},
 		{"bad", "numbers minute month\ncaller ann gold 1\ncaller bob -1 1\n", []string{
 			`plans/customers.plans:2: minute: "gold" is not a number`,
 			`plans/customers.plans:3: minute: "-1" is below 0`,
 			"there is no plans/partners.plans",
+			"there is no plans/weights.plans",
 		}},
 	} {
 		dir := t.TempDir()

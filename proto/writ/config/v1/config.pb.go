@@ -900,8 +900,11 @@ func (x *Limit) GetFair() *QuotaFair {
 // QuotaFair is how a limit is shared between the values of a dimension.
 type QuotaFair struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Weights of values; 1 if it has none.
-	Weights       map[string]uint32 `protobuf:"bytes,1,rep,name=weights,proto3" json:"weights,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Weights of values.
+	Weights map[string]uint32 `protobuf:"bytes,1,rep,name=weights,proto3" json:"weights,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Where the weights of other values are, 1 to 1000; by is the last of per. Unset, and of
+	// values that the table does not tell of: 1.
+	Plan          *QuotaPlan `protobuf:"bytes,2,opt,name=plan,proto3" json:"plan,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -939,6 +942,13 @@ func (*QuotaFair) Descriptor() ([]byte, []int) {
 func (x *QuotaFair) GetWeights() map[string]uint32 {
 	if x != nil {
 		return x.Weights
+	}
+	return nil
+}
+
+func (x *QuotaFair) GetPlan() *QuotaPlan {
+	if x != nil {
+		return x.Plan
 	}
 	return nil
 }
@@ -1138,9 +1148,10 @@ const file_writ_config_v1_config_proto_rawDesc = "" +
 	"\x05burst\x18\x15 \x01(\rR\x05burst\x12\x12\n" +
 	"\x04mode\x18\x16 \x01(\tR\x04mode\x12-\n" +
 	"\x04plan\x18\x1e \x01(\v2\x19.writ.config.v1.QuotaPlanR\x04plan\x12-\n" +
-	"\x04fair\x18( \x01(\v2\x19.writ.config.v1.QuotaFairR\x04fair\"\x89\x01\n" +
+	"\x04fair\x18( \x01(\v2\x19.writ.config.v1.QuotaFairR\x04fair\"\xb8\x01\n" +
 	"\tQuotaFair\x12@\n" +
-	"\aweights\x18\x01 \x03(\v2&.writ.config.v1.QuotaFair.WeightsEntryR\aweights\x1a:\n" +
+	"\aweights\x18\x01 \x03(\v2&.writ.config.v1.QuotaFair.WeightsEntryR\aweights\x12-\n" +
+	"\x04plan\x18\x02 \x01(\v2\x19.writ.config.v1.QuotaPlanR\x04plan\x1a:\n" +
 	"\fWeightsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"K\n" +
@@ -1197,12 +1208,13 @@ var file_writ_config_v1_config_proto_depIdxs = []int32{
 	12, // 10: writ.config.v1.Limit.plan:type_name -> writ.config.v1.QuotaPlan
 	11, // 11: writ.config.v1.Limit.fair:type_name -> writ.config.v1.QuotaFair
 	14, // 12: writ.config.v1.QuotaFair.weights:type_name -> writ.config.v1.QuotaFair.WeightsEntry
-	15, // 13: writ.config.v1.Cost.expire:type_name -> google.protobuf.Duration
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	12, // 13: writ.config.v1.QuotaFair.plan:type_name -> writ.config.v1.QuotaPlan
+	15, // 14: writ.config.v1.Cost.expire:type_name -> google.protobuf.Duration
+	15, // [15:15] is the sub-list for method output_type
+	15, // [15:15] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_writ_config_v1_config_proto_init() }
