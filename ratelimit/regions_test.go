@@ -273,6 +273,9 @@ func TestTwoRegions(t *testing.T) {
 	if text := east.declared(t); !strings.Contains(text, "region east has 2 of 4 and borrows for 10s at a time: in all regions no more than the limit passes, 2 here if cut off; west answered ") {
 		t.Errorf("operators are told: %s", text)
 	}
+	if all, err := (&admin{server: east.server}).ListLimits(t.Context(), &ratelimitpb.ListLimitsRequest{}); err != nil || len(all.GetLimits()) != 1 || !strings.Contains(all.GetLimits()[0].GetCounted(), "region east has 2 of 4") {
+		t.Errorf("the policy declares %v, %v", all, err)
+	}
 	if n := metric(t, east.rt.Metrics, "writ_ratelimit_region_borrowed_hits_total", "west"); n < 1 || metric(t, west.rt.Metrics, "writ_ratelimit_region_lent_hits_total", "east") != n {
 		t.Errorf("%v hits are borrowed by the metrics", n)
 	}
