@@ -2,6 +2,7 @@ package background
 
 import (
 	"os"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -11,11 +12,13 @@ const (
 	// room is how many bytes of garbage gather while work is done: what compiling some
 	// ten thousand rules makes. Most of what is live meanwhile is garbage when the work
 	// is done, and to look through it before takes processors from who serves.
-	room = 320 << 20
+	room = 400 << 20
 	// least is what Go takes for live at least.
 	least = 4 << 20
 	// lookEvery is how often the rule is made to fit what is live: Go's is a part of that.
 	lookEvery = 50 * time.Millisecond
+	// most is beyond what anybody sets but to have no collections.
+	most = 1 << 30
 
 	liveMetric    = "/gc/heap/live:bytes"
 	percentMetric = "/gc/gogc:percent"
@@ -53,27 +56,35 @@ func gather(room uint64) (back func()) {
 // gathering is a change of GOGC for a while.
 type gathering struct {
 	room uint64
-	// is what it was set to, was what somebody else has set it to.
-	is, was uint64
+	// is what it was set to, was what somebody else has set it to, which allowed so many
+	// bytes of garbage then.
+	is, was, allowed uint64
 }
 
 // look makes GOGC such that there is room over what was live last.
 func (g *gathering) look() {
-	now := read(percentMetric)
-	if now != g.is {
-		g.was = now
+	now, live := read(percentMetric), max(read(liveMetric), least)
+	if now > most {
+		return
 	}
-	g.is = max(g.was, g.room*100/max(read(liveMetric), least))
+	if now != g.is {
+		g.was, g.allowed = now, now*live/100
+	}
+	// What is large may have as much garbage as Go allows it.
+	g.is = max(max(g.room, g.allowed)*100/live, min(g.was, 100))
 	if g.is != now {
-		debug.SetGCPercent(int(g.is)) //nolint:gosec // at most 100 times room by least, or what it was
+		debug.SetGCPercent(int(g.is)) //nolint:gosec // at most a hundred times the larger one by least
 	}
 }
 
-// back undoes it, unless somebody else has set it since.
+// back undoes it, unless somebody else has set it since. What was live during the work
+// goes first: else it would be the measure of what comes.
 func (g *gathering) back() {
-	if g.is != g.was && read(percentMetric) == g.is {
-		debug.SetGCPercent(int(g.was)) //nolint:gosec // what it was
+	if g.is == g.was || read(percentMetric) != g.is {
+		return
 	}
+	runtime.GC()
+	debug.SetGCPercent(int(g.was)) //nolint:gosec // what it was
 }
 
 // read is a metric that is a number, 0 for one that Go does not know.

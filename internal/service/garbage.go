@@ -16,27 +16,44 @@ const (
 	// will have to look through: the data of policies have no pointers.
 	liveMetric = "/gc/heap/live:bytes"
 	scanMetric = "/gc/scan/heap:bytes"
+	// percentMetric is GOGC.
+	percentMetric = "/gc/gogc:percent"
 )
 
 // PaceGarbage lets room bytes of garbage gather before it is collected, and as much as
 // is live where that is more, but not for the sake of what takes a collection no time,
 // until ctx ends. With Go's own rule, as much as is live, a service that holds little
 // collects many times in a second, and who asks meanwhile waits for milliseconds. Who sets
-// GOGC or GOMEMLIMIT decides that himself. It is for one task of a process.
+// GOGC or GOMEMLIMIT decides that himself, and who changes it for a while in the process
+// is waited for. It is for one task of a process.
 func PaceGarbage(room uint64) func(context.Context) error {
 	return func(ctx context.Context) error {
 		if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
 			<-ctx.Done()
 			return ctx.Err()
 		}
-		now := gcPercent(room, heapBytes())
-		defer debug.SetGCPercent(debug.SetGCPercent(now))
-		return Every(ctx, paceEvery, func(time.Time) {
-			if next := gcPercent(room, heapBytes()); isOther(next, now) {
-				now = next
-				debug.SetGCPercent(now)
-			}
-		})
+		p := pacer{room: room, set: gcPercent(room, heapBytes())}
+		defer debug.SetGCPercent(debug.SetGCPercent(p.set))
+		return Every(ctx, paceEvery, p.tick)
+	}
+}
+
+// pacer sets GOGC again and again.
+type pacer struct {
+	room uint64
+	// set is what it was set to.
+	set int
+}
+
+// tick makes it fit what is live, unless somebody else has set it and not yet back.
+func (p *pacer) tick(time.Time) {
+	s := []heap.Sample{{Name: percentMetric}}
+	if heap.Read(s); s[0].Value.Kind() != heap.KindUint64 || s[0].Value.Uint64() != uint64(p.set) { //nolint:gosec // positive
+		return
+	}
+	if next := gcPercent(p.room, heapBytes()); isOther(next, p.set) {
+		p.set = next
+		debug.SetGCPercent(next)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"runtime/debug"
 	"testing"
+	"time"
 )
 
 func TestGCPercent(t *testing.T) {
@@ -37,6 +38,21 @@ func TestOtherGCPercent(t *testing.T) {
 		if got := isOther(c.a, c.b); got != c.want {
 			t.Errorf("%d and %d: %v", c.a, c.b, got)
 		}
+	}
+}
+
+// What somebody else has set stays until he sets it back.
+func TestPaceWaits(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(50))
+	p := pacer{room: 64 << 30, set: 50}
+	debug.SetGCPercent(77)
+	p.tick(time.Time{})
+	if got := debug.SetGCPercent(50); got != 77 || p.set != 50 {
+		t.Errorf("somebody's 77 is %d, %d was set", got, p.set)
+	}
+	p.tick(time.Time{})
+	if got := debug.SetGCPercent(50); got != p.set || got < 1000 {
+		t.Errorf("room for 64 GiB makes it %d, and %d was set", got, p.set)
 	}
 }
 
