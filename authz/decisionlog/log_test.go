@@ -400,7 +400,7 @@ func TestUnreadableBatch(t *testing.T) {
 func TestLeftWaitsForRoom(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "spool")
 	synctest.Test(t, func(t *testing.T) {
-		const n = 20
+		const n = 8
 		away := errors.New("away")
 		first := open(t, decisionlog.Options{Spool: dir, SpoolBytes: 1, Flush: time.Millisecond, RefusalWait: time.Minute})
 		first.sink.set(away)
@@ -412,12 +412,12 @@ func TestLeftWaitsForRoom(t *testing.T) {
 		f := open(t, decisionlog.Options{Spool: dir, SpoolBytes: 1, RefusalWait: time.Minute})
 		f.sink.set(away)
 		f.Add(refusal(n))
-		pass(time.Hour)
+		pass(5 * time.Minute)
 		if left, err := filepath.Glob(filepath.Join(dir, "journal-*")); err != nil || len(left) < 2 {
 			t.Errorf("waiting: %q %v", left, err)
 		}
 		f.sink.set(nil)
-		pass(time.Hour)
+		pass(5 * time.Minute)
 		f.stop()
 		f.sink.mu.Lock()
 		defer f.sink.mu.Unlock()
@@ -433,24 +433,24 @@ func TestLeftWaitsForRoom(t *testing.T) {
 // TestLeftIsBounded: what waits beside a full spool is no larger than it, and what is
 // dropped of it is counted; with room everything is taken, each record once.
 func TestLeftIsBounded(t *testing.T) {
-	const journals, each = 4, 2000 // some 600 KiB each: one is in the spool at once, and the least bound lets one wait
+	const records, large = 11, 64 << 10 // 704 KiB each, of which the least bound lets one wait
 	for name, c := range map[string]struct {
-		spool int64
-		lost  int
-	}{"full": {1, (journals - 1) * each}, "room": {64 << 20, 0}} {
+		spool    int64
+		journals []int // of so many bytes in each record
+		lost     int
+	}{
+		"full": {1, []int{1, large, large}, records}, // the first finds room
+		"room": {64 << 20, []int{1, 1, 1}, 0},
+	} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "spool")
 			if err := os.Mkdir(dir, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			for i := range journals {
+			for i, size := range c.journals {
 				var text bytes.Buffer
-				for j := range each {
-					line, err := json.Marshal(refusal(i*each + j))
-					if err != nil {
-						t.Fatal(err)
-					}
-					text.Write(append(line, '\n'))
+				for j := range records {
+					fmt.Fprintf(&text, "{\"decision_id\": \"r%d-%d\", \"reason\": %q}\n", i, j, strings.Repeat("x", size))
 				}
 				if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("journal-%016d.jsonl", i+1)), text.Bytes(), 0o600); err != nil {
 					t.Fatal(err)
@@ -460,8 +460,8 @@ func TestLeftIsBounded(t *testing.T) {
 				f := open(t, decisionlog.Options{Spool: dir, SpoolBytes: c.spool})
 				pass(time.Minute)
 				f.stop()
-				if got, lost := f.sink.count(t, "r"), f.dropped(t, "refusal"); lost != c.lost || got != journals*each-lost {
-					t.Errorf("%d arrived and %d were dropped, want %d dropped of %d", got, lost, c.lost, journals*each)
+				if got, lost := f.sink.count(t, "r"), f.dropped(t, "refusal"); lost != c.lost || got != len(c.journals)*records-lost {
+					t.Errorf("%d arrived and %d were dropped, want %d dropped of %d", got, lost, c.lost, len(c.journals)*records)
 				}
 			})
 		})

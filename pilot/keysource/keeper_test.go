@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -315,10 +316,9 @@ func TestUnknownKey(t *testing.T) {
 func TestRestlessKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, w := keeper("")
-		n := 0
+		var n atomic.Int64
 		changing := func(ctx context.Context) (fetch.Answer, error) {
-			n++
-			return says(keySet(ecKey(t, fmt.Sprint(n))), "max-age=0")(ctx)
+			return says(keySet(ecKey(t, fmt.Sprint(n.Add(1)))), "max-age=0")(ctx)
 		}
 		w.set(one, changing)
 		k.Set([]Place{place(one)})
@@ -335,8 +335,8 @@ func TestRestlessKeys(t *testing.T) {
 			pass(100 * time.Millisecond)
 			look()
 		}
-		if len(changes) < 12 || len(changes) > 14 || n < 50 {
-			t.Errorf("%d changes by %d looks in ten minutes: %v", len(changes), n, changes)
+		if len(changes) < 12 || len(changes) > 14 || n.Load() < 50 {
+			t.Fatalf("%d changes by %d looks in ten minutes: %v", len(changes), n.Load(), changes)
 		}
 		for i, at := range changes[:restlessChanges] {
 			if late := at.Sub(began); late > time.Duration(i+1)*leastRefresh+time.Second {
