@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/security/eval"
@@ -225,7 +226,7 @@ func (l *life) dimension(d model.Dimension) string {
 	case "destination.service":
 		value = l.calledService()
 	}
-	if value == "" {
+	if value == "" || !utf8.ValidString(value) {
 		return noDimension
 	}
 	return value

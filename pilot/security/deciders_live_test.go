@@ -276,6 +276,16 @@ func TestQuotaLive(t *testing.T) {
 				t.Errorf("at the gateway: %q, want %q", got, c.want)
 			}
 		}
+		// What is no UTF-8 is nobody: ratelimit could not read the question, and all limits would be passed.
+		for sent, want := range map[string]string{"caf\xc3\xa9 \t\xf0\x9f\x98\x80": "caf\u00e9 \t\U0001f600", "a\xff": "-", "\xed\xa0\x80": "-", "\xe0\x80\xaf": "-", "\xf4\x90\x80\x80": "-", "\xc3": "-"} {
+			if asked := server.limitsAsked(func() { p.do("in", request{header: map[string]string{"who": sent}}) }); len(asked) != 2 {
+				t.Errorf("%q: asked for %q", sent, asked)
+				continue
+			}
+			if got := strings.Join(server.lastDescriptors()[1][2:], " "); got != "request.headers[who]="+want {
+				t.Errorf("%q is counted as %q, want %q", sent, got, want)
+			}
+		}
 		got := p.do("in", request{header: map[string]string{"who": "refuse"}})
 		if got.status != 429 || got.deniedBy != "QuotaPolicy default/q limit 1" {
 			t.Errorf("refused: %d %q", got.status, got.deniedBy)

@@ -213,14 +213,25 @@ func (c *Compiler) dimension(p *model.Proxy, port model.WorkloadPort, d model.Di
 	return nil, fmt.Errorf("per: unknown dimension %q", d.Text)
 }
 
+// What texts of a request are to RE2: of ASCII, and of UTF-8 without surrogates and
+// overlong forms, which "." of RE2 takes. A text of anything else makes the whole
+// question unreadable to ratelimit, and with it the request pass all open limits.
+const (
+	asciiText = `^[\t -~]+$`
+	utf8Text  = `^[\x00-\x{d7ff}\x{e000}-\x{10ffff}]+$`
+)
+
 // requestValue is an expression for a dimension that a route may change, "" for others.
 func requestValue(d model.Dimension) string {
+	none := "'" + quotaNoValue + "'"
 	switch d.Kind {
 	case "request.path":
-		return present("request.url_path")
+		const path = "request.url_path"
+		return path + ".matches(" + celString(asciiText) + ") ? " + path + " : " + none
 	case "request.headers":
 		name := celString(strings.ToLower(d.Arg))
-		return name + " in request.headers ? (" + present("request.headers["+name+"]") + ") : '" + quotaNoValue + "'"
+		value := "request.headers[" + name + "]"
+		return name + " in request.headers && (" + value + ".matches(" + celString(asciiText) + ") || " + value + ".matches(" + celString(utf8Text) + ")) ? " + value + " : " + none
 	case "destination.service":
 		return present("request.host")
 	}
