@@ -22,9 +22,23 @@ func TestQuotaClaimsLive(t *testing.T) {
 		"caller": {{Claims: []model.QuotaClaim{{Name: "plan", Values: []string{"gold"}}}, Principals: []string{"*"}}},
 	}
 	claims := []map[string]any{
-		nil, {}, {"plan": "gold"}, {"plan": "it's 50%)%"}, {"plan": "golden"}, {"plan": []string{"iron", "gold"}}, {"plan": []any{7, "gold"}}, {"plan": []string{}},
-		{"plan": map[string]any{"gold": true}}, {"plan": 7}, {"plan": true}, {"a": map[string]any{"b": "gold"}}, {"a": map[string]any{"b": []string{"gold"}}}, {"a": "b"}, {"a": []string{"b"}},
-		{"plan": []any{[]string{"gold"}}}, {"a][b": "gold"},
+		nil,
+		{},
+		{"plan": "gold"},
+		{"plan": "it's 50%)%"},
+		{"plan": "golden"},
+		{"plan": []string{"iron", "gold"}},
+		{"plan": []any{7, "gold"}},
+		{"plan": []string{}},
+		{"plan": map[string]any{"gold": true}},
+		{"plan": 7},
+		{"plan": true},
+		{"a": map[string]any{"b": "gold"}},
+		{"a": map[string]any{"b": []string{"gold"}}},
+		{"a": "b"},
+		{"a": []string{"b"}},
+		{"plan": []any{[]string{"gold"}}},
+		{"a][b": "gold"},
 	}
 	eachEnvoy(t, func(t *testing.T, bin string) {
 		server := &decider{}

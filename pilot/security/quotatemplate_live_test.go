@@ -186,8 +186,14 @@ func TestQuotaTemplateInProxyLive(t *testing.T) {
 			path string
 			want int
 		}{
-			{"/users/1/orders", 200}, {"/users/2/orders", 200}, {"/users/1/orders?x", 429}, {"/users/1;x/orders", 429},
-			{"/users/3%2F/orders", 200}, {"/users/4%2F/orders", 429}, {"/", 429}, {"/users/3/orders", 200},
+			{"/users/1/orders", 200},
+			{"/users/2/orders", 200},
+			{"/users/1/orders?x", 429},
+			{"/users/1;x/orders", 429},
+			{"/users/3%2F/orders", 200},
+			{"/users/4%2F/orders", 429},
+			{"/", 429},
+			{"/users/3/orders", 200},
 		} {
 			if got := away.do("in", request{path: c.path, raw: true}); got.status != c.want {
 				t.Errorf("request %d, %s: %d, want %d", i, c.path, got.status, c.want)
