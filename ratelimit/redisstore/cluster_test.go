@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strconv"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -61,26 +62,35 @@ func TestOwners(t *testing.T) {
 	}
 }
 
-// TestErrorsSayWhere: of a decision over several masters.
+// TestErrorsSayWhere: of a decision over several masters, which are waited for together.
 func TestErrorsSayWhere(t *testing.T) {
-	s, err := New(Options{Cluster: []string{"127.0.0.1:1"}, Timeout: time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.owners.Store(newOwners(make(map[string]int), ranges("a", "b")))
-	var uses []limit.Use
-	for _, key := range []string{"{1}", "{2}", "{3}", "{4}"} {
-		uses = append(uses, limit.Use{Key: key, Limit: storetest.Sliding(t, 1, time.Minute), Hits: 1})
-	}
-	var of interface{ Nodes() []int }
-	if err := s.Decide(t.Context(), time.Now(), uses, make([]limit.Outcome, 4)); !errors.Is(err, ErrTimeout) || !errors.As(err, &of) || len(of.Nodes()) != 4 {
-		t.Fatalf("nobody carries it: %v", err)
-	}
-	for i, node := range of.Nodes() {
-		if node != s.Node(time.Now(), &uses[i]) {
-			t.Errorf("use %d: node %d", i, node)
+	synctest.Test(t, func(t *testing.T) {
+		s, err := New(Options{Cluster: []string{"127.0.0.1:1"}, Timeout: time.Second})
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
+		s.owners.Store(newOwners(make(map[string]int), ranges("a", "b")))
+		var uses []limit.Use
+		for _, key := range []string{"{1}", "{2}", "{3}", "{4}"} {
+			uses = append(uses, limit.Use{Key: key, Limit: storetest.Sliding(t, 1, time.Minute), Hits: 1})
+		}
+		var of interface{ Nodes() []int }
+		begin := time.Now()
+		if err := s.Decide(t.Context(), begin, uses, make([]limit.Outcome, 4)); !errors.Is(err, ErrTimeout) || !errors.As(err, &of) || len(of.Nodes()) != 4 {
+			t.Fatalf("nobody carries it: %v", err)
+		}
+		if took := time.Since(begin); took != time.Second {
+			t.Errorf("it was given up after %s, want one timeout", took)
+		}
+		for i, node := range of.Nodes() {
+			if node != s.Node(begin, &uses[i]) {
+				t.Errorf("use %d: node %d", i, node)
+			}
+		}
+		if err := s.client.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestOneOfTwoFails: what the master took that is well is given back, for the decision

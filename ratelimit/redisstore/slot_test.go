@@ -1,6 +1,9 @@
 package redisstore
 
-import "testing"
+import (
+	"math/rand/v2"
+	"testing"
+)
 
 // TestSlot: as CLUSTER KEYSLOT of a real Redis says.
 func TestSlot(t *testing.T) {
@@ -9,6 +12,20 @@ func TestSlot(t *testing.T) {
 	} {
 		if got := slot(key); got != want {
 			t.Errorf("%q is in slot %d, want %d", key, got, want)
+		}
+	}
+}
+
+// TestIDsAreBesideTheirCounters: one script may touch both, whatever callers are called.
+func TestIDsAreBesideTheirCounters(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 300 {
+		counter := make([]byte, rng.IntN(8))
+		for i := range counter {
+			counter[i] = "ab{}{}:\xff"[rng.IntN(8)]
+		}
+		if key := idKey(string(counter), "{x}"); slot(key) != slot(string(counter)) {
+			t.Errorf("the id of %q is %q, in slot %d and not %d", counter, key, slot(key), slot(string(counter)))
 		}
 	}
 }
