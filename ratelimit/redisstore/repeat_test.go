@@ -17,30 +17,38 @@ import (
 	"github.com/writ-mesh/writ/ratelimit/storetest"
 )
 
-// deaf is a cluster of one master that does scripts and does not answer them.
-func deaf(t *testing.T) (address string, done *atomic.Int64) {
+// deaf is a cluster of so many masters that do scripts and do not answer them.
+func deaf(t *testing.T, masters int) (address string, done *atomic.Int64) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	host, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	slots := fmt.Sprintf("*1\r\n*3\r\n:0\r\n:16383\r\n*3\r\n$%d\r\n%s\r\n:%s\r\n$2\r\nid\r\n", len(host), host, port)
-	done = new(atomic.Int64)
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go answer(c, slots, done)
+	said := fmt.Sprintf("*%d\r\n", masters)
+	listeners := make([]net.Listener, masters)
+	for i := range listeners {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
 		}
-	}()
-	return l.Addr().String(), done
+		t.Cleanup(func() { _ = l.Close() })
+		host, port, err := net.SplitHostPort(l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		listeners[i] = l
+		said += fmt.Sprintf("*3\r\n:%d\r\n:%d\r\n*3\r\n$%d\r\n%s\r\n:%s\r\n$3\r\nid%d\r\n",
+			slots*i/masters, slots*(i+1)/masters-1, len(host), host, port, i)
+	}
+	done = new(atomic.Int64)
+	for _, l := range listeners {
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go answer(c, said, done)
+			}
+		}()
+	}
+	return listeners[0].Addr().String(), done
 }
 
 func answer(c net.Conn, slots string, done *atomic.Int64) {
@@ -93,7 +101,7 @@ func command(in *bufio.Reader) (name string, err error) {
 // TestClusterIsAskedOnce: what a master of a cluster does not answer is not sent to it
 // again behind the back of who asked, for it may have done it.
 func TestClusterIsAskedOnce(t *testing.T) {
-	address, done := deaf(t)
+	address, done := deaf(t, 1)
 	s, err := New(Options{Cluster: []string{address}, Timeout: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
@@ -121,5 +129,26 @@ func TestClusterIsAskedOnce(t *testing.T) {
 	}
 	if _, ok := given.Late(); ok {
 		t.Error("an answer that never came")
+	}
+}
+
+// TestNothingOfAPipelineIsRepeated: a pipeline goes to several masters if a slot has moved
+// since, and to the one where it is now.
+func TestNothingOfAPipelineIsRepeated(t *testing.T) {
+	address, done := deaf(t, 3)
+	s, err := New(Options{Cluster: []string{address}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.client.Close() })
+	pipe := s.client.Pipeline()
+	for _, key := range []string{"b", "c", "a"} { // slots 3300, 7365 and 15495
+		pipe.EvalSha(t.Context(), s.sha, []string{key})
+	}
+	if _, err := pipe.Exec(t.Context()); err == nil {
+		t.Fatal("nobody answers")
+	}
+	if n := done.Load(); n > 3 {
+		t.Errorf("three scripts were sent %d times", n)
 	}
 }

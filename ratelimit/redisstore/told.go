@@ -112,11 +112,14 @@ func (unrepeated) DialHook(next redis.DialHook) redis.DialHook { return next }
 // ProcessHook implements redis.Hook.
 func (unrepeated) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
 
-// ProcessPipelineHook implements redis.Hook. The first command speaks for all.
+// ProcessPipelineHook implements redis.Hook. Each command speaks for itself: the client
+// divides them among the masters, and those of a slot that has moved go on alone.
 func (unrepeated) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
-		if len(cmds) > 0 {
-			cmds[0] = once{cmds[0]}
+		wrapped := make([]once, len(cmds))
+		for i, cmd := range cmds {
+			wrapped[i].Cmder = cmd
+			cmds[i] = &wrapped[i]
 		}
 		return next(ctx, cmds)
 	}
