@@ -24,8 +24,8 @@ const (
 	percentMetric = "/gc/gogc:percent"
 )
 
-// gather lets so many bytes of garbage gather until back, unless more may already. Who
-// sets GOGC or GOMEMLIMIT decides that himself.
+// gather lets so many bytes of garbage gather until back, or as many as are live where that
+// is more and Go does so too. Who sets GOGC or GOMEMLIMIT decides that himself.
 func gather(room uint64) (back func()) {
 	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
 		return func() {}
@@ -56,35 +56,45 @@ func gather(room uint64) (back func()) {
 // gathering is a change of GOGC for a while.
 type gathering struct {
 	room uint64
-	// is what it was set to, was what somebody else has set it to, which allowed so many
-	// bytes of garbage then.
-	is, was, allowed uint64
+	// is what it was set to, was what somebody else has set it to.
+	is, was uint64
 }
 
-// look makes GOGC such that there is room over what was live last.
-func (g *gathering) look() {
-	now, live := read(percentMetric), max(read(liveMetric), least)
+func (g *gathering) look() { g.fit(read(percentMetric), read(liveMetric)) }
+
+// fit makes GOGC, which is now, such that there is room over what was live last. What now
+// allows is no measure: it may have been set when far less was live.
+func (g *gathering) fit(now, live uint64) {
 	if now > most {
 		return
 	}
 	if now != g.is {
-		g.was, g.allowed = now, now*live/100
+		g.was = now
 	}
 	// What is large may have as much garbage as Go allows it.
-	g.is = max(max(g.room, g.allowed)*100/live, min(g.was, 100))
-	if g.is != now {
-		debug.SetGCPercent(int(g.is)) //nolint:gosec // at most a hundred times the larger one by least
+	g.is = max(g.room*100/max(live, least), min(g.was, 100))
+	if g.is == now {
+		return
+	}
+	was := debug.SetGCPercent(int(g.is)) //nolint:gosec // at most a hundred times room by least
+	switch {
+	case was < 0: // switched off just now
+		debug.SetGCPercent(was)
+	case uint64(was) != now: // set by somebody else just now, who waits for it
+		g.was = uint64(was)
 	}
 }
 
 // back undoes it, unless somebody else has set it since. What was live during the work
 // goes first: else it would be the measure of what comes.
 func (g *gathering) back() {
-	if g.is == g.was || read(percentMetric) != g.is {
+	if g.is == g.was {
 		return
 	}
 	runtime.GC()
-	debug.SetGCPercent(int(g.was)) //nolint:gosec // what it was
+	if is := debug.SetGCPercent(int(g.was)); is != int(g.is) { //nolint:gosec // what they were
+		debug.SetGCPercent(is)
+	}
 }
 
 // read is a metric that is a number, 0 for one that Go does not know.

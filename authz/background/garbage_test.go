@@ -71,13 +71,15 @@ func TestGarbageGathers(t *testing.T) {
 	end()
 	is(130, "set by somebody else meanwhile")
 
+	// As a part of what was live when it was set it may be far too much now.
 	debug.SetGCPercent(100_000)
 	runtime.GC()
 	end = work()
-	if got := read(percentMetric); got < 99_900 || got > 100_000 { // by rounding
-		t.Errorf("more than enough becomes %d", got)
+	if err := about(max(read(liveMetric), least)); err != nil {
+		t.Errorf("instead of a thousand times what is live: %v", err)
 	}
 	end()
+	is(100_000, "after much")
 	debug.SetGCPercent(-1)
 	end = work()
 	is(math.MaxUint64, "no collections")
@@ -87,4 +89,34 @@ func TestGarbageGathers(t *testing.T) {
 	end = work()
 	is(120, "an operator's limit")
 	end()
+}
+
+// What somebody else sets at the same moment is not lost: he would wait for it for ever.
+func TestGatheringMeets(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(130))
+	g := gathering{room: room}
+	g.fit(120, least) // as it was a moment ago
+	if got := read(percentMetric); got != g.is || g.was != 130 {
+		t.Errorf("%d is set, %d taken for it; it was 130, not %d", got, g.is, g.was)
+	}
+	g.back()
+	if got := read(percentMetric); got != 130 {
+		t.Errorf("afterwards %d, want 130", got)
+	}
+	for _, other := range []int{140, -1} {
+		g = gathering{room: room}
+		debug.SetGCPercent(130)
+		g.look()
+		debug.SetGCPercent(other)
+		g.back()
+		if got := debug.SetGCPercent(130); got != other {
+			t.Errorf("set to %d meanwhile, afterwards %d", other, got)
+		}
+	}
+	debug.SetGCPercent(-1)
+	g = gathering{room: room}
+	g.fit(120, least)
+	if got := debug.SetGCPercent(130); got != -1 {
+		t.Errorf("switched off a moment ago, and %d", got)
+	}
 }
