@@ -92,6 +92,11 @@ var errUnwrapped = errors.New("the bundle has to be signed and did not come from
 // activate is around OPA's activation: it reads the bundles that are wrapped. While
 // requests are decided both have a thread of their own, unless there is little to do.
 func (m *Manager) activate(o *opabundle.ActivateOpts, activate func() error) error {
+	for _, b := range o.Bundles {
+		if b.Type() == opabundle.DeltaBundleType { // of a file: what comes from a server was looked at
+			return errDelta
+		}
+	}
 	return m.beside(o.Ctx, small(o.Bundles), func() error {
 		known := func(name string, d unpack.Digest) bool { return m.unchanged(o, name, d) }
 		digests, same, restore, err := m.arrived(o, known)

@@ -272,6 +272,11 @@ func TestFiles(t *testing.T) {
 			t.Errorf("%s: %q", name, got)
 		}
 	}
+	delta := dir + "/delta.tar.gz"
+	if err := os.WriteFile(delta, bundletest.Tarball(t, map[string]string{"patch.json": `{"data": [{"op": "upsert", "path": "/settings", "value": 8}]}`}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run(t, options(fmt.Sprintf(`{"bundles": {"b": {"resource": "file://%s"}}}`, delta))).fails(t, "b", "delta bundle is not supported")
 }
 
 // Status and decision logs go to the service in OPA's formats; what is masked is

@@ -49,11 +49,12 @@ func smallArchive(archive []byte) (files int, ok bool) {
 	if err != nil {
 		return 0, false
 	}
-	r, size := tar.NewReader(io.LimitReader(z, smallRead)), int64(0)
+	looked := &io.LimitedReader{R: z, N: smallRead}
+	r, size := tar.NewReader(looked), int64(0)
 	for {
 		switch h, err := r.Next(); {
 		case errors.Is(err, io.EOF):
-			return files, true
+			return files, looked.N > 0 // else the archive may go on where what was looked at ends
 		case err != nil:
 			return 0, false
 		default:
