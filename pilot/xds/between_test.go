@@ -110,6 +110,37 @@ func TestFilterOfBothWhileRoutesChange(t *testing.T) {
 	})
 }
 
+// TestFilterOfBothAfterRefusal: the routes that a refused filter held back find theirs
+// until those of the next revision come.
+func TestFilterOfBothAfterRefusal(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBench(t, Options{Between: joined})
+		w := simple(1, 1)
+		w.filters[0] = 1
+		b.publish(map[string]world{"sidecar~1": w})
+		e := b.envoy("sidecar~1")
+		defer e.disconnect()
+		synctest.Wait()
+		e.responses()
+		refuse := func(why string) {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			e.refuse = func(*discoveryv3.DeltaDiscoveryResponse) string { return why }
+		}
+		refuse("bad")
+		w.filters[0], w.routes[0] = 2, 2
+		b.publish(map[string]world{"sidecar~1": w})
+		synctest.Wait()
+		equal(t, "responses", e.responses(), []string{"TypedExtensionConfig +f0", "TypedExtensionConfig +f0"})
+		refuse("")
+		w.filters[0], w.routes[0] = 3, 3
+		snap := b.publish(map[string]world{"sidecar~1": w})
+		synctest.Wait()
+		equal(t, "responses", e.responses(), []string{"TypedExtensionConfig +f0", "RouteConfiguration +r0", "TypedExtensionConfig +f0"})
+		e.wantState(snap.Proxies["sidecar~1"])
+	})
+}
+
 // TestRefusedFilterHoldsItsRoutesBack: where a client does not take a filter, the routes
 // that want it stay as they are, and all else goes on: routes that are not behind it, and
 // those that find what they want in the filter that the client has.
@@ -163,7 +194,7 @@ func TestRefusedFilterHoldsItsRoutesBack(t *testing.T) {
 			t.Errorf("after a refusal: %+v", c)
 		}
 		// The third routes want what the first filter has.
-		step(3, 3, "Listener +l1", "RouteConfiguration +r0 +r1", "TypedExtensionConfig +f0")
+		step(3, 3, "Listener +l1", "RouteConfiguration +r0 +r1", "TypedExtensionConfig +f0", "TypedExtensionConfig +f0")
 		if asked != 2 {
 			t.Errorf("%d questions, want one for each version", asked)
 		}
@@ -173,6 +204,12 @@ func TestRefusedFilterHoldsItsRoutesBack(t *testing.T) {
 		synctest.Wait()
 		e.responses()
 		step(4, 4, "Listener +l1", "RouteConfiguration +r1", "TypedExtensionConfig +f0")
+		// One that comes back speaks of its routes first.
+		e.disconnect()
+		e.connect(b)
+		time.Sleep(time.Minute) // fake time
+		synctest.Wait()
+		equal(t, "responses to a client that came back", e.responses(), []string{"TypedExtensionConfig +f0"})
 		refuse(false)
 		snap := step(5, 5, "Listener +l1", "RouteConfiguration +r0 +r1", "TypedExtensionConfig +f0")
 		e.wantState(snap.Proxies["sidecar~1"])

@@ -93,6 +93,7 @@ func (c *conversation) open(w *watch) {
 	if !c.wildcard {
 		c.told = without(c.told, func(name string) bool { _, ok := names[name]; return !ok })
 		maps.DeleteFunc(c.asked, func(name string, _ struct{}) bool { _, ok := names[name]; return !ok })
+		maps.DeleteFunc(c.kept, func(name string, _ *Resource) bool { _, ok := names[name]; return !ok })
 	}
 }
 
@@ -119,6 +120,7 @@ func (c *conversation) ask(names []string) {
 	for _, n := range names {
 		if n != "*" {
 			c.asked[n] = struct{}{}
+			delete(c.kept, n)
 		}
 	}
 	c.told = without(c.told, func(name string) bool { _, ok := c.asked[name]; return ok })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -39,6 +40,9 @@ func (s *session) CreateDeltaWatch(req *cache.DeltaRequest, sub cache.Subscripti
 	if first {
 		c.begin(req.GetInitialResourceVersions())
 		s.returning = s.returning || !c.fresh
+		if url == RouteType && !c.fresh && s.client.Envoy {
+			s.filtersUntil = time.Now().Add(s.srv.opt.SubscribeWait)
+		}
 		s.warmReplaced()
 		c.want(req.GetResourceNamesSubscribe())
 	} else {

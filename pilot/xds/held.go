@@ -2,6 +2,7 @@ package xds
 
 import (
 	"log/slog"
+	"slices"
 	"strings"
 )
 
@@ -15,6 +16,20 @@ func (c *conversation) keep(p *push) {
 	}
 	for _, r := range p.set {
 		c.kept[r.Name] = r
+	}
+}
+
+// goBack says that the client has the filters that it kept in place of those that it
+// refused, so that what comes next can stand in for them too.
+func (c *conversation) goBack() {
+	if len(c.kept) == 0 { // as of all that are no filters
+		return
+	}
+	for i, r := range c.told {
+		if kept := c.kept[r.Name]; kept != nil && r.Version == "" {
+			c.told = slices.Clone(c.told) // which others may share
+			c.told[i] = kept
+		}
 	}
 }
 

@@ -38,6 +38,10 @@ type session struct {
 	// lastError is the client's last refusal; cleared when it acknowledges a revision entirely.
 	lastError string
 
+	// filtersUntil is how long a client that came back with routes may take to say which
+	// filters it has; zero for others.
+	filtersUntil time.Time
+
 	// The deadlines below belong to the present target; zero if not running.
 	warmAfter   time.Time // new clusters have had time to resolve their names
 	needsUntil  time.Time // patience for subscriptions that have to come
@@ -87,6 +91,7 @@ func (s *session) setTarget(c *Config, revision uint64) {
 	s.warmAfter, s.needsUntil, s.removeAfter = time.Time{}, time.Time{}, time.Time{}
 	for _, t := range s.types {
 		t.refused, t.served = nil, nil
+		t.goBack()
 	}
 	s.advance()
 }

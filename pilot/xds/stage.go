@@ -44,7 +44,9 @@ func (s *session) advanceProxy(now time.Time) time.Time {
 	s.push(s.types[EndpointType], opened, false)
 	g, wake := s.gate(now)
 	s.push(s.types[ListenerType], g, removalOf(ListenerType) == atOnce)
-	s.pushFilters(g)
+	if until := s.pushFilters(g, now); !until.IsZero() {
+		wake = until
+	}
 	if g != opened || !s.settled(ListenerType) || !s.settled(RouteType) || !s.settled(ExtensionType) {
 		return wake
 	}
@@ -53,19 +55,28 @@ func (s *session) advanceProxy(now time.Time) time.Time {
 
 // pushFilters gives filters and routes: first filters that do for the routes of before
 // as for those of after, then the routes, then the filters of the target. A filter that
-// the client refuses holds back the routes that want it, and no others.
-func (s *session) pushFilters(g gate) {
+// the client refuses holds back the routes that want it, and no others. One that comes
+// back may speak of its routes before it speaks of its filters, which is waited for: it
+// returns until when, zero if it is not.
+func (s *session) pushFilters(g gate, now time.Time) (until time.Time) {
 	filters, routes := s.types[ExtensionType], s.types[RouteType]
-	now := s.filters()
-	s.pushTo(filters, now, g, false)
+	wanted := s.filters()
+	s.pushTo(filters, wanted, g, false)
 	ofRoutes := g
-	if g == opened && s.returning && filters != nil && !filters.fresh && !filters.quiet(now) {
+	switch {
+	case g != opened || !s.returning:
+	case filters == nil:
+		if now.Before(s.filtersUntil) && s.target.Set(ExtensionType).Len() > 0 {
+			ofRoutes, until = waiting, s.filtersUntil
+		}
+	case !filters.fresh && !filters.quiet(wanted):
 		ofRoutes = waiting
 	}
 	if routes != nil {
 		routes.held = s.heldRoutes()
 	}
 	s.push(routes, ofRoutes, false)
+	return until
 }
 
 // advanceService gives a service of Writ its resources: at once what is new, later
