@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/writ-mesh/writ/authz/decisionlog/spool"
@@ -18,38 +19,45 @@ import (
 // escaped.
 const maxLine = 1 << 20
 
-// leftovers are the journals that earlier processes left and that are in no batch yet. They
-// wait on disk until the spool has room, as the refusals of this process do; what is in a
-// batch already is sent twice.
-type leftovers struct {
-	files []spool.Left
-	// kept is how many batches of the first file are in the spool.
+// leftover is a journal that an earlier process left and that is not in batches as a whole.
+// It waits on disk until the spool has room, as the refusals of this process do; what is in
+// a batch already is sent twice.
+type leftover struct {
+	spool.Left
+
+	// kept is how many batches of it are in the spool.
 	kept int
+	// told says that it is in the log that it cannot be taken.
+	told bool
 }
 
 // findLeft takes what there is and has room. Together the journals that wait are no larger
 // than the spool may be, or processes that are killed again and again would fill the disk
 // while the sink is away: of those beyond, the newest are dropped and counted.
-func (l *Log) findLeft() (err error) {
-	if l.left.files, err = l.spool.Left(); err != nil {
+func (l *Log) findLeft() error {
+	files, err := l.spool.Left()
+	if err != nil {
 		return err
 	}
-	err = l.takeLeft()
+	for _, f := range files {
+		l.left = append(l.left, &leftover{Left: f})
+	}
+	l.takeLeft()
 	room := max(l.o.SpoolBytes, maxLine)
-	for i, f := range l.left.files {
+	for i, f := range l.left {
 		if room -= f.Size; room < 0 && i > 0 {
-			l.dropLeft(l.left.files[i:])
-			l.left.files = l.left.files[:i]
+			l.dropLeft(l.left[i:])
+			l.left = l.left[:i]
 			break
 		}
 	}
-	return err
+	return nil
 }
 
-func (l *Log) dropLeft(files []spool.Left) {
+func (l *Log) dropLeft(files []*leftover) {
 	for _, f := range files {
 		records := 0
-		err := l.spool.Take(f, func(r io.Reader) error {
+		err := l.spool.Take(f.Left, func(r io.Reader) error {
 			_, err := journalRecords(r, func([]byte) error { records++; return nil })
 			return err
 		})
@@ -58,24 +66,33 @@ func (l *Log) dropLeft(files []spool.Left) {
 	}
 }
 
-// takeLeft puts what was left into batches, until there is no more or no room for it.
-func (l *Log) takeLeft() error {
-	for len(l.left.files) > 0 {
-		if err := l.spool.Take(l.left.files[0], l.keepLeft); err != nil {
-			return err
+// takeLeft puts what was left into batches, until there is no more or no room for it, and
+// says whether there is less of it now. A journal that cannot be read holds up no other.
+func (l *Log) takeLeft() (less bool) {
+	full := false
+	l.left = slices.DeleteFunc(l.left, func(f *leftover) bool {
+		if full {
+			return false
 		}
-		l.left = leftovers{files: l.left.files[1:]}
-	}
-	return nil
+		before := f.kept
+		err := l.spool.Take(f.Left, func(r io.Reader) error { return l.keepLeft(f, r) })
+		less = less || err == nil || f.kept > before
+		if full = errors.Is(err, spool.ErrFull); err != nil && !full && !f.told {
+			l.o.Log.ErrorContext(context.Background(), "refusals of an earlier process cannot be taken from its journal", slog.Any("error", err))
+			f.told = true
+		}
+		return err == nil
+	})
+	return less
 }
 
 // keepLeft puts a journal into the spool, but for the batches that are there already.
-func (l *Log) keepLeft(r io.Reader) error {
+func (l *Log) keepLeft(f *leftover, r io.Reader) error {
 	z, _ := gzip.NewWriterLevel(nil, gzip.BestSpeed) // the level is one
 	var b batch
 	batches := 0
 	keep := func() error {
-		if batches++; batches <= l.left.kept {
+		if batches++; batches <= f.kept {
 			b = batch{}
 			return nil
 		}
@@ -88,7 +105,7 @@ func (l *Log) keepLeft(r io.Reader) error {
 		if err != nil {
 			return err
 		}
-		l.left.kept++
+		f.kept++
 		poke(l.stored)
 		return nil
 	}
@@ -112,22 +129,14 @@ func (l *Log) keepLeft(r io.Reader) error {
 // takeLeftLater goes on with what found no room at first, until ctx ends: what is left then
 // is for the next process.
 func (l *Log) takeLeftLater(ctx context.Context) {
-	wait := minRetry
-	for told := false; len(l.left.files) > 0; {
+	for wait := minRetry; len(l.left) > 0; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(wait):
 		}
-		before := len(l.left.files)
-		kept := l.left.kept
-		err := l.takeLeft()
-		if wait = min(2*wait, maxRetry); len(l.left.files) != before || l.left.kept != kept {
+		if wait = min(2*wait, maxRetry); l.takeLeft() {
 			wait = minRetry
-		}
-		if err != nil && !errors.Is(err, spool.ErrFull) && !told {
-			l.o.Log.ErrorContext(ctx, "refusals of an earlier process cannot be taken from its journal", slog.Any("error", err))
-			told = true
 		}
 	}
 }

@@ -67,7 +67,7 @@ type Log struct {
 	// journal is nil if the spool is in memory.
 	journal *spool.Journal
 	// left is Open's, and then one goroutine's of Run.
-	left    leftovers
+	left    []*leftover
 	lost    teller
 	metrics *metrics
 	queue   chan entry
@@ -87,8 +87,8 @@ func Open(o Options) (*Log, error) {
 		queue: make(chan entry, queueRecords), pending: make(chan packed, pendingBatches),
 		stored: make(chan struct{}, 1), taken: make(chan struct{}, 1),
 	}
-	if err := l.findLeft(); err != nil { // such as a full disk, which must not keep anybody from deciding
-		l.o.Log.WarnContext(context.Background(), "refusals of an earlier process stay in its journal until there is room", slog.Int("journals", len(l.left.files)), slog.Any("error", err))
+	if err := l.findLeft(); err != nil || len(l.left) > 0 { // such as a full disk, which must not keep anybody from deciding
+		l.o.Log.WarnContext(context.Background(), "refusals of an earlier process stay in its journal until there is room", slog.Int("journals", len(l.left)), slog.Any("error", err))
 	}
 	l.journal = s.Journal(l.unwritten())
 	l.metrics.spooled.Set(float64(s.Bytes()))

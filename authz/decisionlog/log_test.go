@@ -430,6 +430,32 @@ func TestLeftWaitsForRoom(t *testing.T) {
 	})
 }
 
+// TestJournalHoldsUpNoOther: a journal that cannot be taken waits by itself.
+func TestJournalHoldsUpNoOther(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	inItsPlace := filepath.Join(dir, "0-0000000000000001-1.json.gz") // a folder, which no file replaces
+	if err := os.MkdirAll(inItsPlace, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("journal-%016d.jsonl", i+1)), fmt.Appendf(nil, "{\"decision_id\": \"r%d\"}\n", i), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		for _, want := range []int{2, 1} {
+			f := open(t, decisionlog.Options{Spool: dir})
+			f.stop()
+			if got := f.sink.count(t, "r"); got != want {
+				t.Errorf("%d refusals arrived, want %d", got, want)
+			}
+			if err := os.RemoveAll(inItsPlace); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
 // TestLeftIsBounded: what waits beside a full spool is no larger than it, and what is
 // dropped of it is counted; with room everything is taken, each record once.
 func TestLeftIsBounded(t *testing.T) {
