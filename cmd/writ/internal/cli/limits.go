@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -202,7 +204,7 @@ func printTop(out io.Writer, rows []topCaller) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "LIMIT\tHITS\tREFUSED\tUNCERTAIN\tKEY")
 	for _, r := range rows {
-		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\n", r.Limit, r.Hits, r.Refused, r.Uncertain, r.Key)
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\n", r.Limit, r.Hits, r.Refused, r.Uncertain, printable(r.Key))
 	}
 	return w.Flush()
 }
@@ -315,6 +317,16 @@ func limitsChangesCommand() *cobra.Command {
 	return c
 }
 
+// printable is what a terminal may be shown of what callers, or other regions, made up.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, text)
+}
+
 func printLimitChanges(out io.Writer, rows []limitChangeRow) error {
 	if len(rows) == 0 {
 		_, err := fmt.Fprintln(out, "nothing was changed")
@@ -323,7 +335,7 @@ func printLimitChanges(out io.Writer, rows []limitChangeRow) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "AT (UTC)\tBY\tWHAT\tHITS\tLEFT BEFORE\tKEY\tWHY")
 	for _, r := range rows {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", utc(r.At), r.Actor, r.what(), r.Hits, r.Remaining, r.Key, r.Reason)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", utc(r.At), printable(r.Actor), r.what(), r.Hits, r.Remaining, printable(r.Key), printable(r.Reason))
 	}
 	return w.Flush()
 }

@@ -58,3 +58,19 @@ func TestLimitsOfRegions(t *testing.T) {
 		}
 	}
 }
+
+// TestShownWithoutControl: neither a caller nor another region can write into an operator's
+// terminal, or make up a line of the audit.
+func TestShownWithoutControl(t *testing.T) {
+	const bad = "a\x1b[2J\nb\tc"
+	var out strings.Builder
+	if err := printLimitChanges(&out, []limitChangeRow{{Actor: bad, What: "reset", Key: bad, Reason: bad}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := printTop(&out, []topCaller{{Limit: "l", Key: bad}}); err != nil {
+		t.Fatal(err)
+	}
+	if text := out.String(); strings.Count(text, "a?[2J?b?c") != 4 || strings.Count(text, "\n") != 4 || strings.ContainsAny(text, "\x1b\t") {
+		t.Errorf("%q", text)
+	}
+}
