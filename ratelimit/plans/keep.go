@@ -30,6 +30,10 @@ func keptFile(table string) string { return "plans-" + table + Suffix }
 
 // restore has the tables of Redis hold that were kept last, until Redis is read.
 func (b *Book) restore() {
+	// A process that died while it kept a table has left as much as the table has.
+	if err := atomicfile.Sweep(b.options.State); err != nil {
+		b.options.Log.Error("what was kept in part cannot be removed", slog.Any("error", err))
+	}
 	for _, name := range b.options.Tables {
 		h := b.follow(name)
 		table, at, err := b.kept(name)
@@ -68,11 +72,13 @@ func (b *Book) keep(ctx context.Context, h *Handle) error {
 		if t == kept || now.Sub(last) < b.keepEvery {
 			return
 		}
-		kept, last = t, now
+		last = now
 		err := atomicfile.Write(filepath.Join(b.options.State, keptFile(h.name)), t.text(), 0o600)
-		if err != nil { // it holds all the same
+		if err != nil { // it holds all the same, and is tried again
 			b.options.Log.ErrorContext(ctx, "plans cannot be kept", slog.String("table", h.name), slog.Any("error", err))
+			return
 		}
+		kept = t
 	})
 }
 

@@ -77,6 +77,51 @@ func TestKeptAtMostOnceAMinute(t *testing.T) {
 	})
 }
 
+// TestKeptLater: a table that could not be written is written when it can be, though it
+// changed no more.
+func TestKeptLater(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, keptFile("t"))
+	if err := os.Mkdir(file, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		b := &Book{options: Options{State: dir, Log: slog.New(slog.DiscardHandler)}, keepEvery: defaultKeepEvery}
+		h := &Handle{name: "t"}
+		done := make(chan struct{})
+		go func() { defer close(done); _ = b.keep(ctx, h) }()
+		synctest.Wait()
+		h.table.Store(parsed(t, "numbers n\ncaller alice 1\n"))
+		<-time.After(2 * defaultKeepEvery)
+		if err := os.Remove(file); err != nil {
+			t.Error(err)
+		}
+		<-time.After(2 * defaultKeepEvery)
+		synctest.Wait()
+		if text, err := os.ReadFile(file); err != nil || !strings.Contains(string(text), "caller alice 1\n") {
+			t.Errorf("%s, %v", text, err)
+		}
+		cancel()
+		<-done
+	})
+}
+
+// TestKeptInPart: what a process left that died while it kept a table does not stay.
+func TestKeptInPart(t *testing.T) {
+	dir := t.TempDir()
+	for _, file := range []string{"." + keptFile("t") + ".123456", "limit-changes.jsonl.1"} {
+		if err := os.WriteFile(filepath.Join(dir, file), []byte("numbers n\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	New(Options{Tables: []string{"t"}, State: dir, MaxCallers: 10, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+	files, err := os.ReadDir(dir)
+	if err != nil || len(files) != 1 || files[0].Name() != "limit-changes.jsonl.1" {
+		t.Errorf("%v, %v", files, err)
+	}
+}
+
 // TestStartWithoutRedis: what Redis had last holds when ratelimit is started again while
 // Redis is away, its age included, and Redis is read when it is back. What is kept and
 // wrong is not used.
