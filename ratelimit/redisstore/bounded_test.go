@@ -103,6 +103,58 @@ func TestMaliciousRedis(t *testing.T) {
 	}
 }
 
+// TestOtherCallersThanAsked: a Redis that tells of fewer callers of a table than it is
+// asked for, or of more, is not believed.
+func TestOtherCallersThanAsked(t *testing.T) {
+	for _, answer := range []string{"*0\r\n", "*1\r\n$1\r\n5\r\n", "*3\r\n$1\r\n5\r\n$1\r\n6\r\n$1\r\n7\r\n"} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go tell(c, answer)
+			}
+		}()
+		p, err := OpenPlans(Options{Address: l.Addr().String()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if values, err := p.Get(t.Context(), "t", []string{"alice", "bob"}); err == nil || !strings.Contains(err.Error(), "answers for 2 callers") {
+			t.Errorf("%q: %v, %v", answer, values, err)
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// tell answers HMGET with this.
+func tell(c net.Conn, values string) {
+	defer func() { _ = c.Close() }()
+	for in := bufio.NewReader(c); ; {
+		name, err := command(in)
+		if err != nil {
+			return
+		}
+		said := "+OK\r\n"
+		switch strings.ToLower(name) {
+		case "hmget":
+			said = values
+		case "hello":
+			said = "-ERR unknown command\r\n"
+		}
+		if _, err := io.WriteString(c, said); err != nil {
+			return
+		}
+	}
+}
+
 // TestNoMoreThanAsked: a Redis cannot grant a share that nobody asked for, nor more
 // than a limit has.
 func TestNoMoreThanAsked(t *testing.T) {

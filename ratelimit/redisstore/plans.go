@@ -3,6 +3,7 @@ package redisstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -107,5 +108,9 @@ func (p *Plans) Scan(ctx context.Context, table string, from uint64) (pairs []st
 // Get gives what callers have, nil for those that are not in the table. It takes as
 // many as State and no more.
 func (p *Plans) Get(ctx context.Context, table string, callers []string) ([]any, error) {
-	return p.client.HMGet(ctx, PlansKey(table), callers...).Result()
+	values, err := p.client.HMGet(ctx, PlansKey(table), callers...).Result()
+	if err == nil && len(values) != len(callers) {
+		return nil, fmt.Errorf("%d answers for %d callers", len(values), len(callers))
+	}
+	return values, err
 }
