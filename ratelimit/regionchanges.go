@@ -47,9 +47,13 @@ func (a *admin) elsewhere(ctx context.Context, done *changed) []*ratelimitpb.Reg
 			continue
 		}
 		one.Problem = printable(status.Convert(err).Message())
-		if done.What != changeReset && !refused(err) {
+		switch {
+		case refused(err):
+		case done.What == changeReset:
+			one.Problem += "; it may be changed all the same"
+		default:
 			one.Problem += "; what it may have given back is not given back elsewhere"
-			break
+			return parts
 		}
 	}
 	return parts

@@ -9,12 +9,17 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/writ-mesh/writ/internal/proctest"
 	ratelimitpb "github.com/writ-mesh/writ/proto/writ/ratelimit/v1"
 	"github.com/writ-mesh/writ/ratelimit/limit"
+	"github.com/writ-mesh/writ/ratelimit/quota"
+	"github.com/writ-mesh/writ/ratelimit/regions"
 )
 
 // TestChangesInAllRegions: an operator of one region changes its part alone, or the parts of
@@ -133,6 +138,62 @@ func TestChangesThatRegionsAsk(t *testing.T) {
 	}
 	if got := printable("a\x1b[2Jb" + strings.Repeat("c", 400)); len(got) != maxProblem || !strings.HasPrefix(got, "a?[2Jbc") {
 		t.Errorf("printed: %q", got)
+	}
+}
+
+// mute is a region that answers everything but changes.
+type mute struct{ ratelimitpb.RegionsClient }
+
+func (mute) Borrow(context.Context, *ratelimitpb.BorrowRequest, ...grpc.CallOption) (*ratelimitpb.BorrowResponse, error) {
+	return &ratelimitpb.BorrowResponse{}, nil
+}
+
+func (mute) Change(context.Context, *ratelimitpb.ChangeRequest, ...grpc.CallOption) (*ratelimitpb.ChangeResponse, error) {
+	return nil, status.Error(codes.DeadlineExceeded, "no answer")
+}
+
+// TestChangesThatAreNotAnswered: of a region that does not answer nobody knows whether it
+// made a change, and what it may have given back no other gives back.
+func TestChangesThatAreNotAnswered(t *testing.T) {
+	s, _, _ := newServer(t)
+	withQuotas(t, s, policy("q", false, per(3, time.Minute)))
+	a := newAdmin(t, s, "")
+	division, err := regions.NewDivision("east", map[string]int{"east": 1, "north": 1, "west": 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.regions = regions.New(regions.Options{
+		Below: s.store, Division: division, NameOf: quota.NameOf, MaxKeys: 10, Now: time.Now, Peers: []regions.Peer{{Name: "north"}, {Name: "west"}},
+	}, prometheus.NewRegistry())
+	for _, name := range s.regions.Others() {
+		proctest.Background(t, func(ctx context.Context) error { return s.regions.Connect(ctx, name, mute{}, a.log) })
+	}
+	rule, err := limit.New(limit.Sliding, 3, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proctest.Until(t, 20*time.Second, "the regions to answer", func() bool {
+		return strings.Count(s.regions.Declare(rule, limit.Exact, ""), " answered ") == 2
+	})
+	for _, c := range []struct {
+		call func(context.Context, *ratelimitpb.ChangeCounterRequest) (*ratelimitpb.Counter, error)
+		hits uint32
+		want string
+	}{
+		{a.ResetCounter, 0, "east:  north: no answer; it may be changed all the same west: no answer; it may be changed all the same"},
+		{a.Grant, 2, "east:  north: no answer; what it may have given back is not given back elsewhere"},
+	} {
+		got, err := c.call(t.Context(), &ratelimitpb.ChangeCounterRequest{Key: annsCounter, Hits: c.hits, Reason: "r", AllRegions: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var parts []string
+		for _, p := range got.GetRegions() {
+			parts = append(parts, p.GetRegion()+": "+p.GetProblem())
+		}
+		if text := strings.Join(parts, " "); text != c.want {
+			t.Errorf("got %s, want %s", text, c.want)
+		}
 	}
 }
 
