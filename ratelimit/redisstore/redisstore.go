@@ -2,7 +2,8 @@
 // number of replicas count as one. It is the only package that knows go-redis.
 //
 // A decision over several limits is one call of one script (decide.lua), hence
-// one round trip and atomic. A few workers carry the decisions to Redis in
+// one round trip and atomic; of fixed limits alone it is plain commands, for nothing
+// depends on another there. A few workers carry the decisions to Redis in
 // pipelines of whatever waits; the number of goroutines and of connections does
 // not grow with the load, and nobody waits longer than Options.Timeout for a Redis
 // that does not answer.
@@ -246,7 +247,7 @@ func (s *Store) patience(j *job) time.Duration {
 // elapsed is a clock for waiting; it is never 0.
 func (s *Store) elapsed() time.Duration { return time.Since(s.epoch) + 1 }
 
-// job is one decision on its way: one script. Who gave it up sets abandoned and leaves
+// job is one decision on its way: one script, or counts. Who gave it up sets abandoned and leaves
 // it to the worker; only a finished one is used again.
 type job struct {
 	now       time.Time
@@ -261,7 +262,7 @@ type job struct {
 	script    *redis.Cmd   // on its way, or counts are
 	counts    []count
 	ids       []string // of uses that are told, see Tell
-	forget    []string // keys of ids: instead of a decision
+	forget    []string // keys of ids that may go: instead of a decision
 }
 
 func (s *Store) work(ctx context.Context, l *lane) error {
@@ -309,7 +310,9 @@ func (s *Store) send(ctx context.Context, l *lane, jobs []*job, last bool) (agai
 	pipe := s.client.Pipeline()
 	for _, j := range jobs {
 		if len(j.forget) > 0 {
-			pipe.Del(ctx, j.forget...)
+			for _, id := range j.forget {
+				pipe.Expire(ctx, id, straggles)
+			}
 			continue
 		}
 		if j.countsOnly() {

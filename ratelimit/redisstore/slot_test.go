@@ -16,6 +16,15 @@ func TestSlot(t *testing.T) {
 	}
 }
 
+// TestTagOf: each slot has one, which is no search that a caller's name can ask for.
+func TestTagOf(t *testing.T) {
+	for of := range uint16(slots) {
+		if tag := tagOf(of); len(tag) != 2 || slot("x{"+tag+"}y") != of {
+			t.Errorf("the tag of slot %d is %q", of, tag)
+		}
+	}
+}
+
 // TestIDsAreBesideTheirCounters: one script may touch both, whatever callers are called.
 func TestIDsAreBesideTheirCounters(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))

@@ -2,7 +2,6 @@ package redisstore
 
 import (
 	"context"
-	"strconv"
 	"strings"
 	"time"
 
@@ -57,15 +56,24 @@ func (s *Store) together(now time.Time, uses []limit.Use) [][]int {
 	return [][]int{all}
 }
 
-// forget lets go of ids by which nobody will tell anything again, in the background.
-// Others go by themselves once what was done with them cannot count any more.
+// straggles is for how long what was sent before may still reach Redis though its
+// connection was given up: Linux sends it again for about 100 s.
+const straggles = 2 * time.Minute
+
+// forget lets go of ids by which nobody will tell anything again, in the background, once
+// nothing that was told by them can still be on its way. Others go by themselves once what
+// was done with them cannot count any more.
 func (s *Store) forget(now time.Time, groups [][]int, uses []limit.Use, ids []string) {
 	for _, group := range groups {
 		j := s.job(now, uses[group[0]:group[0]+1])
 		for _, i := range group {
-			j.forget = append(j.forget, idKey(uses[i].Limit.CounterKey(uses[i].Key, now), ids[i]))
+			if remembered(&uses[i]) > straggles {
+				j.forget = append(j.forget, idKey(uses[i].Limit.CounterKey(uses[i].Key, now), ids[i]))
+			}
 		}
-		_, _ = s.enqueue(j) // else they go by themselves
+		if len(j.forget) > 0 {
+			_, _ = s.enqueue(j) // else they go by themselves
+		}
 	}
 }
 
@@ -81,10 +89,19 @@ func idKey(counter, id string) string {
 	return "writ:told:{" + tag + "}:" + id
 }
 
-// tagOf finds a tag of a slot: one in 16,384 is.
+// tagOf finds a tag of a slot: each of four checksums is that of one text of two bytes,
+// and at most two of those have a brace.
 func tagOf(of uint16) string {
-	for n := 0; ; n++ {
-		if tag := strconv.Itoa(n); slot(tag) == of {
+	for crc := of; ; crc += slots {
+		text := crc
+		for range 16 { // what slot does, backwards
+			if text&1 != 0 {
+				text = (text^0x1021)>>1 | 0x8000
+			} else {
+				text >>= 1
+			}
+		}
+		if tag := string([]byte{byte(text >> 8), byte(text)}); !strings.Contains(tag, "}") {
 			return tag
 		}
 	}
@@ -94,9 +111,9 @@ func tagOf(of uint16) string {
 // count.
 func remembered(u *limit.Use) time.Duration {
 	counts := max(u.Limit.Window(), 2*u.HeldFor()) // what is held may be settled for as long again
-	if requests := u.Limit.Requests(); u.Limit.Algorithm() == limit.GCRA && requests > 0 {
-		most := max(requests, u.Limit.Burst())
-		counts = max(counts, u.Limit.Window()*2*time.Duration((most+requests-1)/requests)) // to where a bucket fills
+	if requests := uint64(u.Limit.Requests()); u.Limit.Algorithm() == limit.GCRA && requests > 0 {
+		most := max(requests, uint64(u.Limit.Burst()))
+		counts = max(counts, u.Limit.Window()*2*time.Duration((most+requests-1)/requests)) //nolint:gosec // at most ten years; to where a bucket fills
 	}
 	return counts + time.Second
 }
