@@ -99,12 +99,13 @@ func (c *circuit) settle(ctx context.Context) error {
 	var bad []bill
 	defer func() { c.debts.spoil(bad) }()
 	for range c.debts.len()/atOnce + 1 { // more are made meanwhile
-		bills := c.debts.take(time.Now(), c.guard.local)
-		if c.pay(ctx, bills) == nil {
+		now := time.Now() // of all that is told of them: a window that ends meanwhile is not the next one's
+		bills := c.debts.take(now, c.guard.local)
+		if c.pay(ctx, now, bills) == nil {
 			continue
 		}
 		for i := range bills { // which of them is it?
-			if c.pay(ctx, bills[i:i+1]) == nil {
+			if c.pay(ctx, now, bills[i:i+1]) == nil {
 				continue
 			}
 			if err := c.probe(ctx); err != nil {
@@ -117,8 +118,8 @@ func (c *circuit) settle(ctx context.Context) error {
 	return nil
 }
 
-// pay tells some of what is owed.
-func (c *circuit) pay(ctx context.Context, bills []bill) error {
+// pay tells some of what was owed at now.
+func (c *circuit) pay(ctx context.Context, now time.Time, bills []bill) error {
 	if len(bills) == 0 {
 		return nil
 	}
@@ -130,7 +131,7 @@ func (c *circuit) pay(ctx context.Context, bills []bill) error {
 			uses, ids = append(uses, u), append(ids, bills[i].id)
 		}
 	}
-	if err := g.shared.Tell(ctx, time.Now(), uses, ids); err != nil {
+	if err := g.shared.Tell(ctx, now, uses, ids); err != nil {
 		g.metrics.errors.Inc()
 		return err
 	}

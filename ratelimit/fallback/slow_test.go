@@ -1,9 +1,12 @@
 package fallback
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,6 +44,7 @@ func TestSlowAnswersCountOnce(t *testing.T) {
 	round := 0
 	proctest.Until(t, 60*time.Second, "a round in which each use counts once", func() bool {
 		round++
+		g.circuits[0].score.Store(0) // rounds before are no outage
 		u := limit.Use{Key: fmt.Sprint("k", round), Limit: l, Hits: 7}
 		proctest.Until(t, 20*time.Second, "an answer", func() bool { return g.circuits[0].probe(t.Context()) == nil })
 		slow.Delay(60 * time.Millisecond)
@@ -89,4 +93,43 @@ func heard(d *debts) bool {
 		}
 	}
 	return true
+}
+
+// overslept is a store that lets a window end before it says that it was told nothing.
+type overslept struct {
+	*memory.Store
+
+	told int
+}
+
+func (s *overslept) Tell(ctx context.Context, now time.Time, uses []limit.Use, _ []string) error {
+	if s.told++; s.told == 1 {
+		<-time.After(2 * time.Second)
+		return errors.New("too late")
+	}
+	return s.Decide(ctx, now, uses, make([]limit.Outcome, len(uses)))
+}
+
+// TestNextWindowOwesNothing: what is told as a window ends counts in none but that.
+func TestNextWindowOwesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &overslept{Store: memory.New(0)}
+		g := New(store, memory.New(0), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		l, err := limit.New(limit.Fixed, 10, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(l.UntilNext(time.Now()) - time.Second)
+		uses, out := []limit.Use{{Key: "k", Limit: l, Hits: 3}}, make([]limit.Outcome, 1)
+		if err := g.alone(t.Context(), time.Now(), uses, out, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.circuits[0].settle(t.Context()); err != nil || store.told != 2 || g.circuits[0].debts.len() > 0 {
+			t.Fatalf("told %d times, %v", store.told, err)
+		}
+		uses[0].Hits = 0
+		if err := store.Decide(t.Context(), time.Now(), uses, out); err != nil || out[0].Remaining != 10 {
+			t.Errorf("%d of 10 are left of the next window, %v", out[0].Remaining, err)
+		}
+	})
 }
