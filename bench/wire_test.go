@@ -33,7 +33,7 @@ func TestWire(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(got.took) == 0 || got.took[0] <= 0 || !slices.IsSorted(got.took) || rate > 0 && len(got.took) > rate/5+2 {
+		if len(got.took) == 0 || got.took[0] <= 0 || !slices.IsSorted(got.took) || rate > 0 && len(got.took) > rate/3 { // what was due earlier may come late
 			t.Errorf("rate %d: %d answers", rate, len(got.took))
 		}
 	}
