@@ -266,7 +266,7 @@ func (e *celExpression) primary() celRun {
 	}
 	e.rest = e.rest[len(name):]
 	switch {
-	case name == "list":
+	case name == "list" || name == "map":
 		return func() (any, error) { return name, nil }
 	case name == "type" && e.take("("):
 		of := e.choice()
@@ -316,8 +316,11 @@ func typeName(of celRun) celRun {
 		if err != nil {
 			return nil, err
 		}
-		if _, ok := v.([]any); ok {
+		switch v.(type) {
+		case []any:
 			return "list", nil
+		case map[string]any:
+			return "map", nil
 		}
 		return "another", nil
 	}

@@ -220,9 +220,7 @@ func (l *life) dimension(d model.Dimension) string {
 	case "request.headers":
 		value = strings.Join(l.r.Header(d.Arg), ",")
 	case "request.auth.claims":
-		if claim := eval.Claim(l.r.Claims, strings.ReplaceAll(d.Arg, ".", "][")); claim != nil {
-			value = fmt.Sprint(claim)
-		}
+		value = eval.ClaimText(eval.Claim(l.r.Claims, d.Arg))
 	case "destination.service":
 		value = l.calledService()
 	}

@@ -180,7 +180,7 @@ func TestPolicies(t *testing.T) {
 	wantPer := []model.Dimension{
 		{Text: "source.principal", Kind: "source.principal"},
 		{Text: "request.headers[end-user]", Kind: "request.headers", Arg: "end-user"},
-		{Text: "request.auth.claims[a][b]", Kind: "request.auth.claims", Arg: "a.b"},
+		{Text: "request.auth.claims[a][b]", Kind: "request.auth.claims", Arg: "a][b"},
 		{Text: "gold", Kind: "constant", Arg: "gold"},
 	}
 	if diff := cmp.Diff([]model.QuotaLimit{{Per: wantPer, Requests: 100, Every: time.Minute}}, q.Limits); diff != "" || !q.Observe || !q.FailClosed {

@@ -86,7 +86,7 @@ func parseDimension(text string) (model.Dimension, string) {
 			strings.ContainsAny(strings.Join(args, ""), "[]") || !nested && !headerNameForm.MatchString(args[0]) {
 			return model.Dimension{}, fmt.Sprintf("%q needs a name in brackets: %s[name]", shorten(text), name)
 		}
-		return model.Dimension{Text: text, Kind: name, Arg: strings.Join(args, ".")}, ""
+		return model.Dimension{Text: text, Kind: name, Arg: strings.Join(args, "][")}, ""
 	}
 	for _, prefix := range []string{"source.", "request.", "destination.", "connection."} {
 		if strings.HasPrefix(text, prefix) {

@@ -503,7 +503,7 @@ type Dimension struct {
 	// Kind is Text without the part in brackets; "constant" for a constant.
 	Kind string
 	// Arg is the part in brackets: a header or claim name (nested claims as
-	// [a][b] give "a.b"), the template of a path, or the constant's text.
+	// [a][b] give "a][b"), the template of a path, or the constant's text.
 	Arg string
 }
 

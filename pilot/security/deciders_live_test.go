@@ -209,7 +209,7 @@ func per(dims ...model.Dimension) model.QuotaLimit {
 
 func dim(text string) model.Dimension {
 	kind, arg, _ := strings.Cut(strings.TrimSuffix(text, "]"), "[")
-	return model.Dimension{Text: text, Kind: kind, Arg: strings.ReplaceAll(arg, "][", ".")}
+	return model.Dimension{Text: text, Kind: kind, Arg: arg}
 }
 
 func TestQuotaLive(t *testing.T) {

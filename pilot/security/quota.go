@@ -22,6 +22,7 @@ import (
 
 	"github.com/writ-mesh/writ/pilot/envoy"
 	"github.com/writ-mesh/writ/pilot/model"
+	"github.com/writ-mesh/writ/pilot/security/eval"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
@@ -208,7 +209,7 @@ func (c *Compiler) dimension(p *model.Proxy, port model.WorkloadPort, d model.Di
 	case "request.method":
 		return expression(d, "request.method"), nil
 	case "request.auth.claims":
-		return expression(d, claimExpression(strings.Split(d.Arg, "."))), nil
+		return expression(d, claimExpression(eval.ClaimNames(d.Arg))), nil
 	}
 	return nil, fmt.Errorf("per: unknown dimension %q", d.Text)
 }
@@ -255,16 +256,27 @@ func present(value string) string {
 	return value + " != '' ? " + value + " : '" + quotaNoValue + "'"
 }
 
-// claimExpression is the value of a claim.
+// claimExpression is the value of a claim that is a text, a number or a boolean. Envoy
+// writes numbers with six digits, with which callers with long ones would be one.
 func claimExpression(names []string) string {
 	tests, value := claimSteps(names)
-	return strings.Join(tests, " && ") + " ? " + value + " : '" + quotaNoValue + "'"
+	kind := "type(" + value + ") == "
+	tests = append(tests, "("+kind+"string && "+value+" != '' || "+kind+"double || "+kind+"bool)")
+	whole := kind + "double && " + value + " > -" + wholeNumbers + " && " + value + " < " + wholeNumbers + " && double(int(" + value + ")) == " + value
+	return strings.Join(tests, " && ") + " ? (" + whole + " ? int(" + value + ") : " + value + ") : '" + quotaNoValue + "'"
 }
 
-// claimSteps walks down the verified token: tests for each step, and the value.
+// wholeNumbers is below which a number of JSON is exact.
+const wholeNumbers = "9007199254740992.0"
+
+// claimSteps walks down the verified token: tests for each step, and the value. A step
+// into what has no claims would fail, and Envoy leave the whole limit out.
 func claimSteps(names []string) (tests []string, value string) {
 	value = "metadata.filter_metadata"
-	for _, name := range append([]string{jwtMetadata, jwtPayload}, names...) {
+	for i, name := range append([]string{jwtMetadata, jwtPayload}, names...) {
+		if i > 2 {
+			tests = append(tests, "type("+value+") == map")
+		}
 		tests = append(tests, celString(name)+" in "+value)
 		value += "[" + celString(name) + "]"
 	}

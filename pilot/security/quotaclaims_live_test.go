@@ -1,6 +1,7 @@
 package security
 
 import (
+	"cmp"
 	"encoding/json"
 	"slices"
 	"testing"
@@ -87,6 +88,43 @@ func TestQuotaClaimsLive(t *testing.T) {
 		}
 		if len(counted) != len(policies) {
 			t.Errorf("counted %v", counted)
+		}
+	})
+}
+
+// TestQuotaClaimValuesLive: a real Envoy tells requests apart by claims as the evaluator
+// says, and asks whatever they are: a step into a claim that has no others in it leaves no
+// limit out, callers with long numbers are not one, and a name may have dots.
+func TestQuotaClaimValuesLive(t *testing.T) {
+	t.Parallel()
+	s := newSigner(t)
+	values := []string{
+		`"gold"`, `""`, `12345678`, `12345679`, `-5`, `0.5`, `7.25`, `1e15`, `9007199254740991`, `9007199254740992`, `1e30`, `12345678.5`, `true`, `null`, `[]`, `["b"]`, `[7]`,
+		`{}`, `{"b":"iron"}`, `{"b":""}`, `{"b":3000000}`, `{"b":["b"]}`, `{"b":{"b":1}}`, `{"b":null}`, `{"b":false}`,
+	}
+	eachEnvoy(t, func(t *testing.T, bin string) {
+		server := &decider{}
+		m := newMesh(t, s.document("jwt", testIssuer, ""))
+		m.Deciders.RateLimit = server.serve(t)
+		m.QuotaPolicies = []*model.QuotaPolicy{quotaPolicy("q", true, per(dim("request.auth.claims[x]"), dim("request.auth.claims[x][b]"), dim("request.auth.claims[x][b][c]"), dim("request.auth.claims[https://x.example/b]")))}
+		p := start(t, bin, map[string]inbound{"in": patient(t, inbound{http: compileHTTP(t, m, workload())})})
+		for _, value := range values {
+			r := request{header: bearer(s.token(t, map[string]any{"x": json.RawMessage(value), "https://x.example/b": json.RawMessage(value)}))}
+			var claims map[string]any
+			if err := json.Unmarshal([]byte(`{"x":`+value+`,"https://x.example/b":`+value+`}`), &claims); err != nil {
+				t.Fatal(err)
+			}
+			var want []string
+			for _, name := range []string{"x", "x][b", "x][b][c", "https://x.example/b"} {
+				want = append(want, "request.auth.claims["+name+"]="+cmp.Or(eval.ClaimText(eval.Claim(claims, name)), quotaNoValue))
+			}
+			if asked := server.limitsAsked(func() { p.do("in", r) }); len(asked) != 1 {
+				t.Errorf("%s: asked for %q", value, asked)
+				continue
+			}
+			if got := server.lastDescriptors()[0][2:]; !slices.Equal(got, want) {
+				t.Errorf("%s is counted as %q, want %q", value, got, want)
+			}
 		}
 	})
 }

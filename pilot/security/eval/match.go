@@ -1,6 +1,7 @@
 package eval
 
 import (
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -113,6 +114,26 @@ func Claim(claims map[string]any, name string) any {
 	}
 	return at
 }
+
+// ClaimText is a claim as quotas tell requests apart by it: a text, a number or a boolean;
+// empty for anything else.
+func ClaimText(claim any) string {
+	switch v := claim.(type) {
+	case string:
+		return v
+	case bool:
+		return strconv.FormatBool(v)
+	case float64:
+		if v == math.Trunc(v) && math.Abs(v) < wholeNumbers {
+			return strconv.FormatInt(int64(v), 10)
+		}
+		return strconv.FormatFloat(v, 'g', 6, 64)
+	}
+	return ""
+}
+
+// wholeNumbers is below which a number of JSON is exact.
+const wholeNumbers = 1 << 53
 
 // match knows the four forms; "*" wants something there.
 func match(pattern, s string) bool {
