@@ -80,12 +80,37 @@ func (s *SentinelSet) Master(t testing.TB) *Server {
 	return nil
 }
 
-// Failover makes the replica the master, as soon as the sentinel is ready for that,
-// and returns when it says so. A sentinel that says yes may think better of it: it is
-// asked until it is done.
+// replicated waits until the replica has all that was written before, which a sentinel
+// does not wait for, and gives both servers.
+func (s *SentinelSet) replicated(t testing.TB) (master, replica *Server) {
+	t.Helper()
+	master, replica = s.Master(t), s.Servers[0]
+	if replica == master {
+		replica = s.Servers[1]
+	}
+	offset := func(of *Server, name string) (n int64) {
+		// It ends connections when it is told whom to follow.
+		said, _ := of.Try(append(slices.Clone(s.auth), "INFO", "replication")...)
+		for line := range strings.Lines(said) {
+			if value, ok := strings.CutPrefix(strings.TrimSpace(line), name+":"); ok {
+				_, _ = fmt.Sscan(value, &n)
+			}
+		}
+		return n
+	}
+	proctest.Until(t, 30*time.Second, "a replica that has everything", func() bool {
+		written := offset(master, "master_repl_offset") // 0 before the first replica
+		return written > 0 && offset(replica, "slave_read_repl_offset") >= written && offset(replica, "master_sync_in_progress") == 0
+	})
+	return master, replica
+}
+
+// Failover makes the replica the master, as soon as it has everything and the sentinel is
+// ready for that, and returns when it says so. A sentinel that says yes may think better
+// of it: it is asked until it is done.
 func (s *SentinelSet) Failover(t testing.TB) {
 	t.Helper()
-	before := s.Master(t)
+	before, _ := s.replicated(t)
 	proctest.Eventually(t, 30*time.Second, func() error {
 		if s.Master(t) != before {
 			return nil
@@ -98,16 +123,9 @@ func (s *SentinelSet) Failover(t testing.TB) {
 // sentinel makes the master in its place.
 func (s *SentinelSet) Crash(t testing.TB) {
 	t.Helper()
-	before := s.Master(t)
-	next := s.Servers[0]
-	if next == before {
-		next = s.Servers[1]
-	}
-	proctest.Until(t, 30*time.Second, "a replica that follows, and that the sentinel knows", func() bool {
-		// It ends connections when it is told whom to follow.
-		said, err := next.Try(append(slices.Clone(s.auth), "INFO", "replication")...)
-		return err == nil && strings.Contains(said, "master_link_status:up") &&
-			strings.Contains(s.command(t, s.sentinel, "SENTINEL", "REPLICAS", MasterName), fmt.Sprint(next.port))
+	before, next := s.replicated(t)
+	proctest.Until(t, 30*time.Second, "a sentinel that knows the replica", func() bool {
+		return strings.Contains(s.command(t, s.sentinel, "SENTINEL", "REPLICAS", MasterName), fmt.Sprint(next.port))
 	})
 	before.Kill()
 	proctest.Until(t, 30*time.Second, "the replica to be the master", func() bool { return s.Master(t) == next })
