@@ -1,11 +1,14 @@
 package background
 
 import (
+	"context"
 	"os"
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
+
+	"github.com/writ-mesh/writ/internal/service"
 )
 
 const (
@@ -32,22 +35,14 @@ func gather(room uint64) (back func()) {
 	}
 	g := gathering{room: room}
 	g.look()
-	stop, stopped := make(chan struct{}), make(chan struct{})
+	ctx, stop := context.WithCancel(context.Background())
+	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
-		t := time.NewTicker(lookEvery)
-		defer t.Stop()
-		for {
-			select {
-			case <-t.C:
-				g.look()
-			case <-stop:
-				return
-			}
-		}
+		_ = service.Every(ctx, lookEvery, func(time.Time) { g.look() })
 	}()
 	return func() {
-		close(stop)
+		stop()
 		<-stopped
 		g.back()
 	}
