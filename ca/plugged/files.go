@@ -15,6 +15,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sys/unix"
+
+	"github.com/writ-mesh/writ/internal/service"
 )
 
 // The files of a plugged-in authority, named as in Istio.
@@ -128,26 +130,19 @@ func read(path string) ([]byte, fs.FileMode, error) {
 // since, as who replaces four files does not do so at once, and every minute in any
 // case, until ctx ends.
 func Watch(ctx context.Context, dir string, changed func(context.Context)) error {
-	tick := time.NewTicker(lookEvery)
-	defer tick.Stop()
 	handled := look(dir)
 	before, read := handled, time.Now()
 	changed(ctx)
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
+	return service.Every(ctx, lookEvery, func(time.Time) {
 		seen := look(dir)
 		steady := seen == before
 		before = seen
 		if !steady || seen == handled && time.Since(read) < readEvery {
-			continue
+			return
 		}
 		changed(ctx)
 		handled, read = seen, time.Now()
-	}
+	})
 }
 
 // look is what the files look like from outside: identity, size, mode and time of
