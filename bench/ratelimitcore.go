@@ -58,6 +58,11 @@ func ratelimitCore(ctx context.Context, o options) ([]row, error) {
 		}
 		defer p.stop()
 	}
+	return coreRows(ctx, o, address)
+}
+
+// coreRows measures ours and the floor, which listen there, in turn.
+func coreRows(ctx context.Context, o options, address [2]string) ([]row, error) {
 	run := func(address string, rate int) (wired, error) {
 		l := wire{
 			address: address, connections: 4, inFlight: 64, rate: rate, method: rlsv3.RateLimitService_ShouldRateLimit_FullMethodName,
