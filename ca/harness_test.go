@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/url"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -49,6 +51,9 @@ type harness struct {
 	metrics *prometheus.Registry
 	health  *service.Health
 	stop    func() error
+
+	mu     sync.Mutex
+	socket *grpc.ClientConn // to the admin socket of the run of now
 }
 
 // start runs an authority in a directory of its own; change may alter its
@@ -88,6 +93,7 @@ func (h *harness) run() {
 		cancel()
 		err := <-done
 		done <- err
+		h.hangUp()
 		return err
 	}
 	h.eventually("the authority answers", func() bool {
@@ -116,9 +122,9 @@ func (h *harness) eventually(what string, f func() bool) {
 	proctest.Until(h.t, testBudget, what, f)
 }
 
-func (h *harness) dial(addr string, creds credentials.TransportCredentials) *grpc.ClientConn {
+func (h *harness) dial(addr string, creds credentials.TransportCredentials, options ...grpc.DialOption) *grpc.ClientConn {
 	h.t.Helper()
-	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(creds))
+	conn, err := grpc.NewClient(addr, append(options, grpc.WithTransportCredentials(creds))...)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -126,8 +132,28 @@ func (h *harness) dial(addr string, creds credentials.TransportCredentials) *grp
 	return conn
 }
 
+// adminConn is one connection for everything that is asked of a run, since much is
+// asked until it is so.
 func (h *harness) adminConn() *grpc.ClientConn {
-	return h.dial(h.config.Admin, insecure.NewCredentials())
+	h.t.Helper()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.socket == nil {
+		// A socket that is not there yet is there soon.
+		often := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1, MaxDelay: 5 * time.Millisecond}}
+		h.socket = h.dial(h.config.Admin, insecure.NewCredentials(), grpc.WithConnectParams(often))
+	}
+	return h.socket
+}
+
+// hangUp closes the connection to a run that has ended.
+func (h *harness) hangUp() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.socket != nil {
+		_ = h.socket.Close()
+		h.socket = nil
+	}
 }
 
 func (h *harness) admin() capb.AdminClient { return capb.NewAdminClient(h.adminConn()) }
