@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/writ-mesh/writ/authz/background"
 	"github.com/writ-mesh/writ/authz/bundle"
 	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/internal/listen"
@@ -48,7 +49,7 @@ func runAlone(ctx context.Context, c Config, rt *service.Runtime) error {
 		return err
 	}
 	state := func(err error) { rt.Health.Set(healthPolicies, err) }
-	return service.RunTasks(ctx, service.PaceGarbage(garbage), a.asks.workers.Run,
+	return service.RunTasks(ctx, background.PaceGarbage(garbage), a.asks.workers.Run,
 		func(ctx context.Context) error { return a.manager.Run(ctx, state) },
 		func(ctx context.Context) error { return a.serve(ctx, s, rt) })
 }

@@ -115,7 +115,7 @@ func Run(ctx context.Context, c Config, rt *service.Runtime) (err error) {
 	if err != nil {
 		return err
 	}
-	tasks = append(tasks, service.PaceGarbage(garbage), a.jwt.Run, a.keys.run, a.foreign.Run, a.refusals.run, a.revocations.run, a.revocations.cutOff, a.keeper.follow,
+	tasks = append(tasks, new(service.Garbage).Pace(garbage), a.jwt.Run, a.keys.run, a.foreign.Run, a.refusals.run, a.revocations.run, a.revocations.cutOff, a.keeper.follow,
 		func(ctx context.Context) error { return kept.run(ctx, rt.Log) },
 		func(ctx context.Context) error { return a.keepChecking(ctx, &failing, rt) })
 	if others := a.keeper.others; others != nil {

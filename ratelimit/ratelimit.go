@@ -84,7 +84,7 @@ func New(c Config, rt *service.Runtime) (*Service, error) {
 	}
 	s.server = &Server{store: store, now: time.Now, metrics: newMetrics(rt.Metrics, s.local), dropIn: c.DropIn, mode: c.mode(), alone: s.alone, inMemory: !c.Redis.shared(), regions: s.regions}
 	rt.Metrics.MustRegister(topCollector{&s.server.top, time.Now})
-	s.tasks = append(s.tasks, s.sweep, service.PaceGarbage(garbage))
+	s.tasks = append(s.tasks, s.sweep, new(service.Garbage).Pace(garbage))
 	if c.Admin != "" {
 		if err := s.openAdmin(); err != nil {
 			return nil, err

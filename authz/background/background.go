@@ -24,8 +24,8 @@ func Run(ctx context.Context, f func() error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	defer garbage.Raise(room)()
 	defer widen()()
-	defer gather(room)()
 	done := make(chan error, 1)
 	go func() {
 		// Never unlocked: the thread, whose priority cannot be raised again, ends with
