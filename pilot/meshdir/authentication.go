@@ -85,8 +85,8 @@ func (c *checker) jwtRule(at string, rule *security.JWTRule) {
 		if o.Claim == "" {
 			c.errorf(place+".claim", "a claim is missing")
 		}
-		if !headerNameForm.MatchString(o.Header) {
-			c.errorf(place+".header", "%q is not the name of a header", shorten(o.Header))
+		if !plainHeaderForm.MatchString(o.Header) {
+			c.errorf(place+".header", "%q is not the name of a header: use letters, digits, '-' and '_'", shorten(o.Header))
 		}
 	}
 	c.duration(at+".timeout", rule.Timeout)

@@ -28,6 +28,8 @@ var (
 	wildcardForm   = regexp.MustCompile(`^(\*|(\*|\*-)?[a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?)$`)
 	qualifiedForm  = regexp.MustCompile(`^([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$`)
 	headerNameForm = regexp.MustCompile(`^[!#$%&'*+\-.^_|~0-9a-zA-Z\x60]+$`)
+	// plainHeaderForm is what Istio takes for a header that a proxy writes claims to.
+	plainHeaderForm = regexp.MustCompile(`^[-_0-9a-zA-Z]+$`)
 )
 
 // isLabel: a DNS label as Kubernetes wants it (RFC 1123, lower case).

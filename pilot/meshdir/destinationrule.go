@@ -237,8 +237,13 @@ func (c *checker) clientTLS(at string, t *networking.ClientTLSSettings) {
 	}
 	own := t.ClientCertificate + t.PrivateKey + t.CaCertificates + t.CaCrl
 	originates := t.Mode == networking.ClientTLSSettings_SIMPLE || t.Mode == networking.ClientTLSSettings_MUTUAL
-	if t.GetInsecureSkipVerify().GetValue() && originates && (t.CaCertificates != "" || len(t.SubjectAltNames) > 0) {
-		c.errorf(at+".insecureSkipVerify", "cannot go with caCertificates or subjectAltNames")
+	if t.GetInsecureSkipVerify().GetValue() && originates {
+		switch {
+		case t.CaCertificates != "" || len(t.SubjectAltNames) > 0:
+			c.errorf(at+".insecureSkipVerify", "cannot go with caCertificates or subjectAltNames")
+		case t.CredentialName != "" && t.Mode == networking.ClientTLSSettings_SIMPLE: // of which only the authority would count
+			c.errorf(at+".insecureSkipVerify", "cannot go with credentialName in mode SIMPLE")
+		}
 	}
 	switch {
 	case originates && t.CredentialName != "":

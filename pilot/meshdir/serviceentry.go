@@ -86,7 +86,11 @@ func (c *checker) resolution(se *networking.ServiceEntry, ports map[string]bool)
 			c.errorf("spec.endpoints", "resolution DNS_ROUND_ROBIN takes at most one endpoint")
 		}
 		for i, e := range se.Endpoints {
-			c.workloadEntry(index("spec.endpoints", i), e, ports, true)
+			at := index("spec.endpoints", i)
+			if strings.HasPrefix(e.Address, unixPrefix) {
+				c.errorf(at+".address", "a unix socket is not looked up: write resolution STATIC")
+			}
+			c.workloadEntry(at, e, ports, true)
 		}
 	default:
 		c.errorf("spec.resolution", "%s is not supported by this version: write STATIC, DNS, DNS_ROUND_ROBIN or NONE", se.Resolution)

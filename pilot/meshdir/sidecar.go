@@ -38,7 +38,8 @@ func (c *checker) ingress(at string, in *networking.IstioIngressListener) {
 		c.errorf(at+".port", "a port is missing")
 		return
 	}
-	c.sidecarPort(at, in.Port, in.Bind)
+	c.sidecarPort(at, in.Port)
+	c.sidecarAddress(at, in.Port.Number, in.Bind)
 	if e := in.DefaultEndpoint; e != "" {
 		if unix, ok := strings.CutPrefix(e, unixPrefix); ok {
 			c.unixPath(at+".defaultEndpoint", unix)
@@ -69,7 +70,7 @@ func validPort(s string) bool {
 	return err == nil && p >= 1 && p <= 65535
 }
 
-func (c *checker) sidecarPort(at string, p *networking.SidecarPort, bind string) {
+func (c *checker) sidecarPort(at string, p *networking.SidecarPort) {
 	if p.Name != "" && !isAnyLabel(p.Name) {
 		c.errorf(at+".port.name", "%q is not a port name", shorten(p.Name))
 	}
@@ -79,18 +80,31 @@ func (c *checker) sidecarPort(at string, p *networking.SidecarPort, bind string)
 	if p.TargetPort != 0 { //nolint:staticcheck // deprecated by Istio, refused there too
 		c.errorf(at+".port.targetPort", "has no effect on a Sidecar: remove it")
 	}
-	if unix, ok := strings.CutPrefix(bind, unixPrefix); ok && p.Number == 0 {
-		c.unixPath(at+".bind", unix)
-		return
-	}
-	c.port(at+".port.number", p.Number)
+}
+
+func (c *checker) sidecarAddress(at string, port uint32, bind string) {
+	c.port(at+".port.number", port)
 	if bind != "" && !isIP(bind) {
 		c.errorf(at+".bind", "%q is not an IP address", shorten(bind))
 	}
 }
 
+// egressAddress: unlike callers, the workload's own program may come by a socket.
+func (c *checker) egressAddress(at string, e *networking.IstioEgressListener) {
+	unix, ok := strings.CutPrefix(e.Bind, unixPrefix)
+	if !ok || e.Port.Number != 0 {
+		c.sidecarAddress(at, e.Port.Number, e.Bind)
+		return
+	}
+	c.unixPath(at+".bind", unix)
+	if e.CaptureMode == networking.CaptureMode_IPTABLES {
+		c.errorf(at+".captureMode", "nothing is redirected to a unix socket: write NONE, or remove it")
+	}
+}
+
 func (c *checker) egressListeners(egress []*networking.IstioEgressListener) {
 	seen := map[uint32]bool{}
+	sockets := map[string]bool{}
 	for i, e := range egress {
 		at := index("spec.egress", i)
 		if e.Port == nil {
@@ -98,11 +112,14 @@ func (c *checker) egressListeners(egress []*networking.IstioEgressListener) {
 				c.errorf(at, "a listener without a port takes all that the others do not: it must be the last one")
 			}
 		} else {
-			c.sidecarPort(at, e.Port, e.Bind)
-			if seen[e.Port.Number] && e.Port.Number != 0 {
-				c.errorf(at+".port.number", "port %d is given twice", e.Port.Number)
+			c.sidecarPort(at, e.Port)
+			c.egressAddress(at, e)
+			if n := e.Port.Number; n == 0 && sockets[e.Bind] {
+				c.errorf(at+".bind", "%q is given twice", shorten(e.Bind))
+			} else if n != 0 && seen[n] {
+				c.errorf(at+".port.number", "port %d is given twice", n)
 			}
-			seen[e.Port.Number] = true
+			seen[e.Port.Number], sockets[e.Bind] = true, true
 		}
 		if len(e.Hosts) == 0 {
 			c.errorf(at+".hosts", "a listener needs at least one host; \"*/*\" is all")
