@@ -270,7 +270,7 @@ func TestACMECertificateIsNoIdentity(t *testing.T) {
 func TestACMEReplicas(t *testing.T) {
 	t.Parallel()
 	s := newWebsite(t)
-	schema := pgtest.Start(t).Schema(t)
+	schema := pgtest.Shared(t)
 	a := start(t, func(c *Config) {
 		s.configure(c)
 		c.Ledger.Postgres = schema

@@ -105,8 +105,7 @@ func TestReplicasShareALedger(t *testing.T) {
 // replaced.
 func TestReplicasFollowTheRoots(t *testing.T) {
 	t.Parallel()
-	server := pgtest.Start(t)
-	url := server.Schema(t)
+	url := pgtest.Shared(t)
 	a := start(t, func(c *Config) { c.Ledger.Postgres = url; c.Listen = "" })
 	b := replica(t, a)
 	old := activeOf(a.status())
@@ -156,7 +155,7 @@ func TestReplicasFollowTheRoots(t *testing.T) {
 // elsewhere.
 func TestGateHearsTheWatchersOfAllReplicas(t *testing.T) {
 	t.Parallel()
-	url := pgtest.Start(t).Schema(t)
+	url := pgtest.Shared(t)
 	a := start(t, func(c *Config) { c.Ledger.Postgres = url })
 	b := replica(t, a)
 	old := activeOf(a.status())

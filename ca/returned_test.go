@@ -234,8 +234,7 @@ func (h *harness) note() string {
 // known too.
 func TestListOfAnotherReplicaIsKnown(t *testing.T) {
 	t.Parallel()
-	server := pgtest.Start(t)
-	url := server.Schema(t)
+	url := pgtest.Shared(t)
 	a := start(t, func(c *Config) { c.Ledger.Postgres = url })
 	b := replica(t, a, func(c *Config) {
 		if err := os.Remove(filepath.Join(c.State, ledgerKeyFile)); err != nil {

@@ -46,18 +46,18 @@ func (h *harness) placed(want ...string) {
 func TestPlaces(t *testing.T) {
 	t.Parallel()
 	kubetest.Both(t, func(t *testing.T, api *kubetest.Cluster) {
-		h := follow(t, api, "shop", onItsNodes)
-		api.Namespace(t, "other")
-		for _, ns := range []string{"shop", "other"} {
+		h := follow(t, api, "places", onItsNodes)
+		api.Namespace(t, "places-other")
+		for _, ns := range []string{h.ns, "places-other"} {
 			api.Account(t, ns, billing)
 			api.Account(t, ns, "web")
 			api.Pod(t, ns, "other-1", "web", "n9")
 		}
-		pods := "/api/v1/namespaces/shop/pods/"
-		api.Pod(t, "shop", "billing-1", billing, "n1")
-		api.Pod(t, "shop", "billing-2", billing, "n1")
-		api.Pod(t, "shop", "billing-3", billing, "n2")
-		api.Pod(t, "shop", "billing-4", billing, "") // not scheduled
+		pods := "/api/v1/namespaces/places/pods/"
+		api.Pod(t, h.ns, "billing-1", billing, "n1")
+		api.Pod(t, h.ns, "billing-2", billing, "n1")
+		api.Pod(t, h.ns, "billing-3", billing, "n2")
+		api.Pod(t, h.ns, "billing-4", billing, "") // not scheduled
 		h.placed("billing a-n1", "billing a-n2", "web a-n9")
 		api.Delete(t, pods+"billing-1")
 		api.Delete(t, pods+"billing-3")
@@ -69,17 +69,17 @@ func TestPlaces(t *testing.T) {
 		h.clock.forward(linger)
 		h.placed("billing a-n1", "web a-n9")
 		// Back in time it stays.
-		api.Pod(t, "shop", "billing-5", billing, "n2")
+		api.Pod(t, h.ns, "billing-5", billing, "n2")
 		h.placed("billing a-n1", "billing a-n2", "web a-n9")
 		api.Delete(t, pods+"billing-5")
 		h.eventuallyGone("billing-5")
 		h.placed("billing a-n1", "billing a-n2", "web a-n9")
 		h.clock.forward(linger / 2)
-		api.Pod(t, "shop", "billing-6", billing, "n2")
+		api.Pod(t, h.ns, "billing-6", billing, "n2")
 		h.placed("billing a-n1", "billing a-n2", "web a-n9")
 		h.clock.forward(linger)
 		h.placed("billing a-n1", "billing a-n2", "web a-n9")
-		api.Delete(t, "/api/v1/namespaces/shop/serviceaccounts/billing")
+		api.Delete(t, "/api/v1/namespaces/places/serviceaccounts/billing")
 		h.placed("web a-n9")
 	})
 }
@@ -98,12 +98,12 @@ func (h *harness) eventuallyGone(pod string) {
 func TestEverywhere(t *testing.T) {
 	t.Parallel()
 	kubetest.Both(t, func(t *testing.T, api *kubetest.Cluster) {
-		h := follow(t, api, "shop", func(c *Config) { c.Registrations, c.Selector = everywhere, "mesh=yes" })
-		api.Account(t, "shop", billing)
-		api.Account(t, "shop", "web")
+		h := follow(t, api, "everywhere", func(c *Config) { c.Registrations, c.Selector = everywhere, "mesh=yes" })
+		api.Account(t, h.ns, billing)
+		api.Account(t, h.ns, "web")
 		h.placed()
 		label := func(value any) {
-			h.patch("/api/v1/namespaces/shop/serviceaccounts/billing", map[string]any{"metadata": map[string]any{"labels": map[string]any{"mesh": value}}})
+			h.patch("/api/v1/namespaces/everywhere/serviceaccounts/billing", map[string]any{"metadata": map[string]any{"labels": map[string]any{"mesh": value}}})
 		}
 		label("yes")
 		h.placed("billing")
@@ -220,7 +220,7 @@ func TestListsAreWhole(t *testing.T) {
 // in the namespace where it is bound, and for nothing elsewhere.
 func TestLeastPermissions(t *testing.T) {
 	t.Parallel()
-	api := kubetest.Start(t)
+	api := kubetest.Shared(t)
 	api.Namespace(t, "shop")
 	api.Namespace(t, "other")
 	api.Apply(t, "../../deploy/kubernetes/ca.yaml")

@@ -71,11 +71,12 @@ func NewFake(t testing.TB) *Fake {
 	return f
 }
 
-// Both runs a test with a stand-in, and with a real cluster where that was built.
+// Both runs a test with a stand-in, and with a real cluster where that was built: a
+// shared one, so that each test has namespaces of its own.
 func Both(t *testing.T, test func(t *testing.T, c *Cluster)) {
 	t.Helper()
 	t.Run("stand-in", func(t *testing.T) { test(t, NewFake(t).Cluster) })
-	t.Run("real", func(t *testing.T) { test(t, Start(t)) })
+	t.Run("real", func(t *testing.T) { test(t, Shared(t)) })
 }
 
 // Cut ends all watches.

@@ -55,6 +55,15 @@ type Cluster struct {
 	server *proctest.Process
 }
 
+var shared proctest.Shared[*Cluster] //nolint:gochecknoglobals // what the tests of a package share
+
+// Shared is a cluster that tests which run at the same time share, each with namespaces
+// of its own, since to start one takes seconds. It is not to be restarted.
+func Shared(t testing.TB) *Cluster {
+	t.Helper()
+	return shared.Get(t, Start)
+}
+
 // Start runs a cluster until t ends. Without the programs the test is skipped: they
 // take minutes to build, so that CI is without them too.
 func Start(t testing.TB) *Cluster {

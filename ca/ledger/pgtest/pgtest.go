@@ -34,6 +34,15 @@ type Server struct {
 	schemas  atomic.Int64
 }
 
+var shared proctest.Shared[*Server] //nolint:gochecknoglobals // what the tests of a package share
+
+// Shared is the schema of a server that tests which run at the same time share. They do
+// nothing to the server itself; making one takes more than a second of a processor.
+func Shared(t testing.TB) string {
+	t.Helper()
+	return shared.Get(t, Start).Schema(t)
+}
+
 // Start makes a database and starts its server, and stops it with the test. With no
 // PostgreSQL on the machine the test is skipped, or fails where CI=true.
 func Start(t testing.TB) *Server {
@@ -56,8 +65,11 @@ func Start(t testing.TB) *Server {
 		}
 	}
 	s := &Server{t: t, bin: bin, dir: dir}
-	args := s.as("initdb", "-D", s.data(), "-U", "writ", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
-	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil { //nolint:gosec,noctx // a test's own
+	// Small pieces of log, and no other locale, since making them is most of the work.
+	args := s.as("initdb", "-D", s.data(), "-U", "writ", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C", "--wal-segsize=1")
+	initdb := exec.Command(args[0], args[1:]...) //nolint:gosec,noctx // a test's own
+	initdb.Env = append(os.Environ(), "LC_ALL=C")
+	if out, err := initdb.CombinedOutput(); err != nil {
 		t.Fatalf("initdb: %v: %s", err, out)
 	}
 	s.Restart(t)
