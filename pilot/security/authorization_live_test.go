@@ -197,7 +197,7 @@ func TestAuthorizationLive(t *testing.T) {
 		for i, c := range cases {
 			m := newMesh(t, c.policies)
 			m.TrustDomainAliases = []string{"old-td"}
-			inbounds[fmt.Sprint("case", i)] = inbound{http: compileHTTP(t, m, workload())}
+			inbounds[fmt.Sprint("case", i)] = inbound{http: compileHTTP(t, m, workload()), shared: true, mtls: true}
 		}
 		p := start(t, bin, inbounds)
 		for i, c := range cases {

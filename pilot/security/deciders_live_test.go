@@ -155,7 +155,7 @@ func TestRegoLive(t *testing.T) {
 		build := func(address string, pols ...*model.RegoPolicy) inbound {
 			m := newMesh(t, s.document("jwt", testIssuer, ""))
 			m.Deciders.Authz, m.RegoPolicies = address, pols
-			return inbound{http: compileHTTP(t, m, workload())}
+			return inbound{http: compileHTTP(t, m, workload()), mtls: true}
 		}
 		gone := "unix://" + filepath.Join(t.TempDir(), "gone")
 		p := start(t, bin, map[string]inbound{
@@ -242,7 +242,7 @@ func TestQuotaLive(t *testing.T) {
 			m.Deciders.RateLimit, m.QuotaPolicies = address, pols
 			w := workload()
 			m.Services = []*model.Service{{Hostname: "httpbin.default.svc.cluster.local", Endpoints: []*model.Endpoint{{Proxy: w, Ports: map[uint32]uint32{80: 8000}}}}}
-			return inbound{http: compileHTTP(t, m, w)}
+			return inbound{http: compileHTTP(t, m, w), mtls: true}
 		}
 		p := start(t, bin, map[string]inbound{"in": patient(t, build(server.serve(t), quotaPolicy("q", false, per(all...), per(dim("request.headers[who]")))))})
 		for _, c := range cases {

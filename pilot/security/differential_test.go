@@ -218,7 +218,9 @@ func TestDifferential(t *testing.T) {
 			tokens[sub] = s.token(t, map[string]any{"sub": sub, "groups": groupsOf(sub)})
 		}
 		base := compileHTTP(t, newMesh(t, jwt), workload())
-		list, tree := inbound{http: base, vhosts: map[string]*HTTP{}, direct: true}, inbound{http: base, vhosts: map[string]*HTTP{}, direct: true}
+		list := inbound{http: base, vhosts: map[string]*HTTP{}, direct: true, shared: true, mtls: true}
+		tree := list
+		tree.vhosts = map[string]*HTTP{}
 		policies := map[string][]*model.AuthorizationPolicy{}
 		trees := 0
 		for i := range sets {

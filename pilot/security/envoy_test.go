@@ -1,6 +1,7 @@
 package security
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -21,10 +22,8 @@ import (
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
-	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/proto"
@@ -49,7 +48,8 @@ func eachEnvoy(t *testing.T, test func(t *testing.T, bin string)) {
 // that gets through the filters with 200 and "passed".
 type proxy struct {
 	t         testing.TB
-	listeners map[string]string
+	listeners map[string]string // addresses by name and kind
+	shared    map[string]string // the listener of an inbound that shares one
 	admin     string
 	authority authority
 	clients   map[string]*http.Client
@@ -64,15 +64,20 @@ type inbound struct {
 	// direct has Envoy's router answer as the program would, for tests with so
 	// many requests that the program is what takes the time.
 	direct bool
+	// shared has inbounds with the same filters share a connection manager, of which each
+	// costs Envoy some ten milliseconds. The header inboundHeader tells their requests
+	// apart, so it is not for rules that see all headers.
+	shared bool
 	tcp    *TCP
+	// mtls says that callers with certificates come, too.
+	mtls bool
 	// port is that of the listener "plain", for rules that name it; 0 is any.
 	port uint32
 	// alter changes the HTTP connection manager, nil does not.
 	alter func(*hcmv3.HttpConnectionManager, *routev3.Route)
 }
 
-// start runs Envoy with the listeners "plain" and "mtls" for each of the given
-// inbounds, named "<name>.plain" and "<name>.mtls".
+// start runs Envoy with the given inbounds.
 func start(t testing.TB, bin string, inbounds map[string]inbound, more ...*clusterv3.Cluster) *proxy {
 	t.Helper()
 	return startUnder(t, bin, newAuthority(t), inbounds, more...)
@@ -82,7 +87,7 @@ func start(t testing.TB, bin string, inbounds map[string]inbound, more ...*clust
 func startUnder(t testing.TB, bin string, a authority, inbounds map[string]inbound, more ...*clusterv3.Cluster) *proxy {
 	t.Helper()
 	dir := t.TempDir()
-	p := &proxy{t: t, listeners: map[string]string{}, authority: a, clients: map[string]*http.Client{}, log: filepath.Join(dir, "access.log")}
+	p := &proxy{t: t, listeners: map[string]string{}, shared: map[string]string{}, authority: a, clients: map[string]*http.Client{}, log: filepath.Join(dir, "access.log")}
 	config := writeBootstrap(t, bootstrap(t, p, inbounds, more))
 	adminFile := filepath.Join(dir, "admin")
 	t.Cleanup(func() {
@@ -206,34 +211,19 @@ func bootstrap(t testing.TB, p *proxy, inbounds map[string]inbound, clusters []*
 			}
 		}
 	}
-	for name, in := range inbounds {
-		var filters []*listenerv3.Filter
-		if in.http != nil {
-			filters = []*listenerv3.Filter{p.httpManager(in)}
-			add(in.http.Clusters)
-			for _, v := range in.vhosts {
-				add(v.Clusters)
-			}
-		} else {
-			filters = append(append(filters, in.tcp.Filters...), forwardTCP())
+	server := envoy.TransportSocket(p.authority.server(t))
+	for _, in := range inbounds {
+		if in.http == nil {
 			add(in.tcp.Clusters)
+			continue
 		}
-		for _, kind := range []string{"plain", "mtls"} {
-			chain, port := &listenerv3.FilterChain{Filters: filters}, in.port
-			if kind == "mtls" {
-				port = 0
-				chain.TransportSocket = envoy.TransportSocket(p.authority.server(t))
-			}
-			static.Listeners = append(static.Listeners, &listenerv3.Listener{
-				Name:    name + "." + kind,
-				Address: envoy.SocketAddress("127.0.0.1", port), FilterChains: []*listenerv3.FilterChain{chain},
-				// The SNI that rules see comes from here.
-				ListenerFilters: []*listenerv3.ListenerFilter{{
-					Name:       "tls_inspector",
-					ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: envoy.Any(&tlsinspectorv3.TlsInspector{})},
-				}},
-			})
+		add(in.http.Clusters)
+		for _, v := range in.vhosts {
+			add(v.Clusters)
 		}
+	}
+	for name, l := range p.grouped(t, inbounds) {
+		static.Listeners = append(static.Listeners, l.listeners(name, server)...)
 	}
 	return &bootstrapv3.Bootstrap{
 		Node:            &corev3.Node{Id: workload().ID, Cluster: "httpbin"},
@@ -246,7 +236,7 @@ func bootstrap(t testing.TB, p *proxy, inbounds map[string]inbound, clusters []*
 	}
 }
 
-func (p *proxy) httpManager(in inbound) *listenerv3.Filter {
+func (p *proxy) httpManager(in inbound) *hcmv3.HttpConnectionManager {
 	routes := &routev3.RouteConfiguration{Name: "inbound"}
 	every := &routev3.Route{Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}}}
 	if in.direct {
@@ -279,7 +269,7 @@ func (p *proxy) httpManager(in inbound) *listenerv3.Filter {
 	if in.alter != nil {
 		in.alter(manager, every)
 	}
-	return &listenerv3.Filter{Name: "hcm", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: envoy.Any(manager)}}
+	return manager
 }
 
 // whole gives the filters with the content of those that are resources of their own.
@@ -340,11 +330,25 @@ type answer struct {
 	header   http.Header
 }
 
+// address is where an inbound takes callers with a certificate, or those without.
+func (p *proxy) address(inbound string, mtls bool) string {
+	p.t.Helper()
+	kind := ".plain"
+	if mtls {
+		kind = ".mtls"
+	}
+	address := p.listeners[cmp.Or(p.shared[inbound], inbound)+kind]
+	if address == "" {
+		p.t.Fatalf("%s has no listener %s", inbound, kind)
+	}
+	return address
+}
+
 func (p *proxy) do(name string, r request) answer {
 	p.t.Helper()
-	scheme, address := "http", p.listeners[name+".plain"]
+	scheme, address := "http", p.address(name, r.identity != "")
 	if r.identity != "" {
-		scheme, address = "https", p.listeners[name+".mtls"]
+		scheme = "https"
 	}
 	if r.method == "" {
 		r.method = http.MethodGet
@@ -366,6 +370,9 @@ func (p *proxy) do(name string, r request) answer {
 	req.Host = r.host
 	if req.Host == "" {
 		req.Host = "httpbin.default"
+	}
+	if p.shared[name] != "" {
+		req.Header.Set(inboundHeader, name)
 	}
 	for k, v := range r.header {
 		req.Header[http.CanonicalHeaderKey(k)] = []string{v}

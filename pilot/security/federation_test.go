@@ -48,13 +48,13 @@ func TestFederationLive(t *testing.T) {
 		for i, c := range cases {
 			m := newMesh(t, policy("p", c.spec))
 			m.FederatedDomains = []string{"b.example"}
-			inbounds[fmt.Sprint("case", i)] = inbound{http: compileHTTP(t, m, workload())}
+			inbounds[fmt.Sprint("case", i)] = inbound{http: compileHTTP(t, m, workload()), shared: true, mtls: true}
 		}
 		server := &decider{}
 		m := newMesh(t, "")
 		m.FederatedDomains, m.Deciders.RateLimit = []string{"b.example"}, server.serve(t)
 		m.QuotaPolicies = []*model.QuotaPolicy{quotaPolicy("q", false, per(dim("source.namespace")))}
-		inbounds["quota"] = inbound{http: compileHTTP(t, m, workload())}
+		inbounds["quota"] = inbound{http: compileHTTP(t, m, workload()), mtls: true}
 		p := start(t, bin, inbounds)
 		for identity, want := range map[string]string{ours: "source.namespace=foo", theirs: "source.namespace=" + quotaNoValue} {
 			p.do("quota", request{identity: identity})

@@ -76,7 +76,6 @@ func TestGatesLive(t *testing.T) {
 	cases := casesIn[gateCase](t, "testdata/gates")
 	eachEnvoy(t, func(t *testing.T, bin string) {
 		inbounds := map[string]inbound{}
-		shared := inbound{direct: true, vhosts: map[string]*HTTP{}}
 		meshes := make([]*model.Mesh, len(cases))
 		for i, c := range cases {
 			meshes[i] = c.mesh(t, s)
@@ -86,21 +85,15 @@ func TestGatesLive(t *testing.T) {
 				if err != nil {
 					t.Fatalf("%s: %v", c.Name, err)
 				}
-				inbounds[name] = inbound{tcp: out}
+				inbounds[name] = inbound{tcp: out, mtls: true}
 				continue
 			}
 			out, err := compiler(t, meshes[i]).HTTP(c.proxy(), httpPort())
 			if err != nil {
 				t.Fatalf("%s: %v", c.Name, err)
 			}
-			if c.own() {
-				inbounds[name] = inbound{http: out, direct: true}
-			} else {
-				// They have the same filters, and differ in what virtual hosts bring.
-				shared.http, shared.vhosts[name+".test"] = out, out
-			}
+			inbounds[name] = inbound{http: out, direct: true, shared: true, mtls: true}
 		}
-		inbounds["shared"] = shared
 		p := start(t, bin, inbounds)
 		for i, c := range cases {
 			if c.Fixed && strings.Contains(bin, "1.36.2") {
@@ -122,9 +115,6 @@ func TestGatesLive(t *testing.T) {
 					}
 					return
 				}
-				if !c.own() {
-					r.host, name = name+".test", "shared"
-				}
 				got := p.do(name, r)
 				if (got.status == 200) != (by == "") || !same(got.deniedBy) && by != "jwt" {
 					t.Errorf("%s: %q: Envoy says %d by %q, want %q", c.Name, words, got.status, got.deniedBy, by)
@@ -140,11 +130,6 @@ func TestGatesLive(t *testing.T) {
 			}
 		}
 	})
-}
-
-// own says that the case needs a listener of its own: for hosts, or as a gateway.
-func (c *gateCase) own() bool {
-	return strings.Contains(c.Docs, "host") || strings.Contains(c.Docs, "kind: Gateway")
 }
 
 // mesh reads the documents as pilot does.
@@ -340,7 +325,7 @@ func TestDocumentedGates(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		inbounds[name] = inbound{http: out, direct: true}
+		inbounds[name] = inbound{http: out, direct: true, shared: true, mtls: true}
 	}
 	p := start(t, envoytest.Find(t), inbounds)
 	for name, c := range cases {

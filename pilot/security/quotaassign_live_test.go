@@ -92,7 +92,7 @@ func TestAssignedQuotaLive(t *testing.T) {
 		build := func(address string, pols ...*model.QuotaPolicy) inbound {
 			m := newMesh(t, "")
 			m.Deciders.RateLimit, m.QuotaPolicies = address, pols
-			return inbound{http: compileHTTP(t, m, workload())}
+			return inbound{http: compileHTTP(t, m, workload()), mtls: true}
 		}
 		server := &assigner{}
 		observed := quotaPolicy("o", false, assigned())

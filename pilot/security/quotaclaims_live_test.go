@@ -50,7 +50,7 @@ func TestQuotaClaimsLive(t *testing.T) {
 			pol.Match = match
 			m.QuotaPolicies = append(m.QuotaPolicies, pol)
 		}
-		p := start(t, bin, map[string]inbound{"in": patient(t, inbound{http: compileHTTP(t, m, workload())})})
+		p := start(t, bin, map[string]inbound{"in": patient(t, inbound{http: compileHTTP(t, m, workload()), mtls: true})})
 		counted := map[string]int{}
 		for i, c := range claims {
 			r := request{path: []string{"/", "/x"}[i%2]}

@@ -64,7 +64,7 @@ func TestQuotaLayersLive(t *testing.T) {
 			m.Deciders.RateLimit, m.QuotaPolicies = address, policies
 			return compileHTTP(t, m, workload())
 		}
-		in := inbound{http: build(), vhosts: map[string]*HTTP{}}
+		in := inbound{http: build(), vhosts: map[string]*HTTP{}, mtls: true}
 		for i := range meshes {
 			host := fmt.Sprintf("m%d.test", i)
 			for j := range 1 + g.IntN(5) {

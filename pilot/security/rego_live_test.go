@@ -118,7 +118,7 @@ allow if { startswith(http.path, "/never"); time.now_ns() < 0 }`
 			for _, p := range policies {
 				authz.add(t, p)
 			}
-			return inbound{http: compileHTTP(t, m, workload()), direct: true}
+			return inbound{http: compileHTTP(t, m, workload()), direct: true, mtls: true}
 		}
 		p := start(t, bin, map[string]inbound{
 			"whole": build(regoOf("w", whole)), "split": build(regoOf("s", split)), "both": build(regoOf("w", whole), regoOf("s", split)),
@@ -185,7 +185,9 @@ func TestRegoDifferentialLive(t *testing.T) {
 		m := newMesh(t, s.document("jwt", testIssuer, ""))
 		m.Deciders.Authz = address
 		base := compileHTTP(t, m, workload())
-		compiled, remote := inbound{http: base, vhosts: map[string]*HTTP{}, direct: true}, inbound{http: base, vhosts: map[string]*HTTP{}, direct: true}
+		compiled := inbound{http: base, vhosts: map[string]*HTTP{}, direct: true, mtls: true}
+		remote := compiled
+		remote.vhosts = map[string]*HTTP{}
 		var policies []*model.RegoPolicy
 		for len(policies) < *regoLiveRequests/each {
 			host := fmt.Sprintf("set%d.test", len(policies))
@@ -234,10 +236,9 @@ func TestRegoDifferentialLive(t *testing.T) {
 // sendRego sends the request as it is and gives the status.
 func (p *proxy) sendRego(listener string, s signer, r regoRequest) int {
 	p.t.Helper()
-	scheme, address := "http", p.listeners[listener+".plain"]
-	from := request{from: r.source}
+	scheme, address, from := "http", p.address(listener, r.principal != ""), request{from: r.source}
 	if r.principal != "" {
-		scheme, address, from.identity = "https", p.listeners[listener+".mtls"], r.principal
+		scheme, from.identity = "https", r.principal
 	}
 	req := (&http.Request{Method: r.method, URL: &url.URL{Scheme: scheme, Host: address, Opaque: r.path}, Host: r.host, Header: http.Header{}}).WithContext(p.t.Context())
 	for name, values := range r.headers {

@@ -66,7 +66,7 @@ func TestRegoTCPLive(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			inbounds[name] = inbound{tcp: out}
+			inbounds[name] = inbound{tcp: out, mtls: true}
 		}
 		for _, c := range cases {
 			add(c.name, c.policies, address)

@@ -28,13 +28,13 @@ func TestRequireLive(t *testing.T) {
 	for _, require := range append(model.TokenRequirements(), "alll") {
 		m := newMesh(t, document("jwt", require, rule(a, "x-a", "")+rule(b, "x-b", ", forwardOriginalToken: true")))
 		m.Tokens.IDs = map[string][]string{a: {"revoked"}, b: {"revoked"}}
-		inbounds[require] = inbound{http: compileHTTP(t, m, workload())}
+		inbounds[require] = inbound{http: compileHTTP(t, m, workload()), shared: true}
 	}
 	// A token of one issuer is required, others are looked at in the same place.
 	m := newMesh(t, document("must", "any", rule(a, "x-a", ""))+"\n---\n"+document("may", "none", rule(b, "x-a", "")))
-	inbounds["any of one"] = inbound{http: compileHTTP(t, m, workload())}
+	inbounds["any of one"] = inbound{http: compileHTTP(t, m, workload()), shared: true}
 	m = newMesh(t, document("sees", "observe", rule(a, "x-a", ""))+"\n---\n"+document("may", "none", rule(b, "x-a", "")))
-	inbounds["observe beside none"] = inbound{http: compileHTTP(t, m, workload())}
+	inbounds["observe beside none"] = inbound{http: compileHTTP(t, m, workload()), shared: true}
 
 	const absent, good, bad, gone = "", "good", "bad", "revoked"
 	token := func(issuer, what string) string {

@@ -52,7 +52,7 @@ func TestRevokedLive(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			return inbound{http: out}
+			return inbound{http: out, shared: true, mtls: true}
 		}
 		own := model.RevokedCertificate{Serial: "0a1b", SPIFFEID: sleep, SHA256: hex.EncodeToString(digest[:])}
 		others := make([]model.RevokedCertificate, 2*maxNamedCertificates)
@@ -117,7 +117,7 @@ func TestRevokedTCPLive(t *testing.T) {
 			}}})
 		}
 		write("1", new(model.Revoked))
-		p := startUnder(t, bin, a, map[string]inbound{"tcp": {tcp: out}}, &clusterv3.Cluster{
+		p := startUnder(t, bin, a, map[string]inbound{"tcp": {tcp: out, mtls: true}}, &clusterv3.Cluster{
 			Name: "line", ConnectTimeout: durationpb.New(5 * time.Second),
 			ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
 			EdsClusterConfig: &clusterv3.Cluster_EdsClusterConfig{EdsConfig: &corev3.ConfigSource{
@@ -128,14 +128,14 @@ func TestRevokedTCPLive(t *testing.T) {
 		connect := func(id string) (tls.Certificate, func() error) {
 			t.Helper()
 			if id == "" {
-				conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", p.listeners["tcp.plain"])
+				conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", p.address("tcp", false))
 				if err != nil {
 					t.Fatal(err)
 				}
 				return tls.Certificate{}, echo(t, conn)
 			}
 			config := a.client(t, id)
-			conn, err := (&tls.Dialer{Config: config}).DialContext(t.Context(), "tcp", p.listeners["tcp.mtls"])
+			conn, err := (&tls.Dialer{Config: config}).DialContext(t.Context(), "tcp", p.address("tcp", true))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -201,7 +201,7 @@ func TestRevokedServerTCPLive(t *testing.T) {
 		speak := map[string]func() error{}
 		for name, pair := range pairs {
 			next <- pair
-			conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", p.listeners["tcp.plain"])
+			conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", p.address("tcp", false))
 			if err != nil {
 				t.Fatal(err)
 			}

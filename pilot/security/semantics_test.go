@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -41,9 +42,7 @@ type semanticCase struct {
 	DenyRule string `json:"deny_rule"`
 	Docs     string
 	// JWT adds the usual RequestAuthentication.
-	JWT bool
-	// Own wants a listener for itself: because of its filters, or of hosts and ports.
-	Own     bool
+	JWT     bool
 	Gateway bool
 	TCP     bool
 	// Federated says that other-td is a trust domain of the mesh's federation.
@@ -86,30 +85,19 @@ func TestSemantics(t *testing.T) {
 	cases := casesIn[semanticCase](t, "testdata/semantics")
 	s := newSigner(t)
 	tokens := semanticTokens(t, s)
-	inbounds := map[string]inbound{}
-	shared := map[bool]*inbound{}
-	for jwtFilter, name := range map[bool]string{false: "shared", true: "jwt"} {
-		docs := ""
-		if jwtFilter {
-			docs = semanticJWT(s)
-		}
-		in := inbound{http: compileHTTP(t, newMesh(t, docs), workload()), vhosts: map[string]*HTTP{}, direct: true}
-		shared[jwtFilter], inbounds[name] = &in, in
-	}
+	inbounds, port := map[string]inbound{}, uint32(proctest.Port(t))
 	for i, c := range cases {
-		c.prepare(t, i, s)
-		switch {
-		case c.TCP:
-			out, err := compiler(t, c.mesh).TCP(workload(), httpPort())
-			if err != nil {
+		c.prepare(t, i, s, port)
+		in := inbound{direct: true, shared: true, mtls: c.certificates(), port: c.port}
+		if c.TCP {
+			var err error
+			if in.tcp, err = compiler(t, c.mesh).TCP(workload(), httpPort()); err != nil {
 				t.Fatalf("%s: %v", c.Name, err)
 			}
-			inbounds[c.listener] = inbound{tcp: out, port: c.port}
-		case c.Own:
-			inbounds[c.listener] = inbound{http: compileHTTP(t, c.mesh, c.proxy()), direct: true, port: c.port}
-		default:
-			shared[c.JWT].vhosts[c.host()] = compileHTTP(t, c.mesh, workload())
+		} else {
+			in.http = compileHTTP(t, c.mesh, c.proxy())
 		}
+		inbounds[c.listener] = in
 	}
 	p := start(t, envoytest.Version(t, "1.40.0"), inbounds)
 	asked := 0
@@ -127,14 +115,23 @@ func TestSemantics(t *testing.T) {
 	}
 }
 
-func (c *semanticCase) host() string { return c.listener + ".test" }
+// certificates says whether a caller has one.
+func (c *semanticCase) certificates() bool {
+	return slices.ContainsFunc(slices.Concat(c.Pass, c.Deny, c.Unauthorized, c.Forbidden), func(words string) bool {
+		return slices.Contains(strings.Fields(words), "as")
+	})
+}
 
-// prepare makes the mesh of a case.
-func (c *semanticCase) prepare(t *testing.T, i int, s signer) {
+// prepare makes the mesh of a case. Those for HTTP that name a port share it.
+func (c *semanticCase) prepare(t *testing.T, i int, s signer, port uint32) {
 	t.Helper()
 	c.listener = fmt.Sprintf("case%d", i)
-	if c.Own || c.TCP {
+	switch all := c.Allow + c.DenyRule + c.Docs; {
+	case !strings.Contains(all, "$PORT"):
+	case c.TCP:
 		c.port = uint32(proctest.Port(t))
+	default:
+		c.port = port
 	}
 	docs := []string{c.Docs}
 	policy := func(action, rules string) {
@@ -222,9 +219,6 @@ func semanticTokens(t *testing.T, s signer) map[string]string {
 func (c *semanticCase) read(t *testing.T, tokens map[string]string, words string) request {
 	t.Helper()
 	r := request{method: "GET", path: "/", header: map[string]string{}}
-	if !c.Own && !c.TCP {
-		r.host = c.host()
-	}
 	fields := strings.Fields(words)
 	for i := 0; i < len(fields); i++ {
 		word := fields[i]
@@ -295,7 +289,7 @@ func (c *semanticCase) compare(t *testing.T, p *proxy, tokens map[string]string,
 		}
 		return
 	}
-	got := p.do(c.place(), r)
+	got := p.do(c.listener, r)
 	status := max(want, -want)
 	if got.status != status {
 		t.Errorf("%s: Envoy says %d by %q, want %d", name, got.status, got.deniedBy, status)
@@ -329,17 +323,6 @@ func (r request) headers() (joined map[string]string, lines map[string][]string)
 		joined[name] += "," + more[1]
 	}
 	return joined, lines
-}
-
-// place is the listener of the case.
-func (c *semanticCase) place() string {
-	switch {
-	case c.Own:
-		return c.listener
-	case c.JWT:
-		return "jwt"
-	}
-	return "shared"
 }
 
 func (c *semanticCase) explain(t *testing.T, r request) explain.Target {

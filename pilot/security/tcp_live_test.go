@@ -17,11 +17,7 @@ func (p *proxy) connect(name, identity, from string) bool {
 	if from != "" {
 		dialer.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
 	}
-	kind := ".plain"
-	if identity != "" {
-		kind = ".mtls"
-	}
-	conn, err := dialer.DialContext(p.t.Context(), "tcp", p.listeners[name+kind])
+	conn, err := dialer.DialContext(p.t.Context(), "tcp", p.address(name, identity != ""))
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -86,7 +82,7 @@ func TestTCPLive(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			inbounds[c.name] = inbound{tcp: out}
+			inbounds[c.name] = inbound{tcp: out, mtls: true}
 		}
 		p := start(t, bin, inbounds)
 		for _, c := range cases {

@@ -17,7 +17,7 @@ func TestRevokedTokensLive(t *testing.T) {
 	revoked := func(r model.RevokedTokens) inbound {
 		m := newMesh(t, s.document("jwt", testIssuer, "    forwardOriginalToken: true\n")+"\n---\n"+s.document("other", other, ""))
 		m.Tokens = r
-		return inbound{http: compileHTTP(t, m, workload())}
+		return inbound{http: compileHTTP(t, m, workload()), shared: true}
 	}
 	many := make([]string, 1000)
 	for i := range many {
