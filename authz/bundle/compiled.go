@@ -62,6 +62,7 @@ func (m *Manager) again(o *opabundle.ActivateOpts, activate func() error) (bool,
 // for.
 func (m *Manager) compile(o *opabundle.ActivateOpts, digests map[string]unpack.Digest, activate func() error) error {
 	endWith(o.Ctx, o.Compiler)
+	rego.Share(o.Compiler)
 	if err := activate(); err != nil {
 		return err
 	}

@@ -96,7 +96,10 @@ func Compile(ctx context.Context, src Source, query string, o Options) (*Program
 		oparego.ParsedQuery(body),
 		oparego.Store(store),
 		oparego.Transaction(load),
-		oparego.CompilerHook(func(c *ast.Compiler) { compiler = c }))...)
+		oparego.CompilerHook(func(c *ast.Compiler) {
+			compiler = c
+			Share(c)
+		}))...)
 	prepared, err := r.PrepareForEval(ctx)
 	if err != nil {
 		store.Abort(ctx, load)

@@ -32,6 +32,7 @@ func Slim(full *ast.Compiler, parsed map[string]*ast.Module, prints bool, querie
 		picked[name] = m
 	}
 	c := ast.NewCompiler().WithCapabilities(full.Capabilities()).WithEnablePrintStatements(prints).WithDefaultRegoVersion(full.DefaultRegoVersion())
+	Share(c)
 	if c.Compile(picked); c.Failed() {
 		return full
 	}

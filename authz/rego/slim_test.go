@@ -10,6 +10,7 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	oparego "github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/storage"
 
 	"github.com/writ-mesh/writ/authz/basedoc"
 )
@@ -108,6 +109,94 @@ func TestSlim(t *testing.T) {
 	}
 	if left < 500 || compared < 100 || defined < 50 {
 		t.Errorf("%d modules left out, %d answers compared, %d of them something", left, compared, defined)
+	}
+}
+
+// What compilers with shared terms decide is what others do, and what is wrong is where it
+// was: of random modules, and of what could be mixed up.
+func TestShare(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6)) //nolint:gosec // a test's
+	ctx := t.Context()
+	rounds := []map[string]string{{
+		"a.rego": "package a\nnumbers := [1, 1.0, 1e0, \"1\", true]\none := 1\nother := 1.0\ntext := \"1\"\nname := [x | x := \"x\"]\n" +
+			"p := 1 if input.x == 0\np := 2 if input.x == 0\nsame := input.x\nmerged := data.c\nsum := x + input.x if x := data.b.f(input.x)\n",
+		"b.rego": "package b\nf(x) := x + 1\nk[input.team] := input.x\nk.t := data.known[input.team] if not input.y\n" +
+			"every_one if every v in [1, 2] { v > input.x }\nnested := {n: c | some n in data.a.numbers; c := count([1 | data.a.numbers[_] == n])}\n" +
+			"mocked := y if { y := data.a.sum with input.x as 2 }\ndeep := input.list[data.a.one].x\nelse_one := 1 if input.x == 7\nelse := 2 if input.x == 1\nelse := input.x\n",
+		"c.rego": "package c\nx := 1\n",
+	}}
+	for range 60 {
+		rounds = append(rounds, teams(r, 12))
+	}
+	compared, defined, failed := 0, 0, 0
+	for round, texts := range rounds {
+		parsed := parseAll(t, texts)
+		plain, shared := ast.NewCompiler(), ast.NewCompiler()
+		Share(shared)
+		plain.Compile(parsed)
+		shared.Compile(parsed)
+		if plain.Failed() != shared.Failed() || fmt.Sprint(plain.Errors) != fmt.Sprint(shared.Errors) {
+			t.Fatalf("round %d: %v, want %v", round, shared.Errors, plain.Errors)
+		}
+		if plain.Failed() {
+			continue
+		}
+		Trim(shared)
+		store := basedoc.New()
+		if err := storage.WriteOne(ctx, store, storage.AddOp, storage.Path{"c"}, 5); err != nil { // which does not go with the rule
+			t.Fatal(err)
+		}
+		queries := []string{"x := data.a.merged", "x := data", "x := data.a", "x := data.b", "x := data.a.p", "x := data.b.k", fmt.Sprintf("x := data.t%d", r.IntN(12))}
+		for _, in := range []map[string]any{{}, {"x": 0, "team": "t1"}, {"x": 1, "team": "t2", "list": []any{1, map[string]any{"x": "y"}}}} {
+			for _, query := range queries {
+				want, got := ask(ctx, t, plain, store, query, in), ask(ctx, t, shared, store, query, in)
+				if !reflect.DeepEqual(got, want) {
+					t.Fatalf("round %d: %s of %v is %v, want %v", round, query, in, got, want)
+				}
+				compared++
+				for text := range want {
+					if strings.Contains(text, "error") {
+						failed++
+					} else {
+						defined++
+					}
+				}
+			}
+		}
+	}
+	if compared < 500 || defined < 200 || failed < 2 {
+		t.Errorf("%d answers compared, %d of them something, %d errors", compared, defined, failed)
+	}
+}
+
+// Rules have one term for what is the same, and each expression its own place.
+func TestShared(t *testing.T) {
+	c := ast.NewCompiler()
+	Share(c)
+	c.Compile(parseAll(t, map[string]string{"a.rego": "package a\np if input.x.y == 1\nq if input.x.y == 2", "b.rego": "package b\nr if input.x.y == 1.0"}))
+	seen := map[string]map[*ast.Term]bool{}
+	rows := map[int]bool{}
+	for _, m := range c.Modules {
+		ast.WalkTerms(m, func(term *ast.Term) bool {
+			text := term.String()
+			if seen[text] == nil {
+				seen[text] = map[*ast.Term]bool{}
+			}
+			seen[text][term] = true
+			return false
+		})
+		ast.WalkExprs(m, func(x *ast.Expr) bool {
+			rows[x.Location.Row] = true
+			return false
+		})
+	}
+	for text, want := range map[string]int{"input.x.y": 1, "1": 1, "1.0": 1, "2": 1, "eq": 2 /* the name and the reference */, "true": 1} {
+		if len(seen[text]) != want {
+			t.Errorf("%s: %d terms, want %d", text, len(seen[text]), want)
+		}
+	}
+	if !rows[2] || !rows[3] {
+		t.Errorf("expressions of lines %v", rows)
 	}
 }
 
