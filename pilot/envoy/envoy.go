@@ -189,6 +189,7 @@ func meshTLSParams(m *model.Mesh) *tlsv3.TlsParameters {
 	}
 	if m.Config.GetMeshMTLS().GetMinProtocolVersion() == meshv1.MeshConfig_TLSConfig_TLSV1_2 {
 		p.TlsMinimumProtocolVersion = tlsv3.TlsParameters_TLSv1_2
+		p.CipherSuites = model.CipherSuites(m.Config.GetMeshMTLS().GetCipherSuites()) // TLS 1.3 has its own
 	}
 	return p
 }

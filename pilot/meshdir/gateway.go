@@ -136,9 +136,17 @@ func (c *checker) serverTLS(at string, t *networking.ServerTLSSettings) {
 	if t.MinProtocolVersion != 0 && t.MaxProtocolVersion != 0 && t.MinProtocolVersion > t.MaxProtocolVersion {
 		c.errorf(at+".minProtocolVersion", "is above maxProtocolVersion")
 	}
-	for i, suite := range t.CipherSuites {
-		if slices.Contains(t.CipherSuites[:i], suite) {
-			c.warnf(index(at+".cipherSuites", i), "%q is given twice", suite)
+	c.cipherSuites(at+".cipherSuites", t.CipherSuites)
+}
+
+// cipherSuites warns of what is left out when Envoys are told: they would refuse it.
+func (c *checker) cipherSuites(at string, suites []string) {
+	for i, suite := range suites {
+		switch {
+		case slices.Contains(suites[:i], suite):
+			c.warnf(index(at, i), "%q is given twice", suite)
+		case len(model.CipherSuites([]string{suite})) == 0:
+			c.warnf(index(at, i), "no Envoy knows %q: it is left out", shorten(suite))
 		}
 	}
 }

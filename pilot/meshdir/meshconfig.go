@@ -120,7 +120,46 @@ func checkMeshConfig(c *checker, m *meshv1.MeshConfig) {
 		c.errorf("meshMTLS.minProtocolVersion", "%s is not supported: it is TLSV1_2 or TLSV1_3", v)
 	}
 	c.locality("localityLbSetting", m.LocalityLbSetting, true)
+	c.tlsConfigs(m)
+	c.trafficDefaults(m)
 	c.providers(m)
+}
+
+func (c *checker) tlsConfigs(m *meshv1.MeshConfig) {
+	c.cipherSuites("meshMTLS.cipherSuites", m.MeshMTLS.GetCipherSuites())
+	if len(m.MeshMTLS.GetCipherSuites()) > 0 && m.MeshMTLS.GetMinProtocolVersion() != meshv1.MeshConfig_TLSConfig_TLSV1_2 {
+		c.warnf("meshMTLS.cipherSuites", "the mesh speaks TLS 1.3, which has cipher suites of its own: these count with minProtocolVersion TLSV1_2 only")
+	}
+	c.cipherSuites("tlsDefaults.cipherSuites", m.TlsDefaults.GetCipherSuites())
+	curves := m.TlsDefaults.GetEcdhCurves()
+	for i, curve := range curves {
+		switch {
+		case slices.Contains(curves[:i], curve):
+			c.warnf(index("tlsDefaults.ecdhCurves", i), "%q is given twice", curve)
+		case len(model.Curves([]string{curve})) == 0:
+			c.warnf(index("tlsDefaults.ecdhCurves", i), "no Envoy knows %q: it is left out", shorten(curve))
+		}
+	}
+}
+
+// trafficDefaults are checked like the same fields of a DestinationRule or VirtualService.
+func (c *checker) trafficDefaults(m *meshv1.MeshConfig) {
+	if d := m.ProtocolDetectionTimeout; d.AsDuration() != 0 {
+		c.duration("protocolDetectionTimeout", d)
+	}
+	c.duration("dnsRefreshRate", m.DnsRefreshRate)
+	c.duration("tcpKeepalive.time", m.TcpKeepalive.GetTime())
+	c.duration("tcpKeepalive.interval", m.TcpKeepalive.GetInterval())
+	c.retries("defaultHttpRetryPolicy", m.DefaultHttpRetryPolicy)
+	c.connectionPool("defaultTrafficPolicy.connectionPool", m.DefaultTrafficPolicy.GetConnectionPool())
+	c.outlierDetection("defaultTrafficPolicy.outlierDetection", m.DefaultTrafficPolicy.GetOutlierDetection())
+	for i, s := range m.ServiceSettings {
+		for j, h := range s.GetHosts() {
+			if problem := hostProblem(h, true); problem != "" {
+				c.errorf(index(index("serviceSettings", i)+".hosts", j), "%s", problem)
+			}
+		}
+	}
 }
 
 // trustDomainProblem: Istio's rules and SPIFFE's, section 2.1 of SPIFFE-ID.

@@ -76,12 +76,6 @@ type (
 	Telemetry             = Object[telemetry.Telemetry]
 )
 
-// PostQuantumGroup is the group of TLS 1.3 by which keys are agreed on so that who
-// records a connection today cannot read it with a quantum computer later
-// (X25519 and ML-KEM-768 together). Mesh mTLS prefers it; alone in
-// MeshConfig.meshMTLS.ecdhCurves it is required.
-const PostQuantumGroup = "X25519MLKEM768"
-
 // Mesh is one revision of the whole configuration.
 type Mesh struct {
 	// Config is MeshConfig with Istio's defaults filled in.

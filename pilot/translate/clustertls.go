@@ -108,9 +108,8 @@ func (b *clusterBuilder) meshTLS(sans []string, sni string) *corev3.TransportSoc
 
 // originate is TLS to a server that is not of the mesh.
 func (b *clusterBuilder) originate(in *networking.ClientTLSSettings) (*tlsv3.UpstreamTlsContext, error) {
-	common := &tlsv3.CommonTlsContext{TlsParams: &tlsv3.TlsParameters{
-		TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2, TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
-	}}
+	common := &tlsv3.CommonTlsContext{TlsParams: b.t.defaultTLSParams()}
+	common.TlsParams.TlsMaximumProtocolVersion = tlsv3.TlsParameters_TLSv1_3
 	ctx := &tlsv3.UpstreamTlsContext{CommonTlsContext: common, Sni: in.GetSni()}
 	sans := in.GetSubjectAltNames()
 	if len(sans) == 0 && b.key.svc.Kind == "ServiceEntry" {

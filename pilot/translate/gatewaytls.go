@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	meshv1 "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/writ-mesh/writ/pilot/envoy"
@@ -24,7 +25,7 @@ func (t *Translator) serverTLS(p *model.Proxy, s *gatewayServer) (*tlsv3.Downstr
 		}
 		return envoy.DownstreamTLS(t.mesh, alpn), nil
 	}
-	common := &tlsv3.CommonTlsContext{TlsParams: tlsParameters(in), AlpnProtocols: alpn}
+	common := &tlsv3.CommonTlsContext{TlsParams: t.serverTLSParams(in), AlpnProtocols: alpn}
 	out := &tlsv3.DownstreamTlsContext{CommonTlsContext: common}
 	secrets, ok := t.serverSecrets(p, s)
 	if !ok {
@@ -126,17 +127,32 @@ func (t *Translator) clientValidation(p *model.Proxy, s *gatewayServer, secrets 
 	return v, nil
 }
 
-func tlsParameters(in *networking.ServerTLSSettings) *tlsv3.TlsParameters {
-	out := &tlsv3.TlsParameters{
-		TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2,
-		CipherSuites:              in.GetCipherSuites(),
+// serverTLSParams are those of the server, and MeshConfig.tlsDefaults where it says nothing.
+func (t *Translator) serverTLSParams(in *networking.ServerTLSSettings) *tlsv3.TlsParameters {
+	out := t.defaultTLSParams()
+	if t.mesh.Config.GetTlsDefaults().GetMinProtocolVersion() == meshv1.MeshConfig_TLSConfig_TLSV1_3 {
+		out.TlsMinimumProtocolVersion = tlsv3.TlsParameters_TLSv1_3
+	}
+	if suites := model.CipherSuites(in.GetCipherSuites()); len(suites) > 0 {
+		out.CipherSuites = suites
 	}
 	// The numbers of both enumerations are the same.
+	if v := in.GetMaxProtocolVersion(); v != networking.ServerTLSSettings_TLS_AUTO {
+		out.TlsMaximumProtocolVersion = tlsv3.TlsParameters_TlsProtocol(v)
+		out.TlsMinimumProtocolVersion = min(out.TlsMinimumProtocolVersion, out.TlsMaximumProtocolVersion)
+	}
 	if v := in.GetMinProtocolVersion(); v != networking.ServerTLSSettings_TLS_AUTO {
 		out.TlsMinimumProtocolVersion = tlsv3.TlsParameters_TlsProtocol(v)
 	}
-	if v := in.GetMaxProtocolVersion(); v != networking.ServerTLSSettings_TLS_AUTO {
-		out.TlsMaximumProtocolVersion = tlsv3.TlsParameters_TlsProtocol(v)
-	}
 	return out
+}
+
+// defaultTLSParams are for TLS with who is not of the mesh.
+func (t *Translator) defaultTLSParams() *tlsv3.TlsParameters {
+	d := t.mesh.Config.GetTlsDefaults()
+	return &tlsv3.TlsParameters{
+		TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2,
+		CipherSuites:              model.CipherSuites(d.GetCipherSuites()),
+		EcdhCurves:                model.Curves(d.GetEcdhCurves()),
+	}
 }
