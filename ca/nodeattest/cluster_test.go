@@ -61,7 +61,7 @@ func TestRealCluster(t *testing.T) {
 	c.Pod(t, "writ-system", "nodeagent-3", "nodeagent", "n1")
 	deletedAccount := token("writ-system", "gone", "gone-1", "n1")
 	c.Delete(t, "/api/v1/namespaces/writ-system/serviceaccounts/gone")
-	stranger := newSigner(t, "k1")
+	stranger := newSigner(t, 0, "k1")
 
 	const agent, pilot = "/writ/node/n1", "/writ/pilot"
 	for _, tc := range []struct {

@@ -78,9 +78,16 @@ type signer struct {
 	kid string
 }
 
-func newSigner(t *testing.T, kid string) signer {
+// keys of as many clusters as one test has, for all tests: making them takes a quarter
+// of a second.
+var keys = [3]func() (*rsa.PrivateKey, error){sync.OnceValues(makeKey), sync.OnceValues(makeKey), sync.OnceValues(makeKey)}
+
+func makeKey() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) }
+
+// newSigner has the n-th key.
+func newSigner(t *testing.T, n int, kid string) signer {
 	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	key, err := keys[n]()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,12 +152,12 @@ func newAttestor(t *testing.T, ks ...nodeattest.Kubernetes) *nodeattest.Attestor
 
 // TestKubernetesTokens is the table of what is a token and what is not.
 func TestKubernetesTokens(t *testing.T) {
-	s, other := newSigner(t, "k1"), newSigner(t, "k1")
+	s, other := newSigner(t, 0, "k1"), newSigner(t, 1, "k1")
 	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	private := newSigner(t, "private")
+	private := newSigner(t, 2, "private")
 	k := cluster()
 	k.JWKSFile = write(t, "jwks.json", jwks(t, s.jwk(), jose.JSONWebKey{Key: ec.Public(), KeyID: "e1"},
 		jose.JSONWebKey{Key: private.key, KeyID: private.kid}, jose.JSONWebKey{Key: s.key.Public(), KeyID: "enc", Use: "enc"}))
@@ -241,7 +248,7 @@ func raw(t *testing.T, header string, c claims, key []byte) string {
 }
 
 func TestKeysOfTwoClusters(t *testing.T) {
-	one, two := newSigner(t, "k1"), newSigner(t, "k1")
+	one, two := newSigner(t, 0, "k1"), newSigner(t, 1, "k1")
 	first, second := cluster(), cluster()
 	first.JWKSFile, first.NodePrefix = write(t, "jwks.json", jwks(t, one.jwk())), "a-"
 	second.JWKSFile, second.NodePrefix, second.Issuer = write(t, "jwks.json", jwks(t, two.jwk())), "b-", "https://other"
@@ -268,7 +275,7 @@ func server(t *testing.T, h http.Handler) (*httptest.Server, string) {
 }
 
 func TestKeysAreFetched(t *testing.T) {
-	s, next := newSigner(t, "k1"), newSigner(t, "k2")
+	s, next := newSigner(t, 0, "k1"), newSigner(t, 1, "k2")
 	var mu sync.Mutex
 	answer, fetched, broken := jwks(t, s.jwk()), 0, false
 	api, root := server(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -328,7 +335,7 @@ func TestKeysAreFetched(t *testing.T) {
 func TestUnreachableKeysAreNoRefusal(t *testing.T) {
 	k := cluster()
 	k.JWKSFile = filepath.Join(t.TempDir(), "missing")
-	s := newSigner(t, "k1")
+	s := newSigner(t, 0, "k1")
 	a := newAttestor(t, k)
 	token := s.token(t, projected("writ-system", "nodeagent", "n1"))
 	if _, err := a.Kubernetes(t.Context(), token); !errors.Is(err, nodeattest.ErrUnavailable) {
@@ -415,7 +422,7 @@ func (r *review) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 }
 
 func TestTokenReview(t *testing.T) {
-	s, other := newSigner(t, "k1"), newSigner(t, "k1")
+	s, other := newSigner(t, 0, "k1"), newSigner(t, 1, "k1")
 	r := &review{t: t, key: s.key.Public()}
 	api, root := server(t, r)
 	k := cluster()
