@@ -44,34 +44,45 @@ func issue(ctx context.Context, l *Log, n int) error {
 
 func TestPostgreSQL(t *testing.T) {
 	server := pgtest.Start(t)
-	t.Run("conformance", func(t *testing.T) {
-		urls := make(map[ledger.Store]string)
-		ledgertest.Run(t,
-			func(t *testing.T) ledger.Store {
-				url := server.Schema(t)
-				l := open(t, url)
-				urls[l] = url
-				return l
-			},
-			func(t *testing.T, s ledger.Store) ledger.Store {
-				if err := s.Close(); err != nil {
-					t.Fatal(err)
-				}
-				l := open(t, urls[s])
-				urls[l] = urls[s]
-				return l
+	t.Run("while it lives", func(t *testing.T) {
+		for name, test := range map[string]func(*testing.T){
+			"conformance":         func(t *testing.T) { testConformance(t, server) },
+			"replicas":            func(t *testing.T) { testReplicas(t, server.Schema(t)) },
+			"watch over replicas": func(t *testing.T) { testWatchReplicas(t, server.Schema(t)) },
+			"start together":      func(t *testing.T) { testStartTogether(t, server.Schema(t)) },
+			"tampering":           func(t *testing.T) { testTampering(t, server) },
+			"not durable":         func(t *testing.T) { testSynchronous(t, server) },
+			"hanging replica":     func(t *testing.T) { testHanging(t, server.Schema(t)) },
+		} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				test(t)
 			})
+		}
 	})
-	t.Run("replicas", func(t *testing.T) { testReplicas(t, server.Schema(t)) })
-	t.Run("watch over replicas", func(t *testing.T) { testWatchReplicas(t, server.Schema(t)) })
-	t.Run("start together", func(t *testing.T) { testStartTogether(t, server.Schema(t)) })
-	t.Run("tampering", func(t *testing.T) { testTampering(t, server) })
-	t.Run("not durable", func(t *testing.T) { testSynchronous(t, server) })
-	t.Run("hanging replica", func(t *testing.T) { testHanging(t, server.Schema(t)) })
 	t.Run("idle", func(t *testing.T) { testIdle(t, server) })
 	t.Run("away under load", func(t *testing.T) { testAway(t, server) })
 	t.Run("frozen", func(t *testing.T) { testFrozen(t, server) })
 	t.Run("away at start", func(t *testing.T) { testAwayAtStart(t, server) })
+}
+
+func testConformance(t *testing.T, server *pgtest.Server) {
+	urls := make(map[ledger.Store]string)
+	ledgertest.Run(t,
+		func(t *testing.T) ledger.Store {
+			url := server.Schema(t)
+			l := open(t, url)
+			urls[l] = url
+			return l
+		},
+		func(t *testing.T, s ledger.Store) ledger.Store {
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			l := open(t, urls[s])
+			urls[l] = urls[s]
+			return l
+		})
 }
 
 // Several replicas write at once: nothing is lost or twice, a token is good once, and
