@@ -31,8 +31,10 @@ func Run(ctx context.Context, f func() error) error {
 		// Never unlocked: the thread, whose priority cannot be raised again, ends with
 		// the goroutine.
 		runtime.LockOSThread()
-		lower()
-		done <- Try(f)
+		end := lower().watch()
+		err := Try(f)
+		end()
+		done <- err
 	}()
 	return <-done
 }

@@ -7,9 +7,9 @@ import (
 )
 
 // room is how many bytes of garbage gather while work is done: what compiling some ten
-// thousand rules makes. Most of what is live meanwhile is garbage when the work is done
+// thousand rules makes, and requests meanwhile. Most of what is live meanwhile is garbage when the work is done
 // and what it made has taken the place of what was.
-const room = 400 << 20
+const room = 512 << 20
 
 // garbage is the rule of this process.
 var garbage service.Garbage
