@@ -125,7 +125,7 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 		return nil, err
 	}
 	m.discovers = boot["discovery"] != nil
-	if !m.discovers {
+	if !m.discovers || discoversByHTTP(boot) {
 		basedoc.Everywhere()
 	}
 	section, err := json.Marshal(boot["services"])
@@ -171,6 +171,29 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 	}
 	m.opa.Register(discovery.Name, d)
 	return m, nil
+}
+
+// discoversByHTTP says that discovery has its bundle by HTTP and in no other way, as from a
+// registry or from disk: OPA reads the data in it whatever basedoc.Everywhere changes.
+func discoversByHTTP(boot map[string]any) bool {
+	section, ok := boot["discovery"].(map[string]any)
+	if kept, set := section["persist"]; !ok || set && kept != false {
+		return false
+	}
+	raw, err := json.Marshal(boot["services"])
+	if err != nil {
+		return false
+	}
+	services, err := listServices(raw)
+	if err != nil {
+		return false
+	}
+	for _, s := range services { // one of them is discovery's, by rules of OPA's own
+		if kind, set := s["type"]; set && kind != "" {
+			return false
+		}
+	}
+	return true
 }
 
 // orNothing is b, or nothing for JSON's null.

@@ -193,6 +193,33 @@ func TestDiscovery(t *testing.T) {
 	s.set("/d.tar.gz", bundletest.Tarball(t, map[string]string{"discovery.rego": "package discovery\nconfig := {\"bundles\": {\"b\": {\"service\": \"none\"}}}"}))
 	s.set("/c.tar.gz", bundletest.Tarball(t, policy(3)))
 	r.decides(t, "3 3")
+	// What it brought is compiled by us, beside requests, and trimmed.
+	if c := r.Current().compiler; c.Graph != nil {
+		t.Error("it was compiled by OPA alone")
+	}
+}
+
+// Where discovery's own bundle comes otherwise than by HTTP, OPA reads bundles by itself.
+func TestDiscoversByHTTP(t *testing.T) {
+	for text, want := range map[string]bool{
+		`{"services": {"s": {"url": "http://h"}}, "discovery": {"service": "s"}}`:                                          true,
+		`{"services": [{"name": "s", "url": "http://h", "type": ""}], "discovery": {"persist": false}}`:                    true,
+		`{"services": {"s": {"url": "http://h"}}, "discovery": {"persist": true}}`:                                         false,
+		`{"services": {"s": {"url": "http://h"}}, "discovery": {"persist": "true"}}`:                                       false,
+		`{"services": {"s": {"url": "http://h"}, "r": {"url": "http://r", "type": "OCI"}}, "discovery": {"service": "s"}}`: false,
+		`{"services": [{"name": "s", "url": "http://h", "type": "oci"}], "discovery": {}}`:                                 false,
+		`{"services": 7, "discovery": {}}`:                                                                                 false,
+		`{"services": {"s": {"url": "http://h"}}, "discovery": 7}`:                                                         false,
+		`{"services": {"s": {"url": "http://h"}}}`:                                                                         false,
+	} {
+		boot := map[string]any{}
+		if err := json.Unmarshal([]byte(text), &boot); err != nil {
+			t.Fatal(err)
+		}
+		if got := discoversByHTTP(boot); got != want {
+			t.Errorf("%s: %v", text, got)
+		}
+	}
 }
 
 // A configuration that was discovered and kept, and that is data rather than rules,
