@@ -2,6 +2,7 @@ package pilot
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -33,6 +34,8 @@ type Source interface {
 	// is wrong, the mesh has what was last good. The mesh is nil if there is
 	// nothing to go by; it must not be changed after it was returned.
 	Read() (mesh *model.Mesh, changed bool, problems []meshdir.Problem)
+	// Stamp differs if the files are not what they were when it was asked for before.
+	Stamp() [sha256.Size]byte
 	// Watch has a value soon after something may have changed and the files have
 	// come to rest; it is closed when ctx ends.
 	Watch(ctx context.Context) <-chan struct{}
@@ -100,6 +103,8 @@ type Pilot struct {
 	keySets     *keysource.Keeper
 	keyProblems []meshdir.Problem
 	problems    []meshdir.Problem
+	// stamp is that of the files when they were read last.
+	stamp [sha256.Size]byte
 	// failed is why the files as they stand cannot be translated, or not for
 	// everybody.
 	failed []meshdir.Problem
@@ -176,10 +181,11 @@ func (p *Pilot) written(now time.Time) time.Time {
 
 // read takes what the files say now and distributes it if it is new.
 func (p *Pilot) read(written time.Time) {
+	stamp := p.source.Stamp()
 	mesh, changed, problems := p.source.Read()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.problems = problems
+	p.problems, p.stamp = problems, stamp
 	if mesh == nil {
 		p.health.Set("configuration", errors.New("there is no configuration that can be used yet; see the problems in writ status"))
 	} else if changed || p.current == nil {

@@ -3,6 +3,7 @@ package pilot
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -92,6 +94,12 @@ func (m *memory) Contents(*model.Mesh) map[string][]byte {
 }
 
 func (m *memory) Watch(context.Context) <-chan struct{} { return m.signal }
+
+func (m *memory) Stamp() [sha256.Size]byte {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return sha256.Sum256(fmt.Appendf(nil, "%v", m.files))
+}
 
 // fixture is a pilot over memory with a plain-text listener in memory.
 type fixture struct {
@@ -356,6 +364,45 @@ func TestNumberSurvivesARestart(t *testing.T) {
 	run(files, "serving 1", "1 live")
 	files["two.yaml"] = entry("two", "8002")
 	run(files, "serving 2", "2 live")
+}
+
+// TestStatusWaitsForTheFiles: who writes a file and asks at once is not told of the
+// revision before, although the watch lets files come to rest first.
+func TestStatusWaitsForTheFiles(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, "", map[string]string{"one.yaml": entry("one", "8001")})
+		synctest.Wait()
+		client := pilotpb.NewStatusClient(f.dial())
+		edit := func(text string) {
+			f.source.mu.Lock()
+			defer f.source.mu.Unlock()
+			f.source.files["one.yaml"], f.source.changed = []byte(text), true
+		}
+		for i, ask := range []func() (*pilotpb.GetStatusResponse, error){
+			func() (*pilotpb.GetStatusResponse, error) {
+				return client.GetStatus(t.Context(), &pilotpb.GetStatusRequest{})
+			},
+			func() (*pilotpb.GetStatusResponse, error) {
+				str, err := client.WatchStatus(t.Context(), &pilotpb.WatchStatusRequest{})
+				if err != nil {
+					return nil, err
+				}
+				return str.Recv()
+			},
+		} {
+			edit(entry("one", fmt.Sprint(8002+i)))
+			time.AfterFunc(30*time.Millisecond, func() { f.source.signal <- struct{}{} })
+			if st, err := ask(); err != nil || st.Serving != uint64(2+i) {
+				t.Errorf("%d: serving %d, %v", i, st.GetServing(), err)
+			}
+		}
+		// Files that nobody tells of hold an answer up for a while only.
+		edit(entry("one", "8009"))
+		began := time.Now()
+		if st, err := client.GetStatus(t.Context(), &pilotpb.GetStatusRequest{}); err != nil || st.Serving != 3 || time.Since(began) != catchUpMost {
+			t.Errorf("serving %d after %s, %v", st.GetServing(), time.Since(began), err)
+		}
+	})
 }
 
 func TestWatchStatusTellsChanges(t *testing.T) {

@@ -118,18 +118,45 @@ type statusService struct {
 	pilot *Pilot
 }
 
-// GetStatus returns the state at this moment.
-func (s *statusService) GetStatus(context.Context, *pilotpb.GetStatusRequest) (*pilotpb.GetStatusResponse, error) {
+// GetStatus returns the state of the files as they are.
+func (s *statusService) GetStatus(ctx context.Context, _ *pilotpb.GetStatusRequest) (*pilotpb.GetStatusResponse, error) {
+	s.pilot.catchUp(ctx)
 	st, _ := s.pilot.status()
 	return st, nil
+}
+
+// catchUpMost is how long a status waits for files that keep changing.
+const catchUpMost = 5 * time.Second
+
+// catchUp waits until the files have been read as they are: who writes a file and asks
+// at once means what he wrote, and the watch lets files come to rest first.
+func (p *Pilot) catchUp(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, catchUpMost)
+	defer cancel()
+	for {
+		p.mu.Lock()
+		read, changed := p.stamp, p.changed
+		p.mu.Unlock()
+		if p.source.Stamp() == read {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.xds.Stopped():
+			return
+		case <-changed:
+		}
+	}
 }
 
 // statusPause is the least time between two messages of WatchStatus: a thousand
 // clients that acknowledge make a few messages, not a thousand.
 const statusPause = 20 * time.Millisecond
 
-// WatchStatus sends the state at once and after every change.
+// WatchStatus sends the state of the files as they are, and after every change.
 func (s *statusService) WatchStatus(_ *pilotpb.WatchStatusRequest, stream grpc.ServerStreamingServer[pilotpb.GetStatusResponse]) error {
+	s.pilot.catchUp(stream.Context())
 	for {
 		st, changed := s.pilot.status()
 		if err := stream.Send(st); err != nil {

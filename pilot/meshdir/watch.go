@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"hash"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -56,7 +57,7 @@ func (w *watch) follow() {
 	if w.events == nil {
 		return
 	}
-	_ = w.folders(func(path string, entry fs.DirEntry) {
+	_ = w.reader.folders(func(path string, entry fs.DirEntry) {
 		if entry.IsDir() {
 			_ = w.events.Add(path) // the rescan covers what cannot be watched
 		}
@@ -67,8 +68,8 @@ func (w *watch) follow() {
 }
 
 // folders visits what is not hidden below the mesh directory.
-func (w *watch) folders(visit func(path string, entry fs.DirEntry)) error {
-	dir := w.reader.options.Dir
+func (r *Reader) folders(visit func(path string, entry fs.DirEntry)) error {
+	dir := r.options.Dir
 	return filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return nil //nolint:nilerr // Read reports what cannot be read
@@ -87,18 +88,32 @@ func (w *watch) folders(visit func(path string, entry fs.DirEntry)) error {
 // stat sums up names, sizes and times, to notice changes cheaply.
 func (w *watch) stat() (out [sha256.Size]byte) {
 	h := sha256.New()
-	add := func(path string) {
-		if info, err := os.Stat(path); err == nil && !info.IsDir() {
-			fmt.Fprintf(h, "%s\x00%d\x00%d\x00", path, info.Size(), info.ModTime().UnixNano())
-		}
-	}
-	_ = w.folders(func(path string, _ fs.DirEntry) { add(path) })
+	_ = w.reader.folders(func(path string, _ fs.DirEntry) { addFile(h, path) })
 	if f := w.reader.options.InstancesFile; f != "" {
-		add(f)
+		addFile(h, f)
 	}
 	for _, name := range w.reader.namedFiles() {
-		add(name)
+		addFile(h, name)
 	}
+	h.Sum(out[:0])
+	return out
+}
+
+func addFile(h hash.Hash, path string) {
+	if info, err := os.Stat(path); err == nil && !info.IsDir() {
+		fmt.Fprintf(h, "%s\x00%d\x00%d\x00", path, info.Size(), info.ModTime().UnixNano())
+	}
+}
+
+// Stamp sums up names, sizes and times of the configuration files of the mesh
+// directory as they are now. What programs write beside them is no part of it.
+func (r *Reader) Stamp() (out [sha256.Size]byte) {
+	h := sha256.New()
+	_ = r.folders(func(path string, _ fs.DirEntry) {
+		if name, err := filepath.Rel(r.options.Dir, path); err == nil && isConfiguration(filepath.ToSlash(name)) {
+			addFile(h, path)
+		}
+	})
 	h.Sum(out[:0])
 	return out
 }
