@@ -21,7 +21,7 @@ const (
 	// goodProbes in a row close the circuit.
 	goodProbes = 3
 	minPause   = 50 * time.Millisecond
-	maxPause   = 250 * time.Millisecond
+	maxPause   = 100 * time.Millisecond
 	// settleEvery is how often what single failed answers left owed is told while the
 	// circuit stays closed.
 	settleEvery = time.Second

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -57,13 +58,15 @@ func (c *bounded) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// dialer dials as the client library does.
+// dialer dials as the client library does. A server that is not reached is one that ends
+// the connection: of failed dials the library tries the next one no sooner than a second
+// after the one before, however soon a server is back or another one takes its place.
 func dialer(o *redis.Options) func(context.Context, string, string) (net.Conn, error) {
 	dial := redis.NewDialer(o)
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := dial(ctx, network, addr)
 		if err != nil {
-			return nil, err
+			return unreached{err}, nil //nolint:nilerr // the connection says so
 		}
 		if socket, ok := c.(syscall.Conn); ok {
 			return &boundedSocket{bounded{Conn: c}, socket}, nil
@@ -71,6 +74,34 @@ func dialer(o *redis.Options) func(context.Context, string, string) (net.Conn, e
 		return &bounded{Conn: c}, nil
 	}
 }
+
+// unreached is a connection to nobody: whatever is done with it fails for the reason that
+// the dial did.
+type unreached struct{ err error }
+
+// Read implements net.Conn.
+func (c unreached) Read([]byte) (int, error) { return 0, c.err }
+
+// Write implements net.Conn.
+func (c unreached) Write([]byte) (int, error) { return 0, c.err }
+
+// Close implements net.Conn.
+func (unreached) Close() error { return nil }
+
+// LocalAddr implements net.Conn.
+func (unreached) LocalAddr() net.Addr { return new(net.TCPAddr) }
+
+// RemoteAddr implements net.Conn.
+func (unreached) RemoteAddr() net.Addr { return new(net.TCPAddr) }
+
+// SetDeadline implements net.Conn.
+func (unreached) SetDeadline(time.Time) error { return nil }
+
+// SetReadDeadline implements net.Conn.
+func (unreached) SetReadDeadline(time.Time) error { return nil }
+
+// SetWriteDeadline implements net.Conn.
+func (unreached) SetWriteDeadline(time.Time) error { return nil }
 
 // answers follows a stream of answers from one byte to the next.
 type answers struct {

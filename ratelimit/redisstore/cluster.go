@@ -3,13 +3,13 @@ package redisstore
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"slices"
 	"strconv"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 )
 
@@ -68,7 +68,37 @@ func (s *Store) follow(ctx context.Context, client *redis.ClusterClient) error {
 		} // else the client goes on with what it knows, and so do we
 	}
 	look()
-	return service.Every(ctx, reloadEvery, func(time.Time) { look() })
+	tick := time.NewTicker(reloadEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.missed:
+			// The client itself looks no sooner than 200 ms after it did; to go through all
+			// masters is what it looks before, each time.
+			_ = client.ForEachMaster(ctx, func(context.Context, *redis.Client) error { return nil })
+			look()
+			select { // a moment for those who know nothing new
+			case <-ctx.Done():
+			case <-time.After(searchEvery):
+			}
+		case <-tick.C:
+			look()
+		}
+	}
+}
+
+// miss has the cluster's masters looked for now, if an error says that one may be another.
+func (s *Store) miss(err error) {
+	var said redis.Error
+	if s.missed == nil || err == nil || errors.As(err, &said) && !redis.HasErrorPrefix(err, "CLUSTERDOWN") && !redis.HasErrorPrefix(err, "READONLY") {
+		return
+	}
+	select {
+	case s.missed <- struct{}{}:
+	default:
+	}
 }
 
 // newOwners makes owners of what a cluster says. A master keeps its lane in lanes as

@@ -101,6 +101,7 @@ type Store struct {
 	options Options
 	lanes   []*lane
 	owners  atomic.Pointer[owners] // of a cluster's slots
+	missed  chan struct{}          // a master of a cluster did not answer; nil without a cluster
 	jobs    sync.Pool
 	epoch   time.Time
 }
@@ -130,6 +131,9 @@ func New(o Options) (*Store, error) {
 		client.AddHook(unrepeated{})
 	}
 	s := &Store{client: client, sha: redis.NewScript(source).Hash(), options: o, epoch: time.Now()}
+	if len(o.Cluster) > 0 {
+		s.missed = make(chan struct{}, 1)
+	}
 	for range nodes(&o) {
 		s.lanes = append(s.lanes, &lane{queue: make(chan *job, queueLength)})
 	}
@@ -330,6 +334,7 @@ func (s *Store) send(ctx context.Context, l *lane, jobs []*job, last bool) (agai
 	if failed == nil {
 		l.answered.Store(int64(s.elapsed()))
 	}
+	s.miss(failed)
 	for _, j := range jobs {
 		if len(j.forget) > 0 {
 			j.done <- nil // nobody waits

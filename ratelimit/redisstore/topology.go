@@ -16,6 +16,9 @@ const (
 	// reloadEvery is how old the picture of a cluster may be before it is asked for
 	// again: a master that is gone says nothing of who took its place.
 	reloadEvery = 250 * time.Millisecond
+	// searchEvery is how often it is asked for while a master does not answer: the servers
+	// need a second or two to make another one, and each of them knows it at once.
+	searchEvery = 20 * time.Millisecond
 	// redirects is how often a command follows a slot that has moved.
 	redirects = 3
 	// maxBackoff is how long it waits before it does.
@@ -78,7 +81,8 @@ func single(o Options) (redis.UniversalClient, error) {
 
 // sentinel makes a client that asks the sentinels for the master at each new
 // connection, and ends those to the old one when they tell of a new one, or when it
-// says that it is read-only.
+// says that it is read-only. A connection has time for a sentinel that hangs, as one does
+// that shares the master's machine: it is asked twice, then the others are.
 func sentinel(o Options) (redis.UniversalClient, error) {
 	if o.Sentinel.Master == "" || len(o.Sentinel.Addresses) == 0 {
 		return nil, errors.New("redis sentinel: want the master's name and addresses")
@@ -92,7 +96,7 @@ func sentinel(o Options) (redis.UniversalClient, error) {
 		Username: o.Username, Password: o.Password, DB: o.DB, TLSConfig: o.TLS,
 		Dialer:      dialer(&redis.Options{DialTimeout: ioTimeout, TLSConfig: o.TLS}),
 		Protocol:    2, // what sentinels push comes as plain lists
-		DialTimeout: ioTimeout, ReadTimeout: o.patience(), WriteTimeout: o.patience(), PoolTimeout: o.patience(),
+		DialTimeout: 5 * o.patience(), ReadTimeout: o.patience(), WriteTimeout: o.patience(), PoolTimeout: o.patience(),
 		DialerRetries: 1, MaxRetries: -1, PoolSize: o.Workers, DisableIdentity: true,
 	}), nil
 }

@@ -24,8 +24,8 @@ import (
 
 // failovers is how often the master changes in each topology, few by default, and how
 // long nobody may have an answer then. A machine that does other things too is only
-// asked whether it comes back by itself; make failovers asks for 20 and two seconds, and
-// for what the servers themselves wait before they miss a master that was killed.
+// asked whether it comes back by itself; make failovers asks for 20 and two seconds,
+// with the time in which the servers themselves miss a master and choose another.
 func failovers(t *testing.T, few int) (times int, bound time.Duration) {
 	t.Helper()
 	text := os.Getenv("WRIT_FAILOVERS")
@@ -41,7 +41,7 @@ func failovers(t *testing.T, few int) (times int, bound time.Duration) {
 
 // underLoad asks all the time while the master changes again and again. Nobody
 // starts anything anew, and each time answers come again.
-func underLoad(t *testing.T, s *redisstore.Store, key string, few int, missed time.Duration, failover func()) {
+func underLoad(t *testing.T, s *redisstore.Store, key string, few int, failover func()) {
 	u := limit.Use{Key: key, Limit: storetest.Sliding(t, 1<<31, time.Hour), Hits: 1}
 	ask := func() error {
 		return s.Decide(t.Context(), time.Now(), []limit.Use{u}, make([]limit.Outcome, 1))
@@ -65,7 +65,6 @@ func underLoad(t *testing.T, s *redisstore.Store, key string, few int, missed ti
 		}
 	})
 	times, bound := failovers(t, few)
-	bound += missed
 	for i := range times {
 		longest.Store(0)
 		failover()
@@ -94,8 +93,8 @@ func TestSentinel(t *testing.T) {
 		Password: "s3cret", Timeout: time.Second,
 	}
 	s := run(t, o)
-	t.Run("handed over", func(t *testing.T) { underLoad(t, s, "k", 2, 0, func() { set.Failover(t) }) })
-	t.Run("killed", func(t *testing.T) { underLoad(t, s, "k", 1, time.Second, func() { set.Crash(t) }) })
+	t.Run("handed over", func(t *testing.T) { underLoad(t, s, "k", 2, func() { set.Failover(t) }) })
+	t.Run("killed", func(t *testing.T) { underLoad(t, s, "k", 1, func() { set.Crash(t) }) })
 	refused := func(what string, o redisstore.Options) {
 		t.Helper()
 		if _, err := one(t, run(t, o), limit.Use{Key: "k", Limit: storetest.Sliding(t, 1, time.Minute), Hits: 1}); err == nil {
@@ -111,6 +110,29 @@ func TestSentinel(t *testing.T) {
 	wrong = o
 	_, wrong.TLS = overTLS(t)
 	refused("a sentinel with another root", wrong)
+}
+
+// TestHangingSentinel: the others are asked, whichever of them hangs.
+func TestHangingSentinel(t *testing.T) {
+	t.Parallel()
+	set := redistest.StartSentinel(t, "s3cret")
+	first, second := set.Another(t), set.Another(t)
+	s := run(t, redisstore.Options{
+		Sentinel: redisstore.Sentinel{Master: redistest.MasterName, Addresses: []string{first.Address(), second.Address()}, Password: "s3cret"},
+		Password: "s3cret", Timeout: time.Second,
+	})
+	u := limit.Use{Key: "k", Limit: storetest.Sliding(t, 1000, time.Hour), Hits: 1}
+	asks := func() error {
+		_, err := one(t, s, u)
+		return err
+	}
+	proctest.Eventually(t, 20*time.Second, asks)
+	for _, hung := range []*redistest.Server{first, second} {
+		hung.Freeze()
+		set.Sever(t)
+		proctest.Eventually(t, 20*time.Second, asks)
+		hung.Thaw()
+	}
 }
 
 // overTLS gives the arguments of servers that speak TLS to everybody, and what trusts
@@ -198,8 +220,8 @@ func TestCluster(t *testing.T) {
 		proctest.Until(t, 20*time.Second, fmt.Sprintf("use %d to be given back", i), func() bool { return ask(u)[0].Remaining == 9 })
 	}
 	key := set.Key(t, 0)
-	t.Run("handed over", func(t *testing.T) { underLoad(t, s, key, 2, 0, func() { set.Failover(t) }) })
-	t.Run("killed", func(t *testing.T) { underLoad(t, s, key, 1, 3*time.Second, func() { set.Crash(t) }) })
+	t.Run("handed over", func(t *testing.T) { underLoad(t, s, key, 2, func() { set.Failover(t) }) })
+	t.Run("killed", func(t *testing.T) { underLoad(t, s, key, 1, func() { set.Crash(t) }) })
 }
 
 // TestWrongTopology: what cannot be meant is refused before anything is asked.
@@ -214,6 +236,30 @@ func TestWrongTopology(t *testing.T) {
 	} {
 		if _, err := redisstore.New(o); err == nil {
 			t.Errorf("%s: taken", name)
+		}
+	}
+}
+
+// TestBackAtOnce: however often a server was not reached, who asks it once it is back has
+// an answer.
+func TestBackAtOnce(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	u := limit.Use{Key: "k", Limit: storetest.Sliding(t, 100, time.Minute), Hits: 1}
+	for where, address := range map[string]string{"TCP": server.Address(), "a socket": server.Socket()} {
+		s := run(t, redisstore.Options{Address: address, Timeout: 10 * time.Second})
+		if _, err := one(t, s, u); err != nil {
+			t.Fatalf("%s: %v", where, err)
+		}
+		server.Kill()
+		for range 20 {
+			if _, err := one(t, s, u); err == nil {
+				t.Fatalf("%s: a dead server decides", where)
+			}
+		}
+		server.Restart(t)
+		if _, err := one(t, s, u); err != nil {
+			t.Errorf("%s: a server that is back does not decide: %v", where, err)
 		}
 	}
 }

@@ -19,6 +19,8 @@ const MasterName = "limits"
 type SentinelSet struct {
 	Servers  [2]*Server
 	sentinel *Server
+	password string
+	own      []string // arguments of each server
 	auth     []string
 }
 
@@ -29,37 +31,49 @@ func (s *SentinelSet) Address() string { return s.sentinel.Address() }
 // and the sentinel ask for the password.
 func StartSentinel(t testing.TB, password string, args ...string) *SentinelSet {
 	t.Helper()
-	s := &SentinelSet{auth: []string{"-a", password, "--no-auth-warning"}}
-	own := args
+	s := &SentinelSet{password: password, own: args, auth: []string{"-a", password, "--no-auth-warning"}}
 	args = append(args, "--requirepass", password, "--masterauth", password)
 	s.Servers[0] = Start(t, append(args, "--repl-diskless-sync-delay", "0")...)
 	s.Servers[1] = Start(t, append(args, "--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1 "+fmt.Sprint(s.Servers[0].port))...)
-	s.sentinel = unstarted(t, own...)
-	port := "port " + fmt.Sprint(s.sentinel.port)
-	if s.sentinel.roots() != "" {
+	s.sentinel = s.Another(t)
+	return s
+}
+
+// Another starts one more sentinel; the set does not ask it.
+func (s *SentinelSet) Another(t testing.TB) *Server {
+	t.Helper()
+	one := unstarted(t, s.own...)
+	port := "port " + fmt.Sprint(one.port)
+	if one.roots() != "" {
 		port = "port 0\ntls-" + port
 	}
 	conf := []string{
-		port, "bind 127.0.0.1", "dir " + s.sentinel.dir,
+		port, "bind 127.0.0.1", "dir " + one.dir,
 		fmt.Sprintf("sentinel monitor %s 127.0.0.1 %d 1", MasterName, s.Servers[0].port),
-		"sentinel down-after-milliseconds " + MasterName + " 1000",
+		"sentinel down-after-milliseconds " + MasterName + " 700",
 		"sentinel failover-timeout " + MasterName + " 3000",
-		"requirepass " + password, "sentinel auth-pass " + MasterName + " " + password,
+		"requirepass " + s.password, "sentinel auth-pass " + MasterName + " " + s.password,
 	}
-	for i := 0; i+1 < len(own); i += 2 {
-		conf = append(conf, strings.TrimPrefix(own[i], "--")+" "+own[i+1])
+	for i := 0; i+1 < len(s.own); i += 2 {
+		conf = append(conf, strings.TrimPrefix(s.own[i], "--")+" "+s.own[i+1])
 	}
-	file := filepath.Join(s.sentinel.dir, "sentinel.conf")
+	file := filepath.Join(one.dir, "sentinel.conf")
 	if err := os.WriteFile(file, []byte(strings.Join(conf, "\n")+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.sentinel.Process = proctest.Start(t, s.sentinel.bin, file, "--sentinel")
-	s.sentinel.listens(t)
-	// It asks and tells as often as in a set that is an hour old and in trouble. What it
-	// knows of a replica is good for five pings once the master is down, and it asks each
-	// second then.
-	s.command(t, s.sentinel, "SENTINEL", "DEBUG", "info-period", "100", "ping-period", "250", "publish-period", "100")
-	return s
+	one.Process = proctest.Start(t, one.bin, file, "--sentinel")
+	one.listens(t)
+	// It asks and tells as often as in a set that is in trouble: this one is a second old.
+	// It also connects anew only once in a ping's period, 1 s by default: one that waits for
+	// less than that takes for dead whom it just made the master.
+	s.command(t, one, "SENTINEL", "DEBUG", "info-period", "100", "ping-period", "250", "publish-period", "100")
+	return one
+}
+
+// Sever ends all connections of clients to the master.
+func (s *SentinelSet) Sever(t testing.TB) {
+	t.Helper()
+	s.command(t, s.Master(t), "CLIENT", "KILL", "TYPE", "normal")
 }
 
 func (s *SentinelSet) command(t testing.TB, to *Server, args ...string) string {
@@ -124,11 +138,14 @@ func (s *SentinelSet) Failover(t testing.TB) {
 func (s *SentinelSet) Crash(t testing.TB) {
 	t.Helper()
 	before, next := s.replicated(t)
-	proctest.Until(t, 30*time.Second, "a sentinel that knows the replica", func() bool {
-		return strings.Contains(s.command(t, s.sentinel, "SENTINEL", "REPLICAS", MasterName), fmt.Sprint(next.port))
+	proctest.Until(t, 30*time.Second, "a sentinel that knows the replica and finds it well", func() bool {
+		said := s.command(t, s.sentinel, "SENTINEL", "REPLICAS", MasterName)
+		return strings.Contains(said, fmt.Sprint(next.port)) && !strings.Contains(said, "s_down") && !strings.Contains(said, "disconnected")
 	})
 	before.Kill()
+	killed := time.Now()
 	proctest.Until(t, 30*time.Second, "the replica to be the master", func() bool { return s.Master(t) == next })
+	t.Logf("the sentinel says so %s after the master was killed", time.Since(killed).Round(time.Millisecond))
 	before.args = append(without(before.args, "--replicaof"), "--replicaof", "127.0.0.1 "+fmt.Sprint(next.port))
 	before.Restart(t)
 }
