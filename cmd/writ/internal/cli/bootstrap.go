@@ -21,6 +21,7 @@ import (
 
 func bootstrapCommand() *cobra.Command {
 	var agent, key, mode, out, proxy string
+	var o output
 	c := &cobra.Command{
 		Use:   "bootstrap INSTANCES",
 		Short: "Write the configuration that an Envoy of the mesh starts with",
@@ -51,9 +52,14 @@ key, --key FILE, which the agent has as proxy_key; it is made if it is not there
 				return err
 			}
 			b := bootstraps{socket: socket, secrets: secrets, out: out, mode: fs.FileMode(perm), proxy: proxy}
-			return b.write(args[0], cmd.OutOrStdout())
+			written, err := b.write(args[0], cmd.OutOrStdout())
+			if err != nil || proxy != "" { // which is JSON by itself
+				return err
+			}
+			return o.print(cmd.OutOrStdout(), written, func(io.Writer) error { return nil })
 		},
 	}
+	o.register(c)
 	f := c.Flags()
 	f.StringVar(&agent, "agent", "unix:///run/writ/nodeagent.sock", "the node agent's `socket`, unix:///path, as the proxies see it")
 	f.StringVar(&key, "key", "/var/lib/writ/nodeagent/"+proxysecret.File, "the node's key for proxies' secrets, in this `file`")
@@ -72,37 +78,45 @@ type bootstraps struct {
 	mode       fs.FileMode
 }
 
-func (o bootstraps) write(file string, w io.Writer) error {
+// writtenBootstrap says where the bootstrap of a proxy is.
+type writtenBootstrap struct {
+	Proxy string `json:"proxy"`
+	File  string `json:"file"`
+}
+
+func (o bootstraps) write(file string, w io.Writer) (written []writtenBootstrap, err error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	instances, problems := meshdir.ParseInstances(filepath.Base(file), data)
 	if bad := meshdir.Errors(problems); len(bad) > 0 {
-		return fmt.Errorf("%s", bad[0].String())
+		return nil, fmt.Errorf("%s", bad[0].String())
 	}
 	var names []string
 	for _, in := range instances {
 		b, err := o.of(in)
 		if err != nil {
-			return fmt.Errorf("%s/%s: %w", in.Namespace, in.Name, err)
+			return nil, fmt.Errorf("%s/%s: %w", in.Namespace, in.Name, err)
 		}
 		name := in.Namespace + "/" + in.Name
 		names = append(names, name)
 		switch {
 		case name == o.proxy:
 			_, err = w.Write(b)
-			return err
+			return nil, err
 		case o.out != "":
-			if err := atomicfile.Write(filepath.Join(o.out, in.Namespace+"-"+in.Name+".json"), b, o.mode); err != nil {
-				return err
+			path := filepath.Join(o.out, in.Namespace+"-"+in.Name+".json")
+			if err := atomicfile.Write(path, b, o.mode); err != nil {
+				return nil, err
 			}
+			written = append(written, writtenBootstrap{Proxy: name, File: path})
 		}
 	}
 	if o.proxy != "" {
-		return fmt.Errorf("%s has no proxy %q; it has %s", file, o.proxy, strings.Join(names, ", "))
+		return nil, fmt.Errorf("%s has no proxy %q; it has %s", file, o.proxy, strings.Join(names, ", "))
 	}
-	return nil
+	return written, nil
 }
 
 // of binds an explicit proxy's own listeners to the replica's address,

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,8 +38,13 @@ func TestBootstrap(t *testing.T) {
 		code := Main(append([]string{"bootstrap", file, "--key", key}, args...), &stdout, &stderr)
 		return code, stdout.String(), stderr.String()
 	}
-	if code, _, stderr := run(agent, "--out", dir); code != 0 {
-		t.Fatal(stderr)
+	if code, stdout, stderr := run(agent, "--out", dir); code != 0 || stdout != "" {
+		t.Fatal(stdout, stderr)
+	}
+	var written []writtenBootstrap
+	if code, stdout, stderr := run(agent, "--out", dir, "-o", "json"); code != 0 || json.Unmarshal([]byte(stdout), &written) != nil || len(written) != 2 ||
+		written[1] != (writtenBootstrap{Proxy: "shop/db-1", File: filepath.Join(dir, "shop-db-1.json")}) {
+		t.Errorf("exit code %d, %s, %s", code, stdout, stderr)
 	}
 	for name, want := range map[string]struct{ id, admin string }{
 		"shop-web-1": {"sidecar~10.0.0.1~web-1.shop~shop.svc.cluster.local", "127.0.0.1"},

@@ -91,17 +91,25 @@ func (o *output) register(c *cobra.Command) {
 	c.Flags().StringVarP((*string)(o), "output", "o", "table", "how to print: table or json")
 }
 
+// known is for commands that take a while before they print.
+func (o *output) known() error {
+	if *o != "table" && *o != "json" && *o != "" {
+		return fmt.Errorf("-o %q: want table or json", string(*o))
+	}
+	return nil
+}
+
 // print writes v as JSON, or calls table.
 func (o *output) print(w io.Writer, v any, table func(io.Writer) error) error {
-	switch *o {
-	case "table", "":
-		return table(w)
-	case "json":
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		return enc.Encode(v)
+	if err := o.known(); err != nil {
+		return err
 	}
-	return fmt.Errorf("-o %q: want table or json", string(*o))
+	if *o != "json" {
+		return table(w)
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
 }
 
 // arguments wants from least to most arguments; what tells which.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -215,7 +216,15 @@ func firstLine(s string) string {
 	return line
 }
 
+// waited is what writ wait tells.
+type waited struct {
+	Live bool `json:"live"`
+	// Revision is what Envoys are given now.
+	Revision string `json:"revision"`
+}
+
 func waitCommand() *cobra.Command {
+	var o output
 	var state string
 	var timeout time.Duration
 	c := &cobra.Command{
@@ -225,6 +234,9 @@ func waitCommand() *cobra.Command {
 		Example: "  writ wait examples/bookinfo --timeout 5s",
 		Args:    anyDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := o.known(); err != nil {
+				return err
+			}
 			conn, err := admin(meshDir(args), state, "pilot")
 			if err != nil {
 				return err
@@ -232,25 +244,44 @@ func waitCommand() *cobra.Command {
 			defer conn.Close()
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
-			stream, err := pilotpb.NewStatusClient(conn).WatchStatus(ctx, &pilotpb.WatchStatusRequest{})
+			w, err := waitLive(ctx, pilotpb.NewStatusClient(conn))
 			if err != nil {
 				return err
 			}
-			for {
-				st, err := stream.Recv()
-				switch {
-				case ctx.Err() != nil:
-					return failed(fmt.Errorf("not live within %s: `writ status %s` says why", timeout, meshDir(args)))
-				case err != nil:
-					return err
-				case healthy(st):
-					fmt.Fprintf(cmd.OutOrStdout(), "revision %d is live\n", st.GetServing())
-					return nil
+			err = o.print(cmd.OutOrStdout(), w, func(out io.Writer) error {
+				if w.Live {
+					fmt.Fprintf(out, "revision %s is live\n", w.Revision)
 				}
+				return nil
+			})
+			if err == nil && !w.Live {
+				return failed(fmt.Errorf("not live within %s: `writ status %s` says why", timeout, meshDir(args)))
 			}
+			return err
 		},
 	}
+	o.register(c)
 	stateFlag(c, &state)
 	c.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait")
 	return c
+}
+
+// waitLive waits until all is live, at most until ctx ends.
+func waitLive(ctx context.Context, pilot pilotpb.StatusClient) (waited, error) {
+	var w waited
+	stream, err := pilot.WatchStatus(ctx, &pilotpb.WatchStatusRequest{})
+	if err != nil {
+		return w, err
+	}
+	for !w.Live {
+		st, err := stream.Recv()
+		switch {
+		case ctx.Err() != nil:
+			return w, nil //nolint:nilerr // it is not live, and that is the answer
+		case err != nil:
+			return w, err
+		}
+		w = waited{Live: healthy(st), Revision: strconv.FormatUint(st.GetServing(), 10)}
+	}
+	return w, nil
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,20 +22,28 @@ import (
 func upCommand() *cobra.Command {
 	var o stack.Options
 	var checks bool
+	var form output
 	c := &cobra.Command{
 		Use:   "up DIR",
 		Short: "Run a mesh on this machine from a mesh directory",
 		Long: `Run a whole mesh on this machine: the five services of Writ, and the programs and
 real Envoys that DIR describes. No root, no container, no Kubernetes. Files are
 watched: an edit is live within a second, and what came of it is printed.
-Ctrl-C ends everything.`,
+Ctrl-C ends everything. With -o json every line is an object of its own, and the
+one of event "ready" has what the ready file has; with --check there are only the
+results, as of writ check.`,
 		Example: "  writ up examples/bookinfo",
 		Args:    oneDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.Dir = args[0]
-			return up(cmd.Context(), o, checks, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			t, err := newTeller(form, cmd.OutOrStdout(), checks)
+			if err != nil {
+				return err
+			}
+			return up(cmd.Context(), o, checks, t, cmd.ErrOrStderr())
 		},
 	}
+	form.register(c)
 	f := c.Flags()
 	f.StringVar(&o.State, "state", "", "keep the state in this `directory` (default DIR/.writ)")
 	f.StringVar(&o.ReadyFile, "ready-file", "", "write this `file` when every Envoy has its configuration")
@@ -48,7 +57,38 @@ Ctrl-C ends everything.`,
 	return c
 }
 
-func up(ctx context.Context, o stack.Options, checks bool, stdout, stderr io.Writer) error {
+// teller prints what writ up has to tell.
+type teller struct {
+	out  io.Writer
+	form output
+	// checks says that only results of checks are wanted as JSON.
+	checks bool
+}
+
+func newTeller(form output, out io.Writer, checks bool) (*teller, error) {
+	if err := form.known(); err != nil {
+		return nil, err
+	}
+	return &teller{out: out, form: form, checks: checks}, nil
+}
+
+// event is what happened, as JSON.
+type event struct {
+	Event   string       `json:"event"`
+	Message string       `json:"message,omitempty"`
+	Mesh    *stack.Ready `json:"mesh,omitempty"`
+}
+
+func (t *teller) tell(e event) {
+	switch {
+	case t.form != "json":
+		fmt.Fprintln(t.out, e.Message)
+	case !t.checks:
+		_ = json.NewEncoder(t.out).Encode(e) // like any other line, nobody may be reading
+	}
+}
+
+func up(ctx context.Context, o stack.Options, checks bool, t *teller, stderr io.Writer) error {
 	var err error
 	if o.Envoy, err = stack.FindEnvoy(ctx); err != nil {
 		return failed(err)
@@ -64,7 +104,7 @@ func up(ctx context.Context, o stack.Options, checks bool, stdout, stderr io.Wri
 	level := new(slog.LevelVar)
 	level.Set(slog.LevelError)
 	log := slog.New(newTerminal(stderr, level))
-	o.Tell = func(line string) { fmt.Fprintln(stdout, line) }
+	o.Tell = func(line string) { t.tell(event{Event: "starting", Message: line}) }
 	o.Problem = func(p meshdir.Problem) { fmt.Fprintln(stderr, problemLine(o.Dir, problemOf(p))) }
 	files := stampsOf(o.Dir)
 	s, err := stack.Up(ctx, o, log)
@@ -75,38 +115,45 @@ func up(ctx context.Context, o stack.Options, checks bool, stdout, stderr io.Wri
 		return failed(err)
 	}
 	level.Set(slog.LevelWarn)
-	err = run(ctx, s, o, checks, files, began, stdout, stderr)
+	err = run(ctx, s, o, checks, files, began, t, stderr)
 	if ctx.Err() != nil && !checks {
 		err = nil // Ctrl-C, be it before all was said about the mesh
 	}
 	s.Down()
 	if err == nil && !checks {
-		fmt.Fprintln(stdout, "ended")
+		t.tell(event{Event: "ended", Message: "ended"})
 	}
 	return err
 }
 
 // run is what `writ up` does while the mesh runs.
-func run(ctx context.Context, s *stack.Stack, o stack.Options, checks bool, files stamps, began time.Time, stdout, stderr io.Writer) error {
+func run(ctx context.Context, s *stack.Stack, o stack.Options, checks bool, files stamps, began time.Time, t *teller, stderr io.Writer) error {
 	ready, st := s.Begun()
 	for _, p := range st.GetProblems() {
 		fmt.Fprintln(stderr, problemLine(o.Dir, p))
 	}
 	if checks {
-		return runChecks(ctx, ready, filepath.Join(o.Dir, "checks.yaml"), "table", stdout)
+		return runChecks(ctx, ready, filepath.Join(o.Dir, "checks.yaml"), t.form, t.out)
 	}
-	announce(stdout, o, ready, time.Since(began))
+	if t.form == "json" {
+		t.tell(event{Event: "ready", Mesh: ready})
+	} else {
+		announce(t.out, o, ready, time.Since(began))
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		e := newEdits(o.Dir, st, files)
 		s.WatchStatus(ctx, func(st *pilotpb.GetStatusResponse, rolling bool) {
 			for _, line := range e.lines(st, stampsOf(o.Dir), rolling) {
-				fmt.Fprintln(stdout, line)
+				t.tell(event{Event: "edit", Message: line})
 			}
 		})
 	})
 	s.Follow(ctx, meshdir.NewReader(meshdir.Options{Dir: o.Dir}).Watch(ctx))
-	fmt.Fprintln(stdout, "\nstopping")
+	if t.form != "json" {
+		fmt.Fprintln(t.out) // the terminal has ^C there
+	}
+	t.tell(event{Event: "stopping", Message: "stopping"})
 	wg.Wait()
 	return nil
 }
