@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,9 +36,14 @@ type cluster struct {
 	jwks string // the file with its public key
 }
 
-func newCluster(t *testing.T) *cluster {
+// clusterKey and otherKey are made once for all tests.
+var clusterKey, otherKey = sync.OnceValues(makeClusterKey), sync.OnceValues(makeClusterKey)
+
+func makeClusterKey() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) }
+
+func newCluster(t *testing.T, made func() (*rsa.PrivateKey, error)) *cluster {
 	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	key, err := made()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +83,7 @@ func (c *cluster) token(account, node string) string {
 }
 
 func TestJoinByServiceAccount(t *testing.T) {
-	c := newCluster(t)
+	c := newCluster(t, clusterKey)
 	h := start(t, func(cfg *Config) { cfg.Join.Kubernetes = []nodeattest.Kubernetes{c.config()} })
 	join := func(token, csrFor string) (string, error) {
 		key, der := request(t, csrFor)
@@ -102,7 +108,7 @@ func TestJoinByServiceAccount(t *testing.T) {
 	}
 	for name, tc := range map[string]struct{ token, csr string }{
 		"another node's name in the request": {token, "spiffe://example.org/writ/node/n2"},
-		"another cluster's token":            {newCluster(t).token("nodeagent", "n1"), ""},
+		"another cluster's token":            {newCluster(t, otherKey).token("nodeagent", "n1"), ""},
 		"a service account of nobody":        {c.token("default", "n1"), ""},
 		"the authority itself":               {c.token("ca", "n1"), ""},
 		"nothing":                            {"", ""},
@@ -125,7 +131,7 @@ func TestJoinByServiceAccount(t *testing.T) {
 func TestJoinIsNotOfferedUnlessConfigured(t *testing.T) {
 	h := start(t, nil)
 	_, der := request(t, "")
-	_, err := h.as(nil).Join(t.Context(), &capb.JoinRequest{Csr: der, Proof: &capb.JoinRequest_KubernetesToken{KubernetesToken: newCluster(t).token("nodeagent", "n1")}})
+	_, err := h.as(nil).Join(t.Context(), &capb.JoinRequest{Csr: der, Proof: &capb.JoinRequest_KubernetesToken{KubernetesToken: newCluster(t, clusterKey).token("nodeagent", "n1")}})
 	wantCode(t, err, codes.PermissionDenied)
 	_, err = h.as(nil).Join(t.Context(), &capb.JoinRequest{Csr: der, Proof: &capb.JoinRequest_X509{X509: &capb.X509Proof{}}})
 	wantCode(t, err, codes.PermissionDenied)

@@ -374,13 +374,13 @@ func TestIssuingGoesOnDuringRotations(t *testing.T) {
 	for range 4 {
 		wg.Go(func() {
 			client := h.admin()
+			_, der := request(t, "")
 			for {
 				select {
 				case <-stop:
 					return
 				default:
 				}
-				_, der := request(t, "")
 				resp, err := client.Mint(t.Context(), &capb.MintRequest{SpiffeId: reviewsID, Csr: der})
 				if err != nil {
 					// A forced rotation drops a root while certificates of it are on

@@ -40,8 +40,11 @@ func TestWhatWitnessesSee(t *testing.T) {
 		}
 	}
 	sees("the first time")
+	_, der := request(t, "")
 	for range 300 { // more than one piece of the tree
-		h.mint(reviewsID)
+		if _, err := h.admin().Mint(t.Context(), &capb.MintRequest{SpiffeId: reviewsID, Csr: der}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	sees("it goes on")
 	saved := h.backup()
