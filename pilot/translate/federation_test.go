@@ -24,6 +24,7 @@ func verifies(c *tlsv3.CommonTlsContext) (secret string, names []string) {
 // TestRootsOfOtherTrustDomains: who accepts another trust domain verifies with its
 // roots there where its identities may be met, and nowhere else.
 func TestRootsOfOtherTrustDomains(t *testing.T) {
+	var all []*Snapshot
 	for name, tc := range map[string]struct {
 		federated []string
 		server    string
@@ -84,7 +85,8 @@ spec:
 			if secret, names := verifies(ctx.GetCommonTlsContext()); secret != tc.server || !slices.Equal(names, tc.clients) {
 				t.Errorf("inbound: verified by %s, names %v", secret, names)
 			}
-			validate(t, s)
+			all = append(all, s)
 		})
 	}
+	validate(t, all...)
 }

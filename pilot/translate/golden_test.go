@@ -40,6 +40,7 @@ func TestGolden(t *testing.T) {
 	if err != nil || len(dirs) == 0 {
 		t.Fatalf("no testdata: %v", err)
 	}
+	var all []*Snapshot
 	for _, in := range dirs {
 		dir := filepath.Dir(in)
 		t.Run(filepath.Base(dir), func(t *testing.T) {
@@ -51,10 +52,10 @@ func TestGolden(t *testing.T) {
 			b.apply(string(text))
 			got := render(t, "sidecar", b.snapshot(client)) + render(t, "gateway", b.snapshot(gateway))
 			compareGolden(t, filepath.Join(dir, "out.yaml"), got)
-			validate(t, b.snapshot(client))
-			validate(t, b.snapshot(gateway))
+			all = append(all, b.snapshot(client), b.snapshot(gateway))
 		})
 	}
+	validate(t, all...)
 }
 
 func compareGolden(t *testing.T, path, got string) {

@@ -11,6 +11,7 @@ import (
 // TestLocality: each line of want is locality, priority and weight of a group.
 func TestLocality(t *testing.T) {
 	t.Parallel()
+	var all []*Snapshot
 	for _, c := range []struct {
 		name, rule string
 		want       []string
@@ -56,7 +57,8 @@ func TestLocality(t *testing.T) {
 			if !slices.Equal(got, c.want) {
 				t.Errorf("got %v, want %v", got, c.want)
 			}
-			validate(t, s)
+			all = append(all, s)
 		})
 	}
+	validate(t, all...)
 }

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -152,7 +153,7 @@ func inlineFilters(tb testing.TB, v any, extensions map[string]any) {
 
 func writeJSON(tb testing.TB, path string, v any) {
 	tb.Helper()
-	raw, err := json.MarshalIndent(v, "", " ")
+	raw, err := json.Marshal(v)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -161,12 +162,57 @@ func writeJSON(tb testing.TB, path string, v any) {
 	}
 }
 
-// validate runs both Envoys over the snapshot in validate mode.
-func validate(t *testing.T, s *Snapshot) {
+// setApart gives the clusters and listeners of the n-th snapshot names, and the listeners
+// addresses, that no other has.
+func setApart(resources map[string]any, n int) {
+	names := map[string]bool{}
+	for _, kind := range []string{"clusters", "listeners"} {
+		for _, r := range resources[kind].([]any) {
+			names[r.(map[string]any)["name"].(string)] = true
+		}
+	}
+	for _, l := range resources["listeners"].([]any) {
+		l.(map[string]any)["address"].(map[string]any)["socketAddress"].(map[string]any)["address"] = fmt.Sprintf("127.1.%d.1", n)
+	}
+	renamed(resources, names, fmt.Sprint("#", n))
+}
+
+// renamed appends suffix to the names wherever they stand.
+func renamed(v any, names map[string]bool, suffix string) any {
+	switch v := v.(type) {
+	case string:
+		if names[v] {
+			return v + suffix
+		}
+	case []any:
+		for i, e := range v {
+			v[i] = renamed(e, names, suffix)
+		}
+	case map[string]any:
+		for k, e := range v {
+			v[k] = renamed(e, names, suffix)
+		}
+	}
+	return v
+}
+
+// validate runs both Envoys over the snapshots in validate mode, over all at once.
+func validate(t *testing.T, snapshots ...*Snapshot) {
 	t.Helper()
 	for _, bin := range envoytest.All(t) {
 		path := filepath.Join(t.TempDir(), "bootstrap.json")
-		writeJSON(t, path, staticBootstrap(t, bin, s, "127.0.0.1:0", nil))
+		var whole map[string]any
+		all := map[string][]any{}
+		for i, s := range snapshots {
+			whole = staticBootstrap(t, bin, s, "127.0.0.1:0", nil)
+			resources := whole["staticResources"].(map[string]any)
+			setApart(resources, i)
+			for kind, list := range resources {
+				all[kind] = append(all[kind], list.([]any)...)
+			}
+		}
+		whole["staticResources"] = all
+		writeJSON(t, path, whole)
 		out, err := exec.CommandContext(t.Context(), bin, "--mode", "validate", "-c", path, "--log-level", "error", "--disable-hot-restart").CombinedOutput()
 		if err != nil {
 			t.Errorf("%s refuses the configuration: %v\n%s", bin, err, out)

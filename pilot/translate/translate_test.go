@@ -24,6 +24,7 @@ func splitAddress(tb testing.TB, addr string) (string, int) {
 
 func TestRedirectIsValid(t *testing.T) {
 	t.Parallel()
+	var all []*Snapshot
 	for _, policy := range []string{"ALLOW_ANY", "REGISTRY_ONLY"} {
 		b := newMesh(t)
 		client := b.workload("client-1", "default", "client", map[string]string{"app": "client"}, "http:9000", "tcp:9001")
@@ -47,9 +48,9 @@ metadata: {name: mesh}
 spec:
   outboundTrafficPolicy: {mode: ` + policy + `}
 `)
-		validate(t, b.snapshot(client))
-		validate(t, b.snapshot(db))
+		all = append(all, b.snapshot(client), b.snapshot(db))
 	}
+	validate(t, all...)
 }
 
 func TestThinSlice(t *testing.T) {
@@ -59,8 +60,7 @@ func TestThinSlice(t *testing.T) {
 	v2 := b.workload("reviews-v2-1", "default", "reviews", map[string]string{"app": "reviews", "version": "v2"}, "http:9080", "tcp-db:9090")
 	b.service("client", "default", client)
 	b.service("reviews", "default", v1, v2)
-	validate(t, b.snapshot(client))
-	validate(t, b.snapshot(v1))
+	validate(t, b.snapshot(client), b.snapshot(v1))
 }
 
 func writeFile(tb testing.TB, path string, data []byte) {
