@@ -49,6 +49,13 @@ func (d *decider) told() (asked, over []string) {
 	return asked, over
 }
 
+// forget has told begin anew.
+func (d *decider) forget() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.limits = nil
+}
+
 func costing(cost model.QuotaCost, dims ...model.Dimension) model.QuotaLimit {
 	l := per(dims...)
 	l.Cost = &cost
@@ -66,9 +73,11 @@ func TestQuotaCostLive(t *testing.T) {
 		build := func(address string, pols ...*model.QuotaPolicy) inbound {
 			m := newMesh(t, "")
 			m.Deciders.RateLimit, m.QuotaPolicies = address, pols
-			return inbound{http: compileHTTP(t, m, workload())}
+			return inbound{http: compileHTTP(t, m, workload()), shared: true}
 		}
-		for _, c := range []struct {
+		server, inbounds := &decider{}, map[string]inbound{}
+		address := server.serve(t)
+		cases := []struct {
 			name        string
 			limits      []model.QuotaLimit
 			requests    []request
@@ -116,13 +125,17 @@ func TestQuotaCostLive(t *testing.T) {
 				[]string{"writ.hold=name0 request.headers[who]=refuse", "writ.hold=name1 request.headers[who]=a"},
 				[]string{"1 writ.hold=name1 writ.done=1 request.headers[who]=a"},
 			},
-		} {
+		}
+		for _, c := range cases {
+			inbounds[c.name] = patient(t, build(address, quotaPolicy("q", false, c.limits...)))
+		}
+		p := start(t, bin, inbounds)
+		for _, c := range cases {
 			t.Run(c.name, func(t *testing.T) {
-				server := &decider{}
-				p := start(t, bin, map[string]inbound{"in": patient(t, build(server.serve(t), quotaPolicy("q", false, c.limits...)))})
+				server.forget()
 				for _, r := range c.requests {
 					_, before := server.told()
-					got := p.do("in", r)
+					got := p.do(c.name, r)
 					if (got.status == 429) != (r.header["who"] == "refuse") {
 						t.Fatalf("status %d", got.status)
 					}
