@@ -20,7 +20,6 @@ func share(c *ast.Compiler) *ast.Error {
 	s := sharing{plain: make(map[ast.Value]*ast.Term), refs: make(map[string]*ast.Term), ids: make(map[*ast.Term]uint32)}
 	for _, m := range c.Modules {
 		for _, rule := range m.Rules {
-			place(rule, rule.Location)
 			for branch := rule; branch != nil; branch = branch.Else {
 				s.head(branch)
 				s.body(branch.Body)
@@ -36,13 +35,16 @@ type sharing struct {
 	plain map[ast.Value]*ast.Term
 	refs  map[string]*ast.Term
 	ids   map[*ast.Term]uint32
-	key   []byte
+	// at is where the rule or the expression is whose terms are looked at.
+	at  *ast.Location
+	key []byte
 }
 
 func (s *sharing) head(r *ast.Rule) {
 	h := r.Head
-	if l := h.Location; l != nil && r.Location != nil && l.Row == r.Location.Row && l.File == r.Location.File {
-		h.Location = r.Location
+	s.at = r.Location
+	if s.isHere(h.Location) {
+		h.Location = s.at
 	}
 	h.Reference = s.terms(h.Reference)
 	h.Args = s.terms(h.Args)
@@ -56,13 +58,14 @@ func (s *sharing) head(r *ast.Rule) {
 
 func (s *sharing) body(b ast.Body) {
 	for _, expr := range b {
+		s.at = expr.Location
 		switch terms := expr.Terms.(type) {
 		case *ast.Term:
 			expr.Terms = s.term(terms)
 		case []*ast.Term:
 			expr.Terms = s.terms(terms)
 		case *ast.Every:
-			s.body(terms.Body)
+			s.within(terms.Body)
 		}
 	}
 }
@@ -82,6 +85,7 @@ func (s *sharing) terms(all []*ast.Term) []*ast.Term {
 // term gives the term that is used for t. By the terms of comprehensions OPA finds their
 // indexes, so these stay.
 func (s *sharing) term(t *ast.Term) *ast.Term {
+	s.place(t) // which expressions that others were made of have too
 	switch v := t.Value.(type) {
 	case ast.Null, ast.Boolean, ast.Number, ast.String, ast.Var:
 		if one := s.plain[v]; one != nil {
@@ -96,13 +100,38 @@ func (s *sharing) term(t *ast.Term) *ast.Term {
 	case ast.Call:
 		return &ast.Term{Value: ast.Call(s.terms(v)), Location: t.Location}
 	case *ast.ArrayComprehension:
-		s.body(v.Body)
+		s.within(v.Body)
 	case *ast.SetComprehension:
-		s.body(v.Body)
+		s.within(v.Body)
 	case *ast.ObjectComprehension:
-		s.body(v.Body)
+		s.within(v.Body)
+	case *ast.Array, ast.Object, ast.Set:
+		ast.WalkTerms(t, func(below *ast.Term) bool {
+			s.place(below)
+			return false
+		})
 	}
 	return t
+}
+
+// within is body of a term in an expression.
+func (s *sharing) within(b ast.Body) {
+	at := s.at
+	s.body(b)
+	s.at = at
+}
+
+// place gives a term the place of what it is in where that is the same line, as which
+// errors name it: places are the most numerous of what is left. A term that has none may be
+// one of OPA's own, which all share.
+func (s *sharing) place(t *ast.Term) {
+	if s.isHere(t.Location) {
+		t.Location = s.at
+	}
+}
+
+func (s *sharing) isHere(l *ast.Location) bool {
+	return l != nil && s.at != nil && l.Row == s.at.Row && l.File == s.at.File
 }
 
 func (s *sharing) ref(t *ast.Term, v ast.Ref) *ast.Term {

@@ -40,37 +40,12 @@ func Slim(full *ast.Compiler, parsed map[string]*ast.Module, prints bool, querie
 	return c
 }
 
-// Trim takes out of a compiler what only compiling modules needs. Terms get the places of
-// the expressions that they are in where that is the same line, as which errors name them:
-// places are the most numerous of what is left.
+// Trim takes out of a compiler what only compiling modules needs.
 func Trim(c *ast.Compiler) {
 	c.Graph = nil
 	for _, m := range c.Modules {
 		m.Comments = nil
-		for _, rule := range m.Rules {
-			place(rule, rule.Location)
-		}
 	}
-}
-
-// place gives the terms in x a place, those in an expression below it the expression's.
-func place(x any, at *ast.Location) {
-	ast.NewGenericVisitor(func(below any) bool {
-		switch below := below.(type) {
-		case *ast.Expr:
-			if below == x {
-				return false
-			}
-			place(below, below.Location)
-			return true
-		case *ast.Term:
-			// What has none may be one of OPA's own, which all share.
-			if l := below.Location; l != nil && at != nil && l.Row == at.Row && l.File == at.File {
-				below.Location = at
-			}
-		}
-		return false
-	}).Walk(x)
 }
 
 // readsMetadata says that a module asks for annotations, which may be those of modules
