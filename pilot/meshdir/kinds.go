@@ -48,6 +48,7 @@ func knownKinds() map[string]kindInfo {
 		"Gateway":               {versions: network(), message: func() proto.Message { return &networking.Gateway{} }, validate: checkGateway},
 		"ServiceEntry":          {versions: network(), message: func() proto.Message { return &networking.ServiceEntry{} }, validate: checkServiceEntry},
 		"WorkloadEntry":         {versions: network(), message: func() proto.Message { return &networking.WorkloadEntry{} }, validate: checkWorkloadEntryObject},
+		"WorkloadGroup":         {versions: network(), message: func() proto.Message { return &networking.WorkloadGroup{} }, validate: checkWorkloadGroup},
 		"Sidecar":               {versions: network(), message: func() proto.Message { return &networking.Sidecar{} }, validate: checkSidecar},
 		"PeerAuthentication":    {versions: secure(), message: func() proto.Message { return &security.PeerAuthentication{} }, validate: checkPeerAuthentication},
 		"RequestAuthentication": {versions: secure(), message: func() proto.Message { return &security.RequestAuthentication{} }, validate: checkRequestAuthentication},
@@ -79,8 +80,7 @@ func nothing(*checker) {}
 func laterKinds() map[string]string {
 	const program = "a program on this machine is a LocalWorkload"
 	return map[string]string{
-		"EnvoyFilter": "", "WorkloadGroup": "write a WorkloadEntry for each workload",
-		"EndpointSlice": "write the endpoints into a ServiceEntry", "Pod": program, "Node": "",
+		"EnvoyFilter": "", "EndpointSlice": "write the endpoints into a ServiceEntry", "Pod": program, "Node": "",
 		"ProxyConfig": "write defaultConfig into mesh.yaml",
 		"WasmPlugin":  "", "TrafficExtension": "", "Deployment": program, "StatefulSet": program, "DaemonSet": program,
 		"Job": program, "ConfigMap": "write the mesh configuration into mesh.yaml", "Ingress": "write a Gateway and a VirtualService",
