@@ -1,22 +1,21 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"net"
+	"net/netip"
 	"runtime"
 	"runtime/debug"
 	"slices"
-	"sync"
 	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -24,30 +23,46 @@ import (
 // two cores the server has one and a measurement of time is one of the server. It speaks
 // HTTP/2 (RFC 9113) itself: a client of grpc-go needs as much processor time for a call
 // as the server.
+//
+// One thread does all of it and waits in ppoll(2), to which the kernel's clock wakes it
+// within microseconds. Timers of Go's scheduler come up to a millisecond late where
+// nothing else happens, and then a dozen calls that were due are on their way at once.
 type wire struct {
-	address     string
+	address     string // of IP and port
 	connections int
 	inFlight    int    // on each connection, at most
 	method      string // "/package.Service/Method"
 	request     func(n int) proto.Message
 	// answer judges the answer's message as it came.
 	answer func(message []byte) error
-	// rate is how many calls begin in a second, all connections together, however long
-	// answers take; 0 begins one as soon as another ends.
+	// rate is how many calls begin in a second, all connections together, evenly and
+	// however long answers take; 0 begins one as soon as another ends.
 	rate int
 }
 
 // wired is what one run of it found.
 type wired struct {
-	took   []time.Duration // from the call's writing to the end of its answer, sorted
+	// took is how long calls took, from their writing to the end of their answer, sorted.
+	// Of one that had to wait for answers to others it is from when it was due.
+	took   []time.Duration
 	length time.Duration
+	// late is by how much calls were written after they were due, sorted; none without a
+	// rate. Those that come late come together, and that is not the server's fault.
+	late []time.Duration
 }
 
 func (w wired) perSecond() float64 { return float64(len(w.took)) / w.length.Seconds() }
 
-// wireRequests is how many requests are made before a run, which goes through them again
-// and again: making them is no part of it.
-const wireRequests = 10_000
+const (
+	// wireRequests is how many requests are made before a run, which goes through them
+	// again and again: making them is no part of it.
+	wireRequests = 10_000
+	// wireQuiet is for how long nothing may come of a server that owes an answer.
+	wireQuiet = 20 * time.Second
+	// wireWindow is how many bytes of answers the server may send. What a stream may get is
+	// never extended, what a connection may get as soon as half of it has come.
+	wireWindow = 1 << 20
+)
 
 // run asks for a third of length to warm up, and then for length, which counts.
 func (w wire) run(ctx context.Context, length time.Duration) (wired, error) {
@@ -63,124 +78,248 @@ func (w wire) run(ctx context.Context, length time.Duration) (wired, error) {
 	// Nor is collecting our own garbage, some 100 MiB in a few seconds.
 	runtime.GC()
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	took := make([][]time.Duration, w.connections)
-	errs := make([]error, w.connections)
-	begin := time.Now()
-	counts := begin.Add(length / 3)
-	var wg sync.WaitGroup
-	for i := range w.connections {
-		wg.Go(func() {
-			c, err := w.dial(ctx, 2*length)
-			if err != nil {
-				errs[i] = err
-				return
-			}
-			defer func() { _ = c.conn.Close() }()
-			c.counts = counts
-			errs[i] = c.ask(w, bodies, i, begin, counts.Add(length))
-			took[i] = c.took
-		})
-	}
-	wg.Wait()
-	if err := errors.Join(errors.Join(errs...), ctx.Err()); err != nil {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	// The kernel may let a thread sleep 50 us longer to wake several at once.
+	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
 		return wired{}, err
 	}
-	out := wired{took: slices.Concat(took...), length: length}
+	defer func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) }()
+	l := wireLoad{wire: w, bodies: bodies}
+	defer l.close()
+	for range w.connections {
+		c, err := w.dial()
+		if err != nil {
+			return wired{}, err
+		}
+		l.conns = append(l.conns, c)
+	}
+	l.begin = time.Now()
+	l.counts = l.begin.Add(length / 3)
+	l.end = l.counts.Add(length)
+	if err := l.ask(ctx); err != nil {
+		return wired{}, err
+	}
+	out := wired{took: l.took, late: l.late, length: length}
 	if len(out.took) == 0 {
 		return wired{}, fmt.Errorf("%s: no answer within %s", w.address, length)
 	}
 	slices.Sort(out.took)
+	slices.Sort(out.late)
 	return out, nil
+}
+
+// wireLoad is a run under way.
+type wireLoad struct {
+	wire
+
+	bodies             [][]byte
+	conns              []*wireConn
+	begin, counts, end time.Time
+	n                  int  // of the next call
+	held               bool // calls that are due wait for answers
+	took, late         []time.Duration
 }
 
 // wireConn is one connection.
 type wireConn struct {
-	conn   net.Conn
-	answer func([]byte) error
-	out    *bufio.Writer
-	counts time.Time // since when it does
-	took   []time.Duration
-
-	mu      sync.Mutex // for what follows and for out
-	framer  *http2.Framer
-	changed *sync.Cond
-	began   map[uint32]time.Time
-	message map[uint32][]byte
-	window  int // bytes that may still be sent
-	failed  error
+	fd     int
+	out    bytes.Buffer // to be written
+	in     bytes.Buffer // read, and no whole frame yet
+	framer *http2.Framer
+	encode func() []byte
+	stream uint32 // of the next call
+	window int    // bytes that may still be sent
+	got    int    // bytes that the server does not know yet that it may send again
+	calls  map[uint32]*wireCall
 }
 
-func (w wire) dial(ctx context.Context, length time.Duration) (*wireConn, error) {
-	conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", w.address)
+// wireCall is a call without an answer.
+type wireCall struct {
+	since   time.Time
+	message []byte
+}
+
+func (l *wireLoad) close() {
+	for _, c := range l.conns {
+		_ = unix.Close(c.fd)
+	}
+}
+
+func (w wire) dial() (*wireConn, error) {
+	to, err := netip.ParseAddrPort(w.address)
+	if err != nil || !to.Addr().Is4() {
+		return nil, errors.Join(err, fmt.Errorf("%s: want IP version 4 and port", w.address))
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
-	// Nothing here waits for longer than that.
-	if err := conn.SetDeadline(time.Now().Add(length + 20*time.Second)); err != nil {
-		return nil, err
-	}
-	c := &wireConn{
-		conn: conn, answer: w.answer, out: bufio.NewWriterSize(conn, 64<<10), window: 65535,
-		began: make(map[uint32]time.Time), message: make(map[uint32][]byte),
-	}
-	c.changed = sync.NewCond(&c.mu)
-	c.framer = http2.NewFramer(c.out, bufio.NewReaderSize(conn, 64<<10))
+	c := &wireConn{fd: fd, window: 65535, stream: 1, calls: make(map[uint32]*wireCall), encode: wireHeaders(w.address, w.method)}
+	c.framer = http2.NewFramer(&c.out, &c.in)
 	c.framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	c.framer.SetReuseFrames()
-	_, err = c.out.WriteString(http2.ClientPreface)
-	// Room for all answers at once: what a stream may get is never asked for again.
-	return c, errors.Join(err, c.framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 20}), c.framer.WriteWindowUpdate(0, 1<<20), c.out.Flush())
-}
-
-// ask calls until end, and waits for the last answers. Of all calls, those whose number
-// leaves nth over when divided by the connections are this connection's.
-func (c *wireConn) ask(w wire, bodies [][]byte, nth int, begin, end time.Time) error {
-	read := make(chan error, 1)
-	go func() { read <- c.read() }()
-	err := c.write(w, bodies, nth, begin, end)
-	c.mu.Lock()
-	for err == nil && c.failed == nil && len(c.began) > 0 {
-		c.changed.Wait()
+	c.out.WriteString(http2.ClientPreface)
+	if err := errors.Join(
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
+		unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}),
+		unix.SetNonblock(fd, true),
+		c.framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: wireWindow}), c.framer.WriteWindowUpdate(0, wireWindow),
+	); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("%s: %w", w.address, err)
 	}
-	err = errors.Join(err, c.failed)
-	c.mu.Unlock()
-	_ = c.conn.Close()
-	<-read
-	return err
+	return c, nil
 }
 
-func (c *wireConn) write(w wire, bodies [][]byte, nth int, begin, end time.Time) error {
-	encode := wireHeaders(w.address, w.method)
-	stream := uint32(1)
-	for n := nth; ; n += w.connections {
-		if w.rate > 0 {
-			due := begin.Add(time.Duration(n) * time.Second / time.Duration(w.rate))
-			if due.After(end) {
-				return nil
-			}
-			time.Sleep(time.Until(due)) //nolint:forbidigo // it is the load's clock, and a timer for each call would cost more than the call
-		} else if time.Now().After(end) {
-			return nil
-		}
-		body := bodies[n%len(bodies)]
-		c.mu.Lock()
-		for c.failed == nil && (len(c.began) >= w.inFlight || c.window < len(body)) {
-			c.changed.Wait()
-		}
-		if c.failed != nil {
-			c.mu.Unlock()
-			return c.failed
-		}
-		c.window -= len(body)
-		c.began[stream] = time.Now()
-		err := errors.Join(
-			c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: encode(), EndHeaders: true}),
-			c.framer.WriteData(stream, true, body), c.out.Flush())
-		c.mu.Unlock()
+// ask calls until the end, and waits for the last answers.
+func (l *wireLoad) ask(ctx context.Context) error {
+	polled := make([]unix.PollFd, len(l.conns))
+	heard := time.Now()
+	for ctx.Err() == nil {
+		now := time.Now()
+		next, err := l.start(now)
 		if err != nil {
 			return err
 		}
-		stream += 2
+		waiting := 0
+		for i, c := range l.conns {
+			if err := c.flush(); err != nil {
+				return err
+			}
+			waiting += len(c.calls)
+			polled[i] = unix.PollFd{Fd: int32(c.fd), Events: unix.POLLIN} //nolint:gosec // a descriptor
+			if c.out.Len() > 0 {
+				polled[i].Events |= unix.POLLOUT
+			}
+		}
+		switch {
+		case next.IsZero() && waiting == 0:
+			return nil
+		case waiting > 0 && now.Sub(heard) > wireQuiet:
+			return fmt.Errorf("%s: no answer for %s", l.address, wireQuiet)
+		case next.IsZero(), next.Sub(now) > time.Second:
+			next = now.Add(time.Second)
+		}
+		wait := unix.NsecToTimespec(max(int64(time.Until(next)), 0))
+		if _, err := unix.Ppoll(polled, &wait, nil); err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		for i, c := range l.conns {
+			if polled[i].Revents&^unix.POLLOUT == 0 {
+				continue
+			}
+			heard = time.Now()
+			if err := c.fill(); err != nil {
+				return err
+			}
+			if err := l.read(c); err != nil {
+				return err
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+// start begins the calls that are due and gives when the next one is, zero for none.
+func (l *wireLoad) start(now time.Time) (next time.Time, err error) {
+	if l.rate == 0 {
+		if now.After(l.end) {
+			return time.Time{}, nil
+		}
+		for _, c := range l.conns {
+			for l.may(c) {
+				if err := l.call(c, now); err != nil {
+					return time.Time{}, err
+				}
+			}
+		}
+		return l.end, nil
+	}
+	for {
+		due := l.begin.Add(time.Duration(l.n) * time.Second / time.Duration(l.rate))
+		c := l.conns[l.n%len(l.conns)]
+		switch {
+		case due.After(l.end):
+			return time.Time{}, nil
+		case due.After(now):
+			l.held = false
+			return due, nil
+		case !l.may(c): // an answer wakes us
+			l.held = true
+			return now.Add(time.Second), nil
+		}
+		since := time.Now()
+		if !due.Before(l.counts) {
+			l.late = append(l.late, since.Sub(due))
+		}
+		if l.held {
+			since = due
+		}
+		if err := l.call(c, since); err != nil {
+			return time.Time{}, err
+		}
+		if err := c.flush(); err != nil {
+			return time.Time{}, err
+		}
+	}
+}
+
+// may says whether a connection has room for one more call.
+func (l *wireLoad) may(c *wireConn) bool {
+	return len(c.calls) < l.inFlight && c.window >= len(l.bodies[l.n%len(l.bodies)])
+}
+
+// call puts the next call among what is to be written.
+func (l *wireLoad) call(c *wireConn, since time.Time) error {
+	body := l.bodies[l.n%len(l.bodies)]
+	l.n++
+	stream := c.stream
+	c.stream += 2
+	c.window -= len(body)
+	c.calls[stream] = &wireCall{since: since}
+	return errors.Join(
+		c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: c.encode(), EndHeaders: true}),
+		c.framer.WriteData(stream, true, body))
+}
+
+// flush writes what the kernel takes.
+func (c *wireConn) flush() error {
+	for c.out.Len() > 0 {
+		n, err := unix.Write(c.fd, c.out.Bytes())
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			return nil
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return fmt.Errorf("write: %w", err)
+		default:
+			c.out.Next(n)
+		}
+	}
+	return nil
+}
+
+// fill reads what is there.
+func (c *wireConn) fill() error {
+	const atOnce = 64 << 10
+	for {
+		c.in.Grow(atOnce)
+		room := c.in.AvailableBuffer()[:atOnce]
+		n, err := unix.Read(c.fd, room)
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			return nil
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return fmt.Errorf("read: %w", err)
+		case n == 0:
+			return io.ErrUnexpectedEOF
+		}
+		if c.in.Write(room[:n]); n < atOnce {
+			return nil
+		}
 	}
 }
 
@@ -206,49 +345,52 @@ func wireHeaders(address, method string) func() []byte {
 	}
 }
 
-// read takes answers until the connection ends or one of them is bad.
-func (c *wireConn) read() error {
+// read takes the whole frames that have come.
+func (l *wireLoad) read(c *wireConn) error {
+	const header = 9 // of a frame: three bytes of length first
 	for {
+		b := c.in.Bytes()
+		if len(b) < header || len(b) < header+int(b[0])<<16+int(b[1])<<8+int(b[2]) {
+			return nil
+		}
 		f, err := c.framer.ReadFrame()
-		c.mu.Lock()
 		if err == nil {
-			err = c.take(f)
+			err = l.take(c, f)
 		}
 		if err != nil {
-			if !errors.Is(err, net.ErrClosed) && !errors.Is(err, io.EOF) || len(c.began) > 0 {
-				c.failed = errors.Join(c.failed, err)
-			}
-			c.changed.Broadcast()
-			c.mu.Unlock()
 			return err
 		}
-		c.mu.Unlock()
 	}
 }
 
-func (c *wireConn) take(f http2.Frame) error {
+func (l *wireLoad) take(c *wireConn, f http2.Frame) error {
 	switch f := f.(type) {
 	case *http2.SettingsFrame:
 		if !f.IsAck() {
-			return errors.Join(c.framer.WriteSettingsAck(), c.out.Flush())
+			return c.framer.WriteSettingsAck()
 		}
 	case *http2.PingFrame:
 		if !f.IsAck() {
-			return errors.Join(c.framer.WritePing(true, f.Data), c.out.Flush())
+			return c.framer.WritePing(true, f.Data)
 		}
 	case *http2.WindowUpdateFrame:
 		if f.StreamID == 0 {
 			c.window += int(f.Increment)
-			c.changed.Broadcast()
 		}
 	case *http2.DataFrame:
-		c.message[f.StreamID] = append(c.message[f.StreamID], f.Data()...)
-		if n := len(f.Data()); n > 0 {
-			return c.framer.WriteWindowUpdate(0, uint32(n)) //nolint:gosec // a frame is smaller; it leaves with the next call
+		call := c.calls[f.StreamID]
+		if call == nil {
+			return fmt.Errorf("a message for a call that is over: stream %d", f.StreamID)
+		}
+		call.message = append(call.message, f.Data()...)
+		if c.got += len(f.Data()); c.got >= wireWindow/2 {
+			n := c.got
+			c.got = 0
+			return c.framer.WriteWindowUpdate(0, uint32(n)) //nolint:gosec // below 1 MiB and a frame
 		}
 	case *http2.MetaHeadersFrame:
 		if f.StreamEnded() {
-			return c.done(f)
+			return l.done(c, f)
 		}
 	case *http2.RSTStreamFrame:
 		return fmt.Errorf("a call was reset: %v", f.ErrCode)
@@ -259,21 +401,22 @@ func (c *wireConn) take(f http2.Frame) error {
 }
 
 // done is called with the trailers of an answer.
-func (c *wireConn) done(f *http2.MetaHeadersFrame) error {
-	if began := c.began[f.StreamID]; !began.Before(c.counts) {
-		c.took = append(c.took, time.Since(began))
+func (l *wireLoad) done(c *wireConn, f *http2.MetaHeadersFrame) error {
+	call := c.calls[f.StreamID]
+	if call == nil {
+		return fmt.Errorf("two answers to one call: stream %d", f.StreamID)
 	}
-	message := c.message[f.StreamID]
-	delete(c.began, f.StreamID)
-	delete(c.message, f.StreamID)
-	c.changed.Broadcast()
+	delete(c.calls, f.StreamID)
+	if !call.since.Before(l.counts) {
+		l.took = append(l.took, time.Since(call.since))
+	}
 	for _, h := range f.Fields {
 		if h.Name == "grpc-status" && h.Value != "0" {
 			return fmt.Errorf("grpc-status %s", h.Value)
 		}
 	}
-	if len(message) < 5 {
+	if len(call.message) < 5 {
 		return errors.New("an answer without a message")
 	}
-	return c.answer(message[5:])
+	return l.answer(call.message[5:])
 }
