@@ -368,3 +368,19 @@ func TestInstanceUserOfTheProxy(t *testing.T) {
 		t.Errorf("the proxy is %+v", p)
 	}
 }
+
+// TestDynamicDNS: the name that the caller asked for is looked up.
+func TestDynamicDNS(t *testing.T) {
+	m, problems := Parse(map[string][]byte{"a.yaml": []byte(`apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: wiki}
+spec:
+  hosts: ["*.wikipedia.org"]
+  location: MESH_EXTERNAL
+  ports: [{number: 80, name: http, protocol: HTTP}, {number: 443, name: tls, protocol: TLS}]
+  resolution: DYNAMIC_DNS
+`)}, nil, Options{})
+	if len(problems) > 0 || len(m.Services) != 1 || m.Services[0].Resolution != model.None || len(m.Services[0].Endpoints) != 0 {
+		t.Errorf("%v %+v", problems, m.Services)
+	}
+}

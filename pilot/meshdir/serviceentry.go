@@ -2,6 +2,7 @@ package meshdir
 
 import (
 	"cmp"
+	"slices"
 	"strings"
 
 	networking "istio.io/api/networking/v1alpha3"
@@ -92,8 +93,30 @@ func (c *checker) resolution(se *networking.ServiceEntry, ports map[string]bool)
 			}
 			c.workloadEntry(at, e, ports, true)
 		}
+	case networking.ServiceEntry_DYNAMIC_DNS:
+		c.dynamicDNS(se)
 	default:
-		c.errorf("spec.resolution", "%s is not supported by this version: write STATIC, DNS, DNS_ROUND_ROBIN or NONE", se.Resolution)
+		c.errorf("spec.resolution", "%s is not supported by this version: write STATIC, DNS, DNS_ROUND_ROBIN, DYNAMIC_DNS or NONE", se.Resolution)
+	}
+}
+
+// dynamicDNS: only the request says which name is meant.
+func (c *checker) dynamicDNS(se *networking.ServiceEntry) {
+	for i, h := range se.Hosts {
+		if !strings.HasPrefix(h, "*") {
+			c.errorf(index("spec.hosts", i), "resolution DYNAMIC_DNS is for wildcards: write resolution DNS for %q", shorten(h))
+		}
+	}
+	if len(se.Addresses) > 0 {
+		c.errorf("spec.addresses", "with resolution DYNAMIC_DNS the hosts alone say what is meant: remove addresses")
+	}
+	if len(se.Endpoints) > 0 {
+		c.errorf("spec.endpoints", "resolution DYNAMIC_DNS looks up the name that the caller asked for: remove endpoints, or write resolution STATIC")
+	}
+	for i, p := range se.Ports {
+		if !slices.Contains([]string{"HTTP", "HTTP2", "GRPC", "TLS"}, strings.ToUpper(p.Protocol)) {
+			c.errorf(index("spec.ports", i)+".protocol", "resolution DYNAMIC_DNS needs a protocol that names the host: HTTP, HTTP2, GRPC or TLS")
+		}
 	}
 }
 

@@ -300,7 +300,9 @@ func (a *assembler) entryEndpoint(s *model.Service, w *networking.WorkloadEntry,
 func (a *assembler) entryServices(o *object) []*model.Service {
 	se := o.spec.(*networking.ServiceEntry)
 	resolutions := map[networking.ServiceEntry_Resolution]model.Resolution{
-		networking.ServiceEntry_NONE: model.None, networking.ServiceEntry_STATIC: model.Static,
+		// The names of a wildcard are looked up one by one where the caller gives a name,
+		// which NONE does too.
+		networking.ServiceEntry_NONE: model.None, networking.ServiceEntry_DYNAMIC_DNS: model.None, networking.ServiceEntry_STATIC: model.Static,
 		networking.ServiceEntry_DNS: model.DNS, networking.ServiceEntry_DNS_ROUND_ROBIN: model.DNSRoundRobin,
 	}
 	var out []*model.Service
