@@ -51,11 +51,13 @@ type options struct {
 	callers int
 	// incumbent is a binary of envoyproxy/ratelimit, empty for none.
 	incumbent string
-	// Of the soak: how long it takes, requests in a second, and where chance begins.
-	length time.Duration
-	rate   int
-	seed   uint64
-	log    io.Writer
+	// Of the soak: how long it takes, how long on average nothing befalls Redis between
+	// two faults, how long replicas wait for Redis, requests in a second, and where
+	// chance begins.
+	length, calm, patience time.Duration
+	rate                   int
+	seed                   uint64
+	log                    io.Writer
 }
 
 // benchmark prints its rows.
@@ -116,6 +118,8 @@ func run(ctx context.Context, args []string) error {
 	fs.IntVar(&o.callers, "callers", 1_000_000, "callers whose plans the plans row loads")
 	fs.StringVar(&o.incumbent, "incumbent", "", "`binary` of envoyproxy/ratelimit, which the ratelimit row measures in turn with the exact mode")
 	fs.DurationVar(&o.length, "for", 10*time.Minute, "length of the soak")
+	fs.DurationVar(&o.calm, "calm", 15*time.Second, "how long nothing befalls Redis between two faults of the soak, on average")
+	fs.DurationVar(&o.patience, "patience", 20*time.Millisecond, "how long replicas of the soak wait for Redis (redis.timeout)")
 	fs.IntVar(&o.rate, "rate", 5000, "requests in a second of the soak")
 	fs.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "where chance begins in the soak") //nolint:gosec // positive
 	fs.IntVar(&o.envoys, "envoys", 20, "Envoys that the registration row waits for")

@@ -31,6 +31,7 @@ type soakReplica struct {
 	process    *process
 	conn       *grpc.ClientConn
 	client     rlsv3.RateLimitServiceClient
+	slow       atomic.Int64 // answers that took as long as Redis is waited for, since it was last looked
 }
 
 // soak asks two replicas of ratelimit over one Redis, to which everything happens that
@@ -124,7 +125,7 @@ func (s *soaking) replica(ctx context.Context, i int, policy *configpb.QuotaPoli
 	missing := filepath.Join(dir, "missing")
 	conf := strings.Join([]string{
 		"listen: " + listen, "monitoring: " + r.monitoring, "state: " + state, "pilot: 127.0.0.1:1",
-		"redis: {address: \"" + s.redis.way.address + "\"}", "log: {level: error}",
+		fmt.Sprintf("redis: {address: %q, timeout: %s}", s.redis.way.address, s.o.patience), "log: {level: error}",
 		"credential: {ca: \"127.0.0.1:1\", dir: " + missing + ", token_file: " + missing + ", trust_bundle: " + missing + ", trust_domain: soak.test}",
 	}, "\n") + "\n"
 	path := filepath.Join(dir, "ratelimit.yaml")
@@ -155,7 +156,7 @@ func (s *soaking) stop() {
 
 // run is the soak: load, faults and who watches, until all its time is over.
 func (s *soaking) run(ctx context.Context) error {
-	_, _ = fmt.Fprintf(s.o.log, "soak: %s at %d a second, seed %d\n", s.o.length, s.o.rate, s.o.seed)
+	_, _ = fmt.Fprintf(s.o.log, "soak: %s at %d a second, redis.timeout %s, seed %d\n", s.o.length, s.o.rate, s.o.patience, s.o.seed)
 	s.began = time.Now()
 	loading, stopLoad := context.WithCancel(ctx)
 	defer stopLoad()
@@ -170,7 +171,7 @@ func (s *soaking) run(ctx context.Context) error {
 	load.Wait()
 	s.ends.Wait()
 	if err == nil {
-		err = pause(ctx, 2*watchEvery) // what disturbed the last answers is known then
+		err = pause(ctx, 4*watchEvery) // what disturbed the last answers is known then
 	}
 	stopWatch()
 	watch.Wait()
@@ -192,7 +193,7 @@ func (s *soaking) atMost(d time.Duration) time.Duration {
 // trouble deals faults, with calm in between, and audits after each.
 func (s *soaking) trouble(ctx context.Context) error {
 	for s.now() < s.until() {
-		calm := time.Second + time.Duration(s.deck.rng.Int64N(int64(4*time.Second)))
+		calm := s.o.calm/2 + time.Duration(s.deck.rng.Int64N(int64(s.o.calm)))
 		if err := pause(ctx, s.atMost(calm)); err != nil {
 			return err
 		}

@@ -57,7 +57,7 @@ func TestSoak(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	o := options{dir: dir, log: &out, length: 3 * time.Second, rate: 300, seed: 2}
+	o := options{dir: dir, log: &out, length: 3 * time.Second, calm: 3 * time.Second, patience: 20 * time.Millisecond, rate: 300, seed: 2}
 	if err := os.MkdirAll(filepath.Join(dir, "redis"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -138,6 +138,26 @@ func TestOracle(t *testing.T) {
 		if got.wrong != tc.wrong || got.lenient != tc.lenient {
 			t.Errorf("%s: wrong %v, lenient %v: %s", name, got.wrong, got.lenient, got.what)
 		}
+	}
+}
+
+// TestEmptied: a bucket of ten in a second is known to be empty once what came since a
+// request passed has run out, and what may be on its way as well.
+func TestEmptied(t *testing.T) {
+	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
+	a := &account{rule: soakRule{counts: bucket, most: 10, burst: 2, window: time.Second}}
+	for _, sent := range []int{1000, 1200, 1210, 1220} {
+		a.begin()
+		a.pass(uint64(sent), ms(sent), func() time.Duration { return ms(sent + 1) }) //nolint:gosec // positive
+	}
+	for sent, want := range map[int]int{1300: 0, 1320: 0, 1330: 1220, 1500: 1220} {
+		if got := a.emptied(ms(sent)); got != ms(want) {
+			t.Errorf("sent at %d ms: since %s, want %d ms", sent, got, want)
+		}
+	}
+	a.begin()
+	if got := a.emptied(ms(1330)); got != 0 {
+		t.Errorf("beside one under way: since %s", got)
 	}
 }
 

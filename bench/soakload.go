@@ -52,11 +52,11 @@ func (s *soaking) limits() *configpb.QuotaPolicy {
 	all := []soakLimit{
 		{soakRule{name: "sliding, small", counts: slides, most: min(most(20, 20, time.Second, 0.5), 32), window: time.Second}, 20, 20, 0, 0},
 		{soakRule{name: "sliding", counts: slides, most: most(20, 4, 2*time.Second, 0.7), window: 2 * time.Second}, 4, 20, 0, 0},
-		{soakRule{name: "leased", counts: slides, leased: true, most: most(20, 2, 4*time.Second, 0.8), window: 4 * time.Second}, 2, 20, 0, 0},
-		{soakRule{name: "gcra", counts: bucket, most: most(10, 4, time.Second, 0.6), burst: most(10, 4, time.Second, 0.15), window: time.Second}, 4, 10, 0, 0},
+		{soakRule{name: "leased", counts: slides, leased: true, most: most(20, 1, 2*time.Second, 0.8), window: 2 * time.Second}, 1, 20, 0, 0},
+		{soakRule{name: "gcra", counts: bucket, most: most(10, 4, time.Second, 1.2), burst: most(10, 4, time.Second, 0.04), window: time.Second}, 4, 10, 0, 0},
 		{soakRule{name: "shared", counts: fairly, most: most(5, 1, 2*time.Second, 0.6), window: 2 * time.Second}, 1, 5, 0, 8},
 		{soakRule{name: "never reached", counts: slides, most: most(15, 5, time.Second, 8), window: time.Second}, 5, 15, 0, 0},
-		{soakRule{name: "places", counts: places, most: most(5, 4, 300*time.Millisecond, 0.6), window: 5 * time.Second}, 4, 5, 600 * time.Millisecond, 0},
+		{soakRule{name: "places", counts: places, most: most(5, 4, 300*time.Millisecond, 0.6), window: 2 * time.Second}, 4, 5, 600 * time.Millisecond, 0},
 		{soakRule{name: "all", counts: forever, most: ledgerLimit, window: time.Hour}, 1, 5, 0, 0},
 	}
 	p := &configpb.QuotaPolicy{Namespace: "default", Name: "soak"}
@@ -170,7 +170,12 @@ func (s *soaking) ask(ctx context.Context, n uint64) {
 	defer cancel()
 	resp, err := r.client.ShouldRateLimit(within, req)
 	s.asked.Add(1)
-	switch took := s.now() - sent; {
+	answered := s.now()
+	if answered-sent >= s.o.patience*3/4 {
+		a.slowly(sent, answered)
+		r.slow.Add(1)
+	}
+	switch took := answered - sent; {
 	case storm:
 		s.storm.add(took)
 	default:
@@ -216,11 +221,14 @@ type reading struct {
 }
 
 // watch looks all the time whether Redis failed the replicas, and each second how much
-// they need.
+// they need. As many failures as there were answers that took so long are those: they
+// come a look later at most.
 func (s *soaking) watch(ctx context.Context) error {
 	const failed, degraded, running = "writ_ratelimit_store_errors_total", "writ_ratelimit_store_degraded", "go_goroutines"
 	var before [soakReplicas]float64
+	var slow, failures [soakReplicas][2]float64 // in the last look and in this one
 	last, looked := s.now(), -time.Hour
+	earlier := last // the look before the last
 	for pause(ctx, watchEvery) == nil {
 		began, bad := s.now(), false
 		l := reading{at: began}
@@ -233,14 +241,16 @@ func (s *soaking) watch(ctx context.Context) error {
 				return fmt.Errorf("replica %d: %w", i, err)
 			}
 			l.rss[i], l.goroutines[i] = r.process.rss(), values[running]
-			bad = bad || values[degraded] != 0 || values[failed] != before[i]
+			slow[i] = [2]float64{slow[i][1], float64(r.slow.Swap(0))}
+			failures[i] = [2]float64{failures[i][1], values[failed] - before[i]}
+			bad = bad || values[degraded] != 0 || failures[i][0] > slow[i][0]+slow[i][1]
 			before[i] = values[failed]
 		}
-		if bad {
-			s.weather.disturbed(last-watchEvery, s.now())
+		if bad { // of this look or the last
+			s.weather.disturbed(earlier-watchEvery, s.now())
 		}
-		s.judge.decide(last)
-		if last = began; began-looked >= time.Second {
+		s.judge.decide(earlier - watchEvery)
+		if earlier, last = last, began; began-looked >= time.Second {
 			looked = began
 			s.looks = append(s.looks, l)
 		}
@@ -291,7 +301,8 @@ func (s *soaking) print(w io.Writer) {
 		p("%-15s p50 %s, p99 %s, p99.9 %s of %d", name, micro(p50), micro(p99), micro(p999), n)
 	}
 	p("asked %d, passed %d, refused %d, without an answer %d; the load came %.0f ms behind at most", s.asked.Load(), s.passed.Load(), s.refused.Load(), s.failed.Load(), float64(s.slowest.Load())/1e6)
-	p("judged by the strict bound %d of %d, the others by that of a disturbed service", s.judge.strictly, s.judge.answers)
+	p("judged by the strict bound %d of %d (%.0f %%; %.0f %% of those without a fault of ours), the others by that of a disturbed service", s.judge.strictly, s.judge.answers,
+		100*float64(s.judge.strictly)/float64(max(s.judge.answers, 1)), 100*float64(s.judge.strictly)/float64(max(s.judge.calm, 1)))
 	p("refused wrongly %d, passed beyond the bound %d (at most %d above a limit while disturbed), passed and not counted %d in %d audits, counted twice %d",
 		s.judge.refusedWrongly, s.judge.overshot, s.judge.worst, s.lost, s.audits, s.ledger.all)
 	if s.away > 0 {

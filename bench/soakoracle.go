@@ -33,9 +33,29 @@ type soakRule struct {
 // keeps is for how long a hit counts at most, for a sliding window with its steps.
 func (r soakRule) keeps() time.Duration { return r.window + r.window/32 + 2*time.Millisecond }
 
-// reach is how far back whatever happened can make a difference: what passed during
-// an outage counts from its end, for a window.
+// reach is how far back what passed can make a difference: what passed during an outage
+// and still counts at its end counts from then, for a window.
 func (r soakRule) reach() time.Duration { return 2*r.keeps() + time.Second }
+
+// settles is how long it takes replicas to tell Redis of what single decisions owe it,
+// which nobody sees if it succeeds: a second, and some for a busy machine.
+const settles = 3 * time.Second / 2
+
+// clears is how long after what disturbed the service it can make a difference: what
+// passed meanwhile was told by then, or it would still be disturbed, and counts for a
+// window. A share counts for longer by the time that it may be used, and parts of
+// tenants follow what they asked for in the window before, too.
+func (r soakRule) clears() time.Duration {
+	switch {
+	case r.counts == forever: // nothing ever lets it refuse
+		return 0
+	case r.counts == fairly:
+		return 2*r.keeps() + settles
+	case r.leased:
+		return r.keeps() + r.window/8 + settles
+	}
+	return r.keeps() + settles
+}
 
 // account is what the oracle knows about one counter: when requests that passed were
 // sent and answered. The decision was in between; each judgement takes for granted
@@ -46,6 +66,9 @@ type account struct {
 	under  int // requests that are not answered
 	peak   int
 	passed []passage // by the time of the answer
+	// slow are when it was asked for longer than Redis is waited for: these may have been
+	// decided without it.
+	slow []span
 }
 
 type passage struct {
@@ -66,6 +89,8 @@ type verdict struct {
 	what     string
 	// excess is by how much more passed than the limit.
 	excess int
+	// of is whose it is.
+	of *account
 }
 
 func (a *account) begin() {
@@ -94,7 +119,7 @@ func (a *account) pass(id uint64, sent time.Duration, now func() time.Duration) 
 	most, surely := a.rule.most, 0
 	switch a.rule.counts {
 	case forever:
-		return verdict{to: answered, from: answered - a.rule.reach()}
+		return verdict{to: answered, from: sent, of: a}
 	case places:
 		for _, p := range a.passed { // held by now for sure
 			if p.ended == 0 && answered-p.sent < a.rule.window-2*time.Millisecond {
@@ -109,7 +134,7 @@ func (a *account) pass(id uint64, sent time.Duration, now func() time.Duration) 
 	}
 	return verdict{
 		wrong: surely > most, lenient: surely > most*a.rule.replicas+a.peak, excess: max(surely-most, 0),
-		from: answered - a.rule.reach(), to: answered,
+		from: sent - a.rule.clears(), to: answered, of: a,
 		what: fmt.Sprintf("%s: %d passed of %d", a.rule.name, surely, most),
 	}
 }
@@ -134,7 +159,7 @@ func (a *account) refuse(sent time.Duration, now func() time.Duration) verdict {
 	defer a.mu.Unlock()
 	a.under--
 	answered := now()
-	v := verdict{from: sent - a.rule.reach(), to: answered}
+	v := verdict{from: sent - a.rule.clears(), to: answered, of: a}
 	// Those that are under way may have been decided before this one.
 	counted, ever := a.under, 2*a.under
 	for _, p := range a.passed {
@@ -153,6 +178,7 @@ func (a *account) refuse(sent time.Duration, now func() time.Duration) verdict {
 		v.wrong = counted == 0
 	case bucket:
 		v.wrong, v.lenient = a.level(sent)+a.under+1 <= a.rule.burst, ever == 0
+		v.from = a.emptied(sent) - settles
 	default:
 		if a.rule.leased { // the rest may be in another replica's hands
 			enough /= 2
@@ -183,6 +209,22 @@ func (a *account) level(at time.Duration) int {
 	return int((level + interval - 1) / interval)
 }
 
+// emptied is since when a bucket that was as full as one can be, after a request that
+// passed, had to run empty even so before a request was sent then; 0, when all of them
+// were empty, if that never was. What disturbed it before is over: while it is asked for
+// more than runs out of it, what a bucket was told too much of stays in it for ever.
+func (a *account) emptied(sent time.Duration) time.Duration {
+	interval := a.rule.window / time.Duration(a.rule.most)
+	since := a.under + 1 // requests that may have come to it since
+	for _, p := range slices.Backward(a.passed) {
+		if time.Duration(since)*interval <= sent-p.answered {
+			return p.sent
+		}
+		since++
+	}
+	return 0
+}
+
 // end takes in that the end of what passed is told.
 func (a *account) end(id uint64, at time.Duration, answered bool) {
 	a.mu.Lock()
@@ -208,6 +250,22 @@ func (a *account) forget(now time.Duration) {
 	if gone > len(a.passed)/2 {
 		a.passed = slices.Delete(a.passed, 0, gone)
 	}
+}
+
+// slowly takes in that a request waited for longer than Redis is waited for. What it is
+// asked for is known only to this account.
+func (a *account) slowly(sent, answered time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.slow = slices.DeleteFunc(a.slow, func(s span) bool { return s.to < sent-time.Minute })
+	a.slow = append(a.slow, span{sent, answered})
+}
+
+// slowIn says whether there was such a request then.
+func (a *account) slowIn(from, to time.Duration) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.ContainsFunc(a.slow, func(s span) bool { return s.to >= from && s.from <= to })
 }
 
 // ledger counts all that passed, by epoch: a new one begins whenever Redis forgets.
@@ -256,8 +314,9 @@ func (l *ledger) audit(used int64) (lost int64) {
 	return 0
 }
 
-// weather is when something disturbed the service: a fault of ours, or a Redis that
-// did not answer in time because the machine had other things to do.
+// weather is when something disturbed the service: a fault of ours, or a Redis that did
+// not answer in time because the machine had other things to do. Single answers that
+// came too late are no weather, but their account's.
 type weather struct {
 	mu    sync.Mutex
 	spans []span // in order
@@ -318,7 +377,8 @@ type judge struct {
 	mu       sync.Mutex
 	weather  *weather
 	suspects []verdict // wrong unless it turns out that something disturbed
-	answers, strictly,
+	// Of all answers, calm are those while there was no fault of ours.
+	answers, calm, strictly,
 	refusedWrongly, overshot int
 	// worst is by how much more passed than the limit in disturbed weather.
 	worst    int
@@ -327,10 +387,13 @@ type judge struct {
 
 // take takes a verdict in; refused says of which kind.
 func (j *judge) take(v verdict, refused bool) {
-	calm := v.to > 0 && !j.weather.touched(v.from, v.to)
+	calm, storm := v.to > 0 && !j.touched(v), j.weather.since() != 0
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.answers++
+	if !storm {
+		j.calm++
+	}
 	if calm {
 		j.strictly++
 	}
@@ -344,6 +407,11 @@ func (j *judge) take(v verdict, refused bool) {
 		v.lenient = refused // tells the kind until it is decided
 		j.suspects = append(j.suspects, v)
 	}
+}
+
+// touched says whether something disturbed what a verdict is about.
+func (j *judge) touched(v verdict) bool {
+	return j.weather.touched(v.from, v.to) || v.of != nil && v.of.slowIn(v.from, v.to)
 }
 
 func (j *judge) guilty(v verdict, refused bool) {
@@ -366,7 +434,7 @@ func (j *judge) decide(known time.Duration) {
 		switch {
 		case v.to >= known:
 			open = append(open, v)
-		case !j.weather.touched(v.from, v.to):
+		case !j.touched(v):
 			j.guilty(v, v.lenient)
 		}
 	}
