@@ -76,6 +76,7 @@ func (m *mortal) after() map[string][]byte {
 // once, and each time the next start has all that was acknowledged, nothing by half,
 // and goes on.
 func TestDiesAtEveryStep(t *testing.T) {
+	t.Parallel()
 	for step := 0; ; step++ {
 		survived := false
 		for _, part := range []int{0, 40, 100} {
