@@ -108,6 +108,7 @@ spec:
 		m.echo(p, m.handler(p))
 		m.tcpEcho(p, p.Ports[1])
 	}
+	m.apart = []string{"ingress"}
 	m.start()
 	return m
 }

@@ -93,6 +93,7 @@ func newBookstore(t *testing.T, network byte, more string) *bookstore {
 	m.echo(m.v2, m.handler(m.v2))
 	m.tcpEcho(m.v1, m.v1.Ports[1])
 	m.tcpEcho(m.v2, m.v2.Ports[1])
+	m.apart = []string{"reviews-v1-1"}
 	m.start()
 	return m
 }

@@ -71,6 +71,7 @@ func TestLiveReports(t *testing.T) {
 func liveReports(t *testing.T, bin string, network byte) {
 	m := newLive(t, network)
 	m.bin = bin
+	m.apart = []string{"shop-1"} // it is asked at run time to tell more
 	socket := filepath.Join(t.TempDir(), "authz.sock")
 	l, err := net.Listen("unix", socket)
 	if err != nil {

@@ -94,6 +94,7 @@ spec: {selector: {matchLabels: {app: plain}}, mtls: {mode: DISABLE}}
 	for _, p := range []*model.Proxy{client, strict, plain} {
 		m.echo(p, nil)
 	}
+	m.apart = []string{"strict-1", "plain-1"}
 	m.start()
 	words := []string{"secret-path", "secret-header", "host=", "GET ", "HTTP/1.1"}
 	for to, seen := range map[string]*sniffer{"strict": &strictly, "plain": &plainly} {

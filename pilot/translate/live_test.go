@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -41,44 +42,66 @@ func (a *authority) secrets(t *testing.T, p *model.Proxy) []any {
 	cert, key := a.Issue(t, pkitest.Leaf("spiffe://cluster.local/ns/"+p.Namespace+"/sa/"+p.ServiceAccount, time.Hour))
 	inlined := func(b []byte) map[string]any { return map[string]any{"inlineString": string(b)} }
 	return []any{
-		map[string]any{"name": "default", "tlsCertificate": map[string]any{"certificateChain": inlined(cert), "privateKey": inlined(key)}},
-		map[string]any{"name": "ROOTCA", "validationContext": map[string]any{"trustedCa": inlined(a.PEM())}},
+		map[string]any{"name": staticSecret("default"), "tlsCertificate": map[string]any{"certificateChain": inlined(cert), "privateKey": inlined(key)}},
+		map[string]any{"name": staticSecret("ROOTCA"), "validationContext": map[string]any{"trustedCa": inlined(a.PEM())}},
 	}
 }
 
 // bound is for everything that is waited for.
 const bound = 15 * time.Second
 
-// liveMesh runs a real Envoy for each proxy of a mesh.
+// liveMesh runs the proxies of a mesh in one real Envoy, which takes less than many do:
+// each has listeners at its own address, and clusters and secrets of its own.
 type liveMesh struct {
 	*meshBuilder
-	t    *testing.T
-	ca   *authority
+	t  *testing.T
+	ca *authority
+	// logs are what those print that are an Envoy of their own.
 	logs map[string]*proctest.Output
+	// apart names proxies that are an Envoy of their own.
+	apart []string
 	// bin is the Envoy to run, Find's if it is empty.
 	bin string
 }
 
-// start runs an Envoy for every proxy and waits until each is live.
+// start runs the proxies and waits until they are live.
 func (m *liveMesh) start() {
 	m.t.Helper()
 	bin := m.bin
 	if bin == "" {
 		bin = envoytest.Find(m.t)
 	}
-	tr := m.translator()
+	tr, dir := m.translator(), m.t.TempDir()
 	m.logs = map[string]*proctest.Output{}
+	var envoys [][]*model.Proxy
+	var together []*model.Proxy
 	for _, p := range m.mesh.Proxies {
-		s, err := tr.Proxy(p)
-		if err != nil {
-			m.t.Fatal(err)
+		if slices.Contains(m.apart, p.Name) {
+			envoys = append(envoys, []*model.Proxy{p})
+		} else {
+			together = append(together, p)
 		}
-		path := filepath.Join(m.t.TempDir(), p.Name+".json")
-		writeJSON(m.t, path, staticBootstrap(m.t, bin, s, fmt.Sprintf("%s:%d", p.Address, model.AdminPort), m.ca.secrets(m.t, p)))
-		m.logs[p.Name] = envoytest.Run(m.t, bin, path, "--file-flush-interval-msec", "100").Output
 	}
-	for _, p := range m.mesh.Proxies {
-		m.waitReady(p)
+	envoys = append(envoys, together)
+	for _, proxies := range envoys {
+		var all []map[string]any
+		for _, p := range proxies {
+			s, err := tr.Proxy(p)
+			if err != nil {
+				m.t.Fatal(err)
+			}
+			one := staticBootstrap(m.t, bin, s, hostPort(proxies[0].Address, model.AdminPort), m.ca.secrets(m.t, p))
+			all = append(all, one)
+		}
+		path := filepath.Join(dir, proxies[0].Name+".json")
+		writeJSON(m.t, path, joinedBootstraps(all))
+		e := envoytest.Run(m.t, bin, path, "--file-flush-interval-msec", "100")
+		if len(proxies) == 1 {
+			m.logs[proxies[0].Name] = e.Output
+		}
+	}
+	for _, proxies := range envoys {
+		m.waitReady(proxies[0])
 	}
 }
 

@@ -103,6 +103,9 @@ func forEnvoy(tb testing.TB, bin string, m proto.Message) proto.Message {
 	return m
 }
 
+// staticSecret is the name of a secret in a bootstrap, which is no other string there.
+func staticSecret(name string) string { return "secret " + name }
+
 // inline replaces, in place, references to RDS and (with static secrets) to SDS.
 func inline(tb testing.TB, v any, routes map[string]any, secrets bool) {
 	switch v := v.(type) {
@@ -119,8 +122,9 @@ func inline(tb testing.TB, v any, routes map[string]any, secrets bool) {
 			delete(v, "rds")
 			v["routeConfig"] = routes[name]
 		}
-		if secrets {
+		if _, ok := v["sdsConfig"]; ok && secrets {
 			delete(v, "sdsConfig")
+			v["name"] = staticSecret(v["name"].(string))
 		}
 		for _, e := range v {
 			inline(tb, e, routes, secrets)
@@ -162,35 +166,42 @@ func writeJSON(tb testing.TB, path string, v any) {
 	}
 }
 
-// setApart gives the clusters and listeners of the n-th snapshot names, and the listeners
-// addresses, that no other has.
-func setApart(resources map[string]any, n int) {
-	names := map[string]bool{}
-	for _, kind := range []string{"clusters", "listeners"} {
-		for _, r := range resources[kind].([]any) {
-			names[r.(map[string]any)["name"].(string)] = true
+// joinedBootstraps joins bootstraps of which each has its own clusters and secrets.
+func joinedBootstraps(bootstraps []map[string]any) map[string]any {
+	all := map[string][]any{}
+	for i, b := range bootstraps {
+		resources, names := b["staticResources"].(map[string]any), map[string]string{}
+		for _, kind := range []string{"clusters", "listeners", "secrets"} {
+			list, _ := resources[kind].([]any)
+			for _, r := range list {
+				name := r.(map[string]any)["name"].(string)
+				names[name] = fmt.Sprintf("%s#%d", name, i)
+			}
+		}
+		renamed(resources, names)
+		for kind, list := range resources {
+			all[kind] = append(all[kind], list.([]any)...)
 		}
 	}
-	for _, l := range resources["listeners"].([]any) {
-		l.(map[string]any)["address"].(map[string]any)["socketAddress"].(map[string]any)["address"] = fmt.Sprintf("127.1.%d.1", n)
-	}
-	renamed(resources, names, fmt.Sprint("#", n))
+	whole := bootstraps[0]
+	whole["staticResources"] = all
+	return whole
 }
 
-// renamed appends suffix to the names wherever they stand.
-func renamed(v any, names map[string]bool, suffix string) any {
+// renamed replaces strings wherever they stand.
+func renamed(v any, names map[string]string) any {
 	switch v := v.(type) {
 	case string:
-		if names[v] {
-			return v + suffix
+		if to, ok := names[v]; ok {
+			return to
 		}
 	case []any:
 		for i, e := range v {
-			v[i] = renamed(e, names, suffix)
+			v[i] = renamed(e, names)
 		}
 	case map[string]any:
 		for k, e := range v {
-			v[k] = renamed(e, names, suffix)
+			v[k] = renamed(e, names)
 		}
 	}
 	return v
@@ -201,18 +212,15 @@ func validate(t *testing.T, snapshots ...*Snapshot) {
 	t.Helper()
 	for _, bin := range envoytest.All(t) {
 		path := filepath.Join(t.TempDir(), "bootstrap.json")
-		var whole map[string]any
-		all := map[string][]any{}
+		var all []map[string]any
 		for i, s := range snapshots {
-			whole = staticBootstrap(t, bin, s, "127.0.0.1:0", nil)
-			resources := whole["staticResources"].(map[string]any)
-			setApart(resources, i)
-			for kind, list := range resources {
-				all[kind] = append(all[kind], list.([]any)...)
+			one := staticBootstrap(t, bin, s, "127.0.0.1:0", nil)
+			for _, l := range one["staticResources"].(map[string]any)["listeners"].([]any) {
+				l.(map[string]any)["address"].(map[string]any)["socketAddress"].(map[string]any)["address"] = fmt.Sprintf("127.1.%d.1", i)
 			}
+			all = append(all, one)
 		}
-		whole["staticResources"] = all
-		writeJSON(t, path, whole)
+		writeJSON(t, path, joinedBootstraps(all))
 		out, err := exec.CommandContext(t.Context(), bin, "--mode", "validate", "-c", path, "--log-level", "error", "--disable-hot-restart").CombinedOutput()
 		if err != nil {
 			t.Errorf("%s refuses the configuration: %v\n%s", bin, err, out)
