@@ -153,6 +153,7 @@ func (c *checker) loadBalancer(at string, lb *networking.LoadBalancerSettings, o
 	if lb.LocalityLbSetting != nil && lb.ZoneAwareLbSetting != nil {
 		c.errorf(at, "only one of localityLbSetting and zoneAwareLbSetting can be given")
 	}
+	c.withoutEffect(lb.ZoneAwareLbSetting != nil, at+".zoneAwareLbSetting")
 	c.locality(at+".localityLbSetting", lb.LocalityLbSetting, outlier != nil)
 	if w := lb.Warmup; w != nil {
 		if w.Duration == nil {

@@ -122,6 +122,12 @@ func checkMeshConfig(c *checker, m *meshv1.MeshConfig) {
 	c.locality("localityLbSetting", m.LocalityLbSetting, true)
 	c.tlsConfigs(m)
 	c.trafficDefaults(m)
+	c.unsupported(m.ServiceEntryVisibility != nil, "serviceEntryVisibility")
+	c.unsupported(m.DefaultConfig.GetGatewayTopology().GetProxyProtocol() != nil, "defaultConfig.gatewayTopology.proxyProtocol")
+	c.withoutEffect(m.DefaultConfig.GetProxyHeaders() != nil, "defaultConfig.proxyHeaders")
+	c.withoutEffect(len(m.DiscoverySelectors) > 0, "discoverySelectors")
+	c.withoutEffect(len(m.ServiceScopeConfigs) > 0, "serviceScopeConfigs")
+	c.withoutEffect(m.ZoneAwareLbSetting != nil, "zoneAwareLbSetting")
 	c.providers(m)
 }
 
