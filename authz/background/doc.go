@@ -7,7 +7,7 @@
 // them. Go's own scheduler knows no priorities: what is in its queues first runs first. Where the
 // process may raise a priority again (CAP_SYS_NICE, or RLIMIT_NICE) the thread runs only where
 // nothing else does, as long as it gets on so. Garbage is collected afterwards rather than
-// meanwhile, within bounds, once for what comes within a second ([PaceGarbage]).
+// meanwhile, within bounds, once for what comes within a moment ([PaceGarbage]).
 //
 // Guarantees: one work at a time in the process; a panic in it is an error of Run; however
 // full the machine is, the work gets a part of it. What the work starts with go is not

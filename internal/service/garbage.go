@@ -17,7 +17,7 @@ const (
 	raisedEvery = 50 * time.Millisecond
 	// linger is how long room stays raised after the work: what comes next, such as
 	// putting in force what was made, leaves the most garbage of all.
-	linger = time.Second
+	linger = 500 * time.Millisecond
 	// liveMetric is what the last collection found alive, scanMetric what the next one
 	// will have to look through: the data of policies have no pointers.
 	liveMetric = "/gc/heap/live:bytes"
