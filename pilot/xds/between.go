@@ -9,11 +9,12 @@ import (
 )
 
 // filters are what the client shall have of them now. While its routes are still to
-// change, they are such that those of before and those of after find theirs in them.
+// change, and while it has those of listeners that drain, they are such that those of
+// before and those of after find theirs in them.
 func (s *session) filters() []*Resource {
 	target := s.target.Set(ExtensionType).Resources()
 	c := s.types[ExtensionType]
-	if c == nil || !s.returning || s.srv.opt.Between == nil || s.settled(RouteType) {
+	if c == nil || !s.returning || s.srv.opt.Between == nil || s.settled(RouteType) && !s.earlier() {
 		return target
 	}
 	out, changed := make([]*Resource, len(target)), false
@@ -39,6 +40,10 @@ func (s *session) between(before, after *Resource) *Resource {
 		return before
 	}
 	body, err := s.srv.opt.Between(before.wire.GetResource(), after.wire.GetResource())
+	if stoodFor := before.standsFor; body == nil && err == nil && stoodFor != nil {
+		// It may be full of what routes of listeners that drain ask for.
+		body, err = s.srv.opt.Between(stoodFor.wire.GetResource(), after.wire.GetResource())
+	}
 	if err != nil {
 		s.srv.opt.Log.Error("a filter changes at once", slog.String("filter", after.Name), slog.Any("error", err))
 	}

@@ -33,6 +33,8 @@ type conversation struct {
 	served map[pair]bool
 	// held are the routes that have to stay as they are, for want of their filter.
 	held map[string]bool
+	// wait are the listeners that wait for their routes.
+	wait map[string]bool
 	// fresh: nothing was sent on this stream, and the client brought nothing along.
 	fresh bool
 }
@@ -128,9 +130,7 @@ func (c *conversation) ask(names []string) {
 
 // want is ask for a first request: what the client brought along needs no answer.
 func (c *conversation) want(names []string) {
-	held := c.told
-	c.ask(names)
-	c.told = held
+	c.ask(slices.DeleteFunc(slices.Clone(names), func(name string) bool { return find(c.told, name) != nil }))
 }
 
 // selection is what counts of a target now.

@@ -40,8 +40,13 @@ func (s *session) CreateDeltaWatch(req *cache.DeltaRequest, sub cache.Subscripti
 	if first {
 		c.begin(req.GetInitialResourceVersions())
 		s.returning = s.returning || !c.fresh
-		if url == RouteType && !c.fresh && s.client.Envoy {
-			s.filtersUntil = time.Now().Add(s.srv.opt.SubscribeWait)
+		if until := time.Now().Add(s.srv.opt.SubscribeWait); !c.fresh && s.client.Envoy {
+			switch url {
+			case RouteType:
+				s.filtersUntil = until
+			case ListenerType:
+				s.routesUntil = until
+			}
 		}
 		s.warmReplaced()
 		c.want(req.GetResourceNamesSubscribe())

@@ -26,6 +26,8 @@ type selection struct {
 	newOnly bool
 	// held are names of which the client keeps what it has.
 	held map[string]bool
+	// wait are names of which the client gets nothing new.
+	wait map[string]bool
 	// refused resources are left out.
 	refused map[*Resource]struct{}
 }
@@ -67,7 +69,7 @@ func diff(told, target []*Resource, sel selection) change {
 }
 
 func (c *change) add(r *Resource, sel *selection) {
-	if _, refused := sel.refused[r]; !refused && sel.has(r.Name) {
+	if _, refused := sel.refused[r]; !refused && sel.has(r.Name) && !sel.wait[r.Name] {
 		c.set = append(c.set, r)
 	}
 }

@@ -41,6 +41,8 @@ type session struct {
 	// filtersUntil is how long a client that came back with routes may take to say which
 	// filters it has; zero for others.
 	filtersUntil time.Time
+	// routesUntil is the same for one that came back with listeners and its routes.
+	routesUntil time.Time
 
 	// The deadlines below belong to the present target; zero if not running.
 	warmAfter   time.Time // new clusters have had time to resolve their names
@@ -155,7 +157,7 @@ func (s *session) complete() bool {
 		return false
 	}
 	for url, c := range s.types {
-		if !c.settled(s.target.Set(url).Resources()) {
+		if !c.settled(s.wanted(url)) {
 			return false
 		}
 	}

@@ -43,11 +43,13 @@ func (s *session) advanceProxy(now time.Time) time.Time {
 	s.push(cds, opened, false)
 	s.push(s.types[EndpointType], opened, false)
 	g, wake := s.gate(now)
-	s.push(s.types[ListenerType], g, removalOf(ListenerType) == atOnce)
+	if until := s.pushListeners(now, g); !until.IsZero() {
+		wake = until
+	}
 	if until := s.pushFilters(g, now); !until.IsZero() {
 		wake = until
 	}
-	if g != opened || !s.settled(ListenerType) || !s.settled(RouteType) || !s.settled(ExtensionType) {
+	if g != opened || !s.settled(ListenerType) || !s.settled(RouteType) || !s.settled(ExtensionType) || s.earlier() {
 		return wake
 	}
 	return s.removeLast(now, ClusterType)
@@ -136,8 +138,14 @@ func (s *session) removeLast(now time.Time, urls ...string) time.Time {
 	return time.Time{}
 }
 
-func (s *session) settled(url string) bool {
-	return s.types[url].settled(s.target.Set(url).Resources())
+func (s *session) settled(url string) bool { return s.types[url].settled(s.wanted(url)) }
+
+// wanted are the resources of a type that the client shall have now.
+func (s *session) wanted(url string) []*Resource {
+	if url == ExtensionType {
+		return s.filters()
+	}
+	return s.target.Set(url).Resources()
 }
 
 // push answers the client's open question if there is something to say.
@@ -154,7 +162,7 @@ func (s *session) pushTo(c *conversation, target []*Resource, g gate, removals b
 		return
 	}
 	sel := c.selection(removals)
-	sel.held = c.held
+	sel.held, sel.wait = c.held, c.wait
 	first := c.fresh
 	if !first || s.returning {
 		switch g {
