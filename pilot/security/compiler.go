@@ -125,6 +125,7 @@ func (c *Compiler) HTTP(p *model.Proxy, port model.WorkloadPort) (*HTTP, error) 
 		out.add(stripDeniedBy(c.mesh, p))
 	}
 	out.add(filterMalformed, malformed())
+	c.addPeer(out, p, port, s)
 	c.addRevoked(out)
 	if err := c.addCustom(out, s); err != nil {
 		return nil, err

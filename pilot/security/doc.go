@@ -14,7 +14,9 @@
 // written, changed or removed therefore alters a route configuration only, so no
 // connection drains and the next request on an old connection meets the new
 // rule. Two kinds cannot be had that way in Envoy and change the listener:
-// RequestAuthentication and the provider of a CUSTOM policy.
+// a first RequestAuthentication and the provider of a CUSTOM policy. What the mode of a
+// PeerAuthentication demands of callers is in the listener's chains and in the virtual
+// host, so that it holds for requests of whatever listener.
 //
 // The filters run in this order: malformed requests, revoked certificates, CUSTOM, JWT,
 // AUDIT, access lists, DENY, ALLOW, Rego, quota. ServiceRoles are among what allows (package eval). What is known of
