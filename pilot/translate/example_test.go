@@ -2,6 +2,7 @@ package translate_test
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/writ-mesh/writ/pilot/meshdir"
 	"github.com/writ-mesh/writ/pilot/security"
@@ -60,7 +61,9 @@ spec:
 			list []translate.Resource
 		}{{"cluster", snapshot.Clusters}, {"endpoints", snapshot.Endpoints}, {"listener", snapshot.Listeners}, {"route", snapshot.Routes}, {"extension", snapshot.Extensions}} {
 			for _, r := range kind.list {
-				fmt.Println(kind.name, r.Name, r.Sources)
+				// Names of routes end in a digest of the listener that they are for.
+				name, _, _ := strings.Cut(r.Name, "~")
+				fmt.Println(kind.name, name, r.Sources)
 			}
 		}
 	}

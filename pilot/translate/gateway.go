@@ -170,11 +170,11 @@ func (g *gatewayBuilder) address() string {
 func (g *gatewayBuilder) chains(port uint32, servers []*gatewayServer, src *sources) ([]*listenerv3.FilterChain, error) {
 	if servers[0].protocol().IsHTTP() {
 		plain := slices.DeleteFunc(slices.Clone(servers), func(s *gatewayServer) bool { return !s.protocol().IsHTTP() })
-		name := fmt.Sprintf("http.%d", port)
+		manager, name := g.manager(fmt.Sprintf("http.%d", port), port, servers[0].protocol(), nil)
 		if err := g.routes(name, port, plain, false); err != nil {
 			return nil, err
 		}
-		return []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{g.manager(name, port, servers[0].protocol())}}}, nil
+		return []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{manager}}}, nil
 	}
 	var out []*listenerv3.FilterChain
 	taken := map[string]bool{}
@@ -227,11 +227,12 @@ func (g *gatewayBuilder) serverChains(port uint32, s *gatewayServer, src *source
 		chain.FilterChainMatch = &listenerv3.FilterChainMatch{TransportProtocol: "tls", ServerNames: s.serverNames()}
 	}
 	if s.http() {
-		name := fmt.Sprintf("https.%d.%s.%s.%s.%d", port, s.GetPort().GetName(), s.object.Name, s.object.Namespace, s.index)
+		base := fmt.Sprintf("https.%d.%s.%s.%s.%d", port, s.GetPort().GetName(), s.object.Name, s.object.Namespace, s.index)
+		manager, name := g.manager(base, port, s.protocol(), chain.GetTransportSocket())
 		if err := g.routes(name, port, []*gatewayServer{s}, true); err != nil {
 			return nil, err
 		}
-		chain.Filters = []*listenerv3.Filter{g.manager(name, port, s.protocol())}
+		chain.Filters = []*listenerv3.Filter{manager}
 		return []*listenerv3.FilterChain{chain}, nil
 	}
 	filters, err := g.tcpFilters(port, s, src)
@@ -242,14 +243,15 @@ func (g *gatewayBuilder) serverChains(port uint32, s *gatewayServer, src *source
 	return []*listenerv3.FilterChain{chain}, nil
 }
 
-// manager is the HTTP connection manager of a gateway.
-func (g *gatewayBuilder) manager(routes string, port uint32, proto model.Protocol) *listenerv3.Filter {
+// manager is the HTTP connection manager of a gateway behind a transport socket, with the
+// name of its routes, which base begins.
+func (g *gatewayBuilder) manager(base string, port uint32, proto model.Protocol, socket *corev3.TransportSocket) (filter *listenerv3.Filter, routes string) {
 	topology := g.t.mesh.Config.GetDefaultConfig().GetGatewayTopology()
 	deniedBy := security.DeniedByGatewayOperator
 	if g.showsDeniedBy() {
 		deniedBy = security.DeniedByOperator
 	}
-	m := g.t.connectionManager(fmt.Sprintf("outbound_0.0.0.0_%d", port), routes, deniedBy)
+	m := g.t.connectionManager(fmt.Sprintf("outbound_0.0.0.0_%d", port), base, deniedBy)
 	m.UseRemoteAddress = yes()
 	m.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{withoutForged()}
 	m.XffNumTrustedHops = topology.GetNumTrustedProxies()
@@ -267,7 +269,8 @@ func (g *gatewayBuilder) manager(routes string, port uint32, proto model.Protoco
 	}
 	m.HttpFilters = routeFilters(m.HttpFilters...)
 	m.HttpFilters = slices.Insert(m.HttpFilters, len(m.HttpFilters)-1, dynamicForwardProxyFilter())
-	return networkFilter(hcmFilter, m)
+	routes = routesFor(base, m, socket)
+	return networkFilter(hcmFilter, m), routes
 }
 
 // withoutForged drops the headers that only an Envoy may say where a client sends them,

@@ -1,6 +1,9 @@
 package translate
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
@@ -8,6 +11,7 @@ import (
 	grpcwebv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/grpc_web/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	meshv1 "istio.io/api/mesh/v1alpha1"
 
@@ -46,6 +50,27 @@ func (t *Translator) connectionManager(statPrefix, routes, deniedBy string) *hcm
 	}
 	t.normalizePath(m)
 	return m
+}
+
+// routesFor names the route configuration of a connection manager after what its rules
+// rely on in the listener: filters, how paths and addresses are read, and TLS. Where that
+// changes the listener refers to other routes, and Envoy keeps the one before, with its
+// own routes, until those have come (decision 0042). base begins the name.
+//
+// The mode of mutual TLS is no part of it: routes say themselves what it demands. Nor is
+// what only tells of requests.
+func routesFor(base string, m *hcmv3.HttpConnectionManager, socket *corev3.TransportSocket) string {
+	stat, logs, replies, routes := m.StatPrefix, m.AccessLog, m.LocalReplyConfig, m.RouteSpecifier
+	m.StatPrefix, m.AccessLog, m.LocalReplyConfig, m.RouteSpecifier = "", nil, nil, nil
+	digest := sha256.New()
+	for _, part := range []proto.Message{m, socket} {
+		sum := sha256.Sum256(envoy.Any(part).GetValue())
+		digest.Write(sum[:])
+	}
+	m.StatPrefix, m.AccessLog, m.LocalReplyConfig, m.RouteSpecifier = stat, logs, replies, routes
+	name := base + "~" + hex.EncodeToString(digest.Sum(nil)[:6])
+	m.GetRds().RouteConfigName = name
+	return name
 }
 
 // normalizePath is the same at every proxy: what one of them decides about a

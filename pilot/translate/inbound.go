@@ -37,7 +37,7 @@ type inboundPort struct {
 	sources    []model.Ref
 }
 
-// inboundName is the name of a workload port's cluster and route configuration.
+// inboundName is the name of a workload port's cluster and listener, and begins that of its routes.
 func inboundName(port uint32) string { return fmt.Sprintf("inbound|%d||", port) }
 
 // inboundResources adds the server side of a sidecar.
@@ -113,10 +113,11 @@ func (t *Translator) inboundHTTP(p *model.Proxy, ip *inboundPort) error {
 		m.HttpFilters = append(m.HttpFilters, grpcWeb())
 	}
 	m.HttpFilters = append(m.HttpFilters, router())
+	routes := routesFor(name, m, t.meshTLS(ip))
 	ip.filters = []*listenerv3.Filter{networkFilter(hcmFilter, m)}
 	ip.others, ip.extensions, ip.sources = policy.Clusters, policy.Extensions, policy.Sources
 	ip.routes = &routev3.RouteConfiguration{
-		Name:             name,
+		Name:             routes,
 		ValidateClusters: no(),
 		VirtualHosts: []*routev3.VirtualHost{{
 			Name: fmt.Sprintf("inbound|http|%d", ip.port.Port), Domains: []string{"*"},
@@ -236,13 +237,9 @@ func (t *Translator) explicitInbound(p *model.Proxy, ip *inboundPort) Resource {
 // HTTP. For other ports only TLS with our ALPN is: what else comes, plain or
 // the application's own TLS, is the application's affair in permissive mode.
 func (t *Translator) inboundChains(ip *inboundPort) (chains []*listenerv3.FilterChain, inspect bool) {
-	alpn := []string{envoy.ALPN}
-	if ip.port.Protocol.IsHTTP() {
-		alpn = []string{"h2", "http/1.1"}
-	}
 	mesh := &listenerv3.FilterChain{
 		Name:            fmt.Sprintf("%d-mtls", ip.port.Port),
-		TransportSocket: envoy.TransportSocket(envoy.DownstreamTLS(t.mesh, alpn)),
+		TransportSocket: t.meshTLS(ip),
 		Filters:         ip.filters,
 		Metadata:        envoy.RevokedMark(t.mesh.Revoked.Everybody),
 	}
@@ -262,10 +259,23 @@ func (t *Translator) inboundChains(ip *inboundPort) (chains []*listenerv3.Filter
 	if ip.port.Protocol.IsHTTP() {
 		plain.FilterChainMatch = &listenerv3.FilterChainMatch{TransportProtocol: "raw_buffer"}
 	} else {
-		mesh.FilterChainMatch.ApplicationProtocols = alpn
+		mesh.FilterChainMatch.ApplicationProtocols = alpn(ip)
 		plain.FilterChainMatch = &listenerv3.FilterChainMatch{}
 	}
 	return []*listenerv3.FilterChain{mesh, plain}, true
+}
+
+// meshTLS is the server side of mutual TLS of a port.
+func (t *Translator) meshTLS(ip *inboundPort) *corev3.TransportSocket {
+	return envoy.TransportSocket(envoy.DownstreamTLS(t.mesh, alpn(ip)))
+}
+
+// alpn are the protocols that a port agrees to within mutual TLS.
+func alpn(ip *inboundPort) []string {
+	if ip.port.Protocol.IsHTTP() {
+		return []string{"h2", "http/1.1"}
+	}
+	return []string{envoy.ALPN}
 }
 
 func tlsInspector() *listenerv3.ListenerFilter {
