@@ -105,7 +105,7 @@ func (t *Translator) inboundHTTP(p *model.Proxy, ip *inboundPort) error {
 	name := inboundName(ip.port.Port)
 	m := t.connectionManager(fmt.Sprintf("inbound_0.0.0.0_%d", ip.port.Port), name, security.DeniedByOperator)
 	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
-	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
+	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Subject: yes(), Uri: true}
 	m.AccessLog = reported(t.accessLog(security.DeniedByOperator, inboundLogFields()), policy.Report)
 	m.LocalReplyConfig = tellUnreached(policy.LocalReply)
 	m.HttpFilters = append(m.HttpFilters, policy.Filters...)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -158,6 +159,10 @@ func TestLiveHTTP(t *testing.T) {
 		proctest.Until(t, bound, "the inbound log has a line", func() bool { return strings.Contains(m.logs["reviews-v1-1"].String(), `"protocol":"HTTP/2"`) })
 		if log := m.logs["reviews-v1-1"].String(); !strings.Contains(envoytest.Find(t), envoytest.Oldest) && !strings.Contains(log, `"downstream_tls_group":"X25519MLKEM768"`) {
 			t.Errorf("the inbound log does not say by which group the keys were agreed on:\n%s", log)
+		}
+		// As in Istio's task of authentication policies.
+		if form := regexp.MustCompile(`By=spiffe://\S+;Hash=[0-9a-f]{64};Subject="[^"]*";URI=spiffe://`); !form.MatchString(r.body) {
+			t.Errorf("%s", r.body)
 		}
 	})
 	t.Run("every form of the name", func(t *testing.T) {
