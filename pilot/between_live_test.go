@@ -338,8 +338,11 @@ func (d *delayed) DeltaSecrets(stream secretv3.SecretDiscoveryService_DeltaSecre
 				resp.Resources = append(resp.Resources, r)
 			}
 		}
-		if len(resp.Resources) > 0 && stream.Send(resp) != nil {
-			return nil
+		if len(resp.Resources) == 0 {
+			continue
+		}
+		if err := stream.Send(resp); err != nil {
+			return err
 		}
 	}
 }
