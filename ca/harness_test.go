@@ -140,7 +140,10 @@ func (h *harness) adminConn() *grpc.ClientConn {
 	defer h.mu.Unlock()
 	if h.socket == nil {
 		// A socket that is not there yet is there soon.
-		often := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1, MaxDelay: 5 * time.Millisecond}}
+		often := grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1, MaxDelay: 5 * time.Millisecond},
+			MinConnectTimeout: testBudget, // or an attempt would have no longer than the delay
+		}
 		h.socket = h.dial(h.config.Admin, insecure.NewCredentials(), grpc.WithConnectParams(often))
 	}
 	return h.socket
