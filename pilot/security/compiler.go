@@ -186,12 +186,13 @@ func (b *httpBuilder) add(name string, config proto.Message) {
 	})
 }
 
-// addExtension appends a filter that runs for every request and whose content is a
-// resource of its own.
+// addExtension appends a filter whose content is a resource of its own, and that runs
+// only where a virtual host has configuration under its name.
 func (b *httpBuilder) addExtension(name string, config proto.Message, sources []model.Ref) {
 	content := envoy.Any(config)
 	b.Filters = append(b.Filters, &hcmv3.HttpFilter{
-		Name: name,
+		Name:     name,
+		Disabled: true,
 		ConfigType: &hcmv3.HttpFilter_ConfigDiscovery{ConfigDiscovery: &corev3.ExtensionConfigSource{
 			ConfigSource: envoy.ADS(), TypeUrls: []string{content.GetTypeUrl()},
 		}},

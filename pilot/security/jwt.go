@@ -48,7 +48,8 @@ type namedRule struct {
 
 // addJWT adds jwt_authn, as a resource of its own (decision 0030), for all RequestAuthentications of the workload. Unless one
 // asks for more, a request without token passes, and one with a token that no provider
-// accepts is refused with 401.
+// accepts is refused with 401. Without any the filter is there as well, empty and switched
+// off, so that the first one changes no listener and counts on open connections at once.
 func (c *Compiler) addJWT(b *httpBuilder, p *model.Proxy, s selection) error {
 	var rules []namedRule
 	var refs []model.Ref
@@ -61,7 +62,8 @@ func (c *Compiler) addJWT(b *httpBuilder, p *model.Proxy, s selection) error {
 		}
 	}
 	if len(rules) == 0 {
-		return nil
+		b.addExtension(filterJWT, &jwtv3.JwtAuthentication{}, nil)
+		return c.addTokenFilters(b)
 	}
 	sort.SliceStable(rules, func(i, j int) bool { return rules[i].rule.GetIssuer() < rules[j].rule.GetIssuer() })
 	filter := &jwtv3.JwtAuthentication{Providers: map[string]*jwtv3.JwtProvider{}, BypassCorsPreflight: true}
@@ -85,7 +87,11 @@ func (c *Compiler) addJWT(b *httpBuilder, p *model.Proxy, s selection) error {
 	b.addExtension(filterJWT, filter, refs)
 	b.enable(filterJWT, &jwtv3.PerRouteConfig{RequirementSpecifier: &jwtv3.PerRouteConfig_RequirementName{RequirementName: name}})
 	b.name(nameJWT, "RequestAuthentication "+nameList(refs))
-	return c.addTokens(b, keys, headers)
+	if err := c.addTokenFilters(b); err != nil {
+		return err
+	}
+	c.refuseTokens(b, keys, headers)
+	return nil
 }
 
 // requirement: with one provider, its token or none. With several: a token that

@@ -39,11 +39,6 @@ func (c *Compiler) requireByName(filter *jwtv3.JwtAuthentication, rules []namedR
 	sum := sha256.Sum256(wire(lasting))
 	name := hex.EncodeToString(sum[:12])
 	filter.RequirementMap = map[string]*jwtv3.JwtRequirement{name: filter.GetRequirementMap()[""]}
-	// For a virtual host that names none, as those of earlier versions.
-	filter.Rules = []*jwtv3.RequirementRule{{
-		Match:           &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
-		RequirementType: &jwtv3.RequirementRule_RequirementName{RequirementName: name},
-	}}
 	return name
 }
 
@@ -134,8 +129,9 @@ func takeProviders(r *jwtv3.JwtRequirement, before string, from, to map[string]*
 	}
 }
 
-// RoutesServed tells whether each virtual host of a route configuration names a
-// requirement that is in a filter, which is a resource of extension configuration.
+// RoutesServed tells whether each virtual host of a route configuration finds in a filter,
+// which is a resource of extension configuration, the requirement that it names. For one
+// that names none the filter is switched off.
 func RoutesServed(routes, filter *anypb.Any) (bool, error) {
 	outer, jwt, err := jwtFilter(filter)
 	if err != nil || outer == nil {
@@ -147,8 +143,8 @@ func RoutesServed(routes, filter *anypb.Any) (bool, error) {
 	}
 	for _, host := range config.GetVirtualHosts() {
 		named, there := host.GetTypedPerFilterConfig()[outer.GetName()]
-		if !there { // what the filter then requires is another version's own affair
-			return false, nil
+		if !there {
+			continue
 		}
 		var its jwtv3.PerRouteConfig
 		if err := named.UnmarshalTo(&its); err != nil {

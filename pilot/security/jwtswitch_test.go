@@ -168,7 +168,7 @@ func TestRoutesServed(t *testing.T) {
 		"another's":       {one, []*anypb.Any{ofTwo}, false},
 		"one of them":     {one, []*anypb.Any{ofOne, ofTwo}, false},
 		"of both":         {both, []*anypb.Any{ofOne, ofTwo}, true},
-		"names none":      {two, []*anypb.Any{ofTwo, nil}, false},
+		"names none":      {two, []*anypb.Any{ofTwo, nil}, true},
 		"another filter":  {envoy.Any(&corev3.TypedExtensionConfig{Name: filterJWT}), []*anypb.Any{ofOne}, false},
 		"not of the type": {ofOne, []*anypb.Any{ofOne}, false},
 	} {

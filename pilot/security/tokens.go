@@ -182,25 +182,32 @@ func revokedValue(keys []string, claim string) (all *exprpb.Expr) {
 	return all
 }
 
-// addTokens comes after jwt_authn, if the workload has it. keys are where payloads are
+// addTokenFilters comes after jwt_authn. They are switched off where refuseTokens enables
+// none of them.
+func (c *Compiler) addTokenFilters(b *httpBuilder) error {
+	b.addGeneric(filterTokens, &rbachttpv3.RBAC{})
+	if c.mesh.Deciders.Authz == "" {
+		return nil
+	}
+	cluster, err := envoy.GRPCCluster(c.mesh, authzCluster, c.mesh.Deciders.Authz, "authz")
+	if err != nil {
+		return err
+	}
+	b.addCluster(cluster)
+	b.addGeneric(filterTokensRemote, remoteTokens())
+	return nil
+}
+
+// refuseTokens is for a workload that has tokens verified. keys are where payloads are
 // besides the usual one, and headers where the headers are of tokens under keys that
 // Envoy fetched.
-func (c *Compiler) addTokens(b *httpBuilder, keys, headers []string) error {
+func (c *Compiler) refuseTokens(b *httpBuilder, keys, headers []string) {
 	tokens := c.tokens
 	if len(keys) > 0 {
 		tokens = newTokenRules(&c.mesh.Tokens, c.mesh.Deciders.Authz != "", append([]string{jwtPayload}, keys...)...)
 	}
 	if len(headers) > 0 {
 		tokens = tokens.withoutSymmetric(headers)
-	}
-	b.addGeneric(filterTokens, &rbachttpv3.RBAC{})
-	if c.mesh.Deciders.Authz != "" {
-		cluster, err := envoy.GRPCCluster(c.mesh, authzCluster, c.mesh.Deciders.Authz, "authz")
-		if err != nil {
-			return err
-		}
-		b.addCluster(cluster)
-		b.addGeneric(filterTokensRemote, remoteTokens())
 	}
 	if tokens.refuse != nil {
 		b.PerFilterConfig[filterTokens] = tokens.refuse
@@ -215,7 +222,6 @@ func (c *Compiler) addTokens(b *httpBuilder, keys, headers []string) error {
 	if c.mesh.Tokens.Any() {
 		b.Sources = append(b.Sources, TokensRef())
 	}
-	return nil
 }
 
 // remoteTokens asks authz about requests with a token that was verified. Without an

@@ -77,4 +77,5 @@ spec:
 	// listener outbound|15007 []
 	// route inbound|8080|| [AuthorizationPolicy default/only-shop (shop.yaml:2)]
 	// route outbound|15007 [WorkloadInstance default/cart-1 (instances.yaml:2)]
+	// extension writ.jwt []
 }
