@@ -70,6 +70,7 @@ type Compiler struct {
 	trustDomains []string
 	peer         model.PeerModes
 	providers    map[string]provider
+	custom       []customFilter
 	// revoked is the content of the filter for what is revoked, nil if nothing is.
 	revoked *anypb.Any
 	// tokens are the tokens that are revoked.
@@ -105,6 +106,7 @@ func New(m *model.Mesh) (*Compiler, error) {
 		tokens:        newTokenRules(&m.Tokens, m.Deciders.Authz != "", jwtPayload),
 	}
 	c.providers = newProviders(m)
+	c.custom = c.customFilters()
 	return c, nil
 }
 

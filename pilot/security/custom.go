@@ -2,6 +2,7 @@ package security
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,12 +14,15 @@ import (
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	rbachttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	extauthztcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/ext_authz/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	rbactcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	meshv1 "istio.io/api/mesh/v1alpha1"
 
+	"github.com/writ-mesh/writ/pilot/envoy"
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
@@ -84,17 +88,17 @@ func statusOnError(status string) (*typev3.HttpStatus, error) {
 	return &typev3.HttpStatus{Code: typev3.StatusCode(code)}, nil
 }
 
-// customProvider gives the one provider of the policies. Without exactly one
+// customProvider names the one provider of the policies. Without exactly one
 // that is usable all that the policies match is to be refused, as in Istio.
-func (c *Compiler) customProvider(policies []*model.AuthorizationPolicy) (provider, bool) {
+func (c *Compiler) customProvider(policies []*model.AuthorizationPolicy) (string, bool) {
 	name := policies[0].Spec.GetProvider().GetName()
 	for _, pol := range policies {
 		if pol.Spec.GetProvider().GetName() != name {
-			return provider{}, false
+			return "", false
 		}
 	}
 	p, ok := c.providers[name]
-	return p, ok && p.err == nil
+	return name, ok && p.err == nil
 }
 
 // enforcedCustom leaves dry-run policies out: a provider has no dry run.
@@ -102,11 +106,62 @@ func enforcedCustom(s selection) []*model.AuthorizationPolicy {
 	return slices.DeleteFunc(slices.Clone(s.custom), model.DryRun)
 }
 
-// addCustom adds two filters for CUSTOM: RBAC that only records whether a rule
-// matches, and ext_authz that calls the provider if so.
+// customFilter asks one provider.
+type customFilter struct {
+	provider string
+	config   *anypb.Any
+	cluster  *clusterv3.Cluster
+}
+
+// customFilters are those of the providers that can be asked, by name.
+func (c *Compiler) customFilters() []customFilter {
+	var out []customFilter
+	for _, name := range slices.Sorted(maps.Keys(c.providers)) {
+		p := c.providers[name]
+		if p.err != nil {
+			continue
+		}
+		filter, cluster, err := c.extAuthz(p)
+		if err != nil {
+			continue // its policies refuse
+		}
+		filter.FilterEnabledMetadata = ruleMatched(rbacHTTPMetadata)
+		out = append(out, customFilter{name, envoy.Any(filter), cluster})
+	}
+	return out
+}
+
+// resolves says that proxies ask DNS for the provider.
+func (f customFilter) resolves() bool { return f.cluster.GetType() != clusterv3.Cluster_STATIC }
+
+// addCustom adds the filters for CUSTOM: RBAC that only records whether a rule
+// matches, and ext_authz that calls the provider if so. There is one for each provider,
+// switched off, so that the first policy, or one with another provider, changes no listener and
+// counts on open connections at once. Only a name that DNS has to tell is not asked about
+// before a policy wants it.
 func (c *Compiler) addCustom(b *httpBuilder, s selection) error {
 	b.addGeneric(filterCustom, &rbachttpv3.RBAC{})
 	policies := enforcedCustom(s)
+	used, asked := "", false
+	if len(policies) > 0 {
+		used, asked = c.customProvider(policies)
+	}
+	enabled := false
+	for _, f := range c.custom {
+		its := asked && f.provider == used
+		if !its && f.resolves() {
+			continue
+		}
+		name := filterCustomExtAuthz + " " + f.provider
+		b.Filters = append(b.Filters, &hcmv3.HttpFilter{
+			Name: name, Disabled: true, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: f.config},
+		})
+		b.addCluster(f.cluster)
+		if its {
+			enabled = true
+			b.enable(name, &extauthzv3.ExtAuthzPerRoute{Override: &extauthzv3.ExtAuthzPerRoute_CheckSettings{CheckSettings: &extauthzv3.CheckSettings{}}})
+		}
+	}
 	if len(policies) == 0 {
 		return nil
 	}
@@ -114,22 +169,11 @@ func (c *Compiler) addCustom(b *httpBuilder, s selection) error {
 	if err != nil {
 		return err
 	}
-	p, ok := c.customProvider(policies)
-	var filter *extauthzv3.ExtAuthz
-	var cluster *clusterv3.Cluster
-	if ok {
-		if filter, cluster, err = c.extAuthz(p); err != nil {
-			ok = false
-		}
-	}
-	if !ok {
+	if !enabled {
 		b.enable(filterCustom, perRoute(&rbachttpv3.RBAC{Rules: set.enforced, RulesStatPrefix: denyStatPrefix}))
 		return nil
 	}
 	b.enable(filterCustom, perRoute(&rbachttpv3.RBAC{ShadowRules: set.enforced, ShadowRulesStatPrefix: customStatPrefix}))
-	filter.FilterEnabledMetadata = ruleMatched(rbacHTTPMetadata)
-	b.add(filterCustomExtAuthz, filter)
-	b.addCluster(cluster)
 	return nil
 }
 
@@ -286,7 +330,8 @@ func (c *Compiler) addCustomTCP(out *TCP, s selection) error {
 	if err != nil {
 		return err
 	}
-	p, ok := c.customProvider(policies)
+	name, ok := c.customProvider(policies)
+	p := c.providers[name]
 	if ok && p.grpc == nil {
 		return nil
 	}
