@@ -1,6 +1,8 @@
 package security
 
 import (
+	"slices"
+
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 
 	"github.com/writ-mesh/writ/pilot/model"
@@ -42,7 +44,11 @@ func (c *Compiler) addPeer(b *httpBuilder, p *model.Proxy, port model.WorkloadPo
 	b.enable(filterMalformed, perRoute(rbac))
 }
 
-// decides says whether any of the policies may let callers pass and refuse others.
+// decides says whether any of the policies may let callers pass and refuse others. Those
+// that only observe refuse nobody.
 func (s selection) decides() bool {
-	return len(s.custom)+len(s.deny)+len(s.allow)+len(s.rego)+len(s.lists) > 0
+	rules := slices.Concat(s.custom, s.deny, s.allow)
+	return slices.ContainsFunc(rules, func(p *model.AuthorizationPolicy) bool { return !model.DryRun(p) }) ||
+		slices.ContainsFunc(s.rego, func(p *model.RegoPolicy) bool { return !p.Observe }) ||
+		slices.ContainsFunc(s.lists, func(l *model.AccessList) bool { return !l.Observe })
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	rbachttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
@@ -43,6 +44,7 @@ func TestRoutesSayWhatAModeDemands(t *testing.T) {
 		return slices.Sorted(slices.Values(append(slices.Collect(maps.Keys(malformed().GetRules().GetPolicies())), more...)))
 	}
 	allow := policy("allow", "rules: [{from: [{source: {principals: ['cluster.local/ns/default/sa/sleep']}}]}]")
+	observed := strings.Replace(allow, "metadata: {", `metadata: {annotations: {istio.io/dry-run: "true"}, `, 1)
 	for _, c := range []struct {
 		mode, policy string
 		want         []string
@@ -53,6 +55,7 @@ func TestRoutesSayWhatAModeDemands(t *testing.T) {
 		{"STRICT", allow, with("PeerAuthentication STRICT")},
 		{"DISABLE", "", nil},
 		{"DISABLE", allow, with("PeerAuthentication DISABLE")},
+		{"DISABLE", observed, nil},
 	} {
 		m := newMesh(t, c.policy)
 		addDocument(t, m, fmt.Sprintf("kind: PeerAuthentication\nmetadata: {name: mode}\nspec: {mtls: {mode: %s}}", c.mode))
