@@ -46,6 +46,9 @@ type push struct {
 	nonce    string
 	revision uint64
 	set      []*Resource
+	// renewed are what each of set comes in place of, where they are routes of listeners
+	// that drain; nil for all others.
+	renewed []*Resource
 	// before is the state without this push, kept where a response can be
 	// dropped before it is sent (state-of-the-world).
 	before []*Resource

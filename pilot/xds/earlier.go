@@ -1,6 +1,14 @@
 package xds
 
-import "time"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"log/slog"
+	"slices"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+)
 
 // A listener names its routes after what they rely on in it, so that another listener in
 // its place has other routes, for which an Envoy waits before it takes it (decision 0042).
@@ -87,4 +95,115 @@ func (c *conversation) behind(name string, target *Set) bool {
 		}
 	}
 	return false
+}
+
+// renewed are the routes of listeners that drain which are to be new, and what each of
+// them is in place of. Those of a client that came along are not known, and stay.
+func (s *session) renewed() (renewed, earlier []*Resource) {
+	c := s.types[RouteType]
+	target := s.target.Set(RouteType)
+	if c == nil || s.renew == nil || sameList(c.told, target.Resources()) {
+		return nil, nil
+	}
+	for _, r := range c.told {
+		if r.wire == nil || target.Get(r.Name) != nil {
+			continue
+		}
+		if now := s.renewal(r); now != nil {
+			renewed, earlier = append(renewed, now), append(earlier, r)
+		}
+	}
+	return renewed, earlier
+}
+
+// recognize finds what a client brought along, of which only the version is known, in a
+// target, before that is replaced.
+func (c *conversation) recognize(target *Set) {
+	if c == nil || sameList(c.told, target.Resources()) {
+		return
+	}
+	var told []*Resource
+	for i, r := range c.told {
+		if r.wire != nil {
+			continue
+		}
+		if is := target.Get(r.Name); is != nil && is.same(r) {
+			if told == nil {
+				told = slices.Clone(c.told) // which others may share
+			}
+			told[i] = is
+		}
+	}
+	if told != nil {
+		c.told = told
+	}
+}
+
+// renewal is asked for once: every acknowledgement comes here.
+func (s *session) renewal(r *Resource) *Resource {
+	if now, known := s.renewals[r]; known {
+		return now
+	}
+	body, err := s.renew(r.Name, r.wire.GetResource())
+	if body == nil && r.Version == "" {
+		body = r.wire.GetResource() // the client refused another one, in whole or in part
+	}
+	if err != nil {
+		s.srv.opt.Log.Error("the routes of a listener that drains stay as they are", slog.String("routes", r.Name), slog.Any("error", err))
+	}
+	var now *Resource
+	if err == nil && body != nil {
+		sum := sha256.Sum256(body.GetValue())
+		now = &Resource{Name: r.Name, Version: hex.EncodeToString(sum[:12]), Sources: r.Sources}
+		now.wire = &discoveryv3.Resource{Name: now.Name, Version: now.Version, Resource: body}
+	}
+	s.noteRenewal(r, now)
+	return now
+}
+
+func (s *session) noteRenewal(r, now *Resource) {
+	if s.renewals == nil {
+		s.renewals = map[*Resource]*Resource{}
+	}
+	s.renewals[r] = now
+}
+
+// pushRenewed gives the routes of listeners that drain in a response of their own, so
+// that one that the client refuses takes no other with it. They refer to nothing that has
+// to be there before.
+func (s *session) pushRenewed(c *conversation) {
+	if c == nil || c.watch == nil {
+		return
+	}
+	renewed, earlier := s.renewed()
+	if len(renewed) == 0 {
+		return
+	}
+	p := &push{revision: s.revision, set: renewed, renewed: earlier, before: c.told}
+	s.send(c, p, change{set: renewed}, s.target.Set(RouteType).Resources())
+}
+
+// keepEarlier takes note that a client refused routes of listeners that drain, and has
+// those of before until the next target. It is no reason to take the revision back.
+func (s *session) keepEarlier(c *conversation, p *push, detail string) {
+	s.srv.opt.Observer.Refused(c.url)
+	s.srv.opt.Log.Error("a client refused routes of a listener that drains, and keeps them as they were", slog.String("client", s.client.ID), slog.String("detail", detail))
+	told := slices.Clone(c.told)
+	for i, r := range p.set {
+		before := &Resource{Name: r.Name, Sources: r.Sources, wire: p.renewed[i].wire}
+		for j := range told {
+			if told[j] == r {
+				told[j] = before
+			}
+		}
+		for _, later := range c.pushes {
+			if j := slices.Index(later.renewed, r); j >= 0 {
+				later.renewed[j] = before
+			}
+		}
+		if p.revision == s.revision {
+			s.noteRenewal(before, nil)
+		}
+	}
+	c.told = told
 }

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -34,6 +35,24 @@ type tied struct {
 	revision uint64
 	// relies is what routes rely on, mode what they do not.
 	relies, mode int
+	// revoked is in the routes, and in those of listeners that drain.
+	revoked int
+}
+
+// revokedIn gives routes with what is revoked, nil if they have it.
+func revokedIn(revoked int) func(string, *anypb.Any) (*anypb.Any, error) {
+	return func(_ string, routes *anypb.Any) (*anypb.Any, error) {
+		var rc routev3.RouteConfiguration
+		if err := routes.UnmarshalTo(&rc); err != nil {
+			return nil, err
+		}
+		host := rc.GetVirtualHosts()[0]
+		if host.GetRequestHeadersToRemove()[0] == strconv.Itoa(revoked) {
+			return nil, nil
+		}
+		host.RequestHeadersToRemove[0] = strconv.Itoa(revoked)
+		return mustAny(&rc), nil
+	}
 }
 
 func (c tied) routes() string { return fmt.Sprint("r", c.relies) }
@@ -61,10 +80,12 @@ func (c tied) publish(b *bench) {
 		set(ListenerType, "l", &listenerv3.Listener{Name: "l", FilterChains: []*listenerv3.FilterChain{{
 			Filters: []*listenerv3.Filter{{Name: "hcm", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: mustAny(hcm)}}},
 		}}}),
-		set(RouteType, c.routes(), &routev3.RouteConfiguration{Name: c.routes(), VirtualHosts: []*routev3.VirtualHost{{Name: number, Domains: []string{"*"}}}}),
+		set(RouteType, c.routes(), &routev3.RouteConfiguration{Name: c.routes(), VirtualHosts: []*routev3.VirtualHost{{
+			Name: number, Domains: []string{"*"}, RequestHeadersToRemove: []string{strconv.Itoa(c.revoked)},
+		}}}),
 		set(ExtensionType, "f", filterWith(number)),
 	)}, nil, "")
-	b.snap.Revision = c.revision
+	b.snap.Revision, b.snap.Renew = c.revision, revokedIn(c.revoked)
 	b.srv.Publish(b.snap)
 }
 
@@ -124,7 +145,7 @@ type warming struct {
 	// active counts for new connections, next when it is warm, those that drain for open ones.
 	active, next *discoveryv3.Resource
 	drain        []*discoveryv3.Resource
-	refuse       func(url string) bool
+	refuse       func(*discoveryv3.DeltaDiscoveryResponse) bool
 	slow         bool
 	acks         []*discoveryv3.DeltaDiscoveryRequest
 	// since is the revision from which on one may be in force, and all says that each
@@ -133,6 +154,8 @@ type warming struct {
 	all   bool
 	// fresh: that holds for new connections only.
 	fresh bool
+	// untold are versions of routes of which the server does not know what is in them.
+	untold map[string]string
 }
 
 func (w *warming) connect(b *bench) {
@@ -146,6 +169,9 @@ func (w *warming) connect(b *bench) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.str, w.acks = str, nil
+	for name, r := range w.has[RouteType] {
+		w.untold[name] = r.GetVersion()
+	}
 	for _, url := range []string{ClusterType, ListenerType, RouteType, ExtensionType} {
 		versions := map[string]string{}
 		for name, r := range w.has[url] {
@@ -183,8 +209,13 @@ func (w *warming) run(str discoveryv3.AggregatedDiscoveryService_DeltaAggregated
 func (w *warming) take(r *discoveryv3.DeltaDiscoveryResponse) {
 	url := r.GetTypeUrl()
 	ack := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: url, ResponseNonce: r.GetNonce()}
-	if w.refuse != nil && w.refuse(url) {
+	if w.refuse != nil && w.refuse(r) {
 		ack.ErrorDetail = &statuspb.Status{Code: int32(codes.InvalidArgument), Message: "bad"}
+		for _, res := range r.GetResources() {
+			if url == RouteType {
+				w.untold[res.GetName()] = w.has[url][res.GetName()].GetVersion()
+			}
+		}
 	} else {
 		for _, res := range r.GetResources() {
 			if url == ListenerType || url == ClusterType || w.asked[url][res.GetName()] {
@@ -304,6 +335,26 @@ func (w *warming) check() {
 	}
 }
 
+// checkRevoked: what is revoked counts in routes of listeners that drain too, which the
+// target does not have.
+func (w *warming) checkRevoked(b *bench, revoked int) {
+	target := b.snap.Proxies["sidecar~1"].Set(RouteType)
+	for _, l := range append([]*discoveryv3.Resource{w.active}, w.drain...) {
+		for _, name := range needed(l)[RouteType] {
+			if target.Get(name) != nil {
+				continue
+			}
+			var rc routev3.RouteConfiguration
+			if err := w.has[RouteType][name].GetResource().UnmarshalTo(&rc); err != nil {
+				w.t.Fatal(err)
+			}
+			if got := rc.GetVirtualHosts()[0].GetRequestHeadersToRemove()[0]; w.has[RouteType][name].GetVersion() != w.untold[name] && got != strconv.Itoa(revoked) {
+				w.t.Errorf("routes %s have %s revoked, and %d is", name, got, revoked)
+			}
+		}
+	}
+}
+
 func (w *warming) routesOf(name string) string {
 	var rc routev3.RouteConfiguration
 	if err := w.has[RouteType][name].GetResource().UnmarshalTo(&rc); err != nil {
@@ -331,7 +382,7 @@ func (w *warming) drained(i int) {
 
 func newWarming(t *testing.T) *warming {
 	return &warming{
-		t: t, all: true,
+		t: t, all: true, untold: map[string]string{},
 		has:   map[string]map[string]*discoveryv3.Resource{ClusterType: {}, ListenerType: {}, RouteType: {}, ExtensionType: {}},
 		asked: map[string]map[string]bool{RouteType: {}, ExtensionType: {}},
 	}
@@ -349,7 +400,7 @@ func TestRoutesOfAnEarlierListener(t *testing.T) {
 					if away {
 						w.disconnect()
 					}
-					tied{uint64(i + 1), relies, 0}.publish(b)
+					tied{uint64(i + 1), relies, 0, 0}.publish(b)
 					if i == 0 || away {
 						w.connect(b)
 					}
@@ -375,7 +426,7 @@ func TestEditsWhileAListenerDrains(t *testing.T) {
 		b, w := newBench(t, Options{Between: bothOf(3)}), newWarming(t)
 		w.fresh = true
 		for i := range uint64(12) {
-			tied{i + 1, int(min(i, 1)), 0}.publish(b)
+			tied{i + 1, int(min(i, 1)), 0, 0}.publish(b)
 			if i == 0 {
 				w.connect(b)
 			}
@@ -385,6 +436,126 @@ func TestEditsWhileAListenerDrains(t *testing.T) {
 			}
 		}
 		w.disconnect()
+	})
+}
+
+// TestRevokedWhileAListenerDrains: routes of a listener that drains are sent with what is
+// revoked since, and with nothing else that is new.
+func TestRevokedWhileAListenerDrains(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b, w := newBench(t, Options{}), newWarming(t)
+		w.all = false
+		step := func(of tied) {
+			t.Helper()
+			of.publish(b)
+			synctest.Wait()
+			if c := b.srv.Clients()[0]; c.Acked != of.revision {
+				t.Errorf("%d acknowledged: %+v", of.revision, c)
+			}
+		}
+		want := func(name, revision, revoked string) {
+			t.Helper()
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			var rc routev3.RouteConfiguration
+			if err := w.has[RouteType][name].GetResource().UnmarshalTo(&rc); err != nil {
+				t.Fatal(err)
+			}
+			host := rc.GetVirtualHosts()[0]
+			if got := host.GetRequestHeadersToRemove()[0]; host.GetName() != revision || got != revoked {
+				t.Errorf("routes %s of revision %s, %s is revoked; want %s, %s", name, host.GetName(), got, revision, revoked)
+			}
+		}
+		tied{1, 1, 0, 0}.publish(b)
+		w.connect(b)
+		synctest.Wait()
+		step(tied{2, 2, 0, 0})
+		step(tied{3, 2, 0, 0})
+		want("r1", "1", "0")
+		step(tied{4, 2, 0, 1})
+		want("r1", "1", "1")
+		want("r2", "4", "1")
+
+		// The client refuses them: all else goes on, and the next revision has them again.
+		b.srv.Events()
+		w.mu.Lock()
+		w.refuse = func(r *discoveryv3.DeltaDiscoveryResponse) bool {
+			return slices.ContainsFunc(r.GetResources(), func(r *discoveryv3.Resource) bool { return r.GetName() == "r1" })
+		}
+		w.mu.Unlock()
+		step(tied{5, 2, 0, 2})
+		want("r1", "1", "1")
+		want("r2", "5", "2")
+		if slices.ContainsFunc(b.srv.Events(), func(e Event) bool { return e.Kind == Refused }) {
+			t.Error("the revision counts as refused")
+		}
+		w.mu.Lock()
+		w.refuse = nil
+		w.mu.Unlock()
+		step(tied{6, 2, 0, 2})
+		want("r1", "1", "2")
+
+		// Of one that comes back the target's routes are known, and stay so.
+		w.disconnect()
+		w.connect(b)
+		synctest.Wait()
+		step(tied{7, 3, 0, 2})
+		step(tied{8, 3, 0, 3})
+		want("r1", "1", "2")
+		want("r2", "6", "3")
+		want("r3", "8", "3")
+		w.drained(1)
+		w.drained(0)
+		step(tied{9, 3, 0, 4})
+		want("r3", "9", "4")
+		w.disconnect()
+	})
+}
+
+// TestRevokedWhileAListenerDrainsStateOfTheWorld is the same for the other protocol.
+func TestRevokedWhileAListenerDrainsStateOfTheWorld(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBench(t, Options{RemoveDelay: time.Hour})
+		tied{1, 1, 0, 0}.publish(b)
+		c := b.sotw("sidecar~1")
+		defer c.end()
+		routes := []string{"r1"}
+		c.ask(ClusterType, "")
+		c.ask(ListenerType, "")
+		// exchange takes responses in whatever order types come.
+		exchange := func(want ...string) {
+			t.Helper()
+			var got []string
+			for range want {
+				response, nonce := c.receive()
+				got = append(got, response)
+				switch of, _, _ := strings.Cut(response, " "); of {
+				case "Cluster":
+					c.ask(ClusterType, nonce)
+				case "Listener":
+					c.ask(ListenerType, nonce)
+					c.ask(ExtensionType, "", "f")
+					c.ask(RouteType, "", routes...)
+				case "RouteConfiguration":
+					c.ask(RouteType, nonce, routes...)
+				default:
+					c.ask(ExtensionType, nonce, "f")
+				}
+			}
+			synctest.Wait()
+			if slices.Sort(got); !slices.Equal(got, want) {
+				t.Errorf("received %q, want %q", got, want)
+			}
+		}
+		exchange("Cluster cr1", "Listener l", "RouteConfiguration r1", "TypedExtensionConfig f")
+		routes = []string{"r1", "r2"}
+		tied{2, 2, 0, 0}.publish(b)
+		exchange("Cluster cr1 cr2", "Listener l", "RouteConfiguration r2", "TypedExtensionConfig f")
+		tied{3, 2, 0, 1}.publish(b)
+		exchange("RouteConfiguration r1", "RouteConfiguration r2", "TypedExtensionConfig f")
+		if s := b.srv.Clients()[0]; s.Acked != 3 {
+			t.Errorf("status: %+v", s)
+		}
 	})
 }
 
@@ -401,10 +572,11 @@ func TestNewConnectionsMeetNoEarlierRoutes(t *testing.T) {
 
 func warmingSequence(t *testing.T, r *rand.Rand) {
 	b, w := newBench(t, Options{Between: bothOf(math.MaxInt)}), newWarming(t)
-	last := uint64(0)
+	last, revoked := uint64(0), 0
 	publish := func() {
 		last++
-		tied{last, r.IntN(3), r.IntN(2)}.publish(b)
+		revoked = r.IntN(3)
+		tied{last, r.IntN(3), r.IntN(2), revoked}.publish(b)
 	}
 	publish()
 	w.connect(b)
@@ -421,7 +593,7 @@ func warmingSequence(t *testing.T, r *rand.Rand) {
 			synctest.Wait()
 			url := []string{ListenerType, RouteType, ExtensionType}[r.IntN(3)]
 			w.mu.Lock()
-			w.refuse, w.all = func(of string) bool { return of == url }, false
+			w.refuse, w.all = func(r *discoveryv3.DeltaDiscoveryResponse) bool { return r.GetTypeUrl() == url }, false
 			w.mu.Unlock()
 			publish()
 			synctest.Wait()
@@ -453,12 +625,18 @@ func warmingSequence(t *testing.T, r *rand.Rand) {
 			if len(acked) == 1 && acked[0].Acked > w.since {
 				w.since = acked[0].Acked
 			}
+			if !w.slow && w.active != nil {
+				w.checkRevoked(b, revoked)
+			}
 			w.mu.Unlock()
 		}
 	}
 	w.answer(false)
 	publish()
 	synctest.Wait()
+	w.mu.Lock()
+	w.checkRevoked(b, revoked)
+	w.mu.Unlock()
 	for {
 		w.mu.Lock()
 		n := len(w.drain)

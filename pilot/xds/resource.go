@@ -126,6 +126,9 @@ type Snapshot struct {
 	Hash string
 	// Proxies are by xDS node id.
 	Proxies map[string]*Config
+	// Renew gives what has to be new at once in routes of listeners that drain, which the
+	// configurations do not have, nil if nothing has; nil: nothing ever has.
+	Renew func(name string, routes *anypb.Any) (*anypb.Any, error)
 	// Services holds the resources of Writ's own types.
 	Services *Config
 }

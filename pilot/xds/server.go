@@ -257,7 +257,7 @@ func (s *Server) Publish(snap *Snapshot) {
 	s.snap = snap
 	for ss := range s.sessions {
 		if ss.client.Kind == ServiceKind {
-			ss.setTarget(s.serviceConfig(ss.client), snap.Revision)
+			ss.setTarget(s.serviceConfig(ss.client), snap)
 		}
 	}
 	if s.release != nil {
@@ -332,7 +332,7 @@ func (s *Server) place(ss *session) {
 		if ss.placement != nil {
 			ss.placement.Stop()
 		}
-		ss.setTarget(s.configFor(ss.client, c), s.released.Revision)
+		ss.setTarget(s.configFor(ss.client, c), s.released)
 	case c != nil:
 		ss.end(grpcstatus.Errorf(codes.PermissionDenied, "proxy %s is not placed on node %q", ss.client.ID, ss.client.Node))
 	case ss.client.Dynamic:
@@ -361,7 +361,7 @@ func (s *Server) Adopt(id string, c *Config, revision uint64) {
 	for ss := range s.sessions {
 		if ss.client.ID == id && ss.client.Dynamic {
 			s.adopted[id] = c
-			ss.setTarget(s.configFor(ss.client, c), revision)
+			ss.setTarget(s.configFor(ss.client, c), s.released)
 		}
 	}
 }
@@ -403,7 +403,7 @@ func (s *Server) join(ss *session) error {
 	s.emit(Event{Kind: Connected, Client: ss.client, Session: ss})
 	if ss.client.Kind == ServiceKind {
 		if s.snap != nil {
-			ss.setTarget(s.serviceConfig(ss.client), s.snap.Revision)
+			ss.setTarget(s.serviceConfig(ss.client), s.snap)
 		}
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // session is one stream of one client. It is the cache and the callbacks that
@@ -26,6 +27,9 @@ type session struct {
 	since    time.Time
 	target   *Config // nil until the client's configuration is known
 	revision uint64  // of target
+	// renew is that of the target's snapshot, and renewals are what it gave.
+	renew    func(name string, routes *anypb.Any) (*anypb.Any, error)
+	renewals map[*Resource]*Resource
 	types    map[string]*conversation
 	// rewarm are clusters that were replaced before the client spoke of endpoints.
 	rewarm []string
@@ -82,14 +86,16 @@ func (s *session) identify(node *corev3.Node) error {
 }
 
 // setTarget gives the client something new to get to.
-func (s *session) setTarget(c *Config, revision uint64) {
+func (s *session) setTarget(c *Config, of *Snapshot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.target == c && s.revision == revision {
+	if s.target == c && s.revision == of.Revision {
 		return
 	}
 	s.returning = s.returning || s.target != nil && len(s.types) > 0
-	s.target, s.revision = c, revision
+	s.types[RouteType].recognize(s.target.Set(RouteType))
+	s.target, s.revision = c, of.Revision
+	s.renew, s.renewals = of.Renew, nil
 	s.warmAfter, s.needsUntil, s.removeAfter = time.Time{}, time.Time{}, time.Time{}
 	for _, t := range s.types {
 		t.refused, t.served = nil, nil
@@ -131,6 +137,10 @@ func (s *session) answered(url, nonce string, failure *status.Status) {
 // refuse takes note of a refusal. If it concerns an earlier target, it says
 // nothing about the present one, from which the client is sent the resources again.
 func (s *session) refuse(c *conversation, p *push, detail string) {
+	if p.renewed != nil {
+		s.keepEarlier(c, p, detail)
+		return
+	}
 	var target []*Resource
 	if p.revision == s.revision {
 		target = s.target.Set(c.url).Resources()

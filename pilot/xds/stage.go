@@ -78,6 +78,7 @@ func (s *session) pushFilters(g gate, now time.Time) (until time.Time) {
 		routes.held = s.heldRoutes()
 	}
 	s.push(routes, ofRoutes, false)
+	s.pushRenewed(routes)
 	return until
 }
 
@@ -142,10 +143,16 @@ func (s *session) settled(url string) bool { return s.types[url].settled(s.wante
 
 // wanted are the resources of a type that the client shall have now.
 func (s *session) wanted(url string) []*Resource {
-	if url == ExtensionType {
+	target := s.target.Set(url).Resources()
+	switch url {
+	case ExtensionType:
 		return s.filters()
+	case RouteType:
+		if renewed, _ := s.renewed(); len(renewed) > 0 {
+			return apply(target, change{set: renewed}, nil)
+		}
 	}
-	return s.target.Set(url).Resources()
+	return target
 }
 
 // push answers the client's open question if there is something to say.
@@ -187,7 +194,11 @@ func (s *session) pushTo(c *conversation, target []*Resource, g gate, removals b
 	}
 	s.noteResolving(c, ch)
 	s.warmAgain(c, ch)
-	p := &push{revision: s.revision, set: ch.set, before: c.told}
+	s.send(c, &push{revision: s.revision, set: ch.set, before: c.told}, ch, target)
+}
+
+// send answers the client's open question.
+func (s *session) send(c *conversation, p *push, ch change, target []*Resource) {
 	c.told = apply(c.told, ch, target)
 	c.pushes = append(c.pushes, p)
 	w := c.watch
