@@ -129,6 +129,9 @@ func run(ctx context.Context, args []string) error {
 	if *be != "" {
 		return runPart(ctx, *be, *listen, o.each)
 	}
+	if o.rate <= 0 || o.calm <= 0 || o.patience <= 0 {
+		return errors.New("want -rate, -calm and -patience above 0")
+	}
 	wanted, err := selectRows(*only)
 	if err != nil {
 		return err

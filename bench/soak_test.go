@@ -141,9 +141,10 @@ func TestOracle(t *testing.T) {
 	}
 }
 
-// TestEmptied: a bucket of ten in a second is known to be empty once what came since a
-// request passed has run out, and what may be on its way as well.
-func TestEmptied(t *testing.T) {
+// TestRoomSince: a bucket of ten in a second, as full as one can be when a request passed,
+// is known to have room for one more once so much has run out as that one needs, and what
+// came since, and what may be on its way.
+func TestRoomSince(t *testing.T) {
 	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
 	a := &account{rule: soakRule{counts: bucket, most: 10, burst: 2, window: time.Second}}
 	for _, sent := range []int{1000, 1200, 1210, 1220} {
@@ -151,12 +152,12 @@ func TestEmptied(t *testing.T) {
 		a.pass(uint64(sent), ms(sent), func() time.Duration { return ms(sent + 1) }) //nolint:gosec // positive
 	}
 	for sent, want := range map[int]int{1300: 0, 1320: 0, 1330: 1220, 1500: 1220} {
-		if got := a.emptied(ms(sent)); got != ms(want) {
+		if got := a.roomSince(ms(sent)); got != ms(want) {
 			t.Errorf("sent at %d ms: since %s, want %d ms", sent, got, want)
 		}
 	}
 	a.begin()
-	if got := a.emptied(ms(1330)); got != 0 {
+	if got := a.roomSince(ms(1330)); got != 0 {
 		t.Errorf("beside one under way: since %s", got)
 	}
 }

@@ -178,7 +178,7 @@ func (a *account) refuse(sent time.Duration, now func() time.Duration) verdict {
 		v.wrong = counted == 0
 	case bucket:
 		v.wrong, v.lenient = a.level(sent)+a.under+1 <= a.rule.burst, ever == 0
-		v.from = a.emptied(sent) - settles
+		v.from = a.roomSince(sent) - settles
 	default:
 		if a.rule.leased { // the rest may be in another replica's hands
 			enough /= 2
@@ -209,13 +209,13 @@ func (a *account) level(at time.Duration) int {
 	return int((level + interval - 1) / interval)
 }
 
-// emptied is since when a bucket that was as full as one can be, after a request that
-// passed, had to run empty even so before a request was sent then; 0, when all of them
-// were empty, if that never was. What disturbed it before is over: while it is asked for
+// roomSince is since when a bucket that was as full as one can be, after a request that
+// passed, has had to get room for one more before a request was sent then; 0, when all of
+// them were empty, if it has not. What disturbed it before is over: while it is asked for
 // more than runs out of it, what a bucket was told too much of stays in it for ever.
-func (a *account) emptied(sent time.Duration) time.Duration {
+func (a *account) roomSince(sent time.Duration) time.Duration {
 	interval := a.rule.window / time.Duration(a.rule.most)
-	since := a.under + 1 // requests that may have come to it since
+	since := a.under + 1 // that one, and requests that may have come to it since
 	for _, p := range slices.Backward(a.passed) {
 		if time.Duration(since)*interval <= sent-p.answered {
 			return p.sent

@@ -46,8 +46,9 @@ type wired struct {
 	// Of one that had to wait for answers to others it is from when it was due.
 	took   []time.Duration
 	length time.Duration
-	// late is by how much calls were written after they were due, sorted; none without a
-	// rate. Those that come late come together, and that is not the server's fault.
+	// late is by how much the other calls were written after they were due, sorted; none
+	// without a rate. Those that come late come together, and that is not the server's
+	// fault.
 	late []time.Duration
 }
 
@@ -250,11 +251,10 @@ func (l *wireLoad) start(now time.Time) (next time.Time, err error) {
 			return now.Add(time.Second), nil
 		}
 		since := time.Now()
-		if !due.Before(l.counts) {
-			l.late = append(l.late, since.Sub(due))
-		}
 		if l.held {
 			since = due
+		} else if !due.Before(l.counts) {
+			l.late = append(l.late, since.Sub(due))
 		}
 		if err := l.call(c, since); err != nil {
 			return time.Time{}, err
