@@ -141,7 +141,10 @@ func testWatchReplicas(t *testing.T, url string) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	seen := make(chan ledger.Update, 100)
-	go func() { _ = b.Watch(ctx, "r/", func(u ledger.Update) error { seen <- u; return nil }) }()
+	go func() {
+		defer close(seen)
+		_ = b.Watch(ctx, "r/", func(u ledger.Update) error { seen <- u; return nil })
+	}()
 	<-seen
 	for n := range 5 {
 		key := fmt.Sprintf("r/%d", n)
