@@ -16,8 +16,8 @@ const (
 	// reloadEvery is how old the picture of a cluster may be before it is asked for
 	// again: a master that is gone says nothing of who took its place.
 	reloadEvery = 250 * time.Millisecond
-	// searchEvery is how often it is asked for while a master does not answer: the servers
-	// need a second or two to make another one, and each of them knows it at once.
+	// searchEvery is how often at most it is asked for because a master did not answer: the
+	// servers need a second or two to make another one, and each of them knows it at once.
 	searchEvery = 20 * time.Millisecond
 	// redirects is how often a command follows a slot that has moved.
 	redirects = 3
