@@ -13,6 +13,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	earlyheaderv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
+	"google.golang.org/protobuf/proto"
 	meshv1 "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
 
@@ -215,6 +216,7 @@ func (g *gatewayBuilder) serverChains(port uint32, s *gatewayServer, src *source
 		return g.passthroughChains(port, s, src)
 	}
 	chain := &listenerv3.FilterChain{Name: fmt.Sprintf("%s.%d", s.name(), s.index)}
+	var demanded *corev3.TransportSocket
 	if s.GetTls() != nil {
 		ctx, err := g.t.serverTLS(g.p, s)
 		if err != nil {
@@ -225,10 +227,15 @@ func (g *gatewayBuilder) serverChains(port uint32, s *gatewayServer, src *source
 		}
 		chain.TransportSocket = envoy.TransportSocket(ctx)
 		chain.FilterChainMatch = &listenerv3.FilterChainMatch{TransportProtocol: "tls", ServerNames: s.serverNames()}
+		// Rules rely on what is demanded of clients. The server's own certificate is renewed
+		// often, and connections that drain then shall go on to hear of edits.
+		of := proto.CloneOf(ctx)
+		of.GetCommonTlsContext().TlsCertificates = nil
+		demanded = envoy.TransportSocket(of)
 	}
 	if s.http() {
 		base := fmt.Sprintf("https.%d.%s.%s.%s.%d", port, s.GetPort().GetName(), s.object.Name, s.object.Namespace, s.index)
-		manager, name := g.manager(base, port, s.protocol(), chain.GetTransportSocket())
+		manager, name := g.manager(base, port, s.protocol(), demanded)
 		if err := g.routes(name, port, []*gatewayServer{s}, true); err != nil {
 			return nil, err
 		}
@@ -245,7 +252,7 @@ func (g *gatewayBuilder) serverChains(port uint32, s *gatewayServer, src *source
 
 // manager is the HTTP connection manager of a gateway behind a transport socket, with the
 // name of its routes, which base begins.
-func (g *gatewayBuilder) manager(base string, port uint32, proto model.Protocol, socket *corev3.TransportSocket) (filter *listenerv3.Filter, routes string) {
+func (g *gatewayBuilder) manager(base string, port uint32, protocol model.Protocol, socket *corev3.TransportSocket) (filter *listenerv3.Filter, routes string) {
 	topology := g.t.mesh.Config.GetDefaultConfig().GetGatewayTopology()
 	deniedBy := security.DeniedByGatewayOperator
 	if g.showsDeniedBy() {
@@ -264,7 +271,7 @@ func (g *gatewayBuilder) manager(base string, port uint32, proto model.Protocol,
 	m.AccessLog = reported(g.t.accessLog(deniedBy, security.HTTPLogFields()), g.policy.Report)
 	m.LocalReplyConfig = g.policy.LocalReply
 	m.HttpFilters = append(m.HttpFilters, g.policy.Filters...)
-	if proto == model.GRPCWeb {
+	if protocol == model.GRPCWeb {
 		m.HttpFilters = append(m.HttpFilters, grpcWeb())
 	}
 	m.HttpFilters = routeFilters(m.HttpFilters...)
