@@ -322,6 +322,8 @@ func (s *soaking) failure() error {
 		return fmt.Errorf("seed %d: answers were wrong: %d refused, %d passed, %d lost, %d none", s.o.seed, s.judge.refusedWrongly, s.judge.overshot, s.lost, s.failed.Load())
 	case s.o.length >= 3*time.Minute && grown > 0:
 		return fmt.Errorf("seed %d: resident memory grew by %.1f MiB", s.o.seed, grown)
+	case s.o.length >= 3*time.Minute && s.judge.strictly*10 < s.judge.calm:
+		return fmt.Errorf("seed %d: only %d of %d answers without a fault were judged by the strict bound: give the machine less to do, or Redis more -patience", s.o.seed, s.judge.strictly, s.judge.calm)
 	case goroutines > 100:
 		return fmt.Errorf("seed %d: %.0f more goroutines in the end than at first", s.o.seed, goroutines)
 	}
