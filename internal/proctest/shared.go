@@ -17,6 +17,8 @@ type Shared[T any] struct {
 
 // Get starts it by start, unless it runs. It ends with the test that started it, whose
 // cleanup waits for all others that got it meanwhile; who comes later starts it again.
+// It is for tests side by side that have called Parallel before: a test that uses what its
+// own subtest started would wait for itself.
 func (s *Shared[T]) Get(t testing.TB, start func(testing.TB) T) T {
 	t.Helper()
 	s.mu.Lock()
