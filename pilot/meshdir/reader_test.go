@@ -181,7 +181,11 @@ func TestReaderReadsInstances(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	before := r.Stamp()
 	write(t, dir, ".writ/instances.yaml", string(data))
+	if r.Stamp() == before {
+		t.Error("a status would not wait until the instances are read")
+	}
 	mesh, changed, problems := r.Read()
 	if !changed || len(problems) > 0 || len(mesh.Proxies) != 1 || len(mesh.Services[0].Endpoints) != 1 {
 		t.Fatalf("%v %v %+v", changed, problems, mesh.Proxies)

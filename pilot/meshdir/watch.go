@@ -106,7 +106,8 @@ func addFile(h hash.Hash, path string) {
 }
 
 // Stamp sums up names, sizes and times of the configuration files of the mesh
-// directory as they are now. What programs write beside them is no part of it.
+// directory and of the instances as they are now. What programs write beside them
+// is no part of it.
 func (r *Reader) Stamp() (out [sha256.Size]byte) {
 	h := sha256.New()
 	_ = r.folders(func(path string, _ fs.DirEntry) {
@@ -114,6 +115,9 @@ func (r *Reader) Stamp() (out [sha256.Size]byte) {
 			addFile(h, path)
 		}
 	})
+	if f := r.options.InstancesFile; f != "" {
+		addFile(h, f)
+	}
 	h.Sum(out[:0])
 	return out
 }
