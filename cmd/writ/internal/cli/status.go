@@ -221,30 +221,50 @@ type waited struct {
 	Live bool `json:"live"`
 	// Revision is what Envoys are given now.
 	Revision string `json:"revision"`
+	// Waiting is what is still to come, or what keeps it from coming.
+	Waiting []string `json:"waiting,omitempty"`
+	// stuck says that nothing will come unless somebody does something.
+	stuck bool
 }
+
+// why tells what is still to come, in few lines.
+func (w waited) why() string {
+	const most = 5
+	lines := w.Waiting
+	if n := len(lines); n > most {
+		lines = append(lines[:most:most], fmt.Sprintf("and %d more", n-most))
+	}
+	return strings.Join(lines, "\n  ")
+}
+
+// placedLook is how often it is seen how far writ up has come.
+const placedLook = 25 * time.Millisecond
 
 func waitCommand() *cobra.Command {
 	var o output
 	var state string
 	var timeout time.Duration
 	c := &cobra.Command{
-		Use:     "wait [DIR]",
-		Short:   "Wait until the files as they are now are live in every Envoy",
-		Long:    "Wait until the files as they are now are live in every Envoy.\nExit code 0: they are; 1: not within the time; 2: cannot tell.",
+		Use:   "wait [DIR]",
+		Short: "Wait until the files as they are now are live",
+		Long: `Wait until the files as they are now are live: workloads and gateways were started
+and ended as they say, programs listen, and every Envoy has the configuration.
+Exit code 0: all is; 1: not within the time, or a workload cannot be started; 2: cannot tell.`,
 		Example: "  writ wait examples/bookinfo --timeout 5s",
 		Args:    anyDir,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.known(); err != nil {
 				return err
 			}
-			conn, err := admin(meshDir(args), state, "pilot")
+			dir := meshDir(args)
+			conn, err := admin(dir, state, "pilot")
 			if err != nil {
 				return err
 			}
 			defer conn.Close()
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
-			w, err := waitLive(ctx, pilotpb.NewStatusClient(conn))
+			w, err := waitLive(ctx, dir, state, pilotpb.NewStatusClient(conn))
 			if err != nil {
 				return err
 			}
@@ -254,8 +274,12 @@ func waitCommand() *cobra.Command {
 				}
 				return nil
 			})
-			if err == nil && !w.Live {
-				return failed(fmt.Errorf("not live within %s: `writ status %s` says why", timeout, meshDir(args)))
+			switch {
+			case err != nil || w.Live:
+			case w.stuck:
+				return failed(fmt.Errorf("not live, and waiting does not help:\n  %s", w.why()))
+			default:
+				return failed(fmt.Errorf("not live within %s (`writ status %s` says more):\n  %s", timeout, dir, w.why()))
 			}
 			return err
 		},
@@ -267,13 +291,51 @@ func waitCommand() *cobra.Command {
 }
 
 // waitLive waits until all is live, at most until ctx ends.
-func waitLive(ctx context.Context, pilot pilotpb.StatusClient) (waited, error) {
-	var w waited
+func waitLive(ctx context.Context, dir, state string, pilot pilotpb.StatusClient) (waited, error) {
+	// Without pilot nothing can be told.
+	w, err := watchLive(ctx, dir, pilot, func(*pilotpb.GetStatusResponse) bool { return true })
+	if err != nil || ctx.Err() != nil {
+		return w, err
+	}
+	tick := time.NewTicker(placedLook)
+	defer tick.Stop()
+	for {
+		pending, problems, err := stack.Placed(dir, state)
+		if err != nil {
+			return w, err
+		}
+		if len(problems) > 0 {
+			w.Waiting, w.stuck = nil, true
+			for _, p := range problems {
+				w.Waiting = append(w.Waiting, problemLine(dir, problemOf(p)))
+			}
+			w.Live = false
+			return w, nil
+		}
+		if len(pending) == 0 {
+			break
+		}
+		w.Live, w.Waiting = false, pending
+		select {
+		case <-ctx.Done():
+			return w, nil
+		case <-tick.C:
+		}
+	}
+	// Asked anew: what it said before may be of the time before the workloads came.
+	return watchLive(ctx, dir, pilot, healthy)
+}
+
+// watchLive waits until pilot's status is as wanted.
+func watchLive(ctx context.Context, dir string, pilot pilotpb.StatusClient, wanted func(*pilotpb.GetStatusResponse) bool) (waited, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w := waited{Waiting: []string{"pilot has not told its status"}}
 	stream, err := pilot.WatchStatus(ctx, &pilotpb.WatchStatusRequest{})
 	if err != nil {
 		return w, err
 	}
-	for !w.Live {
+	for {
 		st, err := stream.Recv()
 		switch {
 		case ctx.Err() != nil:
@@ -282,6 +344,29 @@ func waitLive(ctx context.Context, pilot pilotpb.StatusClient) (waited, error) {
 			return w, err
 		}
 		w = waited{Live: healthy(st), Revision: strconv.FormatUint(st.GetServing(), 10)}
+		if !w.Live {
+			w.Waiting = notLive(dir, st)
+		}
+		if wanted(st) {
+			return w, nil
+		}
 	}
-	return w, nil
+}
+
+// notLive says why a mesh is not healthy.
+func notLive(dir string, st *pilotpb.GetStatusResponse) []string {
+	var out []string
+	for _, p := range st.GetProblems() {
+		if p.GetSeverity() == "error" {
+			out = append(out, problemLine(dir, p))
+		}
+	}
+	if r := st.GetRevisions(); len(r) > 0 && r[0].GetState() == pilotpb.RevisionState_REVISION_STATE_REJECTED {
+		rej := r[0].GetRejection()
+		out = append(out, fmt.Sprintf("revision %d was refused by %s: %s: %s", r[0].GetNumber(), clientName(rej.GetClient()), strings.Join(rej.GetObjects(), ", "), firstLine(rej.GetDetail())))
+	}
+	if err := stack.Live(st); err != nil {
+		out = append(out, err.Error())
+	}
+	return out
 }

@@ -2,14 +2,17 @@ package cli
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc"
 
 	"github.com/writ-mesh/writ/cmd/writ/internal/stack"
+	"github.com/writ-mesh/writ/pilot/meshdir"
 	pilotpb "github.com/writ-mesh/writ/proto/writ/pilot/v1"
 )
 
@@ -36,15 +39,21 @@ func TestWait(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		states [][]string
+		placed string // what writ up has told, NOW being the files as they are
 		args   []string
 		code   int
 		out    string
 	}{
-		{"live", [][]string{pending, live}, nil, 0, "revision 2 is live\n"},
-		{"live, as JSON", [][]string{pending, live}, []string{"-o", "json"}, 0, `{"live":true,"revision":"2"}`},
-		{"not live", [][]string{pending}, []string{"--timeout", "100ms"}, 1, ""},
-		{"not live, as JSON", [][]string{pending}, []string{"--timeout", "100ms", "-o", "json"}, 1, `{"live":false,"revision":"1"}`},
-		{"another form", [][]string{live}, []string{"-o", "yaml"}, 2, ""},
+		{"live", [][]string{pending, live}, `{"stamp":"NOW"}`, nil, 0, "revision 2 is live\n"},
+		{"live, as JSON", [][]string{pending, live}, `{"stamp":"NOW"}`, []string{"-o", "json"}, 0, `{"live":true,"revision":"2"}`},
+		{"not live", [][]string{pending}, `{"stamp":"NOW"}`, []string{"--timeout", "100ms"}, 1, ""},
+		{"not live, as JSON", [][]string{pending}, `{"stamp":"NOW"}`, []string{"--timeout", "100ms", "-o", "json"}, 1, `{"live":false,"revision":"1","waiting":["not connected yet: sidecar"]}`},
+		{"another form", [][]string{live}, `{"stamp":"NOW"}`, []string{"-o", "yaml"}, 2, ""},
+		{"nothing placed yet", [][]string{live}, `{"stamp":""}`, []string{"--timeout", "100ms", "-o", "json"}, 1, "{\"live\":false,\"revision\":\"1\",\"waiting\":[\"`writ up` has not acted on the files as they are\"]}"},
+		{"files of before are placed", [][]string{live}, `{"stamp":"00ff"}`, []string{"--timeout", "100ms"}, 1, ""},
+		{"a program is late", [][]string{live}, `{"stamp":"NOW","pending":["b-1"]}`, []string{"--timeout", "100ms", "-o", "json"}, 1, `{"live":false,"revision":"1","waiting":["b-1"]}`},
+		{"a program is not there", [][]string{live}, `{"stamp":"NOW","problems":[{"Object":"LocalWorkload default/b","Message":"no program","Severity":"error"}]}`, []string{"-o", "json"}, 1, `{"live":false,"revision":"1","waiting":["error: LocalWorkload default/b: no program"]}`},
+		{"the files cannot be acted on", [][]string{live}, `{"stamp":"NOW","refused":[{"Message":"nothing to run","Severity":"error"}]}`, []string{"-o", "json"}, 1, `{"live":false,"revision":"1","waiting":["error: nothing to run"]}`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -58,6 +67,15 @@ func TestWait(t *testing.T) {
 				t.Fatal(err)
 			}
 			if err := os.WriteFile(filepath.Join(dir, ".writ", "run.json"), run, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			resolved, err := filepath.EvalSymlinks(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			stamp := meshdir.NewReader(meshdir.Options{Dir: resolved}).Stamp()
+			placed := strings.ReplaceAll(tc.placed, "NOW", hex.EncodeToString(stamp[:]))
+			if err := os.WriteFile(filepath.Join(dir, ".writ", "workloads.json"), []byte(placed), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			var out, errs bytes.Buffer

@@ -177,7 +177,7 @@ func (p *paths) makeSockets() error {
 
 func (p *paths) close() {
 	_ = os.Remove(p.file(runFile))
-	_ = os.Remove(p.file(workloadsFile))
+	_ = os.Remove(p.file(progressFile))
 	_ = os.RemoveAll(p.sockets)
 	_ = p.lock.Close()
 }

@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -38,8 +39,7 @@ type replica struct {
 	// url is where a gateway is reached, ports what it binds.
 	url   string
 	ports []uint32
-	// where names the object that brought it about, for messages; object is the
-	// LocalWorkload.
+	// where names the object that brought it about, for messages; object is that.
 	where  string
 	object model.Ref
 }
@@ -177,7 +177,7 @@ func (s *Stack) planGateways(out *plan, gateways []meshdir.GatewayPlan) error {
 			return err
 		}
 		listen := local
-		r := replica{admin: admin, where: g.Object.String(), ports: uses[key]}
+		r := replica{admin: admin, where: g.Object.String(), object: g.Object, ports: uses[key]}
 		if slices.ContainsFunc(r.ports, func(p uint32) bool {
 			holder := s.addr.Gateways[p]
 			return taken[p] || holder != key && slices.Contains(uses[holder], p)
@@ -281,8 +281,8 @@ func (s *Stack) checkGatewayPorts(want plan) error {
 }
 
 // writeInstances tells pilot what runs. Nobody is sent to a replica whose key is
-// in unready.
-func (s *Stack) writeInstances(want plan, unready map[string]bool) error {
+// in unready. changed says that pilot was told something else before.
+func (s *Stack) writeInstances(want plan, unready map[string]bool) (changed bool, err error) {
 	instances := make([]meshdir.Instance, 0, len(want.replicas))
 	for _, r := range want.replicas {
 		r.instance.Spec.Unready = unready[r.key()]
@@ -290,8 +290,16 @@ func (s *Stack) writeInstances(want plan, unready map[string]bool) error {
 	}
 	data, err := meshdir.MarshalInstances(instances)
 	if err != nil {
-		return err
+		return false, err
 	}
 	s.last = want
-	return atomicfile.Write(s.p.file("instances.yaml"), data, 0o600)
+	if bytes.Equal(data, s.instances) {
+		return false, nil
+	}
+	s.instances = nil
+	if err := atomicfile.Write(s.p.file("instances.yaml"), data, 0o600); err != nil {
+		return false, err
+	}
+	s.instances = data
+	return true, nil
 }

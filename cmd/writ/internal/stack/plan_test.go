@@ -3,8 +3,11 @@ package stack
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/writ-mesh/writ/pilot/meshdir"
 )
 
 func planned(t *testing.T, files map[string]string) (plan, error) {
@@ -86,5 +89,25 @@ func TestPlanGoesOnWithMistakesInPolicies(t *testing.T) {
 	p, err := planned(t, map[string]string{"workloads.yaml": twoGateways, "policy.yaml": "kind: AuthorizationPolicy\nspec: {actoin: DENY}\n"})
 	if err != nil || len(p.replicas) != 4 {
 		t.Errorf("%d replicas, %v", len(p.replicas), err)
+	}
+}
+
+// TestTodo: what is still to come is told by replica.
+func TestTodo(t *testing.T) {
+	one := func(name, command string) replica {
+		return replica{instance: meshdir.Instance{Name: name, Namespace: "default"}, command: []string{command}, where: "LocalWorkload default/" + name}
+	}
+	have := plan{replicas: []replica{one("goes", "x"), one("stays", "x"), one("changes", "x")}}
+	want := plan{replicas: []replica{one("stays", "x"), one("changes", "y"), one("comes", "x")}}
+	got := todo(have.byKey(), want)
+	if want := []string{
+		"LocalWorkload default/changes: changes is being replaced",
+		"LocalWorkload default/comes: comes is being started",
+		"goes is being ended",
+	}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := todo(want.byKey(), want); len(got) > 0 {
+		t.Errorf("nothing is to be done, and it says %q", got)
 	}
 }

@@ -81,7 +81,7 @@ func (s *Stack) rollOut(ctx context.Context, want plan, hurry func() bool) error
 // bringUp starts what of p does not run and waits until it serves; nobody is
 // sent to the replicas whose key is in arriving.
 func (s *Stack) bringUp(ctx context.Context, p plan, arriving map[string]bool, hurry func() bool) error {
-	if err := s.writeInstances(p, arriving); err != nil {
+	if _, err := s.writeInstances(p, arriving); err != nil {
 		return err
 	}
 	if err := s.reconcile(ctx, p); err != nil {
@@ -106,11 +106,9 @@ func (s *Stack) bringUp(ctx context.Context, p plan, arriving map[string]bool, h
 
 // announce tells pilot who is ready and waits until every proxy knows.
 func (s *Stack) announce(ctx context.Context, p plan, unready map[string]bool) error {
-	st, err := s.status(ctx)
-	if err != nil {
-		return s.writeInstances(p, unready) // pilot is away: it reads the file when it comes back
-	}
-	if err := s.writeInstances(p, unready); err != nil {
+	st, away := s.status(ctx)
+	changed, err := s.writeInstances(p, unready)
+	if err != nil || !changed || away != nil { // pilot reads the file when it comes back
 		return err
 	}
 	err = poll(ctx, announceBound, func() error { return s.knows(ctx, st.GetServing()) })

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -24,6 +26,9 @@ import (
 // afterRollOut is how long it may take until the last revision of a roll-out is
 // live and known.
 const afterRollOut = time.Second
+
+// troubleLook is how often it is tried again to start what cannot be.
+const troubleLook = 2 * time.Second
 
 // Stack is a running mesh.
 type Stack struct {
@@ -59,8 +64,20 @@ type Stack struct {
 	runs map[string]*run // by "<namespace>/<name>" of the replica or gateway
 	// trouble is what keeps workloads of the last edit from being started.
 	trouble []meshdir.Problem
+	// stamp is that of the files that were acted on last, empty while todo is done;
+	// refused is why they cannot be.
+	stamp   string
+	todo    []string
+	refused []meshdir.Problem
+
+	// telling guards told, what was written last of how far everything is.
+	telling sync.Mutex
+	told    []byte
+
 	// last is what pilot was told of; only one goroutine at a time uses it.
 	last plan
+	// instances is what it was told, as it was written.
+	instances []byte
 	// reported is what was told last in run.json, with the status of pilot then.
 	reported       *Ready
 	reportedStatus *pilotpb.GetStatusResponse
@@ -96,6 +113,14 @@ func (s *Stack) up(ctx context.Context) error {
 		return err
 	}
 	s.caAddr, s.pilotAddr = fmt.Sprintf("%s:%d", s.addr.at(0, 1), caPort), fmt.Sprintf("%s:%d", s.addr.at(0, 1), pilotPort)
+	// What an earlier run left says nothing of this one.
+	if err := os.Remove(s.p.file(progressFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	stamp, err := stampOf(s.p.dir)
+	if err != nil {
+		return err
+	}
 	want, err := s.plan()
 	if err != nil {
 		return err
@@ -127,7 +152,7 @@ func (s *Stack) up(ctx context.Context) error {
 	if err := s.dial(); err != nil {
 		return err
 	}
-	if err := s.writeInstances(want, nil); err != nil {
+	if _, err := s.writeInstances(want, nil); err != nil {
 		return err
 	}
 	if err := s.startDaemons(ctx); err != nil {
@@ -142,6 +167,7 @@ func (s *Stack) up(ctx context.Context) error {
 	if err := s.waitUntilLive(ctx); err != nil {
 		return err
 	}
+	s.acted(stamp, nil)
 	return s.report(ctx)
 }
 
@@ -263,13 +289,26 @@ func (s *Stack) Follow(ctx context.Context, changes <-chan struct{}) {
 	wg.Go(func() { s.renewTokens(ctx) })
 	wg.Go(func() { s.watchPrograms(ctx) })
 	for {
-		if err := s.follow(ctx, changes); err != nil && !errors.As(err, new(problemsError)) && ctx.Err() == nil {
+		stamp, err := stampOf(s.p.dir)
+		if err == nil {
+			err = s.follow(ctx, changes)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil && !errors.As(err, new(problemsError)) {
 			s.log.WarnContext(ctx, "the workloads stay as they are", slog.Any("error", err))
+		}
+		s.acted(stamp, err)
+		var again <-chan time.Time // a program or a port that is not there may come
+		if len(s.trouble) > 0 {
+			again = time.After(troubleLook)
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-changes:
+		case <-again:
 		}
 	}
 }
@@ -296,6 +335,7 @@ func (s *Stack) follow(ctx context.Context, changes <-chan struct{}) error {
 		return nil
 	}
 	before := s.last.byKey()
+	s.acting(todo(s.last.byKey(), want))
 	s.rolling.Store(math.MaxInt64)
 	defer func() { s.rolling.Store(time.Now().Add(afterRollOut).UnixNano()) }()
 	if err := s.rollOut(ctx, want, s.newerThan(want, changes)); err != nil {
@@ -327,6 +367,24 @@ func (s *Stack) newerThan(want plan, changes <-chan struct{}) func() bool {
 		}
 		return newer
 	}
+}
+
+// todo says what is to be started, replaced and ended, by replica or gateway.
+func todo(have map[string]replica, want plan) []string {
+	var out []string
+	for _, r := range want.replicas {
+		if old, runs := have[r.key()]; !runs {
+			out = append(out, fmt.Sprintf("%s: %s is being started", r.where, r.instance.Name))
+		} else if !old.sameProcesses(r) {
+			out = append(out, fmt.Sprintf("%s: %s is being replaced", r.where, r.instance.Name))
+		}
+		delete(have, r.key())
+	}
+	for _, r := range have {
+		out = append(out, r.instance.Name+" is being ended")
+	}
+	slices.Sort(out)
+	return out
 }
 
 // changesOf says which replicas and gateways were started, replaced and ended, ""

@@ -1,13 +1,10 @@
 package stack
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -16,17 +13,15 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/writ-mesh/writ/cmd/writ/internal/supervise"
-	"github.com/writ-mesh/writ/internal/atomicfile"
 	"github.com/writ-mesh/writ/pilot/meshdir"
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
 const (
-	// workloadsFile in the state directory has what is wrong with the programs.
-	workloadsFile = "workloads.json"
 	// programLook is how often it is seen whether programs run and listen.
 	programLook = 500 * time.Millisecond
 	// programGrace is how long a program may take from its start until it listens
@@ -38,23 +33,6 @@ const (
 	// nobody to wait for it any more.
 	hopeless = 3
 )
-
-// WorkloadProblems gives what is wrong with the programs of the mesh that runs
-// from a directory, as its `writ up` sees them.
-func WorkloadProblems(dir, state string) ([]meshdir.Problem, error) {
-	if state == "" {
-		state = filepath.Join(dir, stateFolder)
-	}
-	data, err := os.ReadFile(filepath.Join(state, workloadsFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var out []meshdir.Problem
-	return out, json.Unmarshal(data, &out)
-}
 
 // MissingPrograms warns of the LocalWorkloads of a mesh directory whose program
 // is not on this machine.
@@ -106,21 +84,86 @@ func lookUp(dir, bin, name string) (string, error) {
 	return path, nil
 }
 
-// missing gives the replicas of p whose program is not there, by key, with what
-// to say about each workload once.
+// missing gives the replicas of p that cannot be started, by key, with what to say
+// about each workload once: its program is not there, or a port that it is to have
+// belongs to somebody else.
 func (s *Stack) missing(p plan) (map[string]bool, []meshdir.Problem) {
 	keys := make(map[string]bool)
+	have, held := s.last.byKey(), s.last.listens()
 	var out []meshdir.Problem
 	for _, r := range p.replicas {
-		if len(r.command) == 0 {
-			continue
+		problem := s.cannotRun(r)
+		if old, runs := have[r.key()]; problem == nil && len(have) > 0 && (!runs || !old.sameProcesses(r)) {
+			problem = s.taken(r, held)
 		}
-		if _, err := lookUp(s.p.dir, s.p.bin, r.command[0]); err != nil {
+		if problem != nil {
 			keys[r.key()] = true
-			out = append(out, programProblem(r.object, meshdir.Error, err.Error()))
+			out = append(out, *problem)
 		}
 	}
 	return keys, slices.Compact(out)
+}
+
+func (s *Stack) cannotRun(r replica) *meshdir.Problem {
+	if len(r.command) == 0 {
+		return nil
+	}
+	if _, err := lookUp(s.p.dir, s.p.bin, r.command[0]); err != nil {
+		return new(programProblem(r.object, meshdir.Error, err.Error()))
+	}
+	return nil
+}
+
+// listens gives where the processes of p listen that have a port of the machine: the
+// gateways, and programs that the stack started.
+func (p plan) listens() map[string]bool {
+	out := make(map[string]bool)
+	for _, r := range p.replicas {
+		for _, address := range r.listens() {
+			out[address] = true
+		}
+	}
+	return out
+}
+
+func (r *replica) listens() []string {
+	var out []string
+	for _, port := range r.ports {
+		out = append(out, fmt.Sprintf("%s:%d", r.address, port))
+	}
+	if len(r.command) > 0 {
+		for _, p := range r.instance.Spec.Ports {
+			out = append(out, fmt.Sprintf("127.0.0.1:%d", p.App))
+		}
+	}
+	return out
+}
+
+// taken says which port of a replica that is to be started another process has. What
+// is held now by processes of this mesh may be given up by the same edit.
+func (s *Stack) taken(r replica, held map[string]bool) *meshdir.Problem {
+	for _, address := range r.listens() {
+		if held[address] || !inUse(address) {
+			continue
+		}
+		field, change := "spec.ports", "give the port another app"
+		if r.gateway() {
+			field, change = "spec.servers", "change the server's port"
+		}
+		return &meshdir.Problem{
+			File: r.object.File, Line: r.object.Line, Object: r.object.ID(), Field: field, Severity: meshdir.Error,
+			Message: fmt.Sprintf("%s is not started: %s is in use by %s: stop it, or %s", r.instance.Name, address, s.p.whoListens(address), change),
+		}
+	}
+	return nil
+}
+
+func inUse(address string) bool {
+	l, err := net.Listen("tcp", address)
+	if err == nil {
+		_ = l.Close()
+	}
+	return errors.Is(err, syscall.EADDRINUSE)
 }
 
 // withoutMissing gives want with what runs now in place of the replicas whose
@@ -144,21 +187,12 @@ func (s *Stack) withoutMissing(want plan, missing map[string]bool) plan {
 	return out
 }
 
-// watchPrograms keeps the file with what is wrong with programs, until ctx ends.
+// watchPrograms keeps the file with how far the workloads are, until ctx ends.
 func (s *Stack) watchPrograms(ctx context.Context) {
 	tick := time.NewTicker(programLook)
 	defer tick.Stop()
-	var written []byte
 	for {
-		data, err := json.Marshal(s.programProblems(time.Now()))
-		if err == nil && !bytes.Equal(data, written) {
-			if err = atomicfile.Write(s.p.file(workloadsFile), data, 0o600); err == nil {
-				written = data
-			}
-		}
-		if err != nil {
-			s.log.DebugContext(ctx, "what is wrong with programs cannot be written down", slog.Any("error", err))
-		}
+		s.tellProgress(time.Now())
 		select {
 		case <-ctx.Done():
 			return
@@ -167,11 +201,12 @@ func (s *Stack) watchPrograms(ctx context.Context) {
 	}
 }
 
-// programProblems looks at every program.
-func (s *Stack) programProblems(now time.Time) []meshdir.Problem {
+// lookAtPrograms gives what is wrong with programs and other workloads, and the
+// programs that are still to listen.
+func (s *Stack) lookAtPrograms(now time.Time) (problems []meshdir.Problem, pending []string) {
 	s.mu.Lock()
 	runs := make([]*run, 0, len(s.runs))
-	out := slices.Clone(s.trouble)
+	problems = slices.Clone(s.trouble)
 	for _, r := range s.runs {
 		if r.program != nil {
 			runs = append(runs, r)
@@ -179,15 +214,25 @@ func (s *Stack) programProblems(now time.Time) []meshdir.Problem {
 	}
 	s.mu.Unlock()
 	for _, r := range runs {
-		r.listens()
-		if message := s.programMessage(r, r.program.State(), now); message != "" {
-			out = append(out, programProblem(r.object, meshdir.Error, message))
+		listens := r.listens()
+		st := r.program.State()
+		if message := s.programMessage(r, st, now); message != "" {
+			problems = append(problems, programProblem(r.object, meshdir.Error, message))
+		}
+		if !listens && r.hopeful(st, now) {
+			pending = append(pending, fmt.Sprintf("%s: the program of %s does not listen on 127.0.0.1:%d yet, the port it was given in $PORT", r.object, r.name, r.apps[0]))
 		}
 	}
-	slices.SortFunc(out, func(a, b meshdir.Problem) int {
+	slices.Sort(pending)
+	slices.SortFunc(problems, func(a, b meshdir.Problem) int {
 		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Message, b.Message))
 	})
-	return out
+	return problems, pending
+}
+
+// hopeful says that a program which does not listen is still waited for.
+func (r *run) hopeful(st supervise.State, now time.Time) bool {
+	return len(r.apps) > 0 && (st.Restarts < hopeless || r.heard.Load() != 0) && (st.PID == 0 || now.Sub(st.Started) < programBound)
 }
 
 // programMessage says what is wrong with a program, "" if nothing is.
