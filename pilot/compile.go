@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/security"
@@ -121,6 +122,13 @@ func compile(files *model.Mesh, also besides, b *xds.Builder, before *compiled) 
 		return nil, err
 	}
 	c.snapshot = b.Snapshot(proxies, services, c.digests.all)
+	revoked := policy.Revocations()
+	c.snapshot.Renew = func(name string, routes *anypb.Any) (*anypb.Any, error) {
+		if !translate.NamedAfterListener(name) {
+			return nil, nil
+		}
+		return revoked.Renew(routes)
+	}
 	return c, nil
 }
 

@@ -107,7 +107,7 @@ func startEnvoy(t *testing.T, pilotAddr, id, mode, api string) {
 }
 
 // runEnvoy gives what the Envoy writes.
-func runEnvoy(t *testing.T, bin, pilotAddr, id, mode, api string) *proctest.Output {
+func runEnvoy(t *testing.T, bin, pilotAddr, id, mode, api string, args ...string) *proctest.Output {
 	t.Helper()
 	host, port, _ := net.SplitHostPort(pilotAddr)
 	bootstrap := fmt.Sprintf(`
@@ -134,7 +134,7 @@ static_resources:
 	if err := os.WriteFile(file, []byte(bootstrap), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return envoytest.Run(t, bin, file, "--file-flush-interval-msec", "50").Output
+	return envoytest.Run(t, bin, file, append(args, "--file-flush-interval-msec", "50")...).Output
 }
 
 func backend(t *testing.T, answer string) string {

@@ -213,15 +213,21 @@ func (c *Compiler) refuseTokens(b *httpBuilder, keys, headers []string) {
 		b.PerFilterConfig[filterTokens] = tokens.refuse
 		b.tokens = tokens.values
 	}
+	b.tokens = withPayloads(b.tokens, keys)
 	if tokens.remote {
-		b.enable(filterTokensRemote, &extauthzv3.ExtAuthzPerRoute{Override: &extauthzv3.ExtAuthzPerRoute_CheckSettings{
-			CheckSettings: &extauthzv3.CheckSettings{ContextExtensions: map[string]string{tokensKey: "revoked"}},
-		}})
+		b.PerFilterConfig[filterTokensRemote] = askAboutTokens()
 		b.name(nameRego, kindTokenRevocation)
 	}
 	if c.mesh.Tokens.Any() {
 		b.Sources = append(b.Sources, TokensRef())
 	}
+}
+
+// askAboutTokens enables filterTokensRemote.
+func askAboutTokens() *anypb.Any {
+	return envoy.Any(&extauthzv3.ExtAuthzPerRoute{Override: &extauthzv3.ExtAuthzPerRoute_CheckSettings{
+		CheckSettings: &extauthzv3.CheckSettings{ContextExtensions: map[string]string{tokensKey: "revoked"}},
+	}})
 }
 
 // remoteTokens asks authz about requests with a token that was verified. Without an

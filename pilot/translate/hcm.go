@@ -3,6 +3,7 @@ package translate
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -72,6 +73,10 @@ func routesFor(base string, m *hcmv3.HttpConnectionManager, socket *corev3.Trans
 	m.GetRds().RouteConfigName = name
 	return name
 }
+
+// NamedAfterListener tells whether a route configuration is that of an inbound port or of
+// a gateway.
+func NamedAfterListener(routes string) bool { return strings.Contains(routes, "~") }
 
 // normalizePath is the same at every proxy: what one of them decides about a
 // path must hold for the path that the next one sees.
