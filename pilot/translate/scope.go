@@ -299,8 +299,10 @@ func (s *scope) hostForms(svc *model.Service) []string {
 		}
 	}
 	for _, a := range svc.Addresses {
-		if addr, err := netip.ParseAddr(strings.TrimSuffix(a, "/32")); err == nil {
+		if addr, err := netip.ParseAddr(a); err == nil {
 			out = append(out, bracket(addr))
+		} else if p, err := netip.ParsePrefix(a); err == nil && p.IsSingleIP() {
+			out = append(out, bracket(p.Addr()))
 		}
 	}
 	return out

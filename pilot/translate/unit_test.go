@@ -349,3 +349,15 @@ func TestSourcesAreBlamed(t *testing.T) {
 		t.Errorf("a gateway without Gateway object listens: %v", got.Listeners)
 	}
 }
+
+// TestAddressesAsHosts: an address is a name of its service however it is written, a
+// range is not.
+func TestAddressesAsHosts(t *testing.T) {
+	s := &scope{t: &Translator{mesh: &model.Mesh{DomainSuffix: "cluster.local"}}}
+	got := s.hostForms(&model.Service{Hostname: "a.example", Addresses: []string{
+		"10.1.2.3", "10.1.2.4/32", "2001:db8::1", "2001:db8::2/128", "10.1.0.0/16", "2001:db8::/32",
+	}})
+	if want := []string{"a.example", "10.1.2.3", "10.1.2.4", "[2001:db8::1]", "[2001:db8::2]"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
