@@ -44,6 +44,7 @@ func (a *assembler) advise(before map[*object][]Problem) {
 		"Service":               a.deadServicePorts,
 		"VirtualService":        a.hostsOfNobody,
 		"DestinationRule":       a.subsetsOfNobody,
+		"ServiceEntry":          a.rangesByName,
 		"ServiceRoleBinding":    a.subjectsOfNobody,
 		"RegoPolicy":            a.requestsOnTCP,
 	} {

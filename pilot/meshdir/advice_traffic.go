@@ -3,6 +3,7 @@ package meshdir
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -95,6 +96,21 @@ func (a *assembler) hostsOfNobody(c *checker) {
 		inside := strings.HasSuffix(host, ".svc."+a.mesh.DomainSuffix)
 		if hint := a.suggestHost(written, host, namespace); inside || strings.HasPrefix(hint, ",") {
 			c.warnf(index("spec.hosts", i), "there is no service %s whose calls could take these routes%s", host, hint)
+		}
+	}
+}
+
+// rangesByName: an explicit proxy is told where to by name, and Envoy finds a virtual
+// host by the whole of it or by its beginning or end, which is no range of addresses:
+// 10.1.* has 10.1.example.com in it, and every port.
+func (a *assembler) rangesByName(c *checker) {
+	if !a.inventory.explicit {
+		return
+	}
+	for i, address := range c.object.spec.(*networking.ServiceEntry).Addresses {
+		if p, err := netip.ParsePrefix(address); err == nil && !p.IsSingleIP() {
+			c.warnf(index("spec.addresses", i), "the explicit proxy does not know ranges: what asks it for an address in %s is a host that the mesh does not know; "+
+				"ask for a host of the entry, or list the addresses one by one (redirected traffic is matched by range)", address)
 		}
 	}
 }

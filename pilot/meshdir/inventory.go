@@ -22,6 +22,8 @@ type inventory struct {
 	// closed says of the workloads that were asked about whether their policies let
 	// nobody in without identity.
 	closed map[*model.Proxy]bool
+	// explicit says that some sidecar is an explicit proxy.
+	explicit bool
 }
 
 // workload is a LocalWorkload, a gateway, or a replica; of those that are alike
@@ -56,6 +58,7 @@ func (a *assembler) takeInventory() inventory {
 	seen := map[string]bool{}
 	add := func(p *model.Proxy, service string) {
 		in.account(p.Namespace, p.ServiceAccount)
+		in.explicit = in.explicit || p.Type != model.GatewayProxy && p.Interception == model.Explicit
 		ports := ""
 		for _, w := range p.Ports {
 			ports += fmt.Sprintf("%s:%d ", w.Name, w.Port)
