@@ -563,7 +563,11 @@ func TestRevokedWhileAListenerDrainsStateOfTheWorld(t *testing.T) {
 // TestAnySequenceEndsInTheNewestState does, to a client that warms listeners and lets
 // them drain.
 func TestNewConnectionsMeetNoEarlierRoutes(t *testing.T) {
-	for seed := range uint64(100) {
+	sequences := uint64(100)
+	if testing.Short() {
+		sequences = 20
+	}
+	for seed := range sequences {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			bubble(t, func(t *testing.T) { warmingSequence(t, rand.New(rand.NewPCG(seed, 2))) })
 		})
