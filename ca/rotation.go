@@ -361,9 +361,9 @@ func (k *keeper) run(ctx context.Context) error {
 	for {
 		rest := gateRest
 		k.count()
-		if k.a.trusted().state.Rotation != nil {
+		if t := k.a.trusted(); t.state.Rotation != nil {
 			began := time.Now()
-			k.step(ctx)
+			k.step(ctx, t)
 			rest = max(rest, 10*time.Since(began))
 		} else {
 			k.seen.forget()
@@ -383,9 +383,9 @@ func (k *keeper) run(ctx context.Context) error {
 	}
 }
 
-// step looks at the gate and goes on if it is open.
-func (k *keeper) step(ctx context.Context) {
-	t := k.a.trusted()
+// step looks at the gate of the rotation in t and goes on if it is open. The rotation may
+// be over meanwhile, by a state of another replica.
+func (k *keeper) step(ctx context.Context, t *trust) {
 	facts, err := k.facts(ctx, t)
 	if err != nil {
 		k.failed(ctx, fmt.Errorf("the ledger cannot be read: %w", err))

@@ -524,9 +524,33 @@ func drive(ctx context.Context, a *Authority) {
 		_ = a.keeper.rotate(ctx, "admin uid=0", roots.How{})
 	}
 	for range 3 {
-		if a.trusted().state.Rotation != nil {
-			a.keeper.step(ctx)
+		if t := a.trusted(); t.state.Rotation != nil {
+			a.keeper.step(ctx, t)
 		}
+	}
+}
+
+// TestStepOfARotationThatIsOver: a rotation may be taken back, here or by another replica,
+// between the look at it and the step.
+func TestStepOfARotationThatIsOver(t *testing.T) {
+	a, err := reopen(t, t.TempDir(), ledgertest.NewMemory())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.keeper.rotate(t.Context(), "admin uid=0", roots.How{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	seen := a.trusted()
+	if err := a.keeper.abort(t.Context(), "admin uid=0"); err != nil {
+		t.Fatal(err)
+	}
+	after := a.trusted().state
+	a.keeper.step(t.Context(), seen)
+	if now := a.trusted().state; now.Rotation != nil || now.Active != after.Active || now.Sequence != after.Sequence {
+		t.Errorf("the step went on with a rotation that was over: %+v", now)
+	}
+	if a.keeper.problem != nil {
+		t.Errorf("it is a problem: %v", a.keeper.problem)
 	}
 }
 
