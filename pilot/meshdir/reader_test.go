@@ -252,7 +252,18 @@ func TestReadOfNoDirectory(t *testing.T) {
 }
 
 func TestWatch(t *testing.T) {
-	dir := t.TempDir()
+	to := t.TempDir()
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(to, link); err != nil {
+		t.Fatal(err)
+	}
+	for name, dir := range map[string]string{"a directory": t.TempDir(), "a link to one": link} {
+		t.Run(name, func(t *testing.T) { watchEdits(t, dir) })
+	}
+}
+
+func watchEdits(t *testing.T, dir string) {
+	t.Helper()
 	write(t, dir, "a.yaml", quota("a", 1))
 	instances := filepath.Join(t.TempDir(), "instances.yaml")
 	r := NewReader(Options{Dir: dir, InstancesFile: instances})

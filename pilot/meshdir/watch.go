@@ -67,9 +67,10 @@ func (w *watch) follow() {
 	}
 }
 
-// folders visits what is not hidden below the mesh directory.
+// folders visits what is not hidden below the mesh directory, which may be a link to
+// one: that is what the separator at the end is for.
 func (r *Reader) folders(visit func(path string, entry fs.DirEntry)) error {
-	dir := r.options.Dir
+	dir := r.options.Dir + string(filepath.Separator)
 	return filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return nil //nolint:nilerr // Read reports what cannot be read

@@ -25,6 +25,7 @@ type stamps map[string]string
 // stampsOf looks at the files that are configuration or may be named by it.
 func stampsOf(dir string) stamps {
 	out := stamps{}
+	dir += string(filepath.Separator) // it may be a link to a directory
 	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:

@@ -2,6 +2,8 @@ package cli
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -68,5 +70,19 @@ func TestEditsPrintNoFlood(t *testing.T) {
 	got := e.lines(st, files, false)
 	if len(got) != 7 || got[5] != "and 95 more: writ status mesh" || got[6] != "revision 1 is live (00.yaml, 01.yaml, 02.yaml, and 97 more) after 44ms" {
 		t.Errorf("%d lines:\n%s", len(got), strings.Join(got, "\n"))
+	}
+}
+
+// TestStampsThroughALink: a mesh directory may be a link to one.
+func TestStampsThroughALink(t *testing.T) {
+	dir, link := t.TempDir(), filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := stampsOf(link); len(got) != 1 || got["a.yaml"] == "" {
+		t.Errorf("%v", got)
 	}
 }
