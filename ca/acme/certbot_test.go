@@ -84,7 +84,7 @@ func TestCertbot(t *testing.T) {
 	}
 	obtain := []string{
 		"certonly", "--standalone", "--http-01-port", strconv.Itoa(port), "--http-01-address", "127.0.0.1", "-d", name, "--agree-tos", "--register-unsafely-without-email",
-		"--eab-kid", externalID, "--eab-hmac-key", base64.RawURLEncoding.EncodeToString(w.key),
+		"--eab-kid", externalID, "--eab-hmac-key=" + base64.RawURLEncoding.EncodeToString(w.key), // which may begin with a dash
 	}
 	run(obtain...)
 	cert := leaf()
