@@ -13,8 +13,8 @@
 // virtual host brings the content under the filter's name. A policy that is
 // written, changed or removed therefore alters a route configuration only, so no
 // connection drains and the next request on an old connection meets the new
-// rule. Two kinds cannot be had that way in Envoy and change the listener:
-// a first RequestAuthentication and the provider of a CUSTOM policy. What the mode of a
+// rule. The filter for RequestAuthentications and those for providers of CUSTOM are in
+// every listener, switched off where no virtual host asks for them. What the mode of a
 // PeerAuthentication demands of callers is in the listener's chains and in the virtual
 // host, so that it holds for requests of whatever listener.
 //
