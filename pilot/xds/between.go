@@ -1,11 +1,7 @@
 package xds
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"log/slog"
-
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 )
 
 // filters are what the client shall have of them now. While its routes are still to
@@ -50,8 +46,7 @@ func (s *session) between(before, after *Resource) *Resource {
 	if err != nil || body == nil {
 		return after
 	}
-	sum := sha256.Sum256(body.GetValue())
-	out := &Resource{Name: after.Name, Version: hex.EncodeToString(sum[:12]), Sources: after.Sources, needs: after.needs, standsFor: after}
-	out.wire = &discoveryv3.Resource{Name: out.Name, Version: out.Version, Resource: body}
+	out := after.with(body)
+	out.needs, out.standsFor = after.needs, after
 	return out
 }

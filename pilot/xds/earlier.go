@@ -1,13 +1,9 @@
 package xds
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"log/slog"
 	"slices"
 	"time"
-
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 )
 
 // A listener names its routes after what they rely on in it, so that another listener in
@@ -153,9 +149,7 @@ func (s *session) renewal(r *Resource) *Resource {
 	}
 	var now *Resource
 	if err == nil && body != nil {
-		sum := sha256.Sum256(body.GetValue())
-		now = &Resource{Name: r.Name, Version: hex.EncodeToString(sum[:12]), Sources: r.Sources}
-		now.wire = &discoveryv3.Resource{Name: now.Name, Version: now.Version, Resource: body}
+		now = r.with(body)
 	}
 	s.noteRenewal(r, now)
 	return now

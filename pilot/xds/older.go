@@ -5,8 +5,6 @@ import (
 	"encoding/hex"
 	"log/slog"
 	"sync"
-
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 )
 
 // older is what clients of an earlier version get instead; it is made once, by whoever
@@ -63,8 +61,7 @@ func (s *Server) olderResource(r *Resource) *Resource {
 	if body == r.wire.GetResource() {
 		return r
 	}
-	sum := sha256.Sum256(body.GetValue())
-	o := &Resource{Name: r.Name, Version: hex.EncodeToString(sum[:12]), Sources: r.Sources, needs: r.needs, filtered: r.filtered, resolves: r.resolves}
-	o.wire = &discoveryv3.Resource{Name: o.Name, Version: o.Version, Resource: body}
+	o := r.with(body)
+	o.needs, o.filtered, o.resolves = r.needs, r.filtered, r.resolves
 	return o
 }

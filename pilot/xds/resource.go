@@ -119,6 +119,14 @@ func (c *Config) Set(typeURL string) *Set {
 	return c.sets[typeURL]
 }
 
+// with is a resource of the same name and origin with another content.
+func (r *Resource) with(body *anypb.Any) *Resource {
+	sum := sha256.Sum256(body.GetValue())
+	out := &Resource{Name: r.Name, Version: hex.EncodeToString(sum[:12]), Sources: r.Sources}
+	out.wire = &discoveryv3.Resource{Name: out.Name, Version: out.Version, Resource: body}
+	return out
+}
+
 // Snapshot is what every client shall have at one revision. It is immutable once published.
 type Snapshot struct {
 	Revision uint64
