@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -185,6 +186,35 @@ func TestPairsAreReplaced(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	}
+}
+
+// A key is taken over while the pair it is sealed to is being replaced: roots are loaded by
+// whoever needs them.
+func TestUnsealWhileReplaced(t *testing.T) {
+	key, _ := signer(t)
+	pairs, r := replica(t, key)
+	p, err := handover.Seal(td, rootID, []byte("key"), []handover.Replica{r})
+	must(t, err)
+	data := text(t, p)
+	var replacing sync.WaitGroup
+	replacing.Go(func() {
+		for range 3 {
+			if _, _, err := pairs.Renew(); err != nil {
+				t.Error(err)
+			}
+			if err := pairs.Settle(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for range 20 {
+		if got, err := pairs.Unseal(data, td, rootID); errors.Is(err, handover.ErrNotAddressed) {
+			break
+		} else if err != nil || string(got) != "key" {
+			t.Errorf("got %q, %v", got, err)
+		}
+	}
+	replacing.Wait()
 }
 
 func TestBadFile(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"sync"
 
 	"github.com/writ-mesh/writ/internal/atomicfile"
 )
@@ -23,10 +24,12 @@ const maxFile = 64 << 10
 func kem() hpke.KEM { return hpke.MLKEM768X25519() }
 
 // Pairs are an authority's own: the one that is announced, and beside it, until Settle,
-// the one that is about to be. The very first is settled from the start.
+// the one that is about to be. The very first is settled from the start. They are safe for
+// concurrent use: keys are taken over where one is looked for, while others are announced.
 type Pairs struct {
 	path string
-	keys []hpke.PrivateKey // the older first
+	mu   sync.Mutex
+	keys []hpke.PrivateKey // the older first; replaced, never changed
 }
 
 // stored is the form of the file: private keys as RFC 9180 writes them.
@@ -74,6 +77,8 @@ func Open(path string) (*Pairs, error) {
 // before, which is or was; empty for none. The pair is on disk when it returns, and is
 // the same until Settle.
 func (p *Pairs) Renew() (public []byte, former string, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	next := p.keys
 	if len(next) < 2 {
 		key, err := kem().GenerateKey()
@@ -94,6 +99,8 @@ func (p *Pairs) Renew() (public []byte, former string, err error) {
 
 // Settle forgets all but the newest pair, which is announced now.
 func (p *Pairs) Settle() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	last := p.keys[max(0, len(p.keys)-1):]
 	if err := p.write(last); err != nil {
 		return err

@@ -66,7 +66,10 @@ func (p *Pairs) Unseal(data []byte, trustDomain, rootID string) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	for _, key := range p.keys {
+	p.mu.Lock()
+	keys := p.keys
+	p.mu.Unlock()
+	for _, key := range keys {
 		id := idOf(key.PublicKey().Bytes())
 		sealed, ok := parcel.To[id]
 		if !ok {
