@@ -50,6 +50,8 @@ type wired struct {
 	// without a rate. Those that come late come together, and that is not the server's
 	// fault.
 	late []time.Duration
+	// spells are those that began in each of them, in the order of time.
+	spells []spell
 }
 
 func (w wired) perSecond() float64 { return float64(len(w.took)) / w.length.Seconds() }
@@ -98,10 +100,19 @@ func (w wire) run(ctx context.Context, length time.Duration) (wired, error) {
 	l.begin = time.Now()
 	l.counts = l.begin.Add(length / 3)
 	l.end = l.counts.Add(length)
-	if err := l.ask(ctx); err != nil {
+	l.spells = make([]spell, (length+spellLength-1)/spellLength)
+	stop := watchHost()
+	err := l.ask(ctx)
+	host := stop()
+	if err != nil {
 		return wired{}, err
 	}
-	out := wired{took: l.took, late: l.late, length: length}
+	out := wired{late: l.late, length: length, spells: l.spells}
+	for i := range out.spells {
+		from := l.counts.Add(time.Duration(i) * spellLength)
+		out.spells[i].stolen = host.between(from, from.Add(spellLength))
+		out.took = append(out.took, out.spells[i].took...)
+	}
 	if len(out.took) == 0 {
 		return wired{}, fmt.Errorf("%s: no answer within %s", w.address, length)
 	}
@@ -119,7 +130,8 @@ type wireLoad struct {
 	begin, counts, end time.Time
 	n                  int  // of the next call
 	held               bool // calls that are due wait for answers
-	took, late         []time.Duration
+	late               []time.Duration
+	spells             []spell
 }
 
 // wireConn is one connection.
@@ -407,8 +419,9 @@ func (l *wireLoad) done(c *wireConn, f *http2.MetaHeadersFrame) error {
 		return fmt.Errorf("two answers to one call: stream %d", f.StreamID)
 	}
 	delete(c.calls, f.StreamID)
-	if !call.since.Before(l.counts) {
-		l.took = append(l.took, time.Since(call.since))
+	if since := call.since.Sub(l.counts); since >= 0 {
+		at := min(int(since/spellLength), len(l.spells)-1)
+		l.spells[at].took = append(l.spells[at].took, time.Since(call.since))
 	}
 	for _, h := range f.Fields {
 		if h.Name == "grpc-status" && h.Value != "0" {
