@@ -39,6 +39,22 @@ func calmest(spells []spell) (took []time.Duration, stolen time.Duration) {
 	return took, stolen
 }
 
+// longer puts n neighbours together; what is left over at the end is left out.
+func longer(spells []spell, n int) []spell {
+	var out []spell
+	for part := range slices.Chunk(spells, n) {
+		if len(part) < n {
+			break
+		}
+		var s spell
+		for _, p := range part {
+			s.took, s.stolen = append(s.took, p.took...), s.stolen+p.stolen
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
 // hostLog is what the host had kept at moments, the earlier first.
 type hostLog struct {
 	at     []time.Time

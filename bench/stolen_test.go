@@ -23,6 +23,13 @@ func TestCalmest(t *testing.T) {
 	}
 }
 
+func TestLonger(t *testing.T) {
+	got := longer([]spell{{took: []time.Duration{1}, stolen: 5}, {took: []time.Duration{2, 3}, stolen: 6}, {took: []time.Duration{4}}}, 2)
+	if len(got) != 1 || !slices.Equal(got[0].took, []time.Duration{1, 2, 3}) || got[0].stolen != 11 {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestHostLog(t *testing.T) {
 	begin := time.Now()
 	at := func(s int) time.Time { return begin.Add(time.Duration(s) * time.Second) }
