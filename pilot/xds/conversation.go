@@ -35,6 +35,8 @@ type conversation struct {
 	held map[string]bool
 	// wait are the listeners that wait for their routes.
 	wait map[string]bool
+	// unnamed: the client has resources from an earlier stream, and did not say which.
+	unnamed bool
 	// fresh: nothing was sent on this stream, and the client brought nothing along.
 	fresh bool
 }
@@ -52,11 +54,15 @@ type push struct {
 	// before is the state without this push, kept where a response can be
 	// dropped before it is sent (state-of-the-world).
 	before []*Resource
+	// unnamed is that of the conversation without this push.
+	unnamed bool
 }
 
 // watch is an open question and the way to answer it.
 type watch struct {
 	sub cache.Subscription
+	// whole: a response has all that there is of a type that goes by leaving it out.
+	whole bool
 	// send queues a response; false if the queue is full. all is the whole state
 	// of the client after the change.
 	send func(p *push, c change, all []*Resource) bool
@@ -230,7 +236,7 @@ func (c *conversation) take(nonce string) *push {
 func (c *conversation) dropUnsent() {
 	for i, p := range c.pushes {
 		if p.nonce == "" {
-			c.told = p.before
+			c.told, c.unnamed = p.before, p.unnamed
 			c.pushes = c.pushes[:i]
 			return
 		}
@@ -244,7 +250,7 @@ func (c *conversation) refuse(p *push, target []*Resource) {
 	for _, r := range p.set {
 		for i := range told {
 			if told[i] == r {
-				told[i] = unknown(r.Name)
+				told[i] = c.before(p, r.Name)
 			}
 		}
 		if find(target, r.Name) == r {
@@ -255,4 +261,14 @@ func (c *conversation) refuse(p *push, target []*Resource) {
 		}
 	}
 	c.told = told
+}
+
+// before is what a client may have of what it refused. If to leave it out of the next
+// response were to take it away, that has what was there.
+func (c *conversation) before(p *push, name string) *Resource {
+	r := unknown(name)
+	if was := find(p.before, name); was != nil && removalOf(c.url) != never {
+		r.wire, r.Sources = was.wire, was.Sources
+	}
+	return r
 }

@@ -39,14 +39,8 @@ func (s *session) CreateDeltaWatch(req *cache.DeltaRequest, sub cache.Subscripti
 	c, first := s.conversation(url)
 	if first {
 		c.begin(req.GetInitialResourceVersions())
-		s.returning = s.returning || !c.fresh
-		if until := time.Now().Add(s.srv.opt.SubscribeWait); !c.fresh && s.client.Envoy {
-			switch url {
-			case RouteType:
-				s.filtersUntil = until
-			case ListenerType:
-				s.routesUntil = until
-			}
+		if !c.fresh {
+			s.cameBack(url)
 		}
 		s.warmReplaced()
 		c.want(req.GetResourceNamesSubscribe())
@@ -66,6 +60,20 @@ func (s *session) cancelWatch(c *conversation, w *watch) {
 	defer s.mu.Unlock()
 	if c.watch == w {
 		c.watch = nil
+	}
+}
+
+// cameBack takes note that a client has resources of a type from an earlier stream.
+func (s *session) cameBack(url string) {
+	s.returning = true
+	if !s.client.Envoy {
+		return
+	}
+	switch until := time.Now().Add(s.srv.opt.SubscribeWait); url {
+	case RouteType:
+		s.filtersUntil = until
+	case ListenerType:
+		s.routesUntil = until
 	}
 }
 

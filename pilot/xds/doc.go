@@ -20,6 +20,7 @@
 //     holds back the routes that want it (Options.Served), and nothing else.
 //   - Routes before a listener that would find them in an earlier version: a listener whose
 //     routes the client does not use, and still has of one that drains, waits for them.
+//     Where a response has all listeners, it has those too that wait, or waits itself.
 //   - Routes of listeners that drain, which no snapshot has any more, are sent again if
 //     Snapshot.Renew has something new for them, each client's by themselves. One that
 //     refuses them keeps them, and nothing else waits for it.

@@ -40,8 +40,33 @@ func (s *session) pushListeners(now time.Time, g gate) (until time.Time) {
 			until = s.routesUntil
 		}
 	}
-	s.push(listeners, g, removalOf(ListenerType) == atOnce)
+	if !listeners.incomplete(s.target.Set(ListenerType)) {
+		s.push(listeners, g, removalOf(ListenerType) == atOnce)
+	}
 	return until
+}
+
+// incomplete says that a response would lack what the client has and shall keep: something
+// that waits, or was refused, and of which the version is not known. If to leave it out is
+// to take it away, everything waits.
+func (c *conversation) incomplete(target *Set) bool {
+	if c.watch == nil || !c.watch.whole {
+		return false
+	}
+	if c.unnamed {
+		return len(c.wait) > 0
+	}
+	for _, r := range c.told {
+		if r.Version != "" {
+			continue
+		}
+		if wanted := target.Get(r.Name); wanted != nil {
+			if _, refused := c.refused[wanted]; refused || c.wait[r.Name] {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // unready are listeners that have to wait for routes which the client has already, by an

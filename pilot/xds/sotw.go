@@ -2,6 +2,8 @@ package xds
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strconv"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -20,11 +22,14 @@ func (s *session) CreateWatch(req *cache.Request, sub cache.Subscription, respon
 	if ignore || err != nil {
 		return func() {}, err
 	}
-	w := &watch{sub: sub}
+	w := &watch{sub: sub, whole: removalOf(url) != never}
 	s.mu.Lock()
 	c, first := s.conversation(url)
 	if first {
 		c.fresh = true
+		if req.GetVersionInfo() != "" {
+			s.returns(c, sub)
+		}
 	}
 	// A response that was queued when this request came in is never sent.
 	c.dropUnsent()
@@ -43,6 +48,16 @@ func (s *session) CreateWatch(req *cache.Request, sub cache.Subscription, respon
 	s.mu.Unlock()
 	s.srv.progressed(s)
 	return func() { s.cancelWatch(c, w) }, nil
+}
+
+// returns takes note that a client has resources from an earlier stream. It does not say
+// in which versions, and of some types not even which.
+func (s *session) returns(c *conversation, sub cache.Subscription) {
+	c.unnamed = sub.IsWildcard()
+	for _, name := range slices.Sorted(maps.Keys(sub.SubscribedResources())) {
+		c.told = append(c.told, unknown(name))
+	}
+	s.cameBack(c.url)
 }
 
 // response holds the changes for endpoints and routes, everything for other

@@ -199,7 +199,8 @@ func (s *session) pushTo(c *conversation, target []*Resource, g gate, removals b
 
 // send answers the client's open question.
 func (s *session) send(c *conversation, p *push, ch change, target []*Resource) {
-	c.told = apply(c.told, ch, target)
+	p.unnamed = c.unnamed
+	c.told, c.unnamed = apply(c.told, ch, target), false
 	c.pushes = append(c.pushes, p)
 	w := c.watch
 	c.watch = nil
