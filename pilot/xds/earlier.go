@@ -12,7 +12,8 @@ import (
 // have drained, and the Envoy keeps both so long.
 
 // earlier says that the client has routes which the target does not give it: those of
-// listeners that drain. They find in filters what they ask for.
+// listeners that drain. They find in filters what they ask for, and the clusters that they
+// go to. Routes of outbound listeners do not count: who is asked is a matter of the target.
 func (s *session) earlier() bool {
 	routes := s.types[RouteType]
 	if routes == nil {
@@ -20,7 +21,7 @@ func (s *session) earlier() bool {
 	}
 	target := s.target.Set(RouteType)
 	for _, r := range routes.told {
-		if target.Get(r.Name) == nil {
+		if target.Get(r.Name) == nil && (s.srv.opt.NamedAfterListener == nil || s.srv.opt.NamedAfterListener(r.Name)) {
 			return true
 		}
 	}

@@ -154,6 +154,8 @@ type warming struct {
 	all   bool
 	// fresh: that holds for new connections only.
 	fresh bool
+	// outbound routes do not keep clusters once their listener drains.
+	outbound bool
 	// untold are versions of routes of which the server does not know what is in them.
 	untold map[string]string
 }
@@ -322,7 +324,7 @@ func (w *warming) check() {
 	for i, l := range append([]*discoveryv3.Resource{w.active}, w.drain...) {
 		for _, name := range needed(l)[RouteType] {
 			revision := w.routesOf(name)
-			if w.has[ClusterType]["c"+name] == nil {
+			if w.has[ClusterType]["c"+name] == nil && (i == 0 || !w.outbound) {
 				w.t.Errorf("routes %s of revision %s (place %d) go to a cluster that is not there", name, revision, i)
 			}
 			if n, _ := strconv.ParseUint(revision, 10, 64); i == 0 && n < w.since {
@@ -557,6 +559,33 @@ func TestRevokedWhileAListenerDrainsStateOfTheWorld(t *testing.T) {
 			t.Errorf("status: %+v", s)
 		}
 	})
+}
+
+// TestWhichRoutesHoldUpClusters: clusters that go stay for routes of a listener that
+// drains, and not for any others that are still there.
+func TestWhichRoutesHoldUpClusters(t *testing.T) {
+	for _, named := range []bool{false, true} {
+		t.Run(fmt.Sprint("named after their listener: ", named), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				b := newBench(t, Options{RemoveDelay: time.Second, NamedAfterListener: func(string) bool { return named }})
+				w := newWarming(t)
+				w.all, w.outbound = false, !named
+				tied{1, 1, 0, 0}.publish(b)
+				w.connect(b)
+				synctest.Wait()
+				tied{2, 2, 0, 0}.publish(b)
+				time.Sleep(time.Minute) // fake time
+				synctest.Wait()
+				w.mu.Lock()
+				has := slices.Sorted(maps.Keys(w.has[ClusterType]))
+				w.mu.Unlock()
+				if want := map[bool][]string{false: {"cr2"}, true: {"cr1", "cr2"}}[named]; !slices.Equal(has, want) {
+					t.Errorf("clusters %v, want %v", has, want)
+				}
+				w.disconnect()
+			})
+		})
+	}
 }
 
 // TestNewConnectionsMeetNoEarlierRoutes does random things, as

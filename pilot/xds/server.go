@@ -119,9 +119,12 @@ type Options struct {
 	Between func(before, after *anypb.Any) (*anypb.Any, error)
 	// Served tells whether routes find in a filter what they ask of it: those that do go to
 	// a client that refused another version of the filter; nil: none does.
-	Served   func(routes, filter *anypb.Any) (bool, error)
-	Log      *slog.Logger
-	Observer Observer
+	Served func(routes, filter *anypb.Any) (bool, error)
+	// NamedAfterListener tells of a route configuration that another listener has another
+	// name for it. What is left of others holds up no cluster that goes; nil: of all.
+	NamedAfterListener func(routes string) bool
+	Log                *slog.Logger
+	Observer           Observer
 	// RemoveDelay is how long clusters and policies that nothing refers to any
 	// more are kept, for requests that are under way: 5 s. Negative: not at all.
 	RemoveDelay time.Duration
