@@ -218,3 +218,44 @@ func TestRefusedFilterHoldsItsRoutesBack(t *testing.T) {
 		}
 	})
 }
+
+// TestRefusedFilterKeepsTheListener: routes under a new name that ask for what the client
+// refused stay away, so that it keeps the listener that goes with the filter it has.
+func TestRefusedFilterKeepsTheListener(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBench(t, Options{Between: bothOf(8), Served: func(routes, filter *anypb.Any) (bool, error) {
+			var r routev3.RouteConfiguration
+			if err := routes.UnmarshalTo(&r); err != nil {
+				return false, err
+			}
+			return slices.Contains(revisionsOf(filter), r.GetVirtualHosts()[0].GetName()), nil
+		}})
+		w := newWarming(t)
+		tied{1, 1, 0, 0}.publish(b)
+		w.connect(b)
+		synctest.Wait()
+		w.mu.Lock()
+		w.refuse = func(r *discoveryv3.DeltaDiscoveryResponse) bool { return r.GetTypeUrl() == ExtensionType }
+		w.mu.Unlock()
+		tied{2, 2, 0, 0}.publish(b)
+		time.Sleep(time.Minute) // fake time
+		synctest.Wait()
+		w.mu.Lock()
+		if w.next == nil || w.has[RouteType]["r2"] != nil {
+			t.Error("the listener whose filter was refused is in force")
+		}
+		w.refuse = nil
+		w.mu.Unlock()
+		tied{3, 2, 0, 0}.publish(b)
+		synctest.Wait()
+		w.mu.Lock()
+		if w.next != nil || w.routesOf("r2") != "3" {
+			t.Error("the listener is not in force")
+		}
+		w.mu.Unlock()
+		if c := b.srv.Clients()[0]; c.Acked != 3 {
+			t.Errorf("status: %+v", c)
+		}
+		w.disconnect()
+	})
+}

@@ -31,10 +31,9 @@ type conversation struct {
 	// served says for the present target whether routes find what they ask for in what
 	// the client keeps.
 	served map[pair]bool
-	// held are the routes that have to stay as they are, for want of their filter.
+	// held are what has to stay as it is, or away: routes for want of their filter, listeners
+	// that wait for their routes.
 	held map[string]bool
-	// wait are the listeners that wait for their routes.
-	wait map[string]bool
 	// unnamed: the client has resources from an earlier stream, and did not say which.
 	unnamed bool
 	// fresh: nothing was sent on this stream, and the client brought nothing along.

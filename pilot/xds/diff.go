@@ -24,10 +24,8 @@ type selection struct {
 	removals bool
 	// newOnly leaves what the client already has as it is.
 	newOnly bool
-	// held are names of which the client keeps what it has.
+	// held are names of which the client keeps what it has, and gets nothing new.
 	held map[string]bool
-	// wait are names of which the client gets nothing new.
-	wait map[string]bool
 	// refused resources are left out.
 	refused map[*Resource]struct{}
 }
@@ -58,7 +56,7 @@ func diff(told, target []*Resource, sel selection) change {
 			c.add(target[j], &sel)
 			j++
 		default:
-			if !sel.newOnly && !sel.held[told[i].Name] && !told[i].same(target[j]) {
+			if !sel.newOnly && !told[i].same(target[j]) {
 				c.add(target[j], &sel)
 			}
 			i++
@@ -69,7 +67,7 @@ func diff(told, target []*Resource, sel selection) change {
 }
 
 func (c *change) add(r *Resource, sel *selection) {
-	if _, refused := sel.refused[r]; !refused && sel.has(r.Name) && !sel.wait[r.Name] {
+	if _, refused := sel.refused[r]; !refused && sel.has(r.Name) && !sel.held[r.Name] {
 		c.set = append(c.set, r)
 	}
 }

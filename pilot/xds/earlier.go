@@ -35,9 +35,9 @@ func (s *session) pushListeners(now time.Time, g gate) (until time.Time) {
 	if listeners == nil {
 		return time.Time{}
 	}
-	listeners.wait = nil
+	listeners.held = nil
 	if target := s.target.Set(ListenerType); s.returning && !sameList(listeners.told, target.Resources()) {
-		if listeners.wait = s.unready(now); len(listeners.wait) > 0 && s.types[RouteType] == nil {
+		if listeners.held = s.unready(now); len(listeners.held) > 0 && s.types[RouteType] == nil {
 			until = s.routesUntil
 		}
 	}
@@ -55,14 +55,14 @@ func (c *conversation) incomplete(target *Set) bool {
 		return false
 	}
 	if c.unnamed {
-		return len(c.wait) > 0
+		return len(c.held) > 0
 	}
 	for _, r := range c.told {
 		if r.Version != "" {
 			continue
 		}
 		if wanted := target.Get(r.Name); wanted != nil {
-			if _, refused := c.refused[wanted]; refused || c.wait[r.Name] {
+			if _, refused := c.refused[wanted]; refused || c.held[r.Name] {
 				return true
 			}
 		}

@@ -169,7 +169,7 @@ func (s *session) pushTo(c *conversation, target []*Resource, g gate, removals b
 		return
 	}
 	sel := c.selection(removals)
-	sel.held, sel.wait = c.held, c.wait
+	sel.held = c.held
 	first := c.fresh
 	if !first || s.returning {
 		switch g {
