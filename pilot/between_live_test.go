@@ -41,6 +41,8 @@ import (
 // half is an edit that changes who is let in and what is asked of him at once. In neither
 // of its configurations somebody without a token is let in unless he is X by his
 // certificate (or anybody by one), and in the second anybody with a token is, in plain text.
+// APP is the port of the program, GUARDED that of one that asks for a token itself, and JUDGE
+// that of a provider that does; APP as one lets everybody pass.
 type half struct {
 	name          string
 	first, second string
@@ -80,8 +82,17 @@ func halves(t *testing.T, key tokenKey) []half {
 	onlyX := policy("{rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/x]}}]}]}")
 	anyToken := policy(`{rules: [{from: [{source: {requestPrincipals: ["*"]}}]}]}`)
 	none := nobodyElse
-	custom := func(provider string) string {
-		return policy("{action: CUSTOM, provider: {name: " + provider + "}, rules: [{}]}")
+	custom := func(provider string, name ...string) string {
+		spec := policy("{action: CUSTOM, provider: {name: " + provider + "}, rules: [{}]}")
+		return strings.Replace(spec, "who", strings.Join(append(name, "who")[:1], ""), 1)
+	}
+	program := func(port string) string {
+		return fmt.Sprintf(`---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: one, namespace: default}
+spec: {ingress: [{port: {number: APP, name: http, protocol: HTTP}, defaultEndpoint: "127.0.0.1:%s"}]}
+`, port)
 	}
 	first, filter, routes := mode("STRICT")+onlyX, xds.ExtensionType, xds.RouteType
 	return []half{
@@ -91,6 +102,8 @@ func halves(t *testing.T, key tokenKey) []half {
 		{name: "plain text alone", first: mode("PERMISSIVE") + tokens("none", "a") + onlyX, second: mode("DISABLE") + tokens("none", "a") + anyToken},
 		{name: "not plain text alone", first: mode("DISABLE") + tokens("none", "a") + onlyX, second: mode("PERMISSIVE") + tokens("any", "a") + none, nobody: true},
 		{name: "a provider and a rule", first: mode("STRICT") + custom("judge"), second: mode("PERMISSIVE") + tokens("none", "a") + anyToken},
+		{name: "a rule and another program", first: mode("STRICT") + program("GUARDED"), second: mode("PERMISSIVE") + tokens("none", "a") + anyToken + program("APP"), always: true},
+		{name: "a rule and a provider that moved", first: mode("STRICT") + custom("moved") + "---\n" + entry("moved", "JUDGE"), second: mode("PERMISSIVE") + tokens("none", "a") + anyToken + custom("moved", "ask") + "---\n" + entry("moved", "APP"), always: true},
 		{name: "a rule and another provider", first: first, second: mode("PERMISSIVE") + custom("other"), before: mode("STRICT") + none},
 	}
 }
@@ -125,12 +138,16 @@ func noHalf(t *testing.T, bin, api string, n int, key tokenKey, h half) {
 	t.Cleanup(app.Close)
 	_, port, _ := net.SplitHostPort(app.Listener.Addr().String())
 	_, judgePort, _ := net.SplitHostPort(judge.Listener.Addr().String())
+	ports := strings.NewReplacer("APP", port, "GUARDED", judgePort, "JUDGE", judgePort)
+	h.first, h.second = ports.Replace(h.first), ports.Replace(h.second)
 	r := start(t, map[string]string{
 		"mesh.yaml": `extensionProviders:
 - name: judge
   envoyExtAuthzHttp: {service: judge.example, port: 80, includeRequestHeadersInCheck: [authorization]}
 - name: other
   envoyExtAuthzHttp: {service: judge.example, port: 80, includeRequestHeadersInCheck: [authorization], timeout: 7s}
+- name: moved
+  envoyExtAuthzHttp: {service: moved.example, port: 80, includeRequestHeadersInCheck: [authorization]}
 `,
 		"judge.yaml": entry("judge", judgePort),
 		"one.yaml": fmt.Sprintf(`apiVersion: networking.istio.io/v1

@@ -1,6 +1,8 @@
 package security
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
@@ -18,6 +20,7 @@ import (
 	rbactcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	meshv1 "istio.io/api/mesh/v1alpha1"
@@ -111,6 +114,10 @@ type customFilter struct {
 	provider string
 	config   *anypb.Any
 	cluster  *clusterv3.Cluster
+	// routed is the cluster under a name that has what is in it, and settings are how
+	// routes ask there.
+	routed   *clusterv3.Cluster
+	settings *extauthzv3.CheckSettings
 }
 
 // customFilters are those of the providers that can be asked, by name.
@@ -126,9 +133,36 @@ func (c *Compiler) customFilters() []customFilter {
 			continue // its policies refuse
 		}
 		filter.FilterEnabledMetadata = ruleMatched(rbacHTTPMetadata)
-		out = append(out, customFilter{name, envoy.Any(filter), cluster})
+		routed := byContent(cluster)
+		out = append(out, customFilter{name, envoy.Any(filter), cluster, routed, settingsFor(filter, routed.GetName())})
 	}
 	return out
+}
+
+// byContent is a cluster under a name that has what is in it. Clusters go before routes, and
+// rules of before must not meet a provider that comes with others.
+func byContent(cluster *clusterv3.Cluster) *clusterv3.Cluster {
+	sum := sha256.Sum256(envoy.Any(cluster).GetValue())
+	out := proto.Clone(cluster).(*clusterv3.Cluster) //nolint:forcetypeassert // what Clone was given
+	out.Name = cluster.GetName() + "~" + hex.EncodeToString(sum[:6])
+	out.AltStatName = cluster.GetName()
+	if a := out.GetLoadAssignment(); a != nil {
+		a.ClusterName = out.GetName()
+	}
+	return out
+}
+
+// settingsFor has a route ask a cluster in place of the one that is in the filter. To have
+// it in the filter would have every connection drain when an endpoint comes or goes.
+func settingsFor(filter *extauthzv3.ExtAuthz, cluster string) *extauthzv3.CheckSettings {
+	if s := filter.GetHttpService(); s != nil {
+		s = proto.Clone(s).(*extauthzv3.HttpService) //nolint:forcetypeassert // what Clone was given
+		s.GetServerUri().HttpUpstreamType = &corev3.HttpUri_Cluster{Cluster: cluster}
+		return &extauthzv3.CheckSettings{ServiceOverride: &extauthzv3.CheckSettings_HttpService{HttpService: s}}
+	}
+	s := proto.Clone(filter.GetGrpcService()).(*corev3.GrpcService) //nolint:forcetypeassert // what Clone was given
+	s.GetEnvoyGrpc().ClusterName = cluster
+	return &extauthzv3.CheckSettings{ServiceOverride: &extauthzv3.CheckSettings_GrpcService{GrpcService: s}}
 }
 
 // resolves says that proxies ask DNS for the provider.
@@ -159,7 +193,8 @@ func (c *Compiler) addCustom(b *httpBuilder, s selection) error {
 		b.addCluster(f.cluster)
 		if its {
 			enabled = true
-			b.enable(name, &extauthzv3.ExtAuthzPerRoute{Override: &extauthzv3.ExtAuthzPerRoute_CheckSettings{CheckSettings: &extauthzv3.CheckSettings{}}})
+			b.addCluster(f.routed)
+			b.enable(name, &extauthzv3.ExtAuthzPerRoute{Override: &extauthzv3.ExtAuthzPerRoute_CheckSettings{CheckSettings: f.settings}})
 		}
 	}
 	if len(policies) == 0 {

@@ -70,7 +70,7 @@ spec:
 	// Output:
 	// sidecar~127.0.16.2~cart-1.default~default.svc.cluster.local
 	// cluster PassthroughCluster []
-	// cluster inbound|8080|| [AuthorizationPolicy default/only-shop (shop.yaml:2)]
+	// cluster inbound|8080||127.0.0.1:20001 [AuthorizationPolicy default/only-shop (shop.yaml:2)]
 	// cluster outbound|8080||cart.default.svc.cluster.local [WorkloadInstance default/cart-1 (instances.yaml:2)]
 	// endpoints outbound|8080||cart.default.svc.cluster.local [WorkloadInstance default/cart-1 (instances.yaml:2)]
 	// listener inbound|8080|| [AuthorizationPolicy default/only-shop (shop.yaml:2)]

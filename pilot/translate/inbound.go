@@ -2,7 +2,9 @@ package translate
 
 import (
 	"fmt"
+	"net"
 	"sort"
+	"strconv"
 	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -37,8 +39,15 @@ type inboundPort struct {
 	sources    []model.Ref
 }
 
-// inboundName is the name of a workload port's cluster and listener, and begins that of its routes.
+// inboundName is the name of a workload port's listener, and begins that of its routes and
+// of its cluster.
 func inboundName(port uint32) string { return fmt.Sprintf("inbound|%d||", port) }
+
+// appName is the name of a workload port's cluster. It has the program's address: rules of
+// before must not meet a program that comes with others, and clusters go before routes.
+func appName(wp model.WorkloadPort) string {
+	return inboundName(wp.Port) + net.JoinHostPort(appAddress(wp), strconv.FormatUint(uint64(wp.App), 10))
+}
 
 // inboundResources adds the server side of a sidecar.
 func (t *Translator) inboundResources(p *model.Proxy, s *scope, out *collector) error {
@@ -121,7 +130,7 @@ func (t *Translator) inboundHTTP(p *model.Proxy, ip *inboundPort) error {
 		ValidateClusters: no(),
 		VirtualHosts: []*routev3.VirtualHost{{
 			Name: fmt.Sprintf("inbound|http|%d", ip.port.Port), Domains: []string{"*"},
-			Routes:               []*routev3.Route{inboundRoute(ip.port, name)},
+			Routes:               []*routev3.Route{inboundRoute(ip.port, ip.cluster.GetName())},
 			TypedPerFilterConfig: policy.PerFilterConfig,
 			Metadata:             policy.Metadata,
 			RateLimits:           policy.RateLimits,
@@ -160,11 +169,10 @@ func (t *Translator) inboundTCP(p *model.Proxy, ip *inboundPort) error {
 	}
 	ip.others, ip.sources = policy.Clusters, policy.Sources
 	t.liveEndpoint(ip)
-	name := inboundName(ip.port.Port)
 	ip.filters = append(ip.filters, policy.Filters...)
 	ip.filters = append(ip.filters, networkFilter(tcpProxy, &tcpproxyv3.TcpProxy{
-		StatPrefix:       name,
-		ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: name},
+		StatPrefix:       inboundName(ip.port.Port),
+		ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: ip.cluster.GetName()},
 		AccessLog:        reported(t.accessLog("", security.TCPLogFields()), policy.Report),
 	}))
 	return nil
@@ -172,9 +180,10 @@ func (t *Translator) inboundTCP(p *model.Proxy, ip *inboundPort) error {
 
 // appCluster is the program behind the sidecar.
 func (t *Translator) appCluster(wp model.WorkloadPort) *clusterv3.Cluster {
-	name := inboundName(wp.Port)
+	name := appName(wp)
 	c := &clusterv3.Cluster{
 		Name:                 name,
+		AltStatName:          inboundName(wp.Port),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		ConnectTimeout:       t.connectTimeout(),
 		CircuitBreakers:      unlimited(),

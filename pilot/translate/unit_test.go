@@ -319,7 +319,7 @@ spec: {egress: [{hosts: ["./reviews.default.svc.cluster.local"], port: {number: 
 	for _, c := range s.Clusters {
 		names = append(names, c.Name)
 	}
-	want := []string{"PassthroughCluster", "inbound|9000||", "outbound|9080||reviews.default.svc.cluster.local"}
+	want := []string{"PassthroughCluster", "inbound|9000||127.0.0.1:19000", "outbound|9080||reviews.default.svc.cluster.local"}
 	if !slices.Equal(names, want) {
 		t.Errorf("clusters %v, want %v", names, want)
 	}
