@@ -52,6 +52,7 @@ func TestVerdict(t *testing.T) {
 		"at a gateway":        {http("rbac_access_denied_matched_policy[x]", "", metadata(t, "writ", map[string]any{"denied_by": "AuthorizationPolicy a/b rule 1"})), "AuthorizationPolicy a/b rule 1", true, nil},
 		"by its details":      {http("rbac_access_denied_matched_policy[AuthorizationPolicy_default/x_rule_2]", "", nil), "AuthorizationPolicy default/x rule 2", true, nil},
 		"a token":             {http("jwt_authn_access_denied{Jwt_is_expired}", "RequestAuthentication default/j (Jwt_is_expired)", nil), "RequestAuthentication default/j (Jwt_is_expired)", true, nil},
+		"a mode":              {http("rbac_access_denied_matched_policy[PeerAuthentication_STRICT]", "", nil), "PeerAuthentication STRICT", true, nil},
 		"malformed":           {http("rbac_access_denied_matched_policy[RegoPolicy_default/x_malformed]", "", nil), "RegoPolicy default/x", true, nil},
 		"a connection":        {tcp("rbac_access_denied_matched_policy[AuthorizationPolicy_default/x_y_rule_0]", nil), "AuthorizationPolicy default/x_y rule 0", true, nil},
 		"no rule let it in":   {tcp("rbac_access_denied_matched_policy[none]", nil), "rbac_access_denied_matched_policy[none]", true, nil},

@@ -239,6 +239,9 @@ func (l *life) peer() error {
 		l.r.Principal, l.r.SNI = "", ""
 	case l.r.Principal == "" && mode == model.Strict:
 		s.Detail = "STRICT: a connection without a certificate of the mesh is closed"
+		if !l.r.TCP {
+			s.Detail += "; on one that was open before, requests get 403 (x-writ-denied-by: PeerAuthentication STRICT)"
+		}
 		l.refuse(s, 0)
 		l.status = 0
 		return nil

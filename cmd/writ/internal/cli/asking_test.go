@@ -79,7 +79,7 @@ func TestAsking(t *testing.T) {
 		{"explain --from reviews-v2 --to ratings --path /ratings/1 examples/bookinfo", 0, "AuthorizationPolicy default/ratings rule 0 (policies/who-may-call.yaml:34)"},
 		{"explain --from reviews-v2 --to ratings --method POST --path /ratings/1 --header x-stars=9 examples/bookinfo", 1, "by RegoPolicy default/sane-ratings"},
 		{"explain --from reviews-v2 --to ratings --method POST --path /ratings/1 --header x-stars=5 examples/bookinfo", 0, "QuotaPolicy: not decided"},
-		{"explain --from outside --to ratings:9080 examples/bookinfo", 1, "STRICT: a connection without a certificate"},
+		{"explain --from outside --to ratings:9080 examples/bookinfo", 1, "STRICT: a connection without a certificate of the mesh is closed; on one that was open before, requests get 403"},
 		{"explain --from spiffe://cluster.local/ns/default/sa/bookinfo-reviews --to ratings examples/bookinfo", 0, "allowed: GET /"},
 		{"explain --from default/bookinfo-reviews --to details examples/bookinfo", 1, "from[0].source.principals wants"},
 		{"explain --from " + gateway + " --to productpage --path /api/x --jwt examples/bookinfo/tokens/alice.jwt examples/bookinfo", 0, "the token of https://issuer.bookinfo.example is valid"},
