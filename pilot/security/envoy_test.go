@@ -198,16 +198,20 @@ func bootstrap(t testing.TB, p *proxy, inbounds map[string]inbound, clusters []*
 	if !slices.ContainsFunc(clusters, func(c *clusterv3.Cluster) bool { return c.GetName() == "line" }) {
 		static.Clusters = append(static.Clusters, lineServer(t))
 	}
-	seen := map[string]bool{}
+	stands, seen := map[string]bool{}, map[string]*clusterv3.Cluster{}
 	for _, c := range clusters {
-		seen[c.GetName()] = true
+		stands[c.GetName()] = true // for that of the policies
 		static.Clusters = append(static.Clusters, c)
 	}
 	add := func(list []*clusterv3.Cluster) {
 		for _, c := range list {
-			if !seen[c.GetName()] {
-				seen[c.GetName()] = true
+			switch has := seen[c.GetName()]; {
+			case stands[c.GetName()]:
+			case has == nil:
+				seen[c.GetName()] = c
 				static.Clusters = append(static.Clusters, c)
+			case !proto.Equal(has, c):
+				t.Fatalf("inbounds have two clusters %s that differ: give each an Envoy of its own", c.GetName())
 			}
 		}
 	}

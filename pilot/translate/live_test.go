@@ -82,7 +82,9 @@ func (m *liveMesh) start() {
 			together = append(together, p)
 		}
 	}
-	envoys = append(envoys, together)
+	if len(together) > 0 {
+		envoys = append(envoys, together)
+	}
 	for _, proxies := range envoys {
 		var all []map[string]any
 		for _, p := range proxies {
