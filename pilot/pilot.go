@@ -136,7 +136,7 @@ func newPilot(o Options) (*Pilot, error) {
 	o.XDS.Identify, o.XDS.Log, o.XDS.Observer = identify, o.Log, p.metrics
 	o.XDS.Old = func(c xds.Client) bool { return c.Envoy && translate.OlderEnvoy(c.Version) }
 	o.XDS.Older, o.XDS.Between, o.XDS.Served = translate.ForOlderEnvoys, security.BothFilters, security.RoutesServed
-	o.XDS.NamedAfterListener = translate.NamedAfterListener
+	o.XDS.BetweenEndpoints, o.XDS.NamedAfterListener = security.BothEndpoints, translate.NamedAfterListener
 	p.xds = xds.New(o.XDS)
 	p.health.Register("configuration")
 	return p, nil

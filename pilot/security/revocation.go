@@ -1,10 +1,14 @@
 package security
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"maps"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	rbachttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
@@ -122,6 +126,56 @@ func RevokedMetadata(r *model.Revoked) *corev3.Metadata {
 		fields[i.SPIFFEID] = structpb.NewBoolValue(true)
 	}
 	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{metadataRevoked: {Fields: fields}}}
+}
+
+// BothEndpoints gives endpoints that say too what was revoked before. They reach an Envoy
+// before listeners do, and whom those of after refuse in another way is not let in between
+// the two. It is nil if after will do by itself, or has other endpoints.
+func BothEndpoints(before, after *anypb.Any) (*anypb.Any, error) {
+	if !bytes.Contains(before.GetValue(), []byte(metadataRevoked)) {
+		return nil, nil
+	}
+	var old, now endpointv3.ClusterLoadAssignment
+	if err := errors.Join(before.UnmarshalTo(&old), after.UnmarshalTo(&now)); err != nil {
+		return nil, fmt.Errorf("endpoints: %w", err)
+	}
+	revoked := map[string]map[string]*structpb.Value{}
+	each(&old, func(address string, e *endpointv3.LbEndpoint) {
+		revoked[address] = e.GetMetadata().GetFilterMetadata()[metadataRevoked].GetFields()
+	})
+	changed := false
+	each(&now, func(address string, e *endpointv3.LbEndpoint) {
+		fields := maps.Clone(revoked[address])
+		if fields == nil {
+			return
+		}
+		its := e.GetMetadata().GetFilterMetadata()[metadataRevoked].GetFields()
+		maps.Copy(fields, its)
+		if len(fields) == len(its) {
+			return
+		}
+		changed = true
+		if e.GetMetadata() == nil {
+			e.Metadata = &corev3.Metadata{}
+		}
+		if e.Metadata.FilterMetadata == nil {
+			e.Metadata.FilterMetadata = map[string]*structpb.Struct{}
+		}
+		e.Metadata.FilterMetadata[metadataRevoked] = &structpb.Struct{Fields: fields}
+	})
+	if !changed {
+		return nil, nil
+	}
+	return envoy.Any(&now), nil
+}
+
+// each calls f with every endpoint and its address.
+func each(a *endpointv3.ClusterLoadAssignment, f func(address string, e *endpointv3.LbEndpoint)) {
+	for _, locality := range a.GetEndpoints() {
+		for _, e := range locality.GetLbEndpoints() {
+			f(string(envoy.Any(e.GetEndpoint().GetAddress()).GetValue()), e)
+		}
+	}
 }
 
 // addRevokedTCP ends TCP connections of those whose certificate is revoked, when the

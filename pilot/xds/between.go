@@ -2,20 +2,39 @@ package xds
 
 import (
 	"log/slog"
+
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // filters are what the client shall have of them now. While its routes are still to
 // change, and while it has those of listeners that drain, they are such that those of
 // before and those of after find theirs in them.
 func (s *session) filters() []*Resource {
-	target := s.target.Set(ExtensionType).Resources()
-	c := s.types[ExtensionType]
-	if c == nil || !s.returning || s.srv.opt.Between == nil || s.settled(RouteType) && !s.earlier() {
+	if s.settled(RouteType) && !s.earlier() {
+		return s.target.Set(ExtensionType).Resources()
+	}
+	return s.standIns(ExtensionType, s.srv.opt.Between)
+}
+
+// endpoints are the same for them: while its listeners are still to change, they say what
+// those of before and those of after rely on.
+func (s *session) endpoints() []*Resource {
+	if s.settled(ListenerType) {
+		return s.target.Set(EndpointType).Resources()
+	}
+	return s.standIns(EndpointType, s.srv.opt.BetweenEndpoints)
+}
+
+// standIns are the resources of a type on the way to those of the target.
+func (s *session) standIns(url string, both func(before, after *anypb.Any) (*anypb.Any, error)) []*Resource {
+	target := s.target.Set(url).Resources()
+	c := s.types[url]
+	if c == nil || !s.returning || both == nil || sameList(c.told, target) {
 		return target
 	}
 	out, changed := make([]*Resource, len(target)), false
 	for i, r := range target {
-		out[i] = s.between(find(c.told, r.Name), r)
+		out[i] = s.between(c, r, both)
 		changed = changed || out[i] != r
 	}
 	if !changed {
@@ -25,23 +44,24 @@ func (s *session) filters() []*Resource {
 }
 
 // between is what stands in for both, or after itself.
-func (s *session) between(before, after *Resource) *Resource {
+func (s *session) between(c *conversation, after *Resource, both func(before, after *anypb.Any) (*anypb.Any, error)) *Resource {
+	before := find(c.told, after.Name)
 	if before == nil || before.wire == nil || before.same(after) {
 		return after
 	}
-	if _, refused := s.types[ExtensionType].refused[after]; refused {
+	if _, refused := c.refused[after]; refused {
 		return after
 	}
 	if before.standsFor == after {
 		return before
 	}
-	body, err := s.srv.opt.Between(before.wire.GetResource(), after.wire.GetResource())
+	body, err := both(before.wire.GetResource(), after.wire.GetResource())
 	if stoodFor := before.standsFor; body == nil && err == nil && stoodFor != nil {
 		// It may be full of what routes of listeners that drain ask for.
-		body, err = s.srv.opt.Between(stoodFor.wire.GetResource(), after.wire.GetResource())
+		body, err = both(stoodFor.wire.GetResource(), after.wire.GetResource())
 	}
 	if err != nil {
-		s.srv.opt.Log.Error("a filter changes at once", slog.String("filter", after.Name), slog.Any("error", err))
+		s.srv.opt.Log.Error("a resource changes at once", slog.String("type", c.url), slog.String("resource", after.Name), slog.Any("error", err))
 	}
 	if err != nil || body == nil {
 		return after

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -257,5 +259,69 @@ func TestRefusedFilterKeepsTheListener(t *testing.T) {
 			t.Errorf("status: %+v", c)
 		}
 		w.disconnect()
+	})
+}
+
+// TestEndpointsOfBothWhileListenersChange: what endpoints say for listeners goes when
+// these have changed.
+func TestEndpointsOfBothWhileListenersChange(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		named := func(r *anypb.Any) *endpointv3.ClusterLoadAssignment {
+			var a endpointv3.ClusterLoadAssignment
+			if err := r.UnmarshalTo(&a); err != nil {
+				t.Error(err)
+			}
+			return &a
+		}
+		b := newBench(t, Options{BetweenEndpoints: func(before, after *anypb.Any) (*anypb.Any, error) {
+			old, now := named(before), named(after)
+			n := len(now.GetNamedEndpoints())
+			maps.Copy(now.NamedEndpoints, old.GetNamedEndpoints())
+			if len(now.GetNamedEndpoints()) == n {
+				return nil, nil
+			}
+			return mustAny(now), nil
+		}})
+		w := simple(1, 1)
+		b.publish(map[string]world{"sidecar~1": w})
+		e := b.envoy("sidecar~1")
+		defer e.disconnect()
+		synctest.Wait()
+		e.responses()
+		step := func(hold bool, response string, generations ...string) {
+			t.Helper()
+			e.release(hold)
+			synctest.Wait()
+			var want []string
+			if response != "" {
+				want = []string{response}
+			}
+			equal(t, "responses", e.responses(), want)
+			e.mu.Lock()
+			has := slices.Sorted(maps.Keys(named(e.state[EndpointType]["c0"].GetResource()).GetNamedEndpoints()))
+			e.mu.Unlock()
+			equal(t, "endpoints", has, generations)
+		}
+		step(true, "", "1")
+		w.endpoints[0], w.listeners[0] = 2, 2
+		b.publish(map[string]world{"sidecar~1": w})
+		step(true, "ClusterLoadAssignment +c0", "1", "2")
+		step(true, "Listener +l0", "1", "2")
+		step(true, "ClusterLoadAssignment +c0", "2")
+		step(false, "", "2")
+		if c := b.srv.Clients()[0]; c.Acked != 2 {
+			t.Errorf("status: %+v", c)
+		}
+		// Endpoints alone go at once, also those of a cluster that is replaced.
+		w.endpoints[0] = 3
+		b.publish(map[string]world{"sidecar~1": w})
+		step(false, "ClusterLoadAssignment +c0", "3")
+		e.release(true)
+		w.clusters[0], w.endpoints[0], w.listeners[0] = 4, 4, 4
+		b.publish(map[string]world{"sidecar~1": w})
+		synctest.Wait()
+		equal(t, "responses", e.responses(), []string{"Cluster +c0", "ClusterLoadAssignment +c0"})
+		step(true, "Listener +l0", "3", "4")
+		step(false, "ClusterLoadAssignment +c0", "4")
 	})
 }

@@ -117,6 +117,8 @@ type Options struct {
 	// Between gives a filter that stands in for the one before and the one after while
 	// routes change, nil if that after will do; nil: it always will.
 	Between func(before, after *anypb.Any) (*anypb.Any, error)
+	// BetweenEndpoints does the same for endpoints, while listeners change.
+	BetweenEndpoints func(before, after *anypb.Any) (*anypb.Any, error)
 	// Served tells whether routes find in a filter what they ask of it: those that do go to
 	// a client that refused another version of the filter; nil: none does.
 	Served func(routes, filter *anypb.Any) (bool, error)

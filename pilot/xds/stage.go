@@ -41,7 +41,7 @@ func (s *session) advance() {
 func (s *session) advanceProxy(now time.Time) time.Time {
 	cds := s.types[ClusterType]
 	s.push(cds, opened, false)
-	s.push(s.types[EndpointType], opened, false)
+	s.pushTo(s.types[EndpointType], s.endpoints(), opened, false)
 	g, wake := s.gate(now)
 	if until := s.pushListeners(now, g); !until.IsZero() {
 		wake = until
@@ -147,6 +147,8 @@ func (s *session) wanted(url string) []*Resource {
 	switch url {
 	case ExtensionType:
 		return s.filters()
+	case EndpointType:
+		return s.endpoints()
 	case RouteType:
 		if renewed, _ := s.renewed(); len(renewed) > 0 {
 			return apply(target, change{set: renewed}, nil)
@@ -253,6 +255,7 @@ func (s *session) warmReplaced() {
 	for i, r := range told {
 		if slices.Contains(s.rewarm, r.Name) {
 			told[i] = unknown(r.Name)
+			told[i].wire = r.wire
 		}
 	}
 	eds.told, s.rewarm = told, nil
