@@ -64,6 +64,7 @@ type gatewayMesh struct {
 	pass     *app
 	client   pair
 	stranger pair
+	revoked  pair // by the list in the secret of r.example.com
 	secrets  map[string]pair
 }
 
@@ -80,7 +81,8 @@ func newGatewayMesh(t *testing.T) *gatewayMesh {
 	}
 	g.client = g.ca.issue("client.example.com", "client.example.com")
 	g.stranger = newPublicCA(t, "stranger").issue("client.example.com", "client.example.com")
-	for _, n := range []string{"a", "b", "m", "o", "wild"} {
+	g.revoked = g.ca.issue("client.example.com", "client.example.com")
+	for _, n := range []string{"a", "b", "m", "o", "r", "wild"} {
 		g.secrets[n] = g.ca.issue(n+".example.com", n+".example.com", "*."+n+".example.com")
 	}
 	passCert := g.ca.issue("pass.example.com", "pass.example.com", "*.pass.example.com")
@@ -92,17 +94,23 @@ func newGatewayMesh(t *testing.T) *gatewayMesh {
 			play("default", "passing", map[string]string{"app": "passing"}, passPort, "tls-web 8443") +
 			play("nsa", "n", map[string]string{"app": "n"}, g.v2.port),
 		"gateways.yaml": g.gateways(), "routes.yaml": g.routes(),
-		"secrets.yaml": tlsSecret("a-cert", g.secrets["a"]) + tlsSecret("b-cert", g.secrets["b"]) +
-			secret("istio-system", "m-cert", "Opaque", map[string][]byte{"tls.crt": g.secrets["m"].cert, "tls.key": g.secrets["m"].key, "ca.crt": g.ca.pem}) +
-			tlsSecret("o-cert", g.secrets["o"]) + secret("istio-system", "o-cert-cacert", "Opaque", map[string][]byte{"ca.crt": g.ca.pem}) +
-			secret("istio-system", "old-style", "Opaque", map[string][]byte{"cert": g.secrets["wild"].cert, "key": g.secrets["wild"].key}),
-		"file.crt": string(g.secrets["a"].cert), "file.key": string(g.secrets["a"].key),
+		"secrets.yaml": g.credentials(),
+		"file.crt":     string(g.secrets["a"].cert), "file.key": string(g.secrets["a"].key),
 	}
 	g.mesh = up(t, writeFiles(t, files))
 	if out, _ := g.writ("status", g.dir); strings.Contains(out, "error:") {
 		t.Errorf("status: %s", out)
 	}
 	return g
+}
+
+func (g *gatewayMesh) credentials() string {
+	root := func(name string, data map[string][]byte) string { return secret("istio-system", name, "Opaque", data) }
+	return tlsSecret("a-cert", g.secrets["a"]) + tlsSecret("b-cert", g.secrets["b"]) +
+		root("m-cert", map[string][]byte{"tls.crt": g.secrets["m"].cert, "tls.key": g.secrets["m"].key, "ca.crt": g.ca.pem}) +
+		tlsSecret("o-cert", g.secrets["o"]) + root("o-cert-cacert", map[string][]byte{"ca.crt": g.ca.pem}) +
+		tlsSecret("r-cert", g.secrets["r"]) + root("clients", map[string][]byte{"ca.crt": g.ca.pem, "ca.crl": g.ca.revoke(g.revoked)}) +
+		root("old-style", map[string][]byte{"cert": g.secrets["wild"].cert, "key": g.secrets["wild"].key})
 }
 
 func (g *gatewayMesh) gateways() string {
@@ -132,6 +140,9 @@ func (g *gatewayMesh) gateways() string {
 		- port: {number: %[1]d, name: https-o, protocol: HTTPS}
 		  hosts: ["o.example.com"]
 		  tls: {mode: OPTIONAL_MUTUAL, credentialName: o-cert}
+		- port: {number: %[1]d, name: https-r, protocol: HTTPS}
+		  hosts: ["r.example.com"]
+		  tls: {mode: MUTUAL, credentialName: "kubernetes://r-cert", caCertCredentialName: clients}
 		- port: {number: %[1]d, name: https-w, protocol: HTTPS}
 		  hosts: ["*.wild.example.com"]
 		  tls: {mode: SIMPLE, credentialName: old-style, maxProtocolVersion: TLSV1_2}
@@ -193,7 +204,7 @@ func (g *gatewayMesh) routes() string {
 		gateways: [default/second]
 		http: [{route: [{destination: {host: n, port: {number: 8000}}}]}]`) +
 		vs("default", "tlshosts", `
-		hosts: ["a.example.com", "a2.example.com", "b.example.com", "m.example.com", "o.example.com", "*.wild.example.com", "f.example.com"]
+		hosts: ["a.example.com", "a2.example.com", "b.example.com", "m.example.com", "o.example.com", "r.example.com", "*.wild.example.com", "f.example.com"]
 		gateways: [secure, redir]
 		http: [{route: [{destination: {host: b, subset: v1, port: {number: 8000}}}]}]`) +
 		vs("default", "passthrough", `
@@ -292,6 +303,8 @@ func (g *gatewayMesh) secured(t *testing.T) {
 		{name: "OPTIONAL_MUTUAL without", gw: "secure", host: "o.example.com", want: "v1", server: "o.example.com"},
 		{name: "OPTIONAL_MUTUAL with", gw: "secure", host: "o.example.com", cert: with(g.client), want: "v1", server: "o.example.com"},
 		{name: "OPTIONAL_MUTUAL with a stranger's", gw: "secure", host: "o.example.com", cert: with(g.stranger), want: refused},
+		{name: "MUTUAL with a secret for the authority", gw: "secure", host: "r.example.com", cert: with(g.client), want: "v1", server: "r.example.com"},
+		{name: "MUTUAL with a secret for the authority, revoked", gw: "secure", host: "r.example.com", cert: with(g.revoked), want: refused},
 		{name: "HTTPS beside the redirect", gw: "redirtls", host: "a.example.com", want: "v1", server: "a.example.com"},
 		{name: "PASSTHROUGH", gw: "pass", host: "pass.example.com", want: "pass", server: "pass.example.com"},
 		{name: "PASSTHROUGH, second name", gw: "pass", host: "a.pass.example.com", want: "pass", server: "pass.example.com"},
@@ -334,11 +347,8 @@ func (g *gatewayMesh) secured(t *testing.T) {
 		}
 	})
 	t.Run("a new certificate", func(t *testing.T) {
-		renewed := g.ca.issue("renewed", "a.example.com", "renewed.example.com")
-		write(t, g.dir, "secrets.yaml", tlsSecret("a-cert", renewed)+tlsSecret("b-cert", g.secrets["b"])+
-			secret("istio-system", "m-cert", "Opaque", map[string][]byte{"tls.crt": g.secrets["m"].cert, "tls.key": g.secrets["m"].key, "ca.crt": g.ca.pem})+
-			tlsSecret("o-cert", g.secrets["o"])+secret("istio-system", "o-cert-cacert", "Opaque", map[string][]byte{"ca.crt": g.ca.pem})+
-			secret("istio-system", "old-style", "Opaque", map[string][]byte{"cert": g.secrets["wild"].cert, "key": g.secrets["wild"].key}))
+		g.secrets["a"] = g.ca.issue("renewed", "a.example.com", "renewed.example.com")
+		write(t, g.dir, "secrets.yaml", g.credentials())
 		proctest.Eventually(t, 20*time.Second, func() error {
 			d, err := tls.Dial("tcp", g.address("secure"), &tls.Config{ServerName: "a.example.com", RootCAs: g.ca.pool()})
 			if err != nil {

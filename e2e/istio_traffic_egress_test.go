@@ -26,10 +26,16 @@ type egressMesh struct {
 
 func serviceEntry(name, spec string) string { return object("ServiceEntry", "default", name, spec) }
 
+// externalName writes a Service that is another name of a host.
+func externalName(name, host, more string) string {
+	return fmt.Sprintf("---\napiVersion: v1\nkind: Service\nmetadata: {name: %s, namespace: default}\nspec: {type: ExternalName, externalName: %s%s}\n", name, host, more)
+}
+
 func newEgressMesh(t *testing.T, mode string) *egressMesh {
 	t.Helper()
 	e := &egressMesh{ext: newApp(t, "ext"), sec: newApp(t, "sec"), mut: newApp(t, "mut"), ca: newPublicCA(t, "public"), egress: proctest.Port(t)}
-	e.secPort = tlsApp(t, e.sec, &tls.Config{Certificates: []tls.Certificate{e.ca.issue("sec.example.com", "sec.example.com", "localhost").tls}})
+	server := e.ca.issue("sec.example.com", "sec.example.com", "localhost")
+	e.secPort = tlsApp(t, e.sec, &tls.Config{Certificates: []tls.Certificate{server.tls}})
 	pool := x509.NewCertPool()
 	pool.AddCert(e.ca.cert)
 	e.mutPort = tlsApp(t, e.mut, &tls.Config{Certificates: []tls.Certificate{e.ca.issue("mut", "mut.example.com").tls}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool})
@@ -49,9 +55,11 @@ func newEgressMesh(t *testing.T, mode string) *egressMesh {
 	http80, https443 := "{number: 80, name: p, protocol: HTTP}", "{number: 443, name: p, protocol: TLS}"
 	e.mesh = up(t, writeFiles(t, map[string]string{
 		"mesh.yaml":      "outboundTrafficPolicy: {mode: " + mode + "}\n",
-		"workloads.yaml": play("default", "client", map[string]string{"app": "client"}, in.port),
+		"workloads.yaml": play("default", "client", map[string]string{"app": "client"}, in.port) + play("default", "in", map[string]string{"app": "in"}, in.port),
 		"ca.pem":         string(e.ca.pem), "client.pem": string(client.cert), "client.key": string(client.key),
-		"secret.yaml": secret("default", "client-credential", "Opaque", map[string][]byte{"tls.crt": client.cert, "tls.key": client.key, "ca.crt": e.ca.pem}),
+		"secret.yaml": secret("default", "client-credential", "Opaque", map[string][]byte{"tls.crt": client.cert, "tls.key": client.key, "ca.crt": e.ca.pem}) +
+			secret("default", "client-only", "Opaque", map[string][]byte{"cert": client.cert, "key": client.key}) + secret("default", "client-only-cacert", "Opaque", map[string][]byte{"cacert": e.ca.pem}) +
+			secret("default", "revoked", "Opaque", map[string][]byte{"cacert": e.ca.pem, "crl": e.ca.revoke(server)}),
 		"egress.yaml": entry("static", "static.example.com", http80, e.ext.port) +
 			serviceEntry("dns", fmt.Sprintf(`
 			hosts: [dns.example.com]
@@ -92,6 +100,8 @@ func newEgressMesh(t *testing.T, mode string) *egressMesh {
 			entry("skip", "skip.example.com", http80, e.secPort) + dr("skip", "skip.example.com", "{tls: {mode: SIMPLE, insecureSkipVerify: true}}") +
 			entry("mutual", "mut.example.com", http80, e.mutPort) + dr("mutual", "mut.example.com", "{tls: {mode: MUTUAL, caCertificates: ca.pem, clientCertificate: client.pem, privateKey: client.key}}") +
 			entry("mutualcred", "mutcred.example.com", http80, e.mutPort) + dr("mutualcred", "mutcred.example.com", "{tls: {mode: MUTUAL, credentialName: client-credential, sni: mut.example.com, subjectAltNames: [mut.example.com]}}") +
+			entry("mutualbeside", "mutbeside.example.com", http80, e.mutPort) + dr("mutualbeside", "mutbeside.example.com", "{tls: {mode: MUTUAL, credentialName: client-only, sni: mut.example.com, subjectAltNames: [mut.example.com]}}") +
+			entry("revoked", "revoked.example.com", http80, e.secPort) + dr("revoked", "revoked.example.com", "{tls: {mode: SIMPLE, credentialName: revoked, sni: sec.example.com, subjectAltNames: [sec.example.com]}}") +
 			entry("nomutual", "nomut.example.com", http80, e.mutPort) + dr("nomutual", "nomut.example.com", "{tls: {mode: SIMPLE, caCertificates: ca.pem, sni: mut.example.com, subjectAltNames: [mut.example.com]}}") +
 			entry("tcp", "tcp.example.com", "{number: 9000, name: p, protocol: TCP}", tcpApp(t, "outside")) +
 			object("WorkloadEntry", "default", "vm", fmt.Sprintf("{address: 127.0.0.1, labels: {app: vm}, ports: {p: %d}}", e.ext.port)) +
@@ -101,6 +111,11 @@ func newEgressMesh(t *testing.T, mode string) *egressMesh {
 			location: MESH_INTERNAL
 			resolution: STATIC
 			workloadSelector: {labels: {app: vm}}`) +
+			externalName("out", "localhost", fmt.Sprintf(", ports: [{name: http, port: %d}]", e.ext.port)) +
+			externalName("alias", "in.default.svc.cluster.local", "") + externalName("second", "alias.default.svc.cluster.local", "") +
+			object("VirtualService", "default", "in", `
+			hosts: [in]
+			http: [{headers: {request: {set: {x-rule: in}}}, route: [{destination: {host: second, port: {number: 8000}}}]}]`) +
 			e.egressGateway(entry, http80),
 	}))
 	if out, _ := e.writ("status", e.dir); strings.Contains(out, "error:") {
@@ -159,6 +174,12 @@ func (e *egressMesh) registered(t *testing.T) {
 		{target: "http://skip.example.com/", want: "sec"},
 		{target: "http://mut.example.com/", want: "mut"},
 		{target: "http://mutcred.example.com/", want: "mut"},
+		{target: "http://mutbeside.example.com/", want: "mut"},
+		{target: "http://revoked.example.com/", want: "503"},
+		{target: fmt.Sprintf("http://out:%d/", e.ext.port), want: "ext"},
+		{target: fmt.Sprintf("http://out.default.svc.cluster.local:%d/", e.ext.port), want: "ext"},
+		{target: "http://alias:8000/", want: "in", check: sawHeader("x-rule", "in")}, // the rules are those of what it stands for
+		{target: "http://second.default:8000/", want: "in", check: sawHeader("x-rule", "in")},
 		{target: "http://nomut.example.com/", want: "503"},
 		{target: "http://edition.cnn.com/politics", want: "ext", check: all(sawHeader("x-egress", "gateway"), sawHost("edition.cnn.com"), sawPath("/politics"))},
 	} {

@@ -74,7 +74,7 @@ func digest(m *model.Mesh, earlier *digests) (digests, error) {
 		d.object(&s.Meta, d.service(s))
 	}
 	for _, s := range m.Secrets {
-		d.objects[s.ID()] = sha256.Sum256(bytes.Join([][]byte{s.Cert, s.Key, s.CA}, []byte{0}))
+		d.objects[s.ID()] = sha256.Sum256(bytes.Join([][]byte{s.Cert, s.Key, s.CA, s.CRL}, []byte{0}))
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.Secrets)) {
 		sum := d.objects[m.Secrets[name].ID()]

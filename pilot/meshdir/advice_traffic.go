@@ -84,6 +84,10 @@ func (a *assembler) hostsOfNobody(c *checker) {
 	var names []string // made when first needed
 	for i, written := range vs.Hosts {
 		host := model.ResolveHost(written, namespace, a.mesh.DomainSuffix)
+		if of := a.mesh.Aliases[host]; of != "" {
+			c.warnf(index("spec.hosts", i), "is another name of %s, whose routes its callers take: write that name", of)
+			continue
+		}
 		if isIP(host) || strings.Contains(host, "/") || a.mesh.ServiceByHost(host, namespace) != nil {
 			continue
 		}

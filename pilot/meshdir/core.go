@@ -21,10 +21,11 @@ func checkService(c *checker) {
 	if types := []string{"", "ClusterIP", "NodePort", "LoadBalancer", "ExternalName"}; !slices.Contains(types, string(s.Spec.Type)) {
 		c.errorf("spec.type", "unknown type %q%s", shorten(string(s.Spec.Type)), didYouMean(string(s.Spec.Type), types[1:]))
 	}
-	if s.Spec.Type == corev1.ServiceTypeExternalName {
-		c.errorf("spec.type", "ExternalName is not supported by this version: write a ServiceEntry")
+	external := s.Spec.Type == corev1.ServiceTypeExternalName
+	if external {
+		c.externalName(s)
 	}
-	if len(s.Spec.Ports) == 0 && s.Spec.ClusterIP != corev1.ClusterIPNone {
+	if len(s.Spec.Ports) == 0 && s.Spec.ClusterIP != corev1.ClusterIPNone && !external {
 		c.errorf("spec.ports", "a Service needs at least one port")
 	}
 	c.labels("spec.selector", s.Spec.Selector)
@@ -44,6 +45,28 @@ func checkService(c *checker) {
 				c.errorf(at+".port", "port %d is given twice, first by ports[%d]", p.Port, j)
 			}
 		}
+	}
+}
+
+// externalName checks another name of a service, or of a host outside of the mesh.
+func (c *checker) externalName(s *corev1.Service) {
+	const at = "spec.externalName"
+	name := strings.TrimSuffix(s.Spec.ExternalName, ".")
+	if name == "" {
+		c.errorf(at, "a Service of type ExternalName needs the name that it stands for")
+		return
+	}
+	if problem := hostProblem(name, false); problem != "" {
+		c.errorf(at, "%s", problem)
+		return
+	}
+	for _, p := range s.Spec.Ports {
+		if problem := c.options.addressProblem(name, uint32(max(0, p.Port))); problem != "" {
+			c.errorf(at, "%s:%d %s", shorten(name), p.Port, problem)
+		}
+	}
+	if len(s.Spec.Selector) > 0 {
+		c.warnf("spec.selector", "has no effect on a Service of type ExternalName")
 	}
 }
 
@@ -72,7 +95,7 @@ func checkSecret(c *checker) {
 		return
 	}
 	secret := secretOf(c.object)
-	if len(secret.Cert)+len(secret.Key)+len(secret.CA) == 0 {
+	if len(secret.Cert)+len(secret.Key)+len(secret.CA)+len(secret.CRL) == 0 {
 		c.warnf("", "has none of tls.crt, tls.key, ca.crt, cert, key and cacert: it is not used")
 		return
 	}
@@ -87,6 +110,14 @@ func checkSecret(c *checker) {
 	}
 	if len(secret.CA) > 0 && !x509.NewCertPool().AppendCertsFromPEM(secret.CA) {
 		c.errorf("data", "ca.crt has no certificate in PEM")
+	}
+	if len(secret.CRL) == 0 {
+		return
+	}
+	if problem := revocationListProblem(secret.CRL); problem != "" {
+		c.errorf("data", "ca.crl %s", problem)
+	} else if len(secret.CA) == 0 {
+		c.warnf("data", "ca.crl has no effect without ca.crt, whose revocations it has")
 	}
 }
 
@@ -105,7 +136,7 @@ func secretOf(o *object) *model.Secret {
 		}
 		return nil
 	}
-	return &model.Secret{Meta: o.meta, Cert: value("tls.crt", "cert"), Key: value("tls.key", "key"), CA: value("ca.crt", "cacert")}
+	return &model.Secret{Meta: o.meta, Cert: value("tls.crt", "cert"), Key: value("tls.key", "key"), CA: value("ca.crt", "cacert"), CRL: value("ca.crl", "crl")}
 }
 
 // keyPairProblem says what is wrong with a certificate and its key in PEM.

@@ -175,7 +175,7 @@ func (a *assembler) destinationExists(c *checker, at string, d *networking.Desti
 	if d.Subset == "" {
 		return
 	}
-	known := a.subsetsOf(host)
+	known := a.subsetsOf(cmp.Or(a.mesh.Aliases[host], host))
 	if !slices.Contains(known, d.Subset) {
 		hint := ": write a DestinationRule that defines it"
 		if len(known) > 0 {
@@ -244,6 +244,9 @@ func portList(s *model.Service) string {
 func (a *assembler) checkRule(c *checker) {
 	rule := c.object.spec.(*networking.DestinationRule)
 	host := model.ResolveHost(rule.Host, c.object.meta.Namespace, a.mesh.DomainSuffix)
+	if of := a.mesh.Aliases[host]; of != "" {
+		c.warnf("spec.host", "is another name of %s: a DestinationRule for the alias is not used, write that name", of)
+	}
 	if a.mesh.ServiceByHost(host, c.object.meta.Namespace) == nil &&
 		!slices.ContainsFunc(a.hostNames(c.object.meta.Namespace), func(h string) bool { return model.HostsOverlap(host, h) }) {
 		c.warnf("spec.host", "there is no service %s%s", host, a.suggestHost(rule.Host, host, c.object.meta.Namespace))
@@ -289,6 +292,9 @@ func (a *assembler) checkGatewayFiles(c *checker) {
 		for j, name := range t.CredentialNames {
 			a.credentialExists(c, index(at+".credentialNames", j), name)
 		}
+		if t.CaCertCredentialName != "" {
+			a.credentialExists(c, at+".caCertCredentialName", t.CaCertCredentialName)
+		}
 		c.certificateFiles(at, "serverCertificate", t.ServerCertificate, t.PrivateKey, t.CaCertificates)
 		c.revocations(at+".caCrl", t.CaCrl)
 		for j, pair := range t.TlsCertificates {
@@ -301,9 +307,13 @@ func (a *assembler) checkGatewayFiles(c *checker) {
 // the root namespace; one beside the object is taken as well.
 func (a *assembler) credentialExists(c *checker, at, name string) {
 	name = strings.TrimPrefix(name, "kubernetes://")
-	candidates := []string{name}
-	if !strings.Contains(name, "/") {
-		candidates = []string{a.mesh.RootNamespace + "/" + name, c.object.meta.Namespace + "/" + name}
+	candidates := []string{a.mesh.RootNamespace + "/" + name, c.object.meta.Namespace + "/" + name}
+	if namespace, rest, ok := strings.Cut(name, "/"); ok {
+		if namespace != a.mesh.RootNamespace && namespace != c.object.meta.Namespace {
+			c.errorf(at, "the secret is of namespace %s: a gateway takes those of its own namespace and of the Gateway's", shorten(namespace))
+			return
+		}
+		candidates = []string{namespace + "/" + rest}
 	}
 	for _, full := range candidates {
 		if a.byID["Secret "+full] != nil {
@@ -323,12 +333,21 @@ func (c *checker) revocations(at, name string) {
 		c.errorf(at, "the file %q cannot be read: %s", shorten(name), fileProblem(err))
 		return
 	}
+	if problem := revocationListProblem(data); problem != "" {
+		c.errorf(at, "the file %q %s", shorten(name), problem)
+	}
+}
+
+func revocationListProblem(data []byte) string {
+	const none = "has no revocation list in PEM"
 	block, _ := pem.Decode(data)
 	if block == nil {
-		c.errorf(at, "the file %q has no revocation list in PEM", shorten(name))
-	} else if _, err := x509.ParseRevocationList(block.Bytes); err != nil {
-		c.errorf(at, "the file %q has no revocation list in PEM", shorten(name))
+		return none
 	}
+	if _, err := x509.ParseRevocationList(block.Bytes); err != nil {
+		return none
+	}
+	return ""
 }
 
 // certificateFiles checks files that an object names: they exist, parse, and

@@ -48,6 +48,7 @@ func (a *assembler) services() {
 		a.mesh.Services = append(a.mesh.Services, s)
 	}
 	slices.SortStableFunc(a.mesh.Services, a.precedence)
+	a.aliases()
 	a.contested()
 }
 
@@ -184,11 +185,78 @@ func (a *assembler) kubernetesService(o *object) *model.Service {
 		s.Ports = append(s.Ports, model.ServicePort{Name: p.Name, Protocol: portProtocol(p.Name, named, string(p.Protocol)), Port: number})
 		targets[number] = targetOf(p)
 	}
+	if k.Spec.Type == corev1.ServiceTypeExternalName {
+		// A host outside of the mesh, unless aliases finds a service of that name.
+		s.Resolution, s.External = model.DNS, true
+		e := &model.Endpoint{Address: externalName(k), Ports: map[uint32]uint32{}, Namespace: s.Namespace, Weight: 1}
+		for _, p := range s.Ports {
+			e.Ports[p.Port] = p.Port
+		}
+		s.Endpoints = append(s.Endpoints, e)
+		return s
+	}
 	s.Selector = k.Spec.Selector
 	if len(k.Spec.Selector) > 0 {
 		a.selectEndpoints(s, k.Spec.Selector, targets)
 	}
 	return s
+}
+
+func externalName(k *corev1.Service) string {
+	return strings.ToLower(strings.TrimSuffix(k.Spec.ExternalName, "."))
+}
+
+// aliases makes Services of type ExternalName further names of the services that
+// they lead to, over other such Services too. As in Istio, routes and policies are
+// then those of the service, whatever it is called by.
+func (a *assembler) aliases() {
+	leads := map[string]string{}
+	for _, s := range a.mesh.Services {
+		if k, ok := a.specOf(s.Ref).(*corev1.Service); ok && k.Spec.Type == corev1.ServiceTypeExternalName {
+			leads[s.Hostname] = externalName(k)
+		}
+	}
+	if len(leads) == 0 {
+		return
+	}
+	real := map[string][]*model.Service{}
+	for _, s := range a.mesh.Services {
+		if _, alias := leads[s.Hostname]; !alias {
+			real[s.Hostname] = append(real[s.Hostname], s)
+		}
+	}
+	a.mesh.Aliases = map[string]string{}
+	a.mesh.Services = slices.DeleteFunc(a.mesh.Services, func(s *model.Service) bool {
+		name, alias := leads[s.Hostname]
+		if !alias {
+			return false
+		}
+		for range leads {
+			if next, more := leads[name]; more {
+				name = next
+			}
+		}
+		if _, circle := leads[name]; circle {
+			a.report(a.byID[s.ID()], func(c *checker) {
+				c.warnf("spec.externalName", "leads to itself, so there is no such host")
+			})
+			return true
+		}
+		if len(real[name]) == 0 {
+			s.Endpoints[0].Address = name
+			if len(s.Ports) == 0 {
+				a.report(a.byID[s.ID()], func(c *checker) {
+					c.warnf("spec.ports", "there is no service %s, and without ports nobody can call the host: list them", shorten(name))
+				})
+			}
+			return false
+		}
+		for _, of := range real[name] {
+			of.Aliases = append(of.Aliases, s.Hostname)
+		}
+		a.mesh.Aliases[s.Hostname] = name
+		return true
+	})
 }
 
 // gatewayServers are the servers that a gateway proxy serves.

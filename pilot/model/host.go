@@ -100,13 +100,22 @@ func HostMatches(pattern, host string) bool {
 // HostsOverlap says whether some host name is within both patterns.
 func HostsOverlap(a, b string) bool { return HostMatches(a, b) || HostMatches(b, a) }
 
+// realName gives the name of a service for any name of it.
+func (m *Mesh) realName(hostname string) string {
+	hostname = strings.ToLower(hostname)
+	if of, ok := m.Aliases[hostname]; ok {
+		return of
+	}
+	return hostname
+}
+
 // ServiceByHost finds the service that a caller in namespace fromNamespace
 // reaches under the fully qualified hostname: of those that are exported to it
 // the one with exactly that name (in its own namespace first), else the one
 // with the longest wildcard that contains it. Nil if there is none. It relies
 // on Services being sorted.
 func (m *Mesh) ServiceByHost(hostname, fromNamespace string) *Service {
-	hostname = strings.ToLower(hostname)
+	hostname = m.realName(hostname)
 	first := sort.Search(len(m.Services), func(i int) bool { return m.Services[i].Hostname >= hostname })
 	var exact *Service
 	for _, s := range m.Services[first:] {
@@ -150,7 +159,7 @@ func (m *Mesh) ServiceByHost(hostname, fromNamespace string) *Service {
 // namespace, else of the root namespace. What another namespace writes about the
 // name never counts. Nil means a host outside of the mesh.
 func (m *Mesh) PolicyHost(hostname, namespace string) *Service {
-	hostname = strings.ToLower(hostname)
+	hostname = m.realName(hostname)
 	first := sort.Search(len(m.Services), func(i int) bool { return m.Services[i].Hostname >= hostname })
 	for _, s := range m.Services[first:] {
 		if s.Hostname != hostname {

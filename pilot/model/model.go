@@ -102,6 +102,8 @@ type Mesh struct {
 	// Services are sorted by Hostname; of several with one Hostname the first is
 	// for whoever has none of them in his own namespace.
 	Services []*Service
+	// Aliases has the hostname of a service by the further names that it has.
+	Aliases map[string]string
 	// Secrets are TLS secrets by "<namespace>/<name>", for Gateway credentialName.
 	Secrets map[string]*Secret
 
@@ -303,6 +305,9 @@ type Service struct {
 	// Hostname is fully qualified: reviews.default.svc.cluster.local, or what a
 	// ServiceEntry says (possibly a wildcard such as *.example.com).
 	Hostname string
+	// Aliases are further names, those of Services of type ExternalName that lead to
+	// it, sorted.
+	Aliases []string
 	// Addresses are virtual IPs or CIDRs, possibly none.
 	Addresses  []string
 	Ports      []ServicePort
@@ -504,6 +509,6 @@ type Dimension struct {
 // Secret is a TLS secret.
 type Secret struct {
 	Meta
-	// Cert, Key and CA are PEM.
-	Cert, Key, CA []byte
+	// Cert, Key, CA and CRL are PEM. CRL has what CA has revoked.
+	Cert, Key, CA, CRL []byte
 }

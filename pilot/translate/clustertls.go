@@ -129,7 +129,7 @@ func (b *clusterBuilder) originate(in *networking.ClientTLSSettings) (*tlsv3.Ups
 	}
 	if !insecure {
 		common.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
-			TrustedCa: ca, MatchTypedSubjectAltNames: sanMatchers(sans), Crl: b.t.optionalFile(in.GetCaCrl()),
+			TrustedCa: ca, MatchTypedSubjectAltNames: sanMatchers(sans), Crl: b.revocations(in),
 		}}
 	}
 	b.serverNames(ctx, sans, insecure)
@@ -165,8 +165,8 @@ func (b *clusterBuilder) roots(in *networking.ClientTLSSettings) (*corev3.DataSo
 		if secret == nil {
 			return nil, nil, fmt.Errorf("%s: no secret %s/%s", b.ruleName(), b.ruleNamespace(), name)
 		}
-		if len(secret.CA) > 0 {
-			return inlineBytes(secret.CA), secret, nil
+		if from := b.serverAuthority(name); from != nil {
+			return inlineBytes(from.CA), secret, nil
 		}
 		return fileSource(systemRoots), secret, nil
 	}
@@ -174,6 +174,28 @@ func (b *clusterBuilder) roots(in *networking.ClientTLSSettings) (*corev3.DataSo
 		return fileSource(b.t.file(file)), nil, nil
 	}
 	return fileSource(systemRoots), nil, nil
+}
+
+// serverAuthority is the secret that has the CA of servers for the secret of a rule: one
+// beside it, else itself; nil if neither has.
+func (b *clusterBuilder) serverAuthority(name string) *model.Secret {
+	for _, n := range []string{name + caSuffix, name} {
+		if s := b.t.secret(b.ruleNamespace(), n); s != nil && len(s.CA) > 0 {
+			return s
+		}
+	}
+	return nil
+}
+
+// revocations is the list of what the CA of servers has revoked, nil for none.
+func (b *clusterBuilder) revocations(in *networking.ClientTLSSettings) *corev3.DataSource {
+	if name := in.GetCredentialName(); name != "" {
+		if from := b.serverAuthority(name); from != nil && len(from.CRL) > 0 {
+			return inlineBytes(from.CRL)
+		}
+		return nil
+	}
+	return b.t.optionalFile(in.GetCaCrl())
 }
 
 func (b *clusterBuilder) clientCertificate(in *networking.ClientTLSSettings, secret *model.Secret) (*tlsv3.TlsCertificate, error) {

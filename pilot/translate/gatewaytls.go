@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"strings"
 
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	meshv1 "istio.io/api/mesh/v1alpha1"
@@ -68,6 +69,13 @@ func (t *Translator) serverSecrets(p *model.Proxy, s *gatewayServer) (secrets []
 // gatewaySecret looks where the Gateway object is, then where its proxy runs, as
 // Istio's documentation has it.
 func (t *Translator) gatewaySecret(p *model.Proxy, s *gatewayServer, name string) *model.Secret {
+	name = strings.TrimPrefix(name, "kubernetes://")
+	if namespace, rest, ok := strings.Cut(name, "/"); ok {
+		if namespace != s.object.Namespace && namespace != p.Namespace {
+			return nil // nobody uses the key of another namespace by naming it
+		}
+		return t.secret(namespace, rest)
+	}
 	if secret := t.secret(s.object.Namespace, name); secret != nil {
 		return secret
 	}
@@ -108,15 +116,16 @@ func (t *Translator) clientValidation(p *model.Proxy, s *gatewayServer, secrets 
 		VerifyCertificateSpki:     in.GetVerifyCertificateSpki(),
 		Crl:                       t.optionalFile(in.GetCaCrl()),
 	}
-	for _, secret := range secrets {
+	authorities, err := t.clientAuthorities(p, s, secrets)
+	if err != nil {
+		return nil, err
+	}
+	for _, secret := range authorities {
 		if len(secret.CA) > 0 {
 			v.TrustedCa = inlineBytes(secret.CA)
-			return v, nil
-		}
-	}
-	if name := in.GetCredentialName(); name != "" {
-		if ca := t.gatewaySecret(p, s, name+"-cacert"); ca != nil && len(ca.CA) > 0 {
-			v.TrustedCa = inlineBytes(ca.CA)
+			if len(secret.CRL) > 0 {
+				v.Crl = inlineBytes(secret.CRL)
+			}
 			return v, nil
 		}
 	}
@@ -126,6 +135,29 @@ func (t *Translator) clientValidation(p *model.Proxy, s *gatewayServer, secrets 
 	v.TrustedCa = fileSource(t.file(in.GetCaCertificates()))
 	return v, nil
 }
+
+// clientAuthorities are the secrets that may have the CA of clients, that which counts
+// first: what caCertCredentialName says, a secret beside the server's own, and that itself.
+func (t *Translator) clientAuthorities(p *model.Proxy, s *gatewayServer, secrets []*model.Secret) ([]*model.Secret, error) {
+	in := s.GetTls()
+	if name := in.GetCaCertCredentialName(); name != "" {
+		secret := t.gatewaySecret(p, s, name)
+		if secret == nil || len(secret.CA) == 0 {
+			return nil, fmt.Errorf("%s: server %d: no CA of clients in secret %s", s.object.Ref, s.index, name)
+		}
+		return []*model.Secret{secret}, nil
+	}
+	var out []*model.Secret
+	for _, name := range append(in.GetCredentialNames(), in.GetCredentialName()) {
+		if beside := t.gatewaySecret(p, s, name+caSuffix); name != "" && beside != nil {
+			out = append(out, beside)
+		}
+	}
+	return append(out, secrets...), nil
+}
+
+// caSuffix ends the name of a secret that has only the CA, beside another one.
+const caSuffix = "-cacert"
 
 // serverTLSParams are those of the server, and MeshConfig.tlsDefaults where it says nothing.
 func (t *Translator) serverTLSParams(in *networking.ServerTLSSettings) *tlsv3.TlsParameters {

@@ -141,7 +141,9 @@ func (s *scope) selectServices() {
 		if !s.sees(svc) || chosen[svc.Hostname] != svc.Namespace {
 			continue
 		}
-		s.byHost[svc.Hostname] = append(s.byHost[svc.Hostname], svc)
+		for _, name := range append([]string{svc.Hostname}, svc.Aliases...) {
+			s.byHost[name] = append(s.byHost[name], svc)
+		}
 		v := visibleService{Service: svc}
 		for _, p := range svc.Ports {
 			if p.Protocol != model.UDP && s.imports(svc.Namespace, svc.Hostname, p.Port) {
@@ -290,19 +292,32 @@ func servicePort(svc *model.Service, port uint32) (model.ServicePort, bool) {
 // hostForms are the names under which a client of the scope may call svc,
 // without port. Addresses are those that are no ranges, in brackets for IPv6.
 func (s *scope) hostForms(svc *model.Service) []string {
-	out := []string{svc.Hostname}
-	suffix := "." + svc.Namespace + ".svc." + s.t.mesh.DomainSuffix
-	if name, ok := strings.CutSuffix(svc.Hostname, suffix); ok && name != "" && !strings.Contains(name, "*") {
-		out = append(out, name+"."+svc.Namespace+".svc", name+"."+svc.Namespace)
-		if svc.Namespace == s.namespace {
-			out = append(out, name)
-		}
+	out := s.nameForms(svc.Hostname, svc.Namespace)
+	for _, alias := range svc.Aliases {
+		// name.namespace.svc.suffix, which is what a Service's name is completed to.
+		_, rest, _ := strings.Cut(alias, ".")
+		namespace, _, _ := strings.Cut(rest, ".")
+		out = append(out, s.nameForms(alias, namespace)...)
 	}
 	for _, a := range svc.Addresses {
 		if addr, err := netip.ParseAddr(a); err == nil {
 			out = append(out, bracket(addr))
 		} else if p, err := netip.ParsePrefix(a); err == nil && p.IsSingleIP() {
 			out = append(out, bracket(p.Addr()))
+		}
+	}
+	return out
+}
+
+// nameForms are the name of a service of namespace, and the shorter ones that a
+// client of the scope completes to it.
+func (s *scope) nameForms(hostname, namespace string) []string {
+	out := []string{hostname}
+	suffix := "." + namespace + ".svc." + s.t.mesh.DomainSuffix
+	if name, ok := strings.CutSuffix(hostname, suffix); ok && name != "" && !strings.Contains(name, "*") {
+		out = append(out, name+"."+namespace+".svc", name+"."+namespace)
+		if namespace == s.namespace {
+			out = append(out, name)
 		}
 	}
 	return out
