@@ -41,7 +41,6 @@ func (c *checker) trafficPolicy(at string, p *networking.TrafficPolicy) {
 		c.errorf(at, "only one of tunnel and proxyProtocol can be given")
 	}
 	c.unsupported(p.Tunnel != nil, at+".tunnel")
-	c.unsupported(p.ProxyProtocol != nil, at+".proxyProtocol")
 	c.loadBalancer(at+".loadBalancer", p.LoadBalancer, p.OutlierDetection)
 	c.connectionPool(at+".connectionPool", p.ConnectionPool)
 	c.outlierDetection(at+".outlierDetection", p.OutlierDetection)

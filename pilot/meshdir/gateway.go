@@ -127,6 +127,9 @@ func (c *checker) serverTLS(at string, t *networking.ServerTLSSettings) {
 			c.errorf(at, "mode ISTIO_MUTUAL takes the certificates of the mesh: remove the other certificates")
 		}
 	case networking.ServerTLSSettings_PASSTHROUGH, networking.ServerTLSSettings_AUTO_PASSTHROUGH:
+		if t.Mode == networking.ServerTLSSettings_AUTO_PASSTHROUGH {
+			c.warnf(at+".mode", "AUTO_PASSTHROUGH is for several clusters, which this version does not have: without tls routes of a VirtualService the server stays closed")
+		}
 		if credentials || files {
 			c.warnf(at, "mode %s takes no certificates: they are ignored", t.Mode)
 		}

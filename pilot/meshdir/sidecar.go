@@ -27,7 +27,6 @@ func checkSidecar(c *checker) {
 		}
 		seen[in.Port.GetNumber()] = true
 	}
-	c.withoutEffect(s.InboundConnectionPool != nil, "spec.inboundConnectionPool")
 	c.connectionPool("spec.inboundConnectionPool", s.InboundConnectionPool)
 	c.egressListeners(s.Egress)
 	c.outboundTrafficPolicy(s.OutboundTrafficPolicy)
@@ -155,4 +154,5 @@ func (c *checker) outboundTrafficPolicy(p *networking.OutboundTrafficPolicy) {
 		c.errorf(at+".port", "a port is missing")
 	}
 	c.destination(at, p.EgressProxy)
+	c.unsupported(true, at) // what is unknown would go out directly
 }

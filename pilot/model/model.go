@@ -258,6 +258,8 @@ type WorkloadPort struct {
 	App uint32
 	// AppAddress is the address that the program listens on, 127.0.0.1 unless said otherwise.
 	AppAddress netip.Addr
+	// AppSocket is the path of the program's unix socket, in place of both, if it has one.
+	AppSocket string
 }
 
 // Protocol is the application protocol of a port.

@@ -116,6 +116,7 @@ func (t *Translator) buildCluster(key clusterKey) (*builtCluster, error) {
 	if err := b.tls(); err != nil {
 		return nil, err
 	}
+	b.proxyProtocol()
 	b.protocol()
 	built := &builtCluster{cluster: b.out}
 	var src sources

@@ -7,6 +7,7 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	proxyprotocolv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/proxy_protocol/v3"
 	rawbufferv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
@@ -50,6 +51,37 @@ func (b *clusterBuilder) tls() error {
 	return nil
 }
 
+// proxyProtocol has every connection begin with the address that the client came from.
+func (b *clusterBuilder) proxyProtocol() {
+	in := b.policy.GetProxyProtocol()
+	if in == nil {
+		return
+	}
+	within := func(inner *corev3.TransportSocket) *corev3.TransportSocket {
+		if inner == nil {
+			inner = rawBuffer()
+		}
+		return &corev3.TransportSocket{
+			Name: "envoy.transport_sockets.upstream_proxy_protocol",
+			ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: envoy.Any(&proxyprotocolv3.ProxyProtocolUpstreamTransport{
+				// The numbers of both enumerations are the same.
+				Config: &corev3.ProxyProtocolConfig{Version: corev3.ProxyProtocolConfig_Version(in.GetVersion())}, TransportSocket: inner,
+			})},
+		}
+	}
+	b.out.TransportSocket = within(b.out.GetTransportSocket())
+	for _, m := range b.out.GetTransportSocketMatches() {
+		m.TransportSocket = within(m.GetTransportSocket())
+	}
+}
+
+func rawBuffer() *corev3.TransportSocket {
+	return &corev3.TransportSocket{
+		Name:       "envoy.transport_sockets.raw_buffer",
+		ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: envoy.Any(&rawbufferv3.RawBuffer{})},
+	}
+}
+
 // autoTLS is mesh mTLS for the endpoints that take it. With endpoints of both
 // kinds each endpoint's metadata chooses.
 func (b *clusterBuilder) autoTLS() {
@@ -68,12 +100,9 @@ func (b *clusterBuilder) autoTLS() {
 			TransportSocket: mesh,
 		},
 		{
-			Name:  "plain",
-			Match: &structpb.Struct{},
-			TransportSocket: &corev3.TransportSocket{
-				Name:       "envoy.transport_sockets.raw_buffer",
-				ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: envoy.Any(&rawbufferv3.RawBuffer{})},
-			},
+			Name:            "plain",
+			Match:           &structpb.Struct{},
+			TransportSocket: rawBuffer(),
 		},
 	}
 }

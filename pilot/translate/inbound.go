@@ -17,6 +17,7 @@ import (
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/types/known/anypb"
+	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/writ-mesh/writ/pilot/envoy"
 	"github.com/writ-mesh/writ/pilot/model"
@@ -46,6 +47,9 @@ func inboundName(port uint32) string { return fmt.Sprintf("inbound|%d||", port) 
 // appName is the name of a workload port's cluster. It has the program's address: rules of
 // before must not meet a program that comes with others, and clusters go before routes.
 func appName(wp model.WorkloadPort) string {
+	if wp.AppSocket != "" {
+		return inboundName(wp.Port) + wp.AppSocket
+	}
 	return inboundName(wp.Port) + net.JoinHostPort(appAddress(wp), strconv.FormatUint(uint64(wp.App), 10))
 }
 
@@ -56,7 +60,7 @@ func (t *Translator) inboundResources(p *model.Proxy, s *scope, out *collector) 
 		if wp.Protocol == model.UDP {
 			continue
 		}
-		ip, err := t.inboundPort(p, wp)
+		ip, err := t.inboundPort(p, wp, inboundPool(s.sidecar, wp.Port))
 		if err != nil {
 			return fmt.Errorf("inbound port %d: %w", wp.Port, err)
 		}
@@ -82,9 +86,9 @@ func (t *Translator) inboundResources(p *model.Proxy, s *scope, out *collector) 
 	return nil
 }
 
-func (t *Translator) inboundPort(p *model.Proxy, wp model.WorkloadPort) (*inboundPort, error) {
-	return t.inbound.get(t.inboundKey(p, wp), func() (*inboundPort, error) {
-		ip := &inboundPort{port: wp, mode: t.policy.ServerMode(p.Namespace, p.Labels, wp.Port), cluster: t.appCluster(wp)}
+func (t *Translator) inboundPort(p *model.Proxy, wp model.WorkloadPort, pool *networking.ConnectionPoolSettings) (*inboundPort, error) {
+	return t.inbound.get(t.inboundKey(p, wp)+"|"+pool.String(), func() (*inboundPort, error) {
+		ip := &inboundPort{port: wp, mode: t.policy.ServerMode(p.Namespace, p.Labels, wp.Port), cluster: t.appCluster(wp, pool)}
 		if wp.Protocol.IsHTTP() {
 			return ip, t.inboundHTTP(p, ip)
 		}
@@ -178,9 +182,13 @@ func (t *Translator) inboundTCP(p *model.Proxy, ip *inboundPort) error {
 	return nil
 }
 
-// appCluster is the program behind the sidecar.
-func (t *Translator) appCluster(wp model.WorkloadPort) *clusterv3.Cluster {
+// appCluster is the program behind the sidecar, with limits if pool has any.
+func (t *Translator) appCluster(wp model.WorkloadPort, pool *networking.ConnectionPoolSettings) *clusterv3.Cluster {
 	name := appName(wp)
+	address := envoy.SocketAddress(appAddress(wp), wp.App)
+	if wp.AppSocket != "" {
+		address = envoy.PipeAddress(wp.AppSocket)
+	}
 	c := &clusterv3.Cluster{
 		Name:                 name,
 		AltStatName:          inboundName(wp.Port),
@@ -189,15 +197,22 @@ func (t *Translator) appCluster(wp model.WorkloadPort) *clusterv3.Cluster {
 		CircuitBreakers:      unlimited(),
 		LoadAssignment: &endpointv3.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpointv3.LocalityLbEndpoints{{
 			LbEndpoints: []*endpointv3.LbEndpoint{{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{
-				Address: envoy.SocketAddress(appAddress(wp), wp.App),
+				Address: address,
 			}}}},
 		}}},
 	}
+	options := &httpv3.HttpProtocolOptions{}
+	if pool != nil {
+		b := &clusterBuilder{t: t, policy: &networking.TrafficPolicy{ConnectionPool: pool}, out: c, options: options}
+		b.connectionPool()
+	}
 	switch {
 	case wp.Protocol.IsHTTP2() || wp.Protocol == model.GRPCWeb:
-		c.TypedExtensionProtocolOptions = protocolOptions(&httpv3.HttpProtocolOptions{}, http2)
+		c.TypedExtensionProtocolOptions = protocolOptions(options, http2)
 	case wp.Protocol.IsHTTP():
-		c.TypedExtensionProtocolOptions = protocolOptions(&httpv3.HttpProtocolOptions{}, http1)
+		c.TypedExtensionProtocolOptions = protocolOptions(options, http1)
+	case options.CommonHttpProtocolOptions != nil: // the age of TCP connections is there too
+		c.TypedExtensionProtocolOptions = protocolOptions(options, notHTTP)
 	}
 	return c
 }

@@ -1,8 +1,12 @@
 package translate
 
 import (
+	"net"
 	"net/netip"
+	"strconv"
 	"strings"
+
+	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/writ-mesh/writ/pilot/model"
 )
@@ -53,15 +57,48 @@ func inboundPorts(p *model.Proxy, sidecar *model.Sidecar) []model.WorkloadPort {
 				wp.App, wp.AppAddress = own.App, own.AppAddress
 			}
 		}
-		if addr, err := netip.ParseAddrPort(in.GetDefaultEndpoint()); err == nil {
-			wp.App = uint32(addr.Port())
-			for _, own := range p.Ports {
-				if own.Port == wp.App {
-					wp.App, wp.AppAddress = own.App, own.AppAddress
-				}
-			}
-		}
+		toEndpoint(&wp, in.GetDefaultEndpoint(), p.Ports)
 		out = append(out, wp)
 	}
 	return out
+}
+
+// toEndpoint has a port lead to 127.0.0.1:PORT, :PORT or unix:///PATH. An address of
+// the instance, 0.0.0.0, is the program too; its port is one of those that callers use.
+func toEndpoint(wp *model.WorkloadPort, endpoint string, ports []model.WorkloadPort) {
+	if path, ok := strings.CutPrefix(endpoint, "unix://"); ok {
+		wp.AppSocket = path
+		return
+	}
+	host, port, err := net.SplitHostPort(endpoint)
+	if err != nil {
+		return
+	}
+	number, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return
+	}
+	wp.App = uint32(number)
+	if addr, err := netip.ParseAddr(host); err == nil && addr.IsLoopback() {
+		wp.AppAddress = addr
+	}
+	for _, own := range ports {
+		if own.Port == wp.App {
+			wp.App, wp.AppAddress = own.App, own.AppAddress
+			return
+		}
+	}
+}
+
+// inboundPool has the limits that a Sidecar sets for what comes in on a port.
+func inboundPool(sidecar *model.Sidecar, port uint32) *networking.ConnectionPoolSettings {
+	if sidecar == nil {
+		return nil
+	}
+	for _, in := range sidecar.Spec.GetIngress() {
+		if in.GetPort().GetNumber() == port && in.GetConnectionPool() != nil {
+			return in.GetConnectionPool()
+		}
+	}
+	return sidecar.Spec.GetInboundConnectionPool()
 }

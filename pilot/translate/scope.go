@@ -111,7 +111,7 @@ func (t *Translator) allowAny(sidecar *model.Sidecar) bool {
 		return p.GetMode() == networking.OutboundTrafficPolicy_ALLOW_ANY
 	}
 	if p := t.mesh.Config.GetOutboundTrafficPolicy(); p != nil {
-		return p.GetMode() == meshv1.MeshConfig_OutboundTrafficPolicy_ALLOW_ANY
+		return p.GetMode() != meshv1.MeshConfig_OutboundTrafficPolicy_REGISTRY_ONLY
 	}
 	return true
 }
