@@ -92,7 +92,7 @@ func (s *server) serve(ctx context.Context, c Config, r *reports, ready func(), 
 		Options:       serverOptions(c.Decision.MaxRequestBytes + messageOverhead),
 		Subscriptions: s.policies.subscriptions(ctx, s.metrics, ready),
 		FollowPilot:   []func(context.Context, grpc.ClientConnInterface) error{s.revoked.follow, r.unknown.follow},
-		Tasks:         []func(context.Context) error{s.revoked.expire, s.asks.workers.Run, background.PaceGarbage(garbage)},
+		Tasks:         []func(context.Context) error{s.revoked.expire, s.policies.expire, s.asks.workers.Run, background.PaceGarbage(garbage)},
 	}, rt)
 }
 

@@ -48,8 +48,9 @@ type DecisionConfig struct {
 	// UnknownPolicyWait is how long a check waits for a policy that is named and
 	// not known: the proxy may have got a revision a moment before this service.
 	UnknownPolicyWait config.Duration `yaml:"unknown_policy_wait"`
-	// Retire is how long a policy that was removed still decides for proxies that
-	// name it, because they have not got the revision yet.
+	// Retire is how long a policy that was edited or removed still decides for proxies
+	// whose routes go with it: those that have not got the revision yet, and connections
+	// that drain. The default is for Envoy's drain time of ten minutes.
 	Retire config.Duration `yaml:"retire"`
 	// Cache keeps decisions for inputs that come again.
 	Cache CacheConfig `yaml:"cache"`
@@ -81,7 +82,7 @@ func DefaultConfig() Config {
 			MaxRequestBytes:   1 << 20,
 			Log:               logAll,
 			UnknownPolicyWait: config.Duration(200 * time.Millisecond),
-			Retire:            config.Duration(30 * time.Second),
+			Retire:            config.Duration(15 * time.Minute),
 			Cache:             defaultCache(),
 			EvaluationMemory:  rego.DefaultMemory,
 		},

@@ -23,7 +23,10 @@ type verdict struct {
 	revision string
 	// names are the policies that the check asked for, "<namespace>/<name>".
 	names []string
-	allow bool
+	// earlier are those of them that were decided by a content which is retired, as the
+	// check named them.
+	earlier []string
+	allow   bool
 	// failed says that the denial is not a policy's decision.
 	failed bool
 	// policy is the one that refused, "<namespace>/<name>"; empty if none did.
@@ -109,6 +112,7 @@ func (l decisionLog) recordOf(req *authv3.CheckRequest, v *verdict) *decisionlog
 		SourceAddress: a.GetSource().GetAddress().GetSocketAddress().GetAddress(),
 		Method:        http.GetMethod(), Host: http.GetHost(), Path: path,
 		Cached:  v.cached,
+		Earlier: v.earlier,
 		Inputs:  l.inputs.read(req, v.programs, l.redact),
 		Latency: v.took.Microseconds(),
 	}
@@ -147,6 +151,7 @@ func toLog(log *slog.Logger) func(*decisionlog.Record) {
 		add("decision", r.Decision)
 		add("rule", r.Rule)
 		add("policies", strings.Join(r.Policies, ","))
+		add("earlier", strings.Join(r.Earlier, ","))
 		add("reason", r.Reason)
 		add("from", r.From)
 		add("to", r.To)

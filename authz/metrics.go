@@ -14,18 +14,30 @@ const (
 	resultError = "error"
 )
 
+// The values of the label reason of what is not known: a policy, or the content that the
+// proxy's routes go with.
+const (
+	unknownName    = "name"
+	unknownContent = "content"
+)
+
 // maxPolicySeries bounds the label policy; what is beyond counts as "other".
 const maxPolicySeries = 1000
 
 type metrics struct {
-	decisions  *prometheus.CounterVec
-	seconds    prometheus.Histogram
-	policy     *prometheus.CounterVec
-	observed   *prometheus.CounterVec
-	would      *observedCounts
-	revision   *prometheus.GaugeVec
+	decisions *prometheus.CounterVec
+	seconds   prometheus.Histogram
+	policy    *prometheus.CounterVec
+	observed  *prometheus.CounterVec
+	would     *observedCounts
+	revision  *prometheus.GaugeVec
+	// inForce is the one that is told. The owner, policies, locks.
+	inForce    string
 	applied    prometheus.Gauge
 	count      prometheus.Gauge
+	retired    prometheus.Gauge
+	earlier    prometheus.Counter
+	unknown    *prometheus.CounterVec
 	refused    *prometheus.CounterVec
 	keyFetches *prometheus.CounterVec
 	tokens     *prometheus.CounterVec
@@ -57,6 +69,15 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		count: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "writ_authz_policies", Help: "Policies in force.",
 		}),
+		retired: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "writ_authz_policies_retired", Help: "Earlier contents of policies that decide for proxies whose routes still name them.",
+		}),
+		earlier: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "writ_authz_earlier_decisions_total", Help: "Checks that an earlier content of a policy took part in, because the proxy's routes go with it.",
+		}),
+		unknown: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "writ_authz_unknown_policies_total", Help: "Checks refused because a policy was not known, by reason: name, or content for routes of an edit that this service has not got yet or keeps no more.",
+		}, []string{"reason"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "writ_authz_config_refused_total", Help: "Configurations refused, by type.",
 		}, []string{"type"}),
@@ -70,22 +91,24 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	m.revokedTokens = prometheus.NewGauge(prometheus.GaugeOpts{Name: "writ_authz_revoked_tokens", Help: "Revocations of JSON Web Tokens that are known."})
 	r.MustRegister(m.revokedTokens)
 	m.would = newObservedCounts()
-	r.MustRegister(m.would.vec, m.decisions, m.seconds, m.policy, m.observed, m.revision, m.applied, m.count, m.refused, m.keyFetches, m.tokens)
+	r.MustRegister(m.would.vec, m.decisions, m.seconds, m.policy, m.observed, m.revision, m.applied, m.count, m.retired, m.earlier, m.unknown, m.refused, m.keyFetches, m.tokens)
 	return m
 }
 
 // swapped forgets the policies that are gone and makes the counters of the new
 // ones, so that a check only adds one.
 func (m *metrics) swapped(set *policySet) {
-	m.revision.Reset()
-	m.revision.WithLabelValues(set.revision).Set(1)
-	m.applied.Set(float64(time.Now().UnixMilli()) / 1000)
+	if m.inForce != set.revision {
+		m.inForce = set.revision
+		m.revision.Reset()
+		m.revision.WithLabelValues(set.revision).Set(1)
+		m.applied.Set(float64(time.Now().UnixMilli()) / 1000)
+	}
 	m.count.Set(float64(len(set.policies)))
+	m.retired.Set(float64(len(set.retired)))
 	for name := range set.forgotten {
-		if set.find(name, time.Now()) == nil {
-			m.policy.DeletePartialMatch(prometheus.Labels{"policy": name})
-			m.observed.DeletePartialMatch(prometheus.Labels{"policy": name})
-		}
+		m.policy.DeletePartialMatch(prometheus.Labels{"policy": name})
+		m.observed.DeletePartialMatch(prometheus.Labels{"policy": name})
 	}
 	n := 0
 	for name, p := range set.policies {

@@ -28,11 +28,11 @@ import (
 type policySet struct {
 	// revision is a hash of the content, so that it is the same on each replica.
 	revision string
-	policies map[string]*policy
-	// retired are policies that were removed a moment ago.
-	retired map[string]retiredPolicy
-	issuers []issuer
-	// forgotten names the policies that the set before this one still knew.
+	// policies are by name, refs the same ones by what proxies name them.
+	policies, refs map[string]*policy
+	retired        retired
+	issuers        []issuer
+	// forgotten names the policies of which the set before this one still had a content.
 	forgotten map[string]bool
 	// changed is closed when another set takes this one's place.
 	changed chan struct{}
@@ -40,16 +40,25 @@ type policySet struct {
 
 type policy struct {
 	// name is "<namespace>/<name>".
-	name        string
-	observe     bool
-	program     *rego.Program
+	name string
+	// ref is how proxies name this content, see configpb.PolicyRef.
+	ref     string
+	observe bool
+	program *rego.Program
+	// fingerprint is of what the program was made from here.
 	fingerprint [sha256.Size]byte
-	counts      *policyCounts
+	// weight is about the memory of the program, in bytes, 0 for a bundle.
+	weight int
+	bundle bool
+	counts *policyCounts
 }
 
-type retiredPolicy struct {
-	*policy
-	until time.Time
+func newPolicy(name string, r *configpb.RegoPolicy, fp [sha256.Size]byte) *policy {
+	p := &policy{name: name, ref: r.Ref(), observe: r.GetObserve(), fingerprint: fp, bundle: r.GetBundle() != nil}
+	if !p.bundle {
+		p.weight = programBytes + programBytesEach*len(r.GetModule())
+	}
+	return p
 }
 
 // issuer is a TokenIssuer in the form in which it is used.
@@ -65,15 +74,22 @@ type issuer struct {
 	uri  string
 }
 
-// find gives a policy that is in force, or was until a moment ago.
-func (s *policySet) find(name string, now time.Time) *policy {
-	if p := s.policies[name]; p != nil {
-		return p
+// find gives a policy as a proxy names it. It may be retired; nil if it is not known.
+func (s *policySet) find(ref string, now time.Time) (p *policy, retired bool) {
+	if p := s.refs[ref]; p != nil {
+		return p, false
 	}
-	if r, ok := s.retired[name]; ok && now.Before(r.until) {
+	return s.retired.find(ref, now), true
+}
+
+// had is the content that proxies name so, in force or retired, else the one in force
+// under the same name, else nil.
+func (s *policySet) had(name, ref string) *policy {
+	was := s.policies[name]
+	if r, ok := s.retired[ref]; ok && (was == nil || was.ref != ref) {
 		return r.policy
 	}
-	return nil
+	return was
 }
 
 // policies holds the set in force and makes new ones. Readers take current and
@@ -115,21 +131,23 @@ func (p *policies) applyPolicies(ctx context.Context, all map[string]*configpb.R
 		if err != nil {
 			return err
 		}
+		was := old.had(name, all[name].Ref())
 		if isRemote(all[name]) {
-			if next[name], elsewhere[name], err = p.remotePolicy(ctx, name, fp, all[name], old.policies[name]); err != nil {
+			if next[name], elsewhere[name], err = p.remotePolicy(ctx, name, fp, all[name], was); err != nil {
 				return fmt.Errorf("RegoPolicy %s%s: %w", name, at(all[name].GetSource()), err)
 			}
 			continue
 		}
-		if have := old.policies[name]; have != nil && have.fingerprint == fp {
-			next[name] = have
+		if was != nil && was.fingerprint == fp {
+			next[name] = was
 			continue
 		}
 		program, err := p.compile(ctx, all[name])
 		if err != nil {
 			return fmt.Errorf("RegoPolicy %s%s: %w", name, at(all[name].GetSource()), err)
 		}
-		next[name] = &policy{name: name, observe: all[name].GetObserve(), program: program, fingerprint: fp}
+		next[name] = newPolicy(name, all[name], fp)
+		next[name].program = program
 	}
 	p.regoPolicies = all
 	p.swap(ctx, next, old.issuers)
@@ -144,7 +162,7 @@ func (p *policies) remotePolicy(ctx context.Context, name string, fp [sha256.Siz
 	if err != nil {
 		return nil, nil, err
 	}
-	next := &policy{name: name, observe: r.GetObserve(), fingerprint: fp}
+	next := newPolicy(name, r, fp)
 	if s := x.newest.Load(); s != nil {
 		next.program = s.Program
 	} else if was != nil {
@@ -197,26 +215,20 @@ func (p *policies) applyIssuers(ctx context.Context, all map[string]*configpb.To
 func (p *policies) swap(ctx context.Context, next map[string]*policy, issuers []issuer) {
 	old := p.current.Load()
 	now := time.Now()
-	retired, forgotten := make(map[string]retiredPolicy), make(map[string]bool)
-	for name, r := range old.retired {
-		switch {
-		case next[name] != nil:
-		case now.Before(r.until):
-			retired[name] = r
-		default:
-			forgotten[name] = true
-		}
+	set := &policySet{revision: p.revision(), policies: next, refs: make(map[string]*policy, len(next)), issuers: issuers, changed: make(chan struct{})}
+	for _, one := range next {
+		set.refs[one.ref] = one
 	}
-	for name, was := range old.policies {
-		if next[name] == nil {
-			retired[name] = retiredPolicy{was, now.Add(p.retire)}
-		}
+	var dropped int
+	set.retired, dropped = old.retired.following(old.policies, next, now, now.Add(p.retire))
+	if dropped > 0 {
+		p.log.WarnContext(ctx, "there is no room for all earlier contents of policies; proxies whose routes still name them are refused", slog.Int("dropped", dropped))
 	}
-	set := &policySet{revision: p.revision(), policies: next, retired: retired, issuers: issuers, forgotten: forgotten, changed: make(chan struct{})}
+	set.forgotten = old.forgottenBy(set)
 	p.swapped(set)
 	p.current.Store(set)
 	close(old.changed)
-	p.log.InfoContext(ctx, "policies in force", slog.String("revision", set.revision), slog.Int("policies", len(next)), slog.Int("issuers", len(issuers)))
+	p.log.InfoContext(ctx, "policies in force", slog.String("revision", set.revision), slog.Int("policies", len(next)), slog.Int("retired", len(set.retired)), slog.Int("issuers", len(issuers)))
 	if err := p.store.save(p.regoPolicies, p.tokenIssuers); err != nil {
 		p.log.WarnContext(ctx, "the policies were not saved; a restart while pilot is away will not know them", slog.Any("error", err))
 	}

@@ -18,8 +18,8 @@ import (
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
-// PoliciesKey is the context extension with the RegoPolicies to decide,
-// "<namespace>/<name>" each, separated by commas. See policyNames for connections.
+// PoliciesKey is the context extension with the RegoPolicies to decide, each as
+// configpb.PolicyRef gives it, separated by commas. See policyRefs for connections.
 const PoliciesKey = "writ.policies"
 
 // callMargin is kept of the caller's deadline for the answer's way back.
@@ -68,6 +68,9 @@ func (m *metrics) counted(v *verdict) {
 		result = resultDeny
 	}
 	m.decisions.WithLabelValues(result).Inc()
+	if len(v.earlier) > 0 {
+		m.earlier.Inc()
+	}
 	m.seconds.Observe(v.took.Seconds())
 }
 
@@ -102,7 +105,8 @@ func (s *server) decide(ctx context.Context, req *authv3.CheckRequest, now time.
 		s.decideToken(req, v)
 		return
 	}
-	v.names = policyNames(ctx, req)
+	refs := policyRefs(ctx, req)
+	v.names = namesOf(refs)
 	names := v.names
 	if len(names) == 0 || len(names) > maxPolicies {
 		v.fail("", saidNotDecided, fmt.Sprintf("the check names %d policies in %s, want 1 to %d", len(names), PoliciesKey, maxPolicies))
@@ -113,12 +117,13 @@ func (s *server) decide(ctx context.Context, req *authv3.CheckRequest, now time.
 		v.status = http.StatusRequestEntityTooLarge
 		return
 	}
-	set, list := s.find(ctx, names, now)
+	set, list := s.find(ctx, refs, now)
 	v.revision = set.revision
-	if len(list) != len(names) {
-		v.fail(names[len(list)], saidNotDecided, "the policy is not known at this revision")
+	if len(list.policies) != len(refs) {
+		s.unknown(set, refs[len(list.policies)], v)
 		return
 	}
+	v.earlier = list.retired
 	if s.refuseRevoked(req, v) {
 		return
 	}
@@ -131,7 +136,19 @@ func (s *server) decide(ctx context.Context, req *authv3.CheckRequest, now time.
 		v.status = http.StatusBadRequest
 		return
 	}
-	s.evaluate(ctx, list, in, now, v)
+	s.evaluate(ctx, list.policies, in, now, v)
+}
+
+// unknown refuses what was asked for by a name that nothing is known by.
+func (s *server) unknown(set *policySet, ref string, v *verdict) {
+	name := configpb.PolicyName(ref)
+	reason, detail := unknownName, "the policy is not known at this revision"
+	if set.policies[name] != nil {
+		reason = unknownContent
+		detail = fmt.Sprintf("the content %q of the policy is not known at this revision: the proxy's routes go with an edit that is not here yet, or with one whose time is over", strings.TrimPrefix(ref, name))
+	}
+	s.metrics.unknown.WithLabelValues(reason).Inc()
+	v.fail(name, saidNotDecided, detail)
 }
 
 // evaluate asks all policies until one refuses.
@@ -190,15 +207,22 @@ func (s *server) explainFailure(ctx context.Context, p *policy, id string, err e
 	}
 }
 
-// find gives the policies by name, from one set: all of them, or those before
+// found are policies that a check asks for.
+type found struct {
+	policies []*policy
+	// retired are how those of them are named that are retired.
+	retired []string
+}
+
+// find gives the policies that are named, from one set: all of them, or those before
 // the first that is not known. A policy that is not known is waited for: the
 // proxy may be a moment ahead.
-func (s *server) find(ctx context.Context, names []string, now time.Time) (*policySet, []*policy) {
+func (s *server) find(ctx context.Context, refs []string, now time.Time) (*policySet, found) {
 	var wait <-chan time.Time
 	for {
 		set := s.policies.current.Load()
-		list := set.list(names, now)
-		if len(list) == len(names) || s.decision.UnknownPolicyWait <= 0 {
+		list := set.list(refs, now)
+		if len(list.policies) == len(refs) || s.decision.UnknownPolicyWait <= 0 {
 			return set, list
 		}
 		if wait == nil {
@@ -217,21 +241,24 @@ func (s *server) find(ctx context.Context, names []string, now time.Time) (*poli
 }
 
 // list gives the named policies up to the first that is not known.
-func (s *policySet) list(names []string, now time.Time) []*policy {
-	list := make([]*policy, 0, len(names))
-	for _, n := range names {
-		p := s.find(n, now)
+func (s *policySet) list(refs []string, now time.Time) found {
+	list := found{policies: make([]*policy, 0, len(refs))}
+	for _, ref := range refs {
+		p, retired := s.find(ref, now)
 		if p == nil {
 			break
 		}
-		list = append(list, p)
+		list.policies = append(list.policies, p)
+		if retired {
+			list.retired = append(list.retired, ref)
+		}
 	}
 	return list
 }
 
-// policyNames are the policies that a check asks for. About a connection they are in
+// policyRefs are the policies that a check asks for. About a connection they are in
 // the metadata of the call: Envoy's filter for connections has no context extensions.
-func policyNames(ctx context.Context, req *authv3.CheckRequest) []string {
+func policyRefs(ctx context.Context, req *authv3.CheckRequest) []string {
 	s := req.GetAttributes().GetContextExtensions()[PoliciesKey]
 	if req.GetAttributes().GetRequest().GetHttp() == nil && s == "" {
 		s = strings.Join(metadata.ValueFromIncomingContext(ctx, configpb.PoliciesMetadata), ",")
@@ -239,9 +266,18 @@ func policyNames(ctx context.Context, req *authv3.CheckRequest) []string {
 	if s == "" {
 		return nil
 	}
-	names := strings.Split(s, ",")
-	for i := range names {
-		names[i] = strings.TrimSpace(names[i])
+	refs := strings.Split(s, ",")
+	for i := range refs {
+		refs[i] = strings.TrimSpace(refs[i])
+	}
+	return refs
+}
+
+// namesOf gives the names of policies without their contents.
+func namesOf(refs []string) []string {
+	names := make([]string, len(refs))
+	for i, ref := range refs {
+		names[i] = configpb.PolicyName(ref)
 	}
 	return names
 }

@@ -338,26 +338,6 @@ func TestApplyKeepsUnchanged(t *testing.T) {
 	}
 }
 
-func TestRemovedPolicyRetires(t *testing.T) {
-	m := newMesh(t)
-	synctest.Test(t, func(t *testing.T) {
-		m.apply(t, regoPolicy("default/a", "allow := true"))
-		m.check(t, "default/a")
-		m.apply(t)
-		if !allowed(m.check(t, "default/a")) {
-			t.Error("a proxy that is a moment behind is refused")
-		}
-		time.Sleep(31 * time.Second) // time of the bubble
-		if allowed(m.check(t, "default/a")) {
-			t.Error("a policy decides long after it was removed")
-		}
-		m.apply(t, regoPolicy("default/b", "allow := true"))
-		if n := series(t, m.reg, "writ_authz_policy_decisions_total"); n != 3 {
-			t.Errorf("%d series, want those of default/b only", n)
-		}
-	})
-}
-
 func TestUnknownPolicyIsWaitedFor(t *testing.T) {
 	m := newMesh(t, func(c *Config) {
 		c.Decision.Timeout = DefaultConfig().Decision.Timeout

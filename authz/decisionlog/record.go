@@ -41,7 +41,10 @@ type Record struct {
 	// were asked.
 	Rule     string   `json:"rule,omitempty"`
 	Policies []string `json:"policies,omitempty"`
-	Reason   string   `json:"reason,omitempty"`
+	// Earlier are those that were asked of which not the content of Revision decided, but
+	// the one that the proxy's routes went with: "<namespace>/<name>@<fingerprint>".
+	Earlier []string `json:"earlier,omitempty"`
+	Reason  string   `json:"reason,omitempty"`
 	// Observed are the rules that would have refused and only observe.
 	Observed []Observation `json:"observed,omitempty"`
 	// From is the caller's SPIFFE ID, To the workload's; Proxy is the node id of the
@@ -116,6 +119,7 @@ func (r *Record) bound() {
 		o.Rule, o.Reason = Clip(o.Rule, maxText), Clip(o.Reason, maxText)
 	}
 	r.Policies = r.Policies[:min(len(r.Policies), maxNames)]
+	r.Earlier = r.Earlier[:min(len(r.Earlier), maxNames)]
 	n := 0
 	for k, v := range r.Inputs {
 		if n++; n > maxInputs || len(k) > maxShort {

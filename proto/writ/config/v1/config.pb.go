@@ -225,7 +225,10 @@ type RegoPolicy struct {
 	// Decide and record, refuse nothing.
 	Observe bool `protobuf:"varint,6,opt,name=observe,proto3" json:"observe,omitempty"`
 	// "<file>:<line>" of the object, for messages.
-	Source        string `protobuf:"bytes,7,opt,name=source,proto3" json:"source,omitempty"`
+	Source string `protobuf:"bytes,7,opt,name=source,proto3" json:"source,omitempty"`
+	// A hash of what decides, by which proxies name this content: see PolicyRef. pilot
+	// makes it; another content has another one.
+	Fingerprint   string `protobuf:"bytes,8,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -305,6 +308,13 @@ func (x *RegoPolicy) GetObserve() bool {
 func (x *RegoPolicy) GetSource() string {
 	if x != nil {
 		return x.Source
+	}
+	return ""
+}
+
+func (x *RegoPolicy) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
 	}
 	return ""
 }
@@ -1089,7 +1099,7 @@ const file_writ_config_v1_config_proto_rawDesc = "" +
 	"\vattestation\x18\x05 \x01(\v2\x1b.writ.config.v1.AttestationR\vattestation\",\n" +
 	"\vAttestation\x12\x15\n" +
 	"\x03uid\x18\x01 \x01(\rH\x00R\x03uid\x88\x01\x01B\x06\n" +
-	"\x04_uid\"\xce\x01\n" +
+	"\x04_uid\"\xf0\x01\n" +
 	"\n" +
 	"RegoPolicy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
@@ -1098,7 +1108,8 @@ const file_writ_config_v1_config_proto_rawDesc = "" +
 	"\x05query\x18\x04 \x01(\tR\x05query\x12.\n" +
 	"\x06bundle\x18\x05 \x01(\v2\x16.writ.config.v1.BundleR\x06bundle\x12\x18\n" +
 	"\aobserve\x18\x06 \x01(\bR\aobserve\x12\x16\n" +
-	"\x06source\x18\a \x01(\tR\x06source\"\xcd\x01\n" +
+	"\x06source\x18\a \x01(\tR\x06source\x12 \n" +
+	"\vfingerprint\x18\b \x01(\tR\vfingerprint\"\xcd\x01\n" +
 	"\x06Bundle\x12\x10\n" +
 	"\x03url\x18\x01 \x01(\tR\x03url\x123\n" +
 	"\arefresh\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\arefresh\x127\n" +

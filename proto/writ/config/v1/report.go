@@ -12,6 +12,6 @@ const (
 )
 
 // PoliciesMetadata is the key of the metadata of a call to authz about a connection,
-// with the RegoPolicies to decide, "<namespace>/<name>" each, separated by commas. In
+// with the RegoPolicies to decide, each as PolicyRef gives it, separated by commas. In
 // a call about a request they are in its context extensions.
 const PoliciesMetadata = "x-writ-policies"
