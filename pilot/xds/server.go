@@ -136,7 +136,8 @@ type Options struct {
 	// SubscribeWait bounds the wait for an Envoy to ask for the endpoints of its new clusters: 5 s.
 	SubscribeWait time.Duration
 	// ServicesWait bounds how long proxies wait until the services of Writ have
-	// acknowledged a revision: 500 ms.
+	// acknowledged what is new to them: 10 s, in which authz compiles thousands of
+	// policies. A service that took longer is not waited for until it has caught up.
 	ServicesWait time.Duration
 	// PlacementWait is how long an unknown proxy may wait to be placed by a next snapshot: 5 s.
 	PlacementWait time.Duration
@@ -152,7 +153,7 @@ func (o *Options) fill() {
 	o.RemoveDelay = cmp.Or(o.RemoveDelay, 5*time.Second)
 	o.ResolveDelay = cmp.Or(o.ResolveDelay, 250*time.Millisecond)
 	o.SubscribeWait = cmp.Or(o.SubscribeWait, 5*time.Second)
-	o.ServicesWait = cmp.Or(o.ServicesWait, 500*time.Millisecond)
+	o.ServicesWait = cmp.Or(o.ServicesWait, 10*time.Second)
 	o.PlacementWait = cmp.Or(o.PlacementWait, 5*time.Second)
 }
 
@@ -265,26 +266,41 @@ func (s *Server) Publish(snap *Snapshot) {
 			ss.setTarget(s.serviceConfig(ss.client), snap)
 		}
 	}
-	if s.release != nil {
-		s.release.Stop()
-	}
 	if s.servicesReady() {
 		s.releaseLocked()
 		return
 	}
-	s.release = time.AfterFunc(s.opt.ServicesWait, func() {
+	if s.release != nil {
+		return // edits that follow each other are not held up for longer
+	}
+	var release *time.Timer
+	release = time.AfterFunc(s.opt.ServicesWait, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.snap == snap && s.released != snap && !s.stopped {
-			s.opt.Log.Warn("proxies go on without waiting for services that have not acknowledged", slog.Any("revision", snap.Revision))
-			s.releaseLocked()
+		if s.release == release && !s.stopped {
+			s.goOn()
 		}
 	})
+	s.release = release
+}
+
+// goOn waits no more for the services that have not acknowledged.
+func (s *Server) goOn() {
+	var late []string
+	for ss := range s.sessions {
+		if ss.client.Kind == ServiceKind && !ss.ready() {
+			ss.late = true
+			late = append(late, ss.client.ID)
+		}
+	}
+	slices.Sort(late)
+	s.opt.Log.Warn("proxies go on without waiting for services that have not acknowledged", slog.Any("revision", s.snap.Revision), slog.Any("services", late))
+	s.releaseLocked()
 }
 
 func (s *Server) servicesReady() bool {
 	for ss := range s.sessions {
-		if ss.client.Kind == ServiceKind && !ss.ready() {
+		if ss.client.Kind == ServiceKind && !ss.late && !ss.ready() {
 			return false
 		}
 	}
@@ -310,6 +326,7 @@ func (s *Server) progressed(ss *session) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	ss.late = ss.late && !ss.ready()
 	if s.snap != s.released && !s.stopped && s.servicesReady() {
 		s.releaseLocked()
 	}

@@ -113,16 +113,39 @@ func TestProxiesWaitForServices(t *testing.T) {
 		authz.answer("")
 		equal(t, "after", e.responses(), []string{"RouteConfiguration +r0"})
 
-		// a service that does not answer holds proxies up for ServicesWait only
+		// a service that does not answer holds proxies up for ServicesWait only, also
+		// where other edits follow
 		b.rego["c"] = 1
 		w["sidecar~1"].routes[0] = 3
 		b.publish(w)
-		time.Sleep(499 * time.Millisecond) // fake time
+		time.Sleep(6 * time.Second) // fake time
+		w["sidecar~1"].routes[0] = 4
+		b.publish(w)
+		time.Sleep(3999 * time.Millisecond) // fake time
 		synctest.Wait()
 		equal(t, "before the end of the wait", e.responses(), nil)
 		time.Sleep(time.Millisecond) // fake time
 		synctest.Wait()
 		equal(t, "after the wait", e.responses(), []string{"RouteConfiguration +r0"})
+
+		// and holds up no further edit until it has caught up
+		b.rego["d"] = 1
+		w["sidecar~1"].routes[0] = 5
+		b.publish(w)
+		synctest.Wait()
+		equal(t, "while the service is late", e.responses(), []string{"RouteConfiguration +r0"})
+		authz.want(" +c")
+		authz.answer("")
+		authz.want(" +d")
+		authz.answer("")
+		b.rego["e"] = 1
+		w["sidecar~1"].routes[0] = 6
+		b.publish(w)
+		synctest.Wait()
+		equal(t, "when it has caught up", e.responses(), nil)
+		authz.want(" +e")
+		authz.answer("")
+		equal(t, "when it has acknowledged", e.responses(), []string{"RouteConfiguration +r0"})
 	})
 }
 

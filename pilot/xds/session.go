@@ -58,6 +58,9 @@ type session struct {
 	node *corev3.Node
 	// placement ends the stream of a proxy that stays unknown; guarded by Server.mu.
 	placement *time.Timer
+	// late: proxies do not wait for this service until it has caught up; guarded by
+	// Server.mu.
+	late bool
 }
 
 // identify learns who the client is from its first request.
