@@ -6,9 +6,11 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -25,17 +27,26 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"github.com/golang-jwt/jwt/v5"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/writ-mesh/writ/authz"
+	"github.com/writ-mesh/writ/authz/rego"
+	"github.com/writ-mesh/writ/internal/credential"
 	"github.com/writ-mesh/writ/internal/envoytest"
 	"github.com/writ-mesh/writ/internal/pkitest"
 	"github.com/writ-mesh/writ/internal/proctest"
+	"github.com/writ-mesh/writ/internal/service"
 	"github.com/writ-mesh/writ/pilot/envoy"
+	"github.com/writ-mesh/writ/pilot/meshdir"
+	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/revision"
+	"github.com/writ-mesh/writ/pilot/security"
 	"github.com/writ-mesh/writ/pilot/xds"
+	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
 // half is an edit that changes who is let in and what is asked of him at once. In neither
@@ -52,6 +63,10 @@ type half struct {
 	always bool
 	// anybody: the first lets in whoever has a certificate; nobody: not even X.
 	anybody, nobody bool
+	// split has Envoys decide parts of Rego; nil leaves all of it to authz.
+	split SplitRego
+	// forged is what callers may hope to have their requests decided by.
+	forged string
 	// refuse is what the second has another of than the first, and is refused at the end.
 	refuse string
 }
@@ -94,6 +109,14 @@ metadata: {name: one, namespace: default}
 spec: {ingress: [{port: {number: APP, name: http, protocol: HTTP}, defaultEndpoint: "127.0.0.1:%s"}]}
 `, port)
 	}
+	const module = "package p\n\nallow if { %s; time.now_ns() > 0 }\n" // which no Envoy decides alone
+	rule := func(rule string) string {
+		lines := strings.Split(fmt.Sprintf(module, rule), "\n")
+		return "---\napiVersion: policy.writ.mesh/v1alpha1\nkind: RegoPolicy\nmetadata: {name: rego, namespace: default}\nspec:\n  query: data.p.allow\n  module: |\n    " + strings.TrimSpace(strings.Join(lines, "\n    ")) + "\n"
+	}
+	relaxed := "default/rego@" + (&model.RegoPolicy{Module: fmt.Sprintf(module, "true"), Query: "data.p.allow"}).ContentHash()
+	isX := `endswith(input.attributes.source.principal, "/sa/x")`
+	byRego, byToken := mode("PERMISSIVE")+tokens("none", "a")+rule(isX), mode("PERMISSIVE")+tokens("none", "a")+rule("true")+anyToken
 	first, filter, routes := mode("STRICT")+onlyX, xds.ExtensionType, xds.RouteType
 	return []half{
 		{name: "a mode and a rule", first: mode("STRICT") + tokens("none", "a") + onlyX, second: mode("PERMISSIVE") + tokens("none", "a", "b") + anyToken, always: true, refuse: filter},
@@ -104,6 +127,8 @@ spec: {ingress: [{port: {number: APP, name: http, protocol: HTTP}, defaultEndpoi
 		{name: "a provider and a rule", first: mode("STRICT") + custom("judge"), second: mode("PERMISSIVE") + tokens("none", "a") + anyToken},
 		{name: "a rule and another program", first: mode("STRICT") + program("GUARDED"), second: mode("PERMISSIVE") + tokens("none", "a") + anyToken + program("APP"), always: true},
 		{name: "a rule and a provider that moved", first: mode("STRICT") + custom("moved") + "---\n" + entry("moved", "JUDGE"), second: mode("PERMISSIVE") + tokens("none", "a") + anyToken + custom("moved", "ask") + "---\n" + entry("moved", "APP"), always: true},
+		{name: "a rule and Rego", first: byRego, second: byToken, always: true, refuse: routes, forged: relaxed},
+		{name: "a rule and Rego in parts", first: byRego, second: byToken, always: true, split: new(rego.Splitter).Split},
 		{name: "a rule and another provider", first: first, second: mode("PERMISSIVE") + custom("other"), before: mode("STRICT") + none},
 	}
 }
@@ -119,7 +144,7 @@ func TestNoHalfOfAnEditCounts(t *testing.T) {
 		t.Run(filepath.Base(filepath.Dir(filepath.Dir(bin))), func(t *testing.T) {
 			t.Parallel()
 			for j, h := range halves(t, key) {
-				t.Run(h.name, func(t *testing.T) { noHalf(t, bin, []string{"DELTA_GRPC", "GRPC"}[(i+j)%2], 10*i+j+1, key, h) })
+				t.Run(h.name, func(t *testing.T) { noHalf(t, bin, []string{"DELTA_GRPC", "GRPC"}[(i+j)%2], 20*i+j+1, key, h) })
 			}
 		})
 	}
@@ -140,7 +165,8 @@ func noHalf(t *testing.T, bin, api string, n int, key tokenKey, h half) {
 	_, judgePort, _ := net.SplitHostPort(judge.Listener.Addr().String())
 	ports := strings.NewReplacer("APP", port, "GUARDED", judgePort, "JUDGE", judgePort)
 	h.first, h.second = ports.Replace(h.first), ports.Replace(h.second)
-	r := start(t, map[string]string{
+	socket := socketFolder(t) + "/authz"
+	r := startWith(t, map[string]string{
 		"mesh.yaml": `extensionProviders:
 - name: judge
   envoyExtAuthzHttp: {service: judge.example, port: 80, includeRequestHeadersInCheck: [authorization]}
@@ -161,7 +187,10 @@ spec:
   endpoints: [{address: %s}]
 `, port, address),
 		"edit.yaml": cmp.Or(h.before, h.first),
-	})
+	}, meshdir.Options{Deciders: model.Deciders{Authz: "unix://" + socket}, SplitRego: h.split})
+	if strings.Contains(h.first, "RegoPolicy") {
+		runAuthz(t, r, root, socket)
+	}
 	line := newDelayed(t, r.addr, root)
 	runEnvoy(t, bin, line.addr, "sidecar~"+address+"~one.default~default.svc.cluster.local", "NONE", api)
 
@@ -217,6 +246,11 @@ spec:
 		flow("X without token, new connections", newCaller(t, ofX.url, "", x, true), passes)
 		flow("X without token, open connections", newCaller(t, ofX.url, "", x, false), passes)
 	}
+	if h.forged != "" {
+		liar := newCaller(t, url, "", nil, false)
+		liar.policies = h.forged
+		flow("plain text without token that names a content", liar, passes)
+	}
 	if h.always {
 		flow("X with token", ofX, func(code int) bool { return code != http.StatusOK })
 	}
@@ -226,6 +260,13 @@ spec:
 	for i := first; i <= edits; i++ {
 		r.write(t, "edit.yaml", []string{h.first, h.second}[i%2])
 		counts(i%2 == 1)
+		if i%2 == 1 && h.forged != "" {
+			r.mu.Lock()
+			if p := r.current.mesh.RegoPolicies[0]; configpb.PolicyRef(p.Namespace, p.Name, p.Fingerprint) != h.forged {
+				t.Errorf("the content is %s", p.Fingerprint)
+			}
+			r.mu.Unlock()
+		}
 	}
 	if h.refuse != "" {
 		line.spoil.Store(&h.refuse)
@@ -238,6 +279,55 @@ spec:
 	close(stop)
 	wg.Wait()
 	t.Logf("%d requests during %d edits", line.rounds.Load(), edits)
+}
+
+// socketFolder is one whose name is short enough for sockets.
+func socketFolder(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "w") //nolint:usetesting // t.TempDir is too long
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// runAuthz has authz follow a pilot and answer at a socket.
+func runAuthz(t *testing.T, r *running, root *pkitest.Root, socket string) {
+	t.Helper()
+	bundle := filepath.Join(t.TempDir(), "bundle.pem")
+	if err := os.WriteFile(bundle, root.PEM(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	identified := func(service string) credential.Config {
+		dir := t.TempDir()
+		cert, key := root.Issue(t, pkitest.Leaf("spiffe://cluster.local/writ/"+service, time.Hour))
+		if err := os.WriteFile(filepath.Join(dir, "identity.pem"), append(key, cert...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return credential.Config{CA: "127.0.0.1:1", TrustBundle: bundle, TokenFile: "none", Dir: dir, TrustDomain: "cluster.local"}
+	}
+	quiet := func() *service.Runtime {
+		return &service.Runtime{Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(), Health: &service.Health{}}
+	}
+	ads, of, own := proctest.Address(t), quiet(), identified("pilot")
+	c := authz.DefaultConfig()
+	c.Listen, c.Pilot, c.Credential, c.Decision.Log = "unix://"+socket, ads, identified("authz"), "none"
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- service.RunTasks(ctx, func(ctx context.Context) error { return r.ServeADS(ctx, ads, own, quiet()) }, func(ctx context.Context) error { return authz.Run(ctx, c, of) })
+	}()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Errorf("authz: %v", err)
+		}
+	})
+	proctest.Until(t, bound, "authz has its policies", func() bool { return of.Health.Ready() == nil })
 }
 
 func tokenOf(t *testing.T, key tokenKey) string {
@@ -263,10 +353,12 @@ func identified(t *testing.T, root *pkitest.Root, account string) *tls.Config {
 type caller struct {
 	url, token string
 	client     *http.Client
+	// policies are in headers of the names by which proxies tell authz what is meant.
+	policies string
 }
 
 func newCaller(t *testing.T, url, token string, certificate *tls.Config, anew bool) caller {
-	c := caller{url, token, &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1, TLSClientConfig: certificate, DisableKeepAlives: anew}, Timeout: bound}}
+	c := caller{url: url, token: token, client: &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1, TLSClientConfig: certificate, DisableKeepAlives: anew}, Timeout: bound}}
 	t.Cleanup(c.client.CloseIdleConnections)
 	return c
 }
@@ -279,6 +371,11 @@ func (c caller) ask() int {
 	}
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	if c.policies != "" {
+		for _, name := range []string{security.PoliciesKey, configpb.PoliciesMetadata} {
+			req.Header.Set(name, c.policies)
+		}
 	}
 	resp, err := c.client.Do(req)
 	if err != nil {

@@ -38,7 +38,13 @@ type running struct {
 
 func start(t *testing.T, files map[string]string) *running {
 	t.Helper()
+	return startWith(t, files, meshdir.Options{})
+}
+
+func startWith(t *testing.T, files map[string]string, options meshdir.Options) *running {
+	t.Helper()
 	dir := t.TempDir()
+	options.Dir = dir
 	r := &running{dir: dir, addr: proctest.Address(t)}
 	for name, text := range files {
 		r.write(t, name, text)
@@ -52,7 +58,7 @@ func start(t *testing.T, files map[string]string) *running {
 	})
 	rt := &service.Runtime{Log: log, Metrics: prometheus.NewRegistry(), Health: &service.Health{}}
 	p, err := newPilot(Options{
-		Source:   meshdir.NewReader(meshdir.Options{Dir: dir}),
+		Source:   meshdir.NewReader(options),
 		Modified: func() time.Time { return newest(dir, "") },
 		Log:      log, Metrics: rt.Metrics, Health: rt.Health,
 	})

@@ -86,7 +86,7 @@ func regoPolicies(m *model.Mesh) []named {
 	for i, p := range m.RegoPolicies {
 		msg := &configpb.RegoPolicy{
 			Name: p.Name, Namespace: p.Namespace, Module: p.Module, Query: p.Query,
-			Observe: p.Observe, Source: place(p.Ref),
+			Observe: p.Observe, Source: place(p.Ref), Fingerprint: p.Fingerprint,
 		}
 		if p.BundleURL != "" {
 			msg.Bundle = &configpb.Bundle{Url: p.BundleURL}

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/writ-mesh/writ/pilot/model"
+	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
 // Where Envoy leaves the payload of a verified token in a check.
@@ -92,7 +93,7 @@ func (l *life) checkHTTP(a *authv3.AttributeContext, p *model.RegoPolicy) {
 			Method: l.r.Method, Path: l.path, Host: l.r.Host, Scheme: "http", Protocol: "HTTP/2", Headers: headers,
 		},
 	}
-	a.ContextExtensions = map[string]string{"writ.policies": p.Namespace + "/" + p.Name}
+	a.ContextExtensions = map[string]string{"writ.policies": configpb.PolicyRef(p.Namespace, p.Name, p.Fingerprint)}
 }
 
 func socketAddress(a netip.Addr, port uint32) *corev3.Address {

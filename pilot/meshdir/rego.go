@@ -277,6 +277,7 @@ func (a *assembler) regoPolicy(o *object) *model.RegoPolicy {
 		}
 		p.BundleCredentials = s.Bundle.credentials()
 	}
+	p.Fingerprint = p.ContentHash()
 	return p
 }
 

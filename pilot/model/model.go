@@ -368,6 +368,9 @@ type RegoPolicy struct {
 	// FailOpen is whenUnavailable: Allow.
 	FailOpen bool
 	Observe  bool
+	// Fingerprint is ContentHash, by which proxies name the content to authz. Without one
+	// they name whatever authz has.
+	Fingerprint string
 	// Form is what is known of the policy without evaluating it; nil if nobody looked.
 	Form *regoform.Policy
 	// ModuleFile and ModuleLine tell where the module stands: its line n is that line

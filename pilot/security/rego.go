@@ -12,6 +12,7 @@ import (
 
 	"github.com/writ-mesh/writ/pilot/envoy"
 	"github.com/writ-mesh/writ/pilot/model"
+	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
 // Names that pilot, authz and ratelimit agree on.
@@ -19,8 +20,9 @@ const (
 	// authzCluster and rateLimitCluster reach the deciders.
 	authzCluster     = "writ-authz"
 	rateLimitCluster = "writ-ratelimit"
-	// PoliciesKey is the context extension with the RegoPolicies to decide,
-	// "<namespace>/<name>" each, separated by commas.
+	// PoliciesKey is the context extension with the RegoPolicies to decide, each as
+	// configpb.PolicyRef gives it, separated by commas. They name what the policies are,
+	// so that an edit of one counts together with the rest of the routes.
 	PoliciesKey = "writ.policies"
 )
 
@@ -52,7 +54,7 @@ func (c *Compiler) addRego(b *httpBuilder, p *model.Proxy, s selection) error {
 	var refs []model.Ref
 	open, body := true, false
 	for _, pol := range rego {
-		names = append(names, pol.Namespace+"/"+pol.Name)
+		names = append(names, configpb.PolicyRef(pol.Namespace, pol.Name, pol.Fingerprint))
 		open = open && (pol.FailOpen || pol.Observe)
 		body = body || strings.Contains(pol.Module, "body")
 		if !pol.FailOpen && !pol.Observe {

@@ -30,6 +30,7 @@ var regoLiveRequests = flag.Int("rego-live-requests", 100, "how many requests Te
 // regoAuthz decides checks by OPA, as authz does.
 type regoAuthz struct {
 	authv3.UnimplementedAuthorizationServer
+	// programs are by what routes name.
 	programs map[string]*rego.Program
 	// observed are the policies that refuse nothing.
 	observed map[string]bool
@@ -46,20 +47,20 @@ func (a *regoAuthz) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.
 	if r.GetAttributes().GetRequest().GetHttp() == nil {
 		names = strings.Join(grpcmetadata.ValueFromIncomingContext(ctx, configpb.PoliciesMetadata), ",")
 	}
-	for name := range strings.SplitSeq(names, ",") {
-		if a.observed[name] {
+	for ref := range strings.SplitSeq(names, ",") {
+		if a.observed[ref] {
 			continue
 		}
 		in, err := rego.NewInput(r, rego.InputOptions{Token: token})
 		malformed := err != nil
 		if !malformed {
-			if d, err := a.programs[name].Eval(ctx, in, 0); err == nil && d.Allowed {
+			if d, err := a.programs[ref].Eval(ctx, in, 0); err == nil && d.Allowed {
 				continue
 			}
 		}
 		return &authv3.CheckResponse{
 			Status:       &rpcstatus.Status{Code: int32(codes.PermissionDenied)},
-			HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: refusedByRego(r, name, malformed)},
+			HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: refusedByRego(r, configpb.PolicyName(ref), malformed)},
 		}, nil
 	}
 	return &authv3.CheckResponse{Status: &rpcstatus.Status{Code: int32(codes.OK)}}, nil
@@ -87,7 +88,7 @@ func (a *regoAuthz) add(t testing.TB, p *model.RegoPolicy) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.programs[p.Namespace+"/"+p.Name] = program
+	a.programs[refOf(p)] = program
 }
 
 // TestRegoInEnvoyLive: what Envoys decide by themselves they decide as before when

@@ -60,7 +60,7 @@ func TestRegoTCPLive(t *testing.T) {
 				named.Name = fmt.Sprintf("p%d-%d", len(inbounds), i)
 				m.RegoPolicies = append(m.RegoPolicies, &named)
 				authz.add(t, &named)
-				authz.observed[named.Namespace+"/"+named.Name] = named.Observe
+				authz.observed[refOf(&named)] = named.Observe
 			}
 			out, err := compiler(t, m).TCP(workload(), tcpPort())
 			if err != nil {

@@ -31,6 +31,7 @@ import (
 	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/internal/regoform"
 	"github.com/writ-mesh/writ/pilot/model"
+	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
 
 var (
@@ -51,8 +52,12 @@ func regoOf(name, module string) *model.RegoPolicy {
 	p := regoPolicy(name, false)
 	p.Module, p.Query = module, "data.p.allow"
 	p.Form = new(rego.Splitter).Split(name, module, p.Query)
+	p.Fingerprint = p.ContentHash()
 	return p
 }
+
+// refOf is how proxies name a policy.
+func refOf(p *model.RegoPolicy) string { return configpb.PolicyRef(p.Namespace, p.Name, p.Fingerprint) }
 
 // TestRegoDifferential compares what OPA says of random requests under random
 // policies with what the filters for Envoy say, by an evaluator of RBAC.

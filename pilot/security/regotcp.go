@@ -1,8 +1,6 @@
 package security
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"strconv"
 	"strings"
@@ -25,9 +23,9 @@ import (
 // once, when the client first sends something.
 //
 // The network filter has nowhere to say which policies are meant, so that they
-// are in the metadata of the call. With them goes a digest of what they are: when one
-// is edited its listeners change and drain, as for an AuthorizationPolicy, instead of
-// leaving connections open that the new text would refuse.
+// are in the metadata of the call. When one is edited its listeners change and drain, as
+// for an AuthorizationPolicy, instead of leaving connections open that the new text would
+// refuse.
 func (c *Compiler) addRegoTCP(out *TCP, p *model.Proxy, port model.WorkloadPort, s selection) error {
 	var asked []*model.RegoPolicy
 	refused := ruleSet{enforced: &rbacv3.RBAC{Action: rbacv3.RBAC_DENY, Policies: map[string]*rbacv3.Policy{}}}
@@ -64,11 +62,10 @@ func (c *Compiler) addRegoTCP(out *TCP, p *model.Proxy, port model.WorkloadPort,
 
 func regoTCP(asked []*model.RegoPolicy) *extauthztcpv3.ExtAuthz {
 	var names []string
-	open, digest := true, sha256.New()
+	open := true
 	for _, p := range asked {
-		names = append(names, p.Namespace+"/"+p.Name)
+		names = append(names, configpb.PolicyRef(p.Namespace, p.Name, p.Fingerprint))
 		open = open && (p.FailOpen || p.Observe)
-		fmt.Fprintf(digest, "%q", []string{p.Namespace, p.Name, p.Module, p.Query, p.BundleURL, p.BundleSigning.Key, strconv.FormatBool(p.Observe)})
 	}
 	return &extauthztcpv3.ExtAuthz{
 		StatPrefix:          "tcp.",
@@ -76,10 +73,7 @@ func regoTCP(asked []*model.RegoPolicy) *extauthztcpv3.ExtAuthz {
 		GrpcService: &corev3.GrpcService{
 			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: authzCluster}},
 			Timeout:         durationpb.New(authzTimeout),
-			InitialMetadata: []*corev3.HeaderValue{
-				{Key: configpb.PoliciesMetadata, Value: strings.Join(names, ",")},
-				{Key: configpb.PoliciesMetadata + "-digest", Value: hex.EncodeToString(digest.Sum(nil)[:8])},
-			},
+			InitialMetadata: []*corev3.HeaderValue{{Key: configpb.PoliciesMetadata, Value: strings.Join(names, ",")}},
 		},
 		FailureModeAllow:  open,
 		IncludeTlsSession: true,
