@@ -36,6 +36,9 @@ func (a *assembler) advise(before map[*object][]Problem) {
 			return others
 		})
 	}
+	if !a.broken() {
+		a.conflicts()
+	}
 	if !known {
 		return
 	}

@@ -26,6 +26,7 @@ func (a *assembler) crossCheck() {
 		"PeerAuthentication":    a.checkPolicySelector,
 		"RequestAuthentication": a.checkPolicySelector,
 		"RegoPolicy":            a.checkPolicySelector,
+		"Sidecar":               a.checkPolicySelector,
 		"QuotaPolicy":           a.checkQuotaReferences,
 		"AccessList":            a.checkPolicySelector,
 		"ServiceRole":           a.checkRole,
@@ -411,8 +412,12 @@ func (a *assembler) checkPolicySelector(c *checker) {
 	if namespace == a.mesh.RootNamespace {
 		namespace = ""
 	}
+	at := "spec.selector"
+	if c.object.meta.Kind == "Sidecar" {
+		at = "spec.workloadSelector"
+	}
 	if len(selector) > 0 && a.knowsWorkloads() && !a.anyWorkload(namespace, selector) {
-		c.warnf("spec.selector", "no workload has these labels: the policy is not used")
+		c.warnf(at, "no workload has these labels: the policy is not used")
 	}
 }
 
@@ -426,6 +431,8 @@ func selectorOf(spec any) map[string]string {
 		return s.Selector.GetMatchLabels()
 	case *telemetry.Telemetry:
 		return s.Selector.GetMatchLabels()
+	case *networking.Sidecar:
+		return s.WorkloadSelector.GetLabels()
 	case *regoSpec:
 		return s.Selector.labels()
 	case *quotaSpec:

@@ -36,11 +36,13 @@ type workload struct {
 
 // known says whether the directory is complete enough to miss something in it:
 // it says what runs, and no file lost an object to an error.
-func (a *assembler) known() bool {
-	broken := func(f *parsedFile) bool {
+func (a *assembler) known() bool { return a.knowsWorkloads() && !a.broken() }
+
+// broken says whether a file lost an object to an error.
+func (a *assembler) broken() bool {
+	return slices.ContainsFunc(a.files, func(f *parsedFile) bool {
 		return slices.ContainsFunc(f.problems, func(p Problem) bool { return p.Severity == Error })
-	}
-	return a.knowsWorkloads() && !slices.ContainsFunc(a.files, broken)
+	})
 }
 
 // takeInventory lists what runs.

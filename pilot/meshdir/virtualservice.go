@@ -582,6 +582,7 @@ func (c *checker) unreachableRoutes(vs *networking.VirtualService) {
 			open = i
 		}
 	}
+	c.unreachableMatches(vs.Http)
 	open = -1
 	for i, route := range vs.Tcp {
 		if open >= 0 {
