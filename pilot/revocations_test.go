@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -98,6 +99,48 @@ func TestRevocationOutlivesARejectedEdit(t *testing.T) {
 		}
 		if e := f.enforced(); len(e) != 1 || e[0].SPIFFEID != id {
 			t.Errorf("enforced: %v", e)
+		}
+	})
+}
+
+// TestRevocationTakenBackAfterTheListener: a revision in which a caller of a TCP port is no
+// more revoked, and is refused by a policy, lets him in at no moment. What is revoked is in
+// endpoints, and policies are in the listener.
+func TestRevocationTakenBackAfterTheListener(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, "", map[string]string{"db.yaml": `apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: db, namespace: default}
+spec:
+  hosts: [db.example]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 3306, name: tcp, protocol: TCP}]
+  endpoints: [{address: 127.0.9.1}]
+`})
+		f.setRevoked(revokedIdentity(7, "spiffe://cluster.local/ns/default/sa/a"))
+		var order []string
+		f.sidecar(1, func(r *discoveryv3.DeltaDiscoveryResponse) string {
+			for _, is := range r.GetResources() {
+				if name := is.GetName(); name == "virtualInbound" || strings.HasPrefix(name, "inbound|3306|") && r.GetTypeUrl() == xds.EndpointType {
+					order = append(order, strings.TrimPrefix(r.GetTypeUrl(), "type.googleapis.com/envoy.config."))
+				}
+			}
+			return ""
+		})
+		synctest.Wait()
+		order = nil
+		f.mu.Lock()
+		f.revoked = &model.Revoked{Sequence: 8, Newest: 7}
+		f.mu.Unlock()
+		f.source.set(map[string]string{"deny.yaml": `apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: deny, namespace: default}
+spec: {action: DENY, rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/a]}}]}]}
+`})
+		synctest.Wait()
+		if want := []string{"listener.v3.Listener", "endpoint.v3.ClusterLoadAssignment"}; !slices.Equal(order, want) {
+			t.Errorf("told of %v, want %v", order, want)
 		}
 	})
 }

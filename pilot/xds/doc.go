@@ -18,6 +18,8 @@
 //   - Filters before routes: while routes change, an Envoy has filters that do for
 //     those of before and of after (Options.Between). A filter that a client refuses
 //     holds back the routes that want it (Options.Served), and nothing else.
+//   - Endpoints that say something for listeners say it until these have changed
+//     (Options.BetweenEndpoints).
 //   - Routes before a listener that would find them in an earlier version: a listener whose
 //     routes the client does not use, and still has of one that drains, waits for them.
 //     Where a response has all listeners, it has those too that wait, or waits itself.
