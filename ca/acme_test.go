@@ -335,7 +335,9 @@ func TestACMEFloodIsHeldBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = resp.Body.Close()
-		last = resp
+		if last = resp; last.StatusCode != http.StatusNoContent {
+			break // slower ones let one in now and then
+		}
 	}
 	if last.StatusCode != http.StatusTooManyRequests || last.Header.Get("Retry-After") == "" {
 		t.Errorf("%d, %v", last.StatusCode, last.Header)
