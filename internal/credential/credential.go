@@ -214,7 +214,8 @@ func (s *Source) load() error {
 // the next bundle may be the right one. Each reason is a warning once, when it
 // does not go away soon; the other tries are for debugging.
 func (s *Source) retry(ctx context.Context, what string, f func(context.Context) error) error {
-	told := "" // the reason of the last warning
+	told := ""       // the reason of the last warning
+	var reason error // of the last try that was not cut short
 	for wait := retryMin; ; wait = min(2*wait, retryMax) {
 		err := f(ctx)
 		if err == nil {
@@ -223,6 +224,9 @@ func (s *Source) retry(ctx context.Context, what string, f func(context.Context)
 			}
 			return nil
 		}
+		if reason == nil || ctx.Err() == nil {
+			reason = err
+		}
 		level := slog.LevelDebug
 		if wait >= loudFrom && err.Error() != told {
 			level, told = slog.LevelWarn, err.Error()
@@ -230,7 +234,7 @@ func (s *Source) retry(ctx context.Context, what string, f func(context.Context)
 		s.log.LogAttrs(ctx, level, "it does not work yet, will try again", slog.String("what", what), slog.Any("error", err))
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("credential: %s: %w (gave up: %w)", what, err, ctx.Err())
+			return fmt.Errorf("credential: %s: %w (gave up: %w)", what, reason, ctx.Err())
 		case <-time.After(pause(wait, rpc.RetryAfter(err), mathrand.Float64())):
 		}
 	}

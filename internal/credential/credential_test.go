@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -402,6 +403,25 @@ func TestRetryWarnsOnceForEachReason(t *testing.T) {
 			return nil
 		}); err != nil || out.Len() > 0 {
 			t.Errorf("%v, logged:\n%s", err, out.String())
+		}
+	})
+}
+
+// What the last whole try found is the reason, not that the time was up during another.
+func TestRetryGivesUpWithTheLastWholeReason(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		tries := 0
+		err := (&Source{log: quiet()}).retry(ctx, "join", func(ctx context.Context) error {
+			if tries++; tries < 3 {
+				return fmt.Errorf("reason %d", tries)
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		})
+		if err == nil || !strings.Contains(err.Error(), "reason 2") || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
 		}
 	})
 }
