@@ -1,34 +1,50 @@
 #!/usr/bin/env bash
-# Runs every test: once with the race detector for everything but the tests
-# with whole meshes, which measure time and run alone afterwards. With a folder
-# as argument, for example ratelimit, only its tests, and those without the race
-# detector, which takes three to five times as long, with fewer random cases and with
-# the newest Envoy alone (-short leaves no test out): for the time between edits.
+# Runs every test: with the race detector all but those that only read the repository and
+# those of the ledger in etcd, which go side by side, and those with whole meshes, which
+# measure time and run alone. With a folder as argument, for example ratelimit, only its
+# tests, and those without the race detector, which takes three to five times as long, with
+# fewer random cases and with the newest Envoy alone (-short leaves no test out): for the
+# time between edits.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# With the race detector there is C, and so PKCS #11 can be tested. The linters run
-# go vet; many tests wait, so more packages and tests than cores run at once.
-race() { CGO_ENABLED=1 go test -race -vet=off -tags pkcs11 -shuffle=on -p 3 -parallel 4 -timeout 20m "$@"; }
+slow=(pilot/security ca/ledger/pglog pilot/translate ratelimit/redisstore) # to begin with
 if [ -n "${1:-}" ]; then
   # Most of what runs in parallel waits. The linters run go vet. Compiler, linker and
   # tests live too briefly for it to pay that they collect garbage often.
-  # What takes longest begins first.
   first=()
-  for p in ca/ledger/pglog pilot/security pilot/translate ratelimit/redisstore; do
+  for p in "${slow[@]}"; do
     [[ $p/ != "$1"/* ]] || first+=("./$p")
   done
   GOGC=400 go test -short -vet=off -p 4 -parallel 10 -timeout 20m "${first[@]}" "./$1/..."
   exit
 fi
-mapfile -t unit < <(go list ./... | grep -v -e '/e2e$' -e '/deploy/compose$')
+# With the race detector there is C, and so PKCS #11 can be tested. The linters run
+# go vet; many tests wait, so more packages and tests than cores run at once. Unless told
+# otherwise each program waits a second before it ends.
+race() { GORACE=atexit_sleep_ms=100 CGO_ENABLED=1 go test -race -vet=off -tags pkcs11 -shuffle=on -p 3 -parallel 4 -timeout 20m "$@"; }
+repository() { go test -vet=off -shuffle=on . ./docs; }
+# The ledger in etcd is in programs that are built for it.
+etcd() { go test -vet=off -tags etcd -shuffle=on -parallel 8 ./ca/ledger/etcdstore; }
+replicas() { go test -vet=off -tags etcd -run TestThreeReplicasWithoutSQL ./cmd/writ-ca; }
+# together runs functions side by side and fails if one of them does.
+together() {
+  local running=() result=0
+  for f in "$@"; do
+    "$f" &
+    running+=($!)
+  done
+  for pid in "${running[@]}"; do
+    wait "$pid" || result=1
+  done
+  return $result
+}
+mapfile -t unit < <(go list ./... | grep -v -E "^$(go list -m)(|/docs|/e2e|/deploy/compose)$")
 from=$SECONDS
-race "${unit[@]}"
+race "${slow[@]/#/./}" "${unit[@]}"
 echo "-- packages: $((SECONDS - from)) s"
 from=$SECONDS
-# The ledger in etcd is in programs that are built for it.
-go test -vet=off -tags etcd -shuffle=on -parallel 8 ./ca/ledger/etcdstore
-go test -vet=off -tags etcd -run TestThreeReplicasWithoutSQL ./cmd/writ-ca
-echo "-- etcd: $((SECONDS - from)) s"
+together repository etcd replicas
+echo "-- repository and etcd: $((SECONDS - from)) s"
 from=$SECONDS
 # Most of a mesh's life in a test is waiting: four at a time fit on two cores.
 go test -vet=off -shuffle=on -count=1 -timeout 30m -parallel 4 ./e2e
