@@ -219,10 +219,10 @@ func (a *assembler) aliases() {
 	if len(leads) == 0 {
 		return
 	}
-	real := map[string][]*model.Service{}
+	concrete := map[string][]*model.Service{}
 	for _, s := range a.mesh.Services {
 		if _, alias := leads[s.Hostname]; !alias {
-			real[s.Hostname] = append(real[s.Hostname], s)
+			concrete[s.Hostname] = append(concrete[s.Hostname], s)
 		}
 	}
 	a.mesh.Aliases = map[string]string{}
@@ -242,7 +242,7 @@ func (a *assembler) aliases() {
 			})
 			return true
 		}
-		if len(real[name]) == 0 {
+		if len(concrete[name]) == 0 {
 			s.Endpoints[0].Address = name
 			if len(s.Ports) == 0 {
 				a.report(a.byID[s.ID()], func(c *checker) {
@@ -251,7 +251,7 @@ func (a *assembler) aliases() {
 			}
 			return false
 		}
-		for _, of := range real[name] {
+		for _, of := range concrete[name] {
 			of.Aliases = append(of.Aliases, s.Hostname)
 		}
 		a.mesh.Aliases[s.Hostname] = name

@@ -38,6 +38,7 @@ func (c *checker) ingress(at string, in *networking.IstioIngressListener) {
 		return
 	}
 	c.sidecarPort(at, in.Port)
+	c.withoutEffect(in.Bind != "", at+".bind")
 	c.sidecarAddress(at, in.Port.Number, in.Bind)
 	if e := in.DefaultEndpoint; e != "" {
 		if unix, ok := strings.CutPrefix(e, unixPrefix); ok {
@@ -112,6 +113,7 @@ func (c *checker) egressListeners(egress []*networking.IstioEgressListener) {
 			}
 		} else {
 			c.sidecarPort(at, e.Port)
+			c.withoutEffect(e.Bind != "", at+".bind")
 			c.egressAddress(at, e)
 			if n := e.Port.Number; n == 0 && sockets[e.Bind] {
 				c.errorf(at+".bind", "%q is given twice", shorten(e.Bind))

@@ -17,6 +17,7 @@ func TestNothingIsPassedOverInSilence(t *testing.T) {
 		{"destinationSubnets", "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: x}\nspec: {hosts: [a], tcp: [{match: [{destinationSubnets: [10.0.0.0/8]}], route: [{destination: {host: a}}]}]}\n", "spec.tcp[0].match[0].destinationSubnets", Error},
 		{"AUTO_PASSTHROUGH", "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: x}\nspec: {selector: {a: b}, servers: [{port: {number: 15443, name: tls, protocol: TLS}, hosts: ['*'], tls: {mode: AUTO_PASSTHROUGH}}]}\n", "spec.servers[0].tls.mode", Warning},
 		{"egressProxy", "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: x}\nspec: {outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: a.example, port: {number: 80}}}}\n", "spec.outboundTrafficPolicy.egressProxy", Error},
+		{"bind of a Sidecar", "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: x}\nspec: {egress: [{bind: 127.0.0.1, port: {number: 3306, name: db, protocol: MYSQL}, hosts: ['*/*']}]}\n", "spec.egress[0].bind", Warning},
 		{"bind", "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: x}\nspec: {selector: {a: b}, servers: [{bind: 127.0.0.9, port: {number: 8080, name: http, protocol: HTTP}, hosts: ['*']}]}\n", "spec.servers[0].bind", Warning},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
