@@ -5,8 +5,9 @@
 // compiled beside the running set and swapped in as a whole; what does not
 // compile is refused with the policy's name and Rego's own error, and the last
 // good set stays, on disk too, so that a restart while pilot is away goes on. A
-// check names its policies in the context extension "writ.policies"; all of them
-// have to allow it.
+// check names its policies in the context extension "writ.policies", each with the
+// content that its routes go with; all of them have to allow it. What was replaced is
+// kept a while for routes that still name it.
 //
 // Alone it stands where the OPA-Envoy plugin stands, with that plugin's
 // configuration file, input document and forms of decision.
