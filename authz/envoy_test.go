@@ -84,7 +84,7 @@ func runEnvoy(t *testing.T, app *httptest.Server, socket, accessLog string) stri
 	_, appPort, _ := net.SplitHostPort(app.Listener.Addr().String())
 	file := writeFile(t, t.TempDir()+"/envoy.yaml", strings.NewReplacer("PORT", port, "APP", appPort, "SOCKET", socket, "ACCESSLOG", accessLog).
 		Replace(envoyYAML))
-	envoytest.Run(t, envoytest.Find(t), file)
+	envoytest.Run(t, envoytest.Find(t), file, "--file-flush-interval-msec", "100")
 	proctest.Eventually(t, 30*time.Second, func() error {
 		c, err := net.Dial("tcp", address)
 		if err != nil {
