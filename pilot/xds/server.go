@@ -136,9 +136,10 @@ type Options struct {
 	// SubscribeWait bounds the wait for an Envoy to ask for the endpoints of its new clusters: 5 s.
 	SubscribeWait time.Duration
 	// ServicesWait bounds how long proxies wait until the services of Writ have
-	// acknowledged what is new to them: 10 s, in which authz compiles thousands of
-	// policies. A service that took longer is not waited for until it has caught up.
-	ServicesWait time.Duration
+	// acknowledged what is new to them: 500 ms. PoliciesWait is the same for RegoPolicies,
+	// whose content routes name: 10 s, in which authz compiles thousands of them. A service
+	// that took longer is not waited for until it has caught up.
+	ServicesWait, PoliciesWait time.Duration
 	// PlacementWait is how long an unknown proxy may wait to be placed by a next snapshot: 5 s.
 	PlacementWait time.Duration
 }
@@ -153,7 +154,8 @@ func (o *Options) fill() {
 	o.RemoveDelay = cmp.Or(o.RemoveDelay, 5*time.Second)
 	o.ResolveDelay = cmp.Or(o.ResolveDelay, 250*time.Millisecond)
 	o.SubscribeWait = cmp.Or(o.SubscribeWait, 5*time.Second)
-	o.ServicesWait = cmp.Or(o.ServicesWait, 10*time.Second)
+	o.ServicesWait = cmp.Or(o.ServicesWait, 500*time.Millisecond)
+	o.PoliciesWait = max(cmp.Or(o.PoliciesWait, 10*time.Second), o.ServicesWait)
 	o.PlacementWait = cmp.Or(o.PlacementWait, 5*time.Second)
 }
 
@@ -253,7 +255,7 @@ func (s *session) admit(url string) (ignore bool, err error) {
 
 // Publish gives every client what the snapshot has for it: services at once,
 // proxies as soon as the services have acknowledged (so that no decider is asked
-// about a policy that it has not got), at the latest after ServicesWait.
+// about a policy that it has not got), at the latest after ServicesWait or PoliciesWait.
 func (s *Server) Publish(snap *Snapshot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -266,19 +268,30 @@ func (s *Server) Publish(snap *Snapshot) {
 			ss.setTarget(s.serviceConfig(ss.client), snap)
 		}
 	}
-	if s.servicesReady() {
+	if len(s.unready("")) == 0 {
 		s.releaseLocked()
 		return
 	}
 	if s.release != nil {
 		return // edits that follow each other are not held up for longer
 	}
+	s.releaseAfter(s.opt.ServicesWait, func() {
+		if len(s.unready(RegoPolicyType)) == 0 {
+			s.goOn()
+			return
+		}
+		s.releaseAfter(s.opt.PoliciesWait-s.opt.ServicesWait, s.goOn)
+	})
+}
+
+// releaseAfter calls f, with the lock, if proxies still wait then.
+func (s *Server) releaseAfter(wait time.Duration, f func()) {
 	var release *time.Timer
-	release = time.AfterFunc(s.opt.ServicesWait, func() {
+	release = time.AfterFunc(wait, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.release == release && !s.stopped {
-			s.goOn()
+			f()
 		}
 	})
 	s.release = release
@@ -287,32 +300,34 @@ func (s *Server) Publish(snap *Snapshot) {
 // goOn waits no more for the services that have not acknowledged.
 func (s *Server) goOn() {
 	var late []string
-	for ss := range s.sessions {
-		if ss.client.Kind == ServiceKind && !ss.ready() {
-			ss.late = true
-			late = append(late, ss.client.ID)
-		}
+	for _, ss := range s.unready("") {
+		ss.late = true
+		late = append(late, ss.client.ID)
 	}
 	slices.Sort(late)
 	s.opt.Log.Warn("proxies go on without waiting for services that have not acknowledged", slog.Any("revision", s.snap.Revision), slog.Any("services", late))
 	s.releaseLocked()
 }
 
-func (s *Server) servicesReady() bool {
+// unready are the services that are waited for and have something to acknowledge of this
+// type, of any type for "".
+func (s *Server) unready(typeURL string) []*session {
+	var out []*session
 	for ss := range s.sessions {
-		if ss.client.Kind == ServiceKind && !ss.late && !ss.ready() {
-			return false
+		if ss.client.Kind == ServiceKind && !ss.late && !ss.ready(typeURL) {
+			out = append(out, ss)
 		}
 	}
-	return true
+	return out
 }
 
-// ready says that nothing sent is still to be acknowledged.
-func (s *session) ready() bool {
+// ready says that nothing of this type, of any type for "", that was sent is still to be
+// acknowledged.
+func (s *session) ready(typeURL string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for url, c := range s.types {
-		if !c.settled(s.target.Set(url).Resources()) && !c.failed() {
+		if (typeURL == "" || typeURL == url) && !c.settled(s.target.Set(url).Resources()) && !c.failed() {
 			return false
 		}
 	}
@@ -326,8 +341,8 @@ func (s *Server) progressed(ss *session) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ss.late = ss.late && !ss.ready()
-	if s.snap != s.released && !s.stopped && s.servicesReady() {
+	ss.late = ss.late && !ss.ready("")
+	if s.snap != s.released && !s.stopped && len(s.unready("")) == 0 {
 		s.releaseLocked()
 	}
 }
@@ -471,7 +486,7 @@ func (s *Server) leave(ss *session) {
 		delete(s.adopted, ss.client.ID)
 	}
 	s.emit(Event{Kind: Disconnected, Client: ss.client, Session: ss})
-	if s.snap != s.released && !s.stopped && s.servicesReady() {
+	if s.snap != s.released && !s.stopped && len(s.unready("")) == 0 {
 		s.releaseLocked()
 	}
 }

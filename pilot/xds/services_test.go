@@ -113,7 +113,7 @@ func TestProxiesWaitForServices(t *testing.T) {
 		authz.answer("")
 		equal(t, "after", e.responses(), []string{"RouteConfiguration +r0"})
 
-		// a service that does not answer holds proxies up for ServicesWait only, also
+		// a service that does not answer holds proxies up for PoliciesWait only, also
 		// where other edits follow
 		b.rego["c"] = 1
 		w["sidecar~1"].routes[0] = 3
@@ -170,6 +170,32 @@ func TestServicesKeepPoliciesForRequestsUnderWay(t *testing.T) {
 			t.Errorf("removed after %v", d)
 		}
 		authz.answer("")
+	})
+}
+
+// What routes do not name is waited for briefly: a service that hangs keeps back nothing
+// else, such as what is revoked.
+func TestProxiesWaitLessForTheRest(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBench(t, Options{})
+		w := map[string]world{"sidecar~1": simple(1, 1)}
+		b.publish(w)
+		e := b.envoy("sidecar~1")
+		defer e.disconnect()
+		synctest.Wait()
+		e.responses()
+		agent := b.subscribe("node~n1", NodePlacementType, "n1")
+		defer agent.end()
+		agent.want(" +n1")
+
+		w["sidecar~1"].routes[0] = 2
+		b.publish(w)
+		time.Sleep(499 * time.Millisecond) // fake time
+		synctest.Wait()
+		equal(t, "before the end of the wait", e.responses(), nil)
+		time.Sleep(time.Millisecond) // fake time
+		synctest.Wait()
+		equal(t, "after the wait", e.responses(), []string{"RouteConfiguration +r0"})
 	})
 }
 

@@ -328,11 +328,17 @@ func waitLive(ctx context.Context, dir, state string, pilot pilotpb.StatusClient
 
 // watchLive waits until pilot's status is as wanted.
 func watchLive(ctx context.Context, dir string, pilot pilotpb.StatusClient, wanted func(*pilotpb.GetStatusResponse) bool) (waited, error) {
-	ctx, cancel := context.WithCancel(ctx)
+	// pilot is not told of the deadline: it would end the stream a moment before, as if it
+	// had nothing to tell.
+	asked, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	defer context.AfterFunc(ctx, cancel)()
 	w := waited{Waiting: []string{"pilot has not told its status"}}
-	stream, err := pilot.WatchStatus(ctx, &pilotpb.WatchStatusRequest{})
-	if err != nil {
+	stream, err := pilot.WatchStatus(asked, &pilotpb.WatchStatusRequest{})
+	switch {
+	case ctx.Err() != nil:
+		return w, nil //nolint:nilerr // as below
+	case err != nil:
 		return w, err
 	}
 	for {

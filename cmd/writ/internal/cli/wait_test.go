@@ -46,16 +46,17 @@ func TestWait(t *testing.T) {
 	}{
 		{"live", [][]string{pending, live}, `{"stamp":"NOW"}`, nil, 0, "revision 2 is live\n"},
 		{"live, as JSON", [][]string{pending, live}, `{"stamp":"NOW"}`, []string{"-o", "json"}, 0, `{"live":true,"revision":"2"}`},
-		{"not live", [][]string{pending}, `{"stamp":"NOW"}`, []string{"--timeout", "100ms"}, 1, ""},
-		{"not live, as JSON", [][]string{pending}, `{"stamp":"NOW"}`, []string{"--timeout", "100ms", "-o", "json"}, 1, `{"live":false,"revision":"1","waiting":["not connected yet: sidecar"]}`},
+		{"not live", [][]string{pending}, `{"stamp":"NOW"}`, []string{"--timeout", "1s"}, 1, ""},
+		{"not live, as JSON", [][]string{pending}, `{"stamp":"NOW"}`, []string{"--timeout", "1s", "-o", "json"}, 1, `{"live":false,"revision":"1","waiting":["not connected yet: sidecar"]}`},
 		{"another form", [][]string{live}, `{"stamp":"NOW"}`, []string{"-o", "yaml"}, 2, ""},
-		{"nothing placed yet", [][]string{live}, `{"stamp":""}`, []string{"--timeout", "100ms", "-o", "json"}, 1, "{\"live\":false,\"revision\":\"1\",\"waiting\":[\"`writ up` has not acted on the files as they are\"]}"},
-		{"files of before are placed", [][]string{live}, `{"stamp":"00ff"}`, []string{"--timeout", "100ms"}, 1, ""},
-		{"a program is late", [][]string{live}, `{"stamp":"NOW","pending":["b-1"]}`, []string{"--timeout", "100ms", "-o", "json"}, 1, `{"live":false,"revision":"1","waiting":["b-1"]}`},
+		{"nothing placed yet", [][]string{live}, `{"stamp":""}`, []string{"--timeout", "1s", "-o", "json"}, 1, "{\"live\":false,\"revision\":\"1\",\"waiting\":[\"`writ up` has not acted on the files as they are\"]}"},
+		{"files of before are placed", [][]string{live}, `{"stamp":"00ff"}`, []string{"--timeout", "1s"}, 1, ""},
+		{"a program is late", [][]string{live}, `{"stamp":"NOW","pending":["b-1"]}`, []string{"--timeout", "1s", "-o", "json"}, 1, `{"live":false,"revision":"1","waiting":["b-1"]}`},
 		{"a program is not there", [][]string{live}, `{"stamp":"NOW","problems":[{"Object":"LocalWorkload default/b","Message":"no program","Severity":"error"}]}`, []string{"-o", "json"}, 1, `{"live":false,"revision":"1","waiting":["error: LocalWorkload default/b: no program"]}`},
 		{"the files cannot be acted on", [][]string{live}, `{"stamp":"NOW","refused":[{"Message":"nothing to run","Severity":"error"}]}`, []string{"-o", "json"}, 1, `{"live":false,"revision":"1","waiting":["error: nothing to run"]}`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			dir := t.TempDir()
 			run, err := json.Marshal(stack.Ready{Admin: map[string]string{
 				"pilot": adminServer(t, func(s *grpc.Server) { pilotpb.RegisterStatusServer(s, watched{missing: tc.states}) }),
