@@ -157,14 +157,16 @@ func (g *guard) read(ctx context.Context, resp *http.Response, cancel context.Ca
 	defer total.Stop()
 	stall := time.AfterFunc(g.limits.Stall, func() { cancel(errTooSlow) })
 	defer stall.Stop()
-	// A body need not mind the context of its request; closing it ends any read.
-	unwatch := context.AfterFunc(ctx, func() { _ = resp.Body.Close() })
+	// A body need not mind the context of its request; closing it ends any read. Who closes
+	// it may come late, when resp has another one.
+	body := resp.Body
+	unwatch := context.AfterFunc(ctx, func() { _ = body.Close() })
 	defer unwatch()
 
 	var all bytes.Buffer
 	part := make([]byte, 64<<10)
 	for {
-		n, err := resp.Body.Read(part)
+		n, err := body.Read(part)
 		stall.Reset(g.limits.Stall)
 		if int64(all.Len()+n) > g.limits.Packed {
 			return nil, fmt.Errorf("%w of %d bytes", errTooLarge, g.limits.Packed)

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -221,6 +222,35 @@ func TestLongPollEnds(t *testing.T) {
 			t.Errorf("after %s: %v", took, err)
 		}
 	})
+}
+
+// atTheEnd is an answer during whose last read the request is given up.
+type atTheEnd struct{ giveUp context.CancelFunc }
+
+func (a atTheEnd) RoundTrip(*http.Request) (*http.Response, error) {
+	return &http.Response{Header: http.Header{}, Body: io.NopCloser(a)}, nil
+}
+
+func (a atTheEnd) Read([]byte) (int, error) {
+	a.giveUp()
+	return 0, io.EOF
+}
+
+// Who closes the body of an answer that was given up does not touch what came out of it;
+// the race detector would see it.
+func TestAnswerGivenUpAtItsEnd(t *testing.T) {
+	for range 10 {
+		ctx, cancel := context.WithCancel(t.Context())
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://a.example", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := (&guard{base: atTheEnd{cancel}, home: req.URL, limits: defaultLimits()}).RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+	}
 }
 
 func TestCheckArchive(t *testing.T) {
