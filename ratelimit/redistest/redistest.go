@@ -84,11 +84,17 @@ func (s *Server) roots() string {
 func (s *Server) listens(t testing.TB) {
 	t.Helper()
 	proctest.Eventually(t, 10*time.Second, func() error {
-		c, err := net.DialTimeout("tcp", s.Address(), time.Second)
-		if err != nil {
-			return err
+		// The socket comes after the port.
+		for _, at := range [][2]string{{"tcp", s.Address()}, {"unix", filepath.Join(s.dir, "s")}} {
+			c, err := net.DialTimeout(at[0], at[1], time.Second)
+			if err != nil {
+				return err
+			}
+			if err := c.Close(); err != nil {
+				return err
+			}
 		}
-		return c.Close()
+		return nil
 	})
 }
 
