@@ -69,7 +69,8 @@ func (s *Server) Restart(t testing.TB) {
 		"--bind", "127.0.0.1", "--unixsocket", filepath.Join(s.dir, "s"),
 		"--save", "", "--appendonly", "no", "--dir", s.dir, "--daemonize", "no",
 	), s.args...)...)
-	s.listens(t)
+	s.listens(t, "tcp", s.Address())
+	s.listens(t, "unix", filepath.Join(s.dir, "s")) // which comes after the port
 }
 
 // roots is the file with the roots of a server that speaks TLS to everybody, its
@@ -81,20 +82,14 @@ func (s *Server) roots() string {
 	return ""
 }
 
-func (s *Server) listens(t testing.TB) {
+func (s *Server) listens(t testing.TB, network, address string) {
 	t.Helper()
 	proctest.Eventually(t, 10*time.Second, func() error {
-		// The socket comes after the port.
-		for _, at := range [][2]string{{"tcp", s.Address()}, {"unix", filepath.Join(s.dir, "s")}} {
-			c, err := net.DialTimeout(at[0], at[1], time.Second)
-			if err != nil {
-				return err
-			}
-			if err := c.Close(); err != nil {
-				return err
-			}
+		c, err := net.DialTimeout(network, address, time.Second)
+		if err != nil {
+			return err
 		}
-		return nil
+		return c.Close()
 	})
 }
 

@@ -62,7 +62,7 @@ func (s *SentinelSet) Another(t testing.TB) *Server {
 		t.Fatal(err)
 	}
 	one.Process = proctest.Start(t, one.bin, file, "--sentinel")
-	one.listens(t)
+	one.listens(t, "tcp", one.Address())
 	// It asks and tells as often as in a set that is in trouble: this one is a second old.
 	// It also connects anew only once in a ping's period, 1 s by default: one that waits for
 	// less than that takes for dead whom it just made the master.
