@@ -276,11 +276,9 @@ func (s *Server) Publish(snap *Snapshot) {
 		return // edits that follow each other are not held up for longer
 	}
 	s.releaseAfter(s.opt.ServicesWait, func() {
-		if len(s.unready(RegoPolicyType)) == 0 {
-			s.goOn()
-			return
+		if s.goOn(RegoPolicyType); s.released != s.snap {
+			s.releaseAfter(s.opt.PoliciesWait-s.opt.ServicesWait, func() { s.goOn("") })
 		}
-		s.releaseAfter(s.opt.PoliciesWait-s.opt.ServicesWait, s.goOn)
 	})
 }
 
@@ -297,16 +295,28 @@ func (s *Server) releaseAfter(wait time.Duration, f func()) {
 	s.release = release
 }
 
-// goOn waits no more for the services that have not acknowledged.
-func (s *Server) goOn() {
+// goOn waits no more for the services that have not acknowledged, but for those that have
+// not acknowledged what is of this type, "" for none.
+func (s *Server) goOn(but string) {
 	var late []string
 	for _, ss := range s.unready("") {
-		ss.late = true
-		late = append(late, ss.client.ID)
+		if but == "" || ss.ready(but) {
+			ss.late = true
+			late = append(late, ss.client.ID)
+		}
 	}
-	slices.Sort(late)
-	s.opt.Log.Warn("proxies go on without waiting for services that have not acknowledged", slog.Any("revision", s.snap.Revision), slog.Any("services", late))
-	s.releaseLocked()
+	if len(late) > 0 {
+		slices.Sort(late)
+		s.opt.Log.Warn("proxies go on without waiting for services that have not acknowledged", slog.Any("revision", s.snap.Revision), slog.Any("services", late))
+	}
+	s.releaseIfReady()
+}
+
+// releaseIfReady gives proxies what they wait for if no service is waited for any more.
+func (s *Server) releaseIfReady() {
+	if s.snap != s.released && !s.stopped && len(s.unready("")) == 0 {
+		s.releaseLocked()
+	}
 }
 
 // unready are the services that are waited for and have something to acknowledge of this
@@ -342,9 +352,7 @@ func (s *Server) progressed(ss *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ss.late = ss.late && !ss.ready("")
-	if s.snap != s.released && !s.stopped && len(s.unready("")) == 0 {
-		s.releaseLocked()
-	}
+	s.releaseIfReady()
 }
 
 func (s *Server) releaseLocked() {
@@ -486,9 +494,7 @@ func (s *Server) leave(ss *session) {
 		delete(s.adopted, ss.client.ID)
 	}
 	s.emit(Event{Kind: Disconnected, Client: ss.client, Session: ss})
-	if s.snap != s.released && !s.stopped && len(s.unready("")) == 0 {
-		s.releaseLocked()
-	}
+	s.releaseIfReady()
 }
 
 // Stop ends every stream and refuses new ones.

@@ -199,6 +199,36 @@ func TestProxiesWaitLessForTheRest(t *testing.T) {
 	})
 }
 
+// Who waits for policies does not wait as long for a service that hangs with something else.
+func TestProxiesWaitForPoliciesOnly(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBench(t, Options{})
+		w := map[string]world{"sidecar~1": simple(1, 1)}
+		b.publish(w)
+		authz := b.subscribe("service~authz", RegoPolicyType, "*")
+		defer authz.end()
+		authz.want("")
+		authz.answer("")
+		e := b.envoy("sidecar~1")
+		defer e.disconnect()
+		synctest.Wait()
+		e.responses()
+		agent := b.subscribe("node~n1", NodePlacementType, "n1")
+		defer agent.end()
+		agent.want(" +n1")
+
+		b.rego["a"] = 1
+		w["sidecar~1"].routes[0] = 2
+		b.publish(w)
+		authz.want(" +a")
+		time.Sleep(2 * time.Second) // fake time
+		synctest.Wait()
+		equal(t, "before the policy is acknowledged", e.responses(), nil)
+		authz.answer("")
+		equal(t, "after", e.responses(), []string{"RouteConfiguration +r0"})
+	})
+}
+
 func TestNodeAgentGetsItsOwnPlacementOnly(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		b := newBench(t, Options{})
