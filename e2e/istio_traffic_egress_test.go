@@ -31,6 +31,11 @@ func externalName(name, host, more string) string {
 	return fmt.Sprintf("---\napiVersion: v1\nkind: Service\nmetadata: {name: %s, namespace: default}\nspec: {type: ExternalName, externalName: %s%s}\n", name, host, more)
 }
 
+// endpointSlice writes what is behind the Service sliced: one address.
+func endpointSlice(address string, port int) string {
+	return fmt.Sprintf("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: sliced-1, labels: {kubernetes.io/service-name: sliced}}\naddressType: IPv4\nports: [{name: http, port: %d}]\nendpoints: [{addresses: [%s]}]\n", port, address)
+}
+
 func newEgressMesh(t *testing.T, mode string) *egressMesh {
 	t.Helper()
 	e := &egressMesh{ext: newApp(t, "ext"), sec: newApp(t, "sec"), mut: newApp(t, "mut"), ca: newPublicCA(t, "public"), egress: proctest.Port(t)}
@@ -60,7 +65,8 @@ func newEgressMesh(t *testing.T, mode string) *egressMesh {
 		"secret.yaml": secret("default", "client-credential", "Opaque", map[string][]byte{"tls.crt": client.cert, "tls.key": client.key, "ca.crt": e.ca.pem}) +
 			secret("default", "client-only", "Opaque", map[string][]byte{"cert": client.cert, "key": client.key}) + secret("default", "client-only-cacert", "Opaque", map[string][]byte{"cacert": e.ca.pem}) +
 			secret("default", "revoked", "Opaque", map[string][]byte{"cacert": e.ca.pem, "crl": e.ca.revoke(server)}),
-		"egress.yaml": entry("static", "static.example.com", http80, e.ext.port) +
+		"slice.yaml": endpointSlice("127.0.0.1", e.ext.port),
+		"egress.yaml": "apiVersion: v1\nkind: Service\nmetadata: {name: sliced}\nspec: {ports: [{name: http, port: 80}]}\n---\n" + entry("static", "static.example.com", http80, e.ext.port) +
 			serviceEntry("dns", fmt.Sprintf(`
 			hosts: [dns.example.com]
 			ports: [{number: 80, name: p, protocol: HTTP}]
@@ -178,7 +184,8 @@ func (e *egressMesh) registered(t *testing.T) {
 		{target: "http://revoked.example.com/", want: "503"},
 		{target: fmt.Sprintf("http://out:%d/", e.ext.port), want: "ext"},
 		{target: fmt.Sprintf("http://out.default.svc.cluster.local:%d/", e.ext.port), want: "ext"},
-		{target: "http://alias:8000/", want: "in", check: sawHeader("x-rule", "in")}, // the rules are those of what it stands for
+		{target: "http://sliced/", want: "ext", check: sawHeader("x-forwarded-client-cert", "")}, // behind no sidecar
+		{target: "http://alias:8000/", want: "in", check: sawHeader("x-rule", "in")},             // the rules are those of what it stands for
 		{target: "http://second.default:8000/", want: "in", check: sawHeader("x-rule", "in")},
 		{target: "http://nomut.example.com/", want: "503"},
 		{target: "http://edition.cnn.com/politics", want: "ext", check: all(sawHeader("x-egress", "gateway"), sawHost("edition.cnn.com"), sawPath("/politics"))},
@@ -204,11 +211,28 @@ func (e *egressMesh) registered(t *testing.T) {
 	})
 }
 
+// slicedWorkload puts a workload behind a Service without selector, in place of what is
+// no workload: it is called by mutual TLS from then on.
+func (e *egressMesh) slicedWorkload(t *testing.T) {
+	write(t, e.dir, "slice.yaml", endpointSlice(e.addressOf("in-1"), 8000))
+	proctest.Eventually(t, 20*time.Second, func() error {
+		got := e.get("client-1", "http://sliced.default/")
+		if got.outcome() != "in" {
+			return fmt.Errorf("after the edit: %s", got)
+		}
+		if who := got.saw(t).Headers.Get("x-forwarded-client-cert"); !strings.Contains(who, "URI=spiffe://cluster.local/ns/default/sa/client") {
+			t.Errorf("the workload was called by %q", who)
+		}
+		return nil
+	})
+}
+
 // TestIstioEgress goes through the egress tasks with ALLOW_ANY.
 func TestIstioEgress(t *testing.T) {
 	t.Parallel()
 	e := newEgressMesh(t, "ALLOW_ANY")
 	e.registered(t)
+	e.slicedWorkload(t)
 	for _, target := range []string{fmt.Sprintf("http://127.0.0.1:%d/", e.ext.port)} {
 		if got := e.get("client-1", target); got.outcome() != "ext" {
 			t.Errorf("unknown host %s: %s", target, got)

@@ -207,6 +207,11 @@ func (e *editor) object(name string) string {
 		return fmt.Sprintf("apiVersion: policy.writ.mesh/v1alpha1\nkind: RegoPolicy\n%s}\nspec: {%squery: data.p.allow, module: \"package p\\nallow if input.attributes.request.http.method == \\\"%s\\\"\"}\n", meta, selector, e.one("GET", "PUT"))
 	case 6:
 		return "apiVersion: v1\nkind: Namespace\nmetadata: {name: x" + name + "}\n"
+	case 7:
+		return fmt.Sprintf("apiVersion: v1\nkind: Service\n%s}\nspec: {ports: [{name: http, port: 80}]}\n", meta)
+	case 8:
+		return fmt.Sprintf("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n%s, labels: {kubernetes.io/service-name: n%d-%d}}\naddressType: IPv4\nports: [{name: http, port: %s}]\nendpoints: [{addresses: [127.8.%d.1], conditions: {ready: %s}}, {addresses: [10.0.0.%d]}]\n",
+			meta, e.IntN(24), e.IntN(2), e.one("8000", "8001", "80"), e.IntN(3), e.one("true", "true", "false"), 1+e.IntN(3))
 	}
 	annotation := e.one("", "", "", ", annotations: {istio.io/dry-run: 'true'}", ", labels: {any: thing}")
 	action := e.one("ALLOW", "ALLOW", "ALLOW", "DENY", "DENY", "AUDIT")

@@ -3,6 +3,7 @@ package meshdir
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"slices"
 
 	networking "istio.io/api/networking/v1alpha3"
@@ -40,6 +41,10 @@ type assembler struct {
 	wildcards []string
 	// unready are the proxies that are no endpoint of any service.
 	unready map[*model.Proxy]bool
+	// endpointSlices are by "<namespace>/<name>" of the Service that they are of, sidecarAt
+	// the workloads by address; both nil if there are no EndpointSlices.
+	endpointSlices map[string][]*object
+	sidecarAt      map[netip.Addr]*model.Proxy
 	// selectable are the labels that a selector may ask for; made when first needed.
 	selectable labelIndex[struct{}]
 	// inventory is there while advice is given.

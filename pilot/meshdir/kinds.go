@@ -9,6 +9,7 @@ import (
 	security "istio.io/api/security/v1beta1"
 	telemetry "istio.io/api/telemetry/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
 // kindInfo is what is known of a kind.
@@ -57,10 +58,13 @@ func knownKinds() map[string]kindInfo {
 			versions: versions("telemetry.istio.io", "v1", "v1alpha1"),
 			message:  func() proto.Message { return &telemetry.Telemetry{} }, validate: checkTelemetry,
 		},
-		"Service":            {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.Service{} }, validate: checkService},
-		"Secret":             {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.Secret{} }, validate: checkSecret},
-		"ServiceAccount":     {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.ServiceAccount{} }, validate: nothing},
-		"Namespace":          {versions: []string{"v1"}, whole: true, cluster: true, value: func() any { return &corev1.Namespace{} }, validate: nothing},
+		"Service":        {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.Service{} }, validate: checkService},
+		"Secret":         {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.Secret{} }, validate: checkSecret},
+		"ServiceAccount": {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.ServiceAccount{} }, validate: nothing},
+		"Namespace":      {versions: []string{"v1"}, whole: true, cluster: true, value: func() any { return &corev1.Namespace{} }, validate: nothing},
+		"EndpointSlice": {
+			versions: versions("discovery.k8s.io", "v1"), whole: true, value: func() any { return &discoveryv1.EndpointSlice{} }, validate: checkEndpointSlice,
+		},
 		"ServiceRole":        {versions: rbac(), value: func() any { return &serviceRoleSpec{} }, validate: checkServiceRole},
 		"ServiceRoleBinding": {versions: rbac(), value: func() any { return &serviceRoleBindingSpec{} }, validate: checkServiceRoleBinding},
 		"ClusterRbacConfig":  {versions: rbac(), cluster: true, value: func() any { return &rbacConfigSpec{} }, validate: checkRbacConfig},
@@ -80,12 +84,12 @@ func nothing(*checker) {}
 func laterKinds() map[string]string {
 	const program = "a program on this machine is a LocalWorkload"
 	return map[string]string{
-		"EnvoyFilter": "", "EndpointSlice": "write the endpoints into a ServiceEntry", "Pod": program, "Node": "",
+		"EnvoyFilter": "", "Pod": program, "Node": "",
 		"ProxyConfig": "write defaultConfig into mesh.yaml",
 		"WasmPlugin":  "", "TrafficExtension": "", "Deployment": program, "StatefulSet": program, "DaemonSet": program,
 		"Job": program, "ConfigMap": "write the mesh configuration into mesh.yaml", "Ingress": "write a Gateway and a VirtualService",
 		"HTTPRoute": "write a VirtualService", "GRPCRoute": "write a VirtualService", "TCPRoute": "write a VirtualService",
-		"TLSRoute": "write a VirtualService", "GatewayClass": "write a Gateway of networking.istio.io", "Endpoints": "write the endpoints into a ServiceEntry",
+		"TLSRoute": "write a VirtualService", "GatewayClass": "write a Gateway of networking.istio.io", "Endpoints": "write an EndpointSlice",
 		"MeshConfig": "write its fields bare into mesh.yaml", "IstioOperator": "write its meshConfig bare into mesh.yaml",
 	}
 }

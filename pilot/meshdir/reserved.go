@@ -136,6 +136,11 @@ func (o *Options) addressProblem(address string, port uint32) string {
 		}
 		return ""
 	}
+	return o.ipProblem(ip, port)
+}
+
+// ipProblem says why nothing may be sent to port at ip, "" if it may.
+func (o *Options) ipProblem(ip netip.Addr, port uint32) string {
 	ip = ip.Unmap().WithZone("")
 	here := ip.IsLoopback() || ip.IsUnspecified() || ip.IsLinkLocalUnicast()
 	if here && slices.Contains(proxyPorts, port) {

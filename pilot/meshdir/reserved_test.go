@@ -96,6 +96,12 @@ func TestReserved(t *testing.T) {
 			"---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: w, namespace: team}\nspec: {address: 127.0.0.1, labels: {app: w}}\n", "reserved"},
 		{"a WorkloadEntry that a Service selects", "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: team}\nspec: {selector: {app: w}, ports: [{name: http, port: 80, targetPort: 15000}]}\n" +
 			"---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: w, namespace: team}\nspec: {address: 127.0.0.1, labels: {app: w}}\n", "reserved"},
+		{"an endpoint of an EndpointSlice", sliceService + slice("a", "IPv4", "{name: http, port: 8080}", "{addresses: [127.0.0.1]}"), ""},
+		{"an EndpointSlice with an administration", sliceService + slice("a", "IPv4", "{name: http, port: 15000}", "{addresses: [127.77.1.4]}"), "reserved"},
+		{"an EndpointSlice with an administration in IPv6", sliceService + slice("a", "IPv6", "{name: http, port: 15000}", "{addresses: ['::1']}"), "reserved"},
+		{"an EndpointSlice with the explicit proxy, not ready", sliceService + slice("a", "IPv4", "{name: tcp-db, port: 15007}", "{addresses: [127.0.0.1], conditions: {ready: false}}"), "reserved"},
+		{"an EndpointSlice with the services of the mesh", sliceService + slice("a", "IPv4", "{name: http, port: 8443}", "{addresses: [10.0.0.1, 127.77.0.1]}"), "reserved"},
+		{"an EndpointSlice with a metadata server", sliceService + slice("a", "IPv4", "{name: http, port: 80}", "{addresses: [169.254.169.254]}"), "link-local"},
 		{"a gateway that listens in place of the agent", "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: team}\nspec: {selector: {app: g}, servers: [{bind: 'unix:///run/writ/agent.sock', port: {number: 0, name: http, protocol: HTTP}, hosts: ['*']}]}\n", "reserved"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

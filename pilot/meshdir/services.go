@@ -22,6 +22,7 @@ import (
 func (a *assembler) services() {
 	taken := map[string]bool{}
 	own := map[string]*model.Service{} // by their hostname, which has their namespace in it
+	a.collectSlices()
 	for _, o := range a.objects["Service"] {
 		s := a.kubernetesService(o)
 		taken[s.Hostname+"/"+s.Namespace], own[s.Hostname] = true, s
@@ -198,6 +199,8 @@ func (a *assembler) kubernetesService(o *object) *model.Service {
 	s.Selector = k.Spec.Selector
 	if len(k.Spec.Selector) > 0 {
 		a.selectEndpoints(s, k.Spec.Selector, targets)
+	} else {
+		a.sliceEndpoints(s)
 	}
 	return s
 }
