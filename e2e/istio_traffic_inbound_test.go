@@ -53,14 +53,15 @@ func socketApp(t *testing.T, a *app) string {
 	return path
 }
 
-// TestIstioInbound is about what a Sidecar says of the ports of its workload, and about
-// the PROXY protocol on both sides.
+// TestIstioInbound is about what a Sidecar, or the DestinationRule of a service, says of
+// the ports of its workload, and about the PROXY protocol on both sides.
 func TestIstioInbound(t *testing.T) {
 	t.Parallel()
 	named, socket, front := newApp(t, "named"), newApp(t, "socket"), proctest.Port(t)
 	m := up(t, writeFiles(t, map[string]string{
 		"mesh.yaml": "outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS}\ndefaultConfig: {gatewayTopology: {proxyProtocol: {}}}\n",
 		"workloads.yaml": play("default", "client", map[string]string{"app": "client"}, named.port) +
+			play("default", "limited", map[string]string{"app": "limited"}, named.port) + play("other", "far", map[string]string{"app": "far"}, named.port) +
 			play("default", "server", map[string]string{"app": "server"}, 1, "http 8000", "http-socket 8001", "http-few 8002", "http-more 8003"),
 		"rules.yaml": object("Sidecar", "default", "server", fmt.Sprintf(`
 			workloadSelector: {labels: {app: server}}
@@ -71,6 +72,9 @@ func TestIstioInbound(t *testing.T) {
 			- {port: {number: 8002, name: http-few, protocol: HTTP}, defaultEndpoint: "127.0.0.1:%[1]d"}
 			- {port: {number: 8003, name: http-more, protocol: HTTP}, defaultEndpoint: "127.0.0.1:%[1]d", connectionPool: {tcp: {maxConnections: 100}}}`, named.port, socketApp(t, socket))) +
 			object("VirtualService", "default", "server", "hosts: [server]\nhttp: [{retries: {attempts: 0}, route: [{destination: {host: server}}]}]") +
+			// Clients of other namespaces do not see the rule: the server's limits are left.
+			destinationRule("default", "limited", "host: limited\nexportTo: [.]\ntrafficPolicy: {connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}}") +
+			object("VirtualService", "default", "limited", "hosts: [limited]\nhttp: [{retries: {attempts: 0}, route: [{destination: {host: limited}}]}]") +
 			gatewayObject("istio-system", "front", fmt.Sprintf(`
 			- port: {number: %d, name: http, protocol: HTTP}
 			  hosts: ["*"]`, front)) +
@@ -94,6 +98,9 @@ func TestIstioInbound(t *testing.T) {
 		return spread(16, func(int) answer {
 			return m.get("client-1", fmt.Sprintf("http://server:%d/", port), "x-do: sleep=500ms")
 		})
+	}
+	if got := spread(16, func(int) answer { return m.get("far-1", "http://limited.default:8000/", "x-do: sleep=500ms") }); got["503"] == 0 || got["named"] == 0 {
+		t.Errorf("more than a DestinationRule lets in at once: %v", got)
 	}
 	if got := at(8002); got["503"] == 0 || got["named"] == 0 {
 		t.Errorf("more than the Sidecar lets in at once: %v", got)

@@ -102,17 +102,24 @@ func (dr *destinationRule) subset(name string) *networking.Subset {
 // within a namespace the longest host, and a rule that selects the client
 // before one for everybody. Nil if there is none.
 func (s *scope) destinationRule(svc *model.Service) *destinationRule {
-	dr, _ := s.rules.get(svc, func() (*destinationRule, error) { return s.findRule(svc), nil })
+	dr, _ := s.rules.get(svc, func() (*destinationRule, error) { return s.findRule(svc, s.labels), nil })
 	return dr
 }
 
-func (s *scope) findRule(svc *model.Service) *destinationRule {
+// serverRule is the rule of a service for the workloads behind it. As in Istio, what a
+// rule selects are clients: rules that select do not count here.
+func (s *scope) serverRule(svc *model.Service) *destinationRule {
+	dr, _ := s.serverRules.get(svc, func() (*destinationRule, error) { return s.findRule(svc, nil), nil })
+	return dr
+}
+
+func (s *scope) findRule(svc *model.Service, labels map[string]string) *destinationRule {
 	seen := map[string]bool{}
 	for _, ns := range []string{s.namespace, svc.Namespace, s.t.mesh.RootNamespace} {
 		// The rules of the root namespace are the mesh's defaults and come last
 		// also for clients that live there.
 		if ns == s.t.mesh.RootNamespace && ns == s.namespace && ns != svc.Namespace && !seen[svc.Namespace] {
-			if dr := s.ruleIn(svc.Namespace, svc.Hostname); dr != nil {
+			if dr := s.ruleIn(svc.Namespace, svc.Hostname, labels); dr != nil {
 				return dr
 			}
 			seen[svc.Namespace] = true
@@ -121,21 +128,21 @@ func (s *scope) findRule(svc *model.Service) *destinationRule {
 			continue
 		}
 		seen[ns] = true
-		if dr := s.ruleIn(ns, svc.Hostname); dr != nil {
+		if dr := s.ruleIn(ns, svc.Hostname, labels); dr != nil {
 			return dr
 		}
 	}
 	return nil
 }
 
-func (s *scope) ruleIn(namespace, host string) *destinationRule {
+func (s *scope) ruleIn(namespace, host string, labels map[string]string) *destinationRule {
 	rules := s.t.index.destinationRules[namespace]
 	if rules == nil {
 		return nil
 	}
 	var best *destinationRule
 	for _, dr := range rules.exact[host] {
-		best = s.prefer(best, dr, namespace)
+		best = s.prefer(best, dr, namespace, labels)
 	}
 	if best != nil {
 		return best
@@ -145,17 +152,17 @@ func (s *scope) ruleIn(namespace, host string) *destinationRule {
 			break
 		}
 		if model.HostMatches(dr.host, host) {
-			best = s.prefer(best, dr, namespace)
+			best = s.prefer(best, dr, namespace, labels)
 		}
 	}
 	return best
 }
 
-// prefer gives dr if it holds for the scope and is closer than best: of rules
-// for the same host one that selects the client comes before one for everybody,
-// else the older one stays.
-func (s *scope) prefer(best, dr *destinationRule, namespace string) *destinationRule {
-	if !model.SelectorMatches(dr.selector, s.labels) {
+// prefer gives dr if it holds for a client of the scope with these labels and is closer
+// than best: of rules for the same host one that selects the client comes before one
+// for everybody, else the older one stays.
+func (s *scope) prefer(best, dr *destinationRule, namespace string, labels map[string]string) *destinationRule {
+	if !model.SelectorMatches(dr.selector, labels) {
 		return best
 	}
 	// A rule with a selector never leaves its namespace.

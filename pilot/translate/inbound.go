@@ -3,6 +3,7 @@ package translate
 import (
 	"fmt"
 	"net"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -60,12 +61,13 @@ func (t *Translator) inboundResources(p *model.Proxy, s *scope, out *collector) 
 		if wp.Protocol == model.UDP {
 			continue
 		}
-		ip, err := t.inboundPort(p, wp, inboundPool(s.sidecar, wp.Port))
+		limits, from := s.inboundPolicy(p, wp.Port)
+		ip, err := t.inboundPort(p, wp, limits)
 		if err != nil {
 			return fmt.Errorf("inbound port %d: %w", wp.Port, err)
 		}
 		ports = append(ports, ip)
-		out.cluster(ip.cluster, ip.sources)
+		out.cluster(ip.cluster, slices.Concat(ip.sources, from))
 		if ip.endpoints != nil {
 			put(out.endpoints, Resource{Name: ip.cluster.Name, Message: ip.endpoints, Sources: []model.Ref{security.RevokedRef()}})
 		}
@@ -86,9 +88,9 @@ func (t *Translator) inboundResources(p *model.Proxy, s *scope, out *collector) 
 	return nil
 }
 
-func (t *Translator) inboundPort(p *model.Proxy, wp model.WorkloadPort, pool *networking.ConnectionPoolSettings) (*inboundPort, error) {
-	return t.inbound.get(t.inboundKey(p, wp)+"|"+pool.String(), func() (*inboundPort, error) {
-		ip := &inboundPort{port: wp, mode: t.policy.ServerMode(p.Namespace, p.Labels, wp.Port), cluster: t.appCluster(wp, pool)}
+func (t *Translator) inboundPort(p *model.Proxy, wp model.WorkloadPort, limits *networking.TrafficPolicy) (*inboundPort, error) {
+	return t.inbound.get(t.inboundKey(p, wp)+"|"+limits.String(), func() (*inboundPort, error) {
+		ip := &inboundPort{port: wp, mode: t.policy.ServerMode(p.Namespace, p.Labels, wp.Port), cluster: t.appCluster(wp, limits)}
 		if wp.Protocol.IsHTTP() {
 			return ip, t.inboundHTTP(p, ip)
 		}
@@ -182,8 +184,8 @@ func (t *Translator) inboundTCP(p *model.Proxy, ip *inboundPort) error {
 	return nil
 }
 
-// appCluster is the program behind the sidecar, with limits if pool has any.
-func (t *Translator) appCluster(wp model.WorkloadPort, pool *networking.ConnectionPoolSettings) *clusterv3.Cluster {
+// appCluster is the program behind the sidecar, with limits of connections and requests.
+func (t *Translator) appCluster(wp model.WorkloadPort, limits *networking.TrafficPolicy) *clusterv3.Cluster {
 	name := appName(wp)
 	address := envoy.SocketAddress(appAddress(wp), wp.App)
 	if wp.AppSocket != "" {
@@ -194,25 +196,21 @@ func (t *Translator) appCluster(wp model.WorkloadPort, pool *networking.Connecti
 		AltStatName:          inboundName(wp.Port),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		ConnectTimeout:       t.connectTimeout(),
-		CircuitBreakers:      unlimited(),
 		LoadAssignment: &endpointv3.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpointv3.LocalityLbEndpoints{{
 			LbEndpoints: []*endpointv3.LbEndpoint{{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{
 				Address: address,
 			}}}},
 		}}},
 	}
-	options := &httpv3.HttpProtocolOptions{}
-	if pool != nil {
-		b := &clusterBuilder{t: t, policy: &networking.TrafficPolicy{ConnectionPool: pool}, out: c, options: options}
-		b.connectionPool()
-	}
+	b := &clusterBuilder{t: t, policy: limits, out: c, options: &httpv3.HttpProtocolOptions{}}
+	b.connectionPool()
 	switch {
 	case wp.Protocol.IsHTTP2() || wp.Protocol == model.GRPCWeb:
-		c.TypedExtensionProtocolOptions = protocolOptions(options, http2)
+		b.pack(http2)
 	case wp.Protocol.IsHTTP():
-		c.TypedExtensionProtocolOptions = protocolOptions(options, http1)
-	case options.CommonHttpProtocolOptions != nil: // the age of TCP connections is there too
-		c.TypedExtensionProtocolOptions = protocolOptions(options, notHTTP)
+		b.pack(http1)
+	case b.options.CommonHttpProtocolOptions != nil: // the age of TCP connections is there too
+		b.pack(notHTTP)
 	}
 	return c
 }

@@ -18,6 +18,9 @@ type index struct {
 	sidecars         map[string][]*model.Sidecar // by namespace, oldest first
 	// localities are those of the proxies that stand before an endpoint with one.
 	localities map[*model.Proxy]string
+	// served are the ports of services that lead to a workload, in the order of the
+	// services; nil if no rule says anything about servers.
+	served map[*model.Proxy][]served
 	// labelKeys are the labels of a client that some object looks at.
 	labelKeys []string
 }
@@ -63,6 +66,7 @@ func newIndex(m *model.Mesh) (*index, error) {
 	}
 	ix.addVirtualServices(m)
 	ix.addDestinationRules(m)
+	ix.addServed(m)
 	ix.labelKeys = labelKeys(m)
 	return ix, nil
 }

@@ -41,6 +41,7 @@ type scope struct {
 	exactHosts      map[string]*virtualService
 	wildcardHosts   []hostRule // longest first, then oldest
 	rules           memo[*model.Service, *destinationRule]
+	serverRules     memo[*model.Service, *destinationRule]
 
 	// shared is what sidecars of this scope have in common; out collects it.
 	shared *Snapshot

@@ -157,6 +157,11 @@ func (b *clusterBuilder) protocol() {
 	if p == notHTTP && empty {
 		return
 	}
+	b.pack(p)
+}
+
+// pack writes the options of the protocol, with the limits of HTTP/2 connections.
+func (b *clusterBuilder) pack(p protocol) {
 	b.out.TypedExtensionProtocolOptions = protocolOptions(b.options, p)
 	if http2 := b.options.GetExplicitHttpConfig().GetHttp2ProtocolOptions(); http2 != nil {
 		h := b.policy.GetConnectionPool().GetHttp()
