@@ -17,6 +17,7 @@ func TestExternalName(t *testing.T) {
 	}
 	files["zz.yaml"] = []byte(service("first", "Reviews.default.svc.cluster.local.", "") + service("second", "first.default.svc.cluster.local", ", ports: [{port: 1}]") +
 		service("outside", "httpbin.org", ", ports: [{name: http, port: 80}]") + service("portless", "httpbin.org", "") +
+		service("over", "Outside.default.svc.cluster.local.", ", ports: [{port: 81}]") +
 		service("circle", "round.default.svc.cluster.local", "") + service("round", "circle.default.svc.cluster.local", ""))
 	mesh, problems := Parse(files, exampleInstances(t), Options{})
 	said := map[string]bool{}
@@ -47,6 +48,11 @@ func TestExternalName(t *testing.T) {
 	outside := mesh.ServiceByHost(full("outside"), "default")
 	if outside.Resolution != model.DNS || !outside.External || outside.Endpoints[0].Address != "httpbin.org" || outside.Endpoints[0].Ports[80] != 80 {
 		t.Errorf("outside: %+v", outside)
+	}
+	// Another name of that name has its own ports, and the host at the end.
+	over := mesh.ServiceByHost(full("over"), "default")
+	if over.Resolution != model.DNS || !over.External || len(over.Endpoints) != 1 || over.Endpoints[0].Address != "httpbin.org" || over.Endpoints[0].Ports[81] != 81 || len(over.Endpoints[0].Ports) != 1 {
+		t.Errorf("over: %+v", over)
 	}
 	for _, none := range []string{"circle", "round"} {
 		if got := mesh.ServiceByHost(full(none), "default"); got != nil {
