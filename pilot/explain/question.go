@@ -126,7 +126,7 @@ func findTargets(m *model.Mesh, q *Question, from string) ([]target, error) {
 	if from == "" {
 		from = "default"
 	}
-	if s := m.ServiceByHost(model.ResolveHost(name, from, m.DomainSuffix), from); s != nil {
+	if s := m.ServiceCalled(name, from); s != nil {
 		out, err := serviceTargets(s, port)
 		for i := range out {
 			out[i].host = q.To

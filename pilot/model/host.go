@@ -153,11 +153,40 @@ func (m *Mesh) ServiceByHost(hostname, fromNamespace string) *Service {
 	return best
 }
 
+// ServiceCalled finds the service that a program in namespace fromNamespace calls by a
+// host name as it is written, name.namespace and name.namespace.svc included. Nil if there
+// is none.
+func (m *Mesh) ServiceCalled(host, fromNamespace string) *Service {
+	host = ResolveHost(host, fromNamespace, m.DomainSuffix)
+	found := m.ServiceByHost(host, fromNamespace)
+	if found == nil || strings.HasPrefix(found.Hostname, "*") {
+		if s := m.inNamespace(host, fromNamespace); s != nil {
+			return s
+		}
+	}
+	return found
+}
+
+// inNamespace finds the mesh's own service, no ServiceEntry, that is called name.namespace
+// or name.namespace.svc.
+func (m *Mesh) inNamespace(hostname, fromNamespace string) *Service {
+	short := strings.TrimSuffix(strings.ToLower(hostname), ".svc")
+	if strings.Count(short, ".") != 1 {
+		return nil
+	}
+	s := m.ServiceByHost(short+".svc."+m.DomainSuffix, fromNamespace)
+	if s == nil || s.Kind == "ServiceEntry" {
+		return nil
+	}
+	return s
+}
+
 // PolicyHost finds the service that a policy of a namespace means by a hostname
 // to which it gives its trust, such as that of a key set or of an authorizer: a
 // service by its own name within the mesh, else a ServiceEntry of the policy's
-// namespace, else of the root namespace. What another namespace writes about the
-// name never counts. Nil means a host outside of the mesh.
+// namespace, else of the root namespace, else a service called name.namespace. What
+// another namespace writes about the name never counts. Nil means a host outside of
+// the mesh.
 func (m *Mesh) PolicyHost(hostname, namespace string) *Service {
 	hostname = m.realName(hostname)
 	first := sort.Search(len(m.Services), func(i int) bool { return m.Services[i].Hostname >= hostname })
@@ -174,5 +203,5 @@ func (m *Mesh) PolicyHost(hostname, namespace string) *Service {
 			return s
 		}
 	}
-	return nil
+	return m.inNamespace(hostname, namespace)
 }

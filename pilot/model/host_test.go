@@ -116,3 +116,42 @@ func TestServiceByHost(t *testing.T) {
 		}
 	}
 }
+
+// TestServiceCalled: what a policy trusts is the mesh's own service under its shorter
+// names too, and no other's ServiceEntry.
+func TestServiceCalled(t *testing.T) {
+	service := func(kind, host, ns string, exportTo ...string) *Service {
+		return &Service{Hostname: host, Meta: Meta{Ref: Ref{Kind: kind, Namespace: ns}}, ExportTo: exportTo}
+	}
+	m := &Mesh{DomainSuffix: "cluster.local", RootNamespace: "root", Services: []*Service{
+		service("ServiceEntry", "*.foo", "other"),
+		service("ServiceEntry", "api.bar", "two"), service("Service", "api.bar.svc.cluster.local", "bar"), service("ServiceEntry", "entry.foo.svc.cluster.local", "other"),
+		service("Service", "keys.foo.svc.cluster.local", "foo"), service("Service", "mine.foo.svc.cluster.local", "foo", "."),
+	}}
+	for _, c := range []struct{ host, from, called, trusted string }{
+		{"keys", "foo", "keys.foo.svc.cluster.local", "keys.foo.svc.cluster.local"},
+		{"keys", "two", "", ""},
+		{"keys.foo", "two", "keys.foo.svc.cluster.local", "keys.foo.svc.cluster.local"},
+		{"Keys.Foo.svc", "two", "keys.foo.svc.cluster.local", "keys.foo.svc.cluster.local"},
+		{"keys.foo.svc.cluster.local", "two", "keys.foo.svc.cluster.local", "keys.foo.svc.cluster.local"},
+		{"mine.foo", "foo", "mine.foo.svc.cluster.local", "mine.foo.svc.cluster.local"},
+		{"mine.foo", "two", "*.foo", ""},
+		{"entry.foo", "two", "*.foo", ""},
+		{"api.bar", "two", "api.bar", "api.bar"},
+		{"api.bar", "three", "api.bar", "api.bar.svc.cluster.local"},
+		{"keys.foo.example", "two", "", ""},
+	} {
+		name := func(s *Service) string {
+			if s == nil {
+				return ""
+			}
+			return s.Hostname
+		}
+		if got := name(m.ServiceCalled(c.host, c.from)); got != c.called {
+			t.Errorf("%s calls %s: %q, want %q", c.from, c.host, got, c.called)
+		}
+		if got := name(m.PolicyHost(ResolveHost(c.host, c.from, m.DomainSuffix), c.from)); got != c.trusted {
+			t.Errorf("%s trusts %s: %q, want %q", c.from, c.host, got, c.trusted)
+		}
+	}
+}
