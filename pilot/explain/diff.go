@@ -92,10 +92,7 @@ func portsOf(m *model.Mesh, p *model.Proxy) []model.WorkloadPort {
 	var out []model.WorkloadPort
 	for _, g := range p.Serves(m.Gateways, m.RootNamespace) {
 		for _, s := range g.Spec.GetServers() {
-			number := s.GetPort().GetNumber()
-			if moved, ok := p.GatewayPorts[number]; ok {
-				number = moved
-			}
+			number := openedAt(p, s)
 			if !slices.ContainsFunc(out, func(w model.WorkloadPort) bool { return w.Port == number }) {
 				out = append(out, model.WorkloadPort{Port: number, Protocol: gatewayProtocol(s.GetPort().GetProtocol())})
 			}

@@ -233,16 +233,14 @@ func (l *life) dimension(d model.Dimension) string {
 // clientAddress is the other end of the connection; at a gateway the client as
 // X-Forwarded-For tells it.
 func (l *life) clientAddress() string {
+	address := l.r.Source
 	if l.to.proxy.Type == model.GatewayProxy {
-		all := strings.Split(l.r.Headers["x-forwarded-for"], ",")
-		if last := strings.TrimSpace(all[len(all)-1]); last != "" {
-			return last
-		}
+		address = l.r.Remote
 	}
-	if !l.r.Source.IsValid() {
+	if !address.IsValid() {
 		return ""
 	}
-	return l.r.Source.String()
+	return address.String()
 }
 
 // calledService is the name of the service that the port is of; a gateway's is the host.

@@ -170,22 +170,31 @@ func (l *life) arrive() {
 	l.place()
 }
 
-// remote is the client as X-Forwarded-For tells it to a sidecar: the last address in it.
+// remote is the client as X-Forwarded-For tells it: to a sidecar the last address in it,
+// to a gateway the one before those of the trusted proxies that are in front of it.
 func (l *life) remote() {
+	from := 1
+	if l.to.proxy.Type == model.GatewayProxy {
+		from = int(l.m.Config.GetDefaultConfig().GetGatewayTopology().GetNumTrustedProxies())
+	}
 	all := strings.Split(l.r.Headers["x-forwarded-for"], ",")
-	if a, err := netip.ParseAddr(strings.TrimSpace(all[len(all)-1])); err == nil && l.to.proxy.Type == model.SidecarProxy {
+	if from == 0 || from > len(all) {
+		return
+	}
+	if a, err := netip.ParseAddr(strings.TrimSpace(all[len(all)-from])); err == nil {
 		l.r.Remote = a
 	}
 }
 
-// place puts the token where the workload looks for one.
+// place puts the token where the workload looks for one of its kind.
 func (l *life) place() {
 	if l.q.Token == "" {
 		return
 	}
 	rules := l.jwtRules()
 	if len(rules) > 0 {
-		switch r := rules[0].rule; {
+		its := max(0, slices.IndexFunc(rules, func(r jwtRule) bool { return l.d.Verify(l.q.Token, r.rule, l.d.Now).Claims != nil }))
+		switch r := rules[its].rule; {
 		case len(r.GetFromHeaders()) > 0:
 			h := r.GetFromHeaders()[0]
 			l.setHeader(h.GetName(), h.GetPrefix()+l.q.Token)
@@ -222,9 +231,7 @@ func (l *life) removeHeader(name string) {
 func (l *life) peer() error {
 	s := Step{Name: "PeerAuthentication", Runs: l.envoy(), Result: Allowed}
 	if l.to.proxy.Type == model.GatewayProxy {
-		s.Result, s.Detail = noPolicy, "a gateway takes callers as the tls of its Gateway says; it calls on as "+principalOf(l.m, l.to.proxy)
-		l.pass(s)
-		return l.normal()
+		return l.door(s)
 	}
 	mode, ref := l.peerMode()
 	s.By, s.At = ref.ID(), place(ref)
@@ -254,6 +261,36 @@ func (l *life) peer() error {
 		return nil
 	default:
 		s.Detail = mode.String() + ": the caller is " + l.r.Principal
+	}
+	l.pass(s)
+	return l.normal()
+}
+
+// door is what the tls of a Gateway does instead of a PeerAuthentication.
+func (l *life) door(s Step) error {
+	s.Result, s.Detail = noPolicy, "a gateway takes callers as the tls of its Gateway says; it calls on as "+principalOf(l.m, l.to.proxy)
+	asked := l.r.SNI
+	if asked == "" {
+		asked = hostWithoutPort(l.q.Host)
+	}
+	switch doorOf(serversFor(l.m, l.to.proxy, l.to.port.Port, asked)) {
+	case doorPlain:
+		s.Detail += "; in plain text, in which nobody has an identity"
+		l.r.Principal, l.r.SNI = "", ""
+	case doorTLS:
+		s.Detail += "; it asks for no certificate, so nobody has an identity"
+		l.r.Principal, l.r.SNI = "", asked
+	case doorMesh:
+		if l.r.Principal == "" {
+			s.Detail = "ISTIO_MUTUAL: a connection without a certificate of the mesh is closed"
+			l.refuse(s, 0)
+			l.status = 0
+			return nil
+		}
+	case doorAny:
+		if l.r.Principal == "" {
+			l.r.SNI = asked
+		}
 	}
 	l.pass(s)
 	return l.normal()

@@ -48,6 +48,8 @@ func newSide(m *model.Mesh, p *model.Proxy, port model.WorkloadPort, fixed *eval
 	s := &side{m: m, proxy: p, port: port, policies: eval.Select(m, p), fixed: fixed, fixedPath: path, mode: model.Permissive}
 	if p.Type == model.SidecarProxy {
 		s.mode = model.NewPeerModes(m).Of(p.Namespace, p.Labels, port.Port)
+	} else {
+		s.mode = doorOf(serversFor(m, p, port.Port, "")).mode()
 	}
 	var err error
 	d, tcp := domainsOf(m), s.tcp()

@@ -101,22 +101,30 @@ func (l *life) require(s Step, rules []jwtRule) *refusal {
 // refusal that says most.
 func (l *life) look(s Step, rules []jwtRule, headers map[string]string, all bool) (good int, bad *refusal) {
 	for _, r := range rules {
-		for _, raw := range l.d.Find(r.rule, headers, l.path) {
-			v := l.d.Verify(raw, r.rule, l.d.Now)
-			if v.Claims != nil {
-				good++
-				l.accept(s, r, v)
-				break
+		v, found := l.verify(r, headers)
+		switch {
+		case v.Claims != nil:
+			good++
+			l.accept(s, r, v)
+			if !all {
+				return good, bad
 			}
-			if bad == nil || strings.Contains(bad.Reason, "issuer") {
-				bad = &refusal{v, r}
-			}
-		}
-		if good > 0 && !all {
-			break
+		case found && (bad == nil || strings.Contains(bad.Reason, "issuer")):
+			bad = &refusal{v, r}
 		}
 	}
 	return good, bad
+}
+
+// verify is what comes of the tokens that a rule finds, all of which have to be good: the
+// first that is not, or the last.
+func (l *life) verify(r jwtRule, headers map[string]string) (v Verified, found bool) {
+	for _, raw := range l.d.Find(r.rule, headers, l.path) {
+		if v, found = l.d.Verify(raw, r.rule, l.d.Now), true; v.Claims == nil {
+			break
+		}
+	}
+	return v, found
 }
 
 // accept takes a token's claims over, and does with the headers what the rule says.
