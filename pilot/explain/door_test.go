@@ -50,6 +50,7 @@ func TestDoor(t *testing.T) {
 		want bool
 	}{
 		{"plain text has no identity", identity, Question{From: web, Port: 8080, Host: "a"}, false},
+		{"under the port of the Gateway too", identity, Question{From: web, Port: 80, Host: "a"}, false},
 		{"nor has TLS that asks for no certificate", identity, Question{From: web, Port: 443, Host: "simple.example"}, false},
 		{"nor TLS that is passed on", identity, Question{From: web, Port: 9443, Host: "simple.example"}, false},
 		{"MUTUAL has", identity, Question{From: web, Port: 443, Host: "a.mutual.example:443"}, true},

@@ -203,6 +203,9 @@ func gatewayPort(m *model.Mesh, p *model.Proxy, port uint32) (model.WorkloadPort
 	if len(ports) == 0 { // its Gateway is not known: it is asked as a port of HTTP
 		return model.WorkloadPort{Port: port, Protocol: model.HTTP}, nil
 	}
+	if moved, ok := p.GatewayPorts[port]; ok {
+		port = moved
+	}
 	opened := *p
 	opened.Ports = ports
 	return portOf(&opened, port)

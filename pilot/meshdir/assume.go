@@ -3,13 +3,15 @@ package meshdir
 import (
 	"cmp"
 	"net/netip"
+	"os"
 
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
 // Assume reads a mesh directory of which nothing runs, and gives its mesh as it would
-// be with one replica of each LocalWorkload and a proxy for each Gateway. Their
-// addresses are made up. The problems are those of the directory.
+// be with one replica of each LocalWorkload and a proxy for each Gateway. Where the
+// directory has run, InstancesFile has the addresses that they keep; others are made
+// up. The problems are those of the directory.
 func Assume(options Options) (*model.Mesh, []Problem) {
 	r := NewReader(options)
 	files, unreadable, err := readDir(r.options.Dir)
@@ -18,7 +20,7 @@ func Assume(options Options) (*model.Mesh, []Problem) {
 	}
 	in, mesh, problems := parseAndSettle(files, nil, &r.options)
 	problems = unique(append(problems, unreadable...))
-	data, err := MarshalInstances(assumed(planOf(in, mesh)))
+	data, err := MarshalInstances(assumed(planOf(in, mesh), instancesOf(r.options.InstancesFile)))
 	if err != nil {
 		return nil, append(problems, Problem{Message: err.Error()})
 	}
@@ -54,7 +56,32 @@ func (r *Reader) Contents(mesh *model.Mesh) map[string][]byte {
 	return out
 }
 
-func assumed(plan Plan) []Instance {
+// instancesOf gives the replicas of a file by "<namespace>/<name>", as far as it can be
+// read.
+func instancesOf(file string) map[string]Instance {
+	out := map[string]Instance{}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return out
+	}
+	instances, _ := ParseInstances(file, data)
+	for _, in := range instances {
+		out[in.Namespace+"/"+in.Name] = in
+	}
+	return out
+}
+
+func assumed(plan Plan, known map[string]Instance) []Instance {
+	out := madeUp(plan)
+	for i, in := range out {
+		if is, ok := known[in.Namespace+"/"+in.Name]; ok && (is.Spec.Type == "gateway") == (in.Spec.Type == "gateway") {
+			out[i].Spec.Address, out[i].Spec.GatewayPorts = is.Spec.Address, is.Spec.GatewayPorts
+		}
+	}
+	return out
+}
+
+func madeUp(plan Plan) []Instance {
 	at := netip.AddrFrom4([4]byte{127, 255, 0, 0})
 	var out []Instance
 	for _, w := range plan.Workloads {

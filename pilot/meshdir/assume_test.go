@@ -45,6 +45,40 @@ func TestAssume(t *testing.T) {
 	}
 }
 
+// TestAssumeKnown: replicas of a directory that ran have the addresses that they had.
+func TestAssumeKnown(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "instances.yaml")
+	data, err := MarshalInstances([]Instance{
+		{Name: "ratings-1", Namespace: "default", Spec: InstanceSpec{ServiceAccount: "other", Type: "sidecar", Address: "127.16.1.3"}},
+		{Name: "details-1", Namespace: "default", Spec: InstanceSpec{ServiceAccount: "details", Type: "gateway", Address: "127.16.1.4"}},
+		{Name: "bookinfo-gateway", Namespace: "istio-system", Spec: InstanceSpec{ServiceAccount: "g", Type: "gateway", Address: "127.0.0.1", GatewayPorts: map[uint32]uint32{80: 8080}}},
+		{Name: "gone-1", Namespace: "default", Spec: InstanceSpec{ServiceAccount: "gone", Address: "127.16.1.5"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m, problems := Assume(Options{Dir: "../../examples/bookinfo", InstancesFile: file})
+	if bad := Errors(problems); len(bad) > 0 {
+		t.Fatal(bad)
+	}
+	got := map[string]string{}
+	for _, p := range m.Proxies {
+		got[p.Name] = p.Address.String()
+		if p.Name == "ratings-1" && p.ServiceAccount != "bookinfo-ratings" {
+			t.Errorf("ratings-1 runs as %s", p.ServiceAccount)
+		}
+		if p.Name == "bookinfo-gateway" && p.GatewayPorts[80] != 8080 {
+			t.Errorf("the gateway's ports are %v", p.GatewayPorts)
+		}
+	}
+	if got["ratings-1"] != "127.16.1.3" || got["bookinfo-gateway"] != "127.0.0.1" || got["details-1"] != "127.255.0.2" || got["gone-1"] != "" {
+		t.Errorf("addresses are %v", got)
+	}
+}
+
 // TestContents: the files of a mesh make the same mesh elsewhere, also after the
 // directory has changed.
 func TestContents(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/writ-mesh/writ/authz/rego"
+	"github.com/writ-mesh/writ/cmd/writ/internal/stack"
 	"github.com/writ-mesh/writ/pilot/listsource"
 	"github.com/writ-mesh/writ/pilot/meshdir"
 	"github.com/writ-mesh/writ/pilot/model"
@@ -39,16 +40,20 @@ func (s *meshSource) read(ctx context.Context, args []string) (*model.Mesh, erro
 	if s.running() {
 		return s.inForce(ctx, args)
 	}
-	return readMesh(meshDir(args))
+	return readMeshOf(meshDir(args), s.state)
 }
 
 // readMesh reads a directory, whose files have to be valid: an answer about what is
 // left of them would be about another mesh.
-func readMesh(dir string) (*model.Mesh, error) {
+func readMesh(dir string) (*model.Mesh, error) { return readMeshOf(dir, "") }
+
+// readMeshOf is readMesh where the state may be elsewhere: replicas that ran have the
+// addresses that they had.
+func readMeshOf(dir, state string) (*model.Mesh, error) {
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
 		return nil, fmt.Errorf("%s is no mesh directory", dir)
 	}
-	options := meshdir.Options{Dir: dir, CompileRego: rego.Check, SplitRego: new(rego.Splitter).Split}
+	options := meshdir.Options{Dir: dir, InstancesFile: stack.Instances(dir, state), CompileRego: rego.Check, SplitRego: new(rego.Splitter).Split}
 	mesh, problems := meshdir.Assume(options)
 	var bad []error
 	for _, p := range meshdir.Errors(problems) {

@@ -61,6 +61,9 @@ func (o *Options) problem(p meshdir.Problem) {
 // stateFolder is where a mesh directory has its state unless --state says otherwise.
 const stateFolder = ".writ"
 
+// instancesFile is what pilot is told of the replicas by, in the state directory.
+const instancesFile = "instances.yaml"
+
 // paths are the files of one run.
 type paths struct {
 	dir, state string

@@ -297,7 +297,7 @@ func (s *Stack) writeInstances(want plan, unready map[string]bool) (changed bool
 		return false, nil
 	}
 	s.instances = nil
-	if err := atomicfile.Write(s.p.file("instances.yaml"), data, 0o600); err != nil {
+	if err := atomicfile.Write(s.p.file(instancesFile), data, 0o600); err != nil {
 		return false, err
 	}
 	s.instances = data

@@ -67,6 +67,15 @@ func (r *Ready) write(path string) error {
 	return atomicfile.Write(path, append(data, '\n'), 0o600)
 }
 
+// Instances is the file with the replicas that a mesh directory had when it ran last,
+// with state ("" for the default place); it need not be there.
+func Instances(dir, state string) string {
+	if state == "" {
+		state = filepath.Join(dir, stateFolder)
+	}
+	return filepath.Join(state, instancesFile)
+}
+
 // errNotRunning says that no mesh runs from a directory.
 var errNotRunning = errors.New("no mesh is running")
 

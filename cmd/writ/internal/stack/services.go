@@ -69,7 +69,7 @@ func (s *Stack) daemons() []daemon {
 	all := []daemon{
 		{"ca", "", ca},
 		{"pilot", "writ/pilot", map[string]any{
-			"mesh": s.p.dir, "instances": s.p.file("instances.yaml"), "listen": s.pilotAddr,
+			"mesh": s.p.dir, "instances": s.p.file(instancesFile), "listen": s.pilotAddr,
 			"admin": s.p.unix("pilot-admin"), "state": s.p.file("pilot"),
 			"reserved_folders": s.reserved.Folders, "reserved_addresses": reservedAddresses(s.reserved),
 			"deciders": map[string]any{"authz": s.p.unix("authz"), "ratelimit": s.p.unix("ratelimit")},
