@@ -55,6 +55,7 @@ func (l *listing) parse(ctx context.Context, versions []ast.RegoVersion, o Optio
 	defer o.Metrics.Timer(metrics.RegoModuleParse).Stop()
 
 	parsed := make([]module, 0, len(versions))
+	known := make(map[ast.RegoVersion]*ast.Capabilities)
 	for _, f := range l.files {
 		if !f.isModule() {
 			continue
@@ -67,6 +68,12 @@ func (l *listing) parse(ctx context.Context, versions []ast.RegoVersion, o Optio
 		}
 		how := o.Parser
 		how.RegoVersion = versions[len(parsed)]
+		if how.Capabilities == nil { // the parser would list and sort them for each module
+			if known[how.RegoVersion] == nil {
+				known[how.RegoVersion] = ast.CapabilitiesForThisVersion(ast.CapabilitiesRegoVersion(how.RegoVersion))
+			}
+			how.Capabilities = known[how.RegoVersion]
+		}
 		name := f.nameIn(o.Folder)
 		tree, err := ast.ParseModuleWithOpts(name, string(f.text), how)
 		if err != nil {
