@@ -13,11 +13,10 @@ import (
 
 // evaluator asks policies, or its memory of what they said about the same inputs.
 //
-// What a decision depends on is in its key: the program with its data, and all that
-// the program can read of the input, tokens included. A change of a policy or of its
-// data makes another program, so nothing of before is found for it, and a decision
-// that is under way at that moment is kept for the program that made it. Tokens are
-// verified, and looked up among the revoked, before any of this, for each request.
+// What a decision depends on is in its key: the rules and the data that the program can
+// look at, and all that it can read of the input, tokens included. A change of any of them
+// makes another key, so nothing of before is found for it, and a decision that is under
+// way at that moment is kept for the program that made it. Tokens are verified, and looked up among the revoked, before any of this, for each request.
 type evaluator struct {
 	cache   *cache.Cache[decided]
 	timeout time.Duration

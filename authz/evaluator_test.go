@@ -3,6 +3,8 @@ package authz
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,6 +17,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/internal/config"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
 )
@@ -164,8 +167,77 @@ func TestCacheFollowsData(t *testing.T) {
 			}
 		}
 	}
-	if m.lookups(t, "hit") != 3 {
-		t.Errorf("%d hits, want 3", m.lookups(t, "hit"))
+	if m.lookups(t, "hit") != 4 { // the last data are those of the first
+		t.Errorf("%d hits, want 4", m.lookups(t, "hit"))
+	}
+}
+
+// While a bundle is edited at random, each answer is that of the same bundle in a service
+// that has kept nothing; what an edit does not concern is kept.
+func TestCacheAcrossEdits(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // a test's
+	m := newMesh(t)
+	dir := t.TempDir()
+	policy := regoPolicy("default/a", "")
+	policy.Module, policy.Bundle = "", &configpb.Bundle{Url: "file://" + dir}
+	pick := func(all ...string) string { return all[r.IntN(len(all))] }
+	team := func() string { return fmt.Sprint("t", r.IntN(4)) }
+	edits := []func(){
+		func() {
+			writeFile(t, dir+"/main.rego", "package p\nimport input.attributes.request.http as req\ndefault allow := "+pick("false", "true")+
+				"\nallow := x if { x := data.teams[req.headers[\"x-team\"]].allow }\nallow if data.lib.known(req.headers[\"x-role\"])\n")
+		},
+		func() { writeFile(t, dir+"/lib.rego", "package lib\nknown(role) if role in data.roles\n") },
+		func() {
+			writeFile(t, dir+"/lib.rego", "package lib\nknown(role) if { some x in data.roles; x == role; x != "+pick(`"reader"`, `"writer"`)+" }\n")
+		},
+		func() {
+			writeFile(t, dir+"/"+team()+".rego", "package teams."+team()+"\n"+pick("allow if input.parsed_path[0] == \"ratings\"\n", "allow := true\n", "other := 1\n", "allow := false if data.lib.known(\"reader\")\n"))
+		},
+		func() { _ = os.Remove(dir + "/" + team() + ".rego") },
+		func() {
+			writeFile(t, dir+"/data.json", pick(`{"roles": ["reader"]}`, `{"roles": ["writer"]}`, `{"roles": ["reader", "writer"], "unread": 1}`, `{"unread": 2}`, `{"roles": ["reader"], "teams": {"t9": {"allow": true}}}`))
+		},
+		func() {
+			writeFile(t, dir+"/unread.rego", fmt.Sprintf("package unread\np := {x | some x in [%d, 2]}\n", r.IntN(100)))
+		},
+		func() {
+			name := dir + "/" + pick("main", "lib", team()) + ".rego"
+			if text, err := os.ReadFile(name); err == nil {
+				writeFile(t, name, string(text)+"# a comment\n")
+			}
+		},
+	}
+	edits[0]()
+	edits[1]()
+	allow, refuse := 0, 0
+	for range 150 {
+		edits[r.IntN(len(edits))]()
+		fresh, err := rego.Compile(t.Context(), rego.Source{Bundles: []string{dir}}, "data.p.allow", rego.Options{})
+		if err != nil {
+			continue
+		}
+		m.apply(t, policy)
+		for range 8 {
+			change := []func(*authv3.AttributeContext){withHeader("x-team", pick("t0", "t1", "t2", "t3", "t9")), withHeader("x-role", pick("reader", "writer", "none"))}
+			in, err := rego.NewInput(checkRequest("default/a", change...), rego.InputOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d, err := fresh.Eval(t.Context(), in, time.Minute)
+			want := err == nil && d.Allowed
+			if got := allowed(m.check(t, "default/a", change...)); got != want {
+				t.Fatalf("allowed %v, want %v", got, want)
+			}
+			if want {
+				allow++
+			} else {
+				refuse++
+			}
+		}
+	}
+	if hits, misses := m.lookups(t, "hit"), m.lookups(t, "miss"); hits < 300 || misses < 150 || allow < 100 || refuse < 100 {
+		t.Errorf("%d hits, %d misses, %d allowed, %d refused", hits, misses, allow, refuse)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
@@ -61,9 +62,9 @@ type Program struct {
 	txn    storage.Transaction
 	values cache.InterQueryValueCache
 	web    cache.InterQueryCache
-	// id is another one for each program: nothing that was kept for one is found for
-	// another.
-	id     [16]byte
+	// id is the same for programs that decide alike only: nothing that was kept for one is
+	// found for another.
+	id     [sha256.Size]byte
 	reads  *reads
 	impure string
 	memory int64
@@ -132,7 +133,6 @@ func newProgram(ctx context.Context, prepared oparego.PreparedEvalQuery, compile
 		values:   cache.NewInterQueryValueCache(ctx, nil),
 		memory:   cmp.Or(o.Memory, DefaultMemory),
 	}
-	_, _ = rand.Read(p.id[:]) // never fails
 	found := analyze(compiler, query)
 	if found.grows != nil {
 		return nil, found.grows
@@ -144,6 +144,13 @@ func newProgram(ctx context.Context, prepared oparego.PreparedEvalQuery, compile
 	var err error
 	if p.txn, err = store.NewTransaction(ctx); err != nil {
 		return nil, fmt.Errorf("open the policy's data: %w", err)
+	}
+	same := false
+	if p.impure == "" {
+		p.id, same = contentID(compiler, query, found, store, p.txn, o)
+	}
+	if !same {
+		_, _ = rand.Read(p.id[:]) // never fails
 	}
 	if !o.Undefined {
 		if err := p.defined(ctx, compiler, store, query); err != nil {

@@ -8,8 +8,8 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 )
 
-// Key stands for everything that a pure policy's decision depends on: the
-// program, with its data, and what it reads of the input.
+// Key stands for everything that a pure policy's decision depends on: what the program
+// can look at of rules and data, and what it reads of the input.
 type Key [sha256.Size]byte
 
 // Key gives the key of a request, false if the decision may depend on something

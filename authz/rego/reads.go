@@ -75,6 +75,14 @@ func (r *reads) paths(prefix string) []string {
 	return out
 }
 
+// sort brings keys into an order that depends on nothing else.
+func (r *reads) sort() {
+	slices.SortFunc(r.keys, func(a, b key) int { return strings.Compare(a.name, b.name) })
+	for _, k := range r.keys {
+		k.below.sort()
+	}
+}
+
 // analysis finds what a query can read of the input and whether its result
 // depends on anything else. It is sound rather than exact: what it cannot tell
 // counts as read, or as impure.
@@ -86,6 +94,8 @@ type analysis struct {
 	impure string
 	// grows is the first rule that puts too large a value together.
 	grows error
+	// data are the parts of the data, rules included, that it can look at.
+	data needed
 	// whole are parts of the data that evaluations may need as a whole.
 	whole []storage.Path
 
@@ -99,6 +109,7 @@ func analyze(c *ast.Compiler, query ast.Body) *analysis {
 	a := &analysis{compiler: c, reads: new(reads), seen: make(map[*ast.Rule]bool)}
 	if c == nil {
 		a.reads.add(nil)
+		a.data.add(nil)
 		a.impure = "unknown"
 		return a
 	}
@@ -109,6 +120,7 @@ func analyze(c *ast.Compiler, query ast.Body) *analysis {
 		a.todo = a.todo[:len(a.todo)-1]
 		a.rule(rule)
 	}
+	a.reads.sort()
 	a.whole = wholeData(query, slices.Collect(maps.Keys(a.seen)))
 	return a
 }
@@ -176,6 +188,7 @@ func (a *analysis) ref(r ast.Ref) {
 
 // reach adds the rules that a reference below data may mean.
 func (a *analysis) reach(r ast.Ref) {
+	a.data.add(constantPath(r[1:]))
 	for _, rule := range a.compiler.GetRulesDynamicWithOpts(r, ast.RulesOptions{IncludeHiddenModules: true}) {
 		if !a.seen[rule] {
 			a.seen[rule] = true
@@ -184,12 +197,16 @@ func (a *analysis) reach(r ast.Ref) {
 	}
 }
 
-// with looks at what replaces a part of the input: the result depends on whether
-// there are objects on the way to it. An impure function counts even where another
+// with looks at what replaces a part of the input or the data: the result depends on
+// whether there are objects on the way to it. An impure function counts even where another
 // one replaces it.
 func (a *analysis) with(w *ast.With) {
-	if r, ok := w.Target.Value.(ast.Ref); ok && r.HasPrefix(ast.InputRootRef) && len(r) > 2 {
+	switch r, ok := w.Target.Value.(ast.Ref); {
+	case !ok:
+	case r.HasPrefix(ast.InputRootRef) && len(r) > 2:
 		a.reads.add(constantPath(r[1 : len(r)-1]))
+	case r.HasPrefix(ast.DefaultRootRef):
+		a.data.add(constantPath(r[1:max(1, len(r)-1)]))
 	}
 	a.walk(w.Value)
 }
