@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"runtime/debug"
 )
@@ -25,7 +24,7 @@ func Run(ctx context.Context, f func() error) error {
 		return context.Cause(ctx)
 	}
 	defer garbage.Raise(room)()
-	defer widen()()
+	defer width.widen()()
 	done := make(chan error, 1)
 	go func() {
 		// Never unlocked: the thread, whose priority cannot be raised again, ends with
@@ -37,23 +36,6 @@ func Run(ctx context.Context, f func() error) error {
 		done <- err
 	}()
 	return <-done
-}
-
-// widen lets Go run one thread more. Where fewer run than there are processors somebody
-// has limited what the process takes, and there are processors left for the others.
-func widen() (narrow func()) {
-	n := runtime.GOMAXPROCS(0)
-	if n != runtime.NumCPU() {
-		return func() {}
-	}
-	runtime.GOMAXPROCS(n + 1)
-	return func() {
-		if os.Getenv("GOMAXPROCS") == "" {
-			runtime.SetDefaultGOMAXPROCS() // which follows limits that change
-			return
-		}
-		runtime.GOMAXPROCS(n)
-	}
 }
 
 // errPanic is in the error of work that panicked.

@@ -8,9 +8,10 @@ import (
 	"testing"
 )
 
-// What runs has its error, or its panic, and leaves Go's number of threads as it was;
-// one works at a time.
+// What runs has its error, or its panic; one works at a time, with one thread more, which
+// is taken back later.
 func TestRun(t *testing.T) {
+	narrow() // of tests before
 	before := runtime.GOMAXPROCS(0)
 	oops := errors.New("oops")
 	if err := Run(t.Context(), func() error { return oops }); !errors.Is(err, oops) {
@@ -42,9 +43,18 @@ func TestRun(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	narrow()
 	if got := runtime.GOMAXPROCS(0); got != before {
 		t.Errorf("%d threads afterwards, %d before", got, before)
 	}
+}
+
+// narrow takes the thread more back.
+func narrow() {
+	width.mu.Lock()
+	turn := width.turn
+	width.mu.Unlock()
+	width.end(turn)
 }
 
 // Work whose context ends before its turn is not begun.
