@@ -323,7 +323,8 @@ func (b *bundleServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(b.bundles[n%differentBundles])
 }
 
-// packed is the nth bundle of these modules, each with a text of its own.
+// packed is the nth bundle of these modules, each with a rule of its own. What is decided
+// where one module is reached does not depend on that, and where all are it does.
 func packed(modules map[string]string, n int) []byte {
 	var out bytes.Buffer
 	z := gzip.NewWriter(&out)
@@ -335,7 +336,7 @@ func packed(modules map[string]string, n int) []byte {
 	add("/.manifest", fmt.Sprintf(`{"revision": "%d"}`, n))
 	add("/data.json", fmt.Sprintf(`{"n": %d}`, n))
 	for name, text := range modules {
-		add("/"+name, text+fmt.Sprintf("\n# %d\n", n))
+		add("/"+name, text+fmt.Sprintf("\nedition := %d\n", n))
 	}
 	_ = t.Close()
 	_ = z.Close()
