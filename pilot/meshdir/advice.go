@@ -42,6 +42,7 @@ func (a *assembler) advise(before map[*object][]Problem) {
 	if !known {
 		return
 	}
+	a.severalSidecars()
 	for kind, check := range map[string]func(*checker){
 		"RequestAuthentication": a.tokensNotRequired,
 		"Service":               a.deadServicePorts,

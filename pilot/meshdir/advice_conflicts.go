@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"google.golang.org/protobuf/proto"
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/writ-mesh/writ/pilot/model"
@@ -17,8 +16,11 @@ func (a *assembler) conflicts() {
 	a.sharedHosts()
 	a.severalPolicies()
 	a.portsOfTwoProtocols()
+	a.serversOfOthers()
+	divided := a.dividedInMesh()
 	for _, o := range a.objects["VirtualService"] {
 		a.report(o, a.hostsOfGateways)
+		a.report(o, func(c *checker) { a.subsetsPassedBy(c, divided) })
 		a.report(o, a.openPorts)
 		a.report(o, a.claimsOfNobody)
 	}
@@ -38,27 +40,49 @@ func (h holder) take(what string, by model.Ref) (first model.Ref, taken bool) {
 	return first, taken
 }
 
-// sharedHosts: of several VirtualServices for one host in the mesh the first counts.
+// sharedHosts: of several VirtualServices for one host in the mesh, exported to the
+// same, the first counts. One for a namespace goes before one for all.
 func (a *assembler) sharedHosts() {
 	hosts := holder{}
 	for _, vs := range a.mesh.VirtualServices {
-		exported := vs.Spec.GetExportTo()
-		if len(exported) == 0 {
-			exported = a.mesh.Config.GetDefaultVirtualServiceExportTo()
-		}
-		if !isEverywhere(exported) || len(vs.Spec.GetGateways()) > 0 && !slices.Contains(vs.Spec.GetGateways(), model.MeshGateway) {
-			continue // one for a namespace goes before one for all
+		if len(vs.Spec.GetGateways()) > 0 && !slices.Contains(vs.Spec.GetGateways(), model.MeshGateway) {
+			continue
 		}
 		for i, h := range vs.Spec.GetHosts() {
 			host := model.ResolveHost(h, vs.Namespace, a.mesh.DomainSuffix)
-			if first, taken := hosts.take(host, vs.Ref); taken && first != vs.Ref {
-				a.warn(vs.Ref, index("spec.hosts", i), "callers of %s in the mesh take the routes of %s, not these: write one VirtualService, or delegates", shorten(host), first)
+			for _, scope := range scopesOf(vs.Spec.GetExportTo(), vs.Namespace) {
+				first, taken := hosts.take(scope+"/"+host, vs.Ref)
+				if !taken || first == vs.Ref {
+					continue
+				}
+				where := "the mesh"
+				if scope != "*" {
+					where = "namespace " + scope
+				}
+				a.warn(vs.Ref, index("spec.hosts", i), "callers of %s in %s take the routes of %s, not these: write one VirtualService, or delegates", shorten(host), where, first)
+				break
 			}
 		}
 	}
 }
 
-// severalPolicies: of Sidecars and PeerAuthentications for the same workloads the first counts.
+// scopesOf gives the namespaces that something is exported to, "*" for all.
+func scopesOf(exportTo []string, namespace string) []string {
+	if isEverywhere(exportTo) {
+		return []string{"*"}
+	}
+	var out []string
+	for _, to := range exportTo {
+		if to == "." {
+			to = namespace
+		}
+		out = append(out, to)
+	}
+	return out
+}
+
+// severalPolicies: of Sidecars, PeerAuthentications and Telemetries for the same
+// workloads the first counts.
 func (a *assembler) severalPolicies() {
 	whole := holder{}
 	check := func(r model.Ref, at string, selector map[string]string) {
@@ -76,6 +100,88 @@ func (a *assembler) severalPolicies() {
 	for _, p := range a.mesh.PeerAuthentications {
 		check(p.Ref, "spec.selector", p.Spec.GetSelector().GetMatchLabels())
 	}
+	for _, t := range a.mesh.Telemetries {
+		check(t.Ref, "spec.selector", t.Spec.GetSelector().GetMatchLabels())
+	}
+}
+
+// severalSidecars: of Sidecars that select one workload in several ways the first counts.
+func (a *assembler) severalSidecars() {
+	for i, s := range a.mesh.Sidecars {
+		labels := s.Spec.GetWorkloadSelector().GetLabels()
+		if len(labels) == 0 {
+			continue
+		}
+		for _, w := range a.inventory.workloads.having(s.Namespace, labels) {
+			first := slices.IndexFunc(a.mesh.Sidecars[:i], func(o *model.Sidecar) bool {
+				other := o.Spec.GetWorkloadSelector().GetLabels()
+				return o.Namespace == s.Namespace && len(other) > 0 && !maps.Equal(other, labels) && model.SelectorMatches(other, w.Labels)
+			})
+			if first >= 0 {
+				a.warn(s.Ref, "spec.workloadSelector", "%s selects %s too and goes before: this one is not used for it", a.mesh.Sidecars[first].Ref, w.Name)
+				break
+			}
+		}
+	}
+}
+
+// serversOfOthers: Gateways for the same proxies with one port and host. writ up runs a
+// proxy for each of them; a proxy that serves both takes one.
+func (a *assembler) serversOfOthers() {
+	first := holder{}
+	for _, gw := range a.mesh.Gateways {
+		selector := ""
+		for _, k := range slices.Sorted(maps.Keys(gw.Spec.GetSelector())) {
+			selector += fmt.Sprintf(" %q=%q", k, gw.Spec.GetSelector()[k])
+		}
+		for i, s := range gw.Spec.GetServers() {
+			for j, h := range s.GetHosts() {
+				key := fmt.Sprintf("%s %s %d %s", selector, s.GetBind(), s.GetPort().GetNumber(), strings.ToLower(h))
+				if other, taken := first.take(key, gw.Ref); taken && other != gw.Ref {
+					a.warn(gw.Ref, index(index("spec.servers", i)+".hosts", j), "%s has %s at port %d for the same proxies: this Gateway gets a proxy of its own here, and where one proxy serves both (Kubernetes) only one of them is used", other, shorten(h), s.GetPort().GetNumber())
+				}
+			}
+		}
+	}
+}
+
+// subsetsPassedBy: routes of callers in the mesh to subsets of a host, which who comes
+// through a gateway does not take. divided says which VirtualService has them.
+func (a *assembler) subsetsPassedBy(c *checker, divided map[string]model.Ref) {
+	vs := c.object.spec.(*networking.VirtualService)
+	if len(a.boundGateways(c)) == 0 {
+		return
+	}
+	for i, r := range vs.Http {
+		for j, d := range r.Route {
+			host := model.ResolveHost(d.GetDestination().GetHost(), c.object.meta.Namespace, a.mesh.DomainSuffix)
+			if by, there := divided[host]; there && by != c.object.meta.Ref && d.GetDestination().GetSubset() == "" {
+				c.warnf(index(index("spec.http", i)+".route", j)+".destination.subset", "the routes of %s to subsets of %s are for callers in the mesh, those who come through the gateway do not take them: give a subset here too", by, host)
+			}
+		}
+	}
+}
+
+// dividedInMesh gives the hosts whose callers in the mesh are led to subsets of them,
+// and by which VirtualService.
+func (a *assembler) dividedInMesh() map[string]model.Ref {
+	divided := map[string]model.Ref{}
+	for _, vs := range a.mesh.VirtualServices {
+		if len(vs.Spec.Gateways) > 0 && !slices.Contains(vs.Spec.Gateways, model.MeshGateway) {
+			continue
+		}
+		full := func(name string) string { return model.ResolveHost(name, vs.Namespace, a.mesh.DomainSuffix) }
+		for _, r := range vs.Spec.Http {
+			for _, d := range r.Route {
+				host := full(d.GetDestination().GetHost())
+				own := slices.ContainsFunc(vs.Spec.Hosts, func(h string) bool { return full(h) == host })
+				if _, there := divided[host]; own && !there && d.GetDestination().GetSubset() != "" {
+					divided[host] = vs.Ref
+				}
+			}
+		}
+	}
+	return divided
 }
 
 // portsOfTwoProtocols: ServiceEntries that say one port of a host in two ways.
@@ -151,42 +257,44 @@ func servesHost(pattern, gateway, namespace, host string) bool {
 	return (ns == "*" || ns == namespace || ns == "." && gateway == namespace) && model.HostsOverlap(name, host)
 }
 
-// openPorts: without a port a destination has that of the caller, which is not the
-// service's where he comes by another name.
+// openPorts: without a port a destination has that of the caller, which need not be
+// one of the service's.
 func (a *assembler) openPorts(c *checker) {
-	vs := c.object.spec.(*networking.VirtualService)
-	namespace := c.object.meta.Namespace
-	for i, r := range vs.Http {
-		for j, d := range r.Route {
-			if d.GetDestination().GetPort() != nil || d.GetDestination() == nil {
-				continue
-			}
-			host := model.ResolveHost(d.Destination.Host, namespace, a.mesh.DomainSuffix)
-			own := slices.ContainsFunc(vs.Hosts, func(h string) bool { return model.ResolveHost(h, namespace, a.mesh.DomainSuffix) == host })
-			service := a.mesh.ServiceByHost(host, namespace)
-			if service == nil || len(service.Ports) < 2 || own && len(a.boundGateways(c)) == 0 || a.arrivesAtAnyOf(c, service) {
-				continue
-			}
-			c.warnf(index(index("spec.http", i)+".route", j)+".destination.port", "service %s has several ports, and which of them is meant is not said: give port.number%s", host, portList(service))
+	check := func(at string, d *networking.Destination) {
+		if d == nil || d.Port != nil {
+			return
+		}
+		service := a.mesh.ServiceByHost(model.ResolveHost(d.Host, c.object.meta.Namespace, a.mesh.DomainSuffix), c.object.meta.Namespace)
+		if service != nil && len(service.Ports) > 1 {
+			c.warnf(at+".port", "service %s has several ports, and which of them is meant hangs on the port that the caller came by: give port.number%s", service.Hostname, portList(service))
 		}
 	}
+	eachDestination(c.object.spec.(*networking.VirtualService), check)
 }
 
-// arrivesAtAnyOf says whether every port that callers come by is one of the service.
-func (a *assembler) arrivesAtAnyOf(c *checker, s *model.Service) bool {
-	gateways := a.boundGateways(c)
-	vs := c.object.spec.(*networking.VirtualService)
-	if len(gateways) == 0 || slices.Contains(vs.Gateways, model.MeshGateway) {
-		return len(gateways) == 0 && len(vs.Gateways) == 0 && slices.ContainsFunc(s.Ports, func(p model.ServicePort) bool { return p.Port == 80 })
-	}
-	for _, gw := range gateways {
-		for _, server := range gw.Servers {
-			if !slices.ContainsFunc(s.Ports, func(p model.ServicePort) bool { return p.Port == server.GetPort().GetNumber() }) {
-				return false
-			}
+// eachDestination calls visit for the places where a VirtualService sends requests and
+// connections.
+func eachDestination(vs *networking.VirtualService, visit func(at string, d *networking.Destination)) {
+	for i, r := range vs.Http {
+		at := index("spec.http", i)
+		for j, d := range r.Route {
+			visit(index(at+".route", j)+".destination", d.Destination)
+		}
+		visit(at+".mirror", r.Mirror)
+		for j, m := range r.Mirrors {
+			visit(index(at+".mirrors", j)+".destination", m.Destination)
 		}
 	}
-	return true
+	for i, r := range vs.Tls {
+		for j, d := range r.Route {
+			visit(index(index("spec.tls", i)+".route", j)+".destination", d.Destination)
+		}
+	}
+	for i, r := range vs.Tcp {
+		for j, d := range r.Route {
+			visit(index(index("spec.tcp", i)+".route", j)+".destination", d.Destination)
+		}
+	}
 }
 
 // claimsOfNobody: routes by claims where no token is looked at.
@@ -200,18 +308,31 @@ func (a *assembler) claimsOfNobody(c *checker) {
 	}
 	for i, r := range vs.Http {
 		for j, m := range r.Match {
-			for _, name := range slices.Sorted(maps.Keys(m.Headers)) {
-				if !isClaimMatch(name) {
-					continue
-				}
+			for _, at := range claimMatches(m) {
 				for _, full := range slices.Sorted(maps.Keys(gateways)) {
 					if !verified(gateways[full]) {
-						c.warnf(index(index("spec.http", i)+".match", j)+".headers["+name+"]", "no RequestAuthentication looks at tokens at Gateway %s, so there are no claims: write one in namespace %s", full, a.mesh.RootNamespace)
+						c.warnf(index(index("spec.http", i)+".match", j)+at, "no RequestAuthentication looks at tokens at Gateway %s, so there are no claims: write one in namespace %s", full, a.mesh.RootNamespace)
 					}
 				}
 			}
 		}
 	}
+}
+
+// claimMatches gives the places of conditions on claims.
+func claimMatches(m *networking.HTTPMatchRequest) []string {
+	var out []string
+	for _, field := range []struct {
+		at    string
+		names map[string]*networking.StringMatch
+	}{{".headers", m.Headers}, {".withoutHeaders", m.WithoutHeaders}} {
+		for _, name := range slices.Sorted(maps.Keys(field.names)) {
+			if isClaimMatch(name) {
+				out = append(out, field.at+"["+name+"]")
+			}
+		}
+	}
+	return out
 }
 
 // serversTwice: of two servers of a port for one host only the first is used.
@@ -227,42 +348,4 @@ func serversTwice(c *checker) {
 			}
 		}
 	}
-}
-
-// unreachableMatches warns of HTTP matches that others leave nothing for.
-func (c *checker) unreachableMatches(routes []*networking.HTTPRoute) {
-	seen := map[string]string{}
-	open := ""
-	for i, r := range routes {
-		for j, m := range r.Match {
-			at := index(index("spec.http", i)+".match", j)
-			conditions := proto.CloneOf(m)
-			conditions.Name, conditions.StatPrefix = "", ""
-			key, err := proto.MarshalOptions{Deterministic: true}.Marshal(conditions)
-			if err != nil {
-				return
-			}
-			switch first, there := seen[string(key)]; {
-			case open != "":
-				c.warnf(at, "is never reached: %s matches every request", open)
-			case there:
-				c.warnf(at, "is never reached: %s asks for the same", first)
-			default:
-				seen[string(key)] = strings.TrimPrefix(at, "spec.")
-			}
-			if open == "" && r.Delegate == nil && everyRequest(conditions) {
-				open = strings.TrimPrefix(at, "spec.")
-			}
-		}
-	}
-}
-
-// everyRequest says whether a match has no condition that a request could fail.
-func everyRequest(m *networking.HTTPMatchRequest) bool {
-	if m.GetUri().GetPrefix() != "/" && m.GetUri() != nil {
-		return false
-	}
-	rest := proto.CloneOf(m)
-	rest.Uri, rest.IgnoreUriCase = nil, false
-	return proto.Equal(rest, &networking.HTTPMatchRequest{})
 }

@@ -17,8 +17,13 @@ func (c *checker) deniedOnTCP(p *security.AuthorizationPolicy) {
 		return
 	}
 	for i, rule := range p.Rules {
-		if len(rule.GetFrom())+len(rule.GetTo()) > 0 && !slices.ContainsFunc(rule.GetFrom(), fromOfTCP) && !slices.ContainsFunc(rule.GetTo(), toOfTCP) {
-			c.warnf(index("spec.rules", i), "on TCP ports a DENY rule of HTTP conditions alone denies everything: give to.operation.ports")
+		from, to := slices.ContainsFunc(rule.GetFrom(), fromOfTCP), slices.ContainsFunc(rule.GetTo(), toOfTCP)
+		switch at := index("spec.rules", i); {
+		case len(rule.GetFrom())+len(rule.GetTo()) == 0 || to:
+		case !from:
+			c.warnf(at, "on TCP ports a DENY rule of HTTP conditions alone denies everything: give to.operation.ports")
+		case len(rule.GetTo()) > 0:
+			c.warnf(at, "on TCP ports the HTTP conditions of a DENY rule are left out, so it denies every connection of these callers: give to.operation.ports")
 		}
 	}
 }

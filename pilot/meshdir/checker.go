@@ -54,7 +54,7 @@ func isSubdomain(s string) bool {
 func labelProblem(key, value string) string {
 	name := key
 	if prefix, rest, ok := strings.Cut(key, "/"); ok {
-		if prefix == "" || len(prefix) > 253 || hostProblem(prefix, false) != "" {
+		if len(prefix) > 253 || slices.ContainsFunc(strings.Split(prefix, "."), func(part string) bool { return !isAnyLabel(part) }) {
 			return fmt.Sprintf("label key %q has a bad prefix: it must be a DNS name", shorten(key))
 		}
 		name = rest
@@ -91,7 +91,7 @@ func hostProblem(host string, wildcard bool) string {
 		switch {
 		case i == 0 && wildcard && len(part) <= 63 && wildcardForm.MatchString(part):
 		case i == last && i > 0 && part == "":
-		case i == last && i > 0 && isNumber(part):
+		case i == last && (i > 0 || !wildcard) && isNumber(part): // an address, or the end of one
 			return fmt.Sprintf("%q is not a valid host name: the last part is a number", shorten(host))
 		case !isAnyLabel(part):
 			return fmt.Sprintf("%q is not a valid host name: %q cannot be a part of one", shorten(host), shorten(part))
@@ -170,6 +170,15 @@ func (c *checker) selector(at string, labels map[string]string) {
 		case strings.Contains(k+labels[k], "*"):
 			c.errorf(at+"["+k+"]", "wildcards are not supported in a selector: write the whole value")
 		}
+	}
+}
+
+// workloadSelector checks the selector of a kind of traffic; given says that there is
+// one.
+func (c *checker) workloadSelector(at, field string, given bool, labels map[string]string) {
+	c.selector(at+"."+field, labels)
+	if given && len(labels) == 0 {
+		c.warnf(at, "without labels it is for every workload of the namespace: give labels, or remove it")
 	}
 }
 
@@ -264,4 +273,17 @@ func portProtocol(name, appProtocol, transport string) model.Protocol {
 	prefix, _, _ := strings.Cut(name, "-")
 	p, _ := protocolOf(prefix)
 	return p
+}
+
+// saysProtocol says whether a port's appProtocol, or its name without one, names a
+// protocol.
+func saysProtocol(name, appProtocol string) bool {
+	if appProtocol != "" {
+		_, known := protocolOf(appProtocol)
+		return known || slices.Contains([]string{"kubernetes.io/h2c", "kubernetes.io/ws", "kubernetes.io/wss"}, strings.ToLower(appProtocol))
+	}
+	name = strings.ToLower(name)
+	prefix, _, _ := strings.Cut(name, "-")
+	_, known := protocolOf(prefix)
+	return known
 }

@@ -29,6 +29,8 @@ func checkService(c *checker) {
 		c.errorf("spec.ports", "a Service needs at least one port")
 	}
 	c.labels("spec.selector", s.Spec.Selector)
+	c.clusterAddresses(s)
+	c.serviceFieldsWithoutEffect(s)
 	names := map[string]bool{}
 	for i, p := range s.Spec.Ports {
 		at := index("spec.ports", i)
@@ -45,6 +47,41 @@ func checkService(c *checker) {
 				c.errorf(at+".port", "port %d is given twice, first by ports[%d]", p.Port, j)
 			}
 		}
+	}
+	if c.failed() || external {
+		return
+	}
+	for i, p := range s.Spec.Ports {
+		c.spokenPort(index("spec.ports", i), p)
+	}
+}
+
+// clusterAddresses checks the addresses by which a service is called; None is a service
+// without.
+func (c *checker) clusterAddresses(s *corev1.Service) {
+	check := func(at, address string) {
+		if address != "" && address != corev1.ClusterIPNone && !isIP(address) {
+			c.errorf(at, "%q is not an IP address, nor None", shorten(address))
+		}
+	}
+	check("spec.clusterIP", s.Spec.ClusterIP)
+	for i, address := range s.Spec.ClusterIPs {
+		check(index("spec.clusterIPs", i), address)
+	}
+}
+
+// serviceFieldsWithoutEffect warns of what decides in Kubernetes which endpoint is taken,
+// or who may call, and what no Envoy goes by.
+func (c *checker) serviceFieldsWithoutEffect(s *corev1.Service) {
+	if a := s.Spec.SessionAffinity; a != "" && a != corev1.ServiceAffinityNone {
+		c.warnf("spec.sessionAffinity", "it has no effect in a mesh: write a DestinationRule with loadBalancer.consistentHash")
+	}
+	local := s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal
+	c.withoutEffect(local, "spec.internalTrafficPolicy")
+	c.withoutEffect(s.Spec.TrafficDistribution != nil, "spec.trafficDistribution")
+	c.withoutEffect(len(s.Spec.ExternalIPs) > 0, "spec.externalIPs")
+	if len(s.Spec.LoadBalancerSourceRanges) > 0 {
+		c.warnf("spec.loadBalancerSourceRanges", "it has no effect in this version: write an AuthorizationPolicy with ipBlocks")
 	}
 }
 
@@ -77,12 +114,38 @@ func (c *checker) servicePort(at string, p corev1.ServicePort) {
 	c.port(at+".port", uint32(max(0, p.Port)))
 	if t := p.TargetPort; t.Type == intstr.Int && t.IntVal != 0 {
 		c.port(at+".targetPort", uint32(max(0, t.IntVal)))
+	} else if t.Type == intstr.String && isNumber(t.StrVal) {
+		c.errorf(at+".targetPort", "%q in quotes would be the name of a port, and a name has a letter in it: remove the quotes", shorten(t.StrVal))
 	} else if t.Type == intstr.String && !isLabel(t.StrVal) {
 		c.errorf(at+".targetPort", "%q is neither a number nor a port name", shorten(t.StrVal))
 	}
 	if transports := []string{"", "TCP", "UDP", "SCTP"}; !slices.Contains(transports, string(p.Protocol)) {
 		c.errorf(at+".protocol", "unknown protocol %q: it is TCP, UDP or SCTP; write the application protocol into appProtocol or the port's name", shorten(string(p.Protocol)))
 	}
+}
+
+// spokenPort warns of a port of which nothing says what is spoken there: nobody guesses
+// it from the first bytes, as Istio may.
+func (c *checker) spokenPort(at string, p corev1.ServicePort) {
+	if p.Protocol == corev1.ProtocolUDP {
+		return
+	}
+	if p.AppProtocol != nil && *p.AppProtocol != "" {
+		if !saysProtocol("", *p.AppProtocol) {
+			c.warnf(at+".appProtocol", "%q is no protocol that is known here, so the port is plain TCP: known are %s", shorten(*p.AppProtocol), protocolNames)
+		}
+		return
+	}
+	if !saysProtocol(p.Name, "") {
+		c.warnf(at+".name", "neither the name nor appProtocol says what is spoken at port %d, so it is plain TCP, without HTTP routes and policies: write for example name: %s, or tcp-... if that is meant", p.Port, suggestedName(p.Name))
+	}
+}
+
+func suggestedName(name string) string {
+	if name == "" {
+		return "http"
+	}
+	return "http-" + shorten(name)
 }
 
 // checkSecret accepts what Istio's gateways take: tls.crt and tls.key of a

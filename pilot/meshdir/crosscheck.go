@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -79,26 +80,18 @@ func (a *assembler) checkRoutes(c *checker) {
 		for j, m := range r.Match {
 			a.gatewaysExist(c, index(at+".match", j)+".gateways", m.Gateways)
 		}
-		for j, d := range r.Route {
-			a.destinationExists(c, index(at+".route", j)+".destination", d.Destination)
-		}
-		a.destinationExists(c, at+".mirror", r.Mirror)
-		for j, m := range r.Mirrors {
-			a.destinationExists(c, index(at+".mirrors", j)+".destination", m.Destination)
-		}
 	}
 	for i, r := range vs.Tls {
-		at := index("spec.tls", i)
-		for j, d := range r.Route {
-			a.destinationExists(c, index(at+".route", j)+".destination", d.Destination)
+		for j, m := range r.Match {
+			a.gatewaysExist(c, index(index("spec.tls", i)+".match", j)+".gateways", m.Gateways)
 		}
 	}
 	for i, r := range vs.Tcp {
-		at := index("spec.tcp", i)
-		for j, d := range r.Route {
-			a.destinationExists(c, index(at+".route", j)+".destination", d.Destination)
+		for j, m := range r.Match {
+			a.gatewaysExist(c, index(index("spec.tcp", i)+".match", j)+".gateways", m.Gateways)
 		}
 	}
+	eachDestination(vs, func(at string, d *networking.Destination) { a.destinationExists(c, at, d) })
 }
 
 // delegateID names the VirtualService that a route of o delegates to.
@@ -259,7 +252,11 @@ func (a *assembler) checkRule(c *checker) {
 				c.errorf(at+".credentialName", "there is no Secret %s: write one, or give certificate files", full)
 			}
 		} else if t.GetMode() == networking.ClientTLSSettings_SIMPLE || t.GetMode() == networking.ClientTLSSettings_MUTUAL {
-			c.certificateFiles(at, "clientCertificate", t.ClientCertificate, t.PrivateKey, t.CaCertificates)
+			authority := t.CaCertificates
+			if authority == model.SystemAuthorities {
+				authority = ""
+			}
+			c.certificateFiles(at, "clientCertificate", t.ClientCertificate, t.PrivateKey, authority)
 			c.revocations(at+".caCrl", t.CaCrl)
 		}
 	}
@@ -287,15 +284,7 @@ func (a *assembler) checkGatewayFiles(c *checker) {
 		if t == nil || t.Mode == networking.ServerTLSSettings_PASSTHROUGH || t.Mode == networking.ServerTLSSettings_AUTO_PASSTHROUGH || t.Mode == networking.ServerTLSSettings_ISTIO_MUTUAL {
 			continue
 		}
-		if t.CredentialName != "" {
-			a.credentialExists(c, at+".credentialName", t.CredentialName)
-		}
-		for j, name := range t.CredentialNames {
-			a.credentialExists(c, index(at+".credentialNames", j), name)
-		}
-		if t.CaCertCredentialName != "" {
-			a.credentialExists(c, at+".caCertCredentialName", t.CaCertCredentialName)
-		}
+		a.gatewayCredentials(c, at, t)
 		c.certificateFiles(at, "serverCertificate", t.ServerCertificate, t.PrivateKey, t.CaCertificates)
 		c.revocations(at+".caCrl", t.CaCrl)
 		for j, pair := range t.TlsCertificates {
@@ -304,24 +293,75 @@ func (a *assembler) checkGatewayFiles(c *checker) {
 	}
 }
 
-// credentialExists: a gateway takes secrets from the namespace that it runs in,
-// the root namespace; one beside the object is taken as well.
-func (a *assembler) credentialExists(c *checker, at, name string) {
+// gatewayCredentials: what a server shows is in its secrets, and what it wants to see
+// of clients in one of them, or beside one.
+func (a *assembler) gatewayCredentials(c *checker, at string, t *networking.ServerTLSSettings) {
+	names := map[string]string{}
+	if t.CredentialName != "" {
+		names[at+".credentialName"] = t.CredentialName
+	}
+	for j, name := range t.CredentialNames {
+		names[index(at+".credentialNames", j)] = name
+	}
+	authority := t.Mode == networking.ServerTLSSettings_SIMPLE || t.CaCertificates != "" || t.CaCertCredentialName != ""
+	for _, place := range slices.Sorted(maps.Keys(names)) {
+		secret := a.credential(c, place, names[place])
+		if secret == nil {
+			return
+		}
+		if len(secret.Cert) == 0 || len(secret.Key) == 0 {
+			c.errorf(place, "%s has no certificate with its key: give tls.crt and tls.key", secret.Ref)
+		}
+		beside := a.secretOfGateway(c, names[place]+"-cacert")
+		authority = authority || len(secret.CA) > 0 || beside != nil && len(beside.CA) > 0
+	}
+	if t.CaCertCredentialName != "" {
+		if secret := a.credential(c, at+".caCertCredentialName", t.CaCertCredentialName); secret != nil && len(secret.CA) == 0 {
+			c.errorf(at+".caCertCredentialName", "%s has no authority of clients: give ca.crt", secret.Ref)
+		}
+	}
+	if !authority && len(names) > 0 {
+		c.errorf(at+".mode", "mode %s needs the authority of clients: give ca.crt in the Secret, a Secret %s-cacert beside it, or caCertCredentialName", t.Mode, shorten(cmp.Or(t.CredentialName, strings.Join(t.CredentialNames, ""))))
+	}
+}
+
+// secretsOfGateway names the secrets that a gateway takes by a name: those of the
+// namespace that it runs in, the root namespace, and those beside the object.
+func (a *assembler) secretsOfGateway(c *checker, name string) []string {
 	name = strings.TrimPrefix(name, "kubernetes://")
-	candidates := []string{a.mesh.RootNamespace + "/" + name, c.object.meta.Namespace + "/" + name}
 	if namespace, rest, ok := strings.Cut(name, "/"); ok {
 		if namespace != a.mesh.RootNamespace && namespace != c.object.meta.Namespace {
-			c.errorf(at, "the secret is of namespace %s: a gateway takes those of its own namespace and of the Gateway's", shorten(namespace))
-			return
+			return nil
 		}
-		candidates = []string{namespace + "/" + rest}
+		return []string{namespace + "/" + rest}
 	}
-	for _, full := range candidates {
-		if a.byID["Secret "+full] != nil {
-			return
+	return slices.Compact([]string{c.object.meta.Namespace + "/" + name, a.mesh.RootNamespace + "/" + name})
+}
+
+func (a *assembler) secretOfGateway(c *checker, name string) *model.Secret {
+	for _, full := range a.secretsOfGateway(c, name) {
+		if secret := a.mesh.Secrets[full]; secret != nil {
+			return secret
 		}
 	}
-	c.errorf(at, "there is no Secret %s: write one, or give certificate files", strings.Join(slices.Compact(candidates), " or "))
+	return nil
+}
+
+// credential gives a secret that must be there, and says so if it is not.
+func (a *assembler) credential(c *checker, at, name string) *model.Secret {
+	secret := a.secretOfGateway(c, name)
+	if secret != nil {
+		return secret
+	}
+	candidates := a.secretsOfGateway(c, name)
+	if len(candidates) == 0 {
+		namespace, _, _ := strings.Cut(strings.TrimPrefix(name, "kubernetes://"), "/")
+		c.errorf(at, "the secret is of namespace %s: a gateway takes those of its own namespace and of the Gateway's", shorten(namespace))
+		return nil
+	}
+	slices.Reverse(candidates)
+	c.errorf(at, "there is no Secret %s: write one, or give certificate files", strings.Join(candidates, " or "))
+	return nil
 }
 
 // revocations checks a file with lists of revoked certificates.
@@ -416,8 +456,12 @@ func (a *assembler) checkPolicySelector(c *checker) {
 	if c.object.meta.Kind == "Sidecar" {
 		at = "spec.workloadSelector"
 	}
-	if len(selector) > 0 && a.knowsWorkloads() && !a.anyWorkload(namespace, selector) {
+	switch {
+	case !a.knowsWorkloads() || a.anyWorkload(namespace, selector):
+	case len(selector) > 0:
 		c.warnf(at, "no workload has these labels: the policy is not used")
+	case namespace != "":
+		c.warnf("metadata.namespace", "nothing runs in namespace %s: the policy is not used", shorten(namespace))
 	}
 }
 

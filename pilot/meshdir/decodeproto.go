@@ -48,6 +48,7 @@ func (r *report) decodeMessage(n *yaml.Node, m protoreflect.Message, at string) 
 			}
 			oneofs[one.Name()] = key.Value
 		}
+		r.limited(value, fd.FullName(), join(at, fd.JSONName()))
 		r.decodeField(value, m, fd, join(at, fd.JSONName()))
 	}
 }

@@ -25,7 +25,7 @@ func checkDestinationRule(c *checker) {
 		c.labels(at+".labels", s.Labels)
 		c.trafficPolicy(at+".trafficPolicy", s.TrafficPolicy)
 	}
-	c.selector("spec.workloadSelector.matchLabels", rule.WorkloadSelector.GetMatchLabels())
+	c.workloadSelector("spec.workloadSelector", "matchLabels", rule.WorkloadSelector != nil, rule.WorkloadSelector.GetMatchLabels())
 	c.exportTo(rule.ExportTo, rule.WorkloadSelector != nil, false)
 }
 
@@ -153,7 +153,12 @@ func (c *checker) loadBalancer(at string, lb *networking.LoadBalancerSettings, o
 		c.errorf(at, "only one of localityLbSetting and zoneAwareLbSetting can be given")
 	}
 	c.withoutEffect(lb.ZoneAwareLbSetting != nil, at+".zoneAwareLbSetting")
+	c.zoneAware(at+".zoneAwareLbSetting", lb.ZoneAwareLbSetting, outlier != nil)
 	c.locality(at+".localityLbSetting", lb.LocalityLbSetting, outlier != nil)
+	c.duration(at+".warmupDurationSecs", lb.WarmupDurationSecs) //nolint:staticcheck // deprecated by Istio, still accepted
+	if lb.Warmup != nil && lb.WarmupDurationSecs != nil {       //nolint:staticcheck // as above
+		c.errorf(at+".warmupDurationSecs", "cannot go with warmup: remove it")
+	}
 	if w := lb.Warmup; w != nil {
 		if w.Duration == nil {
 			c.errorf(at+".warmup.duration", "a duration is missing")
@@ -197,46 +202,16 @@ func (c *checker) consistentHash(at string, h *networking.LoadBalancerSettings_C
 	}
 }
 
-func (c *checker) locality(at string, l *networking.LocalityLoadBalancerSetting, outlier bool) {
-	if l == nil {
-		return
-	}
-	if len(l.Distribute) > 0 && len(l.Failover) > 0 {
-		c.errorf(at, "only one of distribute and failover can be given")
-	}
-	for i, d := range l.Distribute {
-		place := index(at+".distribute", i)
-		var total uint32
-		for to, weight := range d.To {
-			if weight < 1 || weight > 100 {
-				c.errorf(place+".to["+to+"]", "weight %d is out of range: it must be from 1 to 100", weight)
-			}
-			total += weight
-		}
-		if total != 100 {
-			c.errorf(place+".to", "the weights make %d, not 100", total)
-		}
-	}
-	for i, f := range l.Failover {
-		place := index(at+".failover", i)
-		switch {
-		case f.From == f.To:
-			c.errorf(place, "from and to are the same region")
-		case strings.ContainsAny(f.From+f.To, "/*"):
-			c.errorf(place, "from and to are regions, without zone and without *")
-		}
-	}
-	if (len(l.Failover) > 0 || len(l.FailoverPriority) > 0) && !outlier {
-		c.warnf(at, "failover needs outlierDetection beside it, else no endpoint is ever found bad")
-	}
-}
-
 func (c *checker) clientTLS(at string, t *networking.ClientTLSSettings) {
 	if t == nil {
 		return
 	}
 	own := t.ClientCertificate + t.PrivateKey + t.CaCertificates + t.CaCrl
-	originates := t.Mode == networking.ClientTLSSettings_SIMPLE || t.Mode == networking.ClientTLSSettings_MUTUAL
+	originates := originates(t)
+	if strings.HasPrefix(t.CredentialName, "configmap://") {
+		c.errorf(at+".credentialName", "authorities in ConfigMaps are not read: write a Secret with ca.crt, or give caCertificates")
+		return
+	}
 	if t.GetInsecureSkipVerify().GetValue() && originates {
 		switch {
 		case t.CaCertificates != "" || len(t.SubjectAltNames) > 0:
@@ -252,7 +227,28 @@ func (c *checker) clientTLS(at string, t *networking.ClientTLSSettings) {
 		}
 	case t.Mode == networking.ClientTLSSettings_MUTUAL && (t.ClientCertificate == "" || t.PrivateKey == ""):
 		c.errorf(at, "mode MUTUAL needs clientCertificate and privateKey, or credentialName")
-	case t.Mode == networking.ClientTLSSettings_ISTIO_MUTUAL && own != "":
-		c.warnf(at, "mode ISTIO_MUTUAL takes the certificates of the mesh: clientCertificate, privateKey and caCertificates are ignored")
+	case t.Mode == networking.ClientTLSSettings_ISTIO_MUTUAL && own+t.CredentialName != "":
+		c.warnf(at, "mode ISTIO_MUTUAL takes the certificates of the mesh: clientCertificate, privateKey, caCertificates and credentialName are ignored")
+	case t.Mode == networking.ClientTLSSettings_DISABLE && own+t.CredentialName+t.Sni != "":
+		c.warnf(at+".mode", "mode DISABLE sends plain text: what else is said here is ignored")
+	case t.Mode == networking.ClientTLSSettings_SIMPLE && t.ClientCertificate+t.PrivateKey != "":
+		c.warnf(at+".mode", "mode SIMPLE shows no certificate: clientCertificate and privateKey are ignored, write MUTUAL to use them")
+	}
+	c.unverifiedServer(at, t)
+}
+
+// originates says that this is TLS to a server that is not of the mesh.
+func originates(t *networking.ClientTLSSettings) bool {
+	return t.Mode == networking.ClientTLSSettings_SIMPLE || t.Mode == networking.ClientTLSSettings_MUTUAL
+}
+
+// unverifiedServer warns where nothing says who may vouch for the server.
+func (c *checker) unverifiedServer(at string, t *networking.ClientTLSSettings) {
+	switch {
+	case !originates(t) || t.CaCertificates != "" || t.CredentialName != "":
+	case t.GetInsecureSkipVerify().GetValue():
+		c.warnf(at+".insecureSkipVerify", "the server's certificate is not verified, so anybody in between can be it: give caCertificates instead")
+	default:
+		c.warnf(at, "no caCertificates are given, so every authority that this machine trusts may vouch for the server: give caCertificates, or caCertificates: system if that is meant")
 	}
 }

@@ -45,6 +45,7 @@ func (c *checker) server(at string, s *networking.Server) {
 	}
 	protocol, known := c.gatewayPort(at, s)
 	c.serverTLS(at+".tls", s.Tls)
+	c.withoutEffect(s.DefaultEndpoint != "", at+".defaultEndpoint")
 	if !known {
 		return
 	}
@@ -55,7 +56,7 @@ func (c *checker) server(at string, s *networking.Server) {
 	case encrypted || s.Tls == nil:
 	case !protocol.IsHTTP():
 		c.errorf(at+".tls", "a server of protocol %s cannot have tls settings: use TLS or HTTPS", s.Port.Protocol)
-	case s.Tls.Mode != networking.ServerTLSSettings_PASSTHROUGH || s.Tls.CaCertificates+s.Tls.PrivateKey+s.Tls.ServerCertificate != "":
+	case !passesThrough(s.Tls) || s.Tls.CaCertificates+s.Tls.PrivateKey+s.Tls.ServerCertificate != "":
 		c.errorf(at+".tls", "a server of protocol %s can have only httpsRedirect here: use HTTPS", s.Port.Protocol)
 	}
 	if s.Tls.GetHttpsRedirect() && !protocol.IsHTTP() {
@@ -130,12 +131,19 @@ func (c *checker) serverTLS(at string, t *networking.ServerTLSSettings) {
 		if t.Mode == networking.ServerTLSSettings_AUTO_PASSTHROUGH {
 			c.warnf(at+".mode", "AUTO_PASSTHROUGH is for several clusters, which this version does not have: without tls routes of a VirtualService the server stays closed")
 		}
-		if credentials || files {
+		c.oneCertificateSource(at, t)
+		if credentials || files || t.CaCrl != "" {
 			c.warnf(at, "mode %s takes no certificates: they are ignored", t.Mode)
 		}
 	default:
 		c.terminatingTLS(at, t, credentials)
+		c.clientsNotAsked(at, t)
 	}
+	old := []networking.ServerTLSSettings_TLSProtocol{networking.ServerTLSSettings_TLSV1_0, networking.ServerTLSSettings_TLSV1_1}
+	if slices.Contains(old, t.MinProtocolVersion) && len(t.CipherSuites) == 0 {
+		c.warnf(at+".minProtocolVersion", "of the cipher suites of %s none is offered by default: name them in cipherSuites", t.MinProtocolVersion)
+	}
+	c.withoutEffect(t.InsecureSkipVerify != nil, at+".insecureSkipVerify")
 	if t.MinProtocolVersion != 0 && t.MaxProtocolVersion != 0 && t.MinProtocolVersion > t.MaxProtocolVersion {
 		c.errorf(at+".minProtocolVersion", "is above maxProtocolVersion")
 	}
@@ -154,7 +162,30 @@ func (c *checker) cipherSuites(at string, suites []string) {
 	}
 }
 
-func (c *checker) terminatingTLS(at string, t *networking.ServerTLSSettings, credentials bool) {
+// passesThrough says that TLS is not ended here; a server of plain HTTP has no other
+// mode, for its httpsRedirect.
+func passesThrough(t *networking.ServerTLSSettings) bool {
+	return t.Mode == networking.ServerTLSSettings_PASSTHROUGH || t.Mode == networking.ServerTLSSettings_AUTO_PASSTHROUGH
+}
+
+// clientsNotAsked warns of what is about certificates of clients where none is asked for.
+func (c *checker) clientsNotAsked(at string, t *networking.ServerTLSSettings) {
+	if t.Mode != networking.ServerTLSSettings_SIMPLE {
+		return
+	}
+	for field, given := range map[string]bool{
+		"caCertificates": t.CaCertificates != "", "caCertCredentialName": t.CaCertCredentialName != "", "subjectAltNames": len(t.SubjectAltNames) > 0,
+		"verifyCertificateSpki": len(t.VerifyCertificateSpki) > 0, "verifyCertificateHash": len(t.VerifyCertificateHash) > 0,
+		"caCrl": t.CaCrl != "" && (t.CredentialName != "" || len(t.CredentialNames) > 0),
+	} {
+		if given {
+			c.warnf(at+"."+field, "mode SIMPLE asks clients for no certificate, so everybody is let in and this is ignored: write MUTUAL")
+		}
+	}
+}
+
+// oneCertificateSource: of several only one could be shown.
+func (c *checker) oneCertificateSource(at string, t *networking.ServerTLSSettings) {
 	sources := 0
 	for _, given := range []bool{t.ServerCertificate != "" && t.PrivateKey != "", t.CredentialName != "", len(t.CredentialNames) > 0, len(t.TlsCertificates) > 0} {
 		if given {
@@ -164,11 +195,15 @@ func (c *checker) terminatingTLS(at string, t *networking.ServerTLSSettings, cre
 	if sources > 1 {
 		c.errorf(at, "only one of credentialName, credentialNames, tlsCertificates and serverCertificate with privateKey can be given")
 	}
-	if t.CaCrl != "" && (credentials || t.Mode == networking.ServerTLSSettings_SIMPLE) {
-		c.errorf(at+".caCrl", "cannot go with credentialName or mode SIMPLE")
-	}
+}
+
+func (c *checker) terminatingTLS(at string, t *networking.ServerTLSSettings, credentials bool) {
+	c.oneCertificateSource(at, t)
 	if credentials {
 		return
+	}
+	if t.CaCrl != "" && t.Mode == networking.ServerTLSSettings_SIMPLE {
+		c.errorf(at+".caCrl", "cannot go with mode SIMPLE, which asks clients for no certificate")
 	}
 	if t.Mode != networking.ServerTLSSettings_SIMPLE && t.CaCertificates == "" {
 		c.errorf(at+".caCertificates", "mode %s needs the certificates of the clients' authority", t.Mode)

@@ -90,6 +90,9 @@ func laterKinds() map[string]string {
 		"Job": program, "ConfigMap": "write the mesh configuration into mesh.yaml", "Ingress": "write a Gateway and a VirtualService",
 		"HTTPRoute": "write a VirtualService", "GRPCRoute": "write a VirtualService", "TCPRoute": "write a VirtualService",
 		"TLSRoute": "write a VirtualService", "GatewayClass": "write a Gateway of networking.istio.io", "Endpoints": "write an EndpointSlice",
+		"ReplicaSet": program, "CronJob": program, "NetworkPolicy": "write an AuthorizationPolicy", "ReferenceGrant": "write a Gateway of networking.istio.io",
+		"Policy": "write a PeerAuthentication and a RequestAuthentication", "MeshPolicy": "write a PeerAuthentication and a RequestAuthentication in the root namespace",
+		"QuotaSpec": "write a QuotaPolicy", "QuotaSpecBinding": "write a QuotaPolicy with a selector", "RouteRule": "write a VirtualService", "DestinationPolicy": "write a DestinationRule",
 		"MeshConfig": "write its fields bare into mesh.yaml", "IstioOperator": "write its meshConfig bare into mesh.yaml",
 	}
 }

@@ -77,7 +77,7 @@ func TestMeshConfigSurvives(t *testing.T) {
 		t.Errorf("a default is lost: %v", c)
 	}
 	p := c.DefaultConfig
-	if p.Concurrency.GetValue() != 1 || p.ProxyMetadata["ZONE"] != "a" || p.DrainDuration.AsDuration() != 45*time.Second {
+	if p.GetGatewayTopology().GetNumTrustedProxies() != 1 || p.DrainDuration.AsDuration() != 45*time.Second {
 		t.Errorf("defaultConfig is not merged: %v", p)
 	}
 	var names []string
@@ -269,19 +269,19 @@ func TestTargetPorts(t *testing.T) {
 		port string
 		want map[uint32]uint32
 	}{
-		{"{port: 8080}", map[uint32]uint32{8080: 8080}},
-		{"{port: 80, targetPort: 8080}", map[uint32]uint32{80: 8080}},
-		{"{port: 80, targetPort: http}", map[uint32]uint32{80: 8080}},
-		{"{port: 80, targetPort: 20001}", map[uint32]uint32{80: 8080}}, // the port that the program listens on
-		{"{port: 80, targetPort: other}", nil},
-		{"{port: 80}", nil},
+		{"{name: http, port: 8080}", map[uint32]uint32{8080: 8080}},
+		{"{name: http, port: 80, targetPort: 8080}", map[uint32]uint32{80: 8080}},
+		{"{name: http, port: 80, targetPort: http}", map[uint32]uint32{80: 8080}},
+		{"{name: http, port: 80, targetPort: 20001}", map[uint32]uint32{80: 8080}}, // the port that the program listens on
+		{"{name: http, port: 80, targetPort: other}", nil},
+		{"{name: http, port: 80}", nil},
 	} {
 		for _, interception := range []string{"explicit", "redirect"} {
 			text := "apiVersion: v1\nkind: Service\nmetadata: {name: front}\nspec: {selector: {app: web}, ports: [" + c.port + "]}"
 			data := strings.Replace(string(instances), "address:", "interception: "+interception+"\n  address:", 1)
 			mesh, problems := Parse(map[string][]byte{"a.yaml": []byte(text)}, []byte(data), Options{})
 			want := c.want
-			if interception == "redirect" && c.port == "{port: 80}" {
+			if interception == "redirect" && c.port == "{name: http, port: 80}" {
 				want = map[uint32]uint32{80: 80} // reaches the workload whatever listens
 			}
 			var got map[uint32]uint32

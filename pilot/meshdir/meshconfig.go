@@ -90,11 +90,11 @@ func parseMeshConfig(r *report) *meshv1.MeshConfig {
 }
 
 func checkMeshConfig(c *checker, m *meshv1.MeshConfig) {
-	if problem := trustDomainProblem(m.TrustDomain); problem != "" {
+	if problem := ownTrustDomainProblem(m.TrustDomain); problem != "" {
 		c.errorf("trustDomain", "%s", problem)
 	}
 	for i, alias := range m.TrustDomainAliases {
-		if problem := trustDomainProblem(alias); problem != "" {
+		if problem := ownTrustDomainProblem(alias); problem != "" {
 			c.errorf(index("trustDomainAliases", i), "%s", problem)
 		}
 	}
@@ -104,8 +104,8 @@ func checkMeshConfig(c *checker, m *meshv1.MeshConfig) {
 	}
 	c.port("proxyListenPort", uint32(max(0, m.ProxyListenPort)))
 	c.duration("connectTimeout", m.ConnectTimeout)
-	if d := m.ConnectTimeout.AsDuration(); d > 30*time.Second {
-		c.errorf("connectTimeout", "%s is too long: at most 30s", d)
+	if d := m.ConnectTimeout.AsDuration(); d > time.Hour {
+		c.errorf("connectTimeout", "%s is too long: at most 1h", d)
 	}
 	switch curves := m.MeshMTLS.GetEcdhCurves(); {
 	case len(curves) == 0:
@@ -124,10 +124,9 @@ func checkMeshConfig(c *checker, m *meshv1.MeshConfig) {
 	c.trafficDefaults(m)
 	c.unsupported(m.OutboundTrafficPolicy.GetTls() != nil, "outboundTrafficPolicy.tls")
 	c.unsupported(m.ServiceEntryVisibility != nil, "serviceEntryVisibility")
-	c.withoutEffect(m.DefaultConfig.GetProxyHeaders() != nil, "defaultConfig.proxyHeaders")
-	c.withoutEffect(len(m.DiscoverySelectors) > 0, "discoverySelectors")
-	c.withoutEffect(len(m.ServiceScopeConfigs) > 0, "serviceScopeConfigs")
-	c.withoutEffect(m.ZoneAwareLbSetting != nil, "zoneAwareLbSetting")
+	c.zoneAware("zoneAwareLbSetting", m.ZoneAwareLbSetting, true)
+	c.proxyConfig("defaultConfig", m.DefaultConfig)
+	c.fieldsWithoutEffect(m)
 	c.providers(m)
 }
 
@@ -168,7 +167,18 @@ func (c *checker) trafficDefaults(m *meshv1.MeshConfig) {
 	}
 }
 
-// trustDomainProblem: Istio's rules and SPIFFE's, section 2.1 of SPIFFE-ID.
+// ownTrustDomainProblem: Istio wants DNS labels too.
+func ownTrustDomainProblem(td string) string {
+	if problem := trustDomainProblem(td); problem != "" {
+		return problem
+	}
+	if slices.ContainsFunc(strings.Split(strings.TrimSuffix(td, "."), "."), func(part string) bool { return !isAnyLabel(part) }) {
+		return "\"" + shorten(td) + "\" is not a trust domain that Istio knows: each of its parts begins and ends with a letter or digit, and has no underscore"
+	}
+	return ""
+}
+
+// trustDomainProblem: SPIFFE's rules, section 2.1 of SPIFFE-ID.
 func trustDomainProblem(td string) string {
 	if _, err := spiffeid.TrustDomainFromString(td); err != nil || strings.Contains(td, "/") {
 		return "\"" + shorten(td) + "\" is not a trust domain: use lower-case letters, digits, '-' and '.', such as example.org"

@@ -144,9 +144,11 @@ func (p *parser) parseDocument(f *parsedFile, root *yaml.Node, base string) {
 		r.at(root, "", "want an object with apiVersion, kind and metadata, got %s", describe(root))
 		return
 	}
-	if kind := get(root, "kind"); kind != nil && kind.Value == "List" && base == "" {
-		p.parseList(f, r)
-		return
+	if kind := get(root, "kind"); kind != nil && base == "" {
+		if versions := p.listOf(kind.Value); versions != nil {
+			p.parseList(f, r, kind.Value, versions)
+			return
+		}
 	}
 	kind, info, ok := p.identify(r)
 	if !ok {
@@ -164,13 +166,28 @@ func (p *parser) parseDocument(f *parsedFile, root *yaml.Node, base string) {
 	}
 }
 
-func (p *parser) parseList(f *parsedFile, r *report) {
+// listOf gives the apiVersions of a List, of anything or of one kind; nil for what is
+// no list.
+func (p *parser) listOf(kind string) []string {
+	of, list := strings.CutSuffix(kind, "List")
+	switch info, known := p.kinds[of]; {
+	case !list || p.kinds[kind].versions != nil:
+		return nil
+	case of == "":
+		return []string{"v1"}
+	case known:
+		return info.versions
+	}
+	return nil
+}
+
+func (p *parser) parseList(f *parsedFile, r *report, kind string, versions []string) {
 	for i := 0; i+1 < len(r.root.Content); i += 2 {
 		key, value := r.root.Content[i], r.root.Content[i+1]
 		switch key.Value {
 		case "apiVersion":
-			if value.Value != "v1" {
-				r.at(key, "apiVersion", "a List is of apiVersion v1, got %q", value.Value)
+			if !slices.Contains(versions, value.Value) {
+				r.at(key, "apiVersion", "a %s is of apiVersion %s, got %q", kind, strings.Join(versions, " or "), value.Value)
 			}
 		case "kind", "metadata":
 		case "items":
@@ -265,9 +282,7 @@ func checkMetadata(r *report, o *object) {
 			r.errorf("metadata.labels["+k+"]", "%s", problem)
 		}
 	}
-	if v, ok := o.meta.Annotations[model.DryRunAnnotation]; ok && o.meta.Kind != "AuthorizationPolicy" {
-		r.errorf("metadata.annotations["+model.DryRunAnnotation+"]", "%q is for AuthorizationPolicy only: remove it", model.DryRunAnnotation+": "+v)
-	}
+	checkAnnotations(r, o)
 }
 
 // The names that configuration relies on.

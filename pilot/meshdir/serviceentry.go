@@ -5,7 +5,10 @@ import (
 	"slices"
 	"strings"
 
+	"istio.io/api/label"
 	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/writ-mesh/writ/pilot/model"
 )
 
 // checkServiceEntry follows the rules of Istio's validation of the kind.
@@ -18,8 +21,8 @@ func checkServiceEntry(c *checker) {
 		at := index("spec.hosts", i)
 		if h == "*" {
 			c.errorf(at, "the host * is not allowed: name the hosts")
-		} else if c.host(at, h) && strings.HasPrefix(h, "*") && !strings.HasPrefix(h, "*.") {
-			c.warnf(at, "%q is a wildcard within a name", h)
+		} else if c.host(at, h) && strings.HasPrefix(h, "*") && !strings.HasPrefix(h, "*.") && se.Resolution != networking.ServiceEntry_DYNAMIC_DNS {
+			c.warnf(at, "%q is a wildcard within a name, which Istio takes for whole domains only: write *. before a domain", h)
 		}
 	}
 	for i, a := range se.Addresses {
@@ -29,12 +32,13 @@ func checkServiceEntry(c *checker) {
 		}
 	}
 	if se.WorkloadSelector != nil {
-		c.selector("spec.workloadSelector.labels", se.WorkloadSelector.Labels)
+		c.workloadSelector("spec.workloadSelector", "labels", true, se.WorkloadSelector.Labels)
 		if len(se.Endpoints) > 0 {
 			c.errorf("spec.endpoints", "only one of endpoints and workloadSelector can be given")
 		}
 	}
 	ports := c.entryPorts(se)
+	c.portsAlone(se)
 	c.resolution(se, ports)
 	c.hostsAsAddresses(se)
 	c.exportTo(se.ExportTo, false, true)
@@ -69,20 +73,39 @@ func (c *checker) entryPorts(se *networking.ServiceEntry) map[string]bool {
 	return names
 }
 
+// portsAlone warns of TCP ports of hosts that get no address, neither here nor by Istio,
+// which allocates one otherwise.
+func (c *checker) portsAlone(se *networking.ServiceEntry) {
+	wildcard := slices.ContainsFunc(se.Hosts, func(h string) bool { return strings.HasPrefix(h, "*") })
+	allocated := se.Resolution != networking.ServiceEntry_NONE && !wildcard && !strings.EqualFold(c.object.meta.Labels[label.NetworkingEnableAutoallocateIp.Name], "false")
+	if len(se.Addresses) > 0 || allocated {
+		return
+	}
+	for i, p := range se.Ports {
+		if strings.EqualFold(p.Protocol, "TCP") || p.Protocol == "" && !saysProtocol(p.Name, "") {
+			c.warnf(index("spec.ports", i), "without addresses only its number tells connections to port %d from others: give addresses", p.Number)
+		}
+	}
+}
+
 func (c *checker) resolution(se *networking.ServiceEntry, ports map[string]bool) {
 	switch se.Resolution {
 	case networking.ServiceEntry_NONE:
 		if len(se.Endpoints) > 0 {
 			c.errorf("spec.endpoints", "resolution NONE goes to the address that the caller asked for: remove endpoints, or write resolution STATIC")
 		}
+		if se.WorkloadSelector != nil {
+			c.warnf("spec.workloadSelector", "resolution NONE goes to the address that the caller asked for, not to workloads: remove it, or write resolution STATIC")
+		}
 	case networking.ServiceEntry_STATIC:
 		for i, e := range se.Endpoints {
 			c.workloadEntry(index("spec.endpoints", i), e, ports, false)
 		}
 	case networking.ServiceEntry_DNS, networking.ServiceEntry_DNS_ROUND_ROBIN:
-		if len(se.Endpoints) == 0 && se.WorkloadSelector == nil {
+		if len(se.Endpoints) == 0 {
 			c.resolvableHosts(se)
 		}
+		c.addressOfHosts(se)
 		if se.Resolution == networking.ServiceEntry_DNS_ROUND_ROBIN && len(se.Endpoints) > 1 {
 			c.errorf("spec.endpoints", "resolution DNS_ROUND_ROBIN takes at most one endpoint")
 		}
@@ -124,6 +147,19 @@ func (c *checker) resolvableHosts(se *networking.ServiceEntry) {
 	for i, h := range se.Hosts {
 		if problem := hostProblem(h, false); problem != "" {
 			c.errorf(index("spec.hosts", i), "%q cannot be resolved: with resolution %s and no endpoints the host must be a full name", shorten(h), se.Resolution)
+		}
+	}
+}
+
+// addressOfHosts: a connection to an address that several hosts share belongs to one.
+func (c *checker) addressOfHosts(se *networking.ServiceEntry) {
+	if len(se.Addresses) == 0 || len(se.Hosts) < 2 {
+		return
+	}
+	for i, p := range se.Ports {
+		if protocol, _ := protocolOf(p.Protocol); p.Protocol != "" && !protocol.IsHTTP() && protocol != model.UDP {
+			c.warnf(index("spec.ports", i), "several hosts share the addresses, and connections to a port of protocol %s may not say which they mean: write one ServiceEntry for each host", p.Protocol)
+			return
 		}
 	}
 }
@@ -191,4 +227,5 @@ func (c *checker) workloadEntry(at string, e *networking.WorkloadEntry, ports ma
 		}
 	}
 	c.labels(at+".labels", e.Labels)
+	c.withoutEffect(e.Address != "" && e.Network != "", at+".network")
 }

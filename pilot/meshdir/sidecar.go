@@ -14,7 +14,7 @@ import (
 // checkSidecar follows the rules of Istio's validation of the kind.
 func checkSidecar(c *checker) {
 	s := c.object.spec.(*networking.Sidecar)
-	c.selector("spec.workloadSelector.labels", s.WorkloadSelector.GetLabels())
+	c.workloadSelector("spec.workloadSelector", "labels", s.WorkloadSelector != nil, s.WorkloadSelector.GetLabels())
 	if len(s.Egress)+len(s.Ingress) == 0 && s.OutboundTrafficPolicy == nil && s.InboundConnectionPool == nil {
 		c.errorf("spec", "the Sidecar says nothing: give ingress, egress, outboundTrafficPolicy or inboundConnectionPool")
 	}
@@ -63,6 +63,10 @@ func (c *checker) ingress(at string, in *networking.IstioIngressListener) {
 		c.serverTLS(at+".tls", t)
 	}
 	c.connectionPool(at+".connectionPool", in.ConnectionPool)
+	c.withoutEffect(in.CaptureMode != networking.CaptureMode_DEFAULT, at+".captureMode")
+	if protocol, _ := protocolOf(in.Port.Protocol); in.ConnectionPool.GetHttp() != nil && !protocol.IsHTTP() {
+		c.warnf(at+".connectionPool.http", "port %d is not HTTP: only tcp counts for it", in.Port.Number)
+	}
 }
 
 func validPort(s string) bool {
@@ -114,6 +118,7 @@ func (c *checker) egressListeners(egress []*networking.IstioEgressListener) {
 		} else {
 			c.sidecarPort(at, e.Port)
 			c.withoutEffect(e.Bind != "", at+".bind")
+			c.withoutEffect(e.CaptureMode != networking.CaptureMode_DEFAULT && e.Port.Number != 0, at+".captureMode")
 			c.egressAddress(at, e)
 			if n := e.Port.Number; n == 0 && sockets[e.Bind] {
 				c.errorf(at+".bind", "%q is given twice", shorten(e.Bind))
@@ -128,6 +133,32 @@ func (c *checker) egressListeners(egress []*networking.IstioEgressListener) {
 		for j, h := range e.Hosts {
 			c.egressHost(index(at+".hosts", j), h)
 		}
+		c.repeatedHosts(at+".hosts", e.Hosts)
+	}
+}
+
+// repeatedHosts warns of hosts that others say already.
+func (c *checker) repeatedHosts(at string, hosts []string) {
+	local := func(h string) string {
+		if rest, ok := strings.CutPrefix(h, "./"); ok {
+			return c.object.meta.Namespace + "/" + rest
+		}
+		return h
+	}
+	first := map[string]int{}
+	for i, h := range hosts {
+		if _, there := first[local(h)]; !there && !strings.HasPrefix(h, "~") {
+			first[local(h)] = i
+		}
+	}
+	for i, h := range hosts {
+		namespace, _, _ := strings.Cut(local(h), "/")
+		for _, wide := range []string{"*/*", namespace + "/*", local(h)} {
+			if j, there := first[wide]; there && j != i && !strings.HasPrefix(h, "~") {
+				c.warnf(index(at, i), "%q is said already by %q: remove one", shorten(h), shorten(hosts[j]))
+				break
+			}
+		}
 	}
 }
 
@@ -140,6 +171,10 @@ func (c *checker) egressHost(at, host string) {
 	}
 	if n := strings.TrimPrefix(ns, "~"); n != "" && n != "*" && n != "." && !isLabel(n) {
 		c.errorf(at, "%q is not a namespace, \".\", \"*\" or \"~\"", shorten(ns))
+	}
+	if isIP(name) {
+		c.errorf(at, "%q is an address: name a host", shorten(name))
+		return
 	}
 	c.fullHost(at, name)
 }

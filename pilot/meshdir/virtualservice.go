@@ -2,6 +2,7 @@ package meshdir
 
 import (
 	"net/http"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,6 +36,7 @@ func checkVirtualService(c *checker) {
 		at := index("spec.tcp", i)
 		for j, match := range route.Match {
 			c.l4Match(index(at+".match", j), match.DestinationSubnets, match.Port, match.SourceLabels, match.Gateways)
+			c.withoutEffect(match.SourceSubnet != "", index(at+".match", j)+".sourceSubnet")
 		}
 		c.l4Destinations(at, route.Route)
 	}
@@ -48,8 +50,10 @@ func (c *checker) gatewayNames(at string, names []string) {
 		switch {
 		case !qualified && hostProblem(name, false) != "":
 			c.errorf(index(at, i), "%q is not the name of a Gateway: write name or namespace/name", shorten(name))
-		case qualified && (ns != "." && !isLabel(ns) || !isLabel(gateway)):
+		case qualified && (!isLabel(ns) || !isLabel(gateway)):
 			c.errorf(index(at, i), "%q is not namespace/name of a Gateway", shorten(name))
+		case !qualified && strings.Contains(name, "."):
+			c.warnf(index(at, i), "%q is an old form: write %q", shorten(name), model.ResolveGateway(name, c.object.meta.Namespace))
 		}
 	}
 }
@@ -67,6 +71,7 @@ func (c *checker) virtualHosts(vs *networking.VirtualService, mesh bool) {
 		at := index("spec.hosts", i)
 		switch {
 		case isIP(host):
+		case !mesh && len(vs.Tls) > 0 && crossClusterForm.MatchString(host):
 		case mesh && host == "*":
 			c.errorf(at, "the host * is only for gateways: name the hosts, or list a Gateway in gateways")
 		default:
@@ -82,20 +87,21 @@ func (c *checker) virtualHosts(vs *networking.VirtualService, mesh bool) {
 
 // claimMatches refuses routing by JWT claims outside of gateways.
 func (c *checker) claimMatches(at string, match *networking.HTTPMatchRequest, mesh bool) {
-	for name := range match.Headers {
-		if mesh && isClaimMatch(name) {
-			c.errorf(at+".headers["+name+"]", "routing by JWT claims works in gateways only: list a Gateway in gateways, without mesh")
-		}
-	}
-	for name := range match.WithoutHeaders {
-		if mesh && isClaimMatch(name) {
-			c.errorf(at+".withoutHeaders["+name+"]", "routing by JWT claims works in gateways only: list a Gateway in gateways, without mesh")
+	for _, place := range claimMatches(match) {
+		if mesh {
+			c.errorf(at+place, "routing by JWT claims works in gateways only: list a Gateway in gateways, without mesh")
 		}
 	}
 }
 
+// isClaimMatch: @request.auth.claims.a.b or @request.auth.claims[a][b].
 func isClaimMatch(name string) bool {
-	return strings.HasPrefix(strings.ToLower(name), "@request.auth.claims")
+	const prefix = "@request.auth.claims"
+	if len(name) <= len(prefix) || !strings.EqualFold(name[:len(prefix)], prefix) {
+		return false
+	}
+	claim := name[len(prefix):]
+	return claim[0] == '.' && len(claim) > 1 || claim[0] == '[' && strings.HasSuffix(claim, "]") && len(claim) > 2
 }
 
 func (c *checker) httpRoute(at string, route *networking.HTTPRoute, delegate bool) {
@@ -189,7 +195,11 @@ func (c *checker) l4Match(at string, subnets []string, port uint32, labels map[s
 func (c *checker) matchHeaderName(at, name string) {
 	pseudo := []string{":method", ":scheme", ":authority", ":path", ":status"}
 	if !isClaimMatch(name) && !slices.Contains(pseudo, name) && !headerNameForm.MatchString(name) {
-		c.errorf(at, "%q is not the name of a header", shorten(name))
+		hint := ""
+		if strings.HasPrefix(name, "@") {
+			hint = ": a claim is @request.auth.claims.NAME or @request.auth.claims[NAME]"
+		}
+		c.errorf(at, "%q is not the name of a header%s", shorten(name), hint)
 	}
 }
 
@@ -340,15 +350,25 @@ func (c *checker) fault(at string, f *networking.HTTPFaultInjection) {
 			c.warnf(at+".abort", "there is no status: nothing is aborted; give httpStatus or grpcStatus")
 		}
 	}
-	if d := f.Delay; d != nil {
-		c.faultPercentage(at+".delay.percentage", d.Percentage)
-		c.percent(at+".delay.percent", float64(d.Percent)) //nolint:staticcheck // deprecated by Istio, still accepted
-		switch t := d.HttpDelayType.(type) {
-		case *networking.HTTPFaultInjection_Delay_FixedDelay:
-			c.duration(at+".delay.fixedDelay", t.FixedDelay)
-		case *networking.HTTPFaultInjection_Delay_ExponentialDelay:
-			c.errorf(at+".delay.exponentialDelay", "is not supported: give fixedDelay")
-		}
+	c.delay(at+".delay", f.Delay)
+}
+
+func (c *checker) delay(at string, d *networking.HTTPFaultInjection_Delay) {
+	if d == nil {
+		return
+	}
+	c.faultPercentage(at+".percentage", d.Percentage)
+	if d.Percent != 0 { //nolint:staticcheck // deprecated by Istio, still accepted
+		c.percent(at+".percent", float64(d.Percent)) //nolint:staticcheck // as above
+		c.warnf(at+".percent", "is deprecated: write percentage.value")
+	}
+	switch t := d.HttpDelayType.(type) {
+	case *networking.HTTPFaultInjection_Delay_FixedDelay:
+		c.duration(at+".fixedDelay", t.FixedDelay)
+	case *networking.HTTPFaultInjection_Delay_ExponentialDelay:
+		c.errorf(at+".exponentialDelay", "is not supported: give fixedDelay")
+	default:
+		c.warnf(at, "there is no fixedDelay: nothing is delayed; give one")
 	}
 }
 
@@ -425,8 +445,11 @@ func (c *checker) directResponse(at string, d *networking.HTTPDirectResponse) {
 	if d.Status < 200 || d.Status > 599 {
 		c.errorf(at+".status", "status %d is out of range: it must be from 200 to 599", d.Status)
 	}
-	if size := max(len(d.Body.GetString_()), len(d.Body.GetBytes())); size > 1<<20 {
+	switch size := max(len(d.Body.GetString_()), len(d.Body.GetBytes())); {
+	case size > 1<<20:
 		c.errorf(at+".body", "the body is larger than 1 MiB: serve it from a workload")
+	case size > 100<<10:
+		c.warnf(at+".body", "the body is larger than 100 KiB, and every proxy gets it with each change of its routes: serve it from a workload")
 	}
 }
 
@@ -559,36 +582,18 @@ func (c *checker) tlsRoute(at string, route *networking.TLSRoute, vs *networking
 	c.l4Destinations(at, route.Route)
 }
 
+// crossClusterForm is the SNI of calls between clusters: outbound_.PORT_.SUBSET_.HOST.
+var crossClusterForm = regexp.MustCompile(`^outbound_\.[0-9]+_\.[^_]*_\.[-a-zA-Z0-9.]+$`)
+
 func (c *checker) sniHost(at, host string, hosts []string) {
 	if isIP(host) {
 		c.warnf(at, "clients send no SNI for an IP address: this will hardly match")
 		return
 	}
-	if !c.host(at, host) {
+	if !crossClusterForm.MatchString(host) && !c.host(at, host) {
 		return
 	}
 	if !slices.ContainsFunc(hosts, func(h string) bool { return model.HostMatches(h, host) }) {
 		c.errorf(at, "%q is not within hosts (%s)", host, strings.Join(hosts, ", "))
-	}
-}
-
-// unreachableRoutes warns about routes behind one that matches everything.
-func (c *checker) unreachableRoutes(vs *networking.VirtualService) {
-	open := -1
-	for i, route := range vs.Http {
-		if open >= 0 {
-			c.warnf(index("spec.http", i), "is never reached: http[%d] matches every request", open)
-		} else if len(route.Match) == 0 {
-			open = i
-		}
-	}
-	c.unreachableMatches(vs.Http)
-	open = -1
-	for i, route := range vs.Tcp {
-		if open >= 0 {
-			c.warnf(index("spec.tcp", i), "is never reached: tcp[%d] matches every connection", open)
-		} else if len(route.Match) == 0 {
-			open = i
-		}
 	}
 }

@@ -13,10 +13,27 @@ func checkWorkloadGroup(c *checker) {
 		c.errorf("spec.template", "a template is missing: it is what its WorkloadEntries have in common")
 	}
 	c.labels("spec.metadata.labels", g.Metadata.GetLabels())
-	c.labels("spec.template.labels", g.Template.GetLabels())
+	if t := g.Template; t != nil {
+		c.template("spec.template", t)
+	}
 	if p := g.Probe; p != nil {
 		c.readinessProbe("spec.probe", p)
 	}
+}
+
+// template is a WorkloadEntry that need not have an address.
+func (c *checker) template(at string, t *networking.WorkloadEntry) {
+	if t.Address == "" {
+		c.labels(at+".labels", t.Labels)
+		for name, port := range t.Ports {
+			c.port(at+".ports["+name+"]", port)
+			if !isAnyLabel(name) {
+				c.errorf(at+".ports["+name+"]", "%q is not a port name: use letters, digits and '-'", shorten(name))
+			}
+		}
+		return
+	}
+	c.workloadEntry(at, t, nil, true)
 }
 
 func (c *checker) readinessProbe(at string, p *networking.ReadinessProbe) {
@@ -33,8 +50,8 @@ func (c *checker) readinessProbe(at string, p *networking.ReadinessProbe) {
 			c.errorf(at+".scheme", "%q is neither HTTP nor HTTPS", shorten(s))
 		}
 		for i, h := range m.HttpGet.GetHttpHeaders() {
-			if !headerNameForm.MatchString(h.GetName()) {
-				c.errorf(index(at+".httpHeaders", i)+".name", "%q is not the name of a header", shorten(h.GetName()))
+			if !plainHeaderForm.MatchString(h.GetName()) {
+				c.errorf(index(at+".httpHeaders", i)+".name", "%q is not the name of a header: use letters, digits, '-' and '_'", shorten(h.GetName()))
 			}
 		}
 	case *networking.ReadinessProbe_TcpSocket:

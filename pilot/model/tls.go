@@ -8,6 +8,10 @@ import "slices"
 // MeshConfig.meshMTLS.ecdhCurves it is required.
 const PostQuantumGroup = "X25519MLKEM768"
 
+// SystemAuthorities in place of the file of an authority means those that the machine
+// trusts.
+const SystemAuthorities = "system"
+
 // CipherSuites gives those of suites that Envoys know, each once. One that they do
 // not know would have them refuse the whole listener or cluster. What does not begin
 // like a name ("-ALL") is not looked at.

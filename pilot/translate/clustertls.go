@@ -199,7 +199,7 @@ func (b *clusterBuilder) roots(in *networking.ClientTLSSettings) (*corev3.DataSo
 		}
 		return fileSource(systemRoots), secret, nil
 	}
-	if file := in.GetCaCertificates(); file != "" && file != "system" {
+	if file := in.GetCaCertificates(); file != "" && file != model.SystemAuthorities {
 		return fileSource(b.t.file(file)), nil, nil
 	}
 	return fileSource(systemRoots), nil, nil
