@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	yamlv3 "go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -246,4 +247,16 @@ func (b *meshBuilder) snapshot(p *model.Proxy) *Snapshot {
 		b.tb.Fatal(err)
 	}
 	return s
+}
+
+// routesOf finds a route configuration.
+func routesOf(t *testing.T, s *Snapshot, name string) *routev3.RouteConfiguration {
+	t.Helper()
+	for _, r := range s.Routes {
+		if r.Name == name {
+			return r.Message.(*routev3.RouteConfiguration)
+		}
+	}
+	t.Fatalf("no route configuration %s", name)
+	return nil
 }

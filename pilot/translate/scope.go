@@ -173,33 +173,62 @@ func (s *scope) sees(svc *model.Service) bool {
 	return model.ExportedTo(exportTo(svc.ExportTo, s.t.mesh.Config.GetDefaultServiceExportTo()), svc.Namespace, s.namespace)
 }
 
-// imports says whether the Sidecar's egress lets the scope call host, which
-// lives in namespace, on port; port 0 asks for any port.
+// imports says whether the Sidecar's egress lets the scope call the service host of
+// namespace on port.
 func (s *scope) imports(namespace, host string, port uint32) bool {
 	if s.sidecar == nil || len(s.sidecar.Spec.GetEgress()) == 0 {
 		return true
 	}
-	for _, e := range s.sidecar.Spec.GetEgress() {
-		if n := e.GetPort().GetNumber(); n != 0 && port != 0 && n != port {
+	// Of a port that has a listener of its own the hosts are those of that listener alone.
+	own := slices.ContainsFunc(s.sidecar.Spec.GetEgress(), func(e *networking.IstioEgressListener) bool { return egressPort(e) == port })
+	return slices.ContainsFunc(s.sidecar.Spec.GetEgress(), func(e *networking.IstioEgressListener) bool {
+		return (egressPort(e) == port || egressPort(e) == 0 && !own) && s.exposes(e, namespace, host, model.HostMatches)
+	})
+}
+
+// importsRoutes says whether the Sidecar's egress has routes of namespace for host.
+func (s *scope) importsRoutes(namespace, host string) bool {
+	return s.sidecar == nil || len(s.sidecar.Spec.GetEgress()) == 0 ||
+		slices.ContainsFunc(s.sidecar.Spec.GetEgress(), func(e *networking.IstioEgressListener) bool { return s.exposes(e, namespace, host, model.HostsOverlap) })
+}
+
+// egressPort is the port that a listener is for, 0 for all. What HTTP_PROXY names is
+// where a proxy for all ports listens.
+func egressPort(e *networking.IstioEgressListener) uint32 {
+	if strings.EqualFold(e.GetPort().GetProtocol(), "HTTP_PROXY") {
+		return 0
+	}
+	return e.GetPort().GetNumber()
+}
+
+// exposes says whether one of the listener's hosts takes host of namespace in and none,
+// by a ~ before it, takes it out again.
+func (s *scope) exposes(e *networking.IstioEgressListener, namespace, host string, in func(pattern, host string) bool) bool {
+	found := false
+	for _, pattern := range e.GetHosts() {
+		ns, name, ok := strings.Cut(pattern, "/")
+		if !ok {
+			ns, name = "*", pattern
+		}
+		ns, out := strings.CutPrefix(ns, "~")
+		switch {
+		case ns == "" && out:
+			ns = "*"
+		case ns == "." && s.sidecar.Namespace == s.t.mesh.RootNamespace:
+			ns = s.namespace // the mesh's default Sidecar speaks for each namespace
+		case ns == ".":
+			ns = s.sidecar.Namespace
+		}
+		if ns != "*" && ns != namespace {
 			continue
 		}
-		for _, pattern := range e.GetHosts() {
-			ns, name, ok := strings.Cut(pattern, "/")
-			if !ok {
-				ns, name = "*", pattern
-			}
-			if ns == "." {
-				ns = s.sidecar.Namespace
-				if s.sidecar.Namespace == s.t.mesh.RootNamespace {
-					ns = s.namespace // the mesh's default Sidecar speaks for each namespace
-				}
-			}
-			if (ns == "*" || ns == namespace) && model.HostsOverlap(model.ResolveHost(name, namespace, s.t.mesh.DomainSuffix), host) {
-				return true
-			}
+		name = model.ResolveHost(name, namespace, s.t.mesh.DomainSuffix)
+		if out && model.HostMatches(name, host) {
+			return false
 		}
+		found = found || !out && in(name, host)
 	}
-	return false
+	return found
 }
 
 func (s *scope) selectVirtualServices() {
@@ -207,7 +236,7 @@ func (s *scope) selectVirtualServices() {
 		if !vs.bound(model.MeshGateway) || !model.ExportedTo(vs.exportTo, vs.Namespace, s.namespace) {
 			continue
 		}
-		if slices.ContainsFunc(vs.hosts, func(h string) bool { return s.imports(vs.Namespace, h, 0) || s.byHost[h] != nil }) {
+		if slices.ContainsFunc(vs.hosts, func(h string) bool { return s.importsRoutes(vs.Namespace, h) }) {
 			s.virtualServices = append(s.virtualServices, vs)
 		}
 	}

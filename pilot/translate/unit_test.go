@@ -335,6 +335,69 @@ spec: {egress: [{hosts: ["./reviews.default.svc.cluster.local"], port: {number: 
 	}
 }
 
+// TestSidecarHosts: which hosts and ports of services a Sidecar's egress takes in.
+func TestSidecarHosts(t *testing.T) {
+	for _, c := range []struct{ egress, want string }{
+		{`[{hosts: ["*/*"]}]`, "far/a:80 far/b:80 near/a:80 near/a:90 near/b:80 root/a:80"},
+		{`[{hosts: ["./*", "root/*"]}]`, "near/a:80 near/a:90 near/b:80 root/a:80"},
+		{`[{hosts: ["~/*"]}]`, ""},
+		// What begins with ~ is taken out again, whatever else takes it in.
+		{`[{hosts: ["~far/*", "*/*"]}]`, "near/a:80 near/a:90 near/b:80 root/a:80"},
+		{`[{hosts: ["*/*", "~./a.near.svc.cluster.local"]}]`, "far/a:80 far/b:80 near/b:80 root/a:80"},
+		{`[{hosts: ["*/*", "~/*.near.svc.cluster.local", "~*/b.far.svc.cluster.local"]}]`, "far/a:80 root/a:80"},
+		{`[{hosts: ["far/*", "~near/*", "~/a.far.svc.cluster.local"]}]`, "far/b:80"},
+		// A port with a listener of its own has the hosts of that listener alone.
+		{`[{port: {number: 80, protocol: HTTP, name: http}, hosts: ["near/*"]}, {hosts: ["root/*", "./a.near.svc.cluster.local"]}]`, "near/a:80 near/a:90 near/b:80"},
+		{`[{port: {number: 90, protocol: HTTP, name: http}, hosts: ["./*"]}]`, "near/a:90"},
+		{`[{port: {number: 3128, protocol: HTTP_PROXY, name: proxy}, hosts: ["far/*"]}]`, "far/a:80 far/b:80"},
+	} {
+		b := newMesh(t)
+		client := b.workload("web-1", "near", "web", nil)
+		for _, name := range []string{"near/a", "near/b", "far/a", "far/b", "root/a"} {
+			namespace, name, _ := strings.Cut(name, "/")
+			svc := &model.Service{
+				Meta: model.Meta{Ref: model.Ref{Kind: "Service", Namespace: namespace, Name: name}}, Hostname: name + "." + namespace + ".svc.cluster.local",
+				Ports: []model.ServicePort{{Name: "http", Protocol: model.HTTP, Port: 80}},
+			}
+			if namespace+name == "neara" {
+				svc.Ports = append(svc.Ports, model.ServicePort{Name: "http-alt", Protocol: model.HTTP, Port: 90})
+			}
+			b.addService(svc)
+		}
+		b.apply("kind: Sidecar\nmetadata: {name: default, namespace: near}\nspec: {egress: " + c.egress + "}\n")
+		var got []string
+		for _, cluster := range b.snapshot(client).Clusters {
+			if parts := strings.Split(cluster.Name, "|"); parts[0] == "outbound" {
+				labels := strings.Split(parts[3], ".")
+				got = append(got, labels[1]+"/"+labels[0]+":"+parts[1])
+			}
+		}
+		slices.Sort(got)
+		if s := strings.Join(got, " "); s != c.want {
+			t.Errorf("%s: %s, want %s", c.egress, s, c.want)
+		}
+	}
+}
+
+// TestSidecarRoutes: routes of a namespace that the Sidecar does not take in do not hold,
+// even for a service that it does.
+func TestSidecarRoutes(t *testing.T) {
+	for hosts, want := range map[string]string{
+		`["*/*"]`: "far", `["near/*"]`: "default", `["near/*", "far/a.near.svc.cluster.local"]`: "far", `["*/*", "~far/*"]`: "default",
+	} {
+		b := newMesh(t)
+		client := b.workload("web-1", "near", "web", nil, "http:80")
+		b.service("a", "near", client)
+		b.apply("kind: Sidecar\nmetadata: {name: default, namespace: near}\nspec: {egress: [{hosts: " + hosts + "}]}\n---\n" +
+			"kind: VirtualService\nmetadata: {name: a, namespace: far}\nspec: {hosts: [a.near.svc.cluster.local], http: [{name: far, directResponse: {status: 418}}]}\n")
+		for _, vh := range routesOf(t, b.snapshot(client), explicitRoutes).GetVirtualHosts() {
+			if vh.GetName() == "a.near.svc.cluster.local:80" && vh.GetRoutes()[len(vh.GetRoutes())-1].GetName() != want {
+				t.Errorf("%s: %v, want %s", hosts, vh.GetRoutes(), want)
+			}
+		}
+	}
+}
+
 // TestSourcesAreBlamed: a broken rule must be found by the resource it breaks.
 func TestSourcesAreBlamed(t *testing.T) {
 	b, client, gateway := goldenMesh(t)
