@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -27,6 +28,7 @@ func mergeDelegate(root, leaf *networking.HTTPRoute) *networking.HTTPRoute {
 	inherit(out.Retries != nil, func() { out.Retries = root.Retries })
 	inherit(out.Fault != nil, func() { out.Fault = root.Fault })
 	inherit(out.Mirror != nil, func() { out.Mirror = root.Mirror })
+	inherit(out.MirrorPercent != nil, func() { out.MirrorPercent = root.MirrorPercent }) //nolint:staticcheck // the older spelling of mirrorPercentage
 	inherit(out.MirrorPercentage != nil, func() { out.MirrorPercentage = root.MirrorPercentage })
 	inherit(len(out.Mirrors) > 0, func() { out.Mirrors = root.Mirrors })
 	inherit(out.CorsPolicy != nil, func() { out.CorsPolicy = root.CorsPolicy })
@@ -34,6 +36,8 @@ func mergeDelegate(root, leaf *networking.HTTPRoute) *networking.HTTPRoute {
 	return out
 }
 
+// mergeMatches is nil if one of the leaf's matches is within none of the root's: then
+// the whole rule does not hold.
 func mergeMatches(root, leaf []*networking.HTTPMatchRequest) []*networking.HTTPMatchRequest {
 	if len(root) == 0 {
 		return leaf
@@ -42,11 +46,15 @@ func mergeMatches(root, leaf []*networking.HTTPMatchRequest) []*networking.HTTPM
 		return root
 	}
 	var out []*networking.HTTPMatchRequest
-	for _, r := range root {
-		for _, l := range leaf {
+	for _, l := range leaf {
+		before := len(out)
+		for _, r := range root {
 			if m := mergeMatch(r, l); m != nil {
 				out = append(out, m)
 			}
+		}
+		if len(out) == before {
+			return nil
 		}
 	}
 	return out
@@ -74,6 +82,9 @@ func mergeMatch(root, leaf *networking.HTTPMatchRequest) *networking.HTTPMatchRe
 				return nil
 			}
 		}
+	}
+	if !sameClients(root, leaf) {
+		return nil
 	}
 	// The leaf refines the root wherever both speak, so the leaf's word stays
 	// and only what it is silent about comes from the root.
@@ -111,10 +122,26 @@ func mergeMatch(root, leaf *networking.HTTPMatchRequest) *networking.HTTPMatchRe
 	return out
 }
 
-// conflict says whether leaf is not within root. A root that is a regular
-// expression cannot be refined, because nobody can tell what is within it.
+// sameClients says whether the leaf's clients and gateways are among the root's.
+func sameClients(root, leaf *networking.HTTPMatchRequest) bool {
+	for k, v := range leaf.SourceLabels {
+		if other, ok := root.SourceLabels[k]; ok && other != v {
+			return false
+		}
+	}
+	if root.SourceNamespace != "" && leaf.SourceNamespace != "" && root.SourceNamespace != leaf.SourceNamespace {
+		return false
+	}
+	return len(root.Gateways) == 0 || !slices.ContainsFunc(leaf.Gateways, func(g string) bool { return !slices.Contains(root.Gateways, g) })
+}
+
+// conflict says whether leaf is not within root. Beside a regular expression nothing
+// else can be said, because nobody can tell what is within it.
 func conflict(root, leaf *networking.StringMatch) bool {
-	if root.GetMatchType() == nil || leaf.GetMatchType() == nil || proto.Equal(root, leaf) {
+	if root.GetMatchType() == nil || leaf.GetMatchType() == nil {
+		return false
+	}
+	if root.GetRegex() == "" && proto.Equal(root, leaf) {
 		return false
 	}
 	prefix, ok := root.GetMatchType().(*networking.StringMatch_Prefix)

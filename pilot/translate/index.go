@@ -91,13 +91,13 @@ func (ix *index) addVirtualServices(m *model.Mesh) {
 			v.gateways = []string{model.MeshGateway}
 		}
 		for _, r := range vs.Spec.GetHttp() {
-			v.addHTTP(r, vs.Namespace, byName)
+			v.addHTTP(r, vs.Namespace, byName, m.Config.GetDefaultVirtualServiceExportTo())
 		}
 		ix.virtualServices = append(ix.virtualServices, v)
 	}
 }
 
-func (v *virtualService) addHTTP(r *networking.HTTPRoute, namespace string, byName map[string]*model.VirtualService) {
+func (v *virtualService) addHTTP(r *networking.HTTPRoute, namespace string, byName map[string]*model.VirtualService, exported []string) {
 	if r.GetDelegate() == nil {
 		v.http = append(v.http, &httpRoute{HTTPRoute: r, namespace: namespace})
 		return
@@ -107,7 +107,7 @@ func (v *virtualService) addHTTP(r *networking.HTTPRoute, namespace string, byNa
 		ns = namespace
 	}
 	delegate := byName[ns+"/"+r.GetDelegate().GetName()]
-	if delegate == nil || !model.ExportedTo(delegate.Spec.GetExportTo(), delegate.Namespace, namespace) {
+	if delegate == nil || !model.ExportedTo(exportTo(delegate.Spec.GetExportTo(), exported), delegate.Namespace, namespace) {
 		return
 	}
 	v.sources = append(v.sources, delegate.Ref)

@@ -220,10 +220,22 @@ spec: {hosts: [gw.default.svc.cluster.local], gateways: [some], http: [{directRe
 func TestMergeDelegate(t *testing.T) {
 	uri := func(kind, v string) []*networking.HTTPMatchRequest {
 		m := &networking.StringMatch{MatchType: &networking.StringMatch_Prefix{Prefix: v}}
-		if kind == "exact" {
+		switch kind {
+		case "exact":
 			m.MatchType = &networking.StringMatch_Exact{Exact: v}
+		case "regex":
+			m.MatchType = &networking.StringMatch_Regex{Regex: v}
 		}
 		return []*networking.HTTPMatchRequest{{Uri: m}}
+	}
+	header := func(expression string) []*networking.HTTPMatchRequest {
+		return []*networking.HTTPMatchRequest{{Headers: map[string]*networking.StringMatch{"x": {MatchType: &networking.StringMatch_Regex{Regex: expression}}}}}
+	}
+	from := func(app string) []*networking.HTTPMatchRequest {
+		return []*networking.HTTPMatchRequest{{SourceLabels: map[string]string{"app": app}}}
+	}
+	at := func(gateways ...string) []*networking.HTTPMatchRequest {
+		return []*networking.HTTPMatchRequest{{Gateways: gateways}}
 	}
 	for _, c := range []struct {
 		name       string
@@ -236,6 +248,15 @@ func TestMergeDelegate(t *testing.T) {
 		{"leaf only", nil, uri("prefix", "/a"), uri("prefix", "/a"), false},
 		{"outside", uri("prefix", "/a"), uri("prefix", "/b"), nil, true},
 		{"wider", uri("exact", "/a"), uri("prefix", "/a"), nil, true},
+		{"one of two outside", uri("prefix", "/a"), append(uri("exact", "/a/b"), uri("exact", "/b")...), nil, true},
+		{"each in one of two", append(uri("prefix", "/a"), uri("prefix", "/b")...), append(uri("exact", "/b"), uri("exact", "/a")...), append(uri("exact", "/b"), uri("exact", "/a")...), false},
+		{"nothing beside an expression", uri("regex", "/a"), uri("regex", "/a"), nil, true},
+		{"an expression below a prefix", uri("prefix", "/a"), uri("regex", "/a.*"), nil, true},
+		{"an expression of something else", header("v.*"), uri("exact", "/a"), []*networking.HTTPMatchRequest{{Uri: uri("exact", "/a")[0].GetUri(), Headers: header("v.*")[0].GetHeaders()}}, false},
+		{"other clients", from("a"), from("b"), nil, true},
+		{"the same clients", from("a"), from("a"), from("a"), false},
+		{"other gateways", at("default/a"), at("default/b"), nil, true},
+		{"one of the gateways", at("default/a", "default/b"), at("default/b"), at("default/b"), false},
 	} {
 		got := mergeDelegate(&networking.HTTPRoute{Match: c.root}, &networking.HTTPRoute{Match: c.leaf})
 		if (got == nil) != c.impossible {
