@@ -364,5 +364,5 @@ func (a *assembler) sliceEndpoint(s *model.Service, o *object, at string, ip net
 
 // zoneOf is the locality of an endpoint that is no workload. Its region is not known.
 func zoneOf(e *discoveryv1.Endpoint) string {
-	return localityOf(map[string]string{corev1.LabelTopologyZone: value(e.Zone)})
+	return model.LocalityOf(map[string]string{corev1.LabelTopologyZone: value(e.Zone)})
 }

@@ -111,17 +111,8 @@ func (a *assembler) sidecars(namespace string, selector map[string]string) []*mo
 func proxyEndpoint(p *model.Proxy) *model.Endpoint {
 	return &model.Endpoint{
 		Address: p.Address.String(), Ports: map[uint32]uint32{}, Labels: p.Labels, Namespace: p.Namespace,
-		ServiceAccount: p.ServiceAccount, Weight: 1, Locality: localityOf(p.Labels), Proxy: p,
+		ServiceAccount: p.ServiceAccount, Weight: 1, Locality: model.LocalityOf(p.Labels), Proxy: p,
 	}
-}
-
-// localityOf reads the labels that Kubernetes and Istio give to nodes and pods.
-func localityOf(labels map[string]string) string {
-	if l := labels["istio-locality"]; l != "" {
-		return strings.ReplaceAll(l, ".", "/")
-	}
-	parts := []string{labels["topology.kubernetes.io/region"], labels["topology.kubernetes.io/zone"], labels["topology.istio.io/subzone"]}
-	return strings.TrimRight(strings.Join(parts, "/"), "/")
 }
 
 // target is the port behind a service's port: by name, or by number.
@@ -171,6 +162,7 @@ func (a *assembler) kubernetesService(o *object) *model.Service {
 		}
 	}
 	s.ExportTo = a.serviceExportTo(s.ExportTo)
+	s.Near = near(o.meta.Annotations, k.Spec.TrafficDistribution)
 	for _, ip := range append([]string{k.Spec.ClusterIP}, k.Spec.ClusterIPs...) {
 		if isIP(ip) && !slices.Contains(s.Addresses, ip) {
 			s.Addresses = append(s.Addresses, ip)
@@ -203,6 +195,22 @@ func (a *assembler) kubernetesService(o *object) *model.Service {
 		a.sliceEndpoints(s)
 	}
 	return s
+}
+
+// near reads how a Service wants its clients to choose between its endpoints, by Istio's
+// annotation or, if there is none, Kubernetes' field.
+func near(annotations map[string]string, field *string) []string {
+	text := annotations["networking.istio.io/traffic-distribution"]
+	if text == "" && field != nil {
+		text = *field
+	}
+	switch strings.ToLower(text) {
+	case "preferclose", "prefersamezone":
+		return []string{model.NetworkLabel, model.RegionLabel, model.ZoneLabel}
+	case "prefersamenode":
+		return []string{model.NetworkLabel, model.RegionLabel, model.ZoneLabel, model.SubzoneLabel, model.HostLabel}
+	}
+	return nil
 }
 
 func externalName(k *corev1.Service) string {

@@ -321,6 +321,9 @@ type Service struct {
 	ExportTo []string
 	// SubjectAltNames from a ServiceEntry.
 	SubjectAltNames []string
+	// Near are the labels in which endpoints should be like the client, the first one
+	// counting most; nil if the service has no preference.
+	Near []string
 	// Selector are the labels of the workloads of Namespace behind it, nil if it is
 	// not labels that say so. Workload is the name of what is run behind a service
 	// that follows from workloads without a label app.

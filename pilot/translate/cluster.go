@@ -69,7 +69,8 @@ func (s *scope) addCluster(out *collector, svc *model.Service, port uint32, subs
 	if slices.ContainsFunc(svc.Endpoints, func(e *model.Endpoint) bool { return e.Locality != "" }) {
 		key.locality = s.locality
 	}
-	if len(s.t.localitySetting(s.t.effectivePolicy(key)).GetFailoverPriority()) > 0 {
+	policy := s.t.effectivePolicy(key)
+	if setting, _ := s.t.localitySetting(policy, svc); len(setting.GetFailoverPriority()) > 0 {
 		key.labels = s
 	}
 	built, err := s.t.clusters.get(key, func() (*builtCluster, error) { return s.t.buildCluster(key) })

@@ -118,6 +118,15 @@ func (v *virtualService) addHTTP(r *networking.HTTPRoute, namespace string, byNa
 	}
 }
 
+// locality is where a client is: what an endpoint says that it stands before, else its
+// own labels.
+func (ix *index) locality(p *model.Proxy) string {
+	if l, ok := ix.localities[p]; ok {
+		return l
+	}
+	return model.LocalityOf(p.Labels)
+}
+
 // bound says whether the rules hold for one of the gateways (or the mesh).
 func (v *virtualService) bound(gateway string) bool { return slices.Contains(v.gateways, gateway) }
 
@@ -157,12 +166,23 @@ func labelKeys(m *model.Mesh) []string {
 			keys[key] = true
 		}
 	}
+	policy := func(p *networking.TrafficPolicy) {
+		failover(p.GetLoadBalancer().GetLocalityLbSetting())
+		for _, port := range p.GetPortLevelSettings() {
+			failover(port.GetLoadBalancer().GetLocalityLbSetting())
+		}
+	}
 	failover(m.Config.GetLocalityLbSetting())
+	for _, svc := range m.Services {
+		for _, label := range svc.Near {
+			keys[label] = true
+		}
+	}
 	for _, dr := range m.DestinationRules {
 		add(dr.Spec.GetWorkloadSelector().GetMatchLabels())
-		failover(dr.Spec.GetTrafficPolicy().GetLoadBalancer().GetLocalityLbSetting())
+		policy(dr.Spec.GetTrafficPolicy())
 		for _, s := range dr.Spec.GetSubsets() {
-			failover(s.GetTrafficPolicy().GetLoadBalancer().GetLocalityLbSetting())
+			policy(s.GetTrafficPolicy())
 		}
 	}
 	out := make([]string, 0, len(keys))

@@ -11,31 +11,41 @@ import (
 	"github.com/writ-mesh/writ/pilot/model"
 )
 
-// localitySetting is what holds for the cluster; nil if it is switched off.
-func (t *Translator) localitySetting(policy *networking.TrafficPolicy) *networking.LocalityLoadBalancerSetting {
+// localitySetting is what holds for the clusters of a service; nil if it is switched off.
+// What the service itself prefers comes after the rule's and before the mesh's, and needs
+// no outlier detection (always).
+func (t *Translator) localitySetting(policy *networking.TrafficPolicy, svc *model.Service) (setting *networking.LocalityLoadBalancerSetting, always bool) {
 	s := policy.GetLoadBalancer().GetLocalityLbSetting()
+	if s == nil && svc.Near != nil {
+		return &networking.LocalityLoadBalancerSetting{FailoverPriority: svc.Near}, true
+	}
 	if s == nil {
 		s = t.mesh.Config.GetLocalityLbSetting()
 	}
 	if s == nil || s.GetEnabled() != nil && !s.GetEnabled().GetValue() {
+		return nil, false
+	}
+	return s, false
+}
+
+// failover is the setting that gives the cluster's endpoints priorities; nil if none does.
+// As Istio documents it, that needs outlier detection, because without it nothing would
+// notice that a locality fails.
+func (b *clusterBuilder) failover() *networking.LocalityLoadBalancerSetting {
+	setting, always := b.t.localitySetting(b.policy, b.key.svc)
+	if len(setting.GetDistribute()) > 0 || b.policy.GetOutlierDetection() == nil && !always {
 		return nil
 	}
-	return s
+	return setting
 }
 
 // applyLocality sets weights between localities, or priorities for failover.
-// As Istio documents it, failover needs outlier detection, because without it
-// nothing would notice that a locality fails.
 func (b *clusterBuilder) applyLocality(out *endpointv3.ClusterLoadAssignment) {
-	setting := b.t.localitySetting(b.policy)
-	if setting == nil {
-		return
-	}
-	if len(setting.GetDistribute()) > 0 {
+	if setting, _ := b.t.localitySetting(b.policy, b.key.svc); len(setting.GetDistribute()) > 0 {
 		b.distribute(out, setting)
 		return
 	}
-	if b.policy.GetOutlierDetection() == nil {
+	if b.failover() == nil {
 		return
 	}
 	used := map[uint32]bool{}
@@ -58,33 +68,63 @@ func (b *clusterBuilder) applyLocality(out *endpointv3.ClusterLoadAssignment) {
 // priority is how far an endpoint is from the client, 0 for nearest; 0 for all
 // where failover does not apply.
 func (b *clusterBuilder) priority(e *model.Endpoint) uint32 {
-	setting := b.t.localitySetting(b.policy)
-	if setting == nil || len(setting.GetDistribute()) > 0 || b.policy.GetOutlierDetection() == nil {
+	setting := b.failover()
+	if setting == nil {
 		return 0
 	}
+	var byLabels uint32
 	if order := setting.GetFailoverPriority(); len(order) > 0 {
-		return labelDistance(order, b.key.labels, e.Labels)
+		byLabels = labelDistance(order, b.key.labels, e)
+		if len(setting.GetFailover()) == 0 {
+			return byLabels
+		}
 	}
 	if b.key.locality == "" {
-		return 0
+		return byLabels
 	}
-	return localityDistance(b.key.locality, e.Locality, setting.GetFailover())
+	return byLabels*(farthest+1) + localityDistance(b.key.locality, e.Locality, setting.GetFailover())
 }
 
 // labelDistance counts how many labels, from the first on, client and endpoint
-// do not share. An entry key=value asks for that value of the endpoint.
-func labelDistance(order []string, client *scope, endpoint map[string]string) uint32 {
+// do not share; neither of them having one is sharing it. An entry key=value asks for
+// that value of the endpoint. Another network, where it comes first, is farther than
+// all of the others.
+func labelDistance(order []string, client *scope, e *model.Endpoint) uint32 {
+	var network uint32
 	for i, entry := range order {
 		key, want, fixed := strings.Cut(entry, "=")
 		if !fixed {
-			want = client.labels[key]
+			want = placeLabel(key, client.labels, client.locality)
 		}
-		if got, ok := endpoint[key]; !ok || got != want {
-			return uint32(len(order) - i)
+		switch same := placeLabel(key, e.Labels, e.Locality) == want; {
+		case same:
+		case i == 0 && entry == model.NetworkLabel:
+			network = uint32(len(order))
+		default:
+			return network + uint32(len(order)-i)
 		}
 	}
-	return 0
+	return network
 }
+
+// placeLabel is a label; what has none of a place has that of its locality.
+func placeLabel(key string, labels map[string]string, place string) string {
+	if v, ok := labels[key]; ok {
+		return v
+	}
+	switch l := locality(place); key {
+	case model.RegionLabel:
+		return l.GetRegion()
+	case model.ZoneLabel:
+		return l.GetZone()
+	case model.SubzoneLabel:
+		return l.GetSubZone()
+	}
+	return ""
+}
+
+// farthest is the largest locality distance.
+const farthest = 4
 
 // localityDistance: 0 same sub-zone, 1 same zone, 2 same region, then the
 // regions that failover names, then all others.
@@ -97,7 +137,7 @@ func localityDistance(client, endpoint string, failover []*networking.LocalityLo
 				return 3
 			}
 		}
-		return 4
+		return farthest
 	case c.GetZone() != e.GetZone():
 		return 2
 	case c.GetSubZone() != e.GetSubZone():
@@ -110,7 +150,7 @@ func localityDistance(client, endpoint string, failover []*networking.LocalityLo
 // locality says; localities that it does not name get nothing.
 func (b *clusterBuilder) distribute(out *endpointv3.ClusterLoadAssignment, setting *networking.LocalityLoadBalancerSetting) {
 	for _, d := range setting.GetDistribute() {
-		if b.key.locality == "" || !localityMatches(d.GetFrom(), b.key.locality) {
+		if !localityMatches(d.GetFrom(), b.key.locality) {
 			continue
 		}
 		weights := make([]uint32, len(out.Endpoints))

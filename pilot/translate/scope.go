@@ -59,7 +59,7 @@ type visibleService struct {
 
 func (t *Translator) scope(p *model.Proxy) (*scope, error) {
 	labels, text := t.relevantLabels(p.Labels)
-	key := scopeKey{namespace: p.Namespace, labels: text, gateway: p.Type == model.GatewayProxy, interception: p.Interception, locality: t.index.localities[p]}
+	key := scopeKey{namespace: p.Namespace, labels: text, gateway: p.Type == model.GatewayProxy, interception: p.Interception, locality: t.index.locality(p)}
 	return t.scopes.get(key, func() (*scope, error) {
 		s := &scope{t: t, namespace: p.Namespace, labels: labels, isGateway: key.gateway, interception: p.Interception, locality: key.locality, shared: &Snapshot{}}
 		s.sidecar = t.sidecarFor(s)

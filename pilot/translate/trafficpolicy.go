@@ -306,7 +306,7 @@ func (b *clusterBuilder) consistentHash(h *networking.LoadBalancerSettings_Consi
 // localityWeights balances between localities by weight where a rule gives
 // shares. Hash rings need it off, because they have one ring over all localities.
 func (b *clusterBuilder) localityWeights(lb *networking.LoadBalancerSettings) {
-	if len(b.t.localitySetting(b.policy).GetDistribute()) == 0 || lb.GetConsistentHash() != nil || b.key.locality == "" {
+	if setting, _ := b.t.localitySetting(b.policy, b.key.svc); len(setting.GetDistribute()) == 0 || lb.GetConsistentHash() != nil {
 		return
 	}
 	b.out.CommonLbConfig.LocalityConfigSpecifier = &clusterv3.Cluster_CommonLbConfig_LocalityWeightedLbConfig_{
