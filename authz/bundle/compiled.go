@@ -24,6 +24,8 @@ type compiled struct {
 	// parsed are the modules that the compiler has left.
 	parsed map[string]*ast.Module
 	rules  rulePaths
+	// slim says that modules were let go of.
+	slim bool
 }
 
 // unchanged says that what is in force was compiled of the same modules as an activation
@@ -62,7 +64,9 @@ func (m *Manager) again(o *opabundle.ActivateOpts, activate func() error) (bool,
 // for.
 func (m *Manager) compile(o *opabundle.ActivateOpts, digests map[string]unpack.Digest, activate func() error) error {
 	endWith(o.Ctx, o.Compiler)
-	rego.Share(o.Compiler)
+	if was := m.compiled; was == nil || !was.slim {
+		rego.Share(o.Compiler) // else most of it would be in vain: it goes in a moment, as it went last time
+	}
 	if err := activate(); err != nil {
 		return err
 	}
@@ -85,6 +89,7 @@ func (m *Manager) compile(o *opabundle.ActivateOpts, digests map[string]unpack.D
 	if asked := m.asked(); asked != nil {
 		if slim := rego.Slim(o.Compiler, parsed, m.opa.EnablePrintStatements(), asked...); slim != o.Compiler {
 			*o.Compiler = *slim
+			next.slim = true
 		}
 	}
 	rego.Trim(o.Compiler)
