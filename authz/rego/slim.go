@@ -20,6 +20,11 @@ func Slim(full *ast.Compiler, parsed map[string]*ast.Module, prints bool, querie
 		return full
 	}
 	names := reachedBy(full, queries)
+	for name, m := range full.Modules {
+		if len(m.Rules) == 0 { // its package is an empty object in what is around it
+			names[name] = true
+		}
+	}
 	if 4*len(names) > 3*len(full.Modules) {
 		return full
 	}

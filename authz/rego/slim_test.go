@@ -22,9 +22,9 @@ func teams(r *rand.Rand, n int) map[string]string {
 	for i := range n {
 		of := func() string { return fmt.Sprint("t", r.IntN(n)) }
 		var b strings.Builder
-		// A package has several modules now and then, and packages below it.
+		// A package has several modules now and then, packages below it, and no rules.
 		fmt.Fprintf(&b, "package %s%s\n", pick(fmt.Sprint("t", i), fmt.Sprint("t", i), of()), pick("", "", ".below"))
-		for k := range 3 {
+		for k := range r.IntN(6) % 4 {
 			switch name := fmt.Sprintf("%s%d_%d", pick("p", "q"), i, k); r.IntN(14) {
 			case 0:
 				fmt.Fprintf(&b, "%s := data.%s\n", name, "base")
