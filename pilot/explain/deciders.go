@@ -5,6 +5,7 @@ import (
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	networking "istio.io/api/networking/v1alpha3"
 	security "istio.io/api/security/v1beta1"
 
 	"github.com/writ-mesh/writ/pilot/model"
@@ -23,6 +24,10 @@ type Deciders struct {
 	// Where says where a RegoPolicy of a proxy's port is decided, and why there; nil: in
 	// authz.
 	Where func(proxy *model.Proxy, port model.WorkloadPort, policy *model.RegoPolicy) (runs, why string)
+	// Sends says how the Envoy of a workload speaks to that of another behind a port of a
+	// service: DISABLE is plain text, ISTIO_MUTUAL the mesh's mutual TLS. by is the
+	// DestinationRule that says so, if one does. nil: by mutual TLS wherever it is taken.
+	Sends func(from *model.Proxy, service *model.Service, to *model.Proxy, port uint32) (mode networking.ClientTLSSettings_TLSmode, by model.Ref)
 	// Revoked says under what a verified token is revoked, empty if it is not; nil if
 	// nobody knows.
 	Revoked func(claims map[string]any) (reason string, err error)

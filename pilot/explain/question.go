@@ -46,6 +46,8 @@ type caller struct {
 	principal string
 	address   netip.Addr
 	namespace string
+	// proxy is one of its Envoys, nil if the mesh has none.
+	proxy *model.Proxy
 }
 
 func findCaller(m *model.Mesh, from string) (caller, error) {
@@ -65,12 +67,12 @@ func findCaller(m *model.Mesh, from string) (caller, error) {
 		if len(p) == 0 {
 			return caller{}, fmt.Errorf("no workload %q: name a workload, NAMESPACE/ACCOUNT, a SPIFFE ID, or %s", from, Outside)
 		}
-		return caller{principalOf(m, p[0]), p[0].Address, p[0].Namespace}, nil
+		return caller{principalOf(m, p[0]), p[0].Address, p[0].Namespace, p[0]}, nil
 	}
 	c := caller{principal: id, namespace: strings.Split(id, "/")[2]}
 	for _, p := range m.Proxies {
 		if principalOf(m, p) == id {
-			c.address = p.Address
+			c.address, c.proxy = p.Address, p
 			break
 		}
 	}
@@ -109,8 +111,11 @@ type target struct {
 	proxy *model.Proxy
 	port  model.WorkloadPort
 	host  string
-	// sni is the server name that a caller's Envoy sends for the service.
-	sni string
+	// sni is the server name that a caller's Envoy sends for the service, whose port is
+	// servicePort; nil if To is no service.
+	sni         string
+	service     *model.Service
+	servicePort uint32
 }
 
 // findTargets finds the workloads behind To, one replica of each.
@@ -180,7 +185,7 @@ func serviceTargets(s *model.Service, port uint32) ([]target, error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, target{proxy: p, port: w, sni: fmt.Sprintf("outbound_.%d_._.%s", port, s.Hostname)})
+		out = append(out, target{proxy: p, port: w, sni: fmt.Sprintf("outbound_.%d_._.%s", port, s.Hostname), service: s, servicePort: port})
 	}
 	return out, nil
 }

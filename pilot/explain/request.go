@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	networking "istio.io/api/networking/v1alpha3"
+
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/security/eval"
 )
@@ -240,7 +242,21 @@ func (l *life) peer() error {
 	}
 	td, _, _ := strings.Cut(l.r.Principal, "/")
 	domains := l.domains()
+	sends, why := l.sends()
 	switch {
+	case sends == networking.ClientTLSSettings_ISTIO_MUTUAL && why != "" && mode == model.Disable:
+		s.Detail = "DISABLE: " + why + ", and the connection fails: the caller's Envoy answers 503"
+		l.refuse(s, 0)
+		l.status = 0
+		return nil
+	case sends == networking.ClientTLSSettings_DISABLE && mode == model.Strict:
+		s.Detail = "STRICT: " + why + ", and the connection is closed: the caller's Envoy answers 503"
+		l.refuse(s, 0)
+		l.status = 0
+		return nil
+	case sends == networking.ClientTLSSettings_DISABLE && mode == model.Permissive:
+		s.Detail = "PERMISSIVE: " + why + ", in which nobody has an identity"
+		l.r.Principal, l.r.SNI = "", ""
 	case mode == model.Disable:
 		s.Detail = "DISABLE: plain text, in which nobody has an identity"
 		l.r.Principal, l.r.SNI = "", ""
@@ -264,6 +280,24 @@ func (l *life) peer() error {
 	}
 	l.pass(s)
 	return l.normal()
+}
+
+// sends is how the caller's Envoy speaks, and why if it is not by itself the right way;
+// ISTIO_MUTUAL without a why for a caller that has none, or is not asked about.
+func (l *life) sends() (mode networking.ClientTLSSettings_TLSmode, why string) {
+	if l.d.Sends == nil || l.from.proxy == nil || l.to.service == nil {
+		return networking.ClientTLSSettings_ISTIO_MUTUAL, ""
+	}
+	mode, by := l.d.Sends(l.from.proxy, l.to.service, l.to.proxy, l.to.servicePort)
+	switch {
+	case by.Kind == "" && mode == networking.ClientTLSSettings_DISABLE:
+		return mode, "without auto mTLS the caller's Envoy sends plain text"
+	case by.Kind == "":
+		return mode, ""
+	case mode == networking.ClientTLSSettings_DISABLE:
+		return mode, "the caller's Envoy sends plain text, as " + by.ID() + at(place(by)) + " says"
+	}
+	return mode, "the caller's Envoy speaks mutual TLS, as " + by.ID() + at(place(by)) + " says"
 }
 
 // door is what the tls of a Gateway does instead of a PeerAuthentication.

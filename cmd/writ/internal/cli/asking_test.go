@@ -87,6 +87,7 @@ func TestAsking(t *testing.T) {
 		{"explain --from " + gateway + " --to productpage --path /api/x --jwt examples/bookinfo/tokens/other-audience.jwt examples/bookinfo", 1, "the caller gets 403"},
 		{"explain --from " + gateway + " --to productpage --path /api/x examples/bookinfo", 1, "by AuthorizationPolicy default/api-needs-token rule 0 (policies/tokens.yaml:21)"},
 		{"explain --from outside --to bookinfo-gateway examples/bookinfo", 0, "it calls on as"},
+		{"explain --from reviews-v2 --to ratings.default --path /ratings/1 examples/bookinfo", 0, "by AuthorizationPolicy default/ratings rule 0"},
 		{"explain --from nobody --to ratings examples/bookinfo", 2, `no workload "nobody"`},
 		{"explain --from outside --to nothing examples/bookinfo", 2, `"nothing" is no service`},
 		{"explain --to ratings examples/bookinfo", 2, "name who calls"},
@@ -125,5 +126,56 @@ func TestAsking(t *testing.T) {
 	out.Reset()
 	if code := Main([]string{"diff", "examples/bookinfo", "candidate"}, &out, &out); code != 2 || !strings.Contains(out.String(), "candidate is not valid") {
 		t.Errorf("of a directory with an error: exit code %d, %s", code, &out)
+	}
+}
+
+// TestAskingHowCallersSpeak: a DestinationRule decides whether the called Envoy learns who
+// calls, and whether it is spoken to at all.
+func TestAskingHowCallersSpeak(t *testing.T) {
+	const base = `
+apiVersion: local.writ.mesh/v1alpha1
+kind: LocalWorkload
+metadata: {name: a, labels: {app: a}}
+---
+apiVersion: local.writ.mesh/v1alpha1
+kind: LocalWorkload
+metadata: {name: b, namespace: other, labels: {app: b}}
+spec: {ports: [{name: http, port: 8000}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: p, namespace: other}
+spec: {rules: [{from: [{source: {principals: ["*"]}}]}]}
+`
+	rule := func(namespace, mode string) string {
+		return "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: r, namespace: " + namespace + "}\nspec: {host: b.other.svc.cluster.local, trafficPolicy: {tls: {mode: " + mode + "}}}\n"
+	}
+	peer := func(mode string) string {
+		return "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p, namespace: other}\nspec: {mtls: {mode: " + mode + "}}\n"
+	}
+	for _, tc := range []struct {
+		name, mesh, more string
+		code             int
+		want             string
+	}{
+		{"by itself", "", "", 0, "PERMISSIVE: the caller is cluster.local/ns/default/sa/default"},
+		{"plain text by a rule", "", rule("default", "DISABLE"), 1, "the caller's Envoy sends plain text, as DestinationRule default/r (a.yaml:16) says, in which nobody has an identity"},
+		{"another's rule", "", rule("third", "DISABLE"), 0, "by AuthorizationPolicy other/p"},
+		{"the rule that goes first", "", rule("default", "ISTIO_MUTUAL") + strings.ReplaceAll(rule("other", "DISABLE"), "{name: r,", "{name: s,"), 0, "by AuthorizationPolicy other/p"},
+		{"plain text to STRICT", "", rule("other", "DISABLE") + peer("STRICT"), 1, "STRICT: the caller's Envoy sends plain text, as DestinationRule other/r"},
+		{"mutual TLS to DISABLE", "", rule("other", "ISTIO_MUTUAL") + peer("DISABLE"), 1, "DISABLE: the caller's Envoy speaks mutual TLS, as DestinationRule other/r"},
+		{"without auto mTLS", "enableAutoMtls: false\n", "", 1, "without auto mTLS the caller's Envoy sends plain text"},
+		{"and with a rule", "enableAutoMtls: false\n", rule("other", "ISTIO_MUTUAL"), 0, "by AuthorizationPolicy other/p"},
+	} {
+		dir := t.TempDir()
+		for name, text := range map[string]string{"a.yaml": base + tc.more, "mesh.yaml": tc.mesh} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var out bytes.Buffer
+		if code := Main([]string{"explain", "--from", "a", "--to", "b.other:8000", dir}, &out, &out); code != tc.code || !strings.Contains(out.String(), tc.want) {
+			t.Errorf("%s: exit code %d, want %d and %q in\n%s", tc.name, code, tc.code, tc.want, &out)
+		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/writ-mesh/writ/pilot/explain"
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/security"
+	"github.com/writ-mesh/writ/pilot/translate"
 )
 
 // asked are the flags that describe a request.
@@ -109,11 +110,17 @@ func explainRequest(ctx context.Context, w io.Writer, o *output, src *meshSource
 	return codeError{errors.New("the decision depends on what cannot be told here"), exitCannotTell}
 }
 
-// placed says of each RegoPolicy where it is decided, and why not in the Envoy.
+// placed says of each RegoPolicy where it is decided, and why not in the Envoy, and how
+// callers' Envoys speak where DestinationRules have a say.
 func placed(d explain.Deciders, m *model.Mesh) explain.Deciders {
 	compiler, err := security.New(m)
 	if err != nil {
 		return d
+	}
+	if auto := m.Config.GetEnableAutoMtls(); len(m.DestinationRules) > 0 || auto != nil && !auto.GetValue() {
+		if t, err := translate.New(m, compiler); err == nil {
+			d.Sends = t.Sends
+		}
 	}
 	d.Where = func(proxy *model.Proxy, port model.WorkloadPort, policy *model.RegoPolicy) (runs, why string) {
 		for _, p := range compiler.RegoPlacements(proxy, port) {
