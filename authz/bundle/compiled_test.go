@@ -5,13 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/open-policy-agent/opa/v1/ast"
 
 	"github.com/writ-mesh/writ/authz/bundletest"
+	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/internal/proctest"
 )
 
@@ -72,6 +75,7 @@ func TestUnchanged(t *testing.T) {
 	set(broken)
 	r.fails(t, "b", "team8.nothing")
 	before := r.Current().compiler
+	keys := make(map[rego.Key][]string)
 	for revision, change := range map[string]func(map[string]string){
 		"r6": func(files map[string]string) { files["team7.rego"] += "# another\n" },
 		"r7": func(files map[string]string) { files["more.rego"] = "package more\n" },
@@ -96,7 +100,19 @@ func TestUnchanged(t *testing.T) {
 		if got := r.ask(t); got != want {
 			t.Errorf("%s: decides %q", revision, got)
 		}
+		in, err := rego.NewInput(new(authv3.CheckRequest), rego.InputOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, ok := r.Current().Program.Key(in)
+		if !ok {
+			t.Errorf("%s: nothing is kept", revision)
+		}
+		keys[key] = append(keys[key], revision)
 		before = now
+	}
+	if len(keys) != 2 { // r9, and those in which other modules have changed
+		t.Errorf("the keys of decisions by revision: %v", slices.Collect(maps.Values(keys)))
 	}
 }
 
