@@ -41,6 +41,8 @@ type assembler struct {
 	wildcards []string
 	// unready are the proxies that are no endpoint of any service.
 	unready map[*model.Proxy]bool
+	// nodes are the localities of nodes, by their names.
+	nodes map[string]string
 	// endpointSlices are by "<namespace>/<name>" of the Service that they are of, sidecarAt
 	// the workloads by address; both nil if there are no EndpointSlices.
 	endpointSlices map[string][]*object

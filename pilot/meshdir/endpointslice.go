@@ -1,6 +1,7 @@
 package meshdir
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -274,7 +275,7 @@ func (a *assembler) addSlice(s *model.Service, o *object, ports map[uint32]uint3
 				continue
 			}
 			if out.Proxy == nil {
-				out.Locality = zoneOf(e)
+				out.Locality = cmp.Or(a.nodes[value(e.NodeName)], zoneOf(e))
 			}
 			byAddress[ip] = out
 			s.Endpoints = append(s.Endpoints, out)
@@ -346,7 +347,7 @@ func (a *assembler) sliceEndpoint(s *model.Service, o *object, at string, ip net
 	if a.unready[p] {
 		return nil
 	}
-	e := proxyEndpoint(p)
+	e := a.proxyEndpoint(p)
 	for number, to := range ports {
 		if port, ok := portOf(p, target{number: to}); ok {
 			e.Ports[number] = port
@@ -362,7 +363,8 @@ func (a *assembler) sliceEndpoint(s *model.Service, o *object, at string, ip net
 	return e
 }
 
-// zoneOf is the locality of an endpoint that is no workload. Its region is not known.
+// zoneOf is the locality of an endpoint that is no workload, and of whose node nothing is
+// known. Its region is not known.
 func zoneOf(e *discoveryv1.Endpoint) string {
 	return model.LocalityOf(map[string]string{corev1.LabelTopologyZone: value(e.Zone)})
 }

@@ -66,7 +66,8 @@ func TestEndpointSlices(t *testing.T) {
 			slice("a", "IPv4", both, `{addresses: [10.0.0.1], conditions: {ready: true}}, {addresses: [10.0.0.2], conditions: {ready: false}},
 				{addresses: [10.0.0.3], conditions: {}}, {addresses: [10.0.0.4], conditions: {ready: false, serving: true, terminating: true}},
 				{addresses: [10.0.0.5], conditions: {serving: false}}, {addresses: [10.0.0.6], conditions: {ready: true, terminating: true}}`),
-			[]string{"10.0.0.1 80=8080 3306=13306", "10.0.0.3 80=8080 3306=13306", "10.0.0.5 80=8080 3306=13306", "10.0.0.6 80=8080 3306=13306"}, nil,
+			[]string{"10.0.0.1 80=8080 3306=13306", "10.0.0.3 80=8080 3306=13306", "10.0.0.5 80=8080 3306=13306", "10.0.0.6 80=8080 3306=13306"},
+			nil,
 		},
 		"zone": {
 			slice("a", "IPv4", both, "{addresses: [10.0.0.1], zone: z2, nodeName: n, hostname: db-0, targetRef: {kind: Pod, name: p}, hints: {forZones: [{name: z2}]}}"),

@@ -62,6 +62,7 @@ func knownKinds() map[string]kindInfo {
 		"Secret":         {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.Secret{} }, validate: checkSecret},
 		"ServiceAccount": {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.ServiceAccount{} }, validate: nothing},
 		"Namespace":      {versions: []string{"v1"}, whole: true, cluster: true, value: func() any { return &corev1.Namespace{} }, validate: nothing},
+		"Node":           {versions: []string{"v1"}, whole: true, cluster: true, value: func() any { return &corev1.Node{} }, validate: checkNode},
 		"EndpointSlice": {
 			versions: versions("discovery.k8s.io", "v1"), whole: true, value: func() any { return &discoveryv1.EndpointSlice{} }, validate: checkEndpointSlice,
 		},
@@ -84,7 +85,7 @@ func nothing(*checker) {}
 func laterKinds() map[string]string {
 	const program = "a program on this machine is a LocalWorkload"
 	return map[string]string{
-		"EnvoyFilter": "", "Pod": program, "Node": "",
+		"EnvoyFilter": "", "Pod": program,
 		"ProxyConfig": "write defaultConfig into mesh.yaml",
 		"WasmPlugin":  "", "TrafficExtension": "", "Deployment": program, "StatefulSet": program, "DaemonSet": program,
 		"Job": program, "ConfigMap": "write the mesh configuration into mesh.yaml", "Ingress": "write a Gateway and a VirtualService",

@@ -22,6 +22,7 @@ import (
 func (a *assembler) services() {
 	taken := map[string]bool{}
 	own := map[string]*model.Service{} // by their hostname, which has their namespace in it
+	a.collectNodes()
 	a.collectSlices()
 	for _, o := range a.objects["Service"] {
 		s := a.kubernetesService(o)
@@ -108,10 +109,10 @@ func (a *assembler) sidecars(namespace string, selector map[string]string) []*mo
 	return out
 }
 
-func proxyEndpoint(p *model.Proxy) *model.Endpoint {
+func (a *assembler) proxyEndpoint(p *model.Proxy) *model.Endpoint {
 	return &model.Endpoint{
 		Address: p.Address.String(), Ports: map[uint32]uint32{}, Labels: p.Labels, Namespace: p.Namespace,
-		ServiceAccount: p.ServiceAccount, Weight: 1, Locality: model.LocalityOf(p.Labels), Proxy: p,
+		ServiceAccount: p.ServiceAccount, Weight: 1, Locality: cmp.Or(model.LocalityOf(p.Labels), a.nodes[p.Node]), Proxy: p,
 	}
 }
 
@@ -282,7 +283,7 @@ func (a *assembler) gatewayServers(p *model.Proxy) []*networking.Server {
 // gatewayEndpoint is a gateway proxy behind a service: of the service's ports
 // those that one of its servers has.
 func (a *assembler) gatewayEndpoint(p *model.Proxy, ports []model.ServicePort) *model.Endpoint {
-	e := proxyEndpoint(p)
+	e := a.proxyEndpoint(p)
 	for _, port := range ports {
 		for _, s := range a.gatewayServers(p) {
 			if s.Port.GetNumber() == port.Port {
@@ -297,7 +298,7 @@ func (a *assembler) gatewayEndpoint(p *model.Proxy, ports []model.ServicePort) *
 // and WorkloadEntries of the namespace.
 func (a *assembler) selectEndpoints(s *model.Service, selector map[string]string, targets map[uint32]target) {
 	for _, p := range a.sidecars(s.Namespace, selector) {
-		e := proxyEndpoint(p)
+		e := a.proxyEndpoint(p)
 		for number, t := range targets {
 			if port, ok := portOf(p, t); ok {
 				e.Ports[number] = port
@@ -503,7 +504,7 @@ func (a *assembler) impliedServices() []*model.Service {
 			continue
 		}
 		var ports []model.ServicePort
-		e := proxyEndpoint(p)
+		e := a.proxyEndpoint(p)
 		for _, w := range p.Ports {
 			ports = append(ports, model.ServicePort{Name: w.Name, Protocol: w.Protocol, Port: w.Port})
 			e.Ports[w.Port] = w.Port
