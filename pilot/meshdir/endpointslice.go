@@ -242,6 +242,7 @@ func (a *assembler) sliceEndpoints(s *model.Service) {
 			a.addSlice(s, o, ports, byAddress)
 		}
 	}
+	s.Members = a.sliceMembers(s, list)
 	for i, p := range s.Ports {
 		if missing[p.Port] && !a.broken() {
 			a.report(a.byID[s.ID()], func(c *checker) {
@@ -249,6 +250,23 @@ func (a *assembler) sliceEndpoints(s *model.Service) {
 			})
 		}
 	}
+}
+
+// sliceMembers are the workloads that slices name. Who needs a role at them does not hang
+// on whether they are ready.
+func (a *assembler) sliceMembers(s *model.Service, list []*object) []string {
+	members := map[string]bool{}
+	for _, o := range list {
+		for _, e := range o.spec.(*discoveryv1.EndpointSlice).Endpoints {
+			for _, text := range e.Addresses {
+				ip, _ := netip.ParseAddr(text) // a host name is no workload's
+				if p := a.sidecarAt[ip]; p != nil && p.Namespace == s.Namespace {
+					members[p.ID] = true
+				}
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(members))
 }
 
 // addSlice adds the endpoints of one slice that are ready, with its ports by those of

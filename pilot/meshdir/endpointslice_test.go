@@ -185,6 +185,26 @@ func endpointText(e *model.Endpoint) string {
 	return text
 }
 
+// TestEndpointSliceMembers: a workload is of the Service whose slices name it, ready or
+// not and whatever the ports, so that roles of the Service hold for it all the time.
+func TestEndpointSliceMembers(t *testing.T) {
+	mesh, problems := Parse(map[string][]byte{"a.yaml": []byte(sliceService + slice("a", "IPv4", "{name: http, port: 8000}, {name: tcp-db, port: 8000}",
+		"{addresses: [127.8.0.1, 127.8.0.2, 10.0.0.1], conditions: {ready: false}}, {addresses: [127.8.0.3, 10.8.0.5]}") + slice("b", "IPv4", "", "{addresses: [10.8.0.4]}"))}, sliceInstances(t), Options{})
+	if len(Errors(problems)) > 0 {
+		t.Fatal(problems)
+	}
+	service := mesh.ServiceByHost("db.team.svc.cluster.local", "team")
+	want := map[string]bool{"own": true, "starting": true, "pod": true, "away": false, "edge": false}
+	for _, p := range mesh.Proxies {
+		if got := service.Selects(p); got != want[p.Name] {
+			t.Errorf("%s is of the Service: %t", p.Name, got)
+		}
+		if _, ok := service.PortsOf(p); ok {
+			t.Errorf("the ports of %s are known, which is no endpoint", p.Name)
+		}
+	}
+}
+
 // TestEndpointSliceBounds: a slice holds as much as that of Kubernetes.
 func TestEndpointSliceBounds(t *testing.T) {
 	list := func(n int, form string) string {

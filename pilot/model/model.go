@@ -327,8 +327,10 @@ type Service struct {
 	// Selector are the labels of the workloads of Namespace behind it, nil if it is
 	// not labels that say so. Workload is the name of what is run behind a service
 	// that follows from workloads without a label app.
-	Selector  map[string]string
-	Workload  string
+	Selector map[string]string
+	Workload string
+	// Members are the IDs of the workloads that EndpointSlices name, ready or not, sorted.
+	Members   []string
 	Endpoints []*Endpoint
 }
 

@@ -106,14 +106,16 @@ type ServiceRoleBinding struct {
 // condition. Without clauses it is everybody, with or without an identity.
 type Subject struct{ Clauses []Clause }
 
-// Selects says whether the service is that of a workload: by labels, by the name
-// of what is run, or because an endpoint says so. It does not depend on whether the
+// Selects says whether the service is that of a workload: by labels, by the name of what
+// is run, or because an EndpointSlice or an endpoint says so. It does not depend on whether the
 // workload is ready: what is refused at it must not wait for that.
 func (s *Service) Selects(p *Proxy) bool {
 	switch {
 	case s.External:
 		return false
 	case len(s.Selector) > 0 && s.Namespace == p.Namespace && SelectorMatches(s.Selector, p.Labels):
+		return true
+	case slices.Contains(s.Members, p.ID):
 		return true
 	case s.Workload != "" && s.Namespace == p.Namespace && (p.Name == s.Workload || p.Labels["app"] == "" && replicaOf(p.Name, s.Workload)):
 		return true
