@@ -71,7 +71,8 @@ func TestEndpointSlices(t *testing.T) {
 		},
 		"zone": {
 			slice("a", "IPv4", both, "{addresses: [10.0.0.1], zone: z2, nodeName: n, hostname: db-0, targetRef: {kind: Pod, name: p}, hints: {forZones: [{name: z2}]}}"),
-			[]string{"10.0.0.1 80=8080 3306=13306 in /z2"}, nil,
+			[]string{"10.0.0.1 80=8080 3306=13306 in /z2"},
+			nil,
 		},
 		"a workload of the mesh": {
 			slice("a", "IPv4", both, "{addresses: [127.8.0.1], zone: z9}"), nil,
@@ -87,7 +88,8 @@ func TestEndpointSlices(t *testing.T) {
 			slice("a", "IPv4", both, "{addresses: [127.8.0.3, 10.0.0.1]}"), []string{"10.0.0.1 80=8080 3306=13306"}, nil,
 		},
 		"a workload of another namespace": {
-			slice("a", "IPv4", both, "{addresses: [127.8.0.2]}"), []string{"127.8.0.2 80=8080 3306=13306"},
+			slice("a", "IPv4", both, "{addresses: [127.8.0.2]}"),
+			[]string{"127.8.0.2 80=8080 3306=13306"},
 			[]string{"endpoints[0].addresses[0]: warning: is workload away of namespace other: as in Istio it is called in plain text"},
 		},
 		"a gateway": {
@@ -96,11 +98,13 @@ func TestEndpointSlices(t *testing.T) {
 		"several slices": {
 			slice("b", "IPv4", http, "{addresses: [10.0.0.2, 10.0.0.1]}") + slice("a", "IPv4", http, "{addresses: [10.0.0.1]}, {addresses: [10.0.0.1]}") +
 				slice("c", "IPv6", both, "{addresses: ['2001:db8::1']}"),
-			[]string{"10.0.0.1 80=8080", "10.0.0.2 80=8080", "2001:db8::1 80=8080 3306=13306"}, nil,
+			[]string{"10.0.0.1 80=8080", "10.0.0.2 80=8080", "2001:db8::1 80=8080 3306=13306"},
+			nil,
 		},
 		"an address with its ports in two slices": {
 			slice("a", "IPv4", http, "{addresses: [10.0.0.1, 10.0.0.2]}") + slice("b", "IPv4", "{name: http, port: 1}, {name: tcp-db, port: 2}", "{addresses: [10.0.0.1, 127.8.0.1]}"),
-			[]string{"10.0.0.1 80=8080 3306=2", "10.0.0.2 80=8080"}, []string{"no port 1,", "no port 2,"},
+			[]string{"10.0.0.1 80=8080 3306=2", "10.0.0.2 80=8080"},
+			[]string{"no port 1,", "no port 2,"},
 		},
 		"ready in one of two": {
 			slice("a", "IPv4", both, "{addresses: [10.0.0.1], conditions: {ready: false}}") + slice("b", "IPv4", http, "{addresses: [10.0.0.1]}"), []string{"10.0.0.1 80=8080"}, nil,
@@ -109,11 +113,13 @@ func TestEndpointSlices(t *testing.T) {
 			slice("a", "IPv4", http, "{addresses: [10.0.0.1]}"), []string{"10.0.0.1 80=8080"}, []string{`spec.ports[1]: warning: no EndpointSlice of the Service has a port named "tcp-db"`},
 		},
 		"ports that the Service does not have": {
-			slice("a", "IPv4", both+", {name: htpt, port: 1}, {port: 2}", "{addresses: [10.0.0.1]}"), []string{"10.0.0.1 80=8080 3306=13306"},
+			slice("a", "IPv4", both+", {name: htpt, port: 1}, {port: 2}", "{addresses: [10.0.0.1]}"),
+			[]string{"10.0.0.1 80=8080 3306=13306"},
 			[]string{`ports[2]: warning: Service team/db has no port named "htpt", so this one is not used, did you mean "http"?`, `ports[3]: warning: Service team/db has no port named ""`},
 		},
 		"a port without a number": {
-			slice("a", "IPv4", "{name: http}, {name: tcp-db, port: 1}", "{addresses: [10.0.0.1]}"), []string{"10.0.0.1 3306=1"},
+			slice("a", "IPv4", "{name: http}, {name: tcp-db, port: 1}", "{addresses: [10.0.0.1]}"),
+			[]string{"10.0.0.1 3306=1"},
 			[]string{"ports[0]: warning: without a number", `spec.ports[0]: warning: no EndpointSlice of the Service has a port named "http"`},
 		},
 		"no ports": {
@@ -135,12 +141,14 @@ func TestEndpointSlices(t *testing.T) {
 		"a Service with a selector": {
 			strings.Replace(slice("a", "IPv4", both, "{addresses: [10.0.0.1]}"), "service-name: db", "service-name: own", 1) +
 				"---\napiVersion: v1\nkind: Service\nmetadata: {name: own, namespace: team}\nspec: {selector: {app: own}, ports: [{name: http, port: 80, targetPort: 8000}]}\n",
-			nil, []string{"warning: Service team/own has a selector, which says what is behind it, so the endpoints are not used"},
+			nil,
+			[]string{"warning: Service team/own has a selector, which says what is behind it, so the endpoints are not used"},
 		},
 		"another name": {
 			strings.Replace(slice("a", "IPv4", both, "{addresses: [10.0.0.1]}"), "service-name: db", "service-name: out", 1) +
 				"---\napiVersion: v1\nkind: Service\nmetadata: {name: out, namespace: team}\nspec: {type: ExternalName, externalName: example.com, ports: [{port: 80}]}\n",
-			nil, []string{"warning: Service team/out is another name"},
+			nil,
+			[]string{"warning: Service team/out is another name"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
