@@ -56,6 +56,7 @@ fetch: # what the tests need from others
 	@hack/fetch-envoy.sh $(ENVOY_NEWEST)
 	@hack/fetch-envoy.sh $(ENVOY_OLDEST)
 	@hack/install-servers.sh
+	@hack/fetch-compose.sh
 
 .PHONY: test-tools
 test-tools: fetch # what the tests need beside Go
@@ -74,8 +75,8 @@ generate: ## generate code from proto/
 	hack/generate.sh
 
 .PHONY: generate-check
-generate-check: generate ## fail if generated code is not what proto/ says
-	git diff --exit-code -- proto
+generate-check: ## fail if generated code is not what proto/ says
+	hack/generate.sh --check
 
 .PHONY: tidy-check
 tidy-check: ## fail if go.mod is not tidy

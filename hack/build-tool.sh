@@ -9,7 +9,7 @@ mkdir -p .tools/bin
 for name in "$@"; do
   case $name in
   step-ca) module=stepca package=. ;; # the upstream authority of a test of ca
-  docker-compose) module=compose package=github.com/docker/compose/v2/cmd ;; # Debian's is too old (up --wait)
+  docker-compose) module=compose package=github.com/docker/compose/v2/cmd ;; # where fetch-compose.sh finds none
   golangci-lint) module=tools package=github.com/golangci/golangci-lint/v2/cmd/golangci-lint ;;
   *) echo "build-tool: $name is not known" >&2; exit 2 ;;
   esac

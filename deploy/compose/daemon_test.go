@@ -46,7 +46,7 @@ func need(t *testing.T) (compose []string) {
 	}
 	compose = findCompose()
 	if compose == nil {
-		missing = append(missing, "Docker Compose 2 (hack/build-tool.sh docker-compose builds it)")
+		missing = append(missing, "Docker Compose 2 (hack/fetch-compose.sh brings it)")
 	}
 	if len(missing) == 0 {
 		return compose
