@@ -34,6 +34,10 @@ type metrics struct {
 	rejected  prometheus.Counter
 	void      prometheus.Counter
 	rules     prometheus.Gauge
+	// contents are those of policies that are not in force and decide, earlier what they
+	// took part in, unknown what named one that is not known.
+	contents         prometheus.Gauge
+	earlier, unknown prometheus.Counter
 
 	byLimit *prometheus.CounterVec
 	costs   *prometheus.CounterVec
@@ -54,7 +58,7 @@ func newMetrics(reg prometheus.Registerer, store *memory.Store) *metrics {
 			Buckets: []float64{.00001, .000025, .00005, .0001, .00025, .0005, .001, .0025, .005, .01, .05},
 		}),
 		unmatched: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "writ_ratelimit_unmatched_total", Help: "Descriptors that met no limit and were let through, by reason.",
+			Name: "writ_ratelimit_unmatched_total", Help: "Descriptors that met no limit and were let through, by reason. Those of closed policies are not let through.",
 		}, []string{"reason"}),
 		rejected: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "writ_ratelimit_config_rejected_total", Help: "Configurations that were refused while the last good one stayed.",
@@ -68,13 +72,22 @@ func newMetrics(reg prometheus.Registerer, store *memory.Store) *metrics {
 		rules: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "writ_ratelimit_limits", Help: "Limits in force.",
 		}),
+		contents: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "writ_ratelimit_policies_retired", Help: "Earlier contents of policies that decide for proxies whose routes still name them.",
+		}),
+		earlier: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "writ_ratelimit_earlier_decisions_total", Help: "Requests that an earlier content of a policy took part in, because the proxy's routes go with it.",
+		}),
+		unknown: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "writ_ratelimit_unknown_contents_total", Help: "Descriptors of a known policy that name a content which is not known: the newest decides, and where the policy is closed nothing passes.",
+		}),
 		byLimit: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "writ_ratelimit_limit_decisions_total", Help: "Uses of each limit, by result.",
 		}, []string{"limit", "result"}),
 	}
 	m.ok, m.over = m.decisions.WithLabelValues(resultOK), m.decisions.WithLabelValues(resultOver)
 	m.observed, m.failed = m.decisions.WithLabelValues(resultObserved), m.decisions.WithLabelValues(resultError)
-	reg.MustRegister(m.decisions, m.seconds, m.unmatched, m.rejected, m.rules, m.byLimit, m.void, m.costs,
+	reg.MustRegister(m.decisions, m.seconds, m.unmatched, m.rejected, m.rules, m.contents, m.earlier, m.unknown, m.byLimit, m.void, m.costs,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "writ_ratelimit_counters", Help: "Counters held in this process.",
 		}, func() float64 { return float64(store.Len()) }),
@@ -100,9 +113,8 @@ func (m *metrics) limit(id string) *limitCounters {
 	return c
 }
 
-// keep drops the series of limits that are no longer in force.
+// keep drops the series of limits that decide no longer.
 func (m *metrics) keep(ids map[string]bool) {
-	m.rules.Set(float64(len(ids)))
 	m.limits.Range(func(id, _ any) bool {
 		if name, ok := id.(string); ok && !ids[name] {
 			m.limits.Delete(name)

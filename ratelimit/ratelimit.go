@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	rlqsv3 "github.com/envoyproxy/go-control-plane/envoy/service/rate_limit_quota/v3"
@@ -49,6 +50,10 @@ const (
 	// and each may stand in several descriptors. A proxy reports all its buckets at
 	// once, and has no assignments any more if that is refused.
 	maxMessage = 4 << 20
+	// retire is how long a policy that was edited or removed still decides for proxies whose
+	// routes go with it: longer than connections drain by default, which is ten minutes.
+	// forgetEvery is how often it is looked for those whose time is over.
+	retire, forgetEvery = 15 * time.Minute, time.Minute
 	// subsystemPolicies is ready once limits are there, from whatever source.
 	subsystemPolicies = "policies"
 )
@@ -64,6 +69,8 @@ type Service struct {
 	alone  func(time.Time, []limit.Use) bool // nil if counters are in this process only
 	plans  *plans.Book                       // nil without policies
 	tasks  []func(context.Context) error
+	// swap is held while one table of policies takes the place of another.
+	swap sync.Mutex
 
 	admin      *admin         // nil without Config.Admin
 	regions    *regions.Store // nil if there is this one alone
@@ -163,6 +170,7 @@ func (s *Service) takeDescriptors(set *descriptors.Set, err error) {
 		}
 	}
 	s.server.domains.Store(set)
+	s.server.metrics.rules.Set(float64(len(ids)))
 	s.server.metrics.keep(ids)
 	s.server.top.Keep(ids)
 	s.rt.Health.Set(subsystemPolicies, nil)
@@ -171,6 +179,7 @@ func (s *Service) takeDescriptors(set *descriptors.Set, err error) {
 
 func (s *Service) openQuotas() (err error) {
 	s.server.quotas.Store(&quota.Table{})
+	s.tasks = append(s.tasks, func(ctx context.Context) error { return service.Every(ctx, forgetEvery, s.forget) })
 	if s.config.State != "" {
 		if err := os.MkdirAll(s.config.State, 0o700); err != nil {
 			return fmt.Errorf("state: %w", err)
@@ -190,18 +199,45 @@ func (s *Service) openQuotas() (err error) {
 }
 
 func (s *Service) takeQuotas(policies map[string]*configpb.QuotaPolicy) error {
+	s.swap.Lock()
+	defer s.swap.Unlock()
 	table, err := quota.New(policies, s.plans)
 	if err != nil {
 		s.server.metrics.rejected.Inc()
 		return err
 	}
+	now := s.server.now()
+	table, dropped := table.After(s.server.quotas.Load(), now, now.Add(retire))
+	if dropped > 0 {
+		s.log.Warn("there is no room for all earlier contents of policies; where routes still name them the newest count, and closed policies refuse", slog.Int("dropped", dropped))
+	}
+	s.putInForce(table)
+	s.rt.Health.Set(subsystemPolicies, nil)
+	s.log.Info("policies in force", slog.Int("policies", table.Len()), slog.Int("retired", table.Earlier()))
+	return nil
+}
+
+// forget lets go of earlier contents whose time is over.
+func (s *Service) forget(now time.Time) {
+	s.swap.Lock()
+	defer s.swap.Unlock()
+	before := s.server.quotas.Load()
+	if table := before.Unexpired(now); table != before {
+		s.putInForce(table)
+		s.log.Info("earlier contents of policies decide no more", slog.Int("gone", before.Earlier()-table.Earlier()), slog.Int("kept", table.Earlier()))
+	}
+}
+
+// putInForce has a table decide, and forgets what is of no limit of it. The caller holds
+// swap.
+func (s *Service) putInForce(table *quota.Table) {
 	s.server.quotas.Store(table)
 	s.plans.Named(table.Plans())
-	s.server.metrics.keep(table.IDs())
-	s.server.top.Keep(table.IDs())
-	s.rt.Health.Set(subsystemPolicies, nil)
-	s.log.Info("policies in force", slog.Int("policies", table.Len()))
-	return nil
+	ids := table.IDs()
+	s.server.metrics.rules.Set(float64(len(table.Limits())))
+	s.server.metrics.contents.Set(float64(table.Earlier()))
+	s.server.metrics.keep(ids)
+	s.server.top.Keep(ids)
 }
 
 // apply takes a set from pilot and keeps it for a start without pilot.

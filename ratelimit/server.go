@@ -76,6 +76,9 @@ type decision struct {
 	items    []item
 	uses     []limit.Use
 	outcomes []limit.Outcome
+	// earlier: a limit that an edit has replaced is among them. unknown: a policy is named
+	// that is not known, or a content of it.
+	earlier, unknown bool
 }
 
 // ShouldRateLimit implements the rate limit service.
@@ -95,9 +98,14 @@ func (s *Server) ShouldRateLimit(ctx context.Context, req *rlsv3.RateLimitReques
 	}
 	defer s.release(d)
 	quotas := s.quotas.Load()
-	mesh := quotas != nil && req.GetDomain() == configpb.QuotaDomain
+	closed := req.GetDomain() == configpb.QuotaClosedDomain
+	mesh := quotas != nil && (closed || req.GetDomain() == configpb.QuotaDomain)
 	if mesh {
-		s.matchQuotas(d, quotas, req)
+		s.matchQuotas(now, d, quotas, req)
+		if closed && d.unknown {
+			s.metrics.failed.Inc()
+			return nil, status.Error(codes.Unavailable, "a policy is named whose content is not known here")
+		}
 	} else {
 		if s.matchDescriptors(d, req); s.dropIn.StopWhenOver && len(d.uses) > 1 {
 			s.onlyWhatIsOver(ctx, now, d)
@@ -140,12 +148,18 @@ func (s *Server) bad(text string) error {
 	return status.Error(codes.InvalidArgument, text)
 }
 
-func (s *Server) matchQuotas(d *decision, t *quota.Table, req *rlsv3.RateLimitRequest) {
+func (s *Server) matchQuotas(now time.Time, d *decision, t *quota.Table, req *rlsv3.RateLimitRequest) {
 	for _, desc := range req.GetDescriptors() {
-		l, m := t.Match(desc)
+		l, m := t.Match(desc, now)
 		if l == nil {
+			d.unknown = true
 			s.unmatched(d, unmatchedPolicy)
 			continue
+		}
+		d.earlier = d.earlier || l.Earlier
+		d.unknown = d.unknown || m.Unknown
+		if m.Unknown {
+			s.metrics.unknown.Inc()
 		}
 		// Giving back is for operators and for who knows the name of a hold, not for
 		// whoever may ask.
@@ -277,6 +291,9 @@ func ceil(d time.Duration) time.Duration {
 
 func (s *Server) count(now time.Time, d *decision, resp *rlsv3.RateLimitResponse) {
 	observed := false
+	if d.earlier {
+		s.metrics.earlier.Inc()
+	}
 	for i := range d.items {
 		it := &d.items[i]
 		if it.use < 0 {
@@ -331,5 +348,6 @@ func (s *Server) release(d *decision) {
 	clear(d.items)
 	clear(d.uses)
 	d.items, d.uses, d.outcomes = d.items[:0], d.uses[:0], d.outcomes[:0]
+	d.earlier, d.unknown = false, false
 	s.pool.Put(d)
 }

@@ -177,6 +177,10 @@ func (s *Store) leased(i int, u *limit.Use, now time.Time, out *limit.Outcome, a
 	}
 	asked := *u
 	asked.Limit = terms.Asked
+	if u.Earlier {
+		a.add(i, asked, false)
+		return
+	}
 	sh := s.shard(u.Key)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -249,7 +253,7 @@ func (s *Store) answered(uses []limit.Use, outcomes []limit.Outcome, a *ask, now
 		}
 		a.refused = a.refused || holdsBack(u, &out)
 		terms, leased := termsOf(u)
-		if !leased || u.Op != limit.Take {
+		if !leased || u.Op != limit.Take || u.Earlier {
 			continue
 		}
 		sh := s.shard(u.Key)

@@ -477,3 +477,51 @@ func BenchmarkDecide(b *testing.B) {
 
 // sleep waits in the time of the bubble.
 func sleep(d time.Duration) { <-time.After(d) }
+
+// TestEarlierLimitsLeaveShares: who asks by what a limit was before an edit takes no share
+// and none away, and is counted together with all others.
+func TestEarlierLimitsLeaveShares(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		shared := &counted{store: memory.New(0)}
+		s := newStore(shared)
+		one := func(requests uint32, earlier bool) limit.Outcome {
+			t.Helper()
+			var out [1]limit.Outcome
+			u := limit.Use{Key: "k", Limit: storetest.Sliding(t, requests, time.Minute), Mode: limit.Leased, Hits: 1, Earlier: earlier}
+			if err := s.Decide(t.Context(), time.Now(), []limit.Use{u}, out[:]); err != nil {
+				t.Fatal(err)
+			}
+			return out[0]
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { _ = s.Run(ctx); close(done) }()
+		defer func() { cancel(); <-done }()
+		both := func(n int, earlier bool) (asked int) {
+			before := shared.asked
+			for range n {
+				one(10_000, false)
+				if earlier {
+					one(2_000, true)
+				}
+				time.Sleep(5 * time.Millisecond) // fake time
+				synctest.Wait()
+			}
+			return shared.asked - before
+		}
+		both(500, false) // until there are shares
+		if n := both(100, true); n < 100 || n > 110 {
+			t.Errorf("the store was asked %d times, want once for each of 100 by the earlier limit and a few times for shares", n)
+		}
+		passed := 0
+		for !one(2_000, true).Over {
+			passed++
+		}
+		if passed == 0 || passed > 2_000-700 {
+			t.Errorf("%d more of 2000 passed after 700", passed)
+		}
+		if one(10_000, false).Over {
+			t.Error("the newest limit is over")
+		}
+	})
+}

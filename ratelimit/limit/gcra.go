@@ -49,9 +49,10 @@ func (g *gcra) add(l Limit, now int64, hits uint64) {
 	}
 	g.run(now)
 	// More than a bucket of what did not fit is not remembered: it would be
-	// refused for longer than it takes to run empty twice.
+	// refused for longer than it takes to run empty twice. What a greater bucket
+	// remembers, of the same counter, stays.
 	t := l.interval()
-	g.level = min(g.level+float64(float64(hits)*t), 2*float64(float64(max(l.burst, l.requests))*t))
+	g.level = max(g.level, min(g.level+float64(float64(hits)*t), 2*float64(float64(max(l.burst, l.requests))*t)))
 }
 
 func (g *gcra) after(l Limit, now int64) (remaining uint32, reset time.Duration) {

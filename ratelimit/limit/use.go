@@ -43,6 +43,9 @@ type Use struct {
 	Op Op
 	// Mode is where it is counted; the zero value is Exact.
 	Mode Mode
+	// Earlier says that the limit is one that the key's limit was before an edit. It is
+	// counted by itself: shares and loans in hand are those of the newest.
+	Earlier bool
 	// Observe makes the use count as far as it fits and never refuse the request.
 	Observe bool
 	// Hits is how much to take. 0 takes nothing and asks: every limit but a fixed

@@ -25,7 +25,7 @@ func FuzzName(f *testing.F) {
 	f.Add("", strings.Repeat("x", 600))
 	tab := named(f)
 	f.Fuzz(func(t *testing.T, a, b string) {
-		l, m := tab.Match(desc("writ.policy", "default/q", "writ.limit", "0", "source.principal", a, "request.headers[x-key]", b))
+		l, m := tab.Match(desc("writ.policy", "default/q", "writ.limit", "0", "source.principal", a, "request.headers[x-key]", b), time.Now())
 		name := l.Name(m.Key)
 		found, key, err := tab.Find(name)
 		if err != nil || found != l || key.Key != m.Key {
@@ -109,7 +109,7 @@ func TestUse(t *testing.T) {
 		{"the end of no place", concurrent, quota.Match{Done: true}, limit.Use{Op: limit.Settle}, false},
 	} {
 		tab := table(t, policy("q", c.l))
-		l, _ := tab.Match(desc("writ.policy", "default/q", "writ.limit", "0"))
+		l, _ := tab.Match(desc("writ.policy", "default/q", "writ.limit", "0"), time.Now())
 		c.want.Limit, c.m.Rule = l.Rule, l.Rule
 		if got, ok := l.Use(c.m, 7); ok != c.ok || ok && got != c.want {
 			t.Errorf("%s: %+v, %v; want %+v", c.name, got, ok, c.want)

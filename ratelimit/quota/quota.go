@@ -7,6 +7,10 @@
 // "writ.hold" with the request's own name and "writ.done" once it is over, then one
 // entry per dimension with the dimension's text as key. The counter is kept under
 // policy, limit, how the limit counts, and the dimensions with their values.
+//
+// Behind the policy's name stands which content of it the proxy's routes go with
+// (configpb.PolicyRef). A table knows the contents that were replaced for a while, and
+// decides by the one that is named, on the same counters.
 package quota
 
 import (
@@ -16,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"maps"
 	"os"
 	"slices"
@@ -39,9 +44,14 @@ import (
 // send must not decide how much memory a counter takes.
 const maxKey = 512
 
-// Table is the policies in force. It is not changed once made.
+// Table is the policies in force, and what those were that they replaced. It is not
+// changed once made.
 type Table struct {
 	limits map[string][]*Limit // by resource name
+	// names are the resource names of the contents in force, and earlier the other
+	// contents, by what proxies name them.
+	names   map[string]string
+	earlier map[string]*content
 }
 
 // Limit is one limit of a policy.
@@ -61,6 +71,8 @@ type Limit struct {
 	Cost *Cost
 	// Told says that whoever asks wants to know that it was answered.
 	Told bool
+	// Earlier says that the policy has another content now.
+	Earlier bool
 	// Described is what answers tell about the limit. Do not change it.
 	Described *rlsv3.RateLimitResponse_RateLimit
 
@@ -76,7 +88,7 @@ func (l *Limit) TellsCallersApart() bool { return len(l.per) > 0 }
 // New compiles policies by resource name; callers' plans are in the book, nil if there
 // is none. The error names the policy and its source; nothing of the set is taken then.
 func New(policies map[string]*configpb.QuotaPolicy, book *plans.Book) (*Table, error) {
-	t := &Table{limits: make(map[string][]*Limit, len(policies))}
+	t := &Table{limits: make(map[string][]*Limit, len(policies)), names: make(map[string]string, len(policies))}
 	var problems []error
 	for resource, p := range policies {
 		limits, err := compile(p, book)
@@ -89,6 +101,7 @@ func New(policies map[string]*configpb.QuotaPolicy, book *plans.Book) (*Table, e
 			continue
 		}
 		t.limits[resource] = limits
+		t.names[p.Ref()] = resource
 	}
 	if len(problems) > 0 {
 		slices.SortFunc(problems, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
@@ -186,6 +199,8 @@ type Match struct {
 	Hold string
 	// Done: the request is over.
 	Done bool
+	// Unknown: the content that is named is not known. The limit is that of the newest.
+	Unknown bool
 	// Numbers are the caller's.
 	Numbers
 	// Shared says with whom the caller shares the limit.
@@ -195,19 +210,34 @@ type Match struct {
 // maxHold bounds the name of a request, in bytes; Envoys send 36.
 const maxHold = 64
 
-// Match finds the limit that a descriptor names and the key of its counter; nil
+// find gives the limits of a policy as a proxy names it at now. Of a content that is not
+// known it gives those of the newest, and known is false.
+func (t *Table) find(ref string, now time.Time) (limits []*Limit, known bool) {
+	if c := t.earlier[ref]; c != nil && now.Before(c.until) {
+		return c.limits, true
+	}
+	name, inForce := t.names[ref]
+	if inForce {
+		return t.limits[name], true
+	}
+	name = configpb.PolicyName(ref)
+	limits, known = t.limits[name]
+	return limits, known && name == ref // who names no content means the newest
+}
+
+// Match finds the limit that a descriptor names at now and the key of its counter; nil
 // if the table does not have it.
-func (t *Table) Match(d *commonv3.RateLimitDescriptor) (*Limit, Match) {
+func (t *Table) Match(d *commonv3.RateLimitDescriptor, now time.Time) (*Limit, Match) {
 	entries := d.GetEntries()
 	if len(entries) < 2 || entries[0].GetKey() != configpb.QuotaPolicyKey || entries[1].GetKey() != configpb.QuotaLimitKey {
 		return nil, Match{}
 	}
-	limits := t.limits[entries[0].GetValue()]
+	limits, known := t.find(entries[0].GetValue(), now)
 	i, err := strconv.ParseUint(entries[1].GetValue(), 10, 16)
 	if err != nil || i >= uint64(len(limits)) {
 		return nil, Match{}
 	}
-	var m Match
+	m := Match{Unknown: !known}
 	entries = entries[2:]
 	if len(entries) > 0 && entries[0].GetKey() == configpb.QuotaHoldKey {
 		if m.Hold = entries[0].GetValue(); len(m.Hold) > maxHold {
@@ -327,28 +357,44 @@ func FromResources(resources map[string]proto.Message) (map[string]*configpb.Quo
 	return out, nil
 }
 
-// IDs are the IDs of all limits.
+// all are the limits of everything that decides.
+func (t *Table) all() iter.Seq[*Limit] {
+	return func(yield func(*Limit) bool) {
+		for _, limits := range t.limits {
+			for _, l := range limits {
+				if !yield(l) {
+					return
+				}
+			}
+		}
+		for _, c := range t.earlier {
+			for _, l := range c.limits {
+				if !yield(l) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// IDs are the IDs of all limits, those of earlier contents included.
 func (t *Table) IDs() map[string]bool {
 	ids := make(map[string]bool)
-	for _, limits := range t.limits {
-		for _, l := range limits {
-			ids[l.ID] = true
-		}
+	for l := range t.all() {
+		ids[l.ID] = true
 	}
 	return ids
 }
 
-// Plans are the tables of plans that limits name.
+// Plans are the tables of plans that these name.
 func (t *Table) Plans() map[string]bool {
 	names := make(map[string]bool)
-	for _, limits := range t.limits {
-		for _, l := range limits {
-			if l.plan != nil {
-				names[l.plan.table.Name()] = true
-			}
-			if l.fair != nil && l.fair.plan != nil {
-				names[l.fair.plan.table.Name()] = true
-			}
+	for l := range t.all() {
+		if l.plan != nil {
+			names[l.plan.table.Name()] = true
+		}
+		if l.fair != nil && l.fair.plan != nil {
+			names[l.fair.plan.table.Name()] = true
 		}
 	}
 	return names

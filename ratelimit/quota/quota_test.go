@@ -69,7 +69,7 @@ func TestMatch(t *testing.T) {
 		{"the wrong way round", []string{"writ.limit", "0", "writ.policy", "default/q"}, "", ""},
 		{"nothing", nil, "", ""},
 	} {
-		l, m := tab.Match(desc(c.pairs...))
+		l, m := tab.Match(desc(c.pairs...), time.Now())
 		if (l != nil) != (c.id != "") || l != nil && (l.ID != c.id) || m.Key != c.key {
 			t.Errorf("%s: got %+v, %+v; want %q, %q", c.name, l, m, c.id, c.key)
 		}
@@ -92,7 +92,7 @@ func TestKeysDiffer(t *testing.T) {
 		head("default/q", "0", "a", long), head("default/q", "0", "a", long+"y"), head("default/q", "0", "b", long),
 		head("default/q2", "1", "a", long),
 	} {
-		l, m := tab.Match(desc(pairs...))
+		l, m := tab.Match(desc(pairs...), time.Now())
 		if l == nil {
 			t.Fatalf("%.100q met no limit", pairs)
 		}
@@ -156,7 +156,7 @@ func TestDescribed(t *testing.T) {
 		48 * time.Hour:         {rlsv3.RateLimitResponse_RateLimit_DAY, 2},
 		500 * time.Millisecond: {rlsv3.RateLimitResponse_RateLimit_UNKNOWN, 0},
 	} {
-		l, _ := table(t, policy("q", per(3, every))).Match(desc("writ.policy", "default/q", "writ.limit", "0"))
+		l, _ := table(t, policy("q", per(3, every))).Match(desc("writ.policy", "default/q", "writ.limit", "0"), time.Now())
 		if d := l.Described; d.GetUnit() != want.unit || d.GetUnitMultiplier().GetValue() != want.multiplier || d.GetRequestsPerUnit() != 3 {
 			t.Errorf("%s: %v", every, d)
 		}

@@ -47,7 +47,7 @@ func compileCost(c *configpb.Cost, rule limit.Limit) (*Cost, error) {
 // Nothing here gives back what was taken: whoever may ask could free himself by it. A
 // hold is ended by who knows its name.
 func (l *Limit) Use(m Match, hits uint64) (u limit.Use, ok bool) {
-	u = limit.Use{Key: m.Key, Limit: m.Rule, Mode: l.Mode, Observe: l.Observe, Hits: hits}
+	u = limit.Use{Key: m.Key, Limit: m.Rule, Mode: l.Mode, Earlier: l.Earlier, Observe: l.Observe, Hits: hits}
 	switch {
 	case l.Rule.Algorithm() == limit.Concurrency:
 		u.Hold = m.Hold

@@ -228,7 +228,7 @@ local function gcra()
   local function add(c, u, hits)
     if u.requests == 0 then return end
     local t = interval(u)
-    c.level = math.min(c.level + hits * t, 2 * (math.max(u.burst, u.requests) * t))
+    c.level = math.max(c.level, math.min(c.level + hits * t, 2 * (math.max(u.burst, u.requests) * t)))
     c.dirty = true
   end
 

@@ -31,5 +31,5 @@ func stale(valid time.Duration) time.Duration { return valid / 4 }
 
 // lendable says whether a use can be decided from borrowed hits.
 func lendable(u *limit.Use) bool {
-	return u.Op == limit.Take && u.Hits > 0 && u.Hold == "" && u.HoldFor == 0
+	return u.Op == limit.Take && u.Hits > 0 && u.Hold == "" && u.HoldFor == 0 && !u.Earlier
 }

@@ -37,6 +37,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Store) {
 			"clock set back":             setBack,
 			"as the arithmetic says":     model,
 			"another algorithm is fresh": edited,
+			"other numbers count on":     otherNumbers,
 			"concurrent":                 concurrent,
 			"charge":                     charge,
 			"refund":                     refund,
@@ -248,6 +249,34 @@ func edited(t *testing.T, s Store, a limit.Algorithm) {
 				t.Errorf("%d of 5 passed after an edit to %s: the other's counter counts", got, to)
 			}
 		}
+	}
+}
+
+// otherNumbers: a limit with other numbers counts on, and what the greater one has counted
+// is not forgotten by uses of the smaller one, whatever they do.
+func otherNumbers(t *testing.T, s Store, a limit.Algorithm) {
+	now := start()
+	large, small := use(t, a, "k", 50, time.Minute), use(t, a, "k", 10, time.Minute)
+	if a == limit.GCRA { // of one rate: of others a hit is another part of the limit
+		l, err := limit.NewGCRA(10, time.Minute, 50)
+		if err != nil {
+			t.Fatal(err)
+		}
+		large.Limit = l
+	}
+	pass(t, s, now, 30, large)
+	if got := pass(t, s, now, 5, small); got != 0 {
+		t.Errorf("%d of 10 passed after 30", got)
+	}
+	if a == limit.Fixed {
+		return // whose refused uses have counted
+	}
+	if a != limit.Concurrency { // whose places nobody charges
+		small.Op = limit.Charge
+		decide(t, s, now, small)
+	}
+	if got := pass(t, s, now, 100, large); got > 50-30 || got < 50-30-1 {
+		t.Errorf("%d more of 50 passed after 30, and perhaps one that was charged", got)
 	}
 }
 

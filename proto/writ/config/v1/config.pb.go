@@ -699,8 +699,8 @@ func (x *HeaderLocation) GetPrefix() string {
 }
 
 // QuotaPolicy is a set of limits kept by ratelimit. The resource name is
-// "<namespace>/<name>", and requests name it in the descriptor entry
-// "writ.policy" with the index of the limit in "writ.limit".
+// "<namespace>/<name>", and requests name it, with its fingerprint, in the descriptor
+// entry "writ.policy" with the index of the limit in "writ.limit".
 type QuotaPolicy struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -710,7 +710,10 @@ type QuotaPolicy struct {
 	Observe bool   `protobuf:"varint,4,opt,name=observe,proto3" json:"observe,omitempty"`
 	Source  string `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
 	// Whoever asks wants to know that it was answered: the answer says so in metadata.
-	Told          bool `protobuf:"varint,10,opt,name=told,proto3" json:"told,omitempty"`
+	Told bool `protobuf:"varint,10,opt,name=told,proto3" json:"told,omitempty"`
+	// A hash of what is counted and how, by which proxies name this content: see PolicyRef.
+	// pilot makes it; another content has another one.
+	Fingerprint   string `protobuf:"bytes,11,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -785,6 +788,13 @@ func (x *QuotaPolicy) GetTold() bool {
 		return x.Told
 	}
 	return false
+}
+
+func (x *QuotaPolicy) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
 }
 
 // Limit is one limit of a QuotaPolicy. Callers are told apart by the values of
@@ -1140,7 +1150,7 @@ const file_writ_config_v1_config_proto_rawDesc = "" +
 	"\tmesh_wide\x18\b \x01(\bR\bmeshWide\"<\n" +
 	"\x0eHeaderLocation\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06prefix\x18\x02 \x01(\tR\x06prefix\"\xb4\x01\n" +
+	"\x06prefix\x18\x02 \x01(\tR\x06prefix\"\xd6\x01\n" +
 	"\vQuotaPolicy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12-\n" +
@@ -1148,7 +1158,8 @@ const file_writ_config_v1_config_proto_rawDesc = "" +
 	"\aobserve\x18\x04 \x01(\bR\aobserve\x12\x16\n" +
 	"\x06source\x18\x05 \x01(\tR\x06source\x12\x12\n" +
 	"\x04told\x18\n" +
-	" \x01(\bR\x04told\"\xb6\x02\n" +
+	" \x01(\bR\x04told\x12 \n" +
+	"\vfingerprint\x18\v \x01(\tR\vfingerprint\"\xb6\x02\n" +
 	"\x05Limit\x12\x10\n" +
 	"\x03per\x18\x01 \x03(\tR\x03per\x12\x1a\n" +
 	"\brequests\x18\x02 \x01(\rR\brequests\x12/\n" +

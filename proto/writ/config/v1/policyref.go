@@ -5,7 +5,7 @@ import "strings"
 // fingerprintMark is between the name of a policy and its fingerprint; no name has it.
 const fingerprintMark = "@"
 
-// PolicyRef is how proxies name a RegoPolicy with the content that their routes go with:
+// PolicyRef is how proxies name a RegoPolicy or a QuotaPolicy with the content that their routes go with:
 // "<namespace>/<name>@<fingerprint>". A policy without a fingerprint is meant by its name
 // alone, whatever its content.
 func PolicyRef(namespace, name, fingerprint string) string {
@@ -18,6 +18,11 @@ func PolicyRef(namespace, name, fingerprint string) string {
 
 // Ref is how proxies name this content.
 func (x *RegoPolicy) Ref() string {
+	return PolicyRef(x.GetNamespace(), x.GetName(), x.GetFingerprint())
+}
+
+// Ref is how proxies name this content.
+func (x *QuotaPolicy) Ref() string {
 	return PolicyRef(x.GetNamespace(), x.GetName(), x.GetFingerprint())
 }
 

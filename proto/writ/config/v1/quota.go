@@ -5,12 +5,15 @@ package configpb
 import "time"
 
 // What a request to ratelimit says about a QuotaPolicy: the domain, and the first
-// two entries of each descriptor, the policy's resource name and the index of the
+// two entries of each descriptor, what PolicyRef gives and the index of the
 // limit. An entry for each dimension of the limit follows.
 const (
-	QuotaDomain    = "writ"
-	QuotaPolicyKey = "writ.policy"
-	QuotaLimitKey  = "writ.limit"
+	QuotaDomain = "writ"
+	// QuotaClosedDomain is that of limits that are not to be passed by without having been
+	// counted: an answer says that all of them are known.
+	QuotaClosedDomain = "writ.closed"
+	QuotaPolicyKey    = "writ.policy"
+	QuotaLimitKey     = "writ.limit"
 	// QuotaHoldKey is the entry with a request's own name, under which a limit holds
 	// something for it until it is over.
 	QuotaHoldKey = "writ.hold"
