@@ -37,6 +37,7 @@ import (
 	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/internal/credential"
 	"github.com/writ-mesh/writ/internal/envoytest"
+	"github.com/writ-mesh/writ/internal/identity"
 	"github.com/writ-mesh/writ/internal/pkitest"
 	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/internal/service"
@@ -47,6 +48,7 @@ import (
 	"github.com/writ-mesh/writ/pilot/security"
 	"github.com/writ-mesh/writ/pilot/xds"
 	configpb "github.com/writ-mesh/writ/proto/writ/config/v1"
+	"github.com/writ-mesh/writ/ratelimit"
 )
 
 // half is an edit that changes who is let in and what is asked of him at once. In neither
@@ -114,6 +116,9 @@ spec: {ingress: [{port: {number: APP, name: http, protocol: HTTP}, defaultEndpoi
 		lines := strings.Split(fmt.Sprintf(module, rule), "\n")
 		return "---\napiVersion: policy.writ.mesh/v1alpha1\nkind: RegoPolicy\nmetadata: {name: rego, namespace: default}\nspec:\n  query: data.p.allow\n  module: |\n    " + strings.TrimSpace(strings.Join(lines, "\n    ")) + "\n"
 	}
+	quota := func(requests int) string {
+		return fmt.Sprintf("---\napiVersion: policy.writ.mesh/v1alpha1\nkind: QuotaPolicy\nmetadata: {name: quota, namespace: default}\nspec:\n  whenUnavailable: Deny\n  limits: [{requests: %d, every: 1h}]\n", requests)
+	}
 	relaxed := "default/rego@" + (&model.RegoPolicy{Module: fmt.Sprintf(module, "true"), Query: "data.p.allow"}).ContentHash()
 	isX := `endswith(input.attributes.source.principal, "/sa/x")`
 	byRego, byToken := mode("PERMISSIVE")+tokens("none", "a")+rule(isX), mode("PERMISSIVE")+tokens("none", "a")+rule("true")+anyToken
@@ -129,6 +134,7 @@ spec: {ingress: [{port: {number: APP, name: http, protocol: HTTP}, defaultEndpoi
 		{name: "a rule and a provider that moved", first: mode("STRICT") + custom("moved") + "---\n" + entry("moved", "JUDGE"), second: mode("PERMISSIVE") + tokens("none", "a") + anyToken + custom("moved", "ask") + "---\n" + entry("moved", "APP"), always: true},
 		{name: "a rule and Rego", first: byRego, second: byToken, always: true, refuse: routes, forged: relaxed},
 		{name: "a rule and Rego in parts", first: byRego, second: byToken, always: true, split: new(rego.Splitter).Split},
+		{name: "a rule and a quota", first: mode("PERMISSIVE") + tokens("none", "a") + quota(0), second: mode("PERMISSIVE") + tokens("none", "a") + quota(1_000_000) + anyToken, nobody: true, refuse: routes},
 		{name: "a rule and another provider", first: first, second: mode("PERMISSIVE") + custom("other"), before: mode("STRICT") + none},
 	}
 }
@@ -165,7 +171,11 @@ func noHalf(t *testing.T, bin, api string, n int, key tokenKey, h half) {
 	_, judgePort, _ := net.SplitHostPort(judge.Listener.Addr().String())
 	ports := strings.NewReplacer("APP", port, "GUARDED", judgePort, "JUDGE", judgePort)
 	h.first, h.second = ports.Replace(h.first), ports.Replace(h.second)
-	socket := socketFolder(t) + "/authz"
+	sockets := socketFolder(t)
+	deciders := model.Deciders{Authz: "unix://" + sockets + "/authz"}
+	if strings.Contains(h.first, "QuotaPolicy") {
+		deciders.RateLimit = "unix://" + sockets + "/ratelimit"
+	}
 	r := startWith(t, map[string]string{
 		"mesh.yaml": `extensionProviders:
 - name: judge
@@ -187,9 +197,27 @@ spec:
   endpoints: [{address: %s}]
 `, port, address),
 		"edit.yaml": cmp.Or(h.before, h.first),
-	}, meshdir.Options{Deciders: model.Deciders{Authz: "unix://" + socket}, SplitRego: h.split})
+	}, meshdir.Options{Deciders: deciders, SplitRego: h.split})
 	if strings.Contains(h.first, "RegoPolicy") {
-		runAuthz(t, r, root, socket)
+		runDecider(t, r, root, identity.Authz, func(ctx context.Context, pilot string, as credential.Config, rt *service.Runtime) error {
+			c := authz.DefaultConfig()
+			c.Listen, c.Pilot, c.Credential, c.Decision.Log = deciders.Authz, pilot, as, "none"
+			if err := c.Validate(); err != nil {
+				return err
+			}
+			return authz.Run(ctx, c, rt)
+		})
+	}
+	if deciders.RateLimit != "" {
+		runDecider(t, r, root, identity.RateLimit, func(ctx context.Context, pilot string, as credential.Config, rt *service.Runtime) error {
+			c := ratelimit.DefaultConfig()
+			c.Listen, c.Pilot, c.Credential = deciders.RateLimit, pilot, as
+			s, err := ratelimit.New(c, rt)
+			if err != nil {
+				return err
+			}
+			return s.Run(ctx)
+		})
 	}
 	line := newDelayed(t, r.addr, root)
 	runEnvoy(t, bin, line.addr, "sidecar~"+address+"~one.default~default.svc.cluster.local", "NONE", api)
@@ -292,8 +320,8 @@ func socketFolder(t *testing.T) string {
 	return dir
 }
 
-// runAuthz has authz follow a pilot and answer at a socket.
-func runAuthz(t *testing.T, r *running, root *pkitest.Root, socket string) {
+// runDecider has a service follow a pilot until the test ends.
+func runDecider(t *testing.T, r *running, root *pkitest.Root, name string, run func(ctx context.Context, pilot string, as credential.Config, rt *service.Runtime) error) {
 	t.Helper()
 	bundle := filepath.Join(t.TempDir(), "bundle.pem")
 	if err := os.WriteFile(bundle, root.PEM(), 0o600); err != nil {
@@ -310,24 +338,19 @@ func runAuthz(t *testing.T, r *running, root *pkitest.Root, socket string) {
 	quiet := func() *service.Runtime {
 		return &service.Runtime{Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(), Health: &service.Health{}}
 	}
-	ads, of, own := proctest.Address(t), quiet(), identified("pilot")
-	c := authz.DefaultConfig()
-	c.Listen, c.Pilot, c.Credential, c.Decision.Log = "unix://"+socket, ads, identified("authz"), "none"
-	if err := c.Validate(); err != nil {
-		t.Fatal(err)
-	}
+	ads, of, own, as := proctest.Address(t), quiet(), identified("pilot"), identified(name)
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- service.RunTasks(ctx, func(ctx context.Context) error { return r.ServeADS(ctx, ads, own, quiet()) }, func(ctx context.Context) error { return authz.Run(ctx, c, of) })
+		done <- service.RunTasks(ctx, func(ctx context.Context) error { return r.ServeADS(ctx, ads, own, quiet()) }, func(ctx context.Context) error { return run(ctx, ads, as, of) })
 	}()
 	t.Cleanup(func() {
 		stop()
 		if err := <-done; err != nil {
-			t.Errorf("authz: %v", err)
+			t.Errorf("%s: %v", name, err)
 		}
 	})
-	proctest.Until(t, bound, "authz has its policies", func() bool { return of.Health.Ready() == nil })
+	proctest.Until(t, bound, name+" has its policies", func() bool { return of.Health.Ready() == nil })
 }
 
 func tokenOf(t *testing.T, key tokenKey) string {

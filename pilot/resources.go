@@ -120,7 +120,7 @@ func quotaPolicies(m *model.Mesh) []named {
 		if len(p.Limits) == 0 {
 			continue // it takes requests out of other limits, which proxies know
 		}
-		msg := &configpb.QuotaPolicy{Name: p.Name, Namespace: p.Namespace, Observe: p.Observe, Source: place(p.Ref), Told: p.FailLocal}
+		msg := &configpb.QuotaPolicy{Name: p.Name, Namespace: p.Namespace, Observe: p.Observe, Source: place(p.Ref), Told: p.FailLocal, Fingerprint: p.Fingerprint}
 		for _, l := range p.Limits {
 			limit := &configpb.Limit{Requests: l.Requests, Every: durationpb.New(l.Every), Algorithm: l.Algorithm, Burst: l.Burst, Mode: l.Mode}
 			if c := l.Cost; c != nil {

@@ -349,7 +349,7 @@ next:
 			}
 			switch key {
 			case configpb.QuotaPolicyKey:
-				name = value
+				name = configpb.PolicyName(value)
 			case configpb.QuotaLimitKey:
 				name += "/" + value
 			case configpb.QuotaHoldKey, configpb.QuotaDoneKey:

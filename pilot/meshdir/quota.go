@@ -113,5 +113,6 @@ func quotaPolicyOf(o *object) *model.QuotaPolicy {
 		}
 		p.Limits = append(p.Limits, l)
 	}
+	p.Fingerprint = p.ContentHash()
 	return p
 }

@@ -411,6 +411,9 @@ type QuotaPolicy struct {
 	// FailClosed is whenUnavailable: Deny, FailLocal is Local; neither is Allow.
 	FailClosed, FailLocal bool
 	Observe               bool
+	// Fingerprint is ContentHash, by which proxies name the content to ratelimit. Without
+	// one they mean whatever content it has.
+	Fingerprint string
 }
 
 // What a QuotaPolicy does with the limits of upper layers: all count as well, those of

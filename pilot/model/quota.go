@@ -28,6 +28,20 @@ func (l *QuotaLimit) Key() string {
 	return counts + " per " + strings.Join(per, "\n")
 }
 
+// ContentHash is a hash of all by which ratelimit counts: what the limits are and what
+// becomes of who is over. Which requests they are of, and what holds while ratelimit is
+// away, is in routes, but for whether the proxy has to be told that it was counted.
+func (p *QuotaPolicy) ContentHash() string {
+	rest := *p // a field that is new counts until somebody says here that it does not
+	rest.Meta, rest.Selector, rest.Match, rest.Upper, rest.Lower = Meta{}, nil, nil, "", ""
+	rest.FailClosed, rest.Fingerprint = false, ""
+	rest.Limits = slices.Clone(p.Limits)
+	for i := range rest.Limits {
+		rest.Limits[i].Name = ""
+	}
+	return contentHash(rest, "")
+}
+
 // Callers says that the match depends on who calls.
 func (m *QuotaMatch) Callers() bool { return len(m.Principals)+len(m.Namespaces)+len(m.Claims) > 0 }
 

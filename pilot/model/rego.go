@@ -18,8 +18,13 @@ func (p *RegoPolicy) ContentHash() string {
 	rest.Meta, rest.Selector, rest.FailOpen, rest.BundleRefresh = Meta{}, nil, false, 0
 	rest.Form, rest.ModuleFile, rest.ModuleLine = nil, "", 0
 	rest.Module, rest.Fingerprint = "", ""
+	return contentHash(rest, p.Module)
+}
+
+// contentHash is a hash of a policy, and of a text of it that is long.
+func contentHash(policy any, text string) string {
 	h := sha256.New()
-	_ = json.NewEncoder(h).Encode(rest) // neither can fail: these are texts, and a hash takes all
-	_, _ = io.WriteString(h, p.Module)
+	_ = json.NewEncoder(h).Encode(policy) // neither can fail: these are texts and numbers, and a hash takes all
+	_, _ = io.WriteString(h, text)
 	return hex.EncodeToString(h.Sum(nil)[:fingerprintBytes])
 }

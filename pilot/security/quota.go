@@ -136,8 +136,12 @@ func peerAddress() *setfilterstatev3.Config {
 }
 
 func quotaFilter(stage uint32) *ratelimitv3.RateLimit {
+	domain := configpb.QuotaDomain
+	if stage == stageClosed {
+		domain = configpb.QuotaClosedDomain
+	}
 	return &ratelimitv3.RateLimit{
-		Domain:          configpb.QuotaDomain,
+		Domain:          domain,
 		Stage:           stage,
 		Timeout:         durationpb.New(quotaTimeout),
 		FailureModeDeny: stage == stageClosed,
@@ -153,10 +157,11 @@ func quotaFilter(stage uint32) *ratelimitv3.RateLimit {
 	}
 }
 
-// actions are what is asked of a limit.
+// actions are what is asked of a limit, of the content that these routes go with: what an
+// edit changes counts together with the rules of the same revision.
 func actions(limit quotaLimit, caller []*routev3.RateLimit_Action, done *quotaDone) []*routev3.RateLimit_Action {
 	limitOf := []*routev3.RateLimit_Action{
-		policyEntry(limit.Policy, limit.condition),
+		policyEntry(configpb.PolicyRef(limit.Policy.Namespace, limit.Policy.Name, limit.Policy.Fingerprint), limit.condition),
 		constant(configpb.QuotaLimitKey, strconv.Itoa(limit.Index)),
 	}
 	return done.entries(limitOf, caller, limit.QuotaLimit)

@@ -252,8 +252,7 @@ func celPath(value string) string {
 
 // policyEntry names the policy. Where the condition does not hold the expression has no
 // value, and Envoy leaves the whole descriptor out.
-func policyEntry(pol *model.QuotaPolicy, condition string) *routev3.RateLimit_Action {
-	name := pol.Namespace + "/" + pol.Name
+func policyEntry(name, condition string) *routev3.RateLimit_Action {
 	if condition == "" {
 		return constant(configpb.QuotaPolicyKey, name)
 	}

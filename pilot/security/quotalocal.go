@@ -55,12 +55,12 @@ func (q *quotaLocal) add(l quotaLimit, caller []*routev3.RateLimit_Action) {
 	if l.condition != "" {
 		condition = l.condition + " && " + condition
 	}
-	index := strconv.Itoa(l.Index)
+	name, index := l.Policy.Namespace+"/"+l.Policy.Name, strconv.Itoa(l.Index)
 	q.limits = append(q.limits, &routev3.RateLimit{Actions: slices.Concat(
-		[]*routev3.RateLimit_Action{policyEntry(l.Policy, condition), constant(configpb.QuotaLimitKey, index)}, caller,
+		[]*routev3.RateLimit_Action{policyEntry(name, condition), constant(configpb.QuotaLimitKey, index)}, caller,
 	)})
 	entries := []*commonratelimitv3.RateLimitDescriptor_Entry{
-		{Key: configpb.QuotaPolicyKey, Value: l.Policy.Namespace + "/" + l.Policy.Name}, {Key: configpb.QuotaLimitKey, Value: index},
+		{Key: configpb.QuotaPolicyKey, Value: name}, {Key: configpb.QuotaLimitKey, Value: index},
 	}
 	for _, d := range l.Per {
 		entry := &commonratelimitv3.RateLimitDescriptor_Entry{Key: d.Text} // any value

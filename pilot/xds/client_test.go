@@ -188,12 +188,12 @@ type bench struct {
 }
 
 // identifyByName takes sidecar~... as an Envoy on the node "n", service~NAME as a
-// service that may have RegoPolicies, node~NAME as a node agent.
+// service that may have RegoPolicies and QuotaPolicies, node~NAME as a node agent.
 func identifyByName(_ context.Context, n *corev3.Node) (Client, error) {
 	id := n.GetId()
 	switch {
 	case strings.HasPrefix(id, "service~"):
-		return Client{ID: id, Kind: ServiceKind, Types: []string{RegoPolicyType}}, nil
+		return Client{ID: id, Kind: ServiceKind, Types: []string{RegoPolicyType, QuotaPolicyType}}, nil
 	case strings.HasPrefix(id, "node~"):
 		return Client{ID: id, Kind: ServiceKind, Types: []string{NodePlacementType}, Only: strings.TrimPrefix(id, "node~")}, nil
 	case strings.HasPrefix(id, "dynamic~"):
@@ -230,13 +230,17 @@ func (b *bench) publish(worlds map[string]world) *Snapshot {
 	for id, w := range worlds {
 		proxies[id] = w.config(b.t, build, "n", b.made)
 	}
-	var rego []*Resource
+	var rego, quotas []*Resource
 	for name, generation := range b.rego {
 		r, err := build.Resource(name, &configpb.RegoPolicy{Name: name, Module: fmt.Sprint(generation)}, nil)
 		if err != nil {
 			b.t.Fatal(err)
 		}
 		rego = append(rego, r)
+		if r, err = build.Resource(name, &configpb.QuotaPolicy{Name: name, Fingerprint: fmt.Sprint(generation)}, nil); err != nil {
+			b.t.Fatal(err)
+		}
+		quotas = append(quotas, r)
 	}
 	place, err := build.Resource("n1", &configpb.NodePlacement{Node: "n1"}, nil)
 	if err != nil {
@@ -247,7 +251,7 @@ func (b *bench) publish(worlds map[string]world) *Snapshot {
 		b.t.Fatal(err)
 	}
 	b.num++
-	b.snap = build.Snapshot(proxies, build.Config("", build.Set(RegoPolicyType, rego), build.Set(NodePlacementType, []*Resource{place, other})), "")
+	b.snap = build.Snapshot(proxies, build.Config("", build.Set(RegoPolicyType, rego), build.Set(QuotaPolicyType, quotas), build.Set(NodePlacementType, []*Resource{place, other})), "")
 	b.snap.Revision = b.num
 	b.srv.Publish(b.snap)
 	return b.snap

@@ -136,9 +136,9 @@ type Options struct {
 	// SubscribeWait bounds the wait for an Envoy to ask for the endpoints of its new clusters: 5 s.
 	SubscribeWait time.Duration
 	// ServicesWait bounds how long proxies wait until the services of Writ have
-	// acknowledged what is new to them: 500 ms. PoliciesWait is the same for RegoPolicies,
-	// whose content routes name: 10 s, in which authz compiles thousands of them. A service
-	// that took longer is not waited for until it has caught up.
+	// acknowledged what is new to them: 500 ms. PoliciesWait is the same for RegoPolicies and
+	// QuotaPolicies, whose content routes name: 10 s, in which authz compiles thousands of
+	// them. A service that took longer is not waited for until it has caught up.
 	ServicesWait, PoliciesWait time.Duration
 	// PlacementWait is how long an unknown proxy may wait to be placed by a next snapshot: 5 s.
 	PlacementWait time.Duration
@@ -268,7 +268,7 @@ func (s *Server) Publish(snap *Snapshot) {
 			ss.setTarget(s.serviceConfig(ss.client), snap)
 		}
 	}
-	if len(s.unready("")) == 0 {
+	if len(s.unready()) == 0 {
 		s.releaseLocked()
 		return
 	}
@@ -276,8 +276,8 @@ func (s *Server) Publish(snap *Snapshot) {
 		return // edits that follow each other are not held up for longer
 	}
 	s.releaseAfter(s.opt.ServicesWait, func() {
-		if s.goOn(RegoPolicyType); s.released != s.snap {
-			s.releaseAfter(s.opt.PoliciesWait-s.opt.ServicesWait, func() { s.goOn("") })
+		if s.goOn(RegoPolicyType, QuotaPolicyType); s.released != s.snap {
+			s.releaseAfter(s.opt.PoliciesWait-s.opt.ServicesWait, func() { s.goOn() })
 		}
 	})
 }
@@ -296,11 +296,11 @@ func (s *Server) releaseAfter(wait time.Duration, f func()) {
 }
 
 // goOn waits no more for the services that have not acknowledged, but for those that have
-// not acknowledged what is of this type, "" for none.
-func (s *Server) goOn(but string) {
+// not acknowledged what is of these types.
+func (s *Server) goOn(but ...string) {
 	var late []string
-	for _, ss := range s.unready("") {
-		if but == "" || ss.ready(but) {
+	for _, ss := range s.unready() {
+		if !slices.ContainsFunc(but, func(url string) bool { return !ss.ready(url) }) {
 			ss.late = true
 			late = append(late, ss.client.ID)
 		}
@@ -314,17 +314,16 @@ func (s *Server) goOn(but string) {
 
 // releaseIfReady gives proxies what they wait for if no service is waited for any more.
 func (s *Server) releaseIfReady() {
-	if s.snap != s.released && !s.stopped && len(s.unready("")) == 0 {
+	if s.snap != s.released && !s.stopped && len(s.unready()) == 0 {
 		s.releaseLocked()
 	}
 }
 
-// unready are the services that are waited for and have something to acknowledge of this
-// type, of any type for "".
-func (s *Server) unready(typeURL string) []*session {
+// unready are the services that are waited for and have something to acknowledge.
+func (s *Server) unready() []*session {
 	var out []*session
 	for ss := range s.sessions {
-		if ss.client.Kind == ServiceKind && !ss.late && !ss.ready(typeURL) {
+		if ss.client.Kind == ServiceKind && !ss.late && !ss.ready("") {
 			out = append(out, ss)
 		}
 	}

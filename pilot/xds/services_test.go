@@ -6,6 +6,7 @@ import (
 	"maps"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -201,14 +202,20 @@ func TestProxiesWaitLessForTheRest(t *testing.T) {
 
 // Who waits for policies does not wait as long for a service that hangs with something else.
 func TestProxiesWaitForPoliciesOnly(t *testing.T) {
+	for _, url := range []string{RegoPolicyType, QuotaPolicyType} {
+		t.Run(url[strings.LastIndexByte(url, '.')+1:], func(t *testing.T) { waitForPolicies(t, url) })
+	}
+}
+
+func waitForPolicies(t *testing.T, url string) {
 	bubble(t, func(t *testing.T) {
 		b := newBench(t, Options{})
 		w := map[string]world{"sidecar~1": simple(1, 1)}
 		b.publish(w)
-		authz := b.subscribe("service~authz", RegoPolicyType, "*")
-		defer authz.end()
-		authz.want("")
-		authz.answer("")
+		decider := b.subscribe("service~decider", url, "*")
+		defer decider.end()
+		decider.want("")
+		decider.answer("")
 		e := b.envoy("sidecar~1")
 		defer e.disconnect()
 		synctest.Wait()
@@ -220,11 +227,11 @@ func TestProxiesWaitForPoliciesOnly(t *testing.T) {
 		b.rego["a"] = 1
 		w["sidecar~1"].routes[0] = 2
 		b.publish(w)
-		authz.want(" +a")
+		decider.want(" +a")
 		time.Sleep(2 * time.Second) // fake time
 		synctest.Wait()
 		equal(t, "before the policy is acknowledged", e.responses(), nil)
-		authz.answer("")
+		decider.answer("")
 		equal(t, "after", e.responses(), []string{"RouteConfiguration +r0"})
 	})
 }
