@@ -127,6 +127,7 @@ func checkMeshConfig(c *checker, m *meshv1.MeshConfig) {
 	c.zoneAware("zoneAwareLbSetting", m.ZoneAwareLbSetting, true)
 	c.proxyConfig("defaultConfig", m.DefaultConfig)
 	c.fieldsWithoutEffect(m)
+	c.withoutEffect(m.DefaultConfig.GetProxyHeaders().GetPreserveHttp1HeaderCase().GetValue(), "defaultConfig.proxyHeaders.preserveHttp1HeaderCase")
 	c.providers(m)
 }
 

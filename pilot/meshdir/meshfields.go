@@ -22,7 +22,7 @@ var meshFields = []string{
 }
 
 // proxyFields are those of defaultConfig.
-var proxyFields = []string{"gatewayTopology"}
+var proxyFields = []string{"gatewayTopology", "proxyHeaders"}
 
 // providerFields are those of extensionProviders.
 var providerFields = []string{"name", "envoyExtAuthzGrpc", "envoyExtAuthzHttp"}

@@ -268,6 +268,7 @@ func (g *gatewayBuilder) manager(base string, port uint32, protocol model.Protoc
 	m.XffNumTrustedHops = topology.GetNumTrustedProxies()
 	m.ServerName = serverName
 	m.ServerHeaderTransformation = hcmv3.HttpConnectionManager_OVERWRITE
+	g.t.serverHeader(m)
 	m.ForwardClientCertDetails = forwardClientCert(topology.GetForwardClientCertDetails())
 	if m.ForwardClientCertDetails == hcmv3.HttpConnectionManager_SANITIZE_SET || m.ForwardClientCertDetails == hcmv3.HttpConnectionManager_APPEND_FORWARD {
 		m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Subject: yes(), Cert: true, Dns: true, Uri: true}
@@ -278,7 +279,7 @@ func (g *gatewayBuilder) manager(base string, port uint32, protocol model.Protoc
 	if protocol == model.GRPCWeb {
 		m.HttpFilters = append(m.HttpFilters, grpcWeb())
 	}
-	m.HttpFilters = routeFilters(m.HttpFilters...)
+	m.HttpFilters = g.t.routeFilters(m.HttpFilters...)
 	m.HttpFilters = slices.Insert(m.HttpFilters, len(m.HttpFilters)-1, dynamicForwardProxyFilter())
 	routes = routesFor(base, m, socket)
 	return networkFilter(hcmFilter, m), routes

@@ -50,7 +50,26 @@ func (t *Translator) connectionManager(statPrefix, routes, deniedBy string) *hcm
 		ServerHeaderTransformation: hcmv3.HttpConnectionManager_PASS_THROUGH,
 	}
 	t.normalizePath(m)
+	if t.proxyHeaders().GetRequestId().GetDisabled().GetValue() {
+		m.GenerateRequestId = no()
+	}
+	m.AppendXForwardedPort = t.proxyHeaders().GetXForwardedPort().GetEnabled().GetValue()
 	return m
+}
+
+// proxyHeaders is what MeshConfig says of headers that proxies add.
+func (t *Translator) proxyHeaders() *meshv1.ProxyConfig_ProxyHeaders {
+	return t.mesh.Config.GetDefaultConfig().GetProxyHeaders()
+}
+
+// serverHeader has answers name their server as MeshConfig says, where it says so.
+func (t *Translator) serverHeader(m *hcmv3.HttpConnectionManager) {
+	switch server := t.proxyHeaders().GetServer(); {
+	case server.GetDisabled().GetValue():
+		m.ServerName, m.ServerHeaderTransformation = "", hcmv3.HttpConnectionManager_PASS_THROUGH
+	case server.GetValue() != "":
+		m.ServerName, m.ServerHeaderTransformation = server.GetValue(), hcmv3.HttpConnectionManager_OVERWRITE
+	}
 }
 
 // routesFor names the route configuration of a connection manager after what its rules
@@ -96,11 +115,13 @@ func (t *Translator) normalizePath(m *hcmv3.HttpConnectionManager) {
 
 // routeFilters are the filters that routes of VirtualServices configure, with
 // the router at the end.
-func routeFilters(before ...*hcmv3.HttpFilter) []*hcmv3.HttpFilter {
-	return append(before, httpFilter(faultFilter, &faultv3.HTTPFault{}), httpFilter(corsFilter, &corsv3.Cors{}), router())
+func (t *Translator) routeFilters(before ...*hcmv3.HttpFilter) []*hcmv3.HttpFilter {
+	return append(before, httpFilter(faultFilter, &faultv3.HTTPFault{}), httpFilter(corsFilter, &corsv3.Cors{}), t.router())
 }
 
-func router() *hcmv3.HttpFilter { return httpFilter(routerFilter, &routerv3.Router{}) }
+func (t *Translator) router() *hcmv3.HttpFilter {
+	return httpFilter(routerFilter, &routerv3.Router{SuppressEnvoyHeaders: t.proxyHeaders().GetEnvoyDebugHeaders().GetDisabled().GetValue()})
+}
 
 func grpcWeb() *hcmv3.HttpFilter { return httpFilter(grpcWebFilter, &grpcwebv3.GrpcWeb{}) }
 

@@ -18,6 +18,8 @@ import (
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+	meshv1 "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/writ-mesh/writ/pilot/envoy"
@@ -119,15 +121,16 @@ func (t *Translator) inboundHTTP(p *model.Proxy, ip *inboundPort) error {
 	}
 	name := inboundName(ip.port.Port)
 	m := t.connectionManager(fmt.Sprintf("inbound_0.0.0.0_%d", ip.port.Port), name, security.DeniedByOperator)
-	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
-	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Subject: yes(), Uri: true}
+	m.ForwardClientCertDetails = forwardClientCert(t.proxyHeaders().GetForwardedClientCert())
+	m.SetCurrentClientCertDetails = clientCertDetails(t.proxyHeaders().GetSetCurrentClientCertDetails())
+	t.serverHeader(m)
 	m.AccessLog = reported(t.accessLog(security.DeniedByOperator, inboundLogFields()), policy.Report)
 	m.LocalReplyConfig = tellUnreached(policy.LocalReply)
 	m.HttpFilters = append(m.HttpFilters, policy.Filters...)
 	if ip.port.Protocol == model.GRPCWeb {
 		m.HttpFilters = append(m.HttpFilters, grpcWeb())
 	}
-	m.HttpFilters = append(m.HttpFilters, router())
+	m.HttpFilters = append(m.HttpFilters, t.router())
 	routes := routesFor(name, m, t.meshTLS(ip))
 	ip.filters = []*listenerv3.Filter{networkFilter(hcmFilter, m)}
 	ip.others, ip.extensions, ip.sources = policy.Clusters, policy.Extensions, policy.Sources
@@ -145,6 +148,18 @@ func (t *Translator) inboundHTTP(p *model.Proxy, ip *inboundPort) error {
 		}},
 	}
 	return nil
+}
+
+// clientCertDetails is what the program is told of the caller's certificate.
+func clientCertDetails(in *meshv1.ProxyConfig_ProxyHeaders_SetCurrentClientCertDetails) *hcmv3.HttpConnectionManager_SetCurrentClientCertDetails {
+	if in == nil {
+		return &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Subject: yes(), Uri: true}
+	}
+	unlessOff := func(v *wrapperspb.BoolValue) bool { return v == nil || v.GetValue() }
+	return &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{
+		Subject: wrapperspb.Bool(unlessOff(in.GetSubject())), Uri: unlessOff(in.GetUri()), Dns: unlessOff(in.GetDns()),
+		Cert: in.GetCert().GetValue(), Chain: in.GetChain().GetValue(),
+	}
 }
 
 // inboundRoute has no timeout: the client's proxy has it. A request that was

@@ -88,7 +88,7 @@ func (s *scope) serviceClusters(v visibleService) error {
 func (s *scope) explicitProxy() error {
 	m := s.t.connectionManager("outbound_0.0.0.0_15007", explicitRoutes, security.DeniedByOperator)
 	m.UpgradeConfigs = append(m.UpgradeConfigs, &hcmv3.HttpConnectionManager_UpgradeConfig{UpgradeType: connectUpgrade})
-	m.HttpFilters = routeFilters()
+	m.HttpFilters = s.t.routeFilters()
 	m.HttpFilters = slices.Insert(m.HttpFilters, len(m.HttpFilters)-1, setFilterState(), dynamicForwardProxyFilter())
 	s.explicit = envoy.Any(m)
 	if s.sidecar != nil {
@@ -176,7 +176,7 @@ func (b *routeBuilder) httpRoutes(vs *virtualService, svc *model.Service) ([]*ro
 
 // virtualHost starts a virtual host of the client side.
 func (s *scope) virtualHost(name string) *routev3.VirtualHost {
-	return &routev3.VirtualHost{Name: name, IncludeRequestAttemptCount: true, ResponseHeadersToRemove: []string{unreachedHeader}}
+	return &routev3.VirtualHost{Name: name, IncludeRequestAttemptCount: !s.t.proxyHeaders().GetAttemptCount().GetDisabled().GetValue(), ResponseHeadersToRemove: []string{unreachedHeader}}
 }
 
 const setFilterStateFilter = "envoy.filters.http.set_filter_state"

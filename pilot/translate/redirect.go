@@ -113,7 +113,7 @@ func (s *scope) httpChain(port uint32) (*listenerv3.FilterChain, error) {
 		return nil, err
 	}
 	m := s.t.connectionManager(fmt.Sprintf("outbound_%s_%d", anyAddress, port), name, security.DeniedByOperator)
-	m.HttpFilters = routeFilters()
+	m.HttpFilters = s.t.routeFilters()
 	return &listenerv3.FilterChain{
 		Name: "http",
 		FilterChainMatch: &listenerv3.FilterChainMatch{

@@ -106,7 +106,7 @@ func (b *routeBuilder) route(vs *virtualService, rule *httpRoute, match *network
 
 // action forwards to the destinations of the rule.
 func (b *routeBuilder) action(out *routev3.Route, rule *httpRoute, authority string) (*routev3.RouteAction, error) {
-	a := &routev3.RouteAction{}
+	a := &routev3.RouteAction{AppendXForwardedHost: b.s.t.proxyHeaders().GetXForwardedHost().GetEnabled().GetValue()}
 	setTimeout(a, rule.GetTimeout())
 	if rw := rule.GetRewrite(); rw != nil {
 		rewritePath(a, rw)
