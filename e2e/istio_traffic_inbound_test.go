@@ -70,7 +70,9 @@ func TestIstioInbound(t *testing.T) {
 			- {port: {number: 8000, name: http, protocol: HTTP}, defaultEndpoint: ":%[1]d", connectionPool: {tcp: {maxConnections: 100}}}
 			- {port: {number: 8001, name: http-socket, protocol: HTTP}, defaultEndpoint: "unix://%[2]s"}
 			- {port: {number: 8002, name: http-few, protocol: HTTP}, defaultEndpoint: "127.0.0.1:%[1]d"}
-			- {port: {number: 8003, name: http-more, protocol: HTTP}, defaultEndpoint: "127.0.0.1:%[1]d", connectionPool: {tcp: {maxConnections: 100}}}`, named.port, socketApp(t, socket))) +
+			- {port: {number: 8003, name: http-more, protocol: HTTP}, defaultEndpoint: "127.0.0.1:%[1]d", connectionPool: {tcp: {maxConnections: 100}}}
+			- {port: {number: 8004, name: http-opened, protocol: HTTP}, defaultEndpoint: "127.0.0.1:%[1]d"}`, named.port, socketApp(t, socket))) +
+			service("opened", "app: server", "{name: http, port: 80, targetPort: 8004}, {name: http-named, port: 81, targetPort: http-opened}") + // a port that the Sidecar alone has
 			object("VirtualService", "default", "server", "hosts: [server]\nhttp: [{retries: {attempts: 0}, route: [{destination: {host: server}}]}]") +
 			// Clients of other namespaces do not see the rule: the server's limits are left.
 			destinationRule("default", "limited", "host: limited\nexportTo: [.]\ntrafficPolicy: {connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}}") +
@@ -87,7 +89,7 @@ func TestIstioInbound(t *testing.T) {
 			destinationRule("default", "proxied", "host: proxied.example.com\ntrafficPolicy: {proxyProtocol: {version: V1}}"),
 	}))
 	for target, want := range map[string]string{
-		"http://server:8000/": "named", "http://server:8001/": "socket",
+		"http://server:8000/": "named", "http://server:8001/": "socket", "http://opened/": "named", "http://opened:81/": "named",
 		fmt.Sprintf("http://localhost:%d/", named.port): "named",
 	} {
 		if got := m.get("client-1", target); got.outcome() != want {

@@ -41,7 +41,7 @@ func (a *assembler) listens(w workload, port uint32, t target) bool {
 	if w.Type == model.GatewayProxy {
 		return slices.ContainsFunc(a.gatewayServers(w.Proxy), func(s *networking.Server) bool { return s.Port.GetNumber() == port })
 	}
-	_, ok := portOf(w.Proxy, t)
+	_, ok := a.portOf(w.Proxy, t)
 	return ok
 }
 

@@ -285,7 +285,7 @@ func (a *assembler) addSlice(s *model.Service, o *object, ports map[uint32]uint3
 		for j, text := range e.Addresses {
 			ip := netip.MustParseAddr(text) // checked before
 			if first := byAddress[ip]; first != nil {
-				addPorts(first, ports)
+				a.addPorts(first, ports)
 				continue
 			}
 			out := a.sliceEndpoint(s, o, index(index("endpoints", i)+".addresses", j), ip, ports)
@@ -303,14 +303,14 @@ func (a *assembler) addSlice(s *model.Service, o *object, ports map[uint32]uint3
 
 // addPorts adds what an endpoint, which is in several slices, has in another of them.
 // Of two numbers for one port the first counts. Endpoints of a slice share a map.
-func addPorts(e *model.Endpoint, ports map[uint32]uint32) {
+func (a *assembler) addPorts(e *model.Endpoint, ports map[uint32]uint32) {
 	for number, to := range ports {
 		if _, ok := e.Ports[number]; ok {
 			continue
 		}
 		if e.Proxy != nil {
 			var served bool
-			if to, served = portOf(e.Proxy, target{number: to}); !served {
+			if to, served = a.portOf(e.Proxy, target{number: to}); !served {
 				continue
 			}
 		}
@@ -367,7 +367,7 @@ func (a *assembler) sliceEndpoint(s *model.Service, o *object, at string, ip net
 	}
 	e := a.proxyEndpoint(p)
 	for number, to := range ports {
-		if port, ok := portOf(p, target{number: to}); ok {
+		if port, ok := a.portOf(p, target{number: to}); ok {
 			e.Ports[number] = port
 			continue
 		}

@@ -298,6 +298,74 @@ func TestTargetPorts(t *testing.T) {
 	}
 }
 
+// TestPortsOfSidecars: a Service finds what the Sidecar of its replicas opens, the one that
+// holds for them.
+func TestPortsOfSidecars(t *testing.T) {
+	instances, err := MarshalInstances([]Instance{{
+		Name: "web-1", Namespace: "default", Labels: map[string]string{"app": "web"},
+		Spec: InstanceSpec{Address: "127.0.0.5", Ports: []InstancePort{{Name: "http", Port: 8080, App: 20001}}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sidecar := func(namespace, name, selector, port string) string {
+		return "\n---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: " + name + ", namespace: " + namespace + "}\nspec: {" + selector +
+			"ingress: [{port: {number: " + port + ", protocol: HTTP, name: opened}, defaultEndpoint: \"127.0.0.1:8080\"}]}"
+	}
+	own, other, general, mesh := sidecar("default", "own", "workloadSelector: {labels: {app: web}}, ", "9001"), sidecar("default", "other", "workloadSelector: {labels: {app: db}}, ", "9002"),
+		sidecar("default", "default", "", "9003"), sidecar("istio-system", "default", "", "9004")
+	for _, c := range []struct {
+		sidecars, target string
+		want             map[uint32]uint32
+	}{
+		{own + other + general + mesh, "9001", map[uint32]uint32{80: 9001}},
+		{own + other + general + mesh, "opened", map[uint32]uint32{80: 9001}},
+		{own + other + general + mesh, "9003", nil},
+		{other + general + mesh, "9003", map[uint32]uint32{80: 9003}},
+		{other + general + mesh, "9002", nil},
+		{mesh, "opened", map[uint32]uint32{80: 9004}},
+		{mesh, "http", map[uint32]uint32{80: 8080}},
+	} {
+		text := "apiVersion: v1\nkind: Service\nmetadata: {name: front}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: " + c.target + "}]}" + c.sidecars
+		m, problems := Parse(map[string][]byte{"a.yaml": []byte(text)}, instances, Options{})
+		if m == nil {
+			t.Fatalf("%s: %v", c.target, problems)
+		}
+		var got map[uint32]uint32
+		for _, e := range m.ServiceByHost("front.default.svc.cluster.local", "default").Endpoints {
+			got = e.Ports
+		}
+		if diff := cmp.Diff(c.want, got); diff != "" {
+			t.Errorf("%s with%s: %s", c.target, c.sidecars, diff)
+		}
+	}
+}
+
+// TestNear: Istio's annotation goes before Kubernetes' field.
+func TestNear(t *testing.T) {
+	zone, node := []string{model.NetworkLabel, model.RegionLabel, model.ZoneLabel}, []string{model.NetworkLabel, model.RegionLabel, model.ZoneLabel, model.SubzoneLabel, model.HostLabel}
+	for _, c := range []struct {
+		annotation, field string
+		want              []string
+	}{
+		{"", "", nil},
+		{"", ", trafficDistribution: PreferClose", zone},
+		{"", ", trafficDistribution: PreferSameNode", node},
+		{"PreferSameZone", "", zone},
+		{"PreferSameNode", ", trafficDistribution: PreferClose", node},
+		{"Any", ", trafficDistribution: PreferClose", nil},
+	} {
+		text := "apiVersion: v1\nkind: Service\nmetadata: {name: web, annotations: {networking.istio.io/traffic-distribution: \"" + c.annotation + "\"}}\nspec: {selector: {app: web}, ports: [{port: 80}]" + c.field + "}"
+		m, problems := Parse(map[string][]byte{"a.yaml": []byte(text)}, nil, Options{})
+		if m == nil {
+			t.Fatalf("%v: %v", c, problems)
+		}
+		if got := m.ServiceByHost("web.default.svc.cluster.local", "default").Near; !slices.Equal(got, c.want) {
+			t.Errorf("%v: %v", c, got)
+		}
+	}
+}
+
 func TestPortProtocol(t *testing.T) {
 	for _, c := range []struct {
 		name, app, transport string

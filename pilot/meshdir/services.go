@@ -135,12 +135,17 @@ func targetOf(p corev1.ServicePort) target {
 }
 
 // portOf finds the target among a workload's ports: by number the one that
-// callers use, else the one that the program listens on. With redirection any
-// number reaches the workload.
-func portOf(p *model.Proxy, t target) (uint32, bool) {
+// callers use, else the one that the program listens on; or else among those that its
+// Sidecar opens. With redirection any number reaches the workload.
+func (a *assembler) portOf(p *model.Proxy, t target) (uint32, bool) {
 	for _, w := range p.Ports {
 		if t.name != "" && w.Name == t.name || t.name == "" && w.Port == t.number {
 			return w.Port, true
+		}
+	}
+	for _, in := range a.sidecarOf(p).GetIngress() {
+		if n := in.GetPort(); t.name != "" && n.GetName() == t.name || t.name == "" && n.GetNumber() == t.number {
+			return n.GetNumber(), true
 		}
 	}
 	if t.name != "" {
@@ -152,6 +157,26 @@ func portOf(p *model.Proxy, t target) (uint32, bool) {
 		}
 	}
 	return t.number, p.Interception == model.Redirect
+}
+
+// sidecarOf is the Sidecar that holds for a workload, nil for none: one that selects it,
+// else that of its namespace, else that of the mesh.
+func (a *assembler) sidecarOf(p *model.Proxy) *networking.Sidecar {
+	var general *networking.Sidecar
+	for _, namespace := range []string{p.Namespace, a.mesh.RootNamespace} {
+		for _, o := range a.objects["Sidecar"] {
+			s := o.spec.(*networking.Sidecar)
+			selector := s.GetWorkloadSelector().GetLabels()
+			switch {
+			case o.meta.Namespace != namespace:
+			case len(selector) == 0 && general == nil:
+				general = s
+			case len(selector) > 0 && namespace == p.Namespace && model.SelectorMatches(selector, p.Labels):
+				return s
+			}
+		}
+	}
+	return general
 }
 
 func (a *assembler) kubernetesService(o *object) *model.Service {
@@ -300,7 +325,7 @@ func (a *assembler) selectEndpoints(s *model.Service, selector map[string]string
 	for _, p := range a.sidecars(s.Namespace, selector) {
 		e := a.proxyEndpoint(p)
 		for number, t := range targets {
-			if port, ok := portOf(p, t); ok {
+			if port, ok := a.portOf(p, t); ok {
 				e.Ports[number] = port
 			}
 		}
