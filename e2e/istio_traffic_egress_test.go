@@ -5,9 +5,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,6 +24,7 @@ type egressMesh struct {
 	secPort, mutPort int
 	ca               *publicCA
 	egress           int
+	asked            atomic.Pointer[string] // what the proxy outside was asked for at last
 }
 
 func serviceEntry(name, spec string) string { return object("ServiceEntry", "default", name, spec) }
@@ -122,7 +125,21 @@ func newEgressMesh(t *testing.T, mode string) *egressMesh {
 			object("VirtualService", "default", "in", `
 			hosts: [in]
 			http: [{headers: {request: {set: {x-rule: in}}}, route: [{destination: {host: second, port: {number: 8000}}}]}]`) +
-			e.egressGateway(entry, http80),
+			e.egressGateway(entry, http80) + dr("mutgw", "mutgw.example.com", "{tls: {mode: MUTUAL, credentialName: gateway-credential, sni: mut.example.com, subjectAltNames: [mut.example.com]}}") +
+			secret("istio-system", "gateway-credential", "Opaque", map[string][]byte{"tls.crt": client.cert, "tls.key": client.key, "ca.crt": e.ca.pem}) +
+			serviceEntry("range", fmt.Sprintf(`
+			hosts: [range.example.com]
+			addresses: [127.93.0.0/16]
+			ports: [{number: 80, name: p, protocol: HTTP}]
+			resolution: STATIC
+			endpoints: [{address: 127.0.0.1, ports: {p: %d}}]`, e.ext.port)) +
+			// A tunnel through a proxy outside, which is asked for another name.
+			entry("proxy", "proxy.example.com", "{number: 3128, name: p, protocol: TCP}", e.forwardProxy(t)) +
+			dr("proxy", "proxy.example.com", "{tunnel: {targetHost: target.example.com, targetPort: 8443}}") +
+			entry("far", "far.example.com", https443, 1) +
+			object("VirtualService", "default", "far", `
+			hosts: [far.example.com]
+			tls: [{match: [{sniHosts: [far.example.com]}], route: [{destination: {host: proxy.example.com, port: {number: 3128}}}]}]`),
 	}))
 	if out, _ := e.writ("status", e.dir); strings.Contains(out, "error:") {
 		t.Errorf("status: %s", out)
@@ -133,7 +150,16 @@ func newEgressMesh(t *testing.T, mode string) *egressMesh {
 // egressGateway is the task's: requests go through a gateway on their way out.
 func (e *egressMesh) egressGateway(entry func(name, host, port string, app int) string, port string) string {
 	return entry("cnn", "edition.cnn.com", port, e.ext.port) +
-		object("Gateway", "istio-system", "istio-egressgateway", fmt.Sprintf(`{selector: {istio: egressgateway}, servers: [{port: {number: %d, name: http, protocol: HTTP}, hosts: [edition.cnn.com]}]}`, e.egress)) +
+		object("Gateway", "istio-system", "istio-egressgateway", fmt.Sprintf(`{selector: {istio: egressgateway}, servers: [{port: {number: %d, name: http, protocol: HTTP}, hosts: [edition.cnn.com, mutgw.example.com]}]}`, e.egress)) +
+		entry("mutgw", "mutgw.example.com", port, e.mutPort) +
+		object("VirtualService", "default", "mutgw", fmt.Sprintf(`
+		hosts: [mutgw.example.com]
+		gateways: [istio-system/istio-egressgateway, mesh]
+		http:
+		- match: [{gateways: [mesh]}]
+		  route: [{destination: {host: istio-egressgateway.istio-system.svc.cluster.local, port: {number: %d}}}]
+		- match: [{gateways: [istio-system/istio-egressgateway]}]
+		  route: [{destination: {host: mutgw.example.com, port: {number: 80}}}]`, e.egress)) +
 		object("DestinationRule", "default", "egressgateway-for-cnn", "host: istio-egressgateway.istio-system.svc.cluster.local\nsubsets: [{name: cnn}]") +
 		object("VirtualService", "default", "direct-cnn-through-egress-gateway", fmt.Sprintf(`
 		hosts: [edition.cnn.com]
@@ -144,6 +170,32 @@ func (e *egressMesh) egressGateway(entry func(name, host, port string, app int) 
 		- match: [{gateways: [istio-system/istio-egressgateway], port: %[1]d}]
 		  headers: {request: {set: {x-egress: gateway}}}
 		  route: [{destination: {host: edition.cnn.com, port: {number: 80}}, weight: 100}]`, e.egress))
+}
+
+// forwardProxy is an HTTP proxy outside of the mesh, all of whose tunnels lead to sec.
+func (e *egressMesh) forwardProxy(t *testing.T) int {
+	t.Helper()
+	proxy := newEcho(t, "proxy")
+	proxy.answerWith(func(w http.ResponseWriter, r *http.Request) {
+		what := r.Method + " " + r.Host
+		e.asked.Store(&what)
+		to, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", e.secPort))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		defer to.Close()
+		c, buffered, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		defer c.Close()
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
+		go func() { _, _ = io.Copy(to, buffered) }()
+		_, _ = io.Copy(c, to)
+	})
+	return proxy.port
 }
 
 // overTLS sends a request over TLS through a tunnel.
@@ -182,6 +234,9 @@ func (e *egressMesh) registered(t *testing.T) {
 		{target: "http://mutcred.example.com/", want: "mut"},
 		{target: "http://mutbeside.example.com/", want: "mut"},
 		{target: "http://revoked.example.com/", want: "503"},
+		{target: "http://mutgw.example.com/", want: "mut"}, // by a secret of the gateway
+		{target: "http://127.93.4.5/", want: "ext", check: sawHost("127.93.4.5")},
+		{target: "http://range.example.com/", want: "ext"},
 		{target: fmt.Sprintf("http://out:%d/", e.ext.port), want: "ext"},
 		{target: fmt.Sprintf("http://out.default.svc.cluster.local:%d/", e.ext.port), want: "ext"},
 		{target: "http://sliced/", want: "ext", check: sawHeader("x-forwarded-client-cert", "")}, // behind no sidecar
@@ -202,6 +257,14 @@ func (e *egressMesh) registered(t *testing.T) {
 	t.Run("TLS through a tunnel", func(t *testing.T) {
 		if got := e.overTLS("sec.example.com:443", "sec.example.com"); got.outcome() != "sec" {
 			t.Errorf("%s", got)
+		}
+	})
+	t.Run("a tunnel through a proxy outside", func(t *testing.T) {
+		if got := e.overTLS("far.example.com:443", "sec.example.com"); got.outcome() != "sec" {
+			t.Errorf("%s", got)
+		}
+		if asked := e.asked.Load(); asked == nil || *asked != "CONNECT target.example.com:8443" {
+			t.Errorf("the proxy was asked for %v", asked)
 		}
 	})
 	t.Run("TCP through a tunnel", func(t *testing.T) {

@@ -104,16 +104,15 @@ func (a *assembler) hostsOfNobody(c *checker) {
 	}
 }
 
-// rangesByName: an explicit proxy is told where to by name, and Envoy finds a virtual
-// host by the whole of it or by its beginning or end, which is no range of addresses:
-// 10.1.* has 10.1.example.com in it, and every port.
+// rangesByName: an explicit proxy is told where to by name. Of IPv4 it recognizes the
+// addresses of a range; those of IPv6 have many spellings.
 func (a *assembler) rangesByName(c *checker) {
 	if !a.inventory.explicit {
 		return
 	}
 	for i, address := range c.object.spec.(*networking.ServiceEntry).Addresses {
-		if p, err := netip.ParsePrefix(address); err == nil && !p.IsSingleIP() {
-			c.warnf(index("spec.addresses", i), "the explicit proxy does not know ranges: what asks it for an address in %s is a host that the mesh does not know; "+
+		if p, err := netip.ParsePrefix(address); err == nil && !p.Addr().Is4() && !p.IsSingleIP() {
+			c.warnf(index("spec.addresses", i), "the explicit proxy does not know ranges of IPv6: what asks it for an address in %s is a host that the mesh does not know; "+
 				"ask for a host of the entry, or list the addresses one by one (redirected traffic is matched by range)", address)
 		}
 	}

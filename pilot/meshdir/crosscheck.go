@@ -247,8 +247,10 @@ func (a *assembler) checkRule(c *checker) {
 	}
 	policy := func(at string, t *networking.ClientTLSSettings) {
 		if name := t.GetCredentialName(); name != "" {
-			// Sidecars take secrets from the namespace of the rule, and from no other.
-			if full := c.object.meta.Namespace + "/" + name; a.byID["Secret "+full] == nil {
+			// Sidecars take secrets from the namespace of the rule, and from no other; gateways
+			// from that which they run in, and else from the rule's.
+			full := c.object.meta.Namespace + "/" + name
+			if a.byID["Secret "+full] == nil && a.byID["Secret "+a.mesh.RootNamespace+"/"+name] == nil {
 				c.errorf(at+".credentialName", "there is no Secret %s: write one, or give certificate files", full)
 			}
 		} else if t.GetMode() == networking.ClientTLSSettings_SIMPLE || t.GetMode() == networking.ClientTLSSettings_MUTUAL {

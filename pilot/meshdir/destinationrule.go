@@ -40,7 +40,7 @@ func (c *checker) trafficPolicy(at string, p *networking.TrafficPolicy) {
 	if p.Tunnel != nil && p.ProxyProtocol != nil {
 		c.errorf(at, "only one of tunnel and proxyProtocol can be given")
 	}
-	c.unsupported(p.Tunnel != nil, at+".tunnel")
+	c.unsupported(p.Tunnel.GetProtocol() == "POST", at+".tunnel.protocol") // the explicit proxy knows CONNECT alone
 	c.loadBalancer(at+".loadBalancer", p.LoadBalancer, p.OutlierDetection)
 	c.connectionPool(at+".connectionPool", p.ConnectionPool)
 	c.outlierDetection(at+".outlierDetection", p.OutlierDetection)

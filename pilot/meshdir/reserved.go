@@ -152,6 +152,29 @@ func (o *Options) ipProblem(ip netip.Addr, port uint32) string {
 	return ""
 }
 
+// blockProblem says why nothing may be sent to port at the addresses of a block, or at
+// the one address.
+func (o *Options) blockProblem(text string, port uint32) string {
+	block, err := netip.ParsePrefix(text)
+	if err != nil {
+		return o.addressProblem(text, port)
+	}
+	if slices.ContainsFunc(o.Reserved.Addresses, block.Overlaps) {
+		return "is reserved: services of the mesh itself listen in it"
+	}
+	here := slices.ContainsFunc(thisMachine, block.Overlaps)
+	if here && slices.Contains(proxyPorts, port) {
+		return "is reserved: the port is the proxy's own"
+	}
+	return o.addressProblem(block.Addr().String(), port)
+}
+
+// thisMachine are the addresses that mean the machine that asks.
+var thisMachine = []netip.Prefix{
+	netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("0.0.0.0/32"), netip.MustParsePrefix("169.254.0.0/16"),
+	netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("::/128"), netip.MustParsePrefix("fe80::/10"),
+}
+
 // isLocalName says whether a name means the machine that asks (RFC 6761, section
 // 6.3, and what /etc/hosts usually has).
 func isLocalName(host string) bool {

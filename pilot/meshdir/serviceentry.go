@@ -178,7 +178,7 @@ func (c *checker) hostsAsAddresses(se *networking.ServiceEntry) {
 	}
 	for i, a := range se.Addresses {
 		for _, p := range se.Ports {
-			if problem := c.options.addressProblem(strings.Split(a, "/")[0], p.Number); problem != "" && se.Resolution == networking.ServiceEntry_NONE {
+			if problem := c.options.blockProblem(a, p.Number); problem != "" && se.Resolution == networking.ServiceEntry_NONE {
 				c.errorf(index("spec.addresses", i), "%s:%d %s", shorten(a), p.Number, problem)
 			}
 		}

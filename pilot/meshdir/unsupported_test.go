@@ -13,8 +13,7 @@ func TestNothingIsPassedOverInSilence(t *testing.T) {
 		severity              Severity
 	}{
 		{"Telemetry", "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: x}\nspec: {accessLogging: [{disabled: true}]}\n", "spec", Warning},
-		{"tunnel", "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: x}\nspec: {host: a.example, trafficPolicy: {tunnel: {targetHost: b.example, targetPort: 80}}}\n", "spec.trafficPolicy.tunnel", Error},
-		{"destinationSubnets", "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: x}\nspec: {hosts: [a], tcp: [{match: [{destinationSubnets: [10.0.0.0/8]}], route: [{destination: {host: a}}]}]}\n", "spec.tcp[0].match[0].destinationSubnets", Error},
+		{"tunnel by POST", "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: x}\nspec: {host: a.example, trafficPolicy: {tunnel: {protocol: POST, targetHost: b.example, targetPort: 80}}}\n", "spec.trafficPolicy.tunnel.protocol", Error},
 		{"AUTO_PASSTHROUGH", "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: x}\nspec: {selector: {a: b}, servers: [{port: {number: 15443, name: tls, protocol: TLS}, hosts: ['*'], tls: {mode: AUTO_PASSTHROUGH}}]}\n", "spec.servers[0].tls.mode", Warning},
 		{"egressProxy", "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: x}\nspec: {outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: a.example, port: {number: 80}}}}\n", "spec.outboundTrafficPolicy.egressProxy", Error},
 		{"bind of a Sidecar", "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: x}\nspec: {egress: [{bind: 127.0.0.1, port: {number: 3306, name: db, protocol: MYSQL}, hosts: ['*/*']}]}\n", "spec.egress[0].bind", Warning},

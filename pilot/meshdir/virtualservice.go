@@ -181,7 +181,6 @@ func (c *checker) httpMatch(at string, match *networking.HTTPMatchRequest) {
 }
 
 func (c *checker) l4Match(at string, subnets []string, port uint32, labels map[string]string, gateways []string) {
-	c.unsupported(len(subnets) > 0, at+".destinationSubnets")
 	for i, s := range subnets {
 		c.network(index(at+".destinationSubnets", i), s)
 	}

@@ -50,6 +50,8 @@ type clusterKey struct {
 	locality string
 	// labels is the client's scope where failover goes by its labels.
 	labels *scope
+	// credentials is the namespace of a gateway, whose secrets a rule may name.
+	credentials string
 }
 
 // builtCluster is a cluster with, for EDS, its endpoints.
@@ -72,6 +74,9 @@ func (s *scope) addCluster(out *collector, svc *model.Service, port uint32, subs
 	policy := s.t.effectivePolicy(key)
 	if setting, _ := s.t.localitySetting(policy, svc); len(setting.GetFailoverPriority()) > 0 {
 		key.labels = s
+	}
+	if s.isGateway && policy.GetTls().GetCredentialName() != "" {
+		key.credentials = s.namespace
 	}
 	built, err := s.t.clusters.get(key, func() (*builtCluster, error) { return s.t.buildCluster(key) })
 	if err != nil {

@@ -145,11 +145,8 @@ func (b *clusterBuilder) originate(in *networking.ClientTLSSettings) (*tlsv3.Ups
 		sans = b.key.svc.SubjectAltNames
 	}
 	insecure := in.GetInsecureSkipVerify().GetValue()
-	ca, secret, err := b.roots(in)
-	if err != nil {
-		return nil, err
-	}
-	if in.GetMode() == networking.ClientTLSSettings_MUTUAL {
+	ca, secret := b.roots(in)
+	if in.GetMode() == networking.ClientTLSSettings_MUTUAL && (in.GetCredentialName() == "" || secret != nil) {
 		cert, err := b.clientCertificate(in, secret)
 		if err != nil {
 			return nil, err
@@ -188,28 +185,37 @@ func (b *clusterBuilder) serverNames(ctx *tlsv3.UpstreamTlsContext, sans []strin
 
 // roots are the CAs that vouch for the server: a file of the rule, those of the
 // named secret, or the system's.
-func (b *clusterBuilder) roots(in *networking.ClientTLSSettings) (*corev3.DataSource, *model.Secret, error) {
+func (b *clusterBuilder) roots(in *networking.ClientTLSSettings) (*corev3.DataSource, *model.Secret) {
 	if name := in.GetCredentialName(); name != "" {
-		secret := b.t.secret(b.ruleNamespace(), name)
-		if secret == nil {
-			return nil, nil, fmt.Errorf("%s: no secret %s/%s", b.ruleName(), b.ruleNamespace(), name)
-		}
+		secret := b.credential(name)
 		if from := b.serverAuthority(name); from != nil {
-			return inlineBytes(from.CA), secret, nil
+			return inlineBytes(from.CA), secret
 		}
-		return fileSource(systemRoots), secret, nil
+		return fileSource(systemRoots), secret
 	}
 	if file := in.GetCaCertificates(); file != "" && file != model.SystemAuthorities {
-		return fileSource(b.t.file(file)), nil, nil
+		return fileSource(b.t.file(file)), nil
 	}
-	return fileSource(systemRoots), nil, nil
+	return fileSource(systemRoots), nil
 }
 
 // serverAuthority is the secret that has the CA of servers for the secret of a rule: one
 // beside it, else itself; nil if neither has.
 func (b *clusterBuilder) serverAuthority(name string) *model.Secret {
 	for _, n := range []string{name + caSuffix, name} {
-		if s := b.t.secret(b.ruleNamespace(), n); s != nil && len(s.CA) > 0 {
+		if s := b.credential(n); s != nil && len(s.CA) > 0 {
+			return s
+		}
+	}
+	return nil
+}
+
+// credential finds a secret that the rule names: of the namespace that the gateway runs
+// in, as in Istio, else of the rule's. Nil if there is none: a server of the rule's
+// gateways then, which sidecars reach without a certificate of their own.
+func (b *clusterBuilder) credential(name string) *model.Secret {
+	for _, ns := range []string{b.key.credentials, b.ruleNamespace()} {
+		if s := b.t.secret(ns, name); s != nil {
 			return s
 		}
 	}

@@ -437,7 +437,7 @@ func (g *gatewayBuilder) tcpFilters(port uint32, s *gatewayServer, src *sources)
 	b := &routeBuilder{s: g.s, gateway: s.name(), port: port, out: g.out, src: src}
 	err := g.bound(s, func(vs *virtualService, _ []string) error {
 		for _, r := range vs.tcp {
-			if to == nil && b.tcpApplies(r, vs.Namespace) {
+			if to == nil && b.tcpApplies(r, vs.Namespace, nil) {
 				src.add(vs.sources...)
 				var err error
 				to, err = b.l4Routes(r.GetRoute(), vs.Namespace)

@@ -2,7 +2,10 @@ package translate
 
 import (
 	"fmt"
+	"net"
+	"net/netip"
 	"slices"
+	"strconv"
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -18,7 +21,11 @@ import (
 type l4Destinations struct {
 	clusters    []weightedTarget
 	idleTimeout *durationpb.Duration
+	maxDuration *durationpb.Duration
 	sourceHash  bool
+	// through is host and port that the destination, an HTTP proxy, is asked for a tunnel
+	// to; empty if it is no such proxy.
+	through string
 }
 
 type weightedTarget struct {
@@ -31,6 +38,12 @@ func (d *l4Destinations) action() *routev3.RouteAction {
 	a := &routev3.RouteAction{Timeout: dur(0)}
 	if d.idleTimeout != nil {
 		a.IdleTimeout = d.idleTimeout
+	}
+	if d.maxDuration != nil {
+		a.MaxStreamDuration = &routev3.RouteAction_MaxStreamDuration{MaxStreamDuration: d.maxDuration}
+	}
+	if d.sourceHash {
+		a.HashPolicy = hashPolicy(&networking.LoadBalancerSettings_ConsistentHashLB{HashKey: &networking.LoadBalancerSettings_ConsistentHashLB_UseSourceIp{UseSourceIp: true}})
 	}
 	if len(d.clusters) == 1 {
 		a.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: d.clusters[0].cluster}
@@ -46,7 +59,10 @@ func (d *l4Destinations) action() *routev3.RouteAction {
 
 // filter is a TCP proxy to these destinations.
 func (d *l4Destinations) filter(t *Translator, statPrefix string) *listenerv3.Filter {
-	p := &tcpproxyv3.TcpProxy{StatPrefix: statPrefix, AccessLog: t.accessLog("", nil), IdleTimeout: d.idleTimeout}
+	p := &tcpproxyv3.TcpProxy{StatPrefix: statPrefix, AccessLog: t.accessLog("", nil), IdleTimeout: d.idleTimeout, MaxDownstreamConnectionDuration: d.maxDuration}
+	if d.through != "" {
+		p.TunnelingConfig = &tcpproxyv3.TcpProxy_TunnelingConfig{Hostname: d.through}
+	}
 	if d.sourceHash {
 		p.HashPolicy = []*hashv3.HashPolicy{{PolicySpecifier: &hashv3.HashPolicy_SourceIp_{SourceIp: &hashv3.HashPolicy_SourceIp{}}}}
 	}
@@ -70,13 +86,13 @@ func (b *routeBuilder) l4Destinations(vs *virtualService, svc *model.Service, po
 		b.src.add(vs.sources...)
 		if port.Protocol == model.TLS || port.Protocol == model.HTTPS {
 			for _, r := range vs.tls {
-				if b.tlsApplies(r, vs.Namespace, svc.Hostname) {
+				if b.tlsApplies(r, vs.Namespace, svc) {
 					return b.l4Routes(r.GetRoute(), vs.Namespace)
 				}
 			}
 		} else if !port.Protocol.IsHTTP() {
 			for _, r := range vs.tcp {
-				if b.tcpApplies(r, vs.Namespace) {
+				if b.tcpApplies(r, vs.Namespace, svc) {
 					return b.l4Routes(r.GetRoute(), vs.Namespace)
 				}
 			}
@@ -88,13 +104,15 @@ func (b *routeBuilder) l4Destinations(vs *virtualService, svc *model.Service, po
 	}
 	out := &l4Destinations{clusters: []weightedTarget{{cluster: cluster}}}
 	out.tune(b.s, target{svc, port.Port}, "")
+	if port.Protocol.IsHTTP() {
+		out.through = "" // a tunnel through a proxy is for connections, not for requests to the proxy
+	}
 	return out, nil
 }
 
-// tcpApplies says whether a tcp rule holds for the scope's clients; subnets are
-// matched where the listener can (see l4Chains), so a rule with one does not
-// hold for every connection.
-func (b *routeBuilder) tcpApplies(r *networking.TCPRoute, namespace string) bool {
+// tcpApplies says whether a tcp rule holds for connections to svc, which is nil at a
+// gateway: what is asked for there is the gateway, whatever destinationSubnets say.
+func (b *routeBuilder) tcpApplies(r *networking.TCPRoute, namespace string, svc *model.Service) bool {
 	if len(r.GetRoute()) == 0 {
 		return false
 	}
@@ -102,16 +120,47 @@ func (b *routeBuilder) tcpApplies(r *networking.TCPRoute, namespace string) bool
 		return true
 	}
 	return slices.ContainsFunc(r.GetMatch(), func(m *networking.L4MatchAttributes) bool {
-		return len(m.GetDestinationSubnets()) == 0 && b.l4Applies(m.GetPort(), m.GetGateways(), m.GetSourceLabels(), m.GetSourceNamespace(), namespace)
+		return (svc == nil || isWithin(svc, m.GetDestinationSubnets())) && b.l4Applies(m.GetPort(), m.GetGateways(), m.GetSourceLabels(), m.GetSourceNamespace(), namespace)
 	})
 }
 
-// tlsApplies says whether a tls rule holds for connections to host.
-func (b *routeBuilder) tlsApplies(r *networking.TLSRoute, namespace, host string) bool {
+// tlsApplies says whether a tls rule holds for connections to svc.
+func (b *routeBuilder) tlsApplies(r *networking.TLSRoute, namespace string, svc *model.Service) bool {
 	return len(r.GetRoute()) > 0 && slices.ContainsFunc(r.GetMatch(), func(m *networking.TLSMatchAttributes) bool {
-		return b.l4Applies(m.GetPort(), m.GetGateways(), m.GetSourceLabels(), m.GetSourceNamespace(), namespace) &&
-			slices.ContainsFunc(m.GetSniHosts(), func(sni string) bool { return model.HostMatches(sni, host) })
+		return isWithin(svc, m.GetDestinationSubnets()) && b.l4Applies(m.GetPort(), m.GetGateways(), m.GetSourceLabels(), m.GetSourceNamespace(), namespace) &&
+			slices.ContainsFunc(m.GetSniHosts(), func(sni string) bool { return model.HostMatches(sni, svc.Hostname) })
 	})
+}
+
+// isWithin says whether connections to svc are to an address within one of the subnets,
+// of which none is any. That is known of a service by its addresses, or those of its
+// endpoints if it has none of its own.
+func isWithin(svc *model.Service, subnets []string) bool {
+	addresses := svc.Addresses
+	if len(addresses) == 0 {
+		for _, e := range svc.Endpoints {
+			addresses = append(addresses, e.Address)
+		}
+	}
+	return len(subnets) == 0 || slices.ContainsFunc(addresses, func(address string) bool {
+		inner, ok := addressBlock(address)
+		return ok && slices.ContainsFunc(subnets, func(subnet string) bool {
+			outer, ok := addressBlock(subnet)
+			return ok && outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
+		})
+	})
+}
+
+// addressBlock reads an address or a block of them.
+func addressBlock(text string) (netip.Prefix, bool) {
+	if p, err := netip.ParsePrefix(text); err == nil {
+		return p, true
+	}
+	a, err := netip.ParseAddr(text)
+	if err != nil {
+		return netip.Prefix{}, false
+	}
+	return netip.PrefixFrom(a, a.BitLen()), true
 }
 
 func (b *routeBuilder) l4Applies(port uint32, gateways []string, labels map[string]string, sourceNamespace, namespace string) bool {
@@ -148,8 +197,12 @@ func (d *l4Destinations) tune(s *scope, dst target, subset string) {
 		return
 	}
 	policy := s.destinationRule(dst.svc).trafficPolicy(dst.port, subset)
-	if idle := policy.GetConnectionPool().GetTcp().GetIdleTimeout(); idle != nil {
-		d.idleTimeout = idle
+	if len(d.clusters) <= 1 { // of several destinations the first one says it, as in Istio
+		tcp := policy.GetConnectionPool().GetTcp()
+		d.idleTimeout, d.maxDuration = tcp.GetIdleTimeout(), tcp.GetMaxConnectionDuration()
+		if t := policy.GetTunnel(); t != nil {
+			d.through = net.JoinHostPort(t.GetTargetHost(), strconv.FormatUint(uint64(t.GetTargetPort()), 10))
+		}
 	}
 	d.sourceHash = d.sourceHash || policy.GetLoadBalancer().GetConsistentHash().GetUseSourceIp()
 }

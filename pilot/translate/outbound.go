@@ -118,7 +118,23 @@ func (s *scope) explicitRouteConfiguration(src *sources) (*routev3.RouteConfigur
 	if err := s.unregisteredHosts(hosts, src, s.httpPorts(), explicitDomains); err != nil {
 		return nil, err
 	}
-	hosts.add(s.unknownHost(), []string{"*"})
+	for _, port := range s.tlsPorts() {
+		err := s.unregisteredNames(port, src, func(name string, to *l4Destinations) {
+			vh := s.virtualHost(fmt.Sprintf("%s:%d", name, port))
+			vh.Routes = []*routev3.Route{connectRoute(to), opaqueRoute(to)}
+			hosts.add(vh, explicitDomains([]string{name}, port))
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	unknown := s.unknownHost()
+	ranges, err := s.rangeRoutes(src)
+	if err != nil {
+		return nil, err
+	}
+	unknown.Routes = append(ranges, unknown.Routes...)
+	hosts.add(unknown, []string{"*"})
 	return &routev3.RouteConfiguration{Name: explicitRoutes, VirtualHosts: hosts.list, ValidateClusters: no(), MaxDirectResponseBodySizeBytes: u32(maxDirectResponse)}, nil
 }
 
@@ -197,12 +213,16 @@ func offerHTTP1() *setfilterstatev3.Config {
 	}}}
 }
 
-// connectRoute carries a tunnel to the destinations as bytes.
+// connectRoute carries a tunnel to the destinations as bytes, or has them open another one.
 func connectRoute(to *l4Destinations) *routev3.Route {
 	a := to.action()
-	a.UpgradeConfigs = []*routev3.RouteAction_UpgradeConfig{{
-		UpgradeType: connectUpgrade, ConnectConfig: &routev3.RouteAction_UpgradeConfig_ConnectConfig{},
-	}}
+	upgrade := &routev3.RouteAction_UpgradeConfig{UpgradeType: connectUpgrade}
+	if to.through != "" {
+		a.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: to.through}
+	} else {
+		upgrade.ConnectConfig = &routev3.RouteAction_UpgradeConfig_ConnectConfig{}
+	}
+	a.UpgradeConfigs = []*routev3.RouteAction_UpgradeConfig{upgrade}
 	return &routev3.Route{
 		Name:   "connect",
 		Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}},
@@ -243,21 +263,54 @@ func (s *scope) unregisteredHosts(hosts *virtualHosts, src *sources, ports []uin
 	return nil
 }
 
-func (s *scope) httpPorts() []uint32 {
-	ports := map[uint32]bool{80: true}
-	for _, v := range s.services {
-		for _, p := range v.ports {
-			if p.Protocol.IsHTTP() {
-				ports[p.Port] = true
+// unregisteredNames visits the server names that tls rules for a port name and no service
+// has, such as those below a wildcard of which one host alone is registered.
+func (s *scope) unregisteredNames(port uint32, src *sources, visit func(name string, to *l4Destinations)) error {
+	for _, vs := range s.virtualServices {
+		b := &routeBuilder{s: s, gateway: model.MeshGateway, port: port, out: s.out, src: src}
+		done := map[string]bool{}
+		for _, r := range vs.tls {
+			for _, m := range r.GetMatch() {
+				if len(r.GetRoute()) == 0 || len(m.GetDestinationSubnets()) > 0 || !b.l4Applies(m.GetPort(), m.GetGateways(), m.GetSourceLabels(), m.GetSourceNamespace(), vs.Namespace) {
+					continue
+				}
+				for _, name := range m.GetSniHosts() {
+					name = strings.ToLower(name)
+					if done[name] || s.byHost[name] != nil {
+						continue
+					}
+					done[name] = true
+					src.add(vs.sources...)
+					to, err := b.l4Routes(r.GetRoute(), vs.Namespace)
+					if err != nil {
+						return err
+					}
+					visit(name, to)
+				}
 			}
 		}
 	}
-	out := make([]uint32, 0, len(ports))
-	for p := range ports {
-		out = append(out, p)
+	return nil
+}
+
+func (s *scope) httpPorts() []uint32 { return s.portsOf(model.Protocol.IsHTTP, 80) }
+
+func (s *scope) tlsPorts() []uint32 {
+	return s.portsOf(func(p model.Protocol) bool { return p == model.TLS || p == model.HTTPS })
+}
+
+// portsOf are the ports of visible services with a protocol, and others.
+func (s *scope) portsOf(has func(model.Protocol) bool, others ...uint32) []uint32 {
+	out := others
+	for _, v := range s.services {
+		for _, p := range v.ports {
+			if has(p.Protocol) {
+				out = append(out, p.Port)
+			}
+		}
 	}
 	slices.Sort(out)
-	return out
+	return slices.Compact(out)
 }
 
 // unknownHost is for names that the mesh does not know: passed through by the

@@ -197,7 +197,25 @@ func (s *scope) l4Chains(port uint32, src *sources) ([]*listenerv3.FilterChain, 
 			out = append(out, chain)
 		}
 	}
-	return out, nil
+	if !slices.Contains(s.tlsPorts(), port) {
+		return out, nil
+	}
+	served := map[string]bool{}
+	for _, c := range out {
+		for _, name := range c.GetFilterChainMatch().GetServerNames() {
+			served[name] = true
+		}
+	}
+	err := s.unregisteredNames(port, src, func(name string, to *l4Destinations) {
+		if served[name] {
+			return
+		}
+		served[name] = true
+		chain := &listenerv3.FilterChain{Name: outboundName(port, "", name), FilterChainMatch: &listenerv3.FilterChainMatch{TransportProtocol: "tls", ServerNames: []string{name}}}
+		chain.Filters = []*listenerv3.Filter{to.filter(s.t, to.statPrefix(chain.Name))}
+		out = append(out, chain)
+	})
+	return out, err
 }
 
 func matchKey(m *listenerv3.FilterChainMatch) string {

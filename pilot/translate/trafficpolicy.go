@@ -171,6 +171,7 @@ func (b *clusterBuilder) pack(p protocol) {
 		if k := h.GetHttp2KeepAlive(); k != nil {
 			http2.ConnectionKeepalive = &corev3.KeepaliveSettings{Interval: k.GetInterval(), Timeout: k.GetTimeout()}
 		}
+		http2.AllowConnect = http2.AllowConnect || b.policy.GetTunnel() != nil
 		b.out.TypedExtensionProtocolOptions = packOptions(b.options)
 	}
 }
