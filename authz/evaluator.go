@@ -16,7 +16,8 @@ import (
 // What a decision depends on is in its key: the rules and the data that the program can
 // look at, and all that it can read of the input, tokens included. A change of any of them
 // makes another key, so nothing of before is found for it, and a decision that is under
-// way at that moment is kept for the program that made it. Tokens are verified, and looked up among the revoked, before any of this, for each request.
+// way at that moment is kept for the program that made it. Tokens are verified, and looked
+// up among the revoked, before any of this, for each request.
 type evaluator struct {
 	cache   *cache.Cache[decided]
 	timeout time.Duration

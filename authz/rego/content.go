@@ -45,11 +45,11 @@ func (n *needed) add(path []string) {
 
 // contentID stands for all that the decisions of a program depend on besides its input:
 // the query, what it reads, the rules and the data that it can look at, and what
-// functions can see of how it was compiled. Two programs have the same one only if they decide each input alike.
-// Names of variables that the compiler made up are replaced by their order, places in
-// the text and comments are left out, so that it stays the same where only other modules
-// have changed. It is false if that cannot be told: data are too large, or there is
-// something that is not known here.
+// functions can see of how it was compiled. Two programs have the same one only if they
+// decide each input alike. Names of variables that the compiler made up are replaced by
+// their order, places in the text and comments are left out, so that it stays the same
+// where only other modules have changed. It is false if that cannot be told: data are too
+// large, or there is something that is not known here.
 func contentID(c *ast.Compiler, query ast.Body, found *analysis, store *basedoc.Store, txn storage.Transaction, o Options) (id [sha256.Size]byte, ok bool) {
 	if c == nil || c.RuleTree == nil {
 		return id, false
