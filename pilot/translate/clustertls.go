@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -146,6 +147,9 @@ func (b *clusterBuilder) originate(in *networking.ClientTLSSettings) (*tlsv3.Ups
 	}
 	insecure := in.GetInsecureSkipVerify().GetValue()
 	ca, secret := b.roots(in)
+	if name := in.GetCredentialName(); name != "" && secret == nil && b.serverAuthority(name) == nil && !b.t.secretSomewhere(name) {
+		return nil, fmt.Errorf("%s: no secret %s", b.ruleName(), name)
+	}
 	if in.GetMode() == networking.ClientTLSSettings_MUTUAL && (in.GetCredentialName() == "" || secret != nil) {
 		cert, err := b.clientCertificate(in, secret)
 		if err != nil {
@@ -211,8 +215,9 @@ func (b *clusterBuilder) serverAuthority(name string) *model.Secret {
 }
 
 // credential finds a secret that the rule names: of the namespace that the gateway runs
-// in, as in Istio, else of the rule's. Nil if there is none: a server of the rule's
-// gateways then, which sidecars reach without a certificate of their own.
+// in, as in Istio, else of the rule's. Nil if there is none: where only another namespace
+// has it, as for sidecars in Istio, the system's authorities vouch for the server, and
+// there is no certificate to show.
 func (b *clusterBuilder) credential(name string) *model.Secret {
 	for _, ns := range []string{b.key.credentials, b.ruleNamespace()} {
 		if s := b.t.secret(ns, name); s != nil {
@@ -263,6 +268,16 @@ func (b *clusterBuilder) ruleName() string {
 // secret finds a TLS secret, nil if there is none.
 func (t *Translator) secret(namespace, name string) *model.Secret {
 	return t.mesh.Secrets[namespace+"/"+name]
+}
+
+// secretSomewhere says that a namespace has a secret of this name.
+func (t *Translator) secretSomewhere(name string) bool {
+	for key := range t.mesh.Secrets {
+		if _, n, _ := strings.Cut(key, "/"); n == name {
+			return true
+		}
+	}
+	return false
 }
 
 // file completes a path that an object names: relative ones are in the mesh
