@@ -107,8 +107,8 @@ type ServiceRoleBinding struct {
 type Subject struct{ Clauses []Clause }
 
 // Selects says whether the service is that of a workload: by labels, by the name of what
-// is run, or because an EndpointSlice or an endpoint says so. It does not depend on whether the
-// workload is ready: what is refused at it must not wait for that.
+// is run, or because an EndpointSlice or an endpoint says so. It does not depend on whether
+// the workload is ready: what is refused at it must not wait for that.
 func (s *Service) Selects(p *Proxy) bool {
 	switch {
 	case s.External:
@@ -120,8 +120,13 @@ func (s *Service) Selects(p *Proxy) bool {
 	case s.Workload != "" && s.Namespace == p.Namespace && (p.Name == s.Workload || p.Labels["app"] == "" && replicaOf(p.Name, s.Workload)):
 		return true
 	}
-	return slices.ContainsFunc(s.Endpoints, func(e *Endpoint) bool { return e.Proxy != nil && e.Proxy.ID == p.ID })
+	return slices.ContainsFunc(s.Endpoints, func(e *Endpoint) bool { return e.Proxy != nil && e.Proxy.ID == p.ID && s.Serves(p) })
 }
+
+// Serves says whether what is said of the service may count at a workload behind it: only
+// of those of its namespace. A ServiceEntry may lead to any address, and who writes one
+// decides nothing at workloads of others.
+func (s *Service) Serves(p *Proxy) bool { return s.Namespace == p.Namespace }
 
 // replicaOf says whether name is <workload>-<number>.
 func replicaOf(name, workload string) bool {

@@ -26,7 +26,7 @@ func (ix *index) addServed(m *model.Mesh) {
 	ix.served = map[*model.Proxy][]served{}
 	for _, svc := range m.Services {
 		for _, e := range svc.Endpoints {
-			if e.Proxy == nil || e.Proxy.Type != model.SidecarProxy || svc.External {
+			if e.Proxy == nil || e.Proxy.Type != model.SidecarProxy || svc.External || !svc.Serves(e.Proxy) {
 				continue
 			}
 			for _, p := range svc.Ports {

@@ -127,6 +127,29 @@ spec: {host: z, trafficPolicy: {connectionPool: {tcp: {maxConnections: 26}}}}
 	}
 }
 
+// TestStrangersDoNotLimitServers: a ServiceEntry of another namespace that leads to the
+// workload, older than its own service, has no say at it.
+func TestStrangersDoNotLimitServers(t *testing.T) {
+	t.Parallel()
+	b := newMesh(t)
+	p := b.workload("web-1", "team", "web", nil, "http:80")
+	b.service("web", "team", p).Created = time.Unix(2, 0)
+	b.service("trap", "other", p).Created = time.Unix(1, 0)
+	b.apply(`
+kind: DestinationRule
+metadata: {name: trap, namespace: other}
+spec: {host: trap, trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}}}}
+---
+kind: DestinationRule
+metadata: {name: web, namespace: team}
+spec: {host: web, trafficPolicy: {connectionPool: {tcp: {maxConnections: 26}}}}
+`)
+	got, _ := inboundCluster(t, b.snapshot(p), 80)
+	if n := got.GetCircuitBreakers().GetThresholds()[0].GetMaxConnections().GetValue(); n != 26 {
+		t.Errorf("maxConnections %d, want 26, of the workload's own service", n)
+	}
+}
+
 // TestServerLimitFields: which fields of a rule are written into the server's cluster,
 // by the protocol of the port.
 func TestServerLimitFields(t *testing.T) {
