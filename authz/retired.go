@@ -1,13 +1,13 @@
 package authz
 
 import (
-	"cmp"
 	"context"
 	"log/slog"
 	"maps"
 	"slices"
 	"time"
 
+	"github.com/writ-mesh/writ/internal/decider"
 	"github.com/writ-mesh/writ/internal/service"
 )
 
@@ -39,6 +39,14 @@ type retiredPolicy struct {
 	until time.Time
 }
 
+func (p retiredPolicy) retired() decider.Retired {
+	r := decider.Retired{Name: p.name, Ref: p.ref, Until: p.until, Weight: p.weight, Most: maxRetired}
+	if p.bundle {
+		r.Most = maxRetiredBundles
+	}
+	return r
+}
+
 func (r retired) find(ref string, now time.Time) *policy {
 	if p, ok := r[ref]; ok && now.Before(p.until) {
 		return p.policy
@@ -58,20 +66,9 @@ func (r retired) following(before, next map[string]*policy, now, until time.Time
 	list = slices.DeleteFunc(list, func(p retiredPolicy) bool {
 		return !now.Before(p.until) || next[p.name] != nil && next[p.name].ref == p.ref
 	})
-	slices.SortFunc(list, func(a, b retiredPolicy) int { return cmp.Or(b.until.Compare(a.until), cmp.Compare(a.ref, b.ref)) })
+	list, dropped = decider.KeepNewest(list, room, retiredPolicy.retired)
 	out = make(retired, len(list))
-	count := make(map[string]int)
 	for _, p := range list {
-		most := maxRetired
-		if p.bundle {
-			most = maxRetiredBundles
-		}
-		if count[p.name] >= most || p.weight > room {
-			dropped++
-			continue
-		}
-		count[p.name]++
-		room -= p.weight
 		out[p.ref] = p
 	}
 	return out, dropped

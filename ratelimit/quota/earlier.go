@@ -1,12 +1,13 @@
 package quota
 
 import (
-	"cmp"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"time"
 
+	"github.com/writ-mesh/writ/internal/decider"
 	"github.com/writ-mesh/writ/ratelimit/limit"
 )
 
@@ -29,6 +30,10 @@ type content struct {
 	compiled, limits []*Limit
 	// until is when it decides no more, asked for or not.
 	until time.Time
+}
+
+func (c *content) retired() decider.Retired {
+	return decider.Retired{Name: c.name, Ref: c.ref, Until: c.until, Weight: c.size(), Most: maxEarlier}
 }
 
 func (c *content) size() (n int) {
@@ -61,17 +66,8 @@ func (t *Table) After(before *Table, now, until time.Time) (next *Table, dropped
 		_, inForce := t.names[c.ref]
 		return inForce || !now.Before(c.until)
 	})
-	newestFirst(list)
-	count := make(map[string]int)
-	kept := list[:0]
-	for _, c := range list {
-		if size := c.size(); count[c.name] < maxEarlier && size <= room {
-			room -= size
-			count[c.name]++
-			kept = append(kept, c)
-		}
-	}
-	return t.with(kept), len(list) - len(kept)
+	list, dropped = decider.KeepNewest(list, room, (*content).retired)
+	return t.with(list), dropped
 }
 
 // Unexpired gives the table without the contents whose time is over, itself if there are
@@ -82,14 +78,8 @@ func (t *Table) Unexpired(now time.Time) *Table {
 	if len(list) == len(t.earlier) {
 		return t
 	}
-	newestFirst(list)
+	list, _ = decider.KeepNewest(list, math.MaxInt, (*content).retired) // all, in order
 	return t.with(list)
-}
-
-func newestFirst(list []*content) {
-	slices.SortFunc(list, func(a, b *content) int {
-		return cmp.Or(b.until.Compare(a.until), cmp.Compare(a.ref, b.ref))
-	})
 }
 
 // Earlier is how many contents are kept that are not in force.
