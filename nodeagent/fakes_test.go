@@ -53,8 +53,9 @@ type onOff struct {
 
 func newOnOff(t testing.TB, build func() *grpc.Server) *onOff {
 	t.Helper()
-	o := &onOff{addr: proctest.Address(t), build: build}
-	o.start(t)
+	l := proctest.Listen(t)
+	o := &onOff{addr: l.Addr().String(), build: build}
+	o.serve(l)
 	t.Cleanup(o.stop)
 	return o
 }
@@ -65,6 +66,10 @@ func (o *onOff) start(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	o.serve(l)
+}
+
+func (o *onOff) serve(l net.Listener) {
 	o.srv = o.build()
 	go func(s *grpc.Server) { _ = s.Serve(l) }(o.srv)
 }

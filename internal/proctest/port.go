@@ -23,24 +23,36 @@ const firstPort, lastPort = 10000, 14999
 // do: the kernel gives it to the next outgoing connection as readily.
 func Port(t testing.TB) int {
 	t.Helper()
+	l, port := listen(t, "") // every address, for a moment
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+// Listen listens on a Port of 127.0.0.1, without a moment in which a program that is
+// nobody's test could take it. Who closes the listener may listen there again until t ends.
+func Listen(t testing.TB) net.Listener {
+	t.Helper()
+	l, _ := listen(t, "127.0.0.1")
+	return l
+}
+
+func listen(t testing.TB, host string) (l net.Listener, port int) {
+	t.Helper()
 	const span = lastPort - firstPort + 1
 	from := rand.IntN(span) //nolint:gosec // spreads tests that run at the same time
 	for i := range span {
-		port := firstPort + (from+i)%span
+		port = firstPort + (from+i)%span
 		if !claim(t, port) {
 			continue
 		}
-		l, err := net.Listen("tcp", fmt.Sprintf(":%d", port)) //nolint:gosec,noctx // every address, for a moment
-		if err != nil {
-			continue
+		if l, err := net.Listen("tcp", fmt.Sprintf("%s:%d", host, port)); err == nil { //nolint:noctx // at once
+			return l, port
 		}
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
-		return port
 	}
 	t.Fatalf("no free port between %d and %d", firstPort, lastPort)
-	return 0
+	return nil, 0
 }
 
 // claim holds the UDP port of the same number until t ends. It serves as a lock

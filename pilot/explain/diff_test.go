@@ -11,6 +11,7 @@ import (
 	meshv1 "istio.io/api/mesh/v1alpha1"
 	security "istio.io/api/security/v1beta1"
 
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/internal/regoform"
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/security/eval"
@@ -317,7 +318,7 @@ func within(cells map[string]region.Set, r region.Region) bool {
 // in exactly one of the regions, with that outcome, and no other request is in any.
 func TestDiffIsExact(t *testing.T) {
 	pairs := 8
-	if testing.Short() {
+	if proctest.Few() {
 		pairs = 4
 	}
 	seed := *diffSeed

@@ -13,6 +13,7 @@ import (
 	rbachttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	security "istio.io/api/security/v1beta1"
 
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/pilot/condition"
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/security/eval"
@@ -200,7 +201,7 @@ func groupsOf(sub string) []string {
 // evaluator, Envoy with lists, and Envoy with trees.
 func TestDifferential(t *testing.T) {
 	sets, requests := 32, 100
-	if testing.Short() {
+	if proctest.Few() {
 		sets, requests = 15, 20
 	}
 	eachEnvoy(t, func(t *testing.T, bin string) {

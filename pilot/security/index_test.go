@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	security "istio.io/api/security/v1beta1"
 
+	"github.com/writ-mesh/writ/internal/proctest"
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/security/eval"
 )
@@ -66,7 +67,7 @@ func (g generator) manyPolicies(action security.AuthorizationPolicy_Action) []*m
 // one that it names does.
 func TestIndexDecides(t *testing.T) {
 	sets, requests := 300, 100
-	if testing.Short() {
+	if proctest.Few() {
 		sets = 100
 	}
 	seed := *differentialSeed
@@ -167,7 +168,7 @@ func manyRules(n int, kind string) *rbacv3.RBAC {
 // do, and no rule is repeated without bounds.
 func TestIndexBounds(t *testing.T) {
 	most := 10_000
-	if testing.Short() {
+	if proctest.Few() {
 		most = 2000
 	}
 	for _, kind := range []string{"callers", "paths", "mixed"} {

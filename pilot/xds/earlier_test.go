@@ -26,6 +26,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // tied is a configuration of one listener: its routes are named after what they rely on
@@ -593,7 +595,7 @@ func TestWhichRoutesHoldUpClusters(t *testing.T) {
 // them drain.
 func TestNewConnectionsMeetNoEarlierRoutes(t *testing.T) {
 	sequences := uint64(100)
-	if testing.Short() {
+	if proctest.Few() {
 		sequences = 20
 	}
 	for seed := range sequences {

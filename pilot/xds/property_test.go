@@ -9,6 +9,8 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+
+	"github.com/writ-mesh/writ/internal/proctest"
 )
 
 // random makes a world in which every route refers to clusters that are there.
@@ -40,7 +42,7 @@ func random(r *rand.Rand) world {
 func TestAnySequenceEndsInTheNewestState(t *testing.T) {
 	made := parts{}
 	sequences := uint64(200)
-	if testing.Short() {
+	if proctest.Few() {
 		sequences = 40
 	}
 	for seed := range sequences {
