@@ -22,6 +22,7 @@ import (
 
 	"github.com/writ-mesh/writ/authz/background"
 	"github.com/writ-mesh/writ/authz/bundle"
+	"github.com/writ-mesh/writ/authz/decisionlog"
 	"github.com/writ-mesh/writ/authz/rego"
 	"github.com/writ-mesh/writ/internal/listen"
 	"github.com/writ-mesh/writ/internal/rpc"
@@ -32,7 +33,7 @@ import (
 func runAlone(ctx context.Context, c Config, rt *service.Runtime) error {
 	s := c.Alone
 	m := newMetrics(rt.Metrics)
-	a := &alone{asks: newEvaluator(c.Decision, rt.Metrics), metrics: m, unlogged: newUnlogged(rt.Metrics), log: rt.Log}
+	a := &alone{asks: newEvaluator(c.Decision, decisionlog.NewRedactor(nil, nil, nil), rt.Metrics), metrics: m, unlogged: newUnlogged(rt.Metrics), log: rt.Log}
 	o := s.managerOptions(rt.Log, rt.Metrics, os.Stderr)
 	o.Read = func(section []byte) (string, func(), error) {
 		p, err := s.readPlugin(section)
@@ -40,6 +41,7 @@ func runAlone(ctx context.Context, c Config, rt *service.Runtime) error {
 	}
 	reports := newBundleMetrics(rt.Metrics)
 	o.Report = reports.report
+	o.Ahead = a.asks.decideAhead
 	o.Rego.Memory = c.Decision.memory()
 	var err error
 	if a.manager, err = bundle.NewManager(ctx, o); err != nil {

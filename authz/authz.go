@@ -63,7 +63,9 @@ func runInMesh(ctx context.Context, c Config, rt *service.Runtime) error {
 	fetcher := token.NewFetcher(token.FetcherOptions{Store: st, Log: rt.Log, Fetched: m.fetched})
 	defer fetcher.Close()
 	options := rego.Options{Network: c.Decision.NetworkBuiltins, Memory: c.Decision.memory()}
-	elsewhere := newRemotes(ctx, c.State, c.credentials(), options, newBundleMetrics(rt.Metrics), rt.Log)
+	secrets := c.DecisionLog.redactor()
+	asks := newEvaluator(c.Decision, secrets, rt.Metrics)
+	elsewhere := newRemotes(ctx, c.State, c.credentials(), options, asks.decideAhead, newBundleMetrics(rt.Metrics), rt.Log)
 	defer elsewhere.close()
 	ps := newPolicies(options, c.Decision.Retire.D(), fetcher, st, elsewhere, rt.Log, m.swapped)
 	ready := func() { rt.Health.Set(healthPolicies, nil) }
@@ -72,9 +74,9 @@ func runInMesh(ctx context.Context, c Config, rt *service.Runtime) error {
 	}
 	revocations := &revokedTokens{metrics: m, log: rt.Log}
 	s := &server{
-		policies: ps, decision: c.Decision, asks: newEvaluator(c.Decision, rt.Metrics), metrics: m, log: rt.Log,
+		policies: ps, decision: c.Decision, asks: asks, metrics: m, log: rt.Log,
 		tokens: &tokens{fetcher: fetcher, metrics: m, leeway: c.Token.Leeway.D(), revoked: revocations}, revoked: revocations,
-		record: decisionLog{what: c.Decision.Log, redact: c.DecisionLog.redactor(), inputs: new(inputNames), recorder: recorder, add: decisions.Add},
+		record: decisionLog{what: c.Decision.Log, redact: secrets, recorder: recorder, add: decisions.Add},
 	}
 	r := &reports{decisions: decisions, what: c.Decision.Log, redact: s.record.redact, metrics: m, recorder: recorder, unknown: newUnknownKeys(rt.Log)}
 	return running(ctx, decisions, recorder, func(ctx context.Context) error { return s.serve(ctx, c, r, ready, rt) })

@@ -87,8 +87,7 @@ type decisionLog struct {
 	what   string
 	redact *decisionlog.Redactor
 	// add may wait for the moment that a refusal takes to be written.
-	add    func(*decisionlog.Record)
-	inputs *inputNames
+	add func(*decisionlog.Record)
 	// recorder may be nil.
 	recorder *recording.Recorder
 }
@@ -113,7 +112,7 @@ func (l decisionLog) recordOf(req *authv3.CheckRequest, v *verdict) *decisionlog
 		Method:        http.GetMethod(), Host: http.GetHost(), Path: path,
 		Cached:  v.cached,
 		Earlier: v.earlier,
-		Inputs:  l.inputs.read(req, v.programs, l.redact),
+		Inputs:  readOf(req, v.programs, l.redact),
 		Latency: v.took.Microseconds(),
 	}
 	switch {

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/writ-mesh/writ/authz/cache"
+	"github.com/writ-mesh/writ/authz/decisionlog"
 	"github.com/writ-mesh/writ/authz/rego"
 )
 
@@ -22,6 +23,8 @@ type evaluator struct {
 	cache   *cache.Cache[decided]
 	timeout time.Duration
 	workers *rego.Workers
+	// secrets knows what of a request is not to be remembered.
+	secrets *decisionlog.Redactor
 	metrics evaluatorMetrics
 }
 
@@ -29,6 +32,20 @@ type evaluator struct {
 type decided struct {
 	decision rego.Decision
 	err      error
+	// of is what it was said of, nil if that is not remembered.
+	of *rego.Remembered
+}
+
+// sure says that the same would come out again. That nothing was decided is as sure as a
+// decision; a failure may be one of the moment.
+func (d *decided) sure() bool { return d.err == nil || errors.Is(d.err, rego.ErrUndefined) }
+
+func (d *decided) entry(expires time.Time) cache.Entry[decided] {
+	e := cache.Entry[decided]{Value: *d, Bytes: d.decision.Size(), Expires: expires, Keep: d.sure()}
+	if d.of != nil {
+		e.Bytes += d.of.Size()
+	}
+	return e
 }
 
 // CacheConfig bounds the decisions that are kept for inputs that come again.
@@ -51,8 +68,8 @@ func (d *DecisionConfig) memory() int64 {
 }
 
 // newEvaluator makes an evaluator, whose metrics are registered with r.
-func newEvaluator(c DecisionConfig, r prometheus.Registerer) *evaluator {
-	e := &evaluator{timeout: c.Timeout.D(), workers: rego.NewWorkers(), metrics: newEvaluatorMetrics(r)}
+func newEvaluator(c DecisionConfig, secrets *decisionlog.Redactor, r prometheus.Registerer) *evaluator {
+	e := &evaluator{timeout: c.Timeout.D(), workers: rego.NewWorkers(), secrets: secrets, metrics: newEvaluatorMetrics(r)}
 	if c.Cache.Entries > 0 {
 		e.cache = cache.New[decided](c.Cache.Entries, c.Cache.Bytes, e.metrics.evictions.Inc)
 		e.metrics.sizes(r, e.cache.Size)
@@ -79,13 +96,11 @@ func (e *evaluator) eval(ctx context.Context, p *rego.Program, in *rego.Input, n
 		return v.decision, true, v.err
 	}
 	v, from := e.cache.Fill(ctx, key, now, func() cache.Entry[decided] {
-		d, err := e.ask(ctx, p, in)
-		return cache.Entry[decided]{
-			Value: decided{d, err}, Bytes: d.Size(), Expires: in.Expires(),
-			// That nothing was decided is as sure as a decision. A failure may be one of
-			// the moment.
-			Keep: err == nil || errors.Is(err, rego.ErrUndefined),
+		var made decided
+		if made.decision, made.err = e.ask(ctx, p, in); made.sure() && e.mayRemember(p, in) {
+			made.of = p.Remember(in)
 		}
+		return made.entry(in.Expires())
 	})
 	switch from {
 	case cache.Kept:
@@ -117,7 +132,7 @@ func (e *evaluator) ask(ctx context.Context, p *rego.Program, in *rego.Input) (r
 type evaluatorMetrics struct {
 	hits, shared, misses, impure, off prometheus.Counter
 	slow, large, stuck                prometheus.Counter
-	evictions                         prometheus.Counter
+	evictions, ahead                  prometheus.Counter
 }
 
 func newEvaluatorMetrics(r prometheus.Registerer) evaluatorMetrics {
@@ -132,12 +147,15 @@ func newEvaluatorMetrics(r prometheus.Registerer) evaluatorMetrics {
 	evictions := prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "writ_authz_cache_evictions_total", Help: "Decisions that had to go for newer ones.",
 	})
-	r.MustRegister(lookups, stopped, evictions)
+	ahead := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "writ_authz_cache_ahead_total", Help: "Decisions that a bundle's new version made, before it counted, about requests that had come of late.",
+	})
+	r.MustRegister(lookups, stopped, evictions, ahead)
 	return evaluatorMetrics{
 		hits: lookups.WithLabelValues("hit"), shared: lookups.WithLabelValues("shared"), misses: lookups.WithLabelValues("miss"),
 		impure: lookups.WithLabelValues("impure"), off: lookups.WithLabelValues("off"),
 		slow: stopped.WithLabelValues("time"), large: stopped.WithLabelValues("memory"), stuck: stopped.WithLabelValues("stuck"),
-		evictions: evictions,
+		evictions: evictions, ahead: ahead,
 	}
 }
 

@@ -29,6 +29,8 @@ type remotes struct {
 	ctx     context.Context //nolint:containedctx // each remote lives from one configuration to another
 	folder  string
 	options rego.Options
+	// ahead has a new version decide what the one in force has decided.
+	ahead   func(ctx context.Context, inForce, next *rego.Program)
 	metrics *bundleMetrics
 	log     *slog.Logger
 
@@ -60,8 +62,8 @@ func (x *remote) since() time.Time {
 	return time.Time{}
 }
 
-func newRemotes(ctx context.Context, state, credentials string, o rego.Options, m *bundleMetrics, log *slog.Logger) *remotes {
-	r := &remotes{ctx: ctx, credentials: credentials, options: o, metrics: m, log: log, running: make(map[string]*remote), problems: make(map[string]bundlestatus.Problem), state: state}
+func newRemotes(ctx context.Context, state, credentials string, o rego.Options, ahead func(ctx context.Context, inForce, next *rego.Program), m *bundleMetrics, log *slog.Logger) *remotes {
+	r := &remotes{ctx: ctx, credentials: credentials, options: o, ahead: ahead, metrics: m, log: log, running: make(map[string]*remote), problems: make(map[string]bundlestatus.Problem), state: state}
 	if state != "" {
 		r.folder = filepath.Join(state, "bundles")
 		r.tell("", nil) // those of before are not ours
@@ -122,7 +124,7 @@ func (r *remotes) prepare(name string, fp [sha256.Size]byte, p *configpb.RegoPol
 		URL: p.GetBundle().GetUrl(), Refresh: p.GetBundle().GetRefresh().AsDuration(), Query: p.GetQuery(),
 		Key: signing.GetKey(), Algorithm: signing.GetAlgorithm(), Scope: signing.GetScope(),
 		Credentials: r.credentialsFor(p.GetBundle()),
-		Folder:      folder, Rego: r.options, Log: log,
+		Folder:      folder, Rego: r.options, Log: log, Ahead: r.ahead,
 		Swapped: func(s *bundle.Snapshot) {
 			x.newest.Store(s)
 			now := time.Now()

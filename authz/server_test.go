@@ -74,13 +74,14 @@ func newMesh(t testing.TB, change ...func(*Config)) *mesh {
 	metrics := newMetrics(m.reg)
 	fetcher := token.NewFetcher(token.FetcherOptions{Store: st, Log: log, Fetched: metrics.fetched})
 	t.Cleanup(fetcher.Close)
-	elsewhere := newRemotes(t.Context(), st.dir, c.credentials(), rego.Options{}, newBundleMetrics(m.reg), log)
+	asks := newEvaluator(c.Decision, c.DecisionLog.redactor(), m.reg)
+	elsewhere := newRemotes(t.Context(), st.dir, c.credentials(), rego.Options{}, asks.decideAhead, newBundleMetrics(m.reg), log)
 	t.Cleanup(elsewhere.close)
 	ps := newPolicies(rego.Options{}, c.Decision.Retire.D(), fetcher, st, elsewhere, log, metrics.swapped)
 	m.server = &server{
-		policies: ps, decision: c.Decision, asks: newEvaluator(c.Decision, m.reg), metrics: metrics, log: log,
+		policies: ps, decision: c.Decision, asks: asks, metrics: metrics, log: log,
 		tokens: &tokens{fetcher: fetcher, metrics: metrics, leeway: time.Minute},
-		record: decisionLog{what: c.Decision.Log, redact: c.DecisionLog.redactor(), inputs: new(inputNames), add: toLog(log)},
+		record: decisionLog{what: c.Decision.Log, redact: c.DecisionLog.redactor(), add: toLog(log)},
 	}
 	return m
 }

@@ -56,6 +56,9 @@ type Options struct {
 	// Rejected is called with why something that OPA activated cannot be used; nil
 	// for none.
 	Rejected func(error)
+	// Ahead is called with what is in force and with what takes its place in a moment, to
+	// have that decide something first; nil for none.
+	Ahead func(ctx context.Context, inForce, next *rego.Program)
 	// Swapped is called with each snapshot that takes another one's place, before
 	// it does; nil for none.
 	Swapped func(*Snapshot)

@@ -34,6 +34,8 @@ type RemoteOptions struct {
 	Folder string
 	Rego   rego.Options
 	Log    *slog.Logger
+	// Ahead: see Options.
+	Ahead func(ctx context.Context, inForce, next *rego.Program)
 	// Swapped is called with each snapshot once it is in force, Report with what came
 	// of each attempt.
 	Swapped func(*Snapshot)
@@ -64,6 +66,7 @@ func NewRemote(ctx context.Context, o RemoteOptions) (*Manager, error) {
 	return NewManager(ctx, Options{
 		Config: config, Plugin: remotePlugin, Read: func([]byte) (string, func(), error) { return o.Query, nil, nil },
 		Rego: o.Rego, OnlyBundles: true, credentials: o.Credentials, Console: io.Discard, Log: o.Log, Metrics: prometheus.NewRegistry(),
+		Ahead: o.Ahead,
 		Swapped: func(s *Snapshot) {
 			o.Swapped(s)
 			state.usable(nil)

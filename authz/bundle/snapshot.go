@@ -33,6 +33,9 @@ func (m *Manager) take(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if old := m.current.Load(); old != nil && m.options.Ahead != nil {
+		m.options.Ahead(ctx, old.Program, program)
+	}
 	next := &Snapshot{Program: program, Revisions: revisions, compiler: compiler}
 	if m.options.Swapped != nil {
 		m.options.Swapped(next)

@@ -38,6 +38,15 @@ type Entry[V any] struct {
 	Keep bool
 }
 
+// Item is what a cache holds for a key.
+type Item[V any] struct {
+	Key     Key
+	Value   V
+	Expires time.Time
+	// Again says that it was asked for since it was last looked at.
+	Again bool
+}
+
 // Source is where a value came from.
 type Source int
 
@@ -166,6 +175,34 @@ func (c *Cache[V]) Fill(ctx context.Context, k Key, now time.Time, compute func(
 	}()
 	mine.entry = compute()
 	return mine.entry.Value, Computed
+}
+
+// Put keeps an entry in place of what is kept for the key.
+func (c *Cache[V]) Put(k Key, e Entry[V]) {
+	s := c.shard(k)
+	s.mu.Lock()
+	evicted := s.put(k, e)
+	s.mu.Unlock()
+	for range evicted {
+		c.evicted()
+	}
+}
+
+// Select gives what is kept and wanted, in each part of the cache the newest first. It
+// holds up who asks, a part at a time, so that wanted has to be quick.
+func (c *Cache[V]) Select(wanted func(*V) bool) []Item[V] {
+	var out []Item[V]
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		for e := s.order.Front(); e != nil; e = e.Next() {
+			if x := of[V](e); wanted(&x.value) {
+				out = append(out, Item[V]{Key: x.key, Value: x.value, Expires: x.expires, Again: x.visited})
+			}
+		}
+		s.mu.Unlock()
+	}
+	return out
 }
 
 // put keeps an entry and gives how many had to go for it. One that would take more

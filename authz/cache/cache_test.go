@@ -212,3 +212,30 @@ func BenchmarkGet(b *testing.B) {
 		c.Get(keyOf(1), now)
 	}
 }
+
+// What is selected is what is kept, the newest of each part first, and what was asked for
+// again is known by that; what is put there is found.
+func TestSelect(t *testing.T) {
+	c := New[int](1000, 1<<20, nil)
+	keys := sameShard(4)
+	for i, k := range keys[:3] {
+		keep(c, k, i)
+	}
+	now := time.Unix(1000, 0)
+	c.Get(keys[1], now)
+	got := c.Select(func(v *int) bool { return *v > 0 })
+	if len(got) != 2 || got[0].Value != 2 || got[0].Again || got[1].Value != 1 || !got[1].Again || got[1].Key != keys[1] {
+		t.Errorf("selected %+v", got)
+	}
+	c.Put(keys[3], Entry[int]{Value: 9, Expires: now, Keep: true})
+	c.Put(keys[0], Entry[int]{Value: 8, Keep: true})
+	if v, ok := c.Get(keys[0], now); !ok || v != 8 {
+		t.Errorf("%d, %v is kept where 8 was put", v, ok)
+	}
+	if _, ok := c.Get(keys[3], now); ok {
+		t.Error("what was put does not expire")
+	}
+	if _, ok := c.Get(keys[2], now); !ok {
+		t.Error("what is kept went")
+	}
+}

@@ -64,10 +64,13 @@ type Program struct {
 	web    cache.InterQueryCache
 	// id is the same for programs that decide alike only: nothing that was kept for one is
 	// found for another.
-	id     [sha256.Size]byte
-	reads  *reads
-	impure string
-	memory int64
+	id    [sha256.Size]byte
+	reads *reads
+	// headers and claims are names within reads.
+	headers, claims []string
+	narrow          bool
+	impure          string
+	memory          int64
 	// stuck counts evaluations that have not ended though they were cancelled.
 	stuck atomic.Int64
 }
@@ -138,6 +141,8 @@ func newProgram(ctx context.Context, prepared oparego.PreparedEvalQuery, compile
 		return nil, found.grows
 	}
 	p.reads, p.impure = found.reads, found.impure
+	p.headers, p.claims = p.reads.names("attributes", "request", "http", "headers"), p.reads.names("jwt", "claims")
+	p.narrow = p.reads.narrow()
 	if o.Network {
 		p.web = cache.NewInterQueryCache(nil)
 	}

@@ -41,6 +41,11 @@ func (in *Input) Document() ast.Value {
 	return v
 }
 
+// HTTP is the request, nil if it is about a connection. Read it only.
+func (in *Input) HTTP() *authv3.AttributeContext_HttpRequest {
+	return in.req.GetAttributes().GetRequest().GetHttp()
+}
+
 // Expires is when a token ends that the document is about, zero for never.
 func (in *Input) Expires() time.Time {
 	if in.options.Token == nil {

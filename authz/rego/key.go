@@ -19,14 +19,39 @@ func (p *Program) Key(in *Input) (Key, bool) {
 	if p.impure != "" {
 		return Key{}, false
 	}
+	read, ok := p.readOf(in)
+	return p.keyOf(read), ok
+}
+
+// readOf is a hash of what the program reads of a request, false if that cannot be told.
+// It is the same for programs that read the same.
+func (p *Program) readOf(in *Input) (read [sha256.Size]byte, ok bool) {
 	var buf [512]byte
-	b, ok := in.appendKey(append(buf[:0], p.id[:]...), p.reads)
+	b, ok := in.appendKey(buf[:0], p.reads)
 	return sha256.Sum256(b), ok
+}
+
+func (p *Program) keyOf(read [sha256.Size]byte) Key {
+	var b [2 * sha256.Size]byte
+	copy(b[:], p.id[:])
+	copy(b[sha256.Size:], read[:])
+	return sha256.Sum256(b[:])
 }
 
 // Impure names the built-in function that makes a decision depend on more than the
 // input and the data, for example time.now_ns; empty if there is none.
 func (p *Program) Impure() string { return p.impure }
+
+// Headers and Claims name the headers of a request, and the claims of its token, that the
+// program can look at. They are empty where it can look at all of them.
+func (p *Program) Headers() []string { return p.headers }
+
+// Claims are of the token what Headers are of the request.
+func (p *Program) Claims() []string { return p.claims }
+
+// Narrow says that the program looks at no body, and of headers and claims only at those
+// that Headers and Claims name.
+func (p *Program) Narrow() bool { return p.narrow }
 
 // Reads are the parts of the input that the program can look at, as references:
 // "input.attributes.request.http.path", or "input" for the whole.

@@ -57,6 +57,37 @@ func (r *reads) add(path []string) {
 	}
 }
 
+// equal says that the same is read. Both are sorted.
+func (r *reads) equal(other *reads) bool {
+	return r.all == other.all && slices.EqualFunc(r.keys, other.keys, func(a, b key) bool { return a.name == b.name && a.below.equal(b.below) })
+}
+
+// narrow says that neither a body nor headers or claims as a whole are read.
+func (r *reads) narrow() bool {
+	http := r.at("attributes").at("request").at("http")
+	for _, whole := range []*reads{r, r.at("attributes"), r.at("attributes").at("request"), http, http.at("headers"), r.at("jwt"), r.at("jwt").at("claims")} {
+		if whole != nil && whole.all {
+			return false
+		}
+	}
+	return r.at("parsed_body") == nil && http.at("body") == nil && http.at("rawBody") == nil && http.at("headerMap") == nil
+}
+
+// names are the keys that are read below a path, none if it is read whole.
+func (r *reads) names(path ...string) []string {
+	for _, name := range path {
+		r = r.at(name)
+	}
+	if r == nil || r.all {
+		return nil
+	}
+	out := make([]string, 0, len(r.keys))
+	for _, k := range r.keys {
+		out = append(out, k.name)
+	}
+	return out
+}
+
 // paths are what is read, as references of Rego, sorted.
 func (r *reads) paths(prefix string) []string {
 	if r.all {
