@@ -21,10 +21,11 @@ const (
 // decideAhead has the next program of a policy decide what the one in force has decided of
 // late, so that the moment in which it comes into force is not one in which everything is
 // evaluated at once. It does so beside requests, and what it does not come to is evaluated
-// when it is asked for.
-func (e *evaluator) decideAhead(ctx context.Context, inForce, next *rego.Program) {
+// when it is asked for. Once the next is in force, replaced lets go of what the one before
+// has decided: who still asks that one has it evaluated.
+func (e *evaluator) decideAhead(ctx context.Context, inForce, next *rego.Program) (replaced func()) {
 	if e.cache == nil || !next.Follows(inForce) {
-		return
+		return func() {}
 	}
 	list := e.cache.Select(func(d *decided) bool { return d.of != nil && inForce.Remembers(d.of) })
 	slices.SortStableFunc(list, func(a, b cache.Item[decided]) int {
@@ -36,14 +37,18 @@ func (e *evaluator) decideAhead(ctx context.Context, inForce, next *rego.Program
 		}
 		return 1
 	})
-	list = list[:min(len(list), mostAhead)]
-	if len(list) == 0 {
-		return
+	replaced = func() {
+		for _, one := range list {
+			e.cache.Remove(one.Key)
+		}
 	}
-	made := make([]cache.Item[decided], 0, len(list))
+	if len(list) == 0 {
+		return replaced
+	}
+	made := make([]cache.Item[decided], 0, min(len(list), mostAhead))
 	_ = background.Run(ctx, func() error { // who has less is not worse off than without
 		until := time.Now().Add(longAhead)
-		for _, one := range list {
+		for _, one := range list[:min(len(list), mostAhead)] {
 			now := time.Now()
 			if now.After(until) || ctx.Err() != nil {
 				break
@@ -64,6 +69,7 @@ func (e *evaluator) decideAhead(ctx context.Context, inForce, next *rego.Program
 		e.cache.Put(one.Key, one.Value.entry(one.Expires))
 	}
 	e.metrics.ahead.Add(float64(len(made)))
+	return replaced
 }
 
 // mayRemember says that what a program reads of a request has no secrets in it, as far as

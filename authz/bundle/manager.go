@@ -57,8 +57,8 @@ type Options struct {
 	// for none.
 	Rejected func(error)
 	// Ahead is called with what is in force and with what takes its place in a moment, to
-	// have that decide something first; nil for none.
-	Ahead func(ctx context.Context, inForce, next *rego.Program)
+	// have that decide something first, and replaced once it has; nil for none.
+	Ahead func(ctx context.Context, inForce, next *rego.Program) (replaced func())
 	// Swapped is called with each snapshot that takes another one's place, before
 	// it does; nil for none.
 	Swapped func(*Snapshot)

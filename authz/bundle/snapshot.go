@@ -34,7 +34,7 @@ func (m *Manager) take(ctx context.Context) error {
 		return err
 	}
 	if old := m.current.Load(); old != nil && m.options.Ahead != nil {
-		m.options.Ahead(ctx, old.Program, program)
+		defer m.options.Ahead(ctx, old.Program, program)()
 	}
 	next := &Snapshot{Program: program, Revisions: revisions, compiler: compiler}
 	if m.options.Swapped != nil {

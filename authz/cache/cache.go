@@ -7,7 +7,7 @@
 // callers that miss the same key at once one computes and the others wait for it.
 //
 // It knows nothing of policies: a key has to stand for everything that a value
-// depends on, and nothing is ever taken back. It does no I/O and starts no goroutine.
+// depends on. What is removed only makes room. It does no I/O and starts no goroutine.
 package cache
 
 import (
@@ -185,6 +185,16 @@ func (c *Cache[V]) Put(k Key, e Entry[V]) {
 	s.mu.Unlock()
 	for range evicted {
 		c.evicted()
+	}
+}
+
+// Remove lets go of what is kept for the key.
+func (c *Cache[V]) Remove(k Key) {
+	s := c.shard(k)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.entries[k]; e != nil {
+		s.remove(e)
 	}
 }
 

@@ -238,4 +238,9 @@ func TestSelect(t *testing.T) {
 	if _, ok := c.Get(keys[2], now); !ok {
 		t.Error("what is kept went")
 	}
+	c.Remove(keys[2])
+	c.Remove(keys[2])
+	if _, ok := c.Get(keys[2], now); ok {
+		t.Error("what was removed is kept")
+	}
 }
