@@ -61,6 +61,16 @@ func (p *Program) Reads() []string { return p.reads.paths("input") }
 // letter for the type, the length, the content. It is false for values that are not
 // in an input document.
 func appendValue(b []byte, v ast.Value) ([]byte, bool) {
+	if b, ok := appendScalar(b, v); ok {
+		return b, true
+	}
+	w := &valueWriter{b: b}
+	w.write = w.member
+	ok := w.value(v)
+	return w.b, ok
+}
+
+func appendScalar(b []byte, v ast.Value) ([]byte, bool) {
 	switch v := v.(type) {
 	case ast.Null:
 		return append(b, 'n'), true
@@ -73,27 +83,39 @@ func appendValue(b []byte, v ast.Value) ([]byte, bool) {
 		return appendText(b, '#', string(v)), true
 	case ast.String:
 		return appendText(b, '"', string(v)), true
-	case *ast.Array:
-		b = binary.AppendUvarint(append(b, '['), uint64(v.Len())) //nolint:gosec // a length
-		var ok bool
-		for i := range v.Len() {
-			if b, ok = appendValue(b, v.Elem(i).Value); !ok {
-				return b, false
-			}
-		}
-		return b, true
-	case ast.Object:
-		b = binary.AppendUvarint(append(b, '{'), uint64(v.Len())) //nolint:gosec // a length
-		stopped := v.Until(func(k, e *ast.Term) bool {            // in the order of the keys
-			var ok bool
-			if b, ok = appendValue(b, k.Value); ok {
-				b, ok = appendValue(b, e.Value)
-			}
-			return !ok
-		})
-		return b, !stopped
 	}
 	return b, false
+}
+
+// valueWriter writes arrays and objects. What is called for each member of an object is
+// made once for all.
+type valueWriter struct {
+	b     []byte
+	write func(key, value *ast.Term) (stop bool)
+}
+
+func (w *valueWriter) member(key, value *ast.Term) (stop bool) {
+	return !w.value(key.Value) || !w.value(value.Value)
+}
+
+func (w *valueWriter) value(v ast.Value) (ok bool) {
+	if w.b, ok = appendScalar(w.b, v); ok {
+		return true
+	}
+	switch v := v.(type) {
+	case *ast.Array:
+		w.b = binary.AppendUvarint(append(w.b, '['), uint64(v.Len())) //nolint:gosec // a length
+		for i := range v.Len() {
+			if !w.value(v.Elem(i).Value) {
+				return false
+			}
+		}
+		return true
+	case ast.Object:
+		w.b = binary.AppendUvarint(append(w.b, '{'), uint64(v.Len())) //nolint:gosec // a length
+		return !v.Until(w.write)                                      // in the order of the keys
+	}
+	return false
 }
 
 func appendText(b []byte, kind byte, s string) []byte {

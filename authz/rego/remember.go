@@ -11,8 +11,9 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 )
 
-// maxRemembered bounds what is remembered of one request, in bytes.
-const maxRemembered = 1 << 10
+// maxRemembered bounds what is remembered of one request, in bytes; most have no more
+// than usuallyRemembered.
+const maxRemembered, usuallyRemembered = 1 << 10, 1 << 8
 
 // Remembered is what a program read of a request, in a compact form: another program that
 // reads the same can decide it.
@@ -39,8 +40,7 @@ func (p *Program) Remember(in *Input) *Remembered {
 	if err != nil {
 		return nil
 	}
-	var buf [maxRemembered]byte
-	text, ok := appendValue(buf[:0], doc)
+	text, ok := appendValue(make([]byte, 0, usuallyRemembered), doc)
 	if !ok || len(text) > maxRemembered {
 		return nil
 	}
