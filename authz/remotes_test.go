@@ -8,14 +8,17 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+	"weak"
 
 	opabundle "github.com/open-policy-agent/opa/v1/bundle"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -175,6 +178,38 @@ func TestRemoteBundleOfAPolicy(t *testing.T) {
 	if len(again.policies.remotes.running) != 0 {
 		t.Error("a bundle that no policy names is still followed")
 	}
+}
+
+// Nothing holds what a bundle was compiled to, hundreds of megabytes at times, once another
+// has taken its place: neither the decision log, which knows what policies read, nor what is
+// kept of their decisions.
+func TestReplacedBundlesAreLetGoOf(t *testing.T) {
+	host := newBundleHost(t)
+	m := newMesh(t)
+	m.apply(t, remotePolicy("default/remote", host.URL+"/p.tar.gz"))
+	policy := func(want bool) string {
+		return fmt.Sprintf(`allow if { input.attributes.request.http.headers["x-user"] == "u"; input.jwt.claims.sub != "" } else := %v`, want)
+	}
+	decides := func(want bool) {
+		t.Helper()
+		proctest.Eventually(t, 30*time.Second, func() error {
+			if got := allowed(m.check(t, "default/remote")); got != want {
+				return fmt.Errorf("allowed %v: %s", got, m.log)
+			}
+			return nil
+		})
+	}
+	host.set(policyBundle(t, "1", policy(true)))
+	decides(true)
+	replaced := weak.Make(m.policies.current.Load().policies["default/remote"].program)
+	host.set(policyBundle(t, "2", policy(false)))
+	decides(false)
+	proctest.Eventually(t, 30*time.Second, func() error {
+		if runtime.GC(); replaced.Value() != nil {
+			return errors.New("the program is held")
+		}
+		return nil
+	})
 }
 
 // problems is what `writ status` is told.
