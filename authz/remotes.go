@@ -29,8 +29,7 @@ type remotes struct {
 	ctx     context.Context //nolint:containedctx // each remote lives from one configuration to another
 	folder  string
 	options rego.Options
-	// ahead has a new version decide what the one in force has decided.
-	ahead   func(ctx context.Context, inForce, next *rego.Program) (replaced func())
+	ahead   bundle.Ahead
 	metrics *bundleMetrics
 	log     *slog.Logger
 
@@ -62,7 +61,7 @@ func (x *remote) since() time.Time {
 	return time.Time{}
 }
 
-func newRemotes(ctx context.Context, state, credentials string, o rego.Options, ahead func(ctx context.Context, inForce, next *rego.Program) (replaced func()), m *bundleMetrics, log *slog.Logger) *remotes {
+func newRemotes(ctx context.Context, state, credentials string, o rego.Options, ahead bundle.Ahead, m *bundleMetrics, log *slog.Logger) *remotes {
 	r := &remotes{ctx: ctx, credentials: credentials, options: o, ahead: ahead, metrics: m, log: log, running: make(map[string]*remote), problems: make(map[string]bundlestatus.Problem), state: state}
 	if state != "" {
 		r.folder = filepath.Join(state, "bundles")

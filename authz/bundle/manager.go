@@ -56,9 +56,8 @@ type Options struct {
 	// Rejected is called with why something that OPA activated cannot be used; nil
 	// for none.
 	Rejected func(error)
-	// Ahead is called with what is in force and with what takes its place in a moment, to
-	// have that decide something first, and replaced once it has; nil for none.
-	Ahead func(ctx context.Context, inForce, next *rego.Program) (replaced func())
+	// Ahead is called before each snapshot that takes another one's place; nil for none.
+	Ahead Ahead
 	// Swapped is called with each snapshot that takes another one's place, before
 	// it does; nil for none.
 	Swapped func(*Snapshot)
@@ -69,6 +68,10 @@ type Options struct {
 	// credentials are shown to all services, of which none has its own.
 	credentials Credentials
 }
+
+// Ahead has what takes the place of another in a moment decide something first. What it
+// gives is called once it has taken it.
+type Ahead func(ctx context.Context, inForce, next *rego.Program) (replaced func())
 
 // Snapshot is what decides from one activation to the next. It is immutable.
 type Snapshot struct {

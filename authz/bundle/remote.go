@@ -35,7 +35,7 @@ type RemoteOptions struct {
 	Rego   rego.Options
 	Log    *slog.Logger
 	// Ahead: see Options.
-	Ahead func(ctx context.Context, inForce, next *rego.Program) (replaced func())
+	Ahead Ahead
 	// Swapped is called with each snapshot once it is in force, Report with what came
 	// of each attempt.
 	Swapped func(*Snapshot)

@@ -1,6 +1,7 @@
 package rego
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"net/url"
 	"strings"
@@ -29,6 +30,9 @@ type Input struct {
 	// made is the document for the reads made last.
 	made    ast.Value
 	madeFor *reads
+	// read is the hash of what was read last of it for a key.
+	read    [sha256.Size]byte
+	readFor *reads
 }
 
 // Document is the whole input document, for OPA's decision log. Read it only. It is

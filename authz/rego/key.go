@@ -26,9 +26,15 @@ func (p *Program) Key(in *Input) (Key, bool) {
 // readOf is a hash of what the program reads of a request, false if that cannot be told.
 // It is the same for programs that read the same.
 func (p *Program) readOf(in *Input) (read [sha256.Size]byte, ok bool) {
-	var buf [512]byte
-	b, ok := in.appendKey(buf[:0], p.reads)
-	return sha256.Sum256(b), ok
+	if in.readFor != p.reads {
+		var buf [512]byte
+		b, ok := in.appendKey(buf[:0], p.reads)
+		if !ok {
+			return read, false
+		}
+		in.read, in.readFor = sha256.Sum256(b), p.reads
+	}
+	return in.read, true
 }
 
 func (p *Program) keyOf(read [sha256.Size]byte) Key {

@@ -45,7 +45,7 @@ func (h holder) take(what string, by model.Ref) (first model.Ref, taken bool) {
 func (a *assembler) sharedHosts() {
 	hosts := holder{}
 	for _, vs := range a.mesh.VirtualServices {
-		if len(vs.Spec.GetGateways()) > 0 && !slices.Contains(vs.Spec.GetGateways(), model.MeshGateway) {
+		if !isForMesh(vs.Spec) {
 			continue
 		}
 		for i, h := range vs.Spec.GetHosts() {
@@ -167,7 +167,7 @@ func (a *assembler) subsetsPassedBy(c *checker, divided map[string]model.Ref) {
 func (a *assembler) dividedInMesh() map[string]model.Ref {
 	divided := map[string]model.Ref{}
 	for _, vs := range a.mesh.VirtualServices {
-		if len(vs.Spec.Gateways) > 0 && !slices.Contains(vs.Spec.Gateways, model.MeshGateway) {
+		if !isForMesh(vs.Spec) {
 			continue
 		}
 		full := func(name string) string { return model.ResolveHost(name, vs.Namespace, a.mesh.DomainSuffix) }

@@ -15,7 +15,7 @@ import (
 // checkVirtualService follows the rules of Istio's validation of the kind.
 func checkVirtualService(c *checker) {
 	vs := c.object.spec.(*networking.VirtualService)
-	mesh := len(vs.Gateways) == 0 || slices.Contains(vs.Gateways, model.MeshGateway)
+	mesh := isForMesh(vs)
 	c.gatewayNames("spec.gateways", vs.Gateways)
 	c.virtualHosts(vs, mesh)
 	if len(vs.Http)+len(vs.Tls)+len(vs.Tcp) == 0 {
@@ -92,6 +92,11 @@ func (c *checker) claimMatches(at string, match *networking.HTTPMatchRequest, me
 			c.errorf(at+place, "routing by JWT claims works in gateways only: list a Gateway in gateways, without mesh")
 		}
 	}
+}
+
+// isForMesh says that the routes are for callers in the mesh, those of gateways or not.
+func isForMesh(vs *networking.VirtualService) bool {
+	return len(vs.Gateways) == 0 || slices.Contains(vs.Gateways, model.MeshGateway)
 }
 
 // isClaimMatch: @request.auth.claims.a.b or @request.auth.claims[a][b].

@@ -83,7 +83,7 @@ func routesWithin(routes []*routev3.Route, block netip.Prefix, port model.Servic
 // authorityPattern is a regular expression for the addresses of an IPv4 block with a port,
 // which may be missing where it is HTTP's own.
 func authorityPattern(block netip.Prefix, port uint32) string {
-	octets := make([]string, 0, net4)
+	var octets []string
 	for i, b := range block.Addr().As4() {
 		free := min(max(8*(i+1)-block.Bits(), 0), 8) // bits of this octet that may be anything
 		octets = append(octets, octetPattern(int(b), int(b)|(1<<free-1)))
@@ -94,9 +94,6 @@ func authorityPattern(block netip.Prefix, port uint32) string {
 	}
 	return fmt.Sprintf("%s:%d", pattern, port)
 }
-
-// net4 is the number of octets of an IPv4 address.
-const net4 = 4
 
 // octetPattern is a regular expression for the numbers from first to last.
 func octetPattern(first, last int) string {
