@@ -109,6 +109,7 @@ func TestOracle(t *testing.T) {
 		"refused beside one that failed": {sliding, []step{{0, 1, 'p'}, {5, 6, 'f'}, {10, 11, 'r'}}, false, false},
 		"bucket":                         {gcra, []step{{0, 1, 'p'}, {2, 3, 'p'}, {4, 5, 'r'}}, false, false},
 		"bucket with room":               {gcra, []step{{0, 1, 'p'}, {2, 3, 'p'}, {104, 105, 'r'}}, true, false},
+		"bucket answered late":           {gcra, []step{{0, 1, 'p'}, {95, 104, 'p'}, {95, 106, 'r'}}, false, false},
 		"bucket refuses first":           {gcra, []step{{0, 1, 'r'}}, true, true},
 		"places":                         {held, []step{{0, 1, 'p'}, {2, 3, 'p'}, {4, 5, 'r'}}, false, false},
 		"one place too much":             {held, []step{{0, 1, 'p'}, {2, 3, 'p'}, {4, 5, 'p'}}, true, false},
@@ -171,6 +172,7 @@ func TestJudge(t *testing.T) {
 	j.take(verdict{wrong: true, from: 20 * sec, to: 21 * sec}, false)
 	j.take(verdict{wrong: true, lenient: true, from: 30 * sec, to: 31 * sec}, false)
 	j.weather.disturbed(9*sec, 10*sec)
+	j.weather.settles(10*sec, 10*sec)
 	j.decide(12 * sec)
 	if j.refusedWrongly != 0 || j.overshot != 1 {
 		t.Errorf("%d, %d: disturbed, not decided yet, wrong", j.refusedWrongly, j.overshot)
@@ -182,11 +184,21 @@ func TestJudge(t *testing.T) {
 	j.weather.set(true, 40*sec)
 	j.take(verdict{wrong: true, from: 40 * sec, to: 41 * sec}, true)
 	j.weather.set(false, 42*sec)
+	j.weather.settles(42*sec, 42*sec)
 	j.take(verdict{wrong: true, from: 42 * sec, to: 43 * sec}, true)
 	j.take(verdict{wrong: true, from: 43 * sec, to: 44 * sec}, true)
 	j.decide(time.Hour)
 	if j.refusedWrongly != 1 || j.answers != 6 {
 		t.Errorf("%d of %d refused wrongly, want 1 of 6", j.refusedWrongly, j.answers)
+	}
+	slow := &account{slow: []span{{50 * sec, 51 * sec}}}
+	j.take(verdict{wrong: true, from: 53 * sec, to: 53 * sec, of: slow}, true) // Redis may hear of it yet
+	j.weather.settles(54*sec, 55*sec)
+	j.take(verdict{wrong: true, from: 55 * sec, to: 56 * sec, of: slow}, true)
+	j.take(verdict{wrong: true, from: 56 * sec, to: 57 * sec, of: slow}, true)
+	j.decide(time.Hour)
+	if j.refusedWrongly != 2 {
+		t.Errorf("%d refused wrongly, want 2: what is owed disturbs until Redis was told", j.refusedWrongly)
 	}
 }
 

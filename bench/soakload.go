@@ -225,15 +225,16 @@ type reading struct {
 // come a look later at most.
 func (s *soaking) watch(ctx context.Context) error {
 	const failed, degraded, running = "writ_ratelimit_store_errors_total", "writ_ratelimit_store_degraded", "go_goroutines"
+	const owed = "writ_ratelimit_store_owed"
 	var before [soakReplicas]float64
 	var slow, failures [soakReplicas][2]float64 // in the last look and in this one
 	last, looked := s.now(), -time.Hour
 	earlier := last // the look before the last
 	for pause(ctx, watchEvery) == nil {
-		began, bad := s.now(), false
+		began, bad, owes := s.now(), false, false
 		l := reading{at: began}
 		for i, r := range s.replicas {
-			values, err := metrics(ctx, r.monitoring, failed, degraded, running)
+			values, err := metrics(ctx, r.monitoring, failed, degraded, owed, running)
 			if ctx.Err() != nil {
 				return nil //nolint:nilerr // the end of the soak
 			}
@@ -245,6 +246,10 @@ func (s *soaking) watch(ctx context.Context) error {
 			failures[i] = [2]float64{failures[i][1], values[failed] - before[i]}
 			bad = bad || values[degraded] != 0 || failures[i][0] > slow[i][0]+slow[i][1]
 			before[i] = values[failed]
+			owes = owes || values[owed] != 0
+		}
+		if !owes {
+			s.weather.settles(began, s.now())
 		}
 		if bad { // of this look or the last
 			s.weather.disturbed(earlier-watchEvery, s.now())

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -37,8 +39,9 @@ func (r soakRule) keeps() time.Duration { return r.window + r.window/32 + 2*time
 // and still counts at its end counts from then, for a window.
 func (r soakRule) reach() time.Duration { return 2*r.keeps() + time.Second }
 
-// settles is how long it takes replicas to tell Redis of what single decisions owe it,
-// which nobody sees if it succeeds: a second, and some for a busy machine.
+// settles is how long it takes replicas to tell Redis of what single decisions owe it:
+// a second, and some for a busy machine. It may take longer, for as long as they say that
+// they owe something.
 const settles = 3 * time.Second / 2
 
 // clears is how long after what disturbed the service it can make a difference: what
@@ -197,15 +200,18 @@ func (a *account) mayCount(p passage, sent time.Duration) bool {
 	return p.answered > sent-a.rule.keeps()
 }
 
-// level is how many hits are in the bucket at most.
+// level is how many hits are in the bucket at most when a request that was sent at a time
+// is decided. What was answered later may have been decided before it all the same, and
+// nothing of it has run out then.
 func (a *account) level(at time.Duration) int {
 	interval := a.rule.window / time.Duration(a.rule.most)
 	var level, as time.Duration
 	for _, p := range a.passed {
-		level = max(level-(p.answered-as), 0) + interval
-		as = p.answered
+		decided := min(p.answered, at)
+		level = max(level-(decided-as), 0) + interval
+		as = decided
 	}
-	level = max(level-max(at-as, 0), 0)
+	level = max(level-(at-as), 0)
 	return int((level + interval - 1) / interval)
 }
 
@@ -261,11 +267,11 @@ func (a *account) slowly(sent, answered time.Duration) {
 	a.slow = append(a.slow, span{sent, answered})
 }
 
-// slowIn says whether there was such a request then.
-func (a *account) slowIn(from, to time.Duration) bool {
+// slowIn says whether there was such a request then, or one of before was still owed.
+func (a *account) slowIn(from, to time.Duration, w *weather) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return slices.ContainsFunc(a.slow, func(s span) bool { return s.to >= from && s.from <= to })
+	return slices.ContainsFunc(a.slow, func(s span) bool { return s.from <= to && w.settledAfter(s.to) >= from })
 }
 
 // ledger counts all that passed, by epoch: a new one begins whenever Redis forgets.
@@ -320,6 +326,8 @@ func (l *ledger) audit(used int64) (lost int64) {
 type weather struct {
 	mu    sync.Mutex
 	spans []span // in order
+	// settled is when it was looked and no replica owed Redis anything, in order.
+	settled []span
 	// storm is since when there is a fault of ours, 0 if there is none.
 	storm time.Duration
 }
@@ -355,6 +363,29 @@ func (w *weather) since() time.Duration {
 	return w.storm
 }
 
+// settles takes in that no replica owed anything at some time in a look.
+func (w *weather) settles(from, to time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.settled = append(w.settled, span{from, to})
+}
+
+// settledAfter is by when replicas had told Redis all that they owed it at a time; for
+// ever as long as nobody knows.
+func (w *weather) settledAfter(at time.Duration) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.settledBy(at)
+}
+
+func (w *weather) settledBy(at time.Duration) time.Duration {
+	i, _ := slices.BinarySearchFunc(w.settled, at, func(s span, at time.Duration) int { return cmp.Compare(s.from, at) })
+	if i == len(w.settled) {
+		return math.MaxInt64
+	}
+	return w.settled[i].to
+}
+
 func (w *weather) touched(from, to time.Duration) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -362,7 +393,7 @@ func (w *weather) touched(from, to time.Duration) bool {
 		return true
 	}
 	for _, s := range slices.Backward(w.spans) {
-		if s.to < from {
+		if w.settledBy(s.to) < from {
 			return false
 		}
 		if s.from <= to {
@@ -411,7 +442,7 @@ func (j *judge) take(v verdict, refused bool) {
 
 // touched says whether something disturbed what a verdict is about.
 func (j *judge) touched(v verdict) bool {
-	return j.weather.touched(v.from, v.to) || v.of != nil && v.of.slowIn(v.from, v.to)
+	return j.weather.touched(v.from, v.to) || v.of != nil && v.of.slowIn(v.from, v.to, j.weather)
 }
 
 func (j *judge) guilty(v verdict, refused bool) {

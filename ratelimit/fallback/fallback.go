@@ -107,7 +107,11 @@ func New(shared Shared, local Local, log *slog.Logger, reg prometheus.Registerer
 		Name: "writ_ratelimit_reconciled_hits_total",
 		Help: "Hits that were admitted while the shared store was away and that it was told of when it was back.",
 	})
-	reg.MustRegister(g.metrics.degraded, g.metrics.errors, g.metrics.local, g.metrics.charged)
+	owed := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "writ_ratelimit_store_owed",
+		Help: "Counters of which the shared store is still to be told what this replica did by itself.",
+	}, g.owed)
+	reg.MustRegister(g.metrics.degraded, g.metrics.errors, g.metrics.local, g.metrics.charged, owed)
 	return g
 }
 
@@ -197,6 +201,14 @@ func (g *Guard) Degraded() bool { return g.away.Load() > 0 }
 
 // Alone says that this replica decides some of these uses without the others.
 func (g *Guard) Alone(now time.Time, uses []limit.Use) bool { return g.far(now, uses) > 0 }
+
+// owed is how many counters something is owed for.
+func (g *Guard) owed() (n float64) {
+	for _, c := range g.circuits {
+		n += float64(c.debts.len())
+	}
+	return n
+}
 
 // Run brings the guard back after outages, until ctx ends.
 func (g *Guard) Run(ctx context.Context) error {

@@ -160,17 +160,22 @@ func TestCircuit(t *testing.T) {
 // degraded is what the gauge says.
 func degraded(t testing.TB, reg *prometheus.Registry) bool {
 	t.Helper()
+	return gauge(t, reg, "writ_ratelimit_store_degraded") == 1
+}
+
+func gauge(t testing.TB, reg *prometheus.Registry, name string) float64 {
+	t.Helper()
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range families {
-		if f.GetName() == "writ_ratelimit_store_degraded" {
-			return f.GetMetric()[0].GetGauge().GetValue() == 1
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue()
 		}
 	}
-	t.Fatal("no gauge writ_ratelimit_store_degraded")
-	return false
+	t.Fatal("no gauge " + name)
+	return 0
 }
 
 func TestAwayFromTheStart(t *testing.T) {
@@ -208,8 +213,14 @@ func TestSingleFailureIsTold(t *testing.T) {
 		if degraded(t, reg) {
 			t.Error("a single failure opened the circuit")
 		}
+		if n := gauge(t, reg, "writ_ratelimit_store_owed"); n != 1 {
+			t.Errorf("%v counters are owed for, want the one", n)
+		}
 		<-time.After(2 * time.Second) // the bubble's time
 		synctest.Wait()
+		if n := gauge(t, reg, "writ_ratelimit_store_owed"); n != 0 {
+			t.Errorf("%v counters are owed for after the store was told", n)
+		}
 		if err := store.Decide(ctx, time.Now(), uses, out); err != nil || out[0].Remaining != 1 {
 			t.Errorf("the store has %d of 5 left after three and one more, %v", out[0].Remaining, err)
 		}

@@ -26,6 +26,11 @@ const DefaultMaxKeys = 200_000
 // shardCount is a power of two well above the number of cores that contend.
 const shardCount = 64
 
+// overtaken is by how much a decision may come later than another that looked at the
+// clock after it, on a machine that is full. What comes by more is a clock that was set
+// back.
+const overtaken = int64(time.Second / time.Microsecond)
+
 // Store is a set of counters. It is safe for concurrent use.
 type Store struct {
 	seed    maphash.Seed
@@ -46,6 +51,7 @@ type cell struct {
 	limit   limit.Limit // as last used: the counter is its algorithm's
 	counter *limit.Counter
 	pending uint64 // hits of uses of the same key in the decision being made
+	seen    int64  // when it was last decided, in microseconds since the epoch
 }
 
 // New returns a store that holds at most maxKeys counters (0: DefaultMaxKeys),
@@ -70,6 +76,7 @@ func New(maxKeys int) *Store {
 func (s *Store) Decide(_ context.Context, now time.Time, uses []limit.Use, outcomes []limit.Outcome) error {
 	var r room
 	l, err := r.lock(s, uses, true)
+	now = l.inOrder(now)
 	defer l.unlock(s, now)
 	if err != nil {
 		return err
@@ -104,6 +111,7 @@ func (s *Store) Decide(_ context.Context, now time.Time, uses []limit.Use, outco
 func (s *Store) Peek(now time.Time, uses []limit.Use, outcomes []limit.Outcome) (refused bool) {
 	var r room
 	l, err := r.lock(s, uses, false)
+	now = l.inOrder(now)
 	defer l.unlock(s, now)
 	if err != nil {
 		return false // Decide says so
@@ -140,6 +148,7 @@ func (s *Store) Peek(now time.Time, uses []limit.Use, outcomes []limit.Outcome) 
 func (s *Store) Record(now time.Time, uses []limit.Use, outcomes []limit.Outcome) {
 	var r room
 	l, err := r.lock(s, uses, true)
+	now = l.inOrder(now)
 	defer l.unlock(s, now)
 	if err != nil {
 		return // nobody can have admitted it
@@ -218,6 +227,24 @@ func (r *room) lock(s *Store, uses []limit.Use, create bool) (locked, error) {
 		l.cells = append(l.cells, c)
 	}
 	return l, nil
+}
+
+// inOrder is when a decision is made that was asked for at now: not before others of its
+// counters. Who asks looks at the clock first and gets the locks later, and a counter whose
+// time goes back and forth runs out faster than time.
+func (l locked) inOrder(now time.Time) time.Time {
+	at := now.UnixMicro()
+	for _, c := range l.cells {
+		if c != nil && at < c.seen && c.seen-at <= overtaken {
+			now, at = time.UnixMicro(c.seen), c.seen
+		}
+	}
+	for _, c := range l.cells {
+		if c != nil {
+			c.seen = at
+		}
+	}
+	return now
 }
 
 func (l locked) unlock(s *Store, now time.Time) {

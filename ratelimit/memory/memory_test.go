@@ -93,6 +93,36 @@ func TestPeekAndRecord(t *testing.T) {
 	}
 }
 
+// TestDecidedInAnotherOrder: callers look at the clock and are decided in another order.
+// A counter whose time went back and forth with them would let more pass.
+func TestDecidedInAnotherOrder(t *testing.T) {
+	gcra, err := limit.NewGCRA(1000, time.Second, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, passed := memory.New(0), 0
+	const step = 100 * time.Microsecond
+	for now := time.Duration(0); now < time.Second; now += step {
+		for _, late := range []time.Duration{0, 80 * time.Microsecond} {
+			if !use(t, s, epoch.Add(now-late), "gcra", gcra).Over {
+				passed++
+			}
+		}
+	}
+	if passed != 1000 {
+		t.Errorf("%d passed in a second of a bucket of one and 1000 in a second", passed)
+	}
+	sliding := storetest.Sliding(t, 1, time.Second)
+	for i, at := range []time.Duration{200, 100, 1150, 1200} { // ms
+		if over := use(t, s, epoch.Add(at*time.Millisecond), "sliding", sliding).Over; over != (i == 1 || i == 2) {
+			t.Errorf("at %d ms: over is %v", at, over)
+		}
+	}
+	if out := use(t, s, epoch.Add(-time.Hour), "sliding", sliding); !out.Over || out.RetryAfter > time.Second {
+		t.Errorf("a clock that was set back: %+v, want no more than a window to wait", out)
+	}
+}
+
 func BenchmarkDecide(b *testing.B) {
 	s := memory.New(0)
 	uses := []limit.Use{{Key: "default/q:0:source.principal=spiffe://cluster.local/ns/default/sa/x", Limit: storetest.Sliding(b, 1_000_000_000, time.Minute), Hits: 1}}
