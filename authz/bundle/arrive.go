@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/open-policy-agent/opa/v1/ast"
 	opabundle "github.com/open-policy-agent/opa/v1/bundle"
 	"github.com/open-policy-agent/opa/v1/keys"
 	"github.com/open-policy-agent/opa/v1/plugins"
@@ -98,24 +99,23 @@ func (m *Manager) activate(o *opabundle.ActivateOpts, activate func() error) err
 		}
 	}
 	return m.beside(o.Ctx, small(o.Bundles), func() error {
-		known := func(name string, d unpack.Digest) bool { return m.unchanged(o, name, d) }
-		digests, same, restore, err := m.arrived(o, known)
-		defer restore()
+		p := &picking{of: m, o: o}
+		read, restore, err := m.arrived(o, p.pick)
+		defer func() { restore() }()
 		if err != nil {
 			return err
 		}
-		if same {
-			done, err := m.again(o, activate)
+		if p.again != nil {
+			done, err := p.again(activate)
 			if err != nil || done {
 				return err
 			}
 			restore()
-			if digests, _, restore, err = m.arrived(o, nil); err != nil {
+			if read, restore, err = m.arrived(o, nil); err != nil {
 				return err
 			}
-			defer restore()
 		}
-		return m.compile(o, digests, activate)
+		return m.compile(o, read, activate)
 	})
 }
 
@@ -128,11 +128,14 @@ func (m *Manager) beside(ctx context.Context, little bool, work func() error) er
 	return background.Run(ctx, work)
 }
 
+// pickModules says which modules of the bundle of that name are needed, as unpack.Options.Pick.
+type pickModules func(name string, is unpack.Modules, parsed map[string]*ast.Module) (names []string, all bool)
+
 // arrived puts what is in wrapped bundles in their places, until restore: OPA may
-// activate them again, and holds them a while. A bundle whose modules are known comes
-// without them: all of them are the same then.
-func (m *Manager) arrived(o *opabundle.ActivateOpts, known func(string, unpack.Digest) bool) (digests map[string]unpack.Digest, same bool, restore func(), err error) {
-	digests = make(map[string]unpack.Digest)
+// activate them again, and holds them a while. Bundles come with the modules that are
+// picked, all if pick is nil; read says of what modules they are.
+func (m *Manager) arrived(o *opabundle.ActivateOpts, pick pickModules) (read map[string]unpack.Modules, restore func(), err error) {
+	read = make(map[string]unpack.Modules)
 	var undo []func()
 	restore = func() {
 		for _, f := range undo {
@@ -142,24 +145,26 @@ func (m *Manager) arrived(o *opabundle.ActivateOpts, known func(string, unpack.D
 	}
 	for name, b := range o.Bundles {
 		wrapped := b.Raw
-		is, err := m.unwrap(o, name, b, func(d unpack.Digest) bool {
-			digests[name] = d
-			same = known != nil && known(name, d)
-			return same
+		is, err := m.unwrap(o, name, b, func(is unpack.Modules, parsed map[string]*ast.Module) ([]string, bool) {
+			read[name] = is
+			if pick == nil {
+				return nil, true
+			}
+			return pick(name, is, parsed)
 		})
 		if err != nil {
-			return nil, false, restore, err
+			return nil, restore, err
 		}
 		if is {
 			undo = append(undo, func() { b.Raw, b.Modules, b.Data = wrapped, nil, nil })
 		}
 	}
-	return digests, same, restore, nil
+	return read, restore, nil
 }
 
 // unwrap puts what is in a wrapped bundle in its place. It is false for one that is not
 // wrapped.
-func (m *Manager) unwrap(o *opabundle.ActivateOpts, name string, b *opabundle.Bundle, known func(unpack.Digest) bool) (bool, error) {
+func (m *Manager) unwrap(o *opabundle.ActivateOpts, name string, b *opabundle.Bundle, pick func(unpack.Modules, map[string]*ast.Module) ([]string, bool)) (bool, error) {
 	a := m.arriving[name]
 	if a == nil {
 		return false, nil
@@ -172,7 +177,7 @@ func (m *Manager) unwrap(o *opabundle.ActivateOpts, name string, b *opabundle.Bu
 		return false, nil
 	}
 	read, err := unpack.Read(o.Ctx, opabundle.NewTarballLoaderWithBaseURL(bytes.NewReader(archive), ""), unpack.Options{
-		Name: name, ETag: b.Etag, Verify: a.verify, SizeLimit: a.sizeLimit, Parser: o.ParserOptions, Metrics: o.Metrics, Known: known,
+		Name: name, ETag: b.Etag, Verify: a.verify, SizeLimit: a.sizeLimit, Parser: o.ParserOptions, Metrics: o.Metrics, Pick: pick,
 	})
 	if err != nil {
 		return false, err

@@ -23,16 +23,14 @@ type compiled struct {
 	digests map[string]unpack.Digest
 	// parsed are the modules that the compiler has left.
 	parsed map[string]*ast.Module
-	rules  rulePaths
+	// rules are where rules are, by module; nil if that cannot be kept.
+	rules map[string]rulePaths
+	// parts are all modules, by the names of their files, if they are of one bundle; nil
+	// if they cannot be compiled in part.
+	parts  map[string]part
+	around unpack.Digest
 	// slim says that modules were let go of.
 	slim bool
-}
-
-// unchanged says that what is in force was compiled of the same modules as an activation
-// of a bundle would be: each activation that changes those of another makes a compiler.
-func (m *Manager) unchanged(o *opabundle.ActivateOpts, name string, d unpack.Digest) bool {
-	was := m.compiled
-	return was != nil && was.rules != "" && len(o.Bundles) == 1 && was.compiler == m.opa.GetCompiler() && was.digests[name] == d
 }
 
 // again activates a bundle, which has come without its modules, with those in force. It
@@ -47,11 +45,8 @@ func (m *Manager) again(o *opabundle.ActivateOpts, activate func() error) (bool,
 	if err := m.store.KeepPolicies(o.Txn, activate); err != nil {
 		return true, err
 	}
-	exists := storage.NonEmpty(o.Ctx, o.Store, o.Txn)
-	for path := range was.rules.all() {
-		if there, err := exists(path); err != nil || there {
-			return false, err
-		}
+	if free, err := pathsAreFree(o, was.rules); err != nil || !free {
+		return false, err
 	}
 	next := *was
 	*o.Compiler = *was.compiler // it is not used to compile again
@@ -62,7 +57,7 @@ func (m *Manager) again(o *opabundle.ActivateOpts, activate func() error) (bool,
 
 // compile activates bundles as OPA does, and lets go of the modules that nothing asks
 // for.
-func (m *Manager) compile(o *opabundle.ActivateOpts, digests map[string]unpack.Digest, activate func() error) error {
+func (m *Manager) compile(o *opabundle.ActivateOpts, read map[string]unpack.Modules, activate func() error) error {
 	endWith(o.Ctx, o.Compiler)
 	if was := m.compiled; was == nil || !was.slim {
 		rego.Share(o.Compiler) // else most of it would be in vain: it goes in a moment, as it went last time
@@ -70,7 +65,13 @@ func (m *Manager) compile(o *opabundle.ActivateOpts, digests map[string]unpack.D
 	if err := activate(); err != nil {
 		return err
 	}
-	next := &compiled{compiler: o.Compiler, digests: digests, rules: pathsOf(o.Compiler)}
+	next := &compiled{compiler: o.Compiler, digests: make(map[string]unpack.Digest), rules: pathsOf(o.Compiler)}
+	for name, is := range read {
+		next.digests[name] = is.Digest
+		if b := o.Bundles[name]; len(read) == 1 && len(o.Bundles) == 1 && len(o.Compiler.Modules) == len(b.Modules) {
+			next.parts, next.around = partsOf(is, b.Modules), is.Around
+		}
+	}
 	parsed := maps.Clone(o.ExtraModules)
 	if parsed == nil {
 		parsed = make(map[string]*ast.Module)
@@ -87,23 +88,40 @@ func (m *Manager) compile(o *opabundle.ActivateOpts, digests map[string]unpack.D
 		maps.Copy(parsed, b.ParsedModules(name))
 	}
 	if asked := m.asked(); asked != nil {
-		if slim := rego.Slim(o.Compiler, parsed, m.opa.EnablePrintStatements(), asked...); slim != o.Compiler {
-			*o.Compiler = *slim
-			next.slim = true
-		}
+		slim := rego.Slim(o.Compiler, parsed, m.opa.EnablePrintStatements(), asked...)
+		next.slim = slim != o.Compiler
+		*o.Compiler = *slim
 	}
-	rego.Trim(o.Compiler)
-	o.Compiler.WithPathConflictsCheck(nil) // which holds the data of this revision
+	m.keep(next, parsed)
+	return nil
+}
+
+// keep takes for compiled what is, and of how it was parsed what may be needed again.
+func (m *Manager) keep(next *compiled, parsed map[string]*ast.Module) {
+	rego.Trim(next.compiler)
+	next.compiler.WithPathConflictsCheck(nil) // which holds the data of this revision
 	next.parsed = make(map[string]*ast.Module)
-	if len(o.Compiler.Modules) <= smallModules {
-		for name := range o.Compiler.Modules {
+	if len(next.compiler.Modules) <= smallModules {
+		for name := range next.compiler.Modules {
 			if parsed[name] != nil {
 				next.parsed[name] = parsed[name]
 			}
 		}
 	}
 	m.compiled = next
-	return nil
+}
+
+// pathsAreFree says that there are no data where rules are.
+func pathsAreFree(o *opabundle.ActivateOpts, rules map[string]rulePaths) (bool, error) {
+	exists := storage.NonEmpty(o.Ctx, o.Store, o.Txn)
+	for _, of := range rules {
+		for path := range of.all() {
+			if there, err := exists(path); err != nil || there {
+				return false, err
+			}
+		}
+	}
+	return true, nil
 }
 
 // endWith ends the work of a compiler between its larger steps when ctx ends.
@@ -152,8 +170,7 @@ func (m *Manager) asked() []ast.Body {
 	return out
 }
 
-// rulePaths are where rules are, as one text: there may be very many. It is empty if one
-// cannot be written so.
+// rulePaths are where rules are, as one text: there may be very many.
 type rulePaths string
 
 const (
@@ -161,20 +178,24 @@ const (
 	partsEnd = "\x00"
 )
 
-func pathsOf(c *ast.Compiler) rulePaths {
-	var out strings.Builder
-	out.WriteString(pathEnd)
-	for _, path := range rego.RulePaths(c) {
-		for _, part := range path {
-			if strings.ContainsAny(part, pathEnd+partsEnd) {
-				return ""
+// pathsOf is nil if a path cannot be written so.
+func pathsOf(c *ast.Compiler) map[string]rulePaths {
+	out := make(map[string]rulePaths)
+	for name, paths := range rego.RulePaths(c) {
+		var text strings.Builder
+		for _, path := range paths {
+			for _, part := range path {
+				if strings.ContainsAny(part, pathEnd+partsEnd) {
+					return nil
+				}
+				text.WriteString(part)
+				text.WriteString(partsEnd)
 			}
-			out.WriteString(part)
-			out.WriteString(partsEnd)
+			text.WriteString(pathEnd)
 		}
-		out.WriteString(pathEnd)
+		out[name] = rulePaths(text.String())
 	}
-	return rulePaths(out.String())
+	return out
 }
 
 // all gives each path.

@@ -76,29 +76,35 @@ func TestUnchanged(t *testing.T) {
 	r.fails(t, "b", "team8.nothing")
 	before := r.Current().compiler
 	keys := make(map[rego.Key][]string)
-	for revision, change := range map[string]func(map[string]string){
-		"r6": func(files map[string]string) { files["team7.rego"] += "# another\n" },
-		"r7": func(files map[string]string) { files["more.rego"] = "package more\n" },
-		"r8": func(files map[string]string) { delete(files, "team7.rego") },
-		"r9": func(files map[string]string) {
+	for _, c := range []struct {
+		revision string
+		change   func(map[string]string)
+		// again: queries reach the change, or OPA would keep what is left out.
+		again bool
+	}{
+		{"r6", func(files map[string]string) { files["team7.rego"] += "# another\n" }, false},
+		{"r7", func(files map[string]string) { files["more.rego"] = "package more\n" }, false},
+		{"r8", func(files map[string]string) { delete(files, "team7.rego") }, true},
+		{"r9", func(files map[string]string) {
 			files["policy.rego"] = strings.Replace(files["policy.rego"], "1 %d", "new %d", 1)
-		},
+		}, true},
+		{"r10", func(files map[string]string) { files["team7.rego"] = "package team8\nother if data.team9.allow\n" }, true},
 	} {
 		files := many(0)
-		change(files)
-		files[".manifest"] = fmt.Sprintf(`{"revision": %q}`, revision)
+		c.change(files)
+		files[".manifest"] = fmt.Sprintf(`{"revision": %q}`, c.revision)
 		set(files)
-		in(revision)
+		in(c.revision)
 		now := r.Current().compiler
-		if now.RuleTree == before.RuleTree {
-			t.Errorf("%s: it was not compiled again", revision)
+		if c.again == (now.RuleTree == before.RuleTree) {
+			t.Errorf("%s: what queries reach was compiled again: %v", c.revision, !c.again)
 		}
 		want := "1 0"
-		if revision == "r9" {
+		if c.revision == "r9" {
 			want = "new 0"
 		}
 		if got := r.ask(t); got != want {
-			t.Errorf("%s: decides %q", revision, got)
+			t.Errorf("%s: decides %q", c.revision, got)
 		}
 		in, err := rego.NewInput(new(authv3.CheckRequest), rego.InputOptions{})
 		if err != nil {
@@ -106,13 +112,90 @@ func TestUnchanged(t *testing.T) {
 		}
 		key, ok := r.Current().Program.Key(in)
 		if !ok {
-			t.Errorf("%s: nothing is kept", revision)
+			t.Errorf("%s: nothing is kept", c.revision)
 		}
-		keys[key] = append(keys[key], revision)
+		keys[key] = append(keys[key], c.revision)
 		before = now
 	}
 	if len(keys) != 2 { // r9, and those in which other modules have changed
 		t.Errorf("the keys of decisions by revision: %v", slices.Collect(maps.Values(keys)))
+	}
+}
+
+// Of a bundle in which little has changed only what depends on that is compiled, and what is
+// wrong with it keeps it out, reached or not.
+func TestChangedPartly(t *testing.T) {
+	t.Parallel() // it mostly waits
+	s := newServer(t)
+	r := run(t, options(polled(s.URL, "")))
+	revision := 0
+	set := func(files map[string]string) {
+		revision++
+		files[".manifest"] = fmt.Sprintf(`{"revision": "r%d"}`, revision)
+		s.set("/b.tar.gz", bundletest.Tarball(t, files))
+	}
+	good := func(files map[string]string, compiled int) {
+		t.Helper()
+		set(files)
+		proctest.Eventually(t, 30*time.Second, func() error {
+			if got := r.Current(); got == nil || got.Revisions["b"] != fmt.Sprint("r", revision) {
+				return fmt.Errorf("in force is %+v", got)
+			}
+			return r.report("b").Err
+		})
+		if n := len(r.Current().compiler.Modules); n != compiled {
+			t.Errorf("revision %d: %d modules are kept, want %d", revision, n, compiled)
+		}
+	}
+	with := func(changes map[string]string) map[string]string {
+		files := many(0)
+		maps.Copy(files, changes)
+		return files
+	}
+	good(many(0), 1)
+	first := r.Current().compiler.RuleTree
+
+	good(with(map[string]string{"team7.rego": "package team7\nf(x) := x\n", "team8.rego": "package team8\nx := data.team7.f(1)\n"}), 1)
+	for what, c := range map[string]struct {
+		changes map[string]string
+		err     string
+	}{
+		"a function that others call is gone": {map[string]string{"team7.rego": "package team7\n", "team8.rego": "package team8\nx := data.team7.f(1)\n"}, "team7.f"},
+		"a recursion":                         {map[string]string{"team7.rego": "package team7\nf(x) := data.team8.x\n", "team8.rego": "package team8\nx := data.team7.f(1)\n"}, "recursive"},
+		"two defaults":                        {map[string]string{"team7.rego": "package team9\ndefault allow := 1\n", "more.rego": "package team9\ndefault allow := 2\n"}, "multiple default rules"},
+		"a rule where others are":             {map[string]string{"more.rego": "package team3\nallow.more := 1\n"}, "allow"},
+		"data where a rule is":                {map[string]string{"team7.rego": "package team7\n", "team11/data.json": `{"allow": true}`}, "conflicting rule for data path team11/allow"},
+		"data where a new rule is":            {map[string]string{"more.rego": "package settings\nrevision := 1\n"}, "conflicting rule for data path settings/revision"},
+		"no Rego":                             {map[string]string{"team7.rego": "package team7\nallow if\n"}, "team7.rego"},
+	} {
+		set(with(c.changes))
+		r.fails(t, "b", c.err)
+		if got := r.ask(t); got != "1 0" {
+			t.Errorf("%s: decides %q", what, got)
+		}
+	}
+	if r.Current().compiler.RuleTree != first {
+		t.Error("what queries reach was compiled again")
+	}
+
+	// What queries reach comes to reach more, and then something that changes.
+	reaching := strings.Replace(policy(1)["policy.rego"], "1 %d", "reaching %d", 1) + "\nhelp if data.team5.allow\n"
+	good(with(map[string]string{"policy.rego": reaching}), 2)
+	if got := r.ask(t); got != "reaching 0" {
+		t.Errorf("decides %q", got)
+	}
+	before := r.Current().compiler.RuleTree
+	good(with(map[string]string{"policy.rego": reaching, "team6.rego": "package team6\nallow if data.team5.allow\n"}), 2)
+	if r.Current().compiler.RuleTree != before {
+		t.Error("it was compiled again, though only what queries do not reach depends on the change")
+	}
+	good(with(map[string]string{"policy.rego": reaching, "team5.rego": "package team5\nallow if data.team4.allow\n"}), 3)
+	if r.Current().compiler.RuleTree == before {
+		t.Error("it was not compiled again")
+	}
+	good(many(0), 1)
+	if got := r.ask(t); got != "1 0" {
+		t.Errorf("decides %q", got)
 	}
 }
 

@@ -19,15 +19,34 @@ func Slim(full *ast.Compiler, parsed map[string]*ast.Module, prints bool, querie
 	if len(full.Modules) <= fewModules {
 		return full
 	}
+	names := seenBy(full, queries)
+	if 4*len(names) > 3*len(full.Modules) {
+		return full
+	}
+	return slimmed(names, full, parsed, prints)
+}
+
+// Only is Slim however little can be left out.
+func Only(full *ast.Compiler, parsed map[string]*ast.Module, prints bool, queries ...ast.Body) *ast.Compiler {
+	names := seenBy(full, queries)
+	if len(names) == len(full.Modules) {
+		return full
+	}
+	return slimmed(names, full, parsed, prints)
+}
+
+// seenBy names the modules of which queries see something.
+func seenBy(full *ast.Compiler, queries []ast.Body) map[string]bool {
 	names := reachedBy(full, queries)
 	for name, m := range full.Modules {
 		if len(m.Rules) == 0 { // its package is an empty object in what is around it
 			names[name] = true
 		}
 	}
-	if 4*len(names) > 3*len(full.Modules) {
-		return full
-	}
+	return names
+}
+
+func slimmed(names map[string]bool, full *ast.Compiler, parsed map[string]*ast.Module, prints bool) *ast.Compiler {
 	picked := make(map[string]*ast.Module, len(names))
 	for name := range names {
 		m := parsed[name]
@@ -144,17 +163,21 @@ func all(c *ast.Compiler) map[string]bool {
 	return out
 }
 
-// RulePaths are where a compiler's rules are, below data.
-func RulePaths(c *ast.Compiler) [][]string {
-	root := c.RuleTree.Child(ast.DefaultRootDocument.Value)
-	if root == nil {
-		return nil
+// RulePaths are where a compiler's rules are, below data, by the modules that they are in.
+func RulePaths(c *ast.Compiler) map[string][][]string {
+	out := make(map[string][][]string, len(c.Modules))
+	names := make(map[*ast.Module]string, len(c.Modules))
+	for name, m := range c.Modules {
+		out[name], names[m] = nil, name
 	}
-	var out [][]string
 	var below func(n *ast.TreeNode, path []string)
 	below = func(n *ast.TreeNode, path []string) {
-		if len(n.Values) > 0 {
-			out = append(out, slices.Clone(path))
+		last := ""
+		for _, rule := range n.Values {
+			if name := names[rule.Module]; name != last { // usually all are in one
+				out[name] = append(out[name], slices.Clone(path))
+				last = name
+			}
 		}
 		for _, child := range n.Children {
 			if key, ok := child.Key.(ast.String); ok {
@@ -162,6 +185,8 @@ func RulePaths(c *ast.Compiler) [][]string {
 			}
 		}
 	}
-	below(root, nil)
+	if root := c.RuleTree.Child(ast.DefaultRootDocument.Value); root != nil {
+		below(root, nil)
+	}
 	return out
 }

@@ -5,41 +5,60 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	opabundle "github.com/open-policy-agent/opa/v1/bundle"
 	"github.com/open-policy-agent/opa/v1/metrics"
 )
 
-// Digest stands for a bundle's modules, their names and texts, what they are parsed as,
-// and all that its manifest says but the revision and what is for others.
+// Digest stands for a text, or for several of them.
 type Digest [sha256.Size]byte
 
-// digest is false if a module is not in the Rego of the options.
-func (l *listing) digest(m opabundle.Manifest, versions []ast.RegoVersion, o Options) (Digest, bool) {
+// Modules are what a bundle's modules are read from.
+type Modules struct {
+	// Digest stands for all of it.
+	Digest Digest
+	// Around stands for what the modules are parsed as, and for all that the manifest says
+	// but the revision and what is for others.
+	Around Digest
+	// Each are the texts of modules, by the names of files.
+	Each map[string]Digest
+}
+
+// modules is false if one is not in the Rego of the options, or if two have one name.
+func (l *listing) modules(m opabundle.Manifest, versions []ast.RegoVersion, o Options) (Modules, bool) {
 	m.Revision, m.Metadata = "", nil
 	manifest, err := json.Marshal(m)
 	if err != nil {
-		return Digest{}, false
+		return Modules{}, false
 	}
-	h := sha256.New()
-	_, _ = fmt.Fprintf(h, "%q %v %q\n", o.Name, o.Parser.ProcessAnnotation, manifest)
 	for _, v := range versions {
 		if v != o.Parser.RegoVersion {
-			return Digest{}, false
+			return Modules{}, false
 		}
 	}
+	is := Modules{
+		Around: sha256.Sum256(fmt.Appendf(nil, "%q %v %q\n", o.Name, o.Parser.ProcessAnnotation, manifest)),
+		Each:   make(map[string]Digest, len(versions)),
+	}
+	h := sha256.New()
+	_, _ = h.Write(is.Around[:])
 	for _, f := range l.files {
 		if f.isModule() {
-			_, _ = fmt.Fprintf(h, "%q %d\n", f.nameIn(o.Folder), len(f.text))
-			_, _ = h.Write(f.text)
+			d := Digest(sha256.Sum256(f.text))
+			_, _ = fmt.Fprintf(h, "%q %x\n", f.path, d)
+			is.Each[f.path] = d
 		}
 	}
-	return Digest(h.Sum(nil)), true
+	is.Digest = Digest(h.Sum(nil))
+	return is, len(is.Each) == len(versions)
 }
 
-// module is one that was parsed.
+// module is one that was parsed, the file of that path.
 type module struct {
+	path string
 	name string
 	text []byte
 	tree *ast.Module
@@ -48,38 +67,89 @@ type module struct {
 // stub is a text with the same package and nothing else.
 func (m module) stub() string { return m.tree.Package.String() }
 
-// parse parses the modules of a bundle, in their order. It is false if one is wrong. The
-// error is that ctx has ended.
-func (l *listing) parse(ctx context.Context, versions []ast.RegoVersion, o Options) ([]module, bool, error) {
+// pick parses the modules that are picked, and gives them in their order. It is false if
+// one is wrong. The error is that ctx has ended.
+func (l *listing) pick(ctx context.Context, m opabundle.Manifest, versions []ast.RegoVersion, o Options) ([]module, bool, error) {
 	o.Metrics.Timer(metrics.RegoModuleParse).Start()
 	defer o.Metrics.Timer(metrics.RegoModuleParse).Stop()
+	p := parsing{options: o, versions: versions, capabilities: make(map[ast.RegoVersion]*ast.Capabilities), parsed: make(map[int]module)}
+	is, ok := Modules{}, false
+	if o.Pick != nil {
+		is, ok = l.modules(m, versions, o)
+	}
+	for trees := make(map[string]*ast.Module); ok; {
+		names, all := o.Pick(is, trees)
+		if all {
+			break
+		}
+		wanted := make(map[string]bool, len(names))
+		for _, name := range names {
+			wanted[name] = true
+		}
+		before := len(p.parsed)
+		if ok, err := p.parse(ctx, l, func(f file) bool { return wanted[f.path] }); !ok || err != nil {
+			return nil, false, err
+		}
+		if len(p.parsed) == before {
+			return p.inOrder(), true, nil
+		}
+		for _, m := range p.parsed {
+			trees[m.path] = m.tree
+		}
+	}
+	ok, err := p.parse(ctx, l, func(file) bool { return true })
+	return p.inOrder(), ok, err
+}
 
-	parsed := make([]module, 0, len(versions))
-	known := make(map[ast.RegoVersion]*ast.Capabilities)
+// parsing is how modules are parsed, and those that are.
+type parsing struct {
+	options      Options
+	versions     []ast.RegoVersion
+	capabilities map[ast.RegoVersion]*ast.Capabilities
+	parsed       map[int]module // by their place among the modules
+}
+
+// inOrder are those that are parsed.
+func (p *parsing) inOrder() []module {
+	out := make([]module, 0, len(p.parsed))
+	for _, at := range slices.Sorted(maps.Keys(p.parsed)) {
+		out = append(out, p.parsed[at])
+	}
+	return out
+}
+
+// parse parses those that are wanted and not parsed yet, in their order.
+func (p *parsing) parse(ctx context.Context, l *listing, wanted func(file) bool) (bool, error) {
+	next := 0
 	for _, f := range l.files {
 		if !f.isModule() {
 			continue
 		}
+		at := next
+		next++
+		if _, done := p.parsed[at]; done || !wanted(f) {
+			continue
+		}
 		if ctx.Err() != nil {
-			return nil, false, context.Cause(ctx)
+			return false, context.Cause(ctx)
 		}
-		if int64(len(f.text)) > o.SizeLimit {
-			return nil, false, nil
+		if int64(len(f.text)) > p.options.SizeLimit {
+			return false, nil
 		}
-		how := o.Parser
-		how.RegoVersion = versions[len(parsed)]
+		how := p.options.Parser
+		how.RegoVersion = p.versions[at]
 		if how.Capabilities == nil { // the parser would list and sort them for each module
-			if known[how.RegoVersion] == nil {
-				known[how.RegoVersion] = ast.CapabilitiesForThisVersion(ast.CapabilitiesRegoVersion(how.RegoVersion))
+			if p.capabilities[how.RegoVersion] == nil {
+				p.capabilities[how.RegoVersion] = ast.CapabilitiesForThisVersion(ast.CapabilitiesRegoVersion(how.RegoVersion))
 			}
-			how.Capabilities = known[how.RegoVersion]
+			how.Capabilities = p.capabilities[how.RegoVersion]
 		}
-		name := f.nameIn(o.Folder)
+		name := f.nameIn(p.options.Folder)
 		tree, err := ast.ParseModuleWithOpts(name, string(f.text), how)
 		if err != nil {
-			return nil, false, nil //nolint:nilerr // OPA's reader reports it
+			return false, nil //nolint:nilerr // OPA's reader reports it
 		}
-		parsed = append(parsed, module{name, f.text, tree})
+		p.parsed[at] = module{f.path, name, f.text, tree}
 	}
-	return parsed, true, nil
+	return true, nil
 }

@@ -33,10 +33,12 @@ type Options struct {
 	// Parser are the options that modules are parsed with.
 	Parser  ast.ParserOptions
 	Metrics metrics.Metrics
-	// Known is told what the modules are before they are parsed; if it says yes the
-	// bundle comes without them. It is not asked about what is left to OPA's reader, nor
-	// about modules in another Rego than Parser's. nil for no.
-	Known func(Digest) bool
+	// Pick names the modules that are needed, as files; the bundle comes with them alone. It is
+	// told what modules there are and, by their names, those that it has named before,
+	// parsed; it is asked until it names no other, which is the end, or wants all. It is
+	// not asked about what is left to OPA's reader, nor about modules in another Rego than
+	// Parser's. nil for all.
+	Pick func(is Modules, parsed map[string]*ast.Module) (names []string, all bool)
 }
 
 // Read reads a bundle with the texts of its data left as they are, as OPA's reader does
@@ -65,19 +67,14 @@ func Read(ctx context.Context, files opabundle.DirectoryLoader, o Options) (*opa
 	if !ok {
 		return list.asItIs(o)
 	}
-	if o.Known != nil {
-		if d, ok := list.digest(manifest, versions, o); ok && o.Known(d) {
-			return list.withoutModules(o, signatures)
-		}
-	}
-	parsed, ok, err := list.parse(ctx, versions, o)
+	parsed, ok, err := list.pick(ctx, manifest, versions, o)
 	switch {
 	case err != nil:
 		return nil, err
 	case !ok:
 		return list.asItIs(o)
 	}
-	b, err := list.reader(o, parsed).WithSkipBundleVerification(true).Read()
+	b, err := list.with(parsed).reader(o, parsed).WithSkipBundleVerification(true).Read()
 	if err != nil {
 		return nil, err
 	}
@@ -88,15 +85,14 @@ func Read(ctx context.Context, files opabundle.DirectoryLoader, o Options) (*opa
 	return &b, nil
 }
 
-// withoutModules gives everything else.
-func (l *listing) withoutModules(o Options, signatures opabundle.SignaturesConfig) (*opabundle.Bundle, error) {
-	others := &listing{limit: l.limit, files: slices.DeleteFunc(slices.Clone(l.files), file.isModule)}
-	b, err := others.reader(o, nil).WithSkipBundleVerification(true).Read()
-	if err != nil {
-		return nil, err
+// with are the files without modules that were not parsed.
+func (l *listing) with(parsed []module) *listing {
+	names := make(map[string]bool, len(parsed))
+	for _, m := range parsed {
+		names[m.path] = true
 	}
-	b.Signatures = signatures
-	return &b, nil
+	left := func(f file) bool { return f.isModule() && !names[f.path] }
+	return &listing{limit: l.limit, files: slices.DeleteFunc(slices.Clone(l.files), left)}
 }
 
 // asItIs has OPA's reader do everything.

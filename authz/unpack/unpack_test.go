@@ -278,7 +278,7 @@ func TestDigest(t *testing.T) {
 		t.Helper()
 		var d Digest
 		o.Parser.RegoVersion = ast.RegoV1
-		o.Known = func(is Digest) bool { d = is; return known }
+		o.Pick = func(is Modules, _ map[string]*ast.Module) ([]string, bool) { d = is.Digest; return nil, !known }
 		b, err := Read(t.Context(), opabundle.NewTarballLoaderWithBaseURL(bytes.NewReader(bundletest.Tarball(t, files)), ""), o)
 		if err != nil {
 			t.Fatal(err)

@@ -1,0 +1,319 @@
+package rego
+
+import (
+	"strings"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+)
+
+// Links are all of a module that what becomes of others in a compiler can depend on, and
+// all that it depends on itself, as it was parsed: names, no values. They are kept for each
+// module of a bundle, so that they are few texts.
+type Links struct {
+	// pkg is the module's package, rules are where its rules are, and refs what it refers
+	// to, as far as these are known: paths below data.
+	pkg, rules, refs string
+}
+
+const (
+	nameEnd = "\x00"
+	linkEnd = "\x01"
+)
+
+// LinksOf is false if a module depends on more than what it names, as one that asks for
+// annotations.
+func LinksOf(m *ast.Module) (Links, bool) {
+	for _, a := range m.Annotations {
+		if a.Scope == "subpackages" || len(a.Schemas) > 0 {
+			return Links{}, false
+		}
+	}
+	if readsMetadata(m) {
+		return Links{}, false
+	}
+	l := linker{aliases: make(map[ast.Var]ast.Ref), ok: true}
+	pkg := m.Package.Path
+	for _, i := range m.Imports {
+		if path, ok := i.Path.Value.(ast.Ref); ok && len(path) > 0 && path[0].Equal(ast.DefaultRootDocument) {
+			l.aliases[i.Name()] = path
+		}
+	}
+	out := Links{pkg: l.path(pkg)}
+	for _, r := range m.Rules {
+		out.rules += l.path(pkg.Extend(r.Head.Ref()))
+		for branch := r; branch != nil; branch = branch.Else {
+			for _, part := range branch.Head.Reference[min(1, len(branch.Head.Reference)):] {
+				l.walk(part)
+			}
+			l.walk(branch)
+		}
+	}
+	for path := range l.refs {
+		out.refs += path
+	}
+	return out, l.ok && len(staticPath(pkg)) == len(pkg)-1
+}
+
+type linker struct {
+	aliases map[ast.Var]ast.Ref
+	refs    map[string]bool
+	ok      bool
+}
+
+func (l *linker) walk(x any) { ast.NewGenericVisitor(l.visit).Walk(x) }
+
+// visit implements ast.GenericVisitor; true leaves out what is below x.
+func (l *linker) visit(x any) bool {
+	switch x := x.(type) {
+	case ast.Var:
+		l.refer(x, nil)
+	case ast.Ref:
+		if len(x) == 0 {
+			return true
+		}
+		if head, ok := x[0].Value.(ast.Var); ok {
+			l.refer(head, x[1:])
+		} else {
+			l.walk(x[0])
+		}
+		for _, part := range x[1:] {
+			if _, text := part.Value.(ast.String); !text {
+				l.walk(part)
+			}
+		}
+		return true
+	}
+	return false
+}
+
+// refer takes in a reference that begins with a name.
+func (l *linker) refer(head ast.Var, rest ast.Ref) {
+	var path ast.Ref
+	switch alias, ok := l.aliases[head]; {
+	case ok:
+		path = append(append(path, alias...), rest...)
+	case head.Equal(ast.DefaultRootDocument.Value):
+		path = append(append(path, ast.DefaultRootDocument), rest...)
+	default:
+		return
+	}
+	if l.refs == nil {
+		l.refs = make(map[string]bool)
+	}
+	l.refs[l.path(path)] = true
+}
+
+// path is a reference as it is kept, as far as it is known.
+func (l *linker) path(ref ast.Ref) string {
+	var out strings.Builder
+	for _, name := range staticPath(ref) {
+		if strings.ContainsAny(name, nameEnd+linkEnd) {
+			l.ok = false
+		}
+		out.WriteString(name)
+		out.WriteString(nameEnd)
+	}
+	out.WriteString(linkEnd)
+	return out.String()
+}
+
+// staticPath are the names behind a reference's first part, up to the first that is not known.
+func staticPath(ref ast.Ref) (path []string) {
+	for _, part := range ref[min(1, len(ref)):] {
+		name, ok := part.Value.(ast.String)
+		if !ok {
+			break
+		}
+		path = append(path, string(name))
+	}
+	return path
+}
+
+func paths(text string) func(func([]string) bool) {
+	return func(yield func([]string) bool) {
+		for path := range strings.SplitSeq(strings.TrimSuffix(text, linkEnd), linkEnd) {
+			if text == "" || !yield(strings.Split(path, nameEnd)[:strings.Count(path, nameEnd)]) {
+				return
+			}
+		}
+	}
+}
+
+// Linked are modules, and which of them depend on which.
+type Linked struct {
+	root    *place
+	modules map[string]int
+	// On what each thing depends, and what depends on it: things are modules, and the rules,
+	// the packages and all that is at or below a place.
+	on, by [][]int
+}
+
+// place is one below data.
+type place struct {
+	children map[string]*place
+	rules    int // all rules that are here; noThing if there are none
+	pkg      int // all modules of this package; noThing if there are none
+	below    int // all that is here and below
+}
+
+const noThing = -1
+
+// Link finds out how modules depend on each other. Each may have several links, as of
+// before and after a change.
+func Link(modules map[string][]Links) *Linked {
+	g := &Linked{modules: make(map[string]int, len(modules))}
+	g.root = g.place()
+	for name, links := range modules {
+		m := g.thing()
+		g.modules[name] = m
+		for _, l := range links {
+			for path := range paths(l.pkg) {
+				g.both(m, g.some(&g.at(path).pkg))
+			}
+			for path := range paths(l.rules) {
+				g.both(m, g.some(&g.at(path).rules))
+			}
+		}
+	}
+	for name, links := range modules {
+		for _, l := range links {
+			for path := range paths(l.refs) {
+				for _, thing := range g.meant(path) {
+					g.depends(g.modules[name], thing)
+				}
+			}
+		}
+	}
+	g.conflicts(g.root, noThing)
+	return g
+}
+
+func (g *Linked) thing() int {
+	g.on, g.by = append(g.on, nil), append(g.by, nil)
+	return len(g.on) - 1
+}
+
+func (g *Linked) some(thing *int) int {
+	if *thing == noThing {
+		*thing = g.thing()
+	}
+	return *thing
+}
+
+func (g *Linked) place() *place { return &place{rules: noThing, pkg: noThing, below: g.thing()} }
+
+func (g *Linked) at(path []string) *place {
+	p := g.root
+	for _, name := range path {
+		next := p.children[name]
+		if next == nil {
+			next = g.place()
+			if p.children == nil {
+				p.children = make(map[string]*place)
+			}
+			p.children[name] = next
+		}
+		p = next
+	}
+	return p
+}
+
+func (g *Linked) depends(a, b int) {
+	g.on[a] = append(g.on[a], b)
+	g.by[b] = append(g.by[b], a)
+}
+
+func (g *Linked) both(a, b int) {
+	g.depends(a, b)
+	g.depends(b, a)
+}
+
+// meant are the rules that a reference may mean: those in whose value it ends, and all at
+// its end and below.
+func (g *Linked) meant(path []string) (things []int) {
+	p := g.root
+	for _, name := range path {
+		if p.rules != noThing {
+			things = append(things, p.rules)
+		}
+		if p = p.children[name]; p == nil {
+			return things
+		}
+	}
+	return append(things, p.below)
+}
+
+// conflicts has all below a place depend on it, and has rules depend on what is below
+// them, and that on them: they must not both be there. above are the next rules above.
+func (g *Linked) conflicts(p *place, above int) {
+	for _, thing := range []int{p.rules, p.pkg} {
+		if thing != noThing {
+			g.depends(p.below, thing)
+			if above != noThing {
+				g.both(above, thing)
+			}
+		}
+	}
+	if p.rules != noThing {
+		if p.pkg != noThing {
+			g.both(p.rules, p.pkg)
+		}
+		above = p.rules
+	}
+	for _, next := range p.children {
+		g.depends(p.below, next.below)
+		g.conflicts(next, above)
+	}
+}
+
+// DependOn names modules, and all that depend on any of them.
+func (g *Linked) DependOn(names map[string]bool) map[string]bool {
+	return g.closure(g.by, g.things(names))
+}
+
+// With names modules, and all that they depend on.
+func (g *Linked) With(names map[string]bool) map[string]bool { return g.closure(g.on, g.things(names)) }
+
+// Reached names the modules that queries can reach, and all that these depend on.
+func (g *Linked) Reached(queries ...ast.Body) map[string]bool {
+	l := linker{}
+	for _, q := range queries {
+		l.walk(q)
+	}
+	var things []int
+	for text := range l.refs {
+		for path := range paths(text) {
+			things = append(things, g.meant(path)...)
+		}
+	}
+	return g.closure(g.on, things)
+}
+
+func (g *Linked) things(names map[string]bool) (things []int) {
+	for name := range names {
+		if thing, ok := g.modules[name]; ok {
+			things = append(things, thing)
+		}
+	}
+	return things
+}
+
+// closure names the modules among things, and all that edges lead to from them.
+func (g *Linked) closure(edges [][]int, todo []int) map[string]bool {
+	found := make([]bool, len(edges))
+	for len(todo) > 0 {
+		thing := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if !found[thing] {
+			found[thing] = true
+			todo = append(todo, edges[thing]...)
+		}
+	}
+	names := make(map[string]bool)
+	for name, thing := range g.modules {
+		if found[thing] {
+			names[name] = true
+		}
+	}
+	return names
+}
