@@ -52,7 +52,7 @@ func (m *Manager) arrivals(boot map[string]any, guards map[string]*guarded) {
 		if strings.HasPrefix(s.Resource, "file:") || g == nil || strings.EqualFold(g.service.Type, "oci") || !ok {
 			continue
 		}
-		g.wraps = true
+		g.wraps, g.beside = true, m.beside
 		delete(section, "signing")
 		delete(section, "size_limit_bytes")
 		found[name] = &arrival{verify: s.Signing, sizeLimit: s.SizeLimitBytes, persist: s.Persist}

@@ -115,7 +115,20 @@ func (m *Manager) keep(next *compiled, parsed map[string]*ast.Module) {
 func pathsAreFree(o *opabundle.ActivateOpts, rules map[string]rulePaths) (bool, error) {
 	exists := storage.NonEmpty(o.Ctx, o.Store, o.Txn)
 	for _, of := range rules {
+		// Those of a module have most of their path in common, and usually nothing is there.
+		var around []string
+		inside := true
 		for path := range of.all() {
+			var err error
+			if last := max(len(path)-1, 0); around == nil || !slices.Equal(around, path[:last]) {
+				around = path[:last]
+				if inside, err = exists(around); err != nil {
+					return false, err
+				}
+			}
+			if !inside {
+				continue
+			}
 			if there, err := exists(path); err != nil || there {
 				return false, err
 			}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/net/publicsuffix"
+
+	"github.com/writ-mesh/writ/authz/background"
 )
 
 // Limits bound what a server of bundles can make this service take.
@@ -52,6 +54,8 @@ type guard struct {
 	limits Limits
 	// wraps puts bundles into archives of their own.
 	wraps bool
+	// beside does work without requests waiting for it; nil for at once.
+	beside func(ctx context.Context, little bool, work func() error) error
 }
 
 // RoundTrip implements http.RoundTripper: it refuses where a request must not
@@ -74,16 +78,32 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	body, err := g.read(ctx, resp, cancel)
 	_ = resp.Body.Close()
+	if err == nil {
+		err = g.aside(ctx, len(body) <= smallBytes, func() error {
+			if err := checkArchive(body, g.limits.Unpacked); err != nil {
+				return err
+			}
+			if g.wraps && wrappable(req, resp, body) {
+				body = wrap(body)
+				resp.ContentLength = int64(len(body))
+				resp.Header.Del("Content-Length")
+			}
+			return nil
+		})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", req.URL.Redacted(), reason(ctx, err))
 	}
-	if g.wraps && wrappable(req, resp, body) {
-		body = wrap(body)
-		resp.ContentLength = int64(len(body))
-		resp.Header.Del("Content-Length")
-	}
 	resp.Body = io.NopCloser(bytes.NewReader(body))
 	return resp, nil
+}
+
+// aside looks at an answer where nobody waits for it.
+func (g *guard) aside(ctx context.Context, little bool, work func() error) error {
+	if g.beside == nil {
+		return background.Try(work)
+	}
+	return g.beside(ctx, little, work)
 }
 
 // reason is why a context was cancelled by the guard, else the error itself.
@@ -178,9 +198,6 @@ func (g *guard) read(ctx context.Context, resp *http.Response, cancel context.Ca
 		if err != nil {
 			return nil, err
 		}
-	}
-	if err := checkArchive(all.Bytes(), g.limits.Unpacked); err != nil {
-		return nil, err
 	}
 	return all.Bytes(), nil
 }

@@ -25,8 +25,9 @@ const guardPrefix = "writ_guard_"
 // To OPA it is a plugin for credentials.
 type guarded struct {
 	limits Limits
-	// wraps puts bundles into archives of their own.
-	wraps bool
+	// wraps and beside are the guard's.
+	wraps  bool
+	beside func(ctx context.Context, little bool, work func() error) error
 
 	mu sync.Mutex
 	// service is what OPA makes of the service's own section, whose text is raw.
@@ -55,7 +56,7 @@ func (g *guarded) NewClient(c rest.Config) (*http.Client, error) {
 	}
 	client.Transport = &guard{
 		base: base, home: home, registry: strings.EqualFold(c.Type, "oci"),
-		names: slices.Collect(maps.Keys(c.Headers)), limits: g.limits, wraps: g.wraps,
+		names: slices.Collect(maps.Keys(c.Headers)), limits: g.limits, wraps: g.wraps, beside: g.beside,
 	}
 	return client, nil
 }

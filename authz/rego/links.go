@@ -129,14 +129,19 @@ func staticPath(ref ast.Ref) (path []string) {
 	return path
 }
 
-func paths(text string) func(func([]string) bool) {
-	return func(yield func([]string) bool) {
-		for path := range strings.SplitSeq(strings.TrimSuffix(text, linkEnd), linkEnd) {
-			if text == "" || !yield(strings.Split(path, nameEnd)[:strings.Count(path, nameEnd)]) {
-				return
-			}
-		}
+// eachPath calls visit with each path of a text, as a text of names with their ends.
+func eachPath(text string, visit func(path string)) {
+	for len(text) > 0 {
+		path, rest, _ := strings.Cut(text, linkEnd)
+		visit(path)
+		text = rest
 	}
+}
+
+// nextName cuts the first name off a path.
+func nextName(path string) (name, rest string) {
+	name, rest, _ = strings.Cut(path, nameEnd)
+	return name, rest
 }
 
 // Linked are modules, and which of them depend on which.
@@ -148,7 +153,8 @@ type Linked struct {
 	on, by [][]int
 }
 
-// place is one below data.
+// place is one below data: a package, what is around packages, and a rule whose name has
+// several parts or where a package is.
 type place struct {
 	children map[string]*place
 	rules    int // all rules that are here; noThing if there are none
@@ -163,27 +169,38 @@ const noThing = -1
 func Link(modules map[string][]Links) *Linked {
 	g := &Linked{modules: make(map[string]int, len(modules))}
 	g.root = g.place()
-	for name, links := range modules {
-		m := g.thing()
-		g.modules[name] = m
-		for _, l := range links {
-			for path := range paths(l.pkg) {
-				g.both(m, g.some(&g.at(path).pkg))
+	every := func(visit func(module int, l Links)) {
+		for name, links := range modules {
+			for _, l := range links {
+				visit(g.modules[name], l)
 			}
-			for path := range paths(l.rules) {
+		}
+	}
+	for name := range modules {
+		g.modules[name] = g.thing()
+	}
+	every(func(m int, l Links) { eachPath(l.pkg, func(path string) { g.both(m, g.some(&g.at(path).pkg)) }) })
+	every(func(m int, l Links) {
+		eachPath(l.rules, func(path string) {
+			if strings.Count(path, nameEnd) > strings.Count(l.pkg, nameEnd)+1 {
 				g.both(m, g.some(&g.at(path).rules))
 			}
-		}
-	}
-	for name, links := range modules {
-		for _, l := range links {
-			for path := range paths(l.refs) {
-				for _, thing := range g.meant(path) {
-					g.depends(g.modules[name], thing)
-				}
+		})
+	})
+	every(func(m int, l Links) {
+		eachPath(l.rules, func(path string) {
+			if p := g.find(path); p != nil {
+				g.both(m, g.some(&p.rules))
 			}
-		}
-	}
+		})
+	})
+	every(func(m int, l Links) {
+		eachPath(l.refs, func(path string) {
+			for _, thing := range g.meant(path) {
+				g.depends(m, thing)
+			}
+		})
+	})
 	g.conflicts(g.root, noThing)
 	return g
 }
@@ -202,18 +219,30 @@ func (g *Linked) some(thing *int) int {
 
 func (g *Linked) place() *place { return &place{rules: noThing, pkg: noThing, below: g.thing()} }
 
-func (g *Linked) at(path []string) *place {
+// at makes a place if there is none.
+func (g *Linked) at(path string) *place {
 	p := g.root
-	for _, name := range path {
-		next := p.children[name]
-		if next == nil {
-			next = g.place()
+	for name := ""; len(path) > 0; {
+		name, path = nextName(path)
+		child := p.children[name]
+		if child == nil {
+			child = g.place()
 			if p.children == nil {
 				p.children = make(map[string]*place)
 			}
-			p.children[name] = next
+			p.children[name] = child
 		}
-		p = next
+		p = child
+	}
+	return p
+}
+
+// find is nil if there is no such place.
+func (g *Linked) find(path string) *place {
+	p := g.root
+	for name := ""; p != nil && len(path) > 0; {
+		name, path = nextName(path)
+		p = p.children[name]
 	}
 	return p
 }
@@ -228,17 +257,23 @@ func (g *Linked) both(a, b int) {
 	g.depends(b, a)
 }
 
-// meant are the rules that a reference may mean: those in whose value it ends, and all at
-// its end and below.
-func (g *Linked) meant(path []string) (things []int) {
+// meant are what a reference may mean: rules in whose value it ends, the package in which
+// it is a rule, or all at its end and below.
+func (g *Linked) meant(path string) (things []int) {
 	p := g.root
-	for _, name := range path {
+	for name := ""; len(path) > 0; {
 		if p.rules != noThing {
 			things = append(things, p.rules)
 		}
-		if p = p.children[name]; p == nil {
+		name, path = nextName(path)
+		child := p.children[name]
+		if child == nil {
+			if p.pkg != noThing {
+				things = append(things, p.pkg)
+			}
 			return things
 		}
+		p = child
 	}
 	return append(things, p.below)
 }
@@ -260,9 +295,9 @@ func (g *Linked) conflicts(p *place, above int) {
 		}
 		above = p.rules
 	}
-	for _, next := range p.children {
-		g.depends(p.below, next.below)
-		g.conflicts(next, above)
+	for _, child := range p.children {
+		g.depends(p.below, child.below)
+		g.conflicts(child, above)
 	}
 }
 
@@ -282,9 +317,7 @@ func (g *Linked) Reached(queries ...ast.Body) map[string]bool {
 	}
 	var things []int
 	for text := range l.refs {
-		for path := range paths(text) {
-			things = append(things, g.meant(path)...)
-		}
+		eachPath(text, func(path string) { things = append(things, g.meant(path)...) })
 	}
 	return g.closure(g.on, things)
 }

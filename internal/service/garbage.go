@@ -22,6 +22,8 @@ const (
 	// will have to look through: the data of policies have no pointers.
 	liveMetric = "/gc/heap/live:bytes"
 	scanMetric = "/gc/scan/heap:bytes"
+	// objectsMetric is what there is, live or not.
+	objectsMetric = "/memory/classes/heap/objects:bytes"
 	// percentMetric is GOGC, and switchedOff what is beyond all that anybody sets but to
 	// have no collections.
 	percentMetric = "/gc/gogc:percent"
@@ -106,7 +108,7 @@ func (g *Garbage) follow() {
 		case now.Sub(since) < linger:
 			return
 		}
-		if g.isSet() {
+		if g.isSet() && g.isFull() {
 			runtime.GC()
 		}
 		g.change(func() {
@@ -123,6 +125,18 @@ func (g *Garbage) isSet() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.set != 0 && percent() == uint64(g.set) //nolint:gosec // positive
+}
+
+// isFull says that half of the room there is without raising it is used: else little was
+// left behind, and may wait for its turn.
+func (g *Garbage) isFull() bool {
+	s := []heap.Sample{{Name: objectsMetric}}
+	if heap.Read(s); s[0].Value.Kind() != heap.KindUint64 {
+		return true
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return s[0].Value.Uint64() > heapBytes().live+g.room/2
 }
 
 // change makes the rule fit after how, unless somebody else has set it and not yet back.
