@@ -127,8 +127,8 @@ func (g *Garbage) isSet() bool {
 	return g.set != 0 && percent() == uint64(g.set) //nolint:gosec // positive
 }
 
-// isFull says that half of the room there is without raising it is used: else little was
-// left behind, and may wait for its turn.
+// isFull says that hardly any of the room is left that there is without raising it: else
+// little was left behind, and may wait for its turn.
 func (g *Garbage) isFull() bool {
 	s := []heap.Sample{{Name: objectsMetric}}
 	if heap.Read(s); s[0].Value.Kind() != heap.KindUint64 {
@@ -136,7 +136,7 @@ func (g *Garbage) isFull() bool {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return s[0].Value.Uint64() > heapBytes().live+g.room/2
+	return s[0].Value.Uint64() > heapBytes().live+g.room/8*7
 }
 
 // change makes the rule fit after how, unless somebody else has set it and not yet back.
