@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"maps"
-	"slices"
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -116,20 +115,19 @@ func pathsAreFree(o *opabundle.ActivateOpts, rules map[string]rulePaths) (bool, 
 	exists := storage.NonEmpty(o.Ctx, o.Store, o.Txn)
 	for _, of := range rules {
 		// Those of a module have most of their path in common, and usually nothing is there.
-		var around []string
-		inside := true
+		around, inside := "none", true
 		for path := range of.all() {
-			var err error
-			if last := max(len(path)-1, 0); around == nil || !slices.Equal(around, path[:last]) {
-				around = path[:last]
-				if inside, err = exists(around); err != nil {
+			if before := path[:strings.LastIndex(strings.TrimSuffix(path, partsEnd), partsEnd)+1]; before != around {
+				var err error
+				if inside, err = exists(partsOfPath(before)); err != nil {
 					return false, err
 				}
+				around = before
 			}
 			if !inside {
 				continue
 			}
-			if there, err := exists(path); err != nil || there {
+			if there, err := exists(partsOfPath(path)); err != nil || there {
 				return false, err
 			}
 		}
@@ -211,13 +209,20 @@ func pathsOf(c *ast.Compiler) map[string]rulePaths {
 	return out
 }
 
-// all gives each path.
-func (p rulePaths) all() func(func([]string) bool) {
-	return func(yield func([]string) bool) {
+// all gives each path, of which partsOfPath gives the parts.
+func (p rulePaths) all() func(func(string) bool) {
+	return func(yield func(string) bool) {
 		for path := range strings.SplitSeq(string(p), pathEnd) {
-			if path != "" && !yield(slices.Collect(strings.SplitSeq(strings.TrimSuffix(path, partsEnd), partsEnd))) {
+			if path != "" && !yield(path) {
 				return
 			}
 		}
 	}
+}
+
+func partsOfPath(path string) []string {
+	if path == "" {
+		return nil
+	}
+	return strings.Split(strings.TrimSuffix(path, partsEnd), partsEnd)
 }

@@ -10,9 +10,10 @@ import (
 // all that it depends on itself, as it was parsed: names, no values. They are kept for each
 // module of a bundle, so that they are few texts.
 type Links struct {
-	// pkg is the module's package, rules are where its rules are, and refs what it refers
-	// to, as far as these are known: paths below data.
-	pkg, rules, refs string
+	// pkg is the module's package; rules are where those rules are whose names have one part,
+	// and deep those of others; refs is what it refers to. All as far as these are known:
+	// paths below data.
+	pkg, rules, deep, refs string
 }
 
 const (
@@ -40,7 +41,11 @@ func LinksOf(m *ast.Module) (Links, bool) {
 	}
 	out := Links{pkg: l.path(pkg)}
 	for _, r := range m.Rules {
-		out.rules += l.path(pkg.Extend(r.Head.Ref()))
+		if name := r.Head.Ref(); len(staticPath(name)) == 0 {
+			out.rules += l.path(pkg.Extend(name))
+		} else {
+			out.deep += l.path(pkg.Extend(name))
+		}
 		for branch := r; branch != nil; branch = branch.Else {
 			for _, part := range branch.Head.Reference[min(1, len(branch.Head.Reference)):] {
 				l.walk(part)
@@ -180,14 +185,11 @@ func Link(modules map[string][]Links) *Linked {
 		g.modules[name] = g.thing()
 	}
 	every(func(m int, l Links) { eachPath(l.pkg, func(path string) { g.both(m, g.some(&g.at(path).pkg)) }) })
+	every(func(m int, l Links) { eachPath(l.deep, func(path string) { g.both(m, g.some(&g.at(path).rules)) }) })
 	every(func(m int, l Links) {
-		eachPath(l.rules, func(path string) {
-			if strings.Count(path, nameEnd) > strings.Count(l.pkg, nameEnd)+1 {
-				g.both(m, g.some(&g.at(path).rules))
-			}
-		})
-	})
-	every(func(m int, l Links) {
+		if p := g.find(strings.TrimSuffix(l.pkg, linkEnd)); len(p.children) == 0 {
+			return
+		}
 		eachPath(l.rules, func(path string) {
 			if p := g.find(path); p != nil {
 				g.both(m, g.some(&p.rules))
