@@ -2,12 +2,15 @@ package service
 
 import (
 	"context"
+	"math"
 	"os"
 	"runtime"
 	"runtime/debug"
 	heap "runtime/metrics"
 	"sync"
 	"time"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
 )
 
 const (
@@ -55,6 +58,8 @@ func (g *Garbage) Pace(room uint64) func(context.Context) error {
 			<-ctx.Done()
 			return ctx.Err()
 		}
+		defer keepWithin(memlimit.FromCgroup)()
+		defer notAlone()()
 		g.change(func() { g.room = room })
 		defer g.change(func() { g.room = 0 })
 		return Every(ctx, paceEvery, func(time.Time) { g.change(func() {}) })
@@ -171,6 +176,30 @@ func exchange(is, next int) bool {
 		debug.SetGCPercent(before)
 	}
 	return before == is
+}
+
+// keepWithin has garbage collected before the process has more memory than it may, of which
+// a tenth is for what is not Go's. undo takes that back.
+func keepWithin(limit func() (uint64, error)) (undo func()) {
+	bytes, err := limit()
+	if err != nil || bytes > math.MaxInt64 { // there is none, or no way to know
+		return func() {}
+	}
+	before := debug.SetMemoryLimit(int64(bytes / 10 * 9))
+	return func() { debug.SetMemoryLimit(before) }
+}
+
+// notAlone has Go run two threads where it would run one, until undo. What is left of garbage
+// after a collection is swept up by a goroutine that steps back behind others that can run;
+// but on a single thread nobody looks meanwhile whether there is anything new for those,
+// for 10 ms and longer, the more has gathered.
+func notAlone() (undo func()) {
+	const alone, together = 1, 2
+	if os.Getenv("GOMAXPROCS") != "" || runtime.GOMAXPROCS(0) != alone {
+		return func() {}
+	}
+	runtime.GOMAXPROCS(together)
+	return func() { runtime.GOMAXPROCS(alone) }
 }
 
 // operated says that an operator has decided how much garbage gathers.

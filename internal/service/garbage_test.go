@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"runtime"
 	"runtime/debug"
 	"testing"
 	"time"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
 
 	"github.com/writ-mesh/writ/internal/proctest"
 )
@@ -108,6 +111,51 @@ func TestPace(t *testing.T) {
 		}
 		if got := percentIs(); got != 123 {
 			t.Errorf("GOGC %q: %d is left, want 123", env, got)
+		}
+	}
+}
+
+// A process whose memory is limited collects its garbage before that is used up.
+func TestKeepWithin(t *testing.T) {
+	before := debug.SetMemoryLimit(-1)
+	for _, c := range []struct {
+		limit uint64
+		err   error
+		want  int64
+	}{
+		{limit: 1000 << 20, want: 900 << 20},
+		{err: memlimit.ErrNoLimit, want: before},
+		{limit: math.MaxUint64, want: before},
+	} {
+		undo := keepWithin(func() (uint64, error) { return c.limit, c.err })
+		if got := debug.SetMemoryLimit(-1); got != c.want {
+			t.Errorf("limit %d, %v: %d, want %d", c.limit, c.err, got, c.want)
+		}
+		undo()
+		if got := debug.SetMemoryLimit(-1); got != before {
+			t.Errorf("afterwards it is %d, before %d", got, before)
+		}
+	}
+}
+
+// Go runs two threads where it would run one, and as many as before elsewhere, or as an
+// operator says.
+func TestNotAlone(t *testing.T) {
+	before := runtime.GOMAXPROCS(0)
+	defer runtime.GOMAXPROCS(before)
+	for _, c := range []struct {
+		env      string
+		is, want int
+	}{{"", 1, 2}, {"", 3, 3}, {"1", 1, 1}} {
+		t.Setenv("GOMAXPROCS", c.env)
+		runtime.GOMAXPROCS(c.is)
+		undo := notAlone()
+		if got := runtime.GOMAXPROCS(0); got != c.want {
+			t.Errorf("GOMAXPROCS %q: of %d threads %d run, want %d", c.env, c.is, got, c.want)
+		}
+		undo()
+		if got := runtime.GOMAXPROCS(0); got != c.is {
+			t.Errorf("GOMAXPROCS %q: %d threads are left, want %d", c.env, got, c.is)
 		}
 	}
 }
