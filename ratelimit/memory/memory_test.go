@@ -113,9 +113,12 @@ func TestDecidedInAnotherOrder(t *testing.T) {
 		t.Errorf("%d passed in a second of a bucket of one and 1000 in a second", passed)
 	}
 	sliding := storetest.Sliding(t, 1, time.Second)
-	for i, at := range []time.Duration{200, 100, 1150, 1200} { // ms
-		if over := use(t, s, epoch.Add(at*time.Millisecond), "sliding", sliding).Over; over != (i == 1 || i == 2) {
-			t.Errorf("at %d ms: over is %v", at, over)
+	for _, c := range []struct {
+		ms   int64
+		over bool
+	}{{200, false}, {100, true}, {1150, true}, {1200, false}} {
+		if over := use(t, s, epoch.Add(time.Duration(c.ms)*time.Millisecond), "sliding", sliding).Over; over != c.over {
+			t.Errorf("at %d ms: over is %v", c.ms, over)
 		}
 	}
 	if out := use(t, s, epoch.Add(-time.Hour), "sliding", sliding); !out.Over || out.RetryAfter > time.Second {
