@@ -67,12 +67,13 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	ctx, cancel := context.WithCancelCause(req.Context())
 	defer cancel(nil)
+	begun := func() bool { return true }
 	if wait, ok := longPoll(req.Header); ok {
 		// The client sets no limit for the time to the first byte then.
-		t := time.AfterFunc(wait+g.limits.Stall, func() { cancel(errTooSlow) })
-		defer t.Stop()
+		begun = time.AfterFunc(wait+g.limits.Stall, func() { cancel(errTooSlow) }).Stop
 	}
 	resp, err := g.base.RoundTrip(req.WithContext(ctx))
+	begun()
 	if err != nil {
 		return nil, reason(ctx, err)
 	}

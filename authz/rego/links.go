@@ -313,9 +313,12 @@ func (g *Linked) With(names map[string]bool) map[string]bool { return g.closure(
 
 // Reached names the modules that queries can reach, and all that these depend on.
 func (g *Linked) Reached(queries ...ast.Body) map[string]bool {
-	l := linker{}
+	l := linker{ok: true}
 	for _, q := range queries {
 		l.walk(q)
+	}
+	if !l.ok { // a name that is not kept
+		return g.closure(g.on, []int{g.root.below})
 	}
 	var things []int
 	for text := range l.refs {

@@ -207,7 +207,7 @@ func TestLinks(t *testing.T) {
 		}
 	}
 	for query, want := range map[string]string{
-		"data.teams.user.allow": "leaf lib same user", "data.above": "deep pack rule", "data.far.q[x]": "far", "data.nobody": "", "data[x].p": strings.Join(slices.Sorted(maps.Keys(modules)), " "), "1 == 1": "",
+		"data[\"a\\u0001\"]": strings.Join(slices.Sorted(maps.Keys(modules)), " "), "data.teams.user.allow": "leaf lib same user", "data.above": "deep pack rule", "data.far.q[x]": "far", "data.nobody": "", "data[x].p": strings.Join(slices.Sorted(maps.Keys(modules)), " "), "1 == 1": "",
 	} {
 		if got := strings.Join(slices.Sorted(maps.Keys(g.Reached(ast.MustParseBody(query)))), " "); got != want {
 			t.Errorf("%s reaches %q, want %q", query, got, want)
