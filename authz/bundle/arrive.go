@@ -99,8 +99,8 @@ func (m *Manager) activate(o *opabundle.ActivateOpts, activate func() error) err
 		}
 	}
 	return m.beside(o.Ctx, small(o.Bundles), func() error {
-		p := &picking{of: m, o: o}
-		read, restore, err := m.arrived(o, p.pick)
+		p := &picking{m: m, o: o}
+		read, restore, err := m.arrived(o, p.of)
 		defer func() { restore() }()
 		if err != nil {
 			return err
@@ -128,13 +128,10 @@ func (m *Manager) beside(ctx context.Context, little bool, work func() error) er
 	return background.Run(ctx, work)
 }
 
-// pickModules says which modules of the bundle of that name are needed, as unpack.Options.Pick.
-type pickModules func(name string, is unpack.Modules, parsed map[string]*ast.Module) (names []string, all bool)
-
 // arrived puts what is in wrapped bundles in their places, until restore: OPA may
 // activate them again, and holds them a while. Bundles come with the modules that are
 // picked, all if pick is nil; read says of what modules they are.
-func (m *Manager) arrived(o *opabundle.ActivateOpts, pick pickModules) (read map[string]unpack.Modules, restore func(), err error) {
+func (m *Manager) arrived(o *opabundle.ActivateOpts, pick func(name string) unpack.Pick) (read map[string]unpack.Modules, restore func(), err error) {
 	read = make(map[string]unpack.Modules)
 	var undo []func()
 	restore = func() {
@@ -150,7 +147,7 @@ func (m *Manager) arrived(o *opabundle.ActivateOpts, pick pickModules) (read map
 			if pick == nil {
 				return nil, true
 			}
-			return pick(name, is, parsed)
+			return pick(name)(is, parsed)
 		})
 		if err != nil {
 			return nil, restore, err
@@ -164,7 +161,7 @@ func (m *Manager) arrived(o *opabundle.ActivateOpts, pick pickModules) (read map
 
 // unwrap puts what is in a wrapped bundle in its place. It is false for one that is not
 // wrapped.
-func (m *Manager) unwrap(o *opabundle.ActivateOpts, name string, b *opabundle.Bundle, pick func(unpack.Modules, map[string]*ast.Module) ([]string, bool)) (bool, error) {
+func (m *Manager) unwrap(o *opabundle.ActivateOpts, name string, b *opabundle.Bundle, pick unpack.Pick) (bool, error) {
 	a := m.arriving[name]
 	if a == nil {
 		return false, nil

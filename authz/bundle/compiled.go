@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"maps"
-	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	opabundle "github.com/open-policy-agent/opa/v1/bundle"
@@ -23,7 +22,7 @@ type compiled struct {
 	// parsed are the modules that the compiler has left.
 	parsed map[string]*ast.Module
 	// rules are where rules are, by module; nil if that cannot be kept.
-	rules map[string]rulePaths
+	rules map[string]rego.Paths
 	// parts are all modules, by the names of their files, if they are of one bundle; nil
 	// if they cannot be compiled in part.
 	parts  map[string]part
@@ -36,12 +35,7 @@ type compiled struct {
 // is false if its data are where a rule is.
 func (m *Manager) again(o *opabundle.ActivateOpts, activate func() error) (bool, error) {
 	was := m.compiled
-	for _, b := range o.Bundles {
-		if len(b.Raw) == 0 {
-			b.Data = make(map[string]any) // OPA takes it from there then
-		}
-	}
-	if err := m.store.KeepPolicies(o.Txn, activate); err != nil {
+	if err := m.beyondModules(o, activate); err != nil {
 		return true, err
 	}
 	if free, err := pathsAreFree(o, was.rules); err != nil || !free {
@@ -54,6 +48,17 @@ func (m *Manager) again(o *opabundle.ActivateOpts, activate func() error) (bool,
 	return true, nil
 }
 
+// beyondModules activates bundles that have come without modules that are in force, which
+// stay.
+func (m *Manager) beyondModules(o *opabundle.ActivateOpts, activate func() error) error {
+	for _, b := range o.Bundles {
+		if len(b.Raw) == 0 {
+			b.Data = make(map[string]any) // OPA takes it from there then
+		}
+	}
+	return m.store.KeepPolicies(o.Txn, activate)
+}
+
 // compile activates bundles as OPA does, and lets go of the modules that nothing asks
 // for.
 func (m *Manager) compile(o *opabundle.ActivateOpts, read map[string]unpack.Modules, activate func() error) error {
@@ -64,7 +69,7 @@ func (m *Manager) compile(o *opabundle.ActivateOpts, read map[string]unpack.Modu
 	if err := activate(); err != nil {
 		return err
 	}
-	next := &compiled{compiler: o.Compiler, digests: make(map[string]unpack.Digest), rules: pathsOf(o.Compiler)}
+	next := &compiled{compiler: o.Compiler, digests: make(map[string]unpack.Digest), rules: rego.RulePaths(o.Compiler)}
 	for name, is := range read {
 		next.digests[name] = is.Digest
 		if b := o.Bundles[name]; len(read) == 1 && len(o.Bundles) == 1 && len(o.Compiler.Modules) == len(b.Modules) {
@@ -111,28 +116,25 @@ func (m *Manager) keep(next *compiled, parsed map[string]*ast.Module) {
 }
 
 // pathsAreFree says that there are no data where rules are.
-func pathsAreFree(o *opabundle.ActivateOpts, rules map[string]rulePaths) (bool, error) {
+func pathsAreFree(o *opabundle.ActivateOpts, rules map[string]rego.Paths) (bool, error) {
 	exists := storage.NonEmpty(o.Ctx, o.Store, o.Txn)
+	free, err := true, error(nil)
 	for _, of := range rules {
 		// Those of a module have most of their path in common, and usually nothing is there.
-		around, inside := "none", true
-		for path := range of.all() {
-			if before := path[:strings.LastIndex(strings.TrimSuffix(path, partsEnd), partsEnd)+1]; before != around {
-				var err error
-				if inside, err = exists(partsOfPath(before)); err != nil {
-					return false, err
-				}
+		around, inside := rego.Path("none"), true
+		of.Each(func(path rego.Path) {
+			if before := path.Around(); err == nil && free && before != around {
 				around = before
+				inside, err = exists(before.Names())
 			}
-			if !inside {
-				continue
+			if err == nil && free && inside {
+				var there bool
+				there, err = exists(path.Names())
+				free = !there
 			}
-			if there, err := exists(partsOfPath(path)); err != nil || there {
-				return false, err
-			}
-		}
+		})
 	}
-	return true, nil
+	return free, err
 }
 
 // endWith ends the work of a compiler between its larger steps when ctx ends.
@@ -179,50 +181,4 @@ func (m *Manager) asked() []ast.Body {
 		out = append(out, body)
 	}
 	return out
-}
-
-// rulePaths are where rules are, as one text: there may be very many.
-type rulePaths string
-
-const (
-	pathEnd  = "\x01"
-	partsEnd = "\x00"
-)
-
-// pathsOf is nil if a path cannot be written so.
-func pathsOf(c *ast.Compiler) map[string]rulePaths {
-	out := make(map[string]rulePaths)
-	for name, paths := range rego.RulePaths(c) {
-		var text strings.Builder
-		for _, path := range paths {
-			for _, part := range path {
-				if strings.ContainsAny(part, pathEnd+partsEnd) {
-					return nil
-				}
-				text.WriteString(part)
-				text.WriteString(partsEnd)
-			}
-			text.WriteString(pathEnd)
-		}
-		out[name] = rulePaths(text.String())
-	}
-	return out
-}
-
-// all gives each path, of which partsOfPath gives the parts.
-func (p rulePaths) all() func(func(string) bool) {
-	return func(yield func(string) bool) {
-		for path := range strings.SplitSeq(string(p), pathEnd) {
-			if path != "" && !yield(path) {
-				return
-			}
-		}
-	}
-}
-
-func partsOfPath(path string) []string {
-	if path == "" {
-		return nil
-	}
-	return strings.Split(strings.TrimSuffix(path, partsEnd), partsEnd)
 }

@@ -55,8 +55,11 @@ type guard struct {
 	// wraps puts bundles into archives of their own.
 	wraps bool
 	// beside does work without requests waiting for it; nil for at once.
-	beside func(ctx context.Context, little bool, work func() error) error
+	beside beside
 }
+
+// beside does work so that requests do not wait for it, at once if it is little.
+type beside func(ctx context.Context, little bool, work func() error) error
 
 // RoundTrip implements http.RoundTripper: it refuses where a request must not
 // go, and gives an answer that has arrived whole and is within the limits.

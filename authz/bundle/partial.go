@@ -37,8 +37,8 @@ func partsOf(is unpack.Modules, modules []opabundle.ModuleFile) map[string]part 
 // changed; those that depend on what has changed, with what they depend on, which OPA would
 // find right or wrong the same way among all others; or everything.
 type picking struct {
-	of *Manager
-	o  *opabundle.ActivateOpts
+	m *Manager
+	o *opabundle.ActivateOpts
 	// again activates the bundle as it was picked. It is false if that cannot be, and nil
 	// if everything was picked.
 	again func(activate func() error) (bool, error)
@@ -46,19 +46,26 @@ type picking struct {
 	parts map[string]part // of what has changed
 }
 
-// pick implements pickModules.
+// of picks of the bundle of that name.
+func (p *picking) of(name string) unpack.Pick {
+	return func(is unpack.Modules, parsed map[string]*ast.Module) ([]string, bool) {
+		return p.pick(name, is, parsed)
+	}
+}
+
+// pick implements unpack.Pick for the bundle of that name.
 func (p *picking) pick(name string, is unpack.Modules, parsed map[string]*ast.Module) (names []string, all bool) {
-	was := p.of.compiled
+	was := p.m.compiled
 	// Each activation that changes modules of another bundle makes a compiler.
-	if was == nil || was.rules == nil || len(p.o.Bundles) != 1 || was.compiler != p.of.opa.GetCompiler() {
+	if was == nil || was.rules == nil || len(p.o.Bundles) != 1 || was.compiler != p.m.opa.GetCompiler() {
 		return nil, true
 	}
 	digest, known := was.digests[name]
 	switch {
 	case known && digest == is.Digest:
-		p.again = func(activate func() error) (bool, error) { return p.of.again(p.o, activate) }
+		p.again = func(activate func() error) (bool, error) { return p.m.again(p.o, activate) }
 		return nil, false
-	case !known || !p.of.divisible(p.o, is):
+	case !known || !p.m.divisible(p.o, is):
 		return nil, true
 	}
 	changed := make(map[string]bool)
@@ -81,14 +88,14 @@ func (p *picking) pick(name string, is unpack.Modules, parsed map[string]*ast.Mo
 		}
 		p.parts[name] = part{is.Each[name], links}
 	}
-	needed, asked, ok := p.of.needed(p.parts)
+	needed, asked, ok := p.m.needed(p.parts)
 	if !ok || 4*len(needed) > 3*len(is.Each) {
 		return nil, true
 	}
 	if missing := without(needed, parsed); len(missing) > 0 {
 		return missing, false
 	}
-	p.again = func(activate func() error) (bool, error) { return p.of.compilePartly(p, name, is, asked, activate) }
+	p.again = func(activate func() error) (bool, error) { return p.m.compilePartly(p, name, is, asked, activate) }
 	return nil, false
 }
 
@@ -150,18 +157,14 @@ func without(names map[string]bool, parsed map[string]*ast.Module) (missing []st
 // else it stays. It is false if data are where a rule is.
 func (m *Manager) compilePartly(p *picking, name string, is unpack.Modules, asked []ast.Body, activate func() error) (bool, error) {
 	was, o := m.compiled, p.o
-	b := o.Bundles[name]
-	if len(b.Raw) == 0 {
-		b.Data = make(map[string]any) // OPA takes it from there then
-	}
 	endWith(o.Ctx, o.Compiler)
 	if asked != nil {
 		rego.Share(o.Compiler)
 	}
-	if err := m.store.KeepPolicies(o.Txn, activate); err != nil {
+	if err := m.beyondModules(o, activate); err != nil {
 		return true, err
 	}
-	paths := pathsOf(o.Compiler)
+	paths := rego.RulePaths(o.Compiler)
 	if paths == nil {
 		return false, nil
 	}
@@ -175,7 +178,7 @@ func (m *Manager) compilePartly(p *picking, name string, is unpack.Modules, aske
 	next.parts = maps.Clone(was.parts)
 	maps.Copy(next.parts, p.parts)
 	if asked != nil {
-		parsed := b.ParsedModules(name)
+		parsed := o.Bundles[name].ParsedModules(name)
 		*o.Compiler = *rego.Only(o.Compiler, parsed, m.opa.EnablePrintStatements(), asked...)
 		m.keep(next, parsed)
 		return true, nil

@@ -27,7 +27,7 @@ type guarded struct {
 	limits Limits
 	// wraps and beside are the guard's.
 	wraps  bool
-	beside func(ctx context.Context, little bool, work func() error) error
+	beside beside
 
 	mu sync.Mutex
 	// service is what OPA makes of the service's own section, whose text is raw.

@@ -11,15 +11,9 @@ import (
 // module of a bundle, so that they are few texts.
 type Links struct {
 	// pkg is the module's package; rules are where those rules are whose names have one part,
-	// and deep those of others; refs is what it refers to. All as far as these are known:
-	// paths below data.
-	pkg, rules, deep, refs string
+	// and deep those of others; refs is what it refers to. All as far as these are known.
+	pkg, rules, deep, refs Paths
 }
-
-const (
-	nameEnd = "\x00"
-	linkEnd = "\x01"
-)
 
 // LinksOf is false if a module depends on more than what it names, as one that asks for
 // annotations.
@@ -61,7 +55,7 @@ func LinksOf(m *ast.Module) (Links, bool) {
 
 type linker struct {
 	aliases map[ast.Var]ast.Ref
-	refs    map[string]bool
+	refs    map[Paths]bool
 	ok      bool
 }
 
@@ -103,23 +97,16 @@ func (l *linker) refer(head ast.Var, rest ast.Ref) {
 		return
 	}
 	if l.refs == nil {
-		l.refs = make(map[string]bool)
+		l.refs = make(map[Paths]bool)
 	}
 	l.refs[l.path(path)] = true
 }
 
 // path is a reference as it is kept, as far as it is known.
-func (l *linker) path(ref ast.Ref) string {
-	var out strings.Builder
-	for _, name := range staticPath(ref) {
-		if strings.ContainsAny(name, nameEnd+linkEnd) {
-			l.ok = false
-		}
-		out.WriteString(name)
-		out.WriteString(nameEnd)
-	}
-	out.WriteString(linkEnd)
-	return out.String()
+func (l *linker) path(ref ast.Ref) Paths {
+	p, ok := pathOf(staticPath(ref))
+	l.ok = l.ok && ok
+	return p
 }
 
 // staticPath are the names behind a reference's first part, up to the first that is not known.
@@ -132,21 +119,6 @@ func staticPath(ref ast.Ref) (path []string) {
 		path = append(path, string(name))
 	}
 	return path
-}
-
-// eachPath calls visit with each path of a text, as a text of names with their ends.
-func eachPath(text string, visit func(path string)) {
-	for len(text) > 0 {
-		path, rest, _ := strings.Cut(text, linkEnd)
-		visit(path)
-		text = rest
-	}
-}
-
-// nextName cuts the first name off a path.
-func nextName(path string) (name, rest string) {
-	name, rest, _ = strings.Cut(path, nameEnd)
-	return name, rest
 }
 
 // Linked are modules, and which of them depend on which.
@@ -184,20 +156,20 @@ func Link(modules map[string][]Links) *Linked {
 	for name := range modules {
 		g.modules[name] = g.thing()
 	}
-	every(func(m int, l Links) { eachPath(l.pkg, func(path string) { g.both(m, g.some(&g.at(path).pkg)) }) })
-	every(func(m int, l Links) { eachPath(l.deep, func(path string) { g.both(m, g.some(&g.at(path).rules)) }) })
+	every(func(m int, l Links) { l.pkg.Each(func(path Path) { g.both(m, g.some(&g.at(path).pkg)) }) })
+	every(func(m int, l Links) { l.deep.Each(func(path Path) { g.both(m, g.some(&g.at(path).rules)) }) })
 	every(func(m int, l Links) {
-		if p := g.find(strings.TrimSuffix(l.pkg, linkEnd)); len(p.children) == 0 {
+		if p := g.find(Path(strings.TrimSuffix(string(l.pkg), pathEnd))); len(p.children) == 0 {
 			return
 		}
-		eachPath(l.rules, func(path string) {
+		l.rules.Each(func(path Path) {
 			if p := g.find(path); p != nil {
 				g.both(m, g.some(&p.rules))
 			}
 		})
 	})
 	every(func(m int, l Links) {
-		eachPath(l.refs, func(path string) {
+		l.refs.Each(func(path Path) {
 			for _, thing := range g.meant(path) {
 				g.depends(m, thing)
 			}
@@ -222,10 +194,10 @@ func (g *Linked) some(thing *int) int {
 func (g *Linked) place() *place { return &place{rules: noThing, pkg: noThing, below: g.thing()} }
 
 // at makes a place if there is none.
-func (g *Linked) at(path string) *place {
+func (g *Linked) at(path Path) *place {
 	p := g.root
 	for name := ""; len(path) > 0; {
-		name, path = nextName(path)
+		name, path = path.next()
 		child := p.children[name]
 		if child == nil {
 			child = g.place()
@@ -240,10 +212,10 @@ func (g *Linked) at(path string) *place {
 }
 
 // find is nil if there is no such place.
-func (g *Linked) find(path string) *place {
+func (g *Linked) find(path Path) *place {
 	p := g.root
 	for name := ""; p != nil && len(path) > 0; {
-		name, path = nextName(path)
+		name, path = path.next()
 		p = p.children[name]
 	}
 	return p
@@ -261,13 +233,13 @@ func (g *Linked) both(a, b int) {
 
 // meant are what a reference may mean: rules in whose value it ends, the package in which
 // it is a rule, or all at its end and below.
-func (g *Linked) meant(path string) (things []int) {
+func (g *Linked) meant(path Path) (things []int) {
 	p := g.root
 	for name := ""; len(path) > 0; {
 		if p.rules != noThing {
 			things = append(things, p.rules)
 		}
-		name, path = nextName(path)
+		name, path = path.next()
 		child := p.children[name]
 		if child == nil {
 			if p.pkg != noThing {
@@ -322,7 +294,7 @@ func (g *Linked) Reached(queries ...ast.Body) map[string]bool {
 	}
 	var things []int
 	for text := range l.refs {
-		eachPath(text, func(path string) { things = append(things, g.meant(path)...) })
+		text.Each(func(path Path) { things = append(things, g.meant(path)...) })
 	}
 	return g.closure(g.on, things)
 }

@@ -2,7 +2,7 @@ package rego
 
 import (
 	"maps"
-	"slices"
+	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 )
@@ -163,30 +163,43 @@ func all(c *ast.Compiler) map[string]bool {
 	return out
 }
 
-// RulePaths are where a compiler's rules are, below data, by the modules that they are in.
-func RulePaths(c *ast.Compiler) map[string][][]string {
-	out := make(map[string][][]string, len(c.Modules))
+// RulePaths are where a compiler's rules are, by the modules that they are in; nil if one
+// cannot be written so.
+func RulePaths(c *ast.Compiler) map[string]Paths {
+	texts := make(map[string]*strings.Builder, len(c.Modules))
 	names := make(map[*ast.Module]string, len(c.Modules))
 	for name, m := range c.Modules {
-		out[name], names[m] = nil, name
+		texts[name], names[m] = new(strings.Builder), name
 	}
+	ok := true
 	var below func(n *ast.TreeNode, path []string)
 	below = func(n *ast.TreeNode, path []string) {
 		last := ""
 		for _, rule := range n.Values {
 			if name := names[rule.Module]; name != last { // usually all are in one
-				out[name] = append(out[name], slices.Clone(path))
-				last = name
+				text, written := pathOf(path)
+				if texts[name] == nil { // of no module that is known
+					texts[name] = new(strings.Builder)
+				}
+				texts[name].WriteString(string(text))
+				last, ok = name, ok && written
 			}
 		}
 		for _, child := range n.Children {
-			if key, ok := child.Key.(ast.String); ok {
+			if key, is := child.Key.(ast.String); is {
 				below(child, append(path, string(key)))
 			}
 		}
 	}
 	if root := c.RuleTree.Child(ast.DefaultRootDocument.Value); root != nil {
 		below(root, nil)
+	}
+	if !ok {
+		return nil
+	}
+	out := make(map[string]Paths, len(texts))
+	for name, text := range texts {
+		out[name] = Paths(text.String())
 	}
 	return out
 }

@@ -16,6 +16,12 @@ import (
 	"github.com/open-policy-agent/opa/v1/metrics"
 )
 
+// Pick names the modules that are needed, as files; the bundle comes with them alone. It is
+// told what modules there are and, by their names, those that it has named before, parsed;
+// it is asked until it names no other, which is the end, or wants all. It is not asked about
+// what is left to OPA's reader, nor about modules in another Rego than Parser's.
+type Pick func(is Modules, parsed map[string]*ast.Module) (names []string, all bool)
+
 // Options are those of OPA's reader.
 type Options struct {
 	// Name is the bundle's, which begins the names of its modules.
@@ -33,12 +39,8 @@ type Options struct {
 	// Parser are the options that modules are parsed with.
 	Parser  ast.ParserOptions
 	Metrics metrics.Metrics
-	// Pick names the modules that are needed, as files; the bundle comes with them alone. It is
-	// told what modules there are and, by their names, those that it has named before,
-	// parsed; it is asked until it names no other, which is the end, or wants all. It is
-	// not asked about what is left to OPA's reader, nor about modules in another Rego than
-	// Parser's. nil for all.
-	Pick func(is Modules, parsed map[string]*ast.Module) (names []string, all bool)
+	// Pick says which modules are needed; nil for all.
+	Pick Pick
 }
 
 // Read reads a bundle with the texts of its data left as they are, as OPA's reader does
