@@ -23,7 +23,7 @@ func Run(ctx context.Context, f func() error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	defer garbage.Raise(room)()
+	defer raise()()
 	defer width.widen()()
 	done := make(chan error, 1)
 	go func() {

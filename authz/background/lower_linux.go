@@ -77,14 +77,15 @@ func (t thread) used() (time.Duration, error) {
 // watch has the thread step back while it gets on nevertheless, until end. What it holds
 // meanwhile, others may want: the runtime's locks, and that it stops for a collection.
 func (t thread) watch() (end func()) {
-	if !t.free || t.stepBack(true) != nil {
+	back := roomLeft()
+	if !t.free || t.stepBack(back) != nil {
 		return func() {}
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		w := watching{back: true}
+		w := watching{back: back}
 		_ = service.Every(ctx, lookEvery, func(now time.Time) {
 			used, err := t.used()
 			if back := err == nil && w.look(now, used, roomLeft()); back != w.back {

@@ -25,11 +25,13 @@ import (
 )
 
 // arrival says how a bundle that comes wrapped has to be read. OPA does not know: it
-// takes the archive around it, which nobody signed, of any size that the guard lets in.
+// takes the archive around it, which nobody signed, and unpacks nothing of it.
 type arrival struct {
 	verify    *opabundle.VerificationConfig
 	sizeLimit int64
 	persist   bool
+	// limit is how many bytes it may unpack to.
+	limit int64
 }
 
 // arrivals finds the bundles of a configuration that come by HTTP, has their guards wrap
@@ -55,7 +57,7 @@ func (m *Manager) arrivals(boot map[string]any, guards map[string]*guarded) {
 		g.wraps, g.beside = true, m.beside
 		delete(section, "signing")
 		delete(section, "size_limit_bytes")
-		found[name] = &arrival{verify: s.Signing, sizeLimit: s.SizeLimitBytes, persist: s.Persist}
+		found[name] = &arrival{verify: s.Signing, sizeLimit: s.SizeLimitBytes, persist: s.Persist, limit: m.options.Limits.Unpacked}
 	}
 	m.arriving = found
 }
@@ -95,7 +97,7 @@ var errUnwrapped = errors.New("the bundle has to be signed and did not come from
 func (m *Manager) activate(o *opabundle.ActivateOpts, activate func() error) error {
 	for _, b := range o.Bundles {
 		if b.Type() == opabundle.DeltaBundleType { // of a file: what comes from a server was looked at
-			return errDelta
+			return unpack.ErrDelta
 		}
 	}
 	return m.beside(o.Ctx, small(o.Bundles), func() error {
@@ -173,14 +175,14 @@ func (m *Manager) unwrap(o *opabundle.ActivateOpts, name string, b *opabundle.Bu
 	case !ok:
 		return false, nil
 	}
-	read, err := unpack.Read(o.Ctx, opabundle.NewTarballLoaderWithBaseURL(bytes.NewReader(archive), ""), unpack.Options{
+	read, err := unpack.ReadArchive(o.Ctx, archive, a.limit, unpack.Options{
 		Name: name, ETag: b.Etag, Verify: a.verify, SizeLimit: a.sizeLimit, Parser: o.ParserOptions, Metrics: o.Metrics, Pick: pick,
 	})
 	if err != nil {
 		return false, err
 	}
 	if read.Type() == opabundle.DeltaBundleType {
-		return false, errDelta
+		return false, unpack.ErrDelta
 	}
 	*b = *read // OPA reports the revision that it finds there
 	o.Compiler.WithPathConflictsCheckRoots(*b.Manifest.Roots)

@@ -21,6 +21,23 @@ func kept(url, dir, more string) string {
 	return strings.Replace(polled(url, `, "persist": true`+more), "{", fmt.Sprintf(`{"persistence_directory": %q, `, dir), 1)
 }
 
+// A bundle that unpacks to more than the limit is refused, and the last good one stays.
+func TestUnpacksToMuch(t *testing.T) {
+	t.Parallel() // it mostly waits
+	s := newServer(t)
+	s.set("/b.tar.gz", bundletest.Tarball(t, policy(1)))
+	o := options(polled(s.URL, ""))
+	o.Limits = defaultLimits()
+	o.Limits.Unpacked = 1 << 20
+	r := run(t, o)
+	r.decides(t, "1 1")
+	s.set("/b.tar.gz", bundletest.Tarball(t, map[string]string{"data.json": strings.Repeat(" ", 1<<20)}))
+	r.fails(t, "b", "larger than the limit of 1048576 bytes when unpacked")
+	if got := r.ask(t); got != "1 1" {
+		t.Errorf("decides %q", got)
+	}
+}
+
 // A bundle that was kept decides after a restart while the server is away, signed or not,
 // as this version writes it and as those before wrote it; one that was changed on disk
 // does not.

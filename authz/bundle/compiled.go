@@ -27,6 +27,8 @@ type compiled struct {
 	// if they cannot be compiled in part.
 	parts  map[string]part
 	around unpack.Digest
+	// linked are those parts; nil until it is needed.
+	linked *rego.Linked
 	// slim says that modules were let go of.
 	slim bool
 }

@@ -193,6 +193,16 @@ func TestChangedPartly(t *testing.T) {
 	if r.Current().compiler.RuleTree == before {
 		t.Error("it was not compiled again")
 	}
+	// And what it has come to reach so changes, with nothing new between modules.
+	for _, input := range []string{"1", "2"} {
+		before = r.Current().compiler.RuleTree
+		good(with(map[string]string{
+			"policy.rego": reaching, "team5.rego": "package team5\nallow if data.team4.allow\n", "team4.rego": "package team4\nallow if input.team == " + input + "\n",
+		}), 3)
+		if r.Current().compiler.RuleTree == before {
+			t.Error("it was not compiled again")
+		}
+	}
 	good(many(0), 1)
 	if got := r.ask(t); got != "1 0" {
 		t.Errorf("decides %q", got)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/net/publicsuffix"
 
 	"github.com/writ-mesh/writ/authz/background"
+	"github.com/writ-mesh/writ/authz/unpack"
 )
 
 // Limits bound what a server of bundles can make this service take.
@@ -83,15 +84,17 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	body, err := g.read(ctx, resp, cancel)
 	_ = resp.Body.Close()
 	if err == nil {
-		err = g.aside(ctx, len(body) <= smallBytes, func() error {
-			if err := checkArchive(body, g.limits.Unpacked); err != nil {
-				return err
+		wraps, little := g.wraps && wrappable(req, resp, body), smallBytes
+		if wraps {
+			little = smallWrapped
+		}
+		err = g.aside(ctx, len(body) <= little, func() error {
+			if !wraps {
+				return unpack.Check(body, g.limits.Unpacked)
 			}
-			if g.wraps && wrappable(req, resp, body) {
-				body = wrap(body)
-				resp.ContentLength = int64(len(body))
-				resp.Header.Del("Content-Length")
-			}
+			body = wrap(body) // it is measured when it is unpacked
+			resp.ContentLength = int64(len(body))
+			resp.Header.Del("Content-Length")
 			return nil
 		})
 	}

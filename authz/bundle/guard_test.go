@@ -1,9 +1,6 @@
 package bundle
 
 import (
-	"archive/tar"
-	"bytes"
-	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,6 +17,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/plugins/rest"
 
 	"github.com/writ-mesh/writ/authz/bundletest"
+	"github.com/writ-mesh/writ/authz/unpack"
 )
 
 // client is OPA's client of a service, guarded.
@@ -40,32 +38,10 @@ func client(t *testing.T, service string, limits Limits) rest.Client {
 	return c
 }
 
-// bomb is a bundle of a few kilobytes that unpacks to this many bytes.
-func bomb(t testing.TB, size int64) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	z, err := gzip.NewWriterLevel(&b, gzip.BestSpeed)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := tar.NewWriter(z)
-	if err := w.WriteHeader(&tar.Header{Name: "data.json", Mode: 0o600, Size: size, Typeflag: tar.TypeReg}); err != nil {
-		t.Fatal(err)
-	}
-	zeros := make([]byte, 64<<10)
-	for left := size; left > 0; left -= int64(len(zeros)) {
-		if _, err := w.Write(zeros[:min(left, int64(len(zeros)))]); err != nil {
-			t.Fatal(err)
-		}
-	}
-	_, _ = w.Close(), z.Close()
-	return b.Bytes()
-}
-
 // What a malicious server of bundles gets out of this service.
 func TestMaliciousServer(t *testing.T) {
 	limits := Limits{Packed: 64 << 10, Unpacked: 1 << 20, Stall: time.Minute, Total: time.Minute}
-	packed := bomb(t, 8<<20)
+	packed := bundletest.Tarball(t, map[string]string{"data.json": strings.Repeat(" ", 8<<20)})
 	if int64(len(packed)) >= limits.Packed {
 		t.Fatalf("the bomb has %d bytes", len(packed))
 	}
@@ -83,7 +59,7 @@ func TestMaliciousServer(t *testing.T) {
 				_ = http.NewResponseController(w).Flush()
 			}
 		}, errTooLarge},
-		"unpacks to much": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(packed) }, errTooLarge},
+		"unpacks to much": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(packed) }, unpack.ErrTooLarge},
 		"stands still": {func(w http.ResponseWriter, r *http.Request) {
 			_, _ = w.Write([]byte("x"))
 			_ = http.NewResponseController(w).Flush()
@@ -251,88 +227,4 @@ func TestAnswerGivenUpAtItsEnd(t *testing.T) {
 		}
 		_ = resp.Body.Close()
 	}
-}
-
-func TestCheckArchive(t *testing.T) {
-	many := make(map[string]string)
-	for i := range 50 {
-		many[fmt.Sprintf("%d.json", i)] = "{}"
-	}
-	for name, c := range map[string]struct {
-		archive []byte
-		limit   int64
-		want    string
-	}{
-		"fits":            {bundletest.Tarball(t, policy(1)), 10 << 10, ""},
-		"no archive":      {[]byte("text"), 1, ""},
-		"broken":          {bundletest.Tarball(t, policy(1))[:50], 10 << 10, ""},
-		"one large file":  {bomb(t, 2<<20), 1 << 20, "larger than the limit"},
-		"many small ones": {bundletest.Tarball(t, many), 20 << 10, "larger than the limit"},
-		"sparse":          {sparse(t, 1<<30), 1 << 20, "larger than the limit"},
-		"delta":           {bundletest.Tarball(t, map[string]string{"a/patch.json": "{}"}), 1 << 20, "delta"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			err := checkArchive(c.archive, c.limit)
-			if (err == nil) != (c.want == "") || (err != nil && !strings.Contains(err.Error(), c.want)) {
-				t.Errorf("error %v, want %q", err, c.want)
-			}
-		})
-	}
-}
-
-// sparse is an archive whose only file says that it is large and has no bytes, by
-// the old form of GNU tar: header type S, the real size at 483.
-func sparse(t testing.TB, size int64) []byte {
-	t.Helper()
-	var block [512]byte
-	copy(block[:], "data.json")
-	copy(block[100:], "0000600\x00")
-	copy(block[124:], "00000000000\x00")
-	block[156] = 'S'
-	copy(block[257:], "ustar  \x00")
-	copy(block[386:], fmt.Sprintf("%011o\x00%011o\x00", size, 0)) // one empty piece at the end
-	copy(block[483:], fmt.Sprintf("%011o\x00", size))
-	copy(block[148:], "        ")
-	sum := 0
-	for _, b := range block {
-		sum += int(b)
-	}
-	copy(block[148:], fmt.Sprintf("%06o\x00 ", sum))
-	var out bytes.Buffer
-	z := gzip.NewWriter(&out)
-	_, _ = z.Write(append(block[:], make([]byte, 1024)...))
-	if err := z.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return out.Bytes()
-}
-
-func FuzzCheckArchive(f *testing.F) {
-	f.Add(bundletest.Tarball(f, policy(1)))
-	f.Add(bomb(f, 1<<20))
-	f.Add(sparse(f, 1<<30))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		const limit = 1 << 16
-		if checkArchive(b, limit) != nil || !bytes.HasPrefix(b, []byte(gzipMagic)) {
-			return
-		}
-		// What passes fits, as a reader that trusts its sizes finds.
-		z, err := gzip.NewReader(bytes.NewReader(b))
-		if err != nil {
-			return
-		}
-		var total int64
-		for r := tar.NewReader(z); ; {
-			if _, err := r.Next(); err != nil {
-				break
-			}
-			n, err := io.Copy(io.Discard, r)
-			if total += n; total > limit {
-				t.Fatalf("%d bytes passed a limit of %d", total, limit)
-			}
-			if err != nil {
-				break
-			}
-		}
-	})
 }

@@ -88,7 +88,7 @@ func TestOCI(t *testing.T) {
 	r.ready(t)
 	reg.push(bundletest.Tarball(t, policy(2)))
 	r.decides(t, "2 2")
-	reg.push(bomb(t, 2<<20))
+	reg.push(bundletest.Tarball(t, map[string]string{"data.json": strings.Repeat(" ", 2<<20)}))
 	r.fails(t, "b", "larger than the limit")
 	if got := r.ask(t); got != "2 2" {
 		t.Errorf("decides %q", got)

@@ -114,22 +114,47 @@ func (m *Manager) divisible(o *opabundle.ActivateOpts, is unpack.Modules) bool {
 	return true
 }
 
+// sameLinks says that changed modules have to do with others as they had before.
+func (c *compiled) sameLinks(changed map[string]part) bool {
+	for name, p := range changed {
+		if was, there := c.parts[name]; !there || was.links != p.links {
+			return false
+		}
+	}
+	return true
+}
+
+// linkedWith links all modules as they were and as they have become.
+func (c *compiled) linkedWith(changed map[string]part) *rego.Linked {
+	same := c.sameLinks(changed)
+	if same && c.linked != nil {
+		return c.linked
+	}
+	links := make(map[string][]rego.Links, len(c.parts))
+	for name, p := range c.parts {
+		links[name] = append(links[name], p.links)
+	}
+	if same {
+		c.linked = rego.Link(links)
+		return c.linked
+	}
+	for name, p := range changed {
+		links[name] = append(links[name], p.links)
+	}
+	return rego.Link(links)
+}
+
 // needed are the modules to compile for what has changed. If queries can reach any that
 // depend on it, those that they can reach are among them, and the queries are given.
 func (m *Manager) needed(changed map[string]part) (names map[string]bool, asked []ast.Body, ok bool) {
-	links := make(map[string][]rego.Links, len(m.compiled.parts))
-	for name, p := range m.compiled.parts {
-		links[name] = append(links[name], p.links)
-	}
-	begin := make(map[string]bool, len(changed))
-	for name, p := range changed {
-		links[name] = append(links[name], p.links)
-		begin[name] = true
-	}
 	if asked = m.asked(); asked == nil {
 		return nil, nil, false
 	}
-	linked := rego.Link(links)
+	begin := make(map[string]bool, len(changed))
+	for name := range changed {
+		begin[name] = true
+	}
+	linked := m.compiled.linkedWith(changed)
 	depend := linked.DependOn(begin)
 	names = linked.With(depend)
 	reached := linked.Reached(asked...)
@@ -177,6 +202,9 @@ func (m *Manager) compilePartly(p *picking, name string, is unpack.Modules, aske
 	}
 	next.parts = maps.Clone(was.parts)
 	maps.Copy(next.parts, p.parts)
+	if was.sameLinks(p.parts) {
+		next.linked = was.linked
+	}
 	if asked != nil {
 		parsed := o.Bundles[name].ParsedModules(name)
 		*o.Compiler = *rego.Only(o.Compiler, parsed, m.opa.EnablePrintStatements(), asked...)

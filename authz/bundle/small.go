@@ -19,6 +19,8 @@ const (
 	// smallUnpacked is the same for what is in an archive, since a few KiB of it can be
 	// megabytes; smallRead bounds what is unpacked to find out, headers and padding included.
 	smallUnpacked, smallRead = 4 * smallBytes, 16 * smallBytes
+	// smallWrapped is up to where an archive is put into another one at once, which copies it.
+	smallWrapped = 1 << 20
 )
 
 // small says that bundles are made ready in no time.

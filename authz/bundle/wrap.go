@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	opabundle "github.com/open-policy-agent/opa/v1/bundle"
+
+	"github.com/writ-mesh/writ/authz/unpack"
 )
 
 // A bundle that comes by HTTP is put into another archive as its only file before OPA's
@@ -48,5 +50,5 @@ func unwrap(b *opabundle.Bundle) ([]byte, bool) {
 // packed is none, and OPA's reader says so.
 func wrappable(req *http.Request, resp *http.Response, body []byte) bool {
 	return req.Method == http.MethodGet && resp.StatusCode == http.StatusOK &&
-		strings.HasPrefix(req.Header.Get("Prefer"), "modes=") && bytes.HasPrefix(body, []byte(gzipMagic))
+		strings.HasPrefix(req.Header.Get("Prefer"), "modes=") && bytes.HasPrefix(body, []byte(unpack.GzipMagic))
 }

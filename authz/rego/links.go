@@ -1,13 +1,15 @@
 package rego
 
 import (
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 )
 
 // Links are all of a module that what becomes of others in a compiler can depend on, and
-// all that it depends on itself, as it was parsed: names, no values. They are kept for each
+// all that it depends on itself, as it was parsed: names, no values. Equal ones link alike. They are kept for each
 // module of a bundle, so that they are few texts.
 type Links struct {
 	// pkg is the module's package; rules are where those rules are whose names have one part,
@@ -47,7 +49,7 @@ func LinksOf(m *ast.Module) (Links, bool) {
 			l.walk(branch)
 		}
 	}
-	for path := range l.refs {
+	for _, path := range slices.Sorted(maps.Keys(l.refs)) { // links are compared
 		out.refs += path
 	}
 	return out, l.ok && len(staticPath(pkg)) == len(pkg)-1

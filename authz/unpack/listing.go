@@ -50,7 +50,7 @@ func (f file) isManifest() bool {
 func (l *listing) read(from opabundle.DirectoryLoader) error {
 	for {
 		d, err := from.NextFile()
-		if errors.Is(err, errEnd) {
+		if err == errEnd { //nolint:errorlint // one that is wrapped is of an archive that is broken
 			return nil
 		}
 		if err != nil {

@@ -2,6 +2,7 @@ package unpack
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"hash/maphash"
@@ -26,6 +27,10 @@ func digestOf(text []byte) (d Digest) {
 		d[i] = maphash.Bytes(seed, text)
 	}
 	return d
+}
+
+func (d Digest) appendTo(b []byte) []byte {
+	return binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(b, d[0]), d[1])
 }
 
 // Modules are what a bundle's modules are read from.
@@ -55,11 +60,11 @@ func (l *listing) modules(m opabundle.Manifest, versions []ast.RegoVersion, o Op
 		Around: digestOf(fmt.Appendf(nil, "%q %v %q\n", o.Name, o.Parser.ProcessAnnotation, manifest)),
 		Each:   make(map[string]Digest, len(versions)),
 	}
-	all := fmt.Appendf(nil, "%x\n", is.Around)
+	all := is.Around.appendTo(nil)
 	for _, f := range l.files {
 		if f.isModule() {
 			d := digestOf(f.text)
-			all = fmt.Appendf(all, "%q %x\n", f.path, d)
+			all = d.appendTo(append(binary.AppendUvarint(all, uint64(len(f.path))), f.path...))
 			is.Each[f.path] = d
 		}
 	}

@@ -46,37 +46,47 @@ type Options struct {
 // Read reads a bundle with the texts of its data left as they are, as OPA's reader does
 // when it is told to be lazy.
 func Read(ctx context.Context, files opabundle.DirectoryLoader, o Options) (*opabundle.Bundle, error) {
-	o.SizeLimit = cmp.Or(o.SizeLimit, opabundle.DefaultSizeLimitBytes)
-	if o.Metrics == nil {
-		o.Metrics = metrics.NoOp()
-	}
+	o = o.withDefaults()
 	list := &listing{limit: o.SizeLimit, keepAll: o.Verify != nil && !o.Unverified}
 	if err := list.read(files.WithSizeLimitBytes(o.SizeLimit)); err != nil {
 		return nil, err
 	}
-	manifest, ok := list.manifest()
+	return list.bundle(ctx, o)
+}
+
+func (o Options) withDefaults() Options {
+	o.SizeLimit = cmp.Or(o.SizeLimit, opabundle.DefaultSizeLimitBytes)
+	if o.Metrics == nil {
+		o.Metrics = metrics.NoOp()
+	}
+	return o
+}
+
+// bundle is made of the files.
+func (l *listing) bundle(ctx context.Context, o Options) (*opabundle.Bundle, error) {
+	manifest, ok := l.manifest()
 	if !ok {
-		return list.asItIs(o)
+		return l.asItIs(o)
 	}
 	if manifest.Roots != nil && len(*manifest.Roots) > maxRoots {
 		return nil, fmt.Errorf("the manifest has %d roots, more than %d", len(*manifest.Roots), maxRoots)
 	}
-	versions, ok := list.versions(manifest, o.Parser)
+	versions, ok := l.versions(manifest, o.Parser)
 	if !ok {
-		return list.asItIs(o)
+		return l.asItIs(o)
 	}
-	signatures, ok := list.verified(o)
+	signatures, ok := l.verified(o)
 	if !ok {
-		return list.asItIs(o)
+		return l.asItIs(o)
 	}
-	parsed, ok, err := list.pick(ctx, manifest, versions, o)
+	parsed, ok, err := l.pick(ctx, manifest, versions, o)
 	switch {
 	case err != nil:
 		return nil, err
 	case !ok:
-		return list.asItIs(o)
+		return l.asItIs(o)
 	}
-	b, err := list.with(parsed).reader(o, parsed).WithSkipBundleVerification(true).Read()
+	b, err := l.with(parsed).reader(o, parsed).WithCapabilities(stubCapabilities(o.Parser, versions)).WithSkipBundleVerification(true).Read()
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +114,15 @@ func (l *listing) asItIs(o Options) (*opabundle.Bundle, error) {
 		return nil, err
 	}
 	return &b, nil
+}
+
+// stubCapabilities are those by which OPA's reader parses the packages of modules, all at the
+// same moment: if it had to list and sort them, that would take three times as long.
+func stubCapabilities(o ast.ParserOptions, versions []ast.RegoVersion) *ast.Capabilities {
+	if o.Capabilities != nil || len(versions) == 0 || slices.ContainsFunc(versions, func(v ast.RegoVersion) bool { return v != versions[0] }) {
+		return o.Capabilities
+	}
+	return ast.CapabilitiesForThisVersion(ast.CapabilitiesRegoVersion(versions[0]))
 }
 
 // reader is OPA's, of which modules that are parsed get nothing but their packages.

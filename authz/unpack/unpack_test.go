@@ -38,14 +38,20 @@ func byOPA(archive []byte, o Options) (*opabundle.Bundle, error) {
 func compare(t *testing.T, archive []byte, o Options) (*opabundle.Bundle, error) {
 	t.Helper()
 	want, wantErr := byOPA(archive, o)
-	got, err := Read(t.Context(), opabundle.NewTarballLoaderWithBaseURL(bytes.NewReader(archive), ""), o)
-	switch {
-	case (err == nil) != (wantErr == nil):
-		t.Fatalf("error %v, OPA's is %v", err, wantErr)
-	case err == nil:
-		same(t, got, want)
-	case err.Error() != wantErr.Error() && !oneOfMany(wantErr):
-		t.Fatalf("error %q, OPA's is %q", err, wantErr)
+	check := func(got *opabundle.Bundle, err error) {
+		t.Helper()
+		switch {
+		case (err == nil) != (wantErr == nil):
+			t.Fatalf("error %v, OPA's is %v", err, wantErr)
+		case err == nil:
+			same(t, got, want)
+		case err.Error() != wantErr.Error() && !oneOfMany(wantErr):
+			t.Fatalf("error %q, OPA's is %q", err, wantErr)
+		}
+	}
+	check(Read(t.Context(), opabundle.NewTarballLoaderWithBaseURL(bytes.NewReader(archive), ""), o))
+	if got, err := ReadArchive(t.Context(), archive, 1<<30, o); !errors.Is(err, ErrDelta) {
+		check(got, err)
 	}
 	return want, wantErr
 }
@@ -234,7 +240,7 @@ func TestRevisionsAsOPA(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // a test's
 	pick := func(all ...string) string { return all[r.IntN(len(all))] }
 	failed := 0
-	for round := range 300 {
+	for range 300 {
 		files := map[string]string{}
 		for range r.IntN(6) {
 			name := pick("a.rego", "b.rego", "c/a.rego", "c/data.json", "data.json", "d/data.yml", "x.txt")
@@ -249,17 +255,9 @@ func TestRevisionsAsOPA(t *testing.T) {
 			files[".manifest"] = pick(`{}`, `{"roots": ["a"]}`, `{"roots": ["a", "b", "c"]}`, `{"rego_version": 0}`, `{"rego_version": 0, "file_rego_versions": {"/a.rego": 1, "c/*": 1}}`, `{"file_rego_versions": {"b.rego": 9}}`, `[`)
 		}
 		o := Options{Name: pick("", "n", "file:///x/y"), SizeLimit: 1 << 20, Parser: ast.ParserOptions{RegoVersion: ast.RegoV1, ProcessAnnotation: r.IntN(2) == 0}}
-		archive := bundletest.Tarball(t, files)
-		want, wantErr := byOPA(archive, o)
-		got, err := Read(t.Context(), opabundle.NewTarballLoaderWithBaseURL(bytes.NewReader(archive), ""), o)
-		if (err == nil) != (wantErr == nil) {
-			t.Fatalf("round %d: error %v, OPA's is %v, of %q", round, err, wantErr, files)
-		}
-		if err != nil {
+		if _, err := compare(t, bundletest.Tarball(t, files), o); err != nil {
 			failed++
-			continue
 		}
-		same(t, got, want)
 	}
 	if failed < 30 || failed > 270 {
 		t.Errorf("%d of 300 bundles are wrong", failed)
@@ -345,6 +343,7 @@ func FuzzArchive(f *testing.F) {
 		f.Add(bundletest.Tarball(f, files), false)
 	}
 	f.Add([]byte("no archive"), false)
+	f.Add([]byte(nil), true)
 	f.Fuzz(func(t *testing.T, archive []byte, verify bool) {
 		o := Options{Name: "n", SizeLimit: 1 << 16, Parser: ast.ParserOptions{RegoVersion: ast.RegoV1}}
 		if verify {
