@@ -173,7 +173,7 @@ func authzReload(ctx context.Context, o options) ([]row, error) {
 }
 
 func reload(ctx context.Context, o options, what reloaded) (row, error) {
-	bundles, err := serveBundles(ctx, 800, what)
+	bundles, err := serveBundles(ctx, 800, what, o.reload)
 	if err != nil {
 		return row{}, err
 	}
@@ -278,19 +278,27 @@ func untilAllowed(ctx context.Context, addr string) error {
 // differentBundles is how many there are: authz keeps of modules what the one before had.
 const differentBundles = 8
 
-// bundleServer serves a bundle that is another one at each request, unless frozen.
+// bundleServer serves a bundle that is another one at each request, unless frozen, once the
+// one before has stayed.
 type bundleServer struct {
 	address string
 	server  *http.Server
 	bundles [][]byte // made before anything is measured
+	stays   time.Duration
 	frozen  atomic.Bool
 	served  atomic.Int64
-	last    atomic.Pointer[string]
+	last    atomic.Pointer[served]
+}
+
+// served is a bundle that somebody has.
+type served struct {
+	tag string
+	at  time.Time
 }
 
 // serveBundles serves so many modules. If all are reached, a decision looks at one of
 // them, which the request names.
-func serveBundles(ctx context.Context, modules int, what reloaded) (*bundleServer, error) {
+func serveBundles(ctx context.Context, modules int, what reloaded, stays time.Duration) (*bundleServer, error) {
 	texts := map[string]string{"authz.rego": rule}
 	if what.reached {
 		texts["authz.rego"] = strings.Replace(rule, "allow if {\n", "allow if {\n\tnot data.teams[input.attributes.request.http.headers[\"x-team\"]].rule0\n", 1)
@@ -303,7 +311,7 @@ func serveBundles(ctx context.Context, modules int, what reloaded) (*bundleServe
 		}
 		texts[fmt.Sprintf("team%d.rego", i)] = text.String()
 	}
-	b := new(bundleServer)
+	b := &bundleServer{stays: stays}
 	for n := range differentBundles {
 		b.bundles = append(b.bundles, packed(texts, n, what.one))
 	}
@@ -321,13 +329,14 @@ func (b *bundleServer) stop() { _ = b.server.Close() }
 
 // ServeHTTP implements http.Handler.
 func (b *bundleServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if last := b.last.Load(); last != nil && b.frozen.Load() && r.Header.Get("If-None-Match") == *last {
+	last := b.last.Load()
+	if last != nil && (b.frozen.Load() || time.Since(last.at) < b.stays) && r.Header.Get("If-None-Match") == last.tag {
 		w.WriteHeader(http.StatusNotModified)
 		return
 	}
 	n := b.served.Add(1)
 	tag := fmt.Sprintf(`"%d"`, n)
-	b.last.Store(&tag)
+	b.last.Store(&served{tag, time.Now()})
 	w.Header().Set("ETag", tag)
 	w.Header().Set("Content-Type", "application/gzip")
 	_, _ = w.Write(b.bundles[n%differentBundles])
