@@ -2,7 +2,6 @@ package background
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	"github.com/writ-mesh/writ/internal/service"
@@ -23,21 +22,12 @@ var garbage service.Garbage
 
 // raise lets room gather as soon as work has lasted, until it is over.
 func raise() (over func()) {
-	var mu sync.Mutex
-	lower, ended := func() {}, false
-	timer := time.AfterFunc(raiseAfter, func() {
-		mu.Lock()
-		defer mu.Unlock()
-		if !ended {
-			lower = garbage.Raise(room)
-		}
-	})
+	lower := make(chan func(), 1)
+	timer := time.AfterFunc(raiseAfter, func() { lower <- garbage.Raise(room) })
 	return func() {
-		timer.Stop()
-		mu.Lock()
-		defer mu.Unlock()
-		ended = true
-		lower()
+		if !timer.Stop() { // it has begun to raise
+			(<-lower)()
+		}
 	}
 }
 

@@ -77,8 +77,11 @@ func (t thread) used() (time.Duration, error) {
 // watch has the thread step back while it gets on nevertheless, until end. What it holds
 // meanwhile, others may want: the runtime's locks, and that it stops for a collection.
 func (t thread) watch() (end func()) {
+	if !t.free {
+		return func() {}
+	}
 	back := roomLeft()
-	if !t.free || t.stepBack(back) != nil {
+	if t.stepBack(back) != nil {
 		return func() {}
 	}
 	ctx, stop := context.WithCancel(context.Background())

@@ -96,7 +96,7 @@ var errUnwrapped = errors.New("the bundle has to be signed and did not come from
 // requests are decided both have a thread of their own, unless there is little to do.
 func (m *Manager) activate(o *opabundle.ActivateOpts, activate func() error) error {
 	for _, b := range o.Bundles {
-		if b.Type() == opabundle.DeltaBundleType { // of a file: what comes from a server was looked at
+		if b.Type() == opabundle.DeltaBundleType { // of a file: of what comes from a server guards see it, and who unpacks it
 			return unpack.ErrDelta
 		}
 	}
@@ -180,9 +180,6 @@ func (m *Manager) unwrap(o *opabundle.ActivateOpts, name string, b *opabundle.Bu
 	})
 	if err != nil {
 		return false, err
-	}
-	if read.Type() == opabundle.DeltaBundleType {
-		return false, unpack.ErrDelta
 	}
 	*b = *read // OPA reports the revision that it finds there
 	o.Compiler.WithPathConflictsCheckRoots(*b.Manifest.Roots)

@@ -30,7 +30,7 @@ var (
 )
 
 // ReadArchive is [Read] for a gzipped tarball of somebody who may want it to unpack to more
-// than limit bytes.
+// than limit bytes. It refuses what [Check] refuses.
 func ReadArchive(ctx context.Context, archive []byte, limit int64, o Options) (*opabundle.Bundle, error) {
 	o = o.withDefaults()
 	if files, ok := plainFiles(archive, limit, o.SizeLimit); ok {
