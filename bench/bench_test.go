@@ -117,3 +117,29 @@ func TestLatencies(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+func TestPercentileOfBoth(t *testing.T) {
+	t.Parallel()
+	var some, others []time.Duration // 1 to 1000 and, a tenth as many, 10001 to 10100
+	for i := range 1000 {
+		others = append(others, time.Duration(i+1))
+	}
+	for i := range 100 {
+		some = append(some, time.Duration(10_001+i))
+	}
+	for _, c := range []struct {
+		share       float64
+		thousandths int
+		want        time.Duration
+	}{
+		{0, 990, 991},      // others alone
+		{1, 990, 10_100},   // some alone
+		{0.5, 990, 10_099}, // the upper half: 0.98 of it
+		{0.005, 990, 995},  // 0.985 of 0.995 of what others take
+		{0.02, 990, 10_051},
+	} {
+		if got := percentileOfBoth(some, others, c.share, c.thousandths); got < c.want-1 || got > c.want+1 {
+			t.Errorf("with a share of %v: %d, want %d", c.share, got, c.want)
+		}
+	}
+}

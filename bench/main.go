@@ -47,9 +47,6 @@ type options struct {
 	policies int
 	// dataMiB is the size of the document of the row authz-data.
 	dataMiB int
-	// reload is how long a bundle of the row authz-reload stays; 0 for another one each
-	// time it is looked for.
-	reload time.Duration
 	// callers are those of the table of the plans row.
 	callers int
 	// incumbent is a binary of envoyproxy/ratelimit, empty for none.
@@ -117,7 +114,6 @@ func run(ctx context.Context, args []string) error {
 	fs.IntVar(&o.attestations, "attestations", 100, "attestations in a second of the agent row")
 	fs.IntVar(&o.registered, "registered", 200, "registrations that the registration row waits for")
 	fs.IntVar(&o.policies, "policies", 10_000, "AuthorizationPolicies of one workload that the policies row compares with 10")
-	fs.DurationVar(&o.reload, "reload", 0, "how long a bundle of the authz-reload row stays before there is another one, at least the second after which it is looked for; -each has to be as long as half of that")
 	fs.IntVar(&o.dataMiB, "data", 500, "MiB of the document that the authz-data row loads")
 	fs.IntVar(&o.callers, "callers", 1_000_000, "callers whose plans the plans row loads")
 	fs.StringVar(&o.incumbent, "incumbent", "", "`binary` of envoyproxy/ratelimit, which the ratelimit row measures in turn with the exact mode")
