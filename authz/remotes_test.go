@@ -35,6 +35,7 @@ type bundleHost struct {
 	mu      sync.Mutex
 	content []byte
 	number  int
+	served  int // the last one that was
 	changed chan struct{}
 }
 
@@ -66,9 +67,19 @@ func (h *bundleHost) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		content, etag = h.content, fmt.Sprintf(`"%d"`, h.number)
 		h.mu.Unlock()
 	}
+	h.mu.Lock()
+	_, _ = fmt.Sscanf(etag, `"%d"`, &h.served)
+	h.mu.Unlock()
 	w.Header().Set("ETag", etag)
 	w.Header().Set("Content-Type", "application/vnd.openpolicyagent.bundles")
 	_, _ = w.Write(content)
+}
+
+// current says that what is there was asked for.
+func (h *bundleHost) current() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.served == h.number
 }
 
 // policyBundle is a bundle whose policy p has this body.
