@@ -229,3 +229,44 @@ func TestWhoHasWhichCertificate(t *testing.T) {
 	answers(t, 1, "there are a-1, door", "certs", "show", "b-1", dir)
 	answers(t, 1, "begin with spiffe://", "certs", "ls", dir, "--id", "nonsense")
 }
+
+// TestWhatAnEnvoyHas asks Envoys for their configuration, as an operator does.
+func TestWhatAnEnvoyHas(t *testing.T) {
+	t.Parallel()
+	dir := writeFiles(t, map[string]string{
+		"workloads.yaml": workload("a", "a", newEcho(t, "a")) + workload("b", "b", newEcho(t, "b"), "version: v1") + doorGateway(proctest.Port(t), "gateway: door") + doorTo("a"),
+		"routes.yaml": object("VirtualService", "default", "b", "hosts: [b]\nhttp: [{match: [{uri: {prefix: /old}}], redirect: {uri: /new}}, {route: [{destination: {host: b, subset: v1}}]}]") +
+			object("DestinationRule", "default", "b", "host: b\nsubsets: [{name: v1, labels: {version: v1}}]"),
+	})
+	m := up(t, dir)
+	for command, want := range map[string]string{
+		"listeners a-1": `(?m)^` + regexp.QuoteMeta(m.addressOf("a-1")) + ` +8000 +active +tls +routes inbound\|8000\|\|~\w+$`,
+		"routes a-1 --host b.default.svc.cluster.local:8000":                   `(?m) /old.* redirect to the same host/new\n.* /\* +outbound\|8000\|v1\|b\.default\.svc\.cluster\.local$`,
+		"clusters a-1 --direction outbound --subset v1":                        `^HOST .*\nb\.default\.svc\.cluster\.local +8000 +v1 +outbound +EDS +active\n$`,
+		"endpoints a-1 --cluster outbound|8000|v1|b.default.svc.cluster.local": `^ENDPOINT .*\n` + regexp.QuoteMeta(m.addressOf("b-1")) + `:8000 +HEALTHY +no .*\n$`,
+		"secrets a-1":    `(?m)^default +certificate chain +active +1 +\S+ +\d+m .* spiffe://cluster\.local/ns/default/sa/a$`,
+		"secrets door":   `spiffe://cluster\.local/ns/istio-system/sa/door`,
+		"listeners door": `routes `,
+	} {
+		args := strings.Fields("proxy-config " + command)
+		out, code := writ(t, append(args[:3:3], append([]string{dir}, args[3:]...)...)...)
+		if code != 0 || !regexp.MustCompile(want).MatchString(out) {
+			t.Errorf("%s: exit code %d, %q is not in\n%s", command, code, want, out)
+		}
+	}
+	answers(t, 1, "there are none such", "proxy-config", "clusters", "a-1", dir, "--fqdn", "nobody")
+	answers(t, 1, "there are a-1, b-1, door", "proxy-config", "clusters", "c-1", dir)
+	out, code := writ(t, "pc", "s", "a-1", dir, "-o", "json")
+	if code != 0 || strings.Contains(strings.ToLower(out), "private") {
+		t.Errorf("exit code %d, and keys may be in\n%s", code, out)
+	}
+	saved := filepath.Join(t.TempDir(), "dump.json")
+	dump := do(client(""), request{url: m.adminOf("a-1") + "/config_dump?include_eds"})
+	if err := os.WriteFile(saved, []byte(dump.body), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	live, _ := writ(t, "proxy-config", "routes", "a-1", dir)
+	if again, code := writ(t, "proxy-config", "routes", "-f", saved); code != 0 || again != live {
+		t.Errorf("from a file, exit code %d:\n%s\nlive\n%s", code, again, live)
+	}
+}

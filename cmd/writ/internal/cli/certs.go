@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -382,19 +381,10 @@ func proxyOf(r *stack.Ready, name string) (found, envoy, port string, err error)
 
 // envoyCertificate asks an Envoy for the certificate that it has now.
 func envoyCertificate(ctx context.Context, admin string) (serial string, san []string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, admin+"/certs", http.NoBody)
+	data, err := askEnvoy(ctx, admin+"/certs")
 	if err != nil {
 		return "", nil, err
 	}
-	client := &http.Client{Transport: &http.Transport{}} // no proxy
-	defer client.CloseIdleConnections()
-	resp, err := client.Do(req)
-	if err != nil {
-		return "", nil, err
-	}
-	defer resp.Body.Close()
 	var answer struct {
 		Certificates []struct {
 			Chain []struct {
@@ -405,7 +395,7 @@ func envoyCertificate(ctx context.Context, admin string) (serial string, san []s
 			} `json:"cert_chain"`
 		} `json:"certificates"`
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&answer); err != nil {
+	if err := json.Unmarshal(data, &answer); err != nil {
 		return "", nil, fmt.Errorf("%s/certs: %w", admin, err)
 	}
 	for _, c := range answer.Certificates {

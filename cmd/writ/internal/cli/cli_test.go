@@ -38,7 +38,7 @@ func TestHelp(t *testing.T) {
 		}
 	}
 	root := &cobra.Command{Use: "writ"}
-	root.AddCommand(upCommand(), checkCommand(), validateCommand(), statusCommand(), waitCommand(), certsCommand(), explainCommand(), whoCanCommand(), diffCommand(), bootstrapCommand(), versionCommand())
+	root.AddCommand(upCommand(), checkCommand(), validateCommand(), statusCommand(), waitCommand(), certsCommand(), explainCommand(), whoCanCommand(), diffCommand(), proxyConfigCommand(), bootstrapCommand(), versionCommand())
 	for _, c := range root.Commands() {
 		walk(c)
 	}
@@ -55,6 +55,9 @@ func TestWrongCommandLine(t *testing.T) {
 		{"certs join-token", "name one PATH=FILE or several, for example:"},
 		{"certs show", "name one replica or gateway"},
 		{"certs sl", `unknown command "sl"`},
+		{"proxy-config routes", "name one replica or gateway"},
+		{"proxy-config ruotes", `unknown command "ruotes"`},
+		{"proxy-config routes a -f b", "name no workload"},
 		{"nonsense", `unknown command "nonsense"`},
 		{"status /nowhere", "/nowhere is no mesh directory"},
 	} {
