@@ -62,12 +62,13 @@ func WhoCan(m *model.Mesh, q Question) ([]Callers, error) {
 	return out, nil
 }
 
-func (s *side) callers() (*Callers, error) {
+// passing are the requests that are not refused, in regions that have one outcome each.
+func (s *side) passing() (*requestSpace, []region.Region, error) {
 	space := newSpace(s.m, s.tcp(), issuerNames(s), s)
 	sets := s.in(space)
 	space.name(identities(s.m))
 	if err := space.Split(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	groups := [][]region.Term{space.impossible(), terms(sets.custom), terms(sets.deny), terms(sets.allow)}
 	regions, err := space.Partition(groups, func(g []region.Group) (string, bool) {
@@ -80,6 +81,11 @@ func (s *side) callers() (*Callers, error) {
 		}
 		return outcome, ok
 	})
+	return space, regions, err
+}
+
+func (s *side) callers() (*Callers, error) {
+	space, regions, err := s.passing()
 	if err != nil {
 		return nil, err
 	}
