@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -306,6 +308,51 @@ func TestIstioEgress(t *testing.T) {
 	}
 }
 
+// limited looks at the egress gateway itself: hosts it was not told of it does not reach,
+// registered or not, and each that it was told of has counters and lines of the log.
+func (e *egressMesh) limited(t *testing.T) {
+	t.Helper()
+	c := client("")
+	defer c.CloseIdleConnections()
+	before := e.ext.count.Load()
+	for _, host := range []string{"static.example.com", "elsewhere.example.com"} {
+		if got := do(c, request{url: fmt.Sprintf("http://127.0.0.1:%d/", e.egress), headers: []string{"Host: " + host}}); got.status != http.StatusNotFound {
+			t.Errorf("%s at the egress gateway: %s", host, got)
+		}
+	}
+	if n := e.ext.count.Load() - before; n != 0 {
+		t.Errorf("%d requests have left by the egress gateway", n)
+	}
+	logs, err := filepath.Glob(filepath.Join(e.dir, ".writ", "logs", "envoy-istio-system-*.log"))
+	if err != nil || len(logs) != 1 {
+		t.Fatalf("logs of gateways: %v %v", logs, err)
+	}
+	admin := ""
+	for _, g := range e.ready.Gateways {
+		if g.Name == "istio-egressgateway" {
+			admin = g.Admin
+		}
+	}
+	proctest.Eventually(t, 20*time.Second, func() error {
+		log, err := os.ReadFile(logs[0])
+		if err != nil {
+			return err
+		}
+		for _, host := range []string{"edition.cnn.com", "mutgw.example.com", "static.example.com", "elsewhere.example.com"} {
+			if !strings.Contains(string(log), fmt.Sprintf(`"authority":%q`, host)) {
+				return fmt.Errorf("no line of %s in\n%s", host, log)
+			}
+		}
+		return nil
+	})
+	stats := do(c, request{url: admin + "/stats?usedonly"})
+	for _, host := range []string{"edition.cnn.com", "mutgw.example.com"} {
+		if !strings.Contains(stats.body, "cluster.outbound|80||"+host+".upstream_rq_2xx: 1\n") {
+			t.Errorf("%s: not one request counted:\n%s", host, stats)
+		}
+	}
+}
+
 // TestIstioEgressRegistryOnly is the same with REGISTRY_ONLY, then with ALLOW_ANY
 // by an edit of mesh.yaml.
 func TestIstioEgressRegistryOnly(t *testing.T) {
@@ -319,6 +366,7 @@ func TestIstioEgressRegistryOnly(t *testing.T) {
 	if got := e.overTLS(fmt.Sprintf("localhost:%d", e.secPort), "localhost"); got.err == nil && got.status == http.StatusOK {
 		t.Errorf("unknown host through a tunnel: %s", got)
 	}
+	e.limited(t)
 	write(t, e.dir, "mesh.yaml", "outboundTrafficPolicy: {mode: ALLOW_ANY}\n")
 	proctest.Eventually(t, 20*time.Second, func() error {
 		if got := e.get("client-1", unknown); got.outcome() != "ext" {

@@ -119,6 +119,22 @@ func TestIstioScaling(t *testing.T) {
 			return nil
 		})
 	}
+	const cluster = "cluster.outbound|8000||b.default.svc.cluster.local."
+	added, modified := m.stat("client-1", "cluster_manager.cluster_added"), m.stat("client-1", "cluster_manager.cluster_modified")
+	// members waits until the client's cluster has n endpoints by an update of EDS.
+	updates := 0
+	members := func(n int) {
+		t.Helper()
+		proctest.Eventually(t, 20*time.Second, func() error {
+			now := m.stat("client-1", cluster+"update_success")
+			if got := m.stat("client-1", cluster+"membership_total"); got != n || now <= updates {
+				return fmt.Errorf("%d endpoints after %d updates, want %d", got, now, n)
+			}
+			updates = now
+			return nil
+		})
+	}
+	members(1)
 	for range 2 {
 		write(t, m.dir, "workloads.yaml", workloads(3))
 		running(3)
@@ -134,6 +150,7 @@ func TestIstioScaling(t *testing.T) {
 			}
 			return nil
 		})
+		members(3)
 		write(t, m.dir, "workloads.yaml", workloads(1))
 		proctest.Eventually(t, 20*time.Second, func() error {
 			if m.waitReady(); len(m.ready.Workloads) != 2 {
@@ -141,7 +158,11 @@ func TestIstioScaling(t *testing.T) {
 			}
 			return nil
 		})
+		members(1)
 		l.wait(t, 100)
+	}
+	if a, c := m.stat("client-1", "cluster_manager.cluster_added"), m.stat("client-1", "cluster_manager.cluster_modified"); a != added || c != modified {
+		t.Errorf("clusters were rebuilt: %d added and %d modified, %d and %d before", a, c, added, modified)
 	}
 	if sent, failed, failures := l.stop(); failed > 0 {
 		t.Errorf("%d of %d requests failed:\n%s", failed, sent, failures)

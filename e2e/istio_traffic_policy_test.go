@@ -2,7 +2,10 @@ package e2e
 
 import (
 	"fmt"
+	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,6 +44,8 @@ func policyObjects() string {
 		rule("maxrequests", "trafficPolicy: {connectionPool: {http: {http2MaxRequests: 2}}}") +
 		rule("outlier", "trafficPolicy: {outlierDetection: {consecutive5xxErrors: 2, interval: 0.5s, baseEjectionTime: 180s, maxEjectionPercent: 100}}") +
 		rule("gatewayerrors", "trafficPolicy: {outlierDetection: {consecutiveGatewayErrors: 2, consecutive5xxErrors: 0, interval: 0.5s, baseEjectionTime: 180s, maxEjectionPercent: 100}}") +
+		rule("cascade", "trafficPolicy: {connectionPool: {http: {http2MaxRequests: 16, maxRetries: 1}}}") +
+		routes("cascade", `- {retries: {attempts: 3, retryOn: "5xx"}, route: [{destination: {host: cascade}}]}`) +
 		rule("subsetpolicy", "trafficPolicy: {connectionPool: {http: {http2MaxRequests: 1}}}") +
 		rule("weights", "") + routes("weights", `- route: [{destination: {host: weights, subset: v1}, weight: 1}, {destination: {host: weights, subset: v2}, weight: 3}]`) +
 		rule("mirror", "") + routes("mirror", `- match: [{uri: {exact: /all}}]
@@ -244,6 +249,7 @@ func TestIstioTrafficPolicy(t *testing.T) {
 			get("http://plain/", "x-do: status@v1=500")
 		}
 	})
+	t.Run("no cascade", func(t *testing.T) { m.noCascade(t, apps) })
 	t.Run("mirror", func(t *testing.T) {
 		send := func(path string, n int) {
 			for i := range n {
@@ -333,5 +339,59 @@ func TestIstioTrafficPolicy(t *testing.T) {
 				c.check(t, got)
 			}
 		})
+	}
+}
+
+// noCascade has a service that hangs and then fails: whoever is over its limit hears so at
+// once, others are served meanwhile, and retries do not multiply what it gets.
+func (m *mesh) noCascade(t *testing.T, apps map[string]*app) {
+	t.Helper()
+	c := client(m.proxyOf("client-1"))
+	defer c.CloseIdleConnections()
+	send := func(headers ...string) answer { return do(c, request{url: "http://cascade/", headers: headers}) }
+	var hanging sync.WaitGroup
+	var answered, refused atomic.Int32
+	for range 40 {
+		hanging.Go(func() {
+			switch got := send("x-do: sleep=4s"); got.status {
+			case http.StatusOK:
+				answered.Add(1)
+			case http.StatusServiceUnavailable:
+				refused.Add(1)
+			default:
+				t.Errorf("%s", got)
+			}
+		})
+	}
+	proctest.Eventually(t, 10*time.Second, func() error {
+		if n := refused.Load(); n < 16 {
+			return fmt.Errorf("%d of 40 requests were refused", n)
+		}
+		return nil
+	})
+	if got := spread(60, func(int) answer { return do(c, request{url: "http://plain/"}) }); got["v1"]+got["v2"]+got["v3"] != 60 {
+		t.Errorf("another service meanwhile: %v", got)
+	}
+	if n := answered.Load(); n > 0 {
+		t.Errorf("%d requests that hang were answered before those of another service", n)
+	}
+	hanging.Wait()
+	if n := answered.Load(); n < 16 {
+		t.Errorf("%d requests were served, want the 16 that it may have at once", n)
+	}
+	overflow := m.stat("client-1", "cluster.outbound|80||cascade.default.svc.cluster.local.upstream_rq_retry_overflow")
+	for range 12 {
+		hanging.Go(func() { send("x-do: sleep=200ms status=503", "x-id: cascade") })
+	}
+	hanging.Wait()
+	attempts := 0
+	for _, a := range apps {
+		attempts += len(a.requestsWith("cascade"))
+	}
+	if attempts < 12 || attempts > 24 {
+		t.Errorf("12 requests came as %d, and 48 would without a limit of retries", attempts)
+	}
+	if n := m.stat("client-1", "cluster.outbound|80||cascade.default.svc.cluster.local.upstream_rq_retry_overflow"); n <= overflow {
+		t.Error("no retry was refused for want of room")
 	}
 }

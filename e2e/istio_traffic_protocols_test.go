@@ -111,8 +111,10 @@ func via(proxy, target, line string) string {
 	return say(c, line)
 }
 
-// websocket upgrades a connection and echoes a line over it.
-func serveUpgrade(w http.ResponseWriter, r *http.Request) {
+func serveUpgrade(w http.ResponseWriter, r *http.Request) { upgradeAs(w, r, "echo") }
+
+// upgradeAs upgrades a connection and sends a line back after a name.
+func upgradeAs(w http.ResponseWriter, r *http.Request, name string) {
 	if !strings.EqualFold(r.Header.Get("upgrade"), "websocket") {
 		http.Error(w, "no upgrade", http.StatusBadRequest)
 		return
@@ -126,7 +128,7 @@ func serveUpgrade(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
 	line, err := rw.ReadString('\n')
 	if err == nil {
-		_, _ = fmt.Fprintf(c, "echo %s", line)
+		_, _ = fmt.Fprintf(c, "%s %s", name, line)
 	}
 }
 
@@ -166,6 +168,15 @@ func grpcClient(t *testing.T, target string, opts ...grpc.DialOption) testpb.Tes
 func TestIstioProtocols(t *testing.T) {
 	t.Parallel()
 	v1, v2 := newApp(t, "v1"), newApp(t, "v2")
+	for _, a := range []*app{v1, v2} {
+		a.answerWith(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("upgrade") != "" {
+				upgradeAs(w, r, a.name)
+				return
+			}
+			a.serve(w, r)
+		})
+	}
 	ws := newEcho(t, "ws")
 	ws.answerWith(serveUpgrade)
 	ca := newPublicCA(t, "public")
@@ -197,6 +208,7 @@ func TestIstioProtocols(t *testing.T) {
 			- match: [{port: 9090, uri: {prefix: /grpc.testing.TestService}}]
 			  route: [{destination: {host: pinned, subset: v2, port: {number: 9090}}}]
 			- route: [{destination: {host: pinned, subset: v1, port: {number: 80}}}]`) +
+			service("idle", "app: p", "{name: tcp, port: 9000}") + object("DestinationRule", "default", "idle", "host: idle\ntrafficPolicy: {connectionPool: {tcp: {idleTimeout: 1s}}}") +
 			service("shifted", "app: p", "{name: tcp, port: 9000}") + subsets("shifted") +
 			object("VirtualService", "default", "shifted", `
 			hosts: [shifted]
@@ -268,6 +280,8 @@ func TestIstioProtocols(t *testing.T) {
 			t.Errorf("fault: %v", err)
 		}
 	})
+	t.Run("idle TCP connections", func(t *testing.T) { checkIdle(t, proxy) })
+	t.Run("balancing", func(t *testing.T) { checkBalancing(t, proxy) })
 	t.Run("WebSocket", func(t *testing.T) {
 		if got, err := upgrade(proxyAddress, "http://ws:8000/chat", "ws:8000"); err != nil || got != "echo hello\n" {
 			t.Errorf("through the sidecars: %q %v", got, err)
@@ -313,6 +327,95 @@ func TestIstioProtocols(t *testing.T) {
 			t.Errorf("%s", got)
 		}
 	})
+}
+
+// checkIdle: a connection to a service with an idle timeout ends once nothing is said, and
+// not while something is.
+func checkIdle(t *testing.T, proxy string) {
+	t.Helper()
+	c, code, err := tunnel(proxy, "idle:9000")
+	if err != nil || c == nil {
+		t.Fatal(code, err)
+	}
+	defer c.Close()
+	r := bufio.NewReader(c)
+	began := time.Now()
+	for pause := time.NewTicker(300 * time.Millisecond); time.Since(began) < 2*time.Second; <-pause.C {
+		if _, err := io.WriteString(c, "hello\n"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.ReadString('\n'); err != nil {
+			t.Fatalf("after %s, while something is said: %v", time.Since(began), err)
+		}
+	}
+	if text, err := r.ReadString('\n'); !errors.Is(err, io.EOF) {
+		t.Errorf("idle: %q %v, want the end of the connection", text, err)
+	}
+}
+
+// checkBalancing has two replicas of p: requests of one connection go to both, whereas
+// a TCP connection or a WebSocket stays where it is, and the next may go elsewhere.
+// That gRPC calls go to both the caller has seen.
+func checkBalancing(t *testing.T, proxy string) {
+	t.Helper()
+	proxyAddress := strings.TrimPrefix(proxy, "http://")
+	dials := 0
+	single := func(h2 bool) *http.Client {
+		tr := &http.Transport{Protocols: new(http.Protocols), DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			dials++
+			return new(net.Dialer).DialContext(ctx, "tcp", proxyAddress)
+		}}
+		tr.Protocols.SetHTTP1(!h2)
+		tr.Protocols.SetUnencryptedHTTP2(h2)
+		t.Cleanup(tr.CloseIdleConnections)
+		return &http.Client{Transport: tr, Timeout: 5 * time.Second}
+	}
+	overHTTP1, overHTTP2 := single(false), single(true)
+	for name, send := range map[string]func() string{
+		"HTTP/1.1": func() string { return do(overHTTP1, request{url: "http://p:8000/"}).outcome() },
+		"HTTP/2":   func() string { return do(overHTTP2, request{url: "http://p:7000/"}).outcome() },
+		"TCP":      func() string { return via(proxy, "p:9000", "hello") },
+		"WebSocket": func() string {
+			line, err := upgrade(proxyAddress, "http://p:8000/chat", "p:8000")
+			if err != nil {
+				return err.Error()
+			}
+			word, _, _ := strings.Cut(line, " ")
+			return word
+		},
+	} {
+		dials = 0
+		count := map[string]int{}
+		for range 60 {
+			count[send()]++
+		}
+		// Five standard deviations of a fair coin.
+		if count["v1"] < 10 || count["v2"] < 10 || count["v1"]+count["v2"] != 60 {
+			t.Errorf("%s: %v", name, count)
+		}
+		if strings.HasPrefix(name, "HTTP") && dials != 1 {
+			t.Errorf("%s: %d connections, want all requests over one", name, dials)
+		}
+	}
+	c, code, err := tunnel(proxy, "p:9000")
+	if err != nil || c == nil {
+		t.Fatal(code, err)
+	}
+	defer c.Close()
+	r, stayed := bufio.NewReader(c), map[string]int{}
+	for range 20 {
+		if _, err := io.WriteString(c, "hello\n"); err != nil {
+			t.Fatal(err)
+		}
+		line, err := r.ReadString('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		stayed[line]++
+	}
+	if len(stayed) != 1 {
+		t.Errorf("lines of one TCP connection: %v", stayed)
+	}
 }
 
 func checkGRPC(t *testing.T, name string, c testpb.TestServiceClient) {

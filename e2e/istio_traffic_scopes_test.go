@@ -22,7 +22,7 @@ func destinationRule(namespace, name, spec string) string {
 func scopeObjects() string {
 	const plain, mutual = "trafficPolicy: {tls: {mode: DISABLE}}", "trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}"
 	var b strings.Builder
-	for i := range 8 {
+	for i := range 9 {
 		b.WriteString(serviceIn("nsb", fmt.Sprintf("p%d", i), "app: b", "{name: http, port: 80, targetPort: http-web}, {name: http-alt, port: 8080, targetPort: 8000}"))
 	}
 	host := func(i int) string { return fmt.Sprintf("host: p%d.nsb.svc.cluster.local\n", i) }
@@ -54,6 +54,7 @@ func TestIstioScopes(t *testing.T) {
 			play("other", "any", map[string]string{"app": "any"}, b.port) + play("other", "picky", map[string]string{"app": "picky"}, b.port),
 		"mesh.yaml": "defaultHttpRetryPolicy: {attempts: 3, retryOn: \"503\"}\n",
 		"rules.yaml": scopeObjects() + object("VirtualService", "nsb", "p6", "hosts: [p6]\nhttp: [{retries: {attempts: 0}, route: [{destination: {host: p6, port: {number: 80}}}]}]") +
+			object("VirtualService", "nsb", "p8", "hosts: [p8]\nhttp: [{headers: {response: {set: {x-rule: p8}}}, route: [{destination: {host: p8, port: {number: 80}}}]}]") +
 			serviceEntry("blackhole", `
 			hosts: [blackhole.example.com]
 			ports: [{number: 80, name: http, protocol: HTTP}]
@@ -108,6 +109,12 @@ func checkDefaults(t *testing.T, m *mesh) {
 	if got := m.get("web-1", "http://p0.nsb/", "x-do: fail=3", "x-id: mesh-wide"); got.outcome() != "b" {
 		t.Errorf("the mesh's default retries: %s", got)
 	}
+	if got := m.get("web-1", "http://p8.nsb/", "x-do: fail=3", "x-id: silent"); got.outcome() != "b" || got.header.Get("x-rule") != "p8" {
+		t.Errorf("a rule that says nothing of retries: %s %v", got, got.header)
+	}
+	if got := m.get("web-1", "http://p0.nsb/", "x-do: fail=4", "x-id: once-more"); got.outcome() != "503" {
+		t.Errorf("more failures than the mesh's default has attempts: %s", got)
+	}
 	if got := m.get("web-1", "http://p6.nsb/", "x-do: fail=1", "x-id: overridden"); got.outcome() != "503" {
 		t.Errorf("a rule without retries: %s", got)
 	}
@@ -141,7 +148,9 @@ func TestIstioLocality(t *testing.T) {
 			service("spread", "app: b", ports) + destinationRule("default", "spread", `host: spread
 trafficPolicy: {`+outlier+`, loadBalancer: {localityLbSetting: {enabled: true, distribute: [{from: us/a/*, to: {"us/a/*": 70, "us/b/*": 30}}]}}}`) +
 			service("off", "app: b", ports) + destinationRule("default", "off", "host: off\ntrafficPolicy: {"+outlier+", loadBalancer: {localityLbSetting: {enabled: false}}}") +
-			service("unruled", "app: b", ports),
+			service("unruled", "app: b", ports) +
+			service("back", "app: b", ports) + destinationRule("default", "back", "host: back\ntrafficPolicy: {"+strings.Replace(outlier, "180s", "1s", 1)+"}") +
+			service("nobody", "app: b", ports) + destinationRule("default", "nobody", "host: nobody\ntrafficPolicy: {"+outlier+"}"),
 	}))
 	send := func(host string, headers ...string) map[string]int {
 		return spread(100, func(int) answer { return m.get("client-1", "http://"+host+"/", headers...) })
@@ -161,6 +170,22 @@ trafficPolicy: {`+outlier+`, loadBalancer: {localityLbSetting: {enabled: true, d
 		proctest.Eventually(t, 10*time.Second, func() error {
 			if got := spread(8, func(int) answer { return m.get("client-1", "http://near/", "x-do: "+step.broken) }); got[step.next] != 8 {
 				return fmt.Errorf("with %s: %v, want %s", step.broken, got, step.next)
+			}
+			return nil
+		})
+	}
+	// Whoever is back is preferred again. Where all are broken nobody is asked any more: as
+	// in Istio, Envoy does not panic.
+	for _, step := range []struct{ host, broken, want, body string }{
+		{"back", "status@v1=503", "v2", ""},
+		{"back", "status=200", "v1", ""},
+		{"nobody", "status=503", "503", "no healthy upstream"},
+	} {
+		proctest.Eventually(t, 20*time.Second, func() error {
+			for range 8 {
+				if got := m.get("client-1", "http://"+step.host+"/", "x-do: "+step.broken); got.outcome() != step.want || !strings.Contains(got.body, step.body) {
+					return fmt.Errorf("%s with %s: %s, want %s %s", step.host, step.broken, got, step.want, step.body)
+				}
 			}
 			return nil
 		})

@@ -53,8 +53,9 @@ type ready struct {
 		Admin          string            `json:"admin"`
 	} `json:"workloads"`
 	Gateways []struct {
-		Name string `json:"name"`
-		URL  string `json:"url"`
+		Name  string `json:"name"`
+		URL   string `json:"url"`
+		Admin string `json:"admin"`
 	} `json:"gateways"`
 	Services map[string]string `json:"services"`
 }

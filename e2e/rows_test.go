@@ -106,11 +106,11 @@ spec:
 var servedBy = regexp.MustCompile(`served by: reviews (v\d)`)
 
 // bookinfoVersions counts which versions of reviews answer twenty reloads.
-func bookinfoVersions(t *testing.T, m *mesh) map[string]int {
+func bookinfoVersions(t *testing.T, m *mesh, headers ...string) map[string]int {
 	t.Helper()
 	count := map[string]int{}
 	for range 20 {
-		page := do(client(""), request{url: m.gateway("bookinfo-gateway") + "/productpage"})
+		page := do(client(""), request{url: m.gateway("bookinfo-gateway") + "/productpage", headers: headers})
 		found := servedBy.FindStringSubmatch(page.body)
 		if page.status != http.StatusOK || found == nil {
 			t.Fatalf("%v %d %s", count, page.status, page.body)
@@ -121,8 +121,8 @@ func bookinfoVersions(t *testing.T, m *mesh) map[string]int {
 }
 
 // TestBookinfoRouting goes the way of the well-known tutorial: without rules the
-// versions of reviews take turns, with all on v1 there are never stars, and
-// without the rules again it is as before.
+// versions of reviews take turns, with all on v1 there are never stars, with the second
+// manifest on top users see theirs, and without the rules again it is as before.
 func TestBookinfoRouting(t *testing.T) {
 	dir := copyDir(t, filepath.Join("..", "examples", "bookinfo"))
 	networking, err := os.ReadFile(filepath.Join(dir, "networking.yaml"))
@@ -134,7 +134,17 @@ func TestBookinfoRouting(t *testing.T) {
 	open = open[:strings.LastIndex(open, "---")]
 	write(t, dir, "networking.yaml", open)
 	m := up(t, dir)
-	if got := bookinfoVersions(t, m); len(got) != 3 {
+	// Each page that v2 or v3 made asked ratings once, one that v1 made did not.
+	asked := func() int { return m.stat("ratings-1", "http.inbound_0.0.0.0_9080.downstream_rq_total") }
+	askedBy := func() map[string]int {
+		before := asked()
+		got := bookinfoVersions(t, m)
+		if n := asked() - before; n != got["v2"]+got["v3"] {
+			t.Errorf("%v, and ratings was asked %d times", got, n)
+		}
+		return got
+	}
+	if got := askedBy(); len(got) != 3 {
 		t.Errorf("without rules: %v", got)
 	}
 	processes := fmt.Sprint(m.children())
@@ -163,6 +173,24 @@ spec: {host: %[1]s, subsets: [{name: v1, labels: {version: v1}}]}
 		}
 		return nil
 	})
+	askedBy()
+	t.Log("the second manifest, by user, applied to the first")
+	all, byUser := rules.String(), string(networking)[strings.LastIndex(string(networking), "---"):]
+	write(t, dir, "all-v1.yaml", all[:strings.LastIndex(all, "---")]+byUser)
+	for user, want := range map[string]string{"john": "v2", "mary": "v3", "somebody": "v1"} {
+		proctest.Eventually(t, 20*time.Second, func() error {
+			if got := bookinfoVersions(t, m, "cookie: bookinfo-user="+user); got[want] != 20 {
+				return fmt.Errorf("%s sees %v, want %s", user, got, want)
+			}
+			return nil
+		})
+	}
+	const detailsV1 = "cluster.outbound|9080|v1|details.default.svc.cluster.local.upstream_rq_2xx"
+	before := m.stat("productpage-1", detailsV1)
+	bookinfoVersions(t, m)
+	if n := m.stat("productpage-1", detailsV1) - before; n != 20 {
+		t.Errorf("the rule of details sent %d of 20 requests to v1 after the second manifest", n)
+	}
 	t.Log("rules taken away")
 	if err := os.Remove(filepath.Join(dir, "all-v1.yaml")); err != nil {
 		t.Fatal(err)
@@ -178,7 +206,7 @@ spec: {host: %[1]s, subsets: [{name: v1, labels: {version: v1}}]}
 	}
 	var st struct{ Serving string }
 	out, _ := m.writ("status", dir, "-o", "json")
-	if err := json.Unmarshal([]byte(out), &st); err != nil || st.Serving != "3" || m.ready.Revision != "1" {
-		t.Errorf("revision %s when ready, %s after two edits, %v", m.ready.Revision, st.Serving, err)
+	if err := json.Unmarshal([]byte(out), &st); err != nil || st.Serving != "4" || m.ready.Revision != "1" {
+		t.Errorf("revision %s when ready, %s after three edits, %v", m.ready.Revision, st.Serving, err)
 	}
 }

@@ -39,29 +39,43 @@ func threeVersions(t *testing.T) string {
 		workload("b-v2", "b", newEcho(t, "v2"), "version: v2") + workload("b-v3", "b", newEcho(t, "v3"), "version: v3")
 }
 
+// TestCanary rolls out in steps of percentages.
 func TestCanary(t *testing.T) {
 	t.Parallel()
-	m := up(t, writeFiles(t, map[string]string{
-		"workloads.yaml": threeVersions(t),
-		"routes.yaml": reviewSubsets + `---
+	step := func(percent int) string {
+		return fmt.Sprintf(`---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: b}
 spec:
   hosts: [b]
   http:
-  - route:
-    - {destination: {host: b, subset: v1}, weight: 90}
-    - {destination: {host: b, subset: v2}, weight: 10}
-`,
-	}))
-	c := client(m.proxyOf("a-1"))
-	count := map[string]int{}
-	for range 1000 {
-		count[do(c, request{url: "http://b:8000/"}).saw(t).Name]++
+  - headers: {response: {set: {x-step: "%[1]d"}}}
+    route:
+    - {destination: {host: b, subset: v1}, weight: %[2]d}
+    - {destination: {host: b, subset: v2}, weight: %[1]d}
+`, percent, 100-percent)
 	}
-	if v2 := count["v2"]; v2 < 70 || v2 > 130 || count["v1"]+v2 != 1000 {
-		t.Errorf("of 1000 requests: %v", count)
+	m := up(t, writeFiles(t, map[string]string{"workloads.yaml": threeVersions(t), "subsets.yaml": reviewSubsets, "routes.yaml": step(1)}))
+	c := client(m.proxyOf("a-1"))
+	defer c.CloseIdleConnections()
+	for i, s := range []struct{ percent, requests, least, most int }{
+		// Five standard deviations and more: wrong once in a million runs.
+		{1, 500, 0, 20}, {10, 1000, 50, 150}, {50, 300, 105, 195}, {100, 50, 50, 50},
+	} {
+		if i > 0 {
+			write(t, m.dir, "routes.yaml", step(s.percent))
+		}
+		proctest.Eventually(t, 20*time.Second, func() error {
+			if got := do(c, request{url: "http://b:8000/"}); got.header.Get("x-step") != fmt.Sprint(s.percent) {
+				return fmt.Errorf("%d percent are not live: %s", s.percent, got)
+			}
+			return nil
+		})
+		count := spread(s.requests, func(int) answer { return do(c, request{url: "http://b:8000/"}) })
+		if v2 := count["v2"]; v2 < s.least || v2 > s.most || count["v1"]+v2 != s.requests {
+			t.Errorf("%d percent of %d requests: %v", s.percent, s.requests, count)
+		}
 	}
 }
 

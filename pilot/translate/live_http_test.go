@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -23,6 +24,7 @@ kind: DestinationRule
 metadata: {name: reviews}
 spec:
   host: reviews
+  trafficPolicy: {connectionPool: {http: {http2MaxRequests: 4}}}
   subsets:
   - {name: v1, labels: {version: v1}}
   - {name: v2, labels: {version: v2}}
@@ -225,6 +227,27 @@ func TestLiveHTTP(t *testing.T) {
 	t.Run("timeout", func(t *testing.T) {
 		if r := get("/slow"); r.StatusCode != 504 || r.took > 2*time.Second {
 			t.Errorf("%s after %v", r.Status, r.took)
+		}
+	})
+	t.Run("circuit breaker", func(t *testing.T) {
+		var wg sync.WaitGroup
+		var admitted, refused atomic.Int32
+		for range 16 {
+			wg.Go(func() {
+				switch r := get("/slow"); r.StatusCode {
+				case 504: // held until the timeout of the route
+					admitted.Add(1)
+				case 503:
+					refused.Add(1)
+				default:
+					t.Errorf("%s %s", r.Status, r.body)
+				}
+			})
+		}
+		wg.Wait()
+		// Workers count for themselves for a moment, so that a few more may pass.
+		if admitted.Load() < 4 || refused.Load() < 4 {
+			t.Errorf("%d of 16 at once were let through and %d refused, want about 4 and 12", admitted.Load(), refused.Load())
 		}
 	})
 	t.Run("retries", func(t *testing.T) {
