@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/writ-mesh/writ/pilot/envoyfilter"
 	"github.com/writ-mesh/writ/pilot/model"
 	"github.com/writ-mesh/writ/pilot/security"
 	"github.com/writ-mesh/writ/pilot/translate"
@@ -27,6 +28,7 @@ type compiled struct {
 	besides
 	policy     *security.Compiler
 	translator *translate.Translator
+	filters    *envoyfilter.Filters
 	snapshot   *xds.Snapshot
 	digests    digests
 	// sharing makes configurations for dynamic proxies of this revision.
@@ -91,8 +93,12 @@ func compile(files *model.Mesh, also besides, b *xds.Builder, before *compiled) 
 	if err != nil {
 		return nil, err
 	}
+	filters, err := envoyfilter.New(m)
+	if err != nil {
+		return nil, err
+	}
 	c := &compiled{
-		mesh: files, besides: also, policy: policy, translator: tr, digests: sums, sharing: &sharing{builder: b}, placed: make(map[string]*model.Proxy, len(m.Proxies)),
+		mesh: files, besides: also, policy: policy, translator: tr, filters: filters, digests: sums, sharing: &sharing{builder: b}, placed: make(map[string]*model.Proxy, len(m.Proxies)),
 		offered: sync.OnceValue(func() map[netip.Addr][]offer { return offersOf(m) }),
 		rego:    sync.OnceValue(func() []*pilotpb.RegoPlacement { return regoPlacements(m, policy) }),
 	}
@@ -193,6 +199,9 @@ func (c *compiled) config(p *model.Proxy) (*xds.Config, error) {
 	own, shared, err := c.translator.Parts(p)
 	if err != nil {
 		return nil, err
+	}
+	if own, shared, err = c.filters.Apply(p, own, shared); err != nil {
+		return nil, fmt.Errorf("proxy %s: %w", p.ID, err)
 	}
 	common, err := c.sharing.setsOf(shared)
 	if err != nil {

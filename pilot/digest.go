@@ -50,6 +50,7 @@ func digest(m *model.Mesh, earlier *digests) (digests, error) {
 		policies[p] = d.objects[p.ID()]
 	}
 	digestObjects(d, m.Telemetries)
+	digestObjects(d, m.EnvoyFilters)
 	for _, p := range m.RegoPolicies {
 		q := *p
 		q.Form, q.ModuleFile, q.ModuleLine = nil, "", 0 // follow from the rest, or tell places

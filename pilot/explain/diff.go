@@ -170,7 +170,7 @@ func (s *side) sameBut(o *side) bool {
 
 // apart says where what the sets of requests tell is not all.
 func (s *side) apart(o *side) []string {
-	out := slices.Concat(s.contents(o), s.severalTokens(), o.severalTokens())
+	out := slices.Concat(s.contents(o), s.severalTokens(), o.severalTokens(), patchedBy(s.m, s.proxy), patchedBy(o.m, o.proxy))
 	for _, a := range s.issuers {
 		for _, b := range o.issuers {
 			if a.name == b.name && a.keys != b.keys {

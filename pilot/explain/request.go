@@ -128,6 +128,7 @@ func (l *life) pass(s Step) { l.steps = append(l.steps, s) }
 
 func (l *life) run() error {
 	l.arrive()
+	l.unknown = append(l.unknown, patchedBy(l.m, l.to.proxy)...)
 	for _, step := range []func() error{l.peer, l.revoked, l.custom, l.token, l.revokedTokens, l.audit, l.lists, l.deny, l.allow, l.rego, l.quota} {
 		if l.decided != nil {
 			return nil

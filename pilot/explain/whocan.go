@@ -127,10 +127,20 @@ func (s *side) notes(space *requestSpace) []string {
 		out = append(out, p.ID()+" counts: what it has left is not known here")
 	}
 	out = append(out, s.severalTokens()...)
+	out = append(out, patchedBy(s.m, s.proxy)...)
 	for n := range space.notes {
 		out = append(out, n)
 	}
 	slices.SortStableFunc(out, func(a, b string) int { return cmp.Compare(a, b) })
+	return out
+}
+
+// patchedBy says that EnvoyFilters change a proxy, of which nobody can tell what comes of it.
+func patchedBy(m *model.Mesh, p *model.Proxy) []string {
+	var out []string
+	for _, f := range m.EnvoyFiltersOf(p) {
+		out = append(out, "what "+f.ID()+" changes in the proxy is not told")
+	}
 	return out
 }
 

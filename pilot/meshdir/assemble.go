@@ -159,6 +159,7 @@ func (a *assembler) lists() {
 		m.AuthorizationPolicies = append(m.AuthorizationPolicies, authorizationPolicyOf(o))
 	}
 	m.Telemetries = typed[telemetry.Telemetry](a, "Telemetry")
+	m.EnvoyFilters = typed[networking.EnvoyFilter](a, "EnvoyFilter")
 	for _, o := range a.objects["Secret"] {
 		m.Secrets[o.meta.Namespace+"/"+o.meta.Name] = secretOf(o)
 	}

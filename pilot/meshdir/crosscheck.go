@@ -30,6 +30,7 @@ func (a *assembler) crossCheck() {
 		"Sidecar":               a.checkPolicySelector,
 		"QuotaPolicy":           a.checkQuotaReferences,
 		"AccessList":            a.checkPolicySelector,
+		"EnvoyFilter":           a.checkPolicySelector,
 		"ServiceRole":           a.checkRole,
 		"ServiceRoleBinding":    a.checkBinding,
 		"ClusterRbacConfig":     a.checkRbacTargets,
@@ -455,7 +456,7 @@ func (a *assembler) checkPolicySelector(c *checker) {
 		namespace = ""
 	}
 	at := "spec.selector"
-	if c.object.meta.Kind == "Sidecar" {
+	if slices.Contains([]string{"Sidecar", "EnvoyFilter"}, c.object.meta.Kind) {
 		at = "spec.workloadSelector"
 	}
 	switch {
@@ -478,6 +479,8 @@ func selectorOf(spec any) map[string]string {
 	case *telemetry.Telemetry:
 		return s.Selector.GetMatchLabels()
 	case *networking.Sidecar:
+		return s.WorkloadSelector.GetLabels()
+	case *networking.EnvoyFilter:
 		return s.WorkloadSelector.GetLabels()
 	case *regoSpec:
 		return s.Selector.labels()

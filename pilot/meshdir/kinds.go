@@ -58,6 +58,7 @@ func knownKinds() map[string]kindInfo {
 			versions: versions("telemetry.istio.io", "v1", "v1alpha1"),
 			message:  func() proto.Message { return &telemetry.Telemetry{} }, validate: checkTelemetry,
 		},
+		"EnvoyFilter":    {versions: versions("networking.istio.io", "v1alpha3"), message: func() proto.Message { return &networking.EnvoyFilter{} }, validate: checkEnvoyFilter},
 		"Service":        {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.Service{} }, validate: checkService},
 		"Secret":         {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.Secret{} }, validate: checkSecret},
 		"ServiceAccount": {versions: []string{"v1"}, whole: true, value: func() any { return &corev1.ServiceAccount{} }, validate: nothing},
@@ -85,7 +86,7 @@ func nothing(*checker) {}
 func laterKinds() map[string]string {
 	const program = "a program on this machine is a LocalWorkload"
 	return map[string]string{
-		"EnvoyFilter": "", "Pod": program,
+		"Pod":         program,
 		"ProxyConfig": "write defaultConfig into mesh.yaml",
 		"WasmPlugin":  "", "TrafficExtension": "", "Deployment": program, "StatefulSet": program, "DaemonSet": program,
 		"Job": program, "ConfigMap": "write the mesh configuration into mesh.yaml", "Ingress": "write a Gateway and a VirtualService",

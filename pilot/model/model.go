@@ -74,6 +74,7 @@ type (
 	RequestAuthentication = Object[security.RequestAuthentication]
 	AuthorizationPolicy   = Object[security.AuthorizationPolicy]
 	Telemetry             = Object[telemetry.Telemetry]
+	EnvoyFilter           = Object[networking.EnvoyFilter]
 )
 
 // Mesh is one revision of the whole configuration.
@@ -117,6 +118,7 @@ type Mesh struct {
 	RequestAuthentications []*RequestAuthentication
 	AuthorizationPolicies  []*AuthorizationPolicy
 	Telemetries            []*Telemetry
+	EnvoyFilters           []*EnvoyFilter
 	RegoPolicies           []*RegoPolicy
 	QuotaPolicies          []*QuotaPolicy
 	ServiceRoles           []*ServiceRole

@@ -164,7 +164,11 @@ func printAnswer(w io.Writer, a *explain.Answer) error {
 			fmt.Fprintln(w)
 		}
 		printNear(w, t.Near)
-		printList(w, "NOT KNOWN WITHOUT A MESH THAT RUNS (--live)", t.Unknown)
+		unknown := "NOT KNOWN WITHOUT A MESH THAT RUNS (--live)"
+		if a.Question.Live {
+			unknown = "NOT KNOWN"
+		}
+		printList(w, unknown, t.Unknown)
 	}
 	return nil
 }
