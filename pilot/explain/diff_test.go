@@ -18,7 +18,7 @@ import (
 	"github.com/writ-mesh/writ/pilot/security/region"
 )
 
-var diffSeed = flag.Uint64("diff-seed", 0, "repeat a run of TestDiffIsExact; 0 is a new one")
+var diffSeed = flag.Uint64("diff-seed", 0, "repeat a run of random meshes; 0 is a new one")
 
 const issuerOne, issuerTwo = "https://one", "https://two"
 
@@ -61,6 +61,17 @@ func universe() []*eval.Request {
 
 // generator makes random meshes of one workload.
 type generator struct{ *rand.Rand }
+
+// seeded makes one of the seed that the flag names, or of a new one.
+func seeded(t *testing.T, stream uint64) generator {
+	t.Helper()
+	seed := *diffSeed
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("repeat with -diff-seed %d", seed)
+	return generator{rand.New(rand.NewPCG(seed, stream))} //nolint:gosec // repeatable, not secret
+}
 
 func (g generator) some(from ...string) []string {
 	out := []string{from[g.IntN(len(from))]}
@@ -317,16 +328,10 @@ func within(cells map[string]region.Set, r region.Region) bool {
 // decisions about every request of a small world: each request whose decision flips is
 // in exactly one of the regions, with that outcome, and no other request is in any.
 func TestDiffIsExact(t *testing.T) {
-	pairs := 8
+	pairs, g := 8, seeded(t, 0)
 	if proctest.Few() {
 		pairs = 4
 	}
-	seed := *diffSeed
-	if seed == 0 {
-		seed = rand.Uint64()
-	}
-	t.Logf("repeat with -diff-seed %d", seed)
-	g := generator{rand.New(rand.NewPCG(seed, 0))} //nolint:gosec // repeatable, not secret
 	requests := universe()
 	flipped, stayed := 0, 0
 	for range pairs {

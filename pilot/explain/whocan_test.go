@@ -1,7 +1,6 @@
 package explain
 
 import (
-	"math/rand/v2"
 	"slices"
 	"testing"
 
@@ -15,16 +14,10 @@ import (
 // each that passes is in exactly one of the regions, no other is in any, and workloads of
 // whom one passes are named.
 func TestWhoCanIsExact(t *testing.T) {
-	meshes := 30
+	meshes, g := 30, seeded(t, 2)
 	if proctest.Few() {
 		meshes = 8
 	}
-	seed := *diffSeed
-	if seed == 0 {
-		seed = rand.Uint64()
-	}
-	t.Logf("repeat with -diff-seed %d", seed)
-	g := generator{rand.New(rand.NewPCG(seed, 2))} //nolint:gosec // repeatable, not secret
 	requests := universe()
 	passed, refused := 0, 0
 	for range meshes {

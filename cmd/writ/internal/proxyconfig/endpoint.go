@@ -46,23 +46,24 @@ func ParseEndpoints(data []byte) ([]Endpoint, error) {
 	return out, nil
 }
 
+// address is a socket's, that of a unix socket, or that of a listener inside Envoy.
+type address struct {
+	Socket struct {
+		Address string `json:"address"`
+		Port    uint32 `json:"port_value"`
+	} `json:"socket_address"`
+	Pipe struct {
+		Path string `json:"path"`
+	} `json:"pipe"`
+	Internal struct {
+		Listener string `json:"server_listener_name"`
+	} `json:"envoy_internal_address"`
+}
+
 // host is how Envoy tells an endpoint. What is 0, false or empty it leaves out.
 type host struct {
-	Address struct {
-		Socket *struct {
-			Address string `json:"address"`
-			Port    uint32 `json:"port_value"`
-		} `json:"socket_address"`
-		Pipe struct {
-			Path string `json:"path"`
-		} `json:"pipe"`
-		Internal struct {
-			Listener string `json:"server_listener_name"`
-			ID       string `json:"endpoint_id"`
-		} `json:"envoy_internal_address"`
-	} `json:"address"`
-	Hostname string `json:"hostname"`
-	Health   struct {
+	Address address `json:"address"`
+	Health  struct {
 		EDS     string `json:"eds_health_status"`
 		Outlier bool   `json:"failed_outlier_check"`
 		Active  bool   `json:"failed_active_health_check"`
@@ -79,7 +80,7 @@ type host struct {
 func (h *host) endpoint() Endpoint {
 	e := Endpoint{Health: h.Health.EDS, Ejected: h.Health.Outlier, Weight: h.Weight, Priority: h.Priority}
 	switch a := h.Address; {
-	case a.Socket != nil:
+	case a.Socket.Address != "":
 		e.Address = net.JoinHostPort(a.Socket.Address, strconv.FormatUint(uint64(a.Socket.Port), 10))
 	case a.Pipe.Path != "":
 		e.Address = "unix://" + a.Pipe.Path

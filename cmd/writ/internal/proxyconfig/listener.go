@@ -59,19 +59,8 @@ func (d *Dump) listeners(raw json.RawMessage) error {
 
 func listenerOf(s *listenerState, state string) (Listener, error) {
 	var l struct {
-		Name    string `json:"name"`
-		Address struct {
-			Socket struct {
-				Address string `json:"address"`
-				Port    uint32 `json:"port_value"`
-			} `json:"socket_address"`
-			Pipe struct {
-				Path string `json:"path"`
-			} `json:"pipe"`
-			Internal struct {
-				Name string `json:"server_listener_name"`
-			} `json:"envoy_internal_address"`
-		} `json:"address"`
+		Name     string          `json:"name"`
+		Address  address         `json:"address"`
 		Internal json.RawMessage `json:"internal_listener"`
 		Chains   []filterChain   `json:"filter_chains"`
 		Default  *filterChain    `json:"default_filter_chain"`
@@ -79,7 +68,7 @@ func listenerOf(s *listenerState, state string) (Listener, error) {
 	err := json.Unmarshal(s.Listener, &l)
 	out := Listener{
 		resource: resource{Name: l.Name, Version: s.Version, State: state, Config: s.Listener},
-		Address:  cmp.Or(l.Address.Socket.Address, l.Address.Pipe.Path, l.Address.Internal.Name), Port: l.Address.Socket.Port, Chains: []Chain{},
+		Address:  cmp.Or(l.Address.Socket.Address, l.Address.Pipe.Path, l.Address.Internal.Listener), Port: l.Address.Socket.Port, Chains: []Chain{},
 	}
 	if l.Internal != nil {
 		out.Address = "inside Envoy"
