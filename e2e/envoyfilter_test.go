@@ -36,6 +36,11 @@ func TestEnvoyFilter(t *testing.T) {
 		"filters.yaml": envoyFilter("default", "inbound", "workloadSelector: {labels: {app: b}}", luaPatch("SIDECAR_INBOUND", "x-inbound"),
 			`{applyTo: HTTP_FILTER, match: {context: SIDECAR_INBOUND, listener: {filterChain: {filter: {name: envoy.filters.network.http_connection_manager, subFilter: {name: envoy.filters.http.rbac}}}}}, patch: {operation: REMOVE}}`) +
 			envoyFilter("istio-system", "edge", "workloadSelector: {labels: {istio: ingressgateway}}", luaPatch("GATEWAY", "x-edge")) +
+			// As Istio's task for local limits has it.
+			envoyFilter("other", "limit", "workloadSelector: {labels: {app: b}}",
+				`{applyTo: HTTP_FILTER, match: {context: SIDECAR_INBOUND, listener: {filterChain: {filter: {name: envoy.filters.network.http_connection_manager}}}}, patch: {operation: INSERT_BEFORE, value: {name: envoy.filters.http.local_ratelimit, typed_config: {
+      "@type": type.googleapis.com/udpa.type.v1.TypedStruct, type_url: type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit,
+      value: {stat_prefix: limit, token_bucket: {max_tokens: 4, tokens_per_fill: 4, fill_interval: 600s}, filter_enabled: {default_value: {numerator: 100}}, filter_enforced: {default_value: {numerator: 100}}}}}}}`) +
 			envoyFilter("default", "outbound", "workloadSelector: {labels: {app: a}}",
 				`{applyTo: VIRTUAL_HOST, match: {context: SIDECAR_OUTBOUND, routeConfiguration: {vhost: {name: "b.default.svc.cluster.local:8000"}}}, patch: {operation: MERGE, value: {response_headers_to_add: [{header: {key: x-vhost, value: merged}}]}}}`,
 				`{applyTo: HTTP_ROUTE, match: {context: SIDECAR_OUTBOUND, routeConfiguration: {vhost: {name: "b.default.svc.cluster.local:8000"}}}, patch: {operation: INSERT_FIRST, value: {name: teapot, match: {path: /teapot}, direct_response: {status: 418}}}}`,
@@ -57,6 +62,9 @@ func TestEnvoyFilter(t *testing.T) {
 	has("a-1", "http://b:8000/", "x-found", "yes")
 	has("a-1", "http://b.other:8000/", "x-inbound", "")
 	has("c-1", "http://b.default:8000/", "x-vhost", "")
+	if got := spread(12, func(int) answer { return m.get("a-1", "http://b.other:8000/") }); got["b"] != 3 || got["429"] != 9 {
+		t.Errorf("of four requests one was sent before, and now: %v", got)
+	}
 	if got := m.get("a-1", "http://b:8000/teapot"); got.status != http.StatusTeapot {
 		t.Errorf("a route of one's own: %s", got)
 	}

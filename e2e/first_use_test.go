@@ -256,6 +256,11 @@ func TestWhatAnEnvoyHas(t *testing.T) {
 	}
 	answers(t, 1, "there are none such", "proxy-config", "clusters", "a-1", dir, "--fqdn", "nobody")
 	answers(t, 1, "there are a-1, b-1, door", "proxy-config", "clusters", "c-1", dir)
+	// Beside what Envoys have stands what it was made of.
+	answers(t, 0, "routes.yaml:2", "get", "virtualservices", dir, "--live")
+	answers(t, 0, "uri: {prefix: /old}", "get", "vs", dir, "--live", "--yaml")
+	answers(t, 0, "DestinationRule", "get", "all", dir, "--live")
+	answers(t, 0, "door", "get", "gateways", dir)
 	out, code := writ(t, "pc", "s", "a-1", dir, "-o", "json")
 	if code != 0 || strings.Contains(strings.ToLower(out), "private") {
 		t.Errorf("exit code %d, and keys may be in\n%s", code, out)

@@ -59,6 +59,7 @@ func TestMesh(t *testing.T) {
 		run  func(*testing.T)
 	}{
 		{"checks", m.checks},
+		{"a request goes where its Host says, not to the address", m.byHost},
 		{"an edited policy is live", m.edit},
 		{"the store is for ratelimit alone", m.store},
 		{"who has the socket but not the user gets nothing", m.stranger},
@@ -167,7 +168,12 @@ type answer struct {
 // get sends a request from inside a container.
 func (m *mesh) get(t *testing.T, container, url string) answer {
 	t.Helper()
-	in, err := json.Marshal(map[string]string{"method": http.MethodGet, "url": url})
+	return m.getFrom(t, container, url, nil)
+}
+
+func (m *mesh) getFrom(t *testing.T, container, url string, headers map[string]string) answer {
+	t.Helper()
+	in, err := json.Marshal(map[string]any{"method": http.MethodGet, "url": url, "headers": headers})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,6 +216,24 @@ spec: {action: DENY, selector: {matchLabels: {app: details}}, rules: [{}]}
 		}
 		return nil
 	})
+}
+
+// byHost has a program dial the address of one service for another one.
+func (m *mesh) byHost(t *testing.T) {
+	address := strings.TrimSpace(m.run("docker", "inspect", "-f", `{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}`, "bookinfo-ratings-1"))
+	if strings.Contains(address, " ") || address == "" {
+		t.Fatalf("ratings has the addresses %q, want one", address)
+	}
+	at := func(host string) answer {
+		return m.getFrom(t, "bookinfo-productpage-app-1", "http://"+address+":9080/details/0", map[string]string{"host": host})
+	}
+	if a := at("details:9080"); a.Status != http.StatusOK || !strings.Contains(a.Body, `"author"`) {
+		t.Errorf("details at the address of ratings: %+v", a)
+	}
+	// Whom ratings may be called by is decided there, and productpage may not.
+	if a := at("ratings:9080"); a.Status != http.StatusForbidden {
+		t.Errorf("ratings at its address: %+v", a)
+	}
 }
 
 // store: whoever reaches Redis can change what was counted.

@@ -50,7 +50,7 @@ Exit codes: 0 yes, 1 no, 2 cannot tell. -o json prints for programs.`,
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(upCommand(), checkCommand(), validateCommand(), statusCommand(), waitCommand(), certsCommand(), nodesCommand(), rootsCommand(), revokeTokensCommand(), explainCommand(), whoCanCommand(), diffCommand(), replayCommand(), promoteCommand(), suggestCommand(), recordCommand(), limitsCommand(), proxyConfigCommand(), bootstrapCommand(), versionCommand())
+	root.AddCommand(upCommand(), checkCommand(), validateCommand(), statusCommand(), getCommand(), waitCommand(), certsCommand(), nodesCommand(), rootsCommand(), revokeTokensCommand(), explainCommand(), whoCanCommand(), diffCommand(), replayCommand(), promoteCommand(), suggestCommand(), recordCommand(), limitsCommand(), proxyConfigCommand(), bootstrapCommand(), versionCommand())
 	err := root.ExecuteContext(ctx)
 	switch {
 	case err == nil:

@@ -38,7 +38,7 @@ func TestHelp(t *testing.T) {
 		}
 	}
 	root := &cobra.Command{Use: "writ"}
-	root.AddCommand(upCommand(), checkCommand(), validateCommand(), statusCommand(), waitCommand(), certsCommand(), explainCommand(), whoCanCommand(), diffCommand(), proxyConfigCommand(), bootstrapCommand(), versionCommand())
+	root.AddCommand(upCommand(), checkCommand(), validateCommand(), statusCommand(), getCommand(), waitCommand(), certsCommand(), explainCommand(), whoCanCommand(), diffCommand(), proxyConfigCommand(), bootstrapCommand(), versionCommand())
 	for _, c := range root.Commands() {
 		walk(c)
 	}
@@ -58,6 +58,9 @@ func TestWrongCommandLine(t *testing.T) {
 		{"proxy-config routes", "name one replica or gateway"},
 		{"proxy-config ruotes", `unknown command "ruotes"`},
 		{"proxy-config routes a -f b", "name no workload"},
+		{"get", "name one kind or \"all\""},
+		{"get virtualservcies", `"virtualservcies" is no kind: there are AccessList, AuthorizationPolicy`},
+		{"get all -o xml .", "want table or json"},
 		{"nonsense", `unknown command "nonsense"`},
 		{"status /nowhere", "/nowhere is no mesh directory"},
 	} {
@@ -111,5 +114,32 @@ func TestTerminal(t *testing.T) {
 	log.ErrorContext(t.Context(), "no")
 	if want := "warning: it ended (exit=\"signal: killed\" times=1 log=/x.log)\nerror: no (log=/x.log)\n"; out.String() != want {
 		t.Errorf("got %s, want %s", &out, want)
+	}
+}
+
+// TestGet lists what is in a directory, by any name of a kind.
+func TestGet(t *testing.T) {
+	const dir = "../../../../examples/bookinfo"
+	for _, tc := range []struct {
+		args string
+		code int
+		want []string
+	}{
+		{"get gateways " + dir, 0, []string{"Gateway  istio-system  bookinfo-gateway  "}},
+		{"get gw --yaml " + dir, 0, []string{"kind: Gateway", "name: bookinfo-gateway"}},
+		{"get AuthorizationPolicies " + dir + " -o json", 0, []string{`"kind": "AuthorizationPolicy"`, `"object": {`, `"line": `}},
+		{"get all --name reviews " + dir, 0, []string{"VirtualService", "DestinationRule", "networking.yaml:"}},
+		{"get vs -n nowhere " + dir, 1, []string{"there are none such"}},
+		{"get vs /nowhere", 2, []string{"/nowhere is no mesh directory"}},
+	} {
+		var out bytes.Buffer
+		if code := Main(strings.Fields(tc.args), &out, &out); code != tc.code {
+			t.Errorf("%s: exit code %d, want %d\n%s", tc.args, code, tc.code, &out)
+		}
+		for _, want := range tc.want {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("%s: %q is not in\n%s", tc.args, want, &out)
+			}
+		}
 	}
 }

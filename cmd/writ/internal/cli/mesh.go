@@ -66,8 +66,9 @@ func readMeshOf(dir, state string) (*model.Mesh, error) {
 	return mesh, nil
 }
 
-// inForce asks pilot for the files that every Envoy goes by now.
-func (s *meshSource) inForce(ctx context.Context, args []string) (*model.Mesh, error) {
+// configuration asks pilot for the files that every Envoy goes by now, and what else is
+// in force.
+func (s *meshSource) configuration(ctx context.Context, args []string) (*pilotpb.GetConfigurationResponse, error) {
 	conn, err := adminSocket(args, s.state, s.socket, "pilot")
 	if err != nil {
 		return nil, err
@@ -75,7 +76,12 @@ func (s *meshSource) inForce(ctx context.Context, args []string) (*model.Mesh, e
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	r, err := pilotpb.NewConfigurationClient(conn).GetConfiguration(ctx, &pilotpb.GetConfigurationRequest{})
+	return pilotpb.NewConfigurationClient(conn).GetConfiguration(ctx, &pilotpb.GetConfigurationRequest{})
+}
+
+// inForce makes a mesh of what is in force.
+func (s *meshSource) inForce(ctx context.Context, args []string) (*model.Mesh, error) {
+	r, err := s.configuration(ctx, args)
 	if err != nil {
 		return nil, err
 	}
