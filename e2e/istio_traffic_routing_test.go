@@ -333,6 +333,14 @@ func actionCases() []routeCase {
 			  redirect: {authority: other.example, derivePort: FROM_REQUEST_PORT}
 			- match: [{uri: {exact: /default}}]
 			  redirect: {authority: other.example, derivePort: FROM_PROTOCOL_DEFAULT}
+			- match: [{uri: {exact: /eighty}}]
+			  redirect: {port: 80}
+			- match: [{uri: {exact: /tls}}]
+			  redirect: {scheme: https, port: 443}
+			- match: [{uri: {exact: /protocol}}]
+			  redirect: {uri: /x, derivePort: FROM_PROTOCOL_DEFAULT}
+			- match: [{uri: {exact: /named}, headers: {method: {exact: POST}}}]
+			  redirect: {uri: /ignored}
 			- match: [{uri: {exact: /302}}]
 			  redirect: {uri: /x, redirectCode: 302}
 			- match: [{uri: {exact: /303}}]
@@ -353,6 +361,13 @@ func actionCases() []routeCase {
 				{path: "http://redirect:8080/derive", want: "301", check: header("location", "http://other.example:8080/derive")},
 				{path: "http://redirect:8080/default", want: "301", check: header("location", "http://other.example/default")},
 				{path: "/302", want: "302"},
+				{path: "/eighty", want: "301", check: header("location", "http://redirect/eighty")},
+				{path: "http://redirect:8080/eighty", want: "301", check: header("location", "http://redirect:80/eighty")},
+				{path: "http://redirect:8080/tls", want: "301", check: header("location", "https://redirect:443/tls")},
+				{path: "/tls", want: "301", check: header("location", "https://redirect/tls")},
+				{path: "http://redirect:8080/protocol", want: "301", check: header("location", "http://redirect:80/x")},
+				{path: "/protocol", want: "301", check: header("location", "http://redirect/x")},
+				{path: "/named", want: "301", check: header("location", "http://redirect/ignored")},
 				{path: "/303", want: "303"},
 				{path: "/307", want: "307"},
 				{path: "/308", want: "308"},

@@ -35,6 +35,7 @@ func TestAsIstioHasIt(t *testing.T) {
 		"a connection within two hours":      {file: "mesh.yaml", text: "connectTimeout: 2h", field: "connectTimeout"},
 		"a trust domain that begins with -":  {file: "mesh.yaml", text: "trustDomain: -a.example", field: "trustDomain"},
 		"an alias with an underscore":        {file: "mesh.yaml", text: "trustDomainAliases: [a_b]", field: "trustDomainAliases[0]"},
+		"a header of a field's name":         {text: networking("VirtualService", "{hosts: [a.example], http: [{match: [{headers: {method: {exact: GET}}}], route: [{destination: {host: a.example}}]}]}"), field: "spec.http[0].match[0].headers[method]", severity: Warning},
 		"the authorities of the machine":     {text: networking("DestinationRule", "{host: a.example, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: system}}}")},
 		"a revocation list beside a secret":  {text: networking("Gateway", "{servers: [{port: {number: 443, name: a, protocol: HTTPS}, hosts: ['*'], tls: {mode: MUTUAL, credentialName: a, caCrl: b}}]}")},
 		"a revocation list and no clients":   {text: networking("Gateway", "{servers: [{port: {number: 443, name: a, protocol: HTTPS}, hosts: ['*'], tls: {mode: SIMPLE, credentialName: a, caCrl: b}}]}"), field: "spec.servers[0].tls.caCrl", severity: Warning},

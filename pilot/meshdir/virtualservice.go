@@ -161,6 +161,9 @@ func (c *checker) routeConflicts(at string, route *networking.HTTPRoute, delegat
 
 func (c *checker) httpMatch(at string, match *networking.HTTPMatchRequest) {
 	for name, m := range match.Headers {
+		if model.IgnoredHeaderKey(name) {
+			c.warnf(at+".headers["+name+"]", "it is ignored, as in Istio's documentation: write %s beside headers", name)
+		}
 		c.matchHeaderName(at+".headers["+name+"]", name)
 		c.stringMatch(at+".headers["+name+"]", m)
 	}

@@ -205,3 +205,13 @@ func (m *Mesh) PolicyHost(hostname, namespace string) *Service {
 	}
 	return m.inNamespace(hostname, namespace)
 }
+
+// IgnoredHeaderKey says that a key of a route's headers is one of those that Istio's
+// documentation says are ignored: there are fields of these names beside.
+func IgnoredHeaderKey(name string) bool {
+	switch name {
+	case "uri", "scheme", "method", "authority":
+		return true
+	}
+	return false
+}

@@ -40,6 +40,9 @@ func (b *routeBuilder) virtualService(vs *virtualService) (routes []*routev3.Rou
 			if err != nil {
 				return nil, false, err
 			}
+			if port := b.defaultPort(rule.GetRedirect()); port != 0 {
+				routes = append(routes, leavingPort(r, port))
+			}
 			routes = append(routes, r)
 			if matchesAll(r.GetMatch()) {
 				return routes, true, nil

@@ -15,6 +15,7 @@ import (
 	previousprioritiesv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/priority/previous_priorities/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	networking "istio.io/api/networking/v1alpha3"
 
@@ -120,13 +121,8 @@ func (b *routeBuilder) redirect(in *networking.HTTPRedirect) *routev3.Route_Redi
 	} else if in.GetUri() != "" {
 		out.PathRewriteSpecifier = &routev3.RedirectAction_PathRedirect{PathRedirect: in.GetUri()}
 	}
-	scheme := in.GetScheme()
-	if scheme != "" {
+	if scheme := in.GetScheme(); scheme != "" {
 		out.SchemeRewriteSpecifier = &routev3.RedirectAction_SchemeRedirect{SchemeRedirect: scheme}
-	} else if b.tls {
-		scheme = "https"
-	} else {
-		scheme = "http"
 	}
 	switch p := in.GetRedirectPort().(type) {
 	case *networking.HTTPRedirect_Port:
@@ -139,10 +135,43 @@ func (b *routeBuilder) redirect(in *networking.HTTPRedirect) *routev3.Route_Redi
 			}
 		}
 	}
-	if out.PortRedirect == 80 && scheme == "http" || out.PortRedirect == 443 && scheme == "https" {
+	if out.PortRedirect == b.schemePort(in) {
 		out.PortRedirect = 0
 	}
 	return &routev3.Route_Redirect{Redirect: out}
+}
+
+// schemePort is the port that a redirect's URL has without one in it, 0 if nobody knows.
+func (b *routeBuilder) schemePort(in *networking.HTTPRedirect) uint32 {
+	switch scheme := in.GetScheme(); {
+	case scheme == "https" || scheme == "" && b.tls:
+		return 443
+	case scheme == "http" || scheme == "":
+		return 80
+	}
+	return 0
+}
+
+// defaultPort is the port of the scheme if a redirect asks for it and keeps the request's
+// host, 0 otherwise.
+func (b *routeBuilder) defaultPort(in *networking.HTTPRedirect) uint32 {
+	port := b.schemePort(in)
+	derived, derives := in.GetRedirectPort().(*networking.HTTPRedirect_DerivePort)
+	if in.GetAuthority() != "" || in.GetPort() != port && !(derives && derived.DerivePort == networking.HTTPRedirect_FROM_PROTOCOL_DEFAULT) {
+		return 0
+	}
+	return port
+}
+
+// leavingPort is a redirect for requests whose host has a port, which goes to another one.
+// Of hosts without a port the plain one leaves out what the scheme says.
+func leavingPort(r *routev3.Route, port uint32) *routev3.Route {
+	out := proto.CloneOf(r)
+	out.GetRedirect().PortRedirect = port
+	out.Match.Headers = append(out.Match.Headers, &routev3.HeaderMatcher{Name: ":authority", HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
+		MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: `.*:[0-9]+`}},
+	}}})
+	return out
 }
 
 func redirectCode(code uint32) routev3.RedirectAction_RedirectResponseCode {

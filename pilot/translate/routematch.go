@@ -7,6 +7,8 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/writ-mesh/writ/pilot/model"
 )
 
 // jwtMetadata is where Istio's documentation promises verified claims to routes.
@@ -34,7 +36,9 @@ func routeMatch(in *networking.HTTPMatchRequest) *routev3.RouteMatch {
 		out.CaseSensitive = no()
 	}
 	for _, name := range sortedKeys(in.GetHeaders()) {
-		addHeaderMatch(out, name, in.GetHeaders()[name], false)
+		if !model.IgnoredHeaderKey(name) {
+			addHeaderMatch(out, name, in.GetHeaders()[name], false)
+		}
 	}
 	for _, name := range sortedKeys(in.GetWithoutHeaders()) {
 		addHeaderMatch(out, name, in.GetWithoutHeaders()[name], true)
