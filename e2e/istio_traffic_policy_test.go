@@ -388,7 +388,7 @@ func (m *mesh) noCascade(t *testing.T, apps map[string]*app) {
 	for _, a := range apps {
 		attempts += len(a.requestsWith("cascade"))
 	}
-	if attempts < 12 || attempts > 24 {
+	if attempts < 12 || attempts > 36 {
 		t.Errorf("12 requests came as %d, and 48 would without a limit of retries", attempts)
 	}
 	if n := m.stat("client-1", "cluster.outbound|80||cascade.default.svc.cluster.local.upstream_rq_retry_overflow"); n <= overflow {
