@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/writ-mesh/writ/pilot/envoy"
@@ -512,6 +513,50 @@ func TestWhichCount(t *testing.T) {
 	}
 	if o, s, err := f.Apply(nobody, own, shared); o != own || s != shared || err != nil {
 		t.Error("a proxy that nothing is for was changed")
+	}
+}
+
+// TestIntercepted: where traffic is intercepted the listeners of Istio's names are there,
+// and ports are those of filter chains.
+func TestIntercepted(t *testing.T) {
+	p, _, shared := sidecar()
+	p.Interception = model.Redirect
+	chain := func(name string, port uint32) *listenerv3.FilterChain {
+		return &listenerv3.FilterChain{Name: name, FilterChainMatch: &listenerv3.FilterChainMatch{DestinationPort: wrapperspb.UInt32(port)}, Filters: []*listenerv3.Filter{manager(name)}}
+	}
+	own := &translate.Snapshot{Listeners: []translate.Resource{
+		listenerAt("0.0.0.0_80", "0.0.0.0", 80, corev3.TrafficDirection_OUTBOUND, chain("http", 80)),
+		listenerAt(virtualInbound, "0.0.0.0", 15006, corev3.TrafficDirection_INBOUND, chain("8080", 8080), chain("9090", 9090)),
+		listenerAt(virtualOutbound, "0.0.0.0", 15001, corev3.TrafficDirection_OUTBOUND, chain("unknown", 1)),
+	}}
+	patch := func(match, name string) string {
+		return `{applyTo: HTTP_FILTER, match: {` + match + `}, patch: {operation: INSERT_FIRST, value: {name: ` + name + `}}}`
+	}
+	f, err := New(meshOf(filterOf(t, "f", "default", `{configPatches: [`+strings.Join([]string{
+		patch("context: SIDECAR_INBOUND, listener: {portNumber: 8080}", "one-port"), patch("context: SIDECAR_INBOUND, listener: {filterChain: {destinationPort: 9090}}", "chain"),
+		patch("listener: {name: virtualOutbound}", "named"), patch("context: SIDECAR_OUTBOUND, listener: {portNumber: 80}", "port"),
+	}, ", ")+`]}`)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, _, err := f.Apply(p, own, shared)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var managers []string
+	for _, l := range lines(t, got) {
+		if strings.Contains(l, "http_connection_manager") {
+			managers = append(managers, l)
+		}
+	}
+	want := []string{
+		`0.0.0.0_80 "http" http_connection_manager  port writ.deny cors=cors router`,
+		`virtualInbound "8080" http_connection_manager  one-port writ.deny cors=cors router`,
+		`virtualInbound "9090" http_connection_manager  chain writ.deny cors=cors router`,
+		`virtualOutbound "unknown" http_connection_manager  named writ.deny cors=cors router`,
+	}
+	if diff := cmp.Diff(want, managers); diff != "" {
+		t.Error(diff)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/writ-mesh/writ/pilot/envoy"
+	"github.com/writ-mesh/writ/pilot/model"
 )
 
 // The names that Istio's documentation has for the listeners of a sidecar. Where traffic is
@@ -66,10 +67,11 @@ func (a *applier) isListener(c *change, l *listenerv3.Listener, p *patch) bool {
 		return true
 	}
 	port := l.GetAddress().GetSocketAddress().GetPortValue()
+	explicit := a.proxy.Interception != model.Redirect
 	switch name := m.GetName(); {
 	case name == "" || name == l.GetName():
-	case name == virtualInbound && c.context == networking.EnvoyFilter_SIDECAR_INBOUND:
-	case name == virtualOutbound && c.context == networking.EnvoyFilter_SIDECAR_OUTBOUND:
+	case explicit && name == virtualInbound && c.context == networking.EnvoyFilter_SIDECAR_INBOUND:
+	case explicit && name == virtualOutbound && c.context == networking.EnvoyFilter_SIDECAR_OUTBOUND:
 	case c.context == networking.EnvoyFilter_GATEWAY && name == "0.0.0.0_"+strconv.FormatUint(uint64(port), 10):
 	default:
 		return false
