@@ -16,6 +16,7 @@ func normalize(m *model.Mesh, path string) (string, bool) {
 	path, query, more := strings.Cut(path, "?")
 	mode := m.Config.GetPathNormalization().GetNormalization()
 	if mode != meshv1.MeshConfig_ProxyPathNormalization_NONE {
+		path = withoutParameters(path)
 		path = unescape(path, func(c byte) bool { return unreserved(c) })
 		if mode == meshv1.MeshConfig_ProxyPathNormalization_DECODE_AND_MERGE_SLASHES {
 			path = unescape(path, func(c byte) bool { return c == '/' || c == '\\' })
@@ -89,6 +90,18 @@ func unescape(path string, which func(byte) bool) string {
 }
 
 func unhex(c byte) int { return strings.IndexByte("0123456789abcdef", c|0x20) }
+
+// withoutParameters leaves dot segments without their parameters, as Envoys do that know of
+// CVE-2026-73551. Older ones leave them, and then the path is malformed.
+func withoutParameters(path string) string {
+	segments := strings.Split(path, "/")
+	for i, s := range segments {
+		if dots, _, ok := strings.Cut(s, ";"); ok && (dots == "." || dots == "..") {
+			segments[i] = dots
+		}
+	}
+	return strings.Join(segments, "/")
+}
 
 // withoutDots takes the segments . and .. out (RFC 3986 section 5.2.4).
 func withoutDots(path string) string {

@@ -3,6 +3,7 @@ package explain
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -34,6 +35,8 @@ func TestNormalize(t *testing.T) {
 		"/%5cadmin":            {"/%5cadmin", "/%5cadmin", "/%5cadmin", "/admin"},
 		"/admin;x":             {"/admin;x", "/admin;x", "/admin;x", "/admin;x"},
 		"/%61dmin":             {"/%61dmin", "/admin", "/admin", "/admin"},
+		"/public/..;x=y/admin": {"/public/..;x=y/admin", "/admin", "/admin", "/admin"},
+		"/.;/admin":            {"/.;/admin", "/admin", "/admin", "/admin"},
 	} {
 		for i, mode := range modes {
 			m := &model.Mesh{Config: &meshv1.MeshConfig{PathNormalization: &meshv1.MeshConfig_ProxyPathNormalization{Normalization: mode}}}
@@ -55,7 +58,7 @@ func TestMalformed(t *testing.T) {
 	for by, q := range map[string]Question{
 		"":                               {Path: "/a"},
 		"path normalization":             {Path: "a"},
-		"MalformedRequest path":          {Path: "/a/..;/b"},
+		"MalformedRequest path":          {Path: "/a/%2e%2e;/b"},
 		"MalformedRequest method":        {Path: "/a", Method: "get"},
 		"MalformedRequest host":          {Path: "/a", Host: "a,b"},
 		"MalformedRequest authorization": {Path: "/a", Headers: map[string]string{"authorization": "Bearer a,Bearer b"}},
@@ -78,6 +81,18 @@ func TestMalformed(t *testing.T) {
 		if nobody := len(callers[0].Statements) == 0; nobody != (by != "") {
 			t.Errorf("%q: whocan says %+v", by, callers)
 		}
+	}
+}
+
+// What the caller's Envoy leaves of a path is what the other one reads.
+func TestNormalizedTwice(t *testing.T) {
+	m := manyRules(0, -1)
+	a, err := Request(m, Question{From: "web-1", To: "default/web-1", Path: "/a/%2e%2e;/b"}, Deciders{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := a.Targets[0]; got.Decision != Allowed || !slices.ContainsFunc(got.Steps, func(s Step) bool { return s.Detail == "every filter sees /b" }) {
+		t.Errorf("%+v", got)
 	}
 }
 

@@ -336,6 +336,9 @@ func (l *life) normal() error {
 		return nil
 	}
 	path, ok := normalize(l.m, l.path)
+	if ok && l.from.proxy != nil { // the caller's own Envoy did so before
+		path, ok = normalize(l.m, path)
+	}
 	if !ok {
 		l.refuse(Step{Name: "path", Runs: l.envoy(), By: "path normalization", Detail: "the path does not begin with /"}, 400)
 		return nil

@@ -27,6 +27,7 @@ func TestPathNormalizationLive(t *testing.T) {
 		meshv1.MeshConfig_ProxyPathNormalization_MERGE_SLASHES, meshv1.MeshConfig_ProxyPathNormalization_DECODE_AND_MERGE_SLASHES,
 		meshv1.MeshConfig_ProxyPathNormalization_DEFAULT,
 	}
+	const malformed = "400 Bad Request"
 	// What the program sees in each mode, "" if /admin is what is decided about.
 	paths := map[string][5]string{
 		"/admin":               {"", "", "", "", ""},
@@ -46,6 +47,13 @@ func TestPathNormalizationLive(t *testing.T) {
 		"/%5cadmin":            {"/%5cadmin", "/%5cadmin", "/%5cadmin", "", "/%5cadmin"},
 		"/admin;x":             {"/admin;x", "/admin;x", "/admin;x", "/admin;x", "/admin;x"},
 		"/%61dmin":             {"/%61dmin", "", "", "", ""},
+		// Parameters of dot segments are dropped first (CVE-2026-73551), of encoded ones they are
+		// found afterwards, and refused.
+		"/public/..;/admin":     {malformed, "", "", "", ""},
+		"/public/..;x=y/admin":  {malformed, "", "", "", ""},
+		"/.;/admin":             {malformed, "", "", "", ""},
+		"/public/%2e%2e;/admin": {"/public/%2e%2e;/admin", malformed, malformed, malformed, malformed},
+		"/public/..%3b/admin":   {malformed, malformed, malformed, malformed, malformed},
 	}
 	for i, mode := range modes {
 		t.Run(mode.String(), func(t *testing.T) {
